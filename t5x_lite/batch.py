@@ -1,0 +1,121 @@
+"""The contract between data and models: which arrays a batch holds, their shapes and meanings.
+
+A batch is a plain `dict[str, np.ndarray]` (jax arrays once on the devices). Dimension letters are
+those of `t5x_lite.models.config`: B rows, S source length, L target (or decoder) length, P masked
+positions per row, E examples per row (1 unpacked).
+
+Padding is explicit: segment ids are 0 on padding and 1, 2, … on the examples packed in a row, weights
+are 0 where nothing is to be learned. No code tests a token id to find padding.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from t5x_lite.errors import DataError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """One array of a batch: its dimension letters, dtype, and what its values mean."""
+
+    dims: str
+    dtype: type
+    meaning: str
+    vocabulary: bool = False  # values are token ids, checked against the vocabulary size
+
+
+ENCODER = {
+    "encoder_input_tokens": ArraySpec("BS", np.int32, "token ids the encoder reads", vocabulary=True),
+    "encoder_segment_ids": ArraySpec("BS", np.int32, "0 padding; 1, 2, … the example in this row"),
+    "encoder_positions": ArraySpec("BS", np.int32, "position within the example, from 0"),
+}
+DECODER = {
+    "decoder_input_tokens": ArraySpec("BL", np.int32, "targets shifted right by one in each example", vocabulary=True),
+    "decoder_target_tokens": ArraySpec("BL", np.int32, "token ids to predict", vocabulary=True),
+    "decoder_loss_weights": ArraySpec("BL", np.float32, "weight of each target in the loss; 0 on padding"),
+    "decoder_segment_ids": ArraySpec("BL", np.int32, "0 padding; 1, 2, … the example in this row"),
+    "decoder_positions": ArraySpec("BL", np.int32, "position within the example, from 0"),
+}
+TOKEN_TYPES = {
+    "token_type_ids": ArraySpec("BS", np.int32, "BERT's sentence A (0) or B (1)"),
+}
+MLM = {
+    "mlm_positions": ArraySpec("BP", np.int32, "indices into S of the selected tokens; 0 where unused"),
+    "mlm_targets": ArraySpec("BP", np.int32, "the original ids at those positions", vocabulary=True),
+    "mlm_weights": ArraySpec("BP", np.float32, "1 for a selected position, 0 for an unused slot"),
+}
+POOLED = {
+    "pooled_positions": ArraySpec("BE", np.int32, "index into S of each example's [CLS]; 0 where unused"),
+}
+NSP = {
+    "nsp_targets": ArraySpec("BE", np.int32, "0: the second text follows the first; 1: it is a random one"),
+    "nsp_weights": ArraySpec("BE", np.float32, "1 for an example, 0 for an unused slot"),
+}
+CLASSIFICATION = {
+    "class_targets": ArraySpec("BE", np.int32, "class index, in the order of the task's labels"),
+    "class_weights": ArraySpec("BE", np.float32, "1 for an example, 0 for an unused slot"),
+}
+REGRESSION = {
+    "regression_targets": ArraySpec("BE", np.float32, "the score to predict"),
+    "regression_weights": ArraySpec("BE", np.float32, "1 for an example, 0 for an unused slot"),
+}
+HEADS = {
+    "mlm": MLM,
+    "nsp": POOLED | NSP,
+    "classification": POOLED | CLASSIFICATION,
+    "regression": POOLED | REGRESSION,
+}
+
+
+def specs(architecture: str, heads: tuple[str, ...] = ()) -> dict[str, ArraySpec]:
+    """The arrays of a batch for `architecture`; `heads` (keys of HEADS) matter to encoder_only."""
+    if architecture == "text_to_text":
+        return ENCODER | DECODER
+    if architecture == "decoder_only":
+        return dict(DECODER)
+    out = ENCODER | TOKEN_TYPES
+    for head in heads:
+        out |= HEADS[head]
+    return out
+
+
+def zeros(architecture: str, sizes: Mapping[str, int], heads: tuple[str, ...] = ()) -> Batch:
+    """An all-padding batch; `sizes` maps the dimension letters used (B, S, L, P, E) to ints."""
+    return {
+        name: np.zeros([sizes[d] for d in spec.dims], spec.dtype)
+        for name, spec in specs(architecture, heads).items()
+    }
+
+
+def check(batch: Mapping[str, np.ndarray], spec_of: Mapping[str, ArraySpec], vocab_size: int, num_classes: int = 0) -> None:
+    """Checks names, dtypes, ranks and value ranges on the host; raises DataError.
+
+    JAX clips or wraps indices out of range without a word (an id past the table reads NaN, a label of
+    -1 the last class), so a wrong tokenizer or label would train on silently.
+    """
+    for name, spec in spec_of.items():
+        if name not in batch:
+            raise DataError(f"batch lacks {name!r}; it has {', '.join(sorted(batch))}")
+        array = batch[name]
+        if array.ndim != len(spec.dims) or array.dtype != spec.dtype:
+            raise DataError(
+                f"batch {name!r} is {array.dtype}{list(array.shape)}; expected {np.dtype(spec.dtype)} of dimensions {spec.dims}"
+            )
+        if spec.vocabulary and array.size:
+            low, high = int(array.min()), int(array.max())
+            if low < 0 or high >= vocab_size:
+                raise DataError(
+                    f"batch {name!r} holds token id {low if low < 0 else high}; allowed 0 to {vocab_size - 1}. "
+                    "The data was made with another vocabulary than the model's."
+                )
+        if spec.dtype == np.float32 and not np.isfinite(array).all():
+            raise DataError(f"batch {name!r} holds a value that is not finite")
+    if num_classes and "class_targets" in batch:
+        labels = batch["class_targets"]
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= num_classes:
+            raise DataError(f"class label {low if low < 0 else high}; allowed 0 to {num_classes - 1}")

@@ -1,0 +1,37 @@
+"""Errors a user can act on, and the exit codes they end the process with.
+
+Every error says what happened, what was got, what is allowed and how to fix it, in at most three
+lines. The command line prints the message alone; a traceback is left for our own bugs.
+"""
+
+
+class UserError(Exception):
+    """Something the user can fix. `exit_code` is the status the command line ends with."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A key, value or combination that cannot work (exit 2); found before a device is touched."""
+
+
+class DataError(UserError):
+    """A record, file, label or token that breaks the data contract (exit 65)."""
+
+    exit_code = 65
+
+
+class CheckpointError(UserError):
+    """A checkpoint or workdir that cannot be read or written (exit 74)."""
+
+    exit_code = 74
+
+
+class DivergedError(UserError):
+    """The loss is no longer finite (exit 76: starting again would only repeat it)."""
+
+    exit_code = 76
+
+
+RESTART_ME = 75  # EX_TEMPFAIL: interrupted after saving; the same command goes on from there
+INTERNAL = 70  # EX_SOFTWARE: our own bug

@@ -1,0 +1,42 @@
+"""Name tables: a wrong name answers with the nearest right one."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from t5x_lite.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def suggest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
+    """The `count` names of `allowed` nearest to `name`, best first; empty when nothing is near.
+
+    >>> suggest("glue_col", ["glue_cola", "glue_sst2", "wmt"])
+    ['glue_cola', 'glue_sst2']
+    """
+    names = [str(a) for a in allowed]
+    by_lower = {a.lower(): a for a in reversed(names)}
+    near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=count, cutoff=0.5)
+    return [by_lower[n] for n in near]
+
+
+def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """The message for a name that is not in the table.
+
+    >>> unknown("task", "glue_col", ["glue_cola"])
+    "unknown task 'glue_col'; did you mean 'glue_cola'? (allowed: glue_cola)"
+    """
+    names = sorted(str(a) for a in allowed)
+    near = suggest(name, names)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    shown = ", ".join(names[:20]) + (f", … {len(names)} in all" if len(names) > 20 else "")
+    return f"unknown {kind} {name!r}{hint} (allowed: {shown or 'none'})"
+
+
+def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """`table[name]`; raises ConfigError with "did you mean" when it is not there."""
+    try:
+        return table[name]
+    except KeyError:
+        raise ConfigError(unknown(kind, name, table)) from None

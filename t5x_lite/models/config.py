@@ -1,0 +1,101 @@
+"""What a model is made of, as one frozen dataclass. No jax here: configs are checked before a device is.
+
+The dimension key of the whole project, used as suffixes of array names:
+    B batch rows      L length (queries)   M length attended to   S source length
+    D d_model         F d_ff               H heads                K head_dim
+    V vocabulary      N layers             P masked positions     E examples per row   C classes
+"""
+
+import dataclasses
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.lookup import unknown
+
+CHOICES = {
+    "architecture": ("text_to_text", "encoder_only", "decoder_only"),
+    "norm": ("rms", "layer"),
+    "norm_position": ("pre", "post"),
+    "activation": ("relu", "gelu_tanh", "gelu_erf"),
+    "positions": ("relative", "learned", "sinusoidal"),
+    "logits_scale": ("none", "rsqrt_d_model"),
+    "initializer": ("t5", "normal"),
+    "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "full", "dots", "dots_no_batch"),
+}
+HEADS = ("mlm", "nsp", "classification", "regression")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and choices of one model. `validate` raises ConfigError on what cannot work."""
+
+    architecture: str
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    num_heads: int
+    head_dim: int
+    num_encoder_layers: int = 0
+    num_decoder_layers: int = 0
+    # parts
+    norm: str = "rms"
+    norm_position: str = "pre"
+    norm_epsilon: float = 1e-6
+    activation: str = "relu"
+    gated_mlp: bool = False  # activation(x·wi_0) * (x·wi_1)
+    use_bias: bool = False  # in dense layers of attention and MLP
+    positions: str = "relative"
+    max_positions: int = 0  # rows of the table; learned positions only
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    scale_attention: bool = False  # divide q·k by sqrt(head_dim); T5 folds it into its initialiser
+    scale_embeddings: bool = False  # multiply embeddings by sqrt(d_model) (Vaswani et al. 2017, §3.4)
+    embedding_norm: bool = False  # a norm on the sum of embeddings (BERT)
+    final_norm: bool = True  # a norm after the last layer of a pre-norm stack
+    tie_embeddings: bool = True  # logits from the input embedding table
+    logits_scale: str = "none"
+    type_vocab_size: int = 0  # BERT's sentence A/B table
+    # encoder-only heads
+    heads: tuple[str, ...] = ()  # of HEADS
+    num_classes: int = 0  # classification head
+    # training
+    dropout_rate: float = 0.0  # embeddings, residual branches, MLP hidden
+    attention_dropout_rate: float = 0.0  # attention weights
+    dropout_broadcasts_length: bool = False  # T5: one mask for all positions of a row
+    initializer: str = "t5"
+    initializer_stddev: float = 0.02  # "normal" initialiser
+    # execution: same numbers, other cost
+    dtype: str = "float32"  # compute; parameters are always float32
+    scan_layers: bool = False  # one compiled layer, parameters stacked on a leading axis
+    remat: str = "none"
+
+    @property
+    def num_layers(self) -> int:
+        return self.num_encoder_layers + self.num_decoder_layers
+
+    def validate(self) -> "ModelConfig":
+        """Returns self; raises ConfigError naming the field, what it got and what is allowed."""
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ConfigError(unknown(f"model.{field}", getattr(self, field), allowed))
+        for head in self.heads:
+            if head not in HEADS:
+                raise ConfigError(unknown("model.heads entry", head, HEADS))
+        for field in ("vocab_size", "d_model", "d_ff", "num_heads", "head_dim"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"model.{field}={getattr(self, field)}; it must be at least 1")
+        for field in ("dropout_rate", "attention_dropout_rate"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ConfigError(f"model.{field}={getattr(self, field)}; it must be in [0, 1)")
+        wants = {"text_to_text": (1, 1), "encoder_only": (1, 0), "decoder_only": (0, 1)}[self.architecture]
+        for field, wanted in zip(("num_encoder_layers", "num_decoder_layers"), wants, strict=True):
+            if (getattr(self, field) > 0) != bool(wanted):
+                need = "at least 1" if wanted else "0"
+                raise ConfigError(f"model.{field}={getattr(self, field)}; a {self.architecture} model needs {need}")
+        if self.positions == "learned" and self.max_positions < 1:
+            raise ConfigError("model.max_positions=0; learned positions need a table of at least 1 row")
+        if self.heads and self.architecture != "encoder_only":
+            raise ConfigError(f"model.heads={self.heads}; heads belong to encoder_only, not {self.architecture}")
+        if "classification" in self.heads and self.num_classes < 2:
+            raise ConfigError(f"model.num_classes={self.num_classes}; classification needs at least 2")
+        return self
