@@ -18,7 +18,7 @@ CHOICES = {
     "activation": ("relu", "gelu_tanh", "gelu_erf"),
     "positions": ("relative", "learned", "sinusoidal"),
     "logits_scale": ("none", "rsqrt_d_model"),
-    "initializer": ("t5", "normal"),
+    "initializer": ("t5", "normal", "glorot"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "dots", "dots_no_batch"),
 }
@@ -43,7 +43,8 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
     activation: str = "relu"
     gated_mlp: bool = False  # activation(x·wi_0) * (x·wi_1)
-    use_bias: bool = False  # in dense layers of attention and MLP
+    attention_bias: bool = False  # in the dense layers of attention
+    mlp_bias: bool = False
     positions: str = "relative"
     max_positions: int = 0  # rows of the table; learned positions only
     relative_buckets: int = 32
@@ -59,11 +60,13 @@ class ModelConfig:
     heads: tuple[str, ...] = ()  # of HEADS
     num_classes: int = 0  # classification head
     # training
-    dropout_rate: float = 0.0  # embeddings, residual branches, MLP hidden
+    dropout_rate: float = 0.0  # embeddings, residual branches, pooled output before a classification head
     attention_dropout_rate: float = 0.0  # attention weights
-    dropout_broadcasts_length: bool = False  # T5: one mask for all positions of a row
+    dropout_hidden: bool = False  # dropout_rate also on the MLP's hidden layer and a stack's output (T5)
+    dropout_broadcasts_length: bool = False  # T5: one mask for all positions of a row, for all queries of a head
     initializer: str = "t5"
     initializer_stddev: float = 0.02  # "normal" initialiser
+    scale_residual_init: bool = False  # "normal" divided by sqrt(2·layers) on residual branches (GPT-2)
     # execution: same numbers, other cost
     dtype: str = "float32"  # compute; parameters are always float32
     scan_layers: bool = False  # one compiled layer, parameters stacked on a leading axis
@@ -72,6 +75,15 @@ class ModelConfig:
     @property
     def num_layers(self) -> int:
         return self.num_encoder_layers + self.num_decoder_layers
+
+    @property
+    def has_dropout(self) -> bool:
+        return self.dropout_rate > 0 or self.attention_dropout_rate > 0
+
+    @property
+    def pooled_heads(self) -> tuple[str, ...]:
+        """The heads that read one vector per example, the pooled hidden state of its first token."""
+        return tuple(head for head in self.heads if head != "mlm")
 
     def validate(self) -> "ModelConfig":
         """Returns self; raises ConfigError naming the field, what it got and what is allowed."""
@@ -94,6 +106,15 @@ class ModelConfig:
                 raise ConfigError(f"model.{field}={getattr(self, field)}; a {self.architecture} model needs {need}")
         if self.positions == "learned" and self.max_positions < 1:
             raise ConfigError("model.max_positions=0; learned positions need a table of at least 1 row")
+        if self.positions == "relative" and (
+            self.relative_buckets < 4 or self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 2
+        ):
+            raise ConfigError(
+                f"model.relative_buckets={self.relative_buckets}, relative_max_distance={self.relative_max_distance}; "
+                "the buckets must be a multiple of 4, the distance more than half of them (T5: 32, 128)"
+            )
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even one")
         if self.heads and self.architecture != "encoder_only":
             raise ConfigError(f"model.heads={self.heads}; heads belong to encoder_only, not {self.architecture}")
         if "classification" in self.heads and self.num_classes < 2:

@@ -1,0 +1,109 @@
+"""Multi-head attention with segment masks, a bias, dropout and a cache of keys and values."""
+
+from typing import TypedDict
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layers import Constrain, Dense, dropout, unconstrained
+
+# Finite, so that a query with nothing to attend to (padding) reads a mean and not NaN.
+MASKED = -1e10
+
+
+class KeyValue(TypedDict):
+    """Keys and values of one layer, both [B, M, H, K]."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False, index=0) -> jax.Array:
+    """[B, 1, L, M] bool from segment ids: True where the query may look at the key.
+
+    It may within its own segment and, if `causal`, at no later slot: query l stands in slot `index` + l.
+    """
+    mask = query_BL[:, None, :, None] == key_BM[:, None, None, :]
+    if causal:
+        slots_L = index + jnp.arange(query_BL.shape[1])
+        mask &= slots_L[:, None] >= jnp.arange(key_BM.shape[1])
+    return mask
+
+
+def attend(
+    query_BLHK: jax.Array,
+    key_BMHK: jax.Array,
+    value_BMHK: jax.Array,
+    mask_B1LM: jax.Array,
+    bias_1HLM: jax.Array | None = None,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    dropout_broadcasts_queries: bool = False,
+) -> jax.Array:
+    """softmax(q·kᵀ + bias)·v, [B, L, H, K]; logits and softmax in float32, whatever the inputs' dtype."""
+    logits_BHLM = jnp.einsum("BLHK,BMHK->BHLM", query_BLHK, key_BMHK, preferred_element_type=jnp.float32)
+    if bias_1HLM is not None:
+        logits_BHLM += bias_1HLM
+    logits_BHLM = jnp.where(mask_B1LM, logits_BHLM, MASKED)
+    weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1).astype(value_BMHK.dtype)
+    weights_BHLM = dropout(weights_BHLM, dropout_rate, dropout_key, 2 if dropout_broadcasts_queries else None)
+    return jnp.einsum("BHLM,BMHK->BLHK", weights_BHLM, value_BMHK)
+
+
+class Attention(nn.Module):
+    """Queries from one sequence; keys and values from the same, from another, or from a cache."""
+
+    config: ModelConfig
+    constrain: Constrain = unconstrained
+
+    def setup(self):
+        config = self.config
+        shape, axes = (config.d_model, config.num_heads, config.head_dim), ("embed", "heads", "kv")
+        bias = config.attention_bias
+        self.query = Dense(config, shape, axes, "query", use_bias=bias)
+        self.key = Dense(config, shape, axes, "attention", use_bias=bias)
+        self.value = Dense(config, shape, axes, "attention", use_bias=bias)
+        shape, axes = (*shape[1:], config.d_model), (*axes[1:], "embed")
+        self.out = Dense(config, shape, axes, "attention_out", inputs=2, use_bias=bias)
+
+    def key_value(self, x_BMD: jax.Array) -> KeyValue:
+        """The keys and values of a sequence."""
+        axes = ("batch", "length", "heads", "kv")
+        return {"key": self.constrain(self.key(x_BMD), axes), "value": self.constrain(self.value(x_BMD), axes)}
+
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        key_value: KeyValue,
+        mask_B1LM: jax.Array,
+        bias_1HLM: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, L, D] → [B, L, D]."""
+        config = self.config
+        query_BLHK = self.query(x_BLD)
+        if config.scale_attention:
+            query_BLHK *= config.head_dim**-0.5
+        heads_BLHK = attend(
+            self.constrain(query_BLHK, ("batch", "length", "heads", "kv")),
+            key_value["key"],
+            key_value["value"],
+            mask_B1LM,
+            bias_1HLM,
+            dropout_rate=config.attention_dropout_rate,
+            dropout_key=dropout_key,
+            dropout_broadcasts_queries=config.dropout_broadcasts_length,
+        )
+        return self.out(self.constrain(heads_BLHK, ("batch", "length", "heads", "kv")))
+
+
+def extend(cached: KeyValue, new: KeyValue, index: jax.Array) -> KeyValue:
+    """The cache [B, M, H, K] with `new` [B, L, H, K] written from slot `index` on."""
+    return {
+        "key": lax.dynamic_update_slice_in_dim(cached["key"], new["key"], index, axis=1),
+        "value": lax.dynamic_update_slice_in_dim(cached["value"], new["value"], index, axis=1),
+    }

@@ -1,0 +1,93 @@
+"""Encoder-only models with heads: BERT."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layers import (
+    ACTIVATIONS,
+    Constrain,
+    Dense,
+    Embedding,
+    Norm,
+    dropout,
+    subkey,
+    unconstrained,
+)
+from t5x_lite.models.transformer import Stack
+
+
+class EncoderOnly(nn.Module):
+    """Reads `encoder_*` and `token_type_ids` of the batch, and the positions its heads need."""
+
+    config: ModelConfig
+    constrain: Constrain = unconstrained
+
+    @nn.compact
+    def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
+        """One float32 output per head: "mlm" [B, P, V], "nsp" [B, E, 2], "classification" [B, E, C],
+        "regression" [B, E]; without heads, "hidden" [B, S, D].
+        """
+        config = self.config
+        key = self.make_rng("dropout") if train and config.has_dropout else None
+        token_embedding = Embedding(
+            config, config.vocab_size, "vocab", scaled=config.scale_embeddings, name="token_embedding"
+        )
+        x_BSD = token_embedding(batch["encoder_input_tokens"])
+        if config.type_vocab_size:
+            x_BSD += Embedding(config, config.type_vocab_size, "types", name="type_embedding")(batch["token_type_ids"])
+        encoder = Stack(config, config.num_encoder_layers, causal=False, constrain=self.constrain, name="encoder")
+        hidden_BSD, _ = encoder(
+            x_BSD, batch["encoder_segment_ids"], batch["encoder_positions"], key=subkey(key, 0)
+        )
+        if not config.heads:
+            return {"hidden": hidden_BSD.astype(jnp.float32)}
+        outputs = {}
+        if "mlm" in config.heads:
+            mlm = MaskedLanguageModelHead(config, self.constrain, name="mlm")
+            outputs["mlm"] = mlm(rows_at(hidden_BSD, batch["mlm_positions"]), token_embedding)
+        if config.pooled_heads:
+            first_BED = rows_at(hidden_BSD, batch["pooled_positions"])
+            pooled_BED = jnp.tanh(square_dense(config, "pooler")(first_BED))
+            dropped_BED = dropout(pooled_BED, config.dropout_rate, subkey(key, 1))
+        if "nsp" in config.heads:
+            outputs["nsp"] = class_dense(config, 2, "nsp")(pooled_BED)
+        if "classification" in config.heads:
+            outputs["classification"] = class_dense(config, config.num_classes, "classification")(dropped_BED)
+        if "regression" in config.heads:
+            outputs["regression"] = class_dense(config, 1, "regression")(dropped_BED)[..., 0]
+        return outputs
+
+
+class MaskedLanguageModelHead(nn.Module):
+    """Transform, norm, the token table and a bias per token (BERT, run_pretraining.py: get_masked_lm_output)."""
+
+    config: ModelConfig
+    constrain: Constrain = unconstrained
+
+    @nn.compact
+    def __call__(self, hidden_BPD: jax.Array, token_embedding: Embedding) -> jax.Array:
+        """[B, P, D] → [B, P, V]."""
+        config = self.config
+        x_BPD = ACTIVATIONS[config.activation](square_dense(config, "transform")(hidden_BPD))
+        x_BPD = Norm(config, name="norm")(x_BPD)
+        bias_init = nn.with_partitioning(nn.initializers.zeros, ("vocab",))
+        bias_V = self.param("bias", bias_init, (config.vocab_size,), jnp.float32)
+        return self.constrain(token_embedding.attend(x_BPD) + bias_V, ("batch", "length", "vocab"))
+
+
+def rows_at(x_BSD: jax.Array, indices_BP: jax.Array) -> jax.Array:
+    """The hidden states at some positions of each row, [B, P, D]."""
+    return jnp.take_along_axis(x_BSD, indices_BP[..., None], axis=1)
+
+
+def square_dense(config: ModelConfig, name: str) -> Dense:
+    """D → D with a bias. The outputs are called mlp: an axis name may stand once in a kernel."""
+    return Dense(config, (config.d_model, config.d_model), ("embed", "mlp"), "head", use_bias=True, name=name)
+
+
+def class_dense(config: ModelConfig, classes: int, name: str) -> Dense:
+    """D → classes with a bias, in float32: as few FLOPs as it has, there is nothing to save."""
+    shape, axes = (config.d_model, classes), ("embed", "classes")
+    return Dense(config, shape, axes, "head", use_bias=True, dtype="float32", name=name)

@@ -1,0 +1,194 @@
+"""The small parts: dense layers, norms, the MLP, embeddings, dropout, and how each is initialised.
+
+Parameters are float32 and carry the names of their axes; the computation is in `config.dtype`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from t5x_lite.models.config import ModelConfig
+
+Constrain = Callable[[jax.Array, tuple[str, ...]], jax.Array]
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+def unconstrained(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The `constrain` of a model on one device: leaves `x` as it is."""
+    return x
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: int | None = None) -> jax.Array:
+    """Zeroes entries with probability `rate`, divides the rest by 1 − rate; `key=None` turns it off.
+
+    `broadcast_axis`: one decision for all indices of that axis (T5: the length, or the queries).
+    """
+    if key is None or rate == 0.0:
+        return x
+    shape = list(x.shape)
+    if broadcast_axis is not None:
+        shape[broadcast_axis] = 1
+    keep = jax.random.bernoulli(key, 1.0 - rate, tuple(shape))
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def subkey(key: jax.Array | None, purpose: int) -> jax.Array | None:
+    """An independent key for each purpose; None (dropout is off) stays None."""
+    return None if key is None else jax.random.fold_in(key, purpose)
+
+
+def kernel_init(config: ModelConfig, role: str, inputs: int, ndim: int) -> Callable[..., Any]:
+    """The initialiser of a kernel whose first `inputs` of `ndim` axes are contracted.
+
+    `role`: query, attention (keys and values), attention_out, mlp, mlp_out or head.
+    - t5 (t5x/examples/t5/layers.py): variance 1/fan_in; the query's is divided by head_dim, in place of
+      the 1/sqrt(head_dim) in attention; truncated in the MLP and the logits layer.
+    - glorot: uniform, variance 2/(fan_in + fan_out).
+    - normal: one stddev; with scale_residual_init divided by sqrt(2·layers) on what is added to the
+      residual stream (GPT-2 paper, §2.3).
+    """
+    if config.initializer == "normal":
+        residual = config.scale_residual_init and role in ("attention_out", "mlp_out")
+        return nn.initializers.normal(config.initializer_stddev / (math.sqrt(2 * config.num_layers) if residual else 1))
+    fans = {"in_axis": tuple(range(inputs)), "out_axis": tuple(range(inputs, ndim))}
+    if config.initializer == "glorot":
+        return nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", **fans)
+    scale = 1.0 / config.head_dim if role == "query" else 1.0
+    distribution = "normal" if role in ("query", "attention", "attention_out") else "truncated_normal"
+    return nn.initializers.variance_scaling(scale, "fan_in", distribution, **fans)
+
+
+def embedding_init(config: ModelConfig) -> Callable[..., Any]:
+    """t5: normal(1); glorot: normal(1/sqrt(d_model)), for embeddings scaled by its inverse; normal: stddev."""
+    stddev = {"t5": 1.0, "glorot": config.d_model**-0.5, "normal": config.initializer_stddev}
+    return nn.initializers.normal(stddev[config.initializer])
+
+
+class Dense(nn.Module):
+    """x·kernel (+ bias): contracts the last axes of x with the first axes of the kernel.
+
+    `shape` and `axes` are the kernel's; all but the last `len(shape) - inputs` are contracted.
+    """
+
+    config: ModelConfig
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    role: str
+    inputs: int = 1
+    use_bias: bool = False
+    dtype: str | None = None  # of the computation; config.dtype where None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = self.dtype or self.config.dtype
+        init = kernel_init(self.config, self.role, self.inputs, len(self.shape))
+        kernel = self.param("kernel", nn.with_partitioning(init, self.axes), self.shape, jnp.float32)
+        contracted = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
+        y = lax.dot_general(x.astype(dtype), kernel.astype(dtype), (contracted, ((), ())))
+        if self.use_bias:
+            init = nn.with_partitioning(nn.initializers.zeros, self.axes[self.inputs :])
+            y += self.param("bias", init, self.shape[self.inputs :], jnp.float32).astype(dtype)
+        return y
+
+
+class Norm(nn.Module):
+    """RMSNorm, x / rms(x) · scale, or LayerNorm, (x − mean) / std · scale + bias; statistics in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, shape = self.config, x.shape[-1:]
+        scale = self.param("scale", nn.with_partitioning(nn.initializers.ones, ("norm",)), shape, jnp.float32)
+        y = x.astype(jnp.float32)
+        if config.norm == "layer":
+            y -= jnp.mean(y, axis=-1, keepdims=True)
+        y *= lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_epsilon) * scale
+        if config.norm == "layer":
+            y += self.param("bias", nn.with_partitioning(nn.initializers.zeros, ("norm",)), shape, jnp.float32)
+        return y.astype(config.dtype)
+
+
+class Mlp(nn.Module):
+    """activation(x·wi)·wo, or gated: (activation(x·wi_0) * x·wi_1)·wo (Shazeer 2020, GLU variants)."""
+
+    config: ModelConfig
+    constrain: Constrain = unconstrained
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        config = self.config
+        activation = ACTIVATIONS[config.activation]
+
+        def widen(name: str) -> jax.Array:
+            wide = (config.d_model, config.d_ff)
+            return Dense(config, wide, ("embed", "mlp"), "mlp", use_bias=config.mlp_bias, name=name)(x_BLD)
+
+        hidden_BLF = activation(widen("wi_0")) * widen("wi_1") if config.gated_mlp else activation(widen("wi"))
+        hidden_BLF = self.constrain(hidden_BLF, ("batch", "length", "mlp"))
+        if config.dropout_hidden:
+            hidden_BLF = residual_dropout(hidden_BLF, config, key)
+        narrow = (config.d_ff, config.d_model)
+        return Dense(config, narrow, ("mlp", "embed"), "mlp_out", use_bias=config.mlp_bias, name="wo")(hidden_BLF)
+
+
+def residual_dropout(x_BLD: jax.Array, config: ModelConfig, key: jax.Array | None) -> jax.Array:
+    """The dropout of the residual stream: `dropout_rate`, one mask per row where the config says so."""
+    return dropout(x_BLD, config.dropout_rate, key, broadcast_axis=1 if config.dropout_broadcasts_length else None)
+
+
+class Embedding(nn.Module):
+    """A table [rows, D]. Rows are gathered: a one-hot matmul would cost 2·B·L·V·D FLOPs for nothing."""
+
+    config: ModelConfig
+    rows: int
+    axis: str  # name of the rows' axis
+    scaled: bool = False  # by sqrt(D) when read (Vaswani et al. 2017, §3.4)
+
+    def setup(self):
+        init = nn.with_partitioning(embedding_init(self.config), (self.axis, "embed"))
+        self.embedding = self.param("embedding", init, (self.rows, self.config.d_model), jnp.float32)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """[…] int → […, D]. An id past the table reads NaN, never another token's row."""
+        x = jnp.take(self.embedding, ids, axis=0, mode="fill").astype(self.config.dtype)
+        return x * math.sqrt(self.config.d_model) if self.scaled else x
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """[…, D] → float32 […, rows]: x·tableᵀ, accumulated in float32."""
+        table = self.embedding.astype(self.config.dtype)
+        contracted = ((x.ndim - 1,), (1,)), ((), ())
+        return lax.dot_general(x.astype(table.dtype), table, contracted, preferred_element_type=jnp.float32)
+
+
+class LanguageModelLogits(nn.Module):
+    """Hidden states to float32 logits over the vocabulary, by the token table or by a kernel of its own.
+
+    The kernel of its own computes in float32 (t5x/examples/t5/network.py: logits_dense).
+    """
+
+    config: ModelConfig
+    constrain: Constrain = unconstrained
+
+    @nn.compact
+    def __call__(self, x: jax.Array, token_embedding: Embedding) -> jax.Array:
+        """[B, L, D] → [B, L, V], or [B, D] → [B, V]."""
+        config = self.config
+        if config.logits_scale == "rsqrt_d_model":
+            x *= config.d_model**-0.5
+        if config.tie_embeddings:
+            logits = token_embedding.attend(x)
+        else:
+            shape = (config.d_model, config.vocab_size)
+            logits = Dense(config, shape, ("embed", "vocab"), "head", dtype="float32", name="dense")(x)
+        return self.constrain(logits, ("batch", "length", "vocab") if x.ndim == 3 else ("batch", "vocab"))

@@ -1,0 +1,98 @@
+"""Where a token stands: T5's relative buckets, learned tables, sinusoids."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5x_lite.models.config import ModelConfig
+
+
+def bucket_boundaries(num_buckets: int, max_distance: int) -> np.ndarray:
+    """The smallest distance of each bucket but bucket 0: int32 [num_buckets - 1], ascending.
+
+    Half of the buckets hold one distance each, the others grow geometrically up to `max_distance`
+    (T5 paper, §2.1). Whole numbers, so that no backend's logarithm decides on which side of a boundary
+    a distance falls.
+
+    >>> bucket_boundaries(8, 32)
+    array([ 1,  2,  3,  4,  7, 12, 20], dtype=int32)
+    """
+    exact = num_buckets // 2
+    steps = np.arange(1, num_buckets - exact)
+    geometric = exact * (max_distance / exact) ** (steps / (num_buckets - exact))
+    return np.concatenate([np.arange(1, exact + 1), np.ceil(geometric * (1 - 1e-12))]).astype(np.int32)
+
+
+def relative_buckets(
+    relative_positions, *, bidirectional: bool, num_buckets: int = 32, max_distance: int = 128
+) -> jax.Array:
+    """The bucket of each relative position (key − query), int32 of the same shape.
+
+    Bidirectional: half of the buckets for keys at or before the query, half for keys after it. Otherwise
+    every later key falls in bucket 0 (the causal mask hides it anyway). Source: T5 paper, §2.1.
+    """
+    relative_positions = jnp.asarray(relative_positions)
+    if bidirectional:
+        num_buckets //= 2
+        offset, distance = jnp.where(relative_positions > 0, num_buckets, 0), jnp.abs(relative_positions)
+    else:
+        offset, distance = 0, -relative_positions
+    boundaries = bucket_boundaries(num_buckets, max_distance)
+    return (offset + jnp.searchsorted(boundaries, distance, side="right", method="compare_all")).astype(jnp.int32)
+
+
+def toeplitz(values_HO: jax.Array, length: int) -> jax.Array:
+    """[H, O] → [H, L, M], O = L + M − 1: entry (l, m) is `values[:, m − l + L − 1]`.
+
+    By reshapes alone (repeat a row of P values, read it back in rows of P − 1: each row starts one value
+    earlier), so that its gradient is a sum. A gather's gradient would be L·M colliding scatter-adds.
+    """
+    num_heads, num_offsets = values_HO.shape
+    period = num_offsets + 1
+    padded_HP = jnp.pad(values_HO, ((0, 0), (0, 1)))
+    repeated = jnp.broadcast_to(padded_HP[:, None, :], (num_heads, length, period)).reshape(num_heads, -1)
+    return repeated[:, : length * num_offsets].reshape(num_heads, length, num_offsets)[:, :, length - 1 :]
+
+
+class RelativeBias(nn.Module):
+    """T5's bias on attention logits: one table of [H, relative_buckets] for all layers of a stack."""
+
+    config: ModelConfig
+    bidirectional: bool
+
+    def setup(self):
+        # As T5X: variance 1/mean(fan_in, fan_out), uniform.
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        self.embedding = self.param(
+            "embedding",
+            nn.with_partitioning(init, ("heads", "relative_buckets")),
+            (self.config.num_heads, self.config.relative_buckets),
+            jnp.float32,
+        )
+
+    def buckets(self, relative_positions) -> jax.Array:
+        return relative_buckets(
+            relative_positions,
+            bidirectional=self.bidirectional,
+            num_buckets=self.config.relative_buckets,
+            max_distance=self.config.relative_max_distance,
+        )
+
+    def __call__(self, query_length: int, key_length: int) -> jax.Array:
+        """[1, H, L, M] for positions that are row indices; the same for all rows of the batch."""
+        offsets_O = np.arange(1 - query_length, key_length)
+        return toeplitz(self.embedding[:, self.buckets(offsets_O)], query_length)[None]
+
+    def at(self, query_positions_BL: jax.Array, key_positions_BM: jax.Array) -> jax.Array:
+        """[B, H, L, M] for any positions (cached decoding)."""
+        buckets_BLM = self.buckets(key_positions_BM[:, None, :] - query_positions_BL[:, :, None])
+        return jnp.moveaxis(self.embedding[:, buckets_BLM], 0, 1)
+
+
+def sinusoids(positions_BL: jax.Array, d_model: int) -> jax.Array:
+    """[B, L, D] float32: sin(p / 10000^(2i/D)) at 2i, the cosine at 2i + 1 (Vaswani et al. 2017, §3.5)."""
+    frequencies = 10000.0 ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
+    angles = positions_BL[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
+    pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return pairs.reshape(*positions_BL.shape, -1)[..., :d_model]

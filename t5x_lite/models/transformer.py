@@ -1,0 +1,234 @@
+"""Blocks of attention and MLP, and stacks of them: scanned or unrolled, rematerialised or not.
+
+Whether layers are scanned or unrolled, and what is rematerialised, changes the cost and never the
+numbers: dropout keys are split per layer by hand, so both see the same ones.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from t5x_lite.models.attention import Attention, extend, segment_mask
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layers import Constrain, Embedding, Mlp, Norm, residual_dropout, subkey, unconstrained
+from t5x_lite.models.positions import RelativeBias, sinusoids
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+Cache = dict[str, Any]
+
+
+class Context(NamedTuple):
+    """What all layers of a stack share in one call."""
+
+    mask: jax.Array  # [B, 1, L, M]
+    bias: jax.Array | None = None  # [1 or B, H, L, M]
+    encoded: jax.Array | None = None  # [B, S, D]; None where the cache holds its keys and values
+    encoded_mask: jax.Array | None = None  # [B, 1, L, S]
+    index: jax.Array | None = None  # slot of the first query; None without a cache
+
+
+class Block(nn.Module):
+    """Self-attention, attention to an encoder if `cross`, and an MLP, each on a residual branch."""
+
+    config: ModelConfig
+    cross: bool = False
+    constrain: Constrain = unconstrained
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, context: Context, cache: Cache | None, key: jax.Array | None):
+        """Returns ([B, L, D], this layer's cache: None where none was given)."""
+        config = self.config
+        pre = config.norm_position == "pre"
+
+        def branch(name: str, purpose: int, layer, x_BLD: jax.Array) -> jax.Array:
+            norm = Norm(config, name=f"{name}_norm")
+            y_BLD = residual_dropout(layer(norm(x_BLD) if pre else x_BLD), config, subkey(key, purpose))
+            x_BLD = x_BLD + y_BLD if pre else norm(x_BLD + y_BLD)
+            return self.constrain(x_BLD, ("batch", "length", "embed"))
+
+        new: Cache = {}
+        attention = Attention(config, self.constrain, name="self_attention")
+
+        def self_attention(x_BLD: jax.Array) -> jax.Array:
+            key_value = attention.key_value(x_BLD)
+            if cache is not None:
+                key_value = new["self"] = extend(cache["self"], key_value, context.index)
+            return attention(x_BLD, key_value, context.mask, context.bias, subkey(key, 0))
+
+        x_BLD = branch("self_attention", 1, self_attention, x_BLD)
+        if self.cross:
+            cross_attention = Attention(config, self.constrain, name="cross_attention")
+
+            def attend_encoded(x_BLD: jax.Array) -> jax.Array:
+                if context.encoded is None:
+                    key_value = cache["cross"]
+                else:
+                    key_value = cross_attention.key_value(context.encoded)
+                if cache is not None:
+                    new["cross"] = key_value
+                return cross_attention(x_BLD, key_value, context.encoded_mask, None, subkey(key, 2))
+
+            x_BLD = branch("cross_attention", 3, attend_encoded, x_BLD)
+        mlp = Mlp(config, self.constrain, name="mlp")
+        x_BLD = branch("mlp", 5, lambda x_BLD: mlp(x_BLD, subkey(key, 4)), x_BLD)
+        return x_BLD, (None if cache is None else new)
+
+
+class Stack(nn.Module):
+    """Embedded tokens in, hidden states out: positions, embedding norm, layers, final norm."""
+
+    config: ModelConfig
+    num_layers: int
+    causal: bool
+    cross: bool = False
+    constrain: Constrain = unconstrained
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        segment_ids_BL: jax.Array,
+        positions_BL: jax.Array,
+        *,
+        encoded_BSD: jax.Array | None = None,
+        encoded_segment_ids_BS: jax.Array | None = None,
+        cache: Cache | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Returns ([B, L, D], cache). `key` turns dropout on.
+
+        With a `cache` (see `empty_cache`) the L tokens are written after those it holds, and attend to
+        both; `encoded_BSD` is needed in the first such call only.
+        """
+        config = self.config
+        x_BLD = self.embed_positions(x_BLD, positions_BL)
+        if config.embedding_norm:
+            x_BLD = Norm(config, name="embedding_norm")(x_BLD)
+        x_BLD = residual_dropout(x_BLD, config, subkey(key, 0))
+        x_BLD = self.constrain(x_BLD, ("batch", "length", "embed"))
+
+        index = None
+        key_segment_ids, key_positions = segment_ids_BL, positions_BL
+        if cache is not None:
+            index = cache["index"]
+            key_segment_ids = lax.dynamic_update_slice_in_dim(cache["segment_ids"], segment_ids_BL, index, axis=1)
+            key_positions = lax.dynamic_update_slice_in_dim(cache["positions"], positions_BL, index, axis=1)
+            if encoded_segment_ids_BS is None:
+                encoded_segment_ids_BS = cache.get("encoded_segment_ids")
+        bias = None
+        if config.positions == "relative":
+            relative_bias = RelativeBias(config, bidirectional=not self.causal, name="relative_bias")
+            if cache is None:  # within a segment, row indices differ by as much as positions do
+                bias = relative_bias(x_BLD.shape[1], x_BLD.shape[1])
+            else:
+                bias = relative_bias.at(positions_BL, key_positions)
+        encoded_mask = None
+        if encoded_segment_ids_BS is not None:
+            encoded_mask = segment_mask(segment_ids_BL, encoded_segment_ids_BS)
+        context = Context(
+            mask=segment_mask(segment_ids_BL, key_segment_ids, causal=self.causal, index=0 if index is None else index),
+            bias=bias,
+            encoded=encoded_BSD,
+            encoded_mask=encoded_mask,
+            index=index,
+        )
+        layer_keys = None if key is None else jax.random.split(subkey(key, 1), self.num_layers)
+        x_BLD, layer_caches = self.layers(x_BLD, context, None if cache is None else cache["layers"], layer_keys)
+        if config.norm_position == "pre" and config.final_norm:
+            x_BLD = Norm(config, name="final_norm")(x_BLD)
+        if config.dropout_hidden:
+            x_BLD = residual_dropout(x_BLD, config, subkey(key, 2))
+        if cache is not None:
+            cache = {
+                "index": index + segment_ids_BL.shape[1],
+                "segment_ids": key_segment_ids,
+                "positions": key_positions,
+                "layers": layer_caches,
+            }
+            if encoded_segment_ids_BS is not None:
+                cache["encoded_segment_ids"] = encoded_segment_ids_BS
+        return x_BLD, cache
+
+    def embed_positions(self, x_BLD: jax.Array, positions_BL: jax.Array) -> jax.Array:
+        config = self.config
+        if config.positions == "learned":
+            return x_BLD + Embedding(config, config.max_positions, "positions", name="position_embedding")(positions_BL)
+        if config.positions == "sinusoidal":
+            return x_BLD + sinusoids(positions_BL, config.d_model).astype(x_BLD.dtype)
+        return x_BLD
+
+    def layers(self, x_BLD: jax.Array, context: Context, caches, keys):
+        """All blocks, one after the other; `caches` and `keys` have one entry per layer, or are None."""
+        config = self.config
+        block = Block
+        if config.remat != "none":
+            # Inside a scan the loop already keeps XLA from merging the recomputation with the original.
+            block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+        if config.scan_layers:
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, 0, 0),
+                length=self.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            return scanned(config, self.cross, self.constrain, name="layers")(x_BLD, context, caches, keys)
+        new_caches = []
+        for i in range(self.num_layers):
+            layer = block(config, self.cross, self.constrain, name=f"layers_{i}")
+            cache, key = (None if each is None else each[i] for each in (caches, keys))
+            x_BLD, cache = layer(x_BLD, context, cache, key)
+            new_caches.append(cache)
+        return x_BLD, (None if caches is None else tuple(new_caches))
+
+
+def empty_cache(config: ModelConfig, batch_rows: int, capacity: int) -> Cache:
+    """A decoder's cache with `capacity` slots per row, none written.
+
+    A slot's segment id is 0 until it is written; queries of an example (ids from 1) do not see it.
+    All rows write the same slot at the same time, whatever their positions are.
+    """
+
+    def key_value(*leading: int) -> Cache:
+        shape = (*leading, batch_rows, capacity, config.num_heads, config.head_dim)
+        return {"self": {"key": jnp.zeros(shape, config.dtype), "value": jnp.zeros(shape, config.dtype)}}
+
+    layers = config.num_decoder_layers
+    return {
+        "index": jnp.zeros((), jnp.int32),
+        "segment_ids": jnp.zeros((batch_rows, capacity), jnp.int32),
+        "positions": jnp.zeros((batch_rows, capacity), jnp.int32),
+        "layers": key_value(layers) if config.scan_layers else tuple(key_value() for _ in range(layers)),
+    }
+
+
+def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of an unrolled model as those of the scanned one: layers_0, layers_1, … → layers.
+
+    Works on any nested dict of arrays; `unstack_layers` is its inverse.
+    """
+    out = {name: stack_layers(p) if isinstance(p, dict) else p for name, p in params.items()}
+    count = sum(name.startswith("layers_") for name in params)
+    if count:
+        layers = [out.pop(f"layers_{i}") for i in range(count)]
+        out["layers"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    return out
+
+
+def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a scanned model as those of the unrolled one: layers → layers_0, layers_1, …"""
+    out = {name: unstack_layers(p) if isinstance(p, dict) else p for name, p in params.items()}
+    if "layers" in params:
+        layers = out.pop("layers")
+        for i in range(jax.tree.leaves(layers)[0].shape[0]):
+            out[f"layers_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
+    return out
