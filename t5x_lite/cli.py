@@ -1,0 +1,212 @@
+"""The command line: verbs and their flags. jax is imported by the verb that needs it, so `--help` is instant."""
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5x_lite.errors import INTERNAL, ConfigError, UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+# Without huge pages XLA's CPU backend spends a fifth of a step in page faults on its fresh output buffers
+# (benchmarks/README.md). glibc reads the tunable before main, hence the exec.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+def main() -> None:
+    """Entry point of `t5x-lite`; exits with the status of `run`."""
+    _exec_with_huge_pages(sys.argv)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Runs one verb and returns its exit status: 0, or an error's own (see errors.py) after its message."""
+    arguments, rest = _parser().parse_known_args(argv)
+    try:
+        overrides = _overrides(rest, allowed=arguments.takes_config)
+        return arguments.handler(arguments, overrides) or 0
+    except UserError as error:
+        print(f"t5x-lite: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("t5x-lite: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `t5x-lite tasks | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        traceback.print_exc()
+        print("t5x-lite: this is a bug of ours; please report it with the traceback above", file=sys.stderr)
+        return INTERNAL
+
+
+# -------------------------------------------------------------------------------------------- verbs
+
+
+def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    cfg = _config(arguments.config, overrides)
+    from t5x_lite import experiment, train
+
+    return train.run(experiment.resolve(cfg), Path(arguments.workdir))
+
+
+def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
+    from t5x_lite import evaluate, experiment
+
+    tasks = tuple(t for t in arguments.tasks.split(",") if t)
+    if tasks:
+        cfg.eval.tasks = tasks
+    evaluate.run(experiment.resolve(cfg), Path(arguments.workdir), arguments.checkpoints)
+
+
+def _infer(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
+    from t5x_lite import experiment, infer
+
+    infer.run(
+        experiment.resolve(cfg),
+        Path(arguments.workdir),
+        Path(arguments.input),
+        Path(arguments.output),
+        arguments.checkpoint,
+        arguments.mode,
+        arguments.task,
+    )
+
+
+def _tasks(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from t5x_lite import inspect
+
+    if arguments.config:
+        _config(arguments.config, overrides)  # running the file registers its tasks
+    inspect.print_tasks()
+
+
+def _inspect(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from t5x_lite import config, experiment, inspect
+
+    cfg = _config(arguments.config, overrides, check=False) if arguments.config else config.base()
+    if not arguments.config:
+        for key, text in overrides.items():
+            config.override(cfg, key, text)
+    cfg.data.mixture = arguments.name
+    config.validate(cfg)
+    inspect.print_examples(experiment.resolve(cfg), arguments.n, arguments.split)
+
+
+def _vocab(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from t5x_lite.data import vocabularies
+
+    vocabulary = vocabularies.train_sentencepiece(
+        files=[Path(f) for f in arguments.input], size=arguments.size, output=Path(arguments.output)
+    )
+    print(f"{arguments.output}: {vocabulary.size} ids, fingerprint {vocabulary.fingerprint}")
+    print(f"use it with --config.data.vocabulary={arguments.output}")
+
+
+# ---------------------------------------------------------------------------------- arguments, config
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="t5x-lite",
+        description="Train and evaluate BERT, GPT and T5 models on JAX in one loop.",
+        epilog="Every config key can be set with --config.KEY=VALUE, for example --config.train.total_steps=100.",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, handler, summary: str, takes_config: bool = True) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        sub.set_defaults(handler=handler, takes_config=takes_config)
+        return sub
+
+    train = verb("train", _train, "train and evaluate; run again with the same workdir and it resumes exactly")
+    train.add_argument("--config", required=True, metavar="FILE.py", help="the experiment; FILE.py:ARG passes ARG on")
+    train.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, report go here")
+
+    evaluate = verb("eval", _eval, "evaluate checkpoints of a run")
+    evaluate.add_argument("--workdir", required=True, metavar="DIR")
+    evaluate.add_argument("--checkpoints", default="latest", metavar="WHICH", help="latest, best, all or a step")
+    evaluate.add_argument("--tasks", default="", metavar="A,B", help="default: those of the run")
+    evaluate.add_argument("--config", default="", metavar="FILE.py", help="needed when its tasks live in the file")
+
+    infer = verb("infer", _infer, "predict or score every line of a JSONL file")
+    infer.add_argument("--workdir", required=True, metavar="DIR")
+    infer.add_argument("--input", required=True, metavar="FILE.jsonl", help='lines such as {"inputs": "summarize: …"}')
+    infer.add_argument("--output", required=True, metavar="FILE.jsonl")
+    infer.add_argument("--mode", default="predict", choices=("predict", "score"), help="score reads targets too")
+    infer.add_argument("--task", default="", metavar="NAME", help="an encoder's labels come from it; default: the run's")
+    infer.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest, best or a step")
+    infer.add_argument("--config", default="", metavar="FILE.py", help="needed when its tasks live in the file")
+
+    tasks = verb("tasks", _tasks, "list tasks and mixtures")
+    tasks.add_argument("--config", default="", metavar="FILE.py", help="also those the file defines")
+
+    inspect = verb("inspect", _inspect, "print what the model will see, decoded")
+    inspect.add_argument("name", metavar="NAME", help="a task or mixture")
+    inspect.add_argument("--config", default="", metavar="FILE.py", help="model, lengths and vocabulary")
+    inspect.add_argument("--split", default="train")
+    inspect.add_argument("-n", type=int, default=5, metavar="N", help="rows to print")
+
+    vocab = verb("vocab", _vocab, "train a SentencePiece vocabulary", takes_config=False)
+    vocab.add_argument("--input", required=True, nargs="+", metavar="FILE", help="text files, one sentence a line")
+    vocab.add_argument("--size", required=True, type=int, metavar="N", help="number of pieces")
+    vocab.add_argument("--output", required=True, metavar="FILE.model")
+    return parser
+
+
+def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
+    """`--config.KEY=VALUE` arguments as {KEY: VALUE}; anything else left over is an error."""
+    out = {}
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if not (allowed and key.startswith("--config.")):
+            raise ConfigError(f"unknown argument {argument!r}; `t5x-lite VERB --help` lists the flags")
+        if not equals:
+            raise ConfigError(f"{argument!r} has no value; write {argument}=VALUE")
+        out[key.removeprefix("--config.")] = value
+    return out
+
+
+def _config(spec: str, overrides: dict[str, str], check: bool = True) -> "ConfigDict":
+    from t5x_lite import config
+
+    cfg = config.load(spec)
+    for key, text in overrides.items():
+        config.override(cfg, key, text)
+    if check:
+        config.validate(cfg)
+    return cfg
+
+
+def _workdir_config(workdir: str, spec: str, overrides: dict[str, str]) -> "ConfigDict":
+    """The config a run was made with, for the verbs that start from its workdir."""
+    from t5x_lite import config
+
+    if not Path(workdir).is_dir():
+        raise ConfigError(f"no workdir {workdir!r}; give the --workdir of a `t5x-lite train`")
+    if spec:
+        config.load(spec)  # registers the tasks it defines
+    cfg = config.from_json(Path(workdir) / "config.json")
+    for key, text in overrides.items():
+        config.override(cfg, key, text)
+    config.validate(cfg)
+    return cfg
+
+
+def _exec_with_huge_pages(argv: list[str]) -> None:
+    """Starts the process again with transparent huge pages for malloc, where glibc has the tunable."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    computes = len(argv) > 1 and argv[1] in ("train", "eval", "infer") and "--help" not in argv and "-h" not in argv
+    if sys.platform == "linux" and computes and "malloc.hugetlb" not in tunables:
+        environment = os.environ | {"GLIBC_TUNABLES": f"{tunables}:{HUGE_PAGES}".lstrip(":")}
+        os.execve(sys.executable, [sys.executable, "-m", "t5x_lite.cli", *argv[1:]], environment)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Every key a run has: `base()` is the reference, `validate` finds what cannot work before a device is touched.
+
+An experiment is a Python file with `get_config()` that starts from `base()` and sets what differs. Keys are
+locked and typed: a misspelt key or a wrong type is an error with "did you mean".
+"""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.lookup import suggest, unknown
+from t5x_lite.models.config import HEADS, ModelConfig
+
+OPTIMIZERS = ("adamw", "adafactor")
+SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
+WANDB_MODES = ("disabled", "offline", "online")
+
+
+def base() -> ConfigDict:
+    """All keys with their defaults. A key whose comment says "unset" may stay None."""
+    cfg = ConfigDict()
+    cfg.name = ""  # of the run, in the report and in wandb; "" takes the workdir's name
+    cfg.seed = 0  # initialisation, dropout, order of the data: everything random follows from it
+
+    cfg.model = ConfigDict()
+    cfg.model.preset = "t5_1_1_small"  # a name of models/presets.py; the keys below override its fields
+    for field in dataclasses.fields(ModelConfig):  # unset: the preset's value. Meanings: models/config.py
+        if field.name not in ("architecture", "vocab_size", "heads", "num_classes"):
+            cfg.model[field.name] = placeholder(field.type)
+    cfg.model.vocab_size = placeholder(int)  # unset: the vocabulary's, rounded up to a multiple of 128
+    cfg.model.heads = placeholder(tuple)  # encoder-only; unset: mlm and nsp for corpora, classification or regression
+
+    cfg.data = ConfigDict()
+    cfg.data.mixture = ""  # a task or mixture: what to train on
+    cfg.data.vocabulary = ""  # "bytes" or the path of a SentencePiece model; "": the tasks' own
+    cfg.data.batch_rows = 32  # rows of the global batch
+    cfg.data.length = 512  # tokens per row; text-to-text: of the encoder
+    cfg.data.targets_length = 114  # tokens per row of the decoder; text-to-text only
+    cfg.data.pack = True  # several examples in a row
+    cfg.data.max_examples_per_row = 16  # capacity for packed encoder-only examples
+    cfg.data.noise_density = 0.15  # share of a corpus hidden by span corruption
+    cfg.data.mean_noise_span_length = 3.0  # tokens
+    cfg.data.mlm_rate = 0.15  # share of tokens selected for masked language modelling
+    cfg.data.prefetch_batches = 2  # prepared ahead by a background thread; 0: none
+
+    cfg.optimizer = ConfigDict()
+    cfg.optimizer.name = "adafactor"  # adafactor | adamw
+    cfg.optimizer.learning_rate = 0.01  # peak (adafactor: relative to each parameter's own scale)
+    cfg.optimizer.b1 = 0.9  # adamw
+    cfg.optimizer.b2 = 0.999  # adamw
+    cfg.optimizer.epsilon = 1e-8  # adamw
+    cfg.optimizer.weight_decay = 0.0  # adamw; never on biases, norms and position tables
+    cfg.optimizer.clip_norm = 1.0  # of the global gradient; 0: no clipping
+
+    cfg.schedule = ConfigDict()
+    cfg.schedule.name = "rsqrt"  # constant | linear | cosine | rsqrt
+    cfg.schedule.warmup_steps = 1000  # linear from 0; rsqrt: the plateau before the decay, as T5 has it
+    cfg.schedule.final_fraction = 0.0  # linear and cosine: of the peak, at the last step
+
+    cfg.loss = ConfigDict()
+    cfg.loss.z_loss = 1e-4  # coefficient of log² Z; keeps logits from drifting (0: off)
+    cfg.loss.label_smoothing = 0.0
+
+    cfg.train = ConfigDict()
+    cfg.train.total_steps = 1000
+    cfg.train.microbatches = 1  # gradient accumulation: the batch is cut into this many parts
+    cfg.train.log_every_steps = 10
+
+    cfg.eval = ConfigDict()
+    cfg.eval.tasks = ()  # names; (): every task of the mixture that the architecture can be judged on
+    cfg.eval.split = "validation"
+    cfg.eval.every_steps = 1000  # also at step 0 (the untrained model) and at the end; 0: only those two
+    cfg.eval.untrained = True  # evaluate before the first step, to see what training adds
+    cfg.eval.batch_rows = 32
+    cfg.eval.max_examples = 0  # per task; 0: all
+    cfg.eval.max_decode_tokens = 64
+    cfg.eval.predictions_shown = 3  # per task, on the console and in the report
+
+    cfg.checkpoint = ConfigDict()
+    cfg.checkpoint.every_steps = 1000  # also at the end and on interruption
+    cfg.checkpoint.keep_last = 3
+    cfg.checkpoint.keep_best = ""  # "task/metric": also keep the best step by it, higher is better
+
+    cfg.init = ConfigDict()
+    cfg.init.checkpoint = ""  # a workdir (or DIR/checkpoints/STEP) whose parameters to start from; steps count from 0
+
+    cfg.mesh = "data=-1"  # e.g. "data=2,fsdp=2,tensor=2"; -1: the devices that are left
+
+    cfg.wandb = ConfigDict()
+    cfg.wandb.mode = "disabled"  # disabled | offline | online (without a network: offline, never an error)
+    cfg.wandb.project = "t5x_lite"
+    cfg.wandb.entity = ""
+    return cfg.lock()
+
+
+def validate(cfg: ConfigDict) -> None:
+    """Raises ConfigError on values and combinations that need no data and no device to be seen as wrong."""
+
+    def choice(key: str, allowed: tuple[str, ...]) -> None:
+        if cfg[key] not in allowed:
+            raise ConfigError(unknown(key, cfg[key], allowed))
+
+    def at_least(key: str, low: float) -> None:
+        if cfg[key] < low:
+            raise ConfigError(f"{key}={cfg[key]}; it must be at least {low}")
+
+    def open_unit(key: str) -> None:
+        if not 0 < cfg[key] < 1:
+            raise ConfigError(f"{key}={cfg[key]}; it must lie between 0 and 1")
+
+    choice("optimizer.name", OPTIMIZERS)
+    choice("schedule.name", SCHEDULES)
+    choice("wandb.mode", WANDB_MODES)
+    for key in (
+        "data.batch_rows data.length data.targets_length data.max_examples_per_row train.total_steps "
+        "train.microbatches train.log_every_steps eval.batch_rows eval.max_decode_tokens "
+        "checkpoint.every_steps checkpoint.keep_last"
+    ).split():
+        at_least(key, 1)
+    for key in (
+        "seed optimizer.learning_rate optimizer.weight_decay optimizer.clip_norm schedule.warmup_steps "
+        "loss.z_loss loss.label_smoothing eval.every_steps eval.max_examples eval.predictions_shown data.prefetch_batches"
+    ).split():
+        at_least(key, 0)
+    at_least("data.mean_noise_span_length", 1)
+    for key in ("data.noise_density", "data.mlm_rate"):
+        open_unit(key)
+    if cfg.loss.label_smoothing >= 1:
+        raise ConfigError(f"loss.label_smoothing={cfg.loss.label_smoothing}; it must be below 1")
+    if not 0 <= cfg.schedule.final_fraction <= 1:
+        raise ConfigError(f"schedule.final_fraction={cfg.schedule.final_fraction}; it must lie between 0 and 1")
+    if cfg.schedule.name in ("linear", "cosine") and cfg.schedule.warmup_steps >= cfg.train.total_steps:
+        raise ConfigError(
+            f"schedule.warmup_steps={cfg.schedule.warmup_steps} is not below train.total_steps={cfg.train.total_steps}; "
+            f"the {cfg.schedule.name} decay would never begin"
+        )
+    if cfg.data.batch_rows % cfg.train.microbatches:
+        divisors = [m for m in range(1, cfg.data.batch_rows + 1) if cfg.data.batch_rows % m == 0]
+        near = sorted(divisors, key=lambda m: abs(m - cfg.train.microbatches))[:2]
+        raise ConfigError(
+            f"data.batch_rows={cfg.data.batch_rows} is not divisible by train.microbatches={cfg.train.microbatches}; "
+            f"use {' or '.join(map(str, sorted(near)))} microbatches"
+        )
+    for head in cfg.model.heads or ():
+        if head not in HEADS:
+            raise ConfigError(unknown("model.heads entry", head, HEADS))
+    if not cfg.data.mixture:
+        raise ConfigError("data.mixture is empty; name a task or mixture (`t5x-lite tasks` lists them)")
+
+
+def load(spec: str) -> ConfigDict:
+    """The config of `FILE.py` or `FILE.py:ARGUMENT` (passed to its get_config). Running the file also registers
+    the tasks it defines. The file is the user's own code; it is never fetched from anywhere."""
+    path, _, argument = spec.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        near = suggest(file.stem, [p.stem for p in file.parent.glob("*.py")]) if file.parent.is_dir() else []
+        hint = f"; did you mean {file.parent / (near[0] + '.py')}?" if near else "; give the path of a Python file"
+        raise ConfigError(f"no config file {path!r}{hint}")
+    loader_spec = importlib.util.spec_from_file_location(f"t5x_lite_config_{file.stem}", file)
+    if loader_spec is None or loader_spec.loader is None:
+        raise ConfigError(f"config file {path!r} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(loader_spec)
+    try:
+        loader_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"config file {path!r} has no get_config(); it must return a config made from config.base()")
+        return module.get_config(argument) if argument else module.get_config()
+    except ConfigError:
+        raise
+    except (AttributeError, KeyError) as error:  # what ml_collections raises for a key that base() lacks
+        match = re.search(r'"([\w.]+)" does not exist', str(error))
+        if match is None:
+            raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"config file {path!r}: " + _unknown_key(match[1], base())) from None
+    except Exception as error:
+        raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
+
+
+def override(cfg: ConfigDict, key: str, text: str) -> None:
+    """Sets `key` ("train.total_steps") from its command-line text, read as the key's type.
+
+    Raises ConfigError for a key that does not exist (with the nearest that do) or a text of another type.
+    """
+    if key not in _leaves(cfg):
+        raise ConfigError(_unknown_key(key, cfg))
+    section, _, leaf = key.rpartition(".")
+    holder: Any = cfg[section] if section else cfg
+    wanted = holder.get_type(leaf)
+    if text == "None" and holder.get_oneway_ref(leaf).get() is None:
+        return
+    try:
+        holder[leaf] = _PARSERS[wanted](text)
+    except ValueError:
+        example = {int: "4", float: "0.1", bool: "true"}[wanted]
+        raise ConfigError(f"config.{key}={text!r} is not of type {wanted.__name__}; write for example {example}") from None
+
+
+def to_json(cfg: ConfigDict) -> str:
+    """The resolved config as data, as it stands in `config.json` of a workdir."""
+    return json.dumps(cfg.to_dict(), indent=2, default=list)
+
+
+def from_json(path: Path) -> ConfigDict:
+    """The config that `to_json` wrote. Keys this version lacks are an error; keys added since keep their default."""
+    cfg = base()
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; is this the workdir of a run?") from error
+    for key, value in _flatten(stored).items():
+        if key not in _leaves(cfg):
+            raise ConfigError(f"{path}: " + _unknown_key(key, cfg))
+        section, _, leaf = key.rpartition(".")
+        (cfg[section] if section else cfg)[leaf] = tuple(value) if isinstance(value, list) else value
+    return cfg
+
+
+def _parse_bool(text: str) -> bool:
+    try:
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+def _parse_int(text: str) -> int:
+    number = float(text) if re.fullmatch(r"\d+(\.\d+)?e\d+", text) else int(text)
+    if number != int(number):
+        raise ValueError(text)
+    return int(number)
+
+
+_PARSERS = {
+    bool: _parse_bool,
+    int: _parse_int,
+    float: float,
+    str: str,
+    tuple: lambda text: tuple(part for part in text.strip("()").replace(" ", "").split(",") if part),
+}
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for key, value in tree.items():
+        out |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def _leaves(cfg: ConfigDict) -> list[str]:
+    return list(_flatten(cfg.to_dict()))
+
+
+def _unknown_key(key: str, cfg: ConfigDict) -> str:
+    """The message for a key that is not there: the nearest by full name, then by its last part."""
+    keys = _leaves(cfg)
+    near = suggest(key, keys)
+    last = {k.rpartition(".")[2]: k for k in reversed(keys)}
+    near = near or [last[n] for n in suggest(key.rpartition(".")[2], last)]
+    hint = f"; did you mean {' or '.join('config.' + n for n in near)}?" if near else "; config.py:base() has them all"
+    return f"unknown key config.{key}{hint}"
