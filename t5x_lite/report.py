@@ -1,0 +1,142 @@
+"""`loss_curve.png` and `report.html` from the files of a workdir: one page that opens offline and shows the run."""
+
+import base64
+import html
+import json
+from pathlib import Path
+
+from t5x_lite.writers import read_metrics
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }
+h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .8em; text-align: left; vertical-align: top;
+border-bottom: 1px solid #eee } th { background: #f6f6f6 } td.number { text-align: right; font-variant-numeric:
+tabular-nums } img { max-width: 100% } pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: 13px }
+.right { color: #176b2c } .text { max-width: 34em; overflow-wrap: anywhere }
+"""
+
+
+def write(workdir: Path, predictions_shown: int) -> Path:
+    """Draws the loss curve and writes the page; returns its path. Reads only what the run left on disk."""
+    rows = read_metrics(workdir)
+    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    image = draw_curves(rows, workdir / "loss_curve.png")
+    page = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        f"<title>{html.escape(title(config, workdir))}</title><style>{STYLE}</style>",
+        f"<h1>{html.escape(title(config, workdir))}</h1>",
+        f"<p>{html.escape(_summary(rows, config))}</p>",
+        "<h2>Results</h2>",
+        _table(results(rows)),
+        "<h2>Loss</h2>",
+        f'<img alt="loss curve" src="data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}">',
+        "<h2>Predictions</h2>",
+        *_predictions(workdir, predictions_shown),
+        "<h2>Config</h2>",
+        f"<pre>{html.escape(json.dumps(config, indent=2))}</pre></html>",
+    ]
+    path = workdir / "report.html"
+    partial = path.with_suffix(".tmp")
+    partial.write_text("\n".join(page), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def title(config: dict, workdir: Path) -> str:
+    return config["name"] or Path(workdir).absolute().name
+
+
+def results(rows: list[dict]) -> list[dict]:
+    """One row per task and metric: baseline, untrained model, each later evaluation's last and best value."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    baselines: dict[str, float] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith("eval/"):
+                series.setdefault(key.removeprefix("eval/"), []).append((row["step"], value))
+            elif key.startswith("baseline/"):
+                baselines[key.removeprefix("baseline/")] = value
+    table = []
+    for name, points in sorted(series.items()):
+        lower_is_better = name.rpartition("/")[2] in ("loss", "perplexity")
+        untrained = next((v for s, v in points if s == 0), None)
+        best_step, best = (min if lower_is_better else max)(points, key=lambda p: p[1])
+        task, _, metric = name.rpartition("/")
+        table.append(
+            {
+                "task": task,
+                "metric": metric,
+                "baseline": baselines.get(name),
+                "untrained": untrained,
+                "last": points[-1][1],
+                "best": best,
+                "best step": best_step,
+            }
+        )
+    return table
+
+
+def draw_curves(rows: list[dict], path: Path) -> Path:
+    """Training loss and every task's evaluation loss against steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key == "train/loss" or (key.startswith("eval/") and key.endswith("/loss")):
+                curves.setdefault(key, []).append((row["step"], value))
+    for name, points in curves.items():
+        steps, values = zip(*points, strict=True)
+        training = name == "train/loss"
+        axes.plot(steps, values, label=name, linewidth=1 if training else 1.6, marker="" if training else "o", markersize=4)
+    axes.set(xlabel="step", ylabel="loss (nats per target token)")
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    return path
+
+
+def _summary(rows: list[dict], config: dict) -> str:
+    last = max((r["step"] for r in rows), default=0)
+    speeds = sorted(r["train/tokens_per_s"] for r in rows if "train/tokens_per_s" in r)
+    speed = f", {speeds[len(speeds) // 2]:,.0f} tokens/s (median)" if speeds else ""
+    return f"{config['model']['preset']} on {config['data']['mixture']}: step {last} of {config['train']['total_steps']}{speed}."
+
+
+def _table(rows: list[dict]) -> str:
+    if not rows:
+        return "<p>No evaluation yet.</p>"
+
+    def cell(value: object) -> str:
+        if isinstance(value, float):
+            return f'<td class="number">{value:.2f}</td>'
+        return f"<td>{'–' if value is None else html.escape(str(value))}</td>"
+
+    head = "".join(f"<th>{html.escape(k)}</th>" for k in rows[0])
+    body = "".join(f"<tr>{''.join(cell(v) for v in row.values())}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _predictions(workdir: Path, shown: int) -> list[str]:
+    steps = sorted((workdir / "predictions").glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
+    out = [] if steps else ["<p>None yet.</p>"]
+    for file in sorted(steps[-1].glob("*.jsonl")) if steps else []:
+        with file.open(encoding="utf-8") as lines:
+            rows = [json.loads(line) for _, line in zip(range(shown), lines, strict=False)]
+        out.append(f"<h3>{html.escape(file.stem)}</h3><table><tr><th>input<th>target<th>prediction</tr>")
+        for row in rows:
+            right = ' class="right"' if row["target"] == row["prediction"] else ""
+            inputs = row["inputs"] if len(row["inputs"]) < 600 else row["inputs"][:600] + " …"
+            out.append(
+                f'<tr><td class="text">{html.escape(inputs)}<td class="text">{html.escape(str(row["target"]))}'
+                f'<td class="text"><span{right}>{html.escape(str(row["prediction"]))}</span></tr>'
+            )
+        out.append("</table>")
+    return out
