@@ -1,0 +1,146 @@
+"""From logits and targets to (sum, weight), head by head; divided once, by the weights of the whole batch.
+
+Everything is float32. A loss is never a mean here: sums add over microbatches, devices and steps, so the
+gradient does not depend on how a batch was cut.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from t5x_lite.errors import DataError
+from t5x_lite.lookup import lookup
+
+# head -> the arrays of a batch (t5x_lite/batch.py) that hold its targets and their weights
+HEADS: dict[str, tuple[str, str]] = {
+    "lm": ("decoder_target_tokens", "decoder_loss_weights"),
+    "mlm": ("mlm_targets", "mlm_weights"),
+    "nsp": ("nsp_targets", "nsp_weights"),
+    "classification": ("class_targets", "class_weights"),
+    "regression": ("regression_targets", "regression_weights"),
+}
+
+
+@struct.dataclass
+class LossSum:
+    """One head's loss over a batch, as sums that add.
+
+    sum: Σ weight · loss, in nats (squared error for regression).
+    weight: Σ weight.
+    correct: Σ weight where the largest logit is the target's (0 for regression).
+    """
+
+    sum: jax.Array
+    weight: jax.Array
+    correct: jax.Array
+
+
+def loss_weights(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """head -> Σ weight, for each head the batch has targets for; what the sums of all microbatches are divided by."""
+    return {head: batch[weights].sum() for head, (_, weights) in HEADS.items() if weights in batch}
+
+
+def loss_sums(
+    outputs: Mapping[str, jax.Array],
+    batch: Mapping[str, jax.Array],
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> dict[str, LossSum]:
+    """The loss of each head in the model's outputs: cross entropy, or squared error for regression.
+
+    A later fusion of the logits' matrix product with the loss, chunk by chunk, belongs here: a model may then
+    return hidden states with their table in place of logits, and `token_losses` is the one place to meet them.
+    """
+    sums = {}
+    for head, predicted in outputs.items():
+        names = lookup("output that has a loss", head, HEADS)
+        if not set(names) <= set(batch):
+            raise DataError(
+                f"the model's {head} head needs {' and '.join(names)}; the batch has {', '.join(sorted(batch))}"
+            )
+        targets, weights = batch[names[0]], batch[names[1]]
+        if head == "regression":
+            losses = jnp.square(predicted.astype(jnp.float32) - targets)
+            correct = jnp.zeros_like(losses)
+        else:
+            losses, correct = token_losses(predicted, targets, z_loss, label_smoothing)  # type: ignore[misc]
+        sums[head] = LossSum((losses * weights).sum(), weights.sum(), (correct * weights).sum())
+    return sums
+
+
+def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) -> jax.Array:
+    """Σ over heads of sum / weight; a head whose weight is 0 has nothing to learn and adds 0."""
+    total = jnp.zeros((), jnp.float32)
+    for head, loss in sums.items():
+        some = weights[head] > 0
+        total += jnp.where(some, loss.sum / jnp.where(some, weights[head], 1), 0)
+    return total
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def token_losses(
+    logits: jax.Array, targets: jax.Array, z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy of each target under softmax(logits), and whether the argmax is right.
+
+    With p = softmax(logits), log Z = logsumexp(logits), and q = 1−s on the target, s/(V−1) on the others:
+
+        loss = −Σ_v q_v log p_v + Σ_v q_v log q_v + z_loss · (log Z)²
+
+    so that a perfect prediction of q costs 0 (t5x/losses.py; the z-loss of Mesh TensorFlow).
+    The backward pass keeps the logits and log Z only, and forms (1 + 2·z_loss·log Z)·p − q in one pass: a
+    [..., V] buffer less than automatic differentiation. The target's logit is picked by comparison with an iota,
+    not by a gather, so that logits split over the vocabulary stay where they are.
+
+    Args:
+      logits: [..., V].
+      targets: int [...], in [0, V).
+    Returns:
+      loss [...] in nats and correct [...] (1 or 0; the first of equal logits counts), float32.
+    """
+    return _token_losses(logits, targets, z_loss, label_smoothing)[0]
+
+
+def _token_losses(logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float):
+    logits = logits.astype(jnp.float32)
+    V = logits.shape[-1]
+    on, off = _target_probabilities(V, label_smoothing)
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    top = logits.max(-1, keepdims=True)
+    log_z = jnp.log(jnp.exp(logits - top).sum(-1)) + top[..., 0]
+    picked = jnp.where(ids == targets[..., None], logits, 0).sum(-1)
+    loss = log_z - (on - off) * picked
+    if off:
+        loss += on * math.log(on) + (V - 1) * off * math.log(off) - off * logits.sum(-1)
+    if z_loss:
+        loss += z_loss * jnp.square(log_z)
+    correct = jnp.where(logits == top, ids, V).min(-1) == targets
+    return (loss, correct.astype(jnp.float32)), log_z
+
+
+def _target_probabilities(V: int, label_smoothing: float) -> tuple[float, float]:
+    """(probability of the target, of each other class)."""
+    return 1.0 - label_smoothing, label_smoothing / (V - 1) if V > 1 else 0.0
+
+
+def _token_losses_forward(logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float):
+    out, log_z = _token_losses(logits, targets, z_loss, label_smoothing)
+    return out, (logits, targets, log_z)
+
+
+def _token_losses_backward(z_loss: float, label_smoothing: float, kept, cotangents):
+    logits, targets, log_z = kept
+    d_loss = cotangents[0]
+    on, off = _target_probabilities(logits.shape[-1], label_smoothing)
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    p = jnp.exp(logits.astype(jnp.float32) - log_z[..., None])
+    q = jnp.where(ids == targets[..., None], on, off)
+    d_logits = d_loss[..., None] * ((1 + 2 * z_loss * log_z)[..., None] * p - q)
+    return d_logits.astype(logits.dtype), None
+
+
+token_losses.defvjp(_token_losses_forward, _token_losses_backward)

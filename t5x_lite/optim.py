@@ -1,0 +1,283 @@
+"""Learning-rate schedules, and optimizers as optax chains: AdamW and T5's Adafactor.
+
+An optimizer here is `clip → scale → decay weights → · −learning rate`; the state it keeps for a parameter is boxed
+with the parameter's logical axes where the parameter is, so that sharding follows (t5x_lite/sharding.py).
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.lookup import lookup
+from t5x_lite.sharding import path_text
+
+Schedule = Callable[[Any], Any]  # the number of updates made so far, n -> a factor or a learning rate
+
+
+# Schedules ------------------------------------------------------------------------------------------------------------
+
+
+def constant() -> Schedule:
+    """1."""
+    return lambda n: jnp.ones_like(n, jnp.float32)
+
+
+def linear_warmup(warmup_steps: int) -> Schedule:
+    """min(1, n / warmup_steps): 0 at the first update, as in T5X and Hugging Face."""
+    return lambda n: _progress(n, 0, warmup_steps)
+
+
+def linear_decay(total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0) -> Schedule:
+    """From 1 at warmup_steps to final_fraction at total_steps on a line; level before and after."""
+    return lambda n: 1 - (1 - final_fraction) * _progress(n, warmup_steps, total_steps)
+
+
+def cosine_decay(total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0) -> Schedule:
+    """From 1 at warmup_steps to final_fraction at total_steps on half a cosine; level before and after."""
+
+    def schedule(n: jax.Array) -> jax.Array:
+        falling = 0.5 * (1 + jnp.cos(math.pi * _progress(n, warmup_steps, total_steps)))
+        return final_fraction + (1 - final_fraction) * falling
+
+    return schedule
+
+
+def rsqrt_decay(flat_steps: int) -> Schedule:
+    """√(flat_steps / max(n, flat_steps)): 1 for flat_steps updates, then falling as 1/√n."""
+    flat = float(max(1, flat_steps))
+    return lambda n: jnp.sqrt(flat / jnp.maximum(jnp.asarray(n, jnp.float32), flat))
+
+
+def product(*schedules: Schedule) -> Schedule:
+    """The product of schedules; `product(linear_warmup(w), rsqrt_decay(w))` is T5X's ramp into 1/√n."""
+    return lambda n: math.prod((schedule(n) for schedule in schedules), start=jnp.float32(1))
+
+
+def _progress(n: jax.Array, begin: int, end: int) -> jax.Array:
+    """The share of begin … end that n has passed; all of it where there is nothing to pass."""
+    if end <= begin:
+        return jnp.ones_like(n, jnp.float32)
+    return jnp.clip((jnp.asarray(n, jnp.float32) - begin) / (end - begin), 0, 1)
+
+
+SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
+
+
+def make_schedule(
+    name: str, learning_rate: float, warmup_steps: int = 0, total_steps: int = 0, final_fraction: float = 0.0
+) -> Schedule:
+    """The learning rate at n updates made: `learning_rate`, its peak, times warm-up and the named decay.
+
+    constant, linear, cosine: up from 0 over `warmup_steps`, then level, or down to learning_rate ·
+    final_fraction at `total_steps`.
+    rsqrt: level for `warmup_steps`, then falling as 1/√n. T5's pre-training, 1/√max(n, 10⁴) (Raffel et al.
+    2020, §3.1.2), is learning_rate=0.01, warmup_steps=10_000.
+    """
+    if warmup_steps < 0 or not learning_rate >= 0:
+        raise ConfigError(f"learning_rate={learning_rate}, warmup_steps={warmup_steps}; neither can be negative")
+    if name in ("linear", "cosine") and total_steps <= warmup_steps:
+        raise ConfigError(
+            f"schedule {name!r} decays from warmup_steps={warmup_steps} to total_steps={total_steps}; "
+            "make total_steps larger, or warmup_steps smaller"
+        )
+    ramp = linear_warmup(warmup_steps)
+    table: dict[str, Schedule] = {
+        "constant": ramp,
+        "linear": product(ramp, linear_decay(total_steps, warmup_steps, final_fraction)),
+        "cosine": product(ramp, cosine_decay(total_steps, warmup_steps, final_fraction)),
+        "rsqrt": rsqrt_decay(warmup_steps),
+    }
+    shape = lookup("schedule", name, table)
+    return lambda n: learning_rate * shape(n)
+
+
+# Optimizers -----------------------------------------------------------------------------------------------------------
+
+OPTIMIZERS = ("adamw", "adafactor")
+NO_DECAY = (r"(.*/)?(bias|scale)",)  # biases and norm scales, by the last name of their path
+
+
+def make_optimizer(
+    name: str,
+    schedule: Schedule,
+    param_axes: Any,
+    *,
+    weight_decay: float = 0.0,
+    no_decay: tuple[str, ...] = NO_DECAY,
+    clip_norm: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-8,
+    decay_exponent: float = 0.8,
+    min_dim_size_to_factor: int = 128,
+) -> optax.GradientTransformation:
+    """The optimizer of that name (of OPTIMIZERS) with global-norm clipping before and weight decay after it.
+
+    Args:
+      schedule: number of updates made -> learning rate.
+      param_axes: tree of logical axis names (`sharding.param_axes`); Adafactor factors by them.
+      weight_decay: decoupled: parameters also move by −learning_rate · weight_decay · parameter.
+      no_decay: regular expressions; parameters whose whole path ("decoder/norm/scale") matches one do not decay.
+      clip_norm: gradients are scaled down to this global norm; 0 for no clipping.
+      b1, b2, epsilon: AdamW's (Loshchilov and Hutter 2019).
+      decay_exponent, min_dim_size_to_factor: Adafactor's, see `scale_by_adafactor`.
+    """
+    table: dict[str, Callable[[], optax.GradientTransformation]] = {
+        "adamw": lambda: optax.scale_by_adam(b1, b2, epsilon),
+        "adafactor": lambda: scale_by_adafactor(param_axes, decay_exponent, min_dim_size_to_factor),
+    }
+    chain = [lookup("optimizer", name, table)()]
+    if clip_norm < 0 or weight_decay < 0:
+        raise ConfigError(f"clip_norm={clip_norm}, weight_decay={weight_decay}; neither can be negative; 0 is off")
+    if clip_norm:
+        chain.insert(0, optax.clip_by_global_norm(clip_norm))
+    if weight_decay:
+        chain.append(optax.add_decayed_weights(weight_decay, decay_mask(param_axes, no_decay)))
+    return optax.chain(*chain, optax.scale_by_learning_rate(schedule))
+
+
+def decay_mask(param_axes: Any, no_decay: tuple[str, ...] = NO_DECAY) -> Any:
+    """The tree of booleans: which parameters decay."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not any(re.fullmatch(rule, path_text(path)) for rule in no_decay), param_axes, is_leaf=_is_axes
+    )
+
+
+# The part a dimension plays in Adafactor's factored second moment (t5x: standard_logical_factor_rules).
+ROW, COLUMN, BATCH, NONE = "row", "column", "batch", "none"
+FACTOR_RULES: Mapping[str | None, str] = {
+    "embed": ROW,
+    "vocab": COLUMN,
+    "mlp": COLUMN,
+    "heads": COLUMN,
+    "kv": COLUMN,
+    "positions": COLUMN,
+    "types": COLUMN,
+    "classes": COLUMN,
+    "relative_buckets": NONE,
+    "norm": NONE,
+    "layers": BATCH,  # stacked by a scan: as many parameters as there are layers, never averaged over
+    None: NONE,
+}
+
+
+class FactorDims(NamedTuple):
+    """How one parameter is treated: the dimensions reduced away for the column and row moments, or () for both."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    within: tuple[int, ...]  # all but the batch dimensions: what one RMS is taken over
+
+
+class FactoredMoment(NamedTuple):
+    """Second moments of one factored parameter: `row` has the column dimensions averaged away, `column` the rows."""
+
+    row: Any
+    column: Any
+
+
+class AdafactorState(NamedTuple):
+    count: Any
+    moments: Any  # a FactoredMoment or one array of the parameter's shape, for each parameter
+
+
+def factor_dims(axes: tuple[str | None, ...], shape: tuple[int, ...], min_dim_size_to_factor: int = 128) -> FactorDims:
+    """The factoring of a parameter with these logical axes.
+
+    Factored when it has rows and columns, no dimension that is neither, and at least `min_dim_size_to_factor` of
+    each, counting heads × kv as one dimension. (T5X applies that minimum to unstacked parameters only; here to
+    both, so that scanned and unrolled layers train alike.)
+    """
+    roles = [FACTOR_RULES[name] for name in axes]
+    rows, columns, batch = (tuple(i for i, role in enumerate(roles) if role == r) for r in (ROW, COLUMN, BATCH))
+    smallest = min(math.prod(shape[i] for i in dims) if dims else 0 for dims in (rows, columns))
+    within = tuple(i for i in range(len(shape)) if i not in batch)
+    if NONE in roles or smallest < max(1, min_dim_size_to_factor):
+        return FactorDims((), (), within)
+    return FactorDims(rows, columns, within)
+
+
+def scale_by_adafactor(
+    param_axes: Any,
+    decay_exponent: float = 0.8,
+    min_dim_size_to_factor: int = 128,
+    clip_rms: float = 1.0,
+    min_parameter_scale: float = 1e-3,
+    epsilon: float = 1e-30,
+) -> optax.GradientTransformation:
+    """T5's Adafactor without the learning rate and without momentum (Shazeer and Stern 2018; t5x/adafactor.py).
+
+    For each parameter x with gradient g at update t = 0, 1, …:
+
+        β₂ = 1 − (t+1)^−decay_exponent
+        v  = β₂ v + (1−β₂) (g² + epsilon)         or its row and column means, v ≈ row ⊗ column / mean(row)
+        u  = g / √v
+        u  = u / max(1, RMS(u) / clip_rms)
+        update = u · max(RMS(x), min_parameter_scale)
+
+    `optax.adafactor` differs: it factors the two largest dimensions, whatever they mean.
+    """
+
+    def dims_of(axes: tuple, value: Any) -> FactorDims:
+        return factor_dims(axes, value.shape, min_dim_size_to_factor)
+
+    def init(params: Any) -> AdafactorState:
+        def moment(axes: tuple, param: Any) -> Any:
+            value = param.value if isinstance(param, nn.Partitioned) else param
+            dims = dims_of(axes, value)
+
+            def zeros(dropped: tuple[int, ...]) -> Any:
+                kept = [i for i in range(value.ndim) if i not in dropped]
+                array = jnp.zeros([value.shape[i] for i in kept], jnp.float32)
+                return array if value is param else nn.Partitioned(array, tuple(axes[i] for i in kept))
+
+            return FactoredMoment(zeros(dims.columns), zeros(dims.rows)) if dims.rows else zeros(())
+
+        return AdafactorState(jnp.zeros([], jnp.int32), jax.tree.map(moment, param_axes, params, is_leaf=_is_axes))
+
+    def update(grads: Any, state: AdafactorState, params: Any = None) -> tuple[Any, AdafactorState]:
+        if params is None:
+            raise ValueError("Adafactor scales updates by the parameters; pass params to update")
+        b2 = 1 - (state.count.astype(jnp.float32) + 1) ** -decay_exponent
+
+        def one(axes: tuple, grad: jax.Array, moment: Any, param: jax.Array) -> tuple[jax.Array, Any]:
+            rows, columns, within = dims_of(axes, grad)
+            grad = grad.astype(jnp.float32)
+            squared = jnp.square(grad) + epsilon
+            if rows:
+                row = b2 * moment.row + (1 - b2) * squared.mean(columns)
+                column = b2 * moment.column + (1 - b2) * squared.mean(rows)
+                moment = FactoredMoment(row, column)
+                row = jnp.expand_dims(row, columns)
+                scaled = grad * jax.lax.rsqrt(row / row.mean(rows, keepdims=True))
+                scaled *= jnp.expand_dims(jax.lax.rsqrt(column), rows)
+            else:
+                moment = b2 * moment + (1 - b2) * squared
+                scaled = grad * jax.lax.rsqrt(moment)
+            scaled /= jnp.maximum(1.0, _rms(scaled, within) / clip_rms)
+            return scaled * jnp.maximum(_rms(param, within), min_parameter_scale), moment
+
+        leaves, tree = jax.tree.flatten(param_axes, is_leaf=_is_axes)
+        done = [
+            one(*each)
+            for each in zip(leaves, *(tree.flatten_up_to(t) for t in (grads, state.moments, params)), strict=True)
+        ]
+        updates, moments = (tree.unflatten([d[i] for d in done]) for i in (0, 1))
+        return updates, AdafactorState(optax.safe_increment(state.count), moments)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def _rms(x: jax.Array, dims: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).mean(dims, keepdims=True))
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)

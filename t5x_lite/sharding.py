@@ -1,0 +1,310 @@
+"""Which device holds what: the mesh, the rules from logical axis names to mesh axes, and the layout made of both.
+
+Three mesh axes serve every kind of parallelism:
+    data    each device holds all parameters and its share of the batch rows
+    fsdp    the same, but parameters and optimizer state are split too, and gathered when used
+    tensor  matrix products are split: heads, MLP width, vocabulary
+
+A logical axis (`embed`, `mlp`, …) is a field of `AxisRules`, so a misspelt one is an error with a hint and never
+replicates in silence. A mesh is always passed, nothing is global; what does not divide is found before compiling.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.lookup import unknown
+from t5x_lite.models.config import ModelConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+Axes = Sequence[str | None]  # the logical names of an array's dimensions; None: never split
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisRules:
+    """For each logical axis, the mesh axes its dimension is split over; () keeps it whole on every device.
+
+    An array uses a mesh axis once: its leftmost dimension that asks for it gets it, so activations
+    ("batch", "length", "embed") are split by rows while kernels ("embed", "mlp") are split by `embed`.
+    """
+
+    batch: tuple[str, ...] = ("data", "fsdp")
+    length: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ("fsdp",)
+    mlp: tuple[str, ...] = ("tensor",)
+    heads: tuple[str, ...] = ("tensor",)
+    kv: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ("tensor",)
+    layers: tuple[str, ...] = ()
+    relative_buckets: tuple[str, ...] = ()
+    positions: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    norm: tuple[str, ...] = ()  # scales and biases of norms: a few kilobytes
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) or value is None:  # "tensor" is ("tensor",), as in a config file; None is ()
+                value = (value,) if value else ()
+            object.__setattr__(self, field.name, tuple(value))
+            for axis in getattr(self, field.name):
+                if axis not in MESH_AXES:
+                    raise ConfigError(unknown(f"mesh axis in rule {field.name!r}", axis, MESH_AXES))
+
+
+DEFAULT_RULES = AxisRules()
+
+
+def axis_rules(**overrides: str | Sequence[str] | None) -> AxisRules:
+    """The default rules with some replaced: `axis_rules(vocab=None)` keeps embeddings whole over `tensor`."""
+    allowed = [field.name for field in dataclasses.fields(AxisRules)]
+    for name in overrides:
+        if name not in allowed:
+            raise ConfigError(unknown("logical axis", name, allowed))
+    return AxisRules(**overrides)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh and the rules: everything needed to place an array whose logical axes are known."""
+
+    mesh: Mesh
+    rules: AxisRules = DEFAULT_RULES
+
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """The mesh axes of each dimension; ConfigError on a logical axis that is not a field of AxisRules."""
+        used: set[str] = set()
+        entries: list[tuple[str, ...] | str | None] = []
+        for name in axes:
+            if name is None:
+                entries.append(None)
+                continue
+            if not hasattr(self.rules, name):
+                raise ConfigError(unknown("logical axis", name, [f.name for f in dataclasses.fields(self.rules)]))
+            free = tuple(axis for axis in getattr(self.rules, name) if axis not in used)
+            used.update(free)
+            entries.append(free if len(free) > 1 else free[0] if free else None)
+        return PartitionSpec(*entries)
+
+    def sharding(self, axes: Axes) -> NamedSharding:
+        return NamedSharding(self.mesh, self.spec(axes))
+
+    def constrain(self, array: jax.Array, axes: Axes) -> jax.Array:
+        """Tells the compiler where an activation lives; the identity on one device."""
+        if len(axes) != array.ndim:
+            raise ValueError(f"axes {tuple(axes)} name {len(axes)} dimensions; the array has shape {array.shape}")
+        sharding = self.sharding(axes)
+        return array if self.mesh.size == 1 else jax.lax.with_sharding_constraint(array, sharding)
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """The placement of every array of a batch: rows split, the rest whole."""
+        return self.sharding(("batch",))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return self.sharding(())
+
+    @property
+    def batch_shards(self) -> int:
+        """Number of parts the rows of a batch are split into."""
+        return _parts(self.rules.batch, self.mesh.shape)
+
+
+def parse_mesh(text: str, device_count: int) -> dict[str, int]:
+    """The sizes of the mesh axes from a config value; an axis given as -1, or else `data`, takes the devices left.
+
+    >>> parse_mesh("fsdp=2,tensor=2", 8)
+    {'data': 2, 'fsdp': 2, 'tensor': 2}
+    >>> parse_mesh("", 1)
+    {'data': 1, 'fsdp': 1, 'tensor': 1}
+
+    Raises:
+      ConfigError: unknown or repeated axis, a size that is not a positive integer, a product that is not the
+        number of devices.
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, value = (s.strip() for s in part.partition("="))
+        if name not in MESH_AXES:
+            raise ConfigError(unknown("mesh axis", name, MESH_AXES))
+        if name in sizes:
+            raise ConfigError(f"mesh={text!r} gives {name!r} twice; give each axis once")
+        if not equals or not value.lstrip("-").isdigit() or (int(value) < 1 and int(value) != -1):
+            raise ConfigError(f"mesh={text!r}: {part!r} is not AXIS=SIZE, a positive integer or -1 for the rest")
+        sizes[name] = int(value)
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise ConfigError(f"mesh={text!r} leaves {' and '.join(open_axes)} open; only one axis may be -1")
+    if not open_axes and "data" not in sizes:
+        open_axes = ["data"]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    rest = device_count // fixed if open_axes else 1
+    sizes = {axis: rest if axis in open_axes else sizes.get(axis, 1) for axis in MESH_AXES}
+    if math.prod(sizes.values()) != device_count:
+        fitting = [d for d in range(1, device_count + 1) if device_count % d == 0]
+        raise ConfigError(
+            f"mesh={text!r} needs a multiple of {fixed} devices; there are {device_count}. "
+            f"The sizes must multiply to {device_count}: use divisors of it ({', '.join(map(str, fitting))})"
+            if open_axes
+            else f"mesh={text!r} needs {fixed} devices; there are {device_count}. "
+            "Make the sizes multiply to that, or leave data out: it takes the rest"
+        )
+    return sizes
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of data × fsdp × tensor devices (all of `jax.devices()` unless given); `tensor` neighbours are nearest."""
+    found = len(devices) if devices is not None else jax.device_count()
+    if data * fsdp * tensor != found:
+        raise ConfigError(
+            f"mesh data={data} × fsdp={fsdp} × tensor={tensor} is {data * fsdp * tensor} devices; there are {found}"
+        )
+    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+# What must divide -----------------------------------------------------------------------------------------------------
+
+
+def check_batch(
+    batch_rows: int, mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES, microbatches: int = 1
+) -> None:
+    """Raises ConfigError unless the rows of every microbatch split evenly over the devices that share them."""
+    parts = _parts(rules.batch, mesh)
+    if microbatches < 1 or batch_rows < 1:
+        raise ConfigError(f"batch_rows={batch_rows}, microbatches={microbatches}; both must be at least 1")
+    if batch_rows % (parts * microbatches):
+        by = _mesh_text(rules.batch, mesh) + (f" × microbatches={microbatches}" if microbatches > 1 else "")
+        near = _nearest(batch_rows, parts * microbatches)
+        raise ConfigError(f"batch_rows={batch_rows} is not divisible by {by}; use {near}")
+
+
+def check_model(config: ModelConfig, mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES) -> None:
+    """Raises ConfigError for the first size of the model that does not split evenly; needs no device."""
+    sizes = {
+        "embed": ("d_model", config.d_model),
+        "mlp": ("d_ff", config.d_ff),
+        "heads": ("num_heads", config.num_heads),
+        "kv": ("head_dim", config.head_dim),
+        "vocab": ("vocab_size", config.vocab_size),
+        "positions": ("max_positions", config.max_positions),
+        "relative_buckets": ("relative_buckets", config.relative_buckets),
+        "types": ("type_vocab_size", config.type_vocab_size),
+        "classes": ("num_classes", config.num_classes),
+    }
+    for axis, (field, size) in sizes.items():
+        parts = _parts(getattr(rules, axis), mesh)
+        if size % parts:
+            by = _mesh_text(getattr(rules, axis), mesh)
+            raise ConfigError(
+                f"model.{field}={size} is not divisible by {by}; use {_nearest(size, parts)}, "
+                f"another mesh, or the axis rule {axis}=None to keep it whole"
+            )
+
+
+def _parts(axes: Sequence[str], mesh: Mapping[str, int]) -> int:
+    return math.prod(mesh.get(axis, 1) for axis in axes)
+
+
+def _mesh_text(axes: Sequence[str], mesh: Mapping[str, int]) -> str:
+    shown = [axis for axis in axes if mesh.get(axis, 1) > 1] or list(axes)
+    return f"mesh axis {' × '.join(f'{axis}={mesh.get(axis, 1)}' for axis in shown)}"
+
+
+def _nearest(value: int, multiple_of: int) -> str:
+    """The multiples around a value, as a hint: `_nearest(100, 8)` is "96 or 104"."""
+    below = value // multiple_of * multiple_of
+    return f"{below} or {below + multiple_of}" if below else str(multiple_of)
+
+
+# Parameters and batches -----------------------------------------------------------------------------------------------
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, nn.Partitioned)
+
+
+def param_axes(boxed: Any) -> Any:
+    """The tree of logical axis names, a tuple for each parameter, from the boxes `module.init` puts around them.
+
+    Raises:
+      ConfigError: a parameter without a box, or whose names are not one for each dimension.
+    """
+    return jax.tree_util.tree_map_with_path(_names, boxed, is_leaf=_is_box)
+
+
+def _names(path: tuple, leaf: Any) -> tuple[str | None, ...]:
+    if not _is_box(leaf):
+        raise ConfigError(f"parameter {path_text(path)} has no logical axes; make it with nn.with_partitioning")
+    if len(leaf.names) != len(leaf.value.shape):
+        raise ConfigError(
+            f"parameter {path_text(path)} has shape {tuple(leaf.value.shape)} but axes {leaf.names}; "
+            "name every dimension"
+        )
+    return tuple(leaf.names)
+
+
+def shardings(boxed: Any, layout: Layout) -> Any:
+    """The NamedSharding of every array in a boxed abstract tree (a train state, or its parameters), unboxed.
+
+    A scalar without a box (a step counter) is replicated; any other array without one is an error.
+    """
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        if not _is_box(leaf) and leaf.ndim == 0:
+            return layout.replicated
+        axes = _names(path, leaf)
+        try:
+            sharding = layout.sharding(axes)
+        except ConfigError as error:
+            raise ConfigError(f"{path_text(path)}: {error}") from None
+        for size, name, entry in zip(leaf.value.shape, axes, sharding.spec, strict=True):
+            by = (entry,) if isinstance(entry, str) else entry or ()
+            parts = _parts(by, layout.mesh.shape)
+            if size % parts:
+                raise ConfigError(
+                    f"{path_text(path)} has {size} {name}, not divisible by {_mesh_text(by, layout.mesh.shape)}; "
+                    f"use {_nearest(size, parts)}, another mesh, or the axis rule {name}=None"
+                )
+        return sharding
+
+    return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=_is_box)
+
+
+def path_text(path: tuple) -> str:
+    """A tree path as people write it: `encoder/layers_0/mlp/wi`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def process_rows(layout: Layout, batch_rows: int) -> slice:
+    """The rows of the global batch that this process's devices hold, and so must be given to `put_batch`."""
+    spans = layout.batch_sharding.addressable_devices_indices_map((batch_rows,)).values()
+    held = sorted({row for (span,) in spans for row in range(*span.indices(batch_rows))})  # type: ignore[misc]
+    if held != list(range(held[0], held[-1] + 1)):
+        raise ConfigError("this mesh gives a process batch rows that do not follow each other; reorder its devices")
+    return slice(held[0], held[-1] + 1)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]:
+    """This process's rows (numpy) as its part of global arrays; in a single process those are all rows.
+
+    Raises:
+      ConfigError: the number of rows does not split evenly over this process's devices.
+    """
+    shards = layout.batch_sharding.addressable_devices_indices_map((layout.batch_shards,)).values()
+    mine = len({index[0].start for index in shards})  # type: ignore[index]
+    for name, rows in batch.items():
+        if len(rows) % mine:
+            by = _mesh_text(layout.rules.batch, layout.mesh.shape)
+            raise ConfigError(f"{name} has {len(rows)} rows, not divisible by {by}; use {_nearest(len(rows), mine)}")
+    put = functools.partial(jax.make_array_from_process_local_data, layout.batch_sharding)
+    return {name: put(np.asarray(rows)) for name, rows in batch.items()}

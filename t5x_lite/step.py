@@ -1,0 +1,185 @@
+"""One training step: (state, batch) -> (state, metrics), jitted, the state donated. No I/O, nothing global.
+
+The module, optimizer, loss and layout are handed in; `t5x_lite/train.py` puts them together.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+
+from t5x_lite import losses, sharding
+from t5x_lite.metrics import batch_metrics
+from t5x_lite.optim import Schedule
+from t5x_lite.sharding import Layout
+
+Batch = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStruct where only shapes matter
+LossFn = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], dict[str, losses.LossSum]]
+Metrics = dict[str, jax.Array]
+
+PURPOSES = {"init": 0, "dropout": 1}
+
+
+@struct.dataclass
+class TrainState:
+    """step: number of updates made; params and opt_state: trees of float32 arrays, without boxes."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def step_key(seed: int, step: jax.Array | int, purpose: str) -> jax.Array:
+    """The random key for one purpose at one step: a function of nothing else, so a resumed run draws the same."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), PURPOSES[purpose])
+
+
+# State ----------------------------------------------------------------------------------------------------------------
+
+
+def abstract_params(module: nn.Module, batch: Batch) -> Any:
+    """The boxed parameters as shapes: the source of `sharding.param_axes`. Computes nothing."""
+    return jax.eval_shape(lambda: _init_params(module, batch, 0))
+
+
+def abstract_state(
+    module: nn.Module, optimizer: optax.GradientTransformation, layout: Layout, batch: Batch
+) -> TrainState:
+    """The train state as shapes with their shardings: what a checkpoint is restored into. Computes nothing."""
+    boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0))
+    shapes = jax.eval_shape(lambda: nn.meta.unbox(_init_state(module, optimizer, batch, 0)))
+    return jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
+        shapes,
+        sharding.shardings(boxed, layout),
+    )
+
+
+def init_state(
+    module: nn.Module, optimizer: optax.GradientTransformation, layout: Layout, batch: Batch, seed: int = 0
+) -> TrainState:
+    """A fresh state, each array made where the layout puts it; the same numbers on any mesh."""
+    places = _places(abstract_state(module, optimizer, layout, batch))
+    # The seed is an argument, not a constant: one compiled program serves every seed.
+    init = jax.jit(lambda seed: nn.meta.unbox(_init_state(module, optimizer, batch, seed)), out_shardings=places)
+    return init(np.uint32(seed))
+
+
+def _init_params(module: nn.Module, batch: Batch, seed: Any) -> Any:
+    zeros = {name: jnp.zeros(array.shape, array.dtype) for name, array in batch.items()}
+    return module.init(step_key(seed, 0, "init"), zeros)["params"]
+
+
+def _init_state(module: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, seed: Any) -> TrainState:
+    params = _init_params(module, batch, seed)
+    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+
+
+def _places(state: Any) -> Any:
+    return jax.tree.map(lambda array: array.sharding, state)
+
+
+# Steps ----------------------------------------------------------------------------------------------------------------
+
+
+def make_train_step(
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    layout: Layout,
+    state: TrainState,
+    *,
+    loss_fn: LossFn = losses.loss_sums,
+    microbatches: int = 1,
+    seed: int = 0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step; it consumes (donates) the state it is given.
+
+    The gradient is that of Σ_head (Σ loss / Σ weight) over the whole batch, whatever the number of microbatches:
+    each microbatch's sums are divided by the weights of the whole. Where the loss or the gradient's norm is not
+    finite the state is returned unchanged and `is_finite` is 0: nothing bad can be saved.
+
+    Args:
+      schedule: only reported here; the optimizer applies it.
+      state: a state, or `abstract_state`: its shardings are those of the arguments and results.
+      loss_fn: (outputs, batch) -> {head: LossSum}; `functools.partial(loss_sums, z_loss=…, label_smoothing=…)`.
+      microbatches: the batch is worked through in this many parts, one after the other, to save memory.
+      seed: of dropout, which depends on (seed, step, microbatch) alone.
+    Returns:
+      (state, batch) -> (state, metrics); the keys are described in t5x_lite/metrics.py.
+    """
+    places = _places(state)
+
+    def loss_of(params: Any, batch: Batch, weights: Mapping[str, jax.Array], key: jax.Array):
+        outputs = module.apply({"params": params}, batch, train=True, rngs={"dropout": key})
+        sums = loss_fn(outputs, batch)  # type: ignore[arg-type]
+        return losses.total_loss(sums, weights), batch_metrics(sums, batch)
+
+    def gradient(params: Any, batch: Batch, key: jax.Array) -> tuple[tuple[jax.Array, Metrics], Any]:
+        weights = losses.loss_weights(batch)
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        if microbatches == 1:
+            return value_and_grad(params, batch, weights, key)
+
+        def accumulate(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            microbatch, index = part
+            new = value_and_grad(params, microbatch, weights, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, new), None
+
+        parts = (_split(batch, microbatches, layout), jnp.arange(microbatches))
+        first = jax.tree.map(lambda array: array[0], parts)
+        shapes = jax.eval_shape(value_and_grad, params, first[0], weights, key)
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        return jax.lax.scan(accumulate, zeros, parts)[0]
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = step_key(seed, state.step, "dropout")
+        (loss, metrics), grads = gradient(state.params, batch, key)
+        grads = jax.lax.with_sharding_constraint(grads, places.params)  # summed straight into each device's share
+        grad_norm = optax.global_norm(grads)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
+        metrics |= {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": schedule(state.step),
+            "is_finite": is_finite.astype(jnp.float32),
+        }
+        return kept, metrics
+
+    return jax.jit(
+        train_step,
+        in_shardings=(places, layout.batch_sharding),
+        out_shardings=(places, layout.replicated),
+        donate_argnums=0,
+    )
+
+
+def _split(batch: Batch, microbatches: int, layout: Layout) -> Batch:
+    """[B, …] -> [microbatches, B / microbatches, …], taking every microbatches-th row, so that each device cuts up the
+    rows it has and nothing moves (contiguous microbatches would live on a few devices each)."""
+
+    def split(rows: jax.Array) -> jax.Array:
+        parts = rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:]).swapaxes(0, 1)
+        return layout.constrain(parts, (None, "batch") + (None,) * (rows.ndim - 1))
+
+    return {name: split(rows) for name, rows in batch.items()}
+
+
+def make_eval_step(
+    module: nn.Module, layout: Layout, params: Any, *, loss_fn: LossFn = losses.loss_sums
+) -> Callable[[Any, Batch], Metrics]:
+    """The jitted (params, batch) -> additive metrics. No dropout; plain cross entropy unless loss_fn says otherwise."""
+
+    def eval_step(params: Any, batch: Batch) -> Metrics:
+        outputs = module.apply({"params": params}, batch, train=False)
+        return batch_metrics(loss_fn(outputs, batch), batch)  # type: ignore[arg-type]
+
+    return jax.jit(eval_step, in_shardings=(_places(params), layout.batch_sharding), out_shardings=layout.replicated)
