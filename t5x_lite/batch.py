@@ -86,12 +86,13 @@ def specs(architecture: str, heads: tuple[str, ...] = ()) -> dict[str, ArraySpec
 def zeros(architecture: str, sizes: Mapping[str, int], heads: tuple[str, ...] = ()) -> Batch:
     """An all-padding batch; `sizes` maps the dimension letters used (B, S, L, P, E) to ints."""
     return {
-        name: np.zeros([sizes[d] for d in spec.dims], spec.dtype)
-        for name, spec in specs(architecture, heads).items()
+        name: np.zeros([sizes[d] for d in spec.dims], spec.dtype) for name, spec in specs(architecture, heads).items()
     }
 
 
-def check(batch: Mapping[str, np.ndarray], spec_of: Mapping[str, ArraySpec], vocab_size: int, num_classes: int = 0) -> None:
+def check(
+    batch: Mapping[str, np.ndarray], spec_of: Mapping[str, ArraySpec], vocab_size: int, num_classes: int = 0
+) -> None:
     """Checks names, dtypes, ranks and value ranges on the host; raises DataError.
 
     JAX clips or wraps indices out of range without a word (an id past the table reads NaN, a label of

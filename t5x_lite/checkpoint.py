@@ -23,22 +23,20 @@ DIRECTORY = "checkpoints"
 class Checkpoints:
     """The checkpoints of one workdir. Saving is asynchronous: `save` returns once the arrays are copied."""
 
-    def __init__(self, workdir: Path, keep_last: int = 3, read_only: bool = False):
+    def __init__(self, workdir: Path, keep_last: int):
         self.directory = Path(workdir).absolute() / DIRECTORY
         self.keep_last = keep_last
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
-                options=ocp.CheckpointManagerOptions(
-                    create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only
-                ),
+                options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
             )
         except OSError as error:
             raise CheckpointError(f"cannot use {self.directory}: {error}; is the workdir writable?") from error
 
     def steps(self) -> list[int]:
         """The complete steps on disk, oldest first."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, data_state: dict, config_json: str, keep: set[int] = frozenset()) -> None:
         """Saves `state` under its own step, then drops all but the newest `keep_last` steps and those in `keep`."""
@@ -178,14 +176,14 @@ def choose(workdir: Path, which: str, best: int | None) -> list[int]:
             raise CheckpointError("no best checkpoint; train with --config.checkpoint.keep_best=TASK/METRIC")
         which = str(best)
     if not which.isdigit() or int(which) not in steps:
-        raise CheckpointError(f"no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}, latest, best, all")
+        raise CheckpointError(
+            f"no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}, latest, best, all"
+        )
     return [int(which)]
 
 
 def _abstract(tree: Any) -> Any:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -140,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--input", required=True, metavar="FILE.jsonl", help='lines such as {"inputs": "summarize: …"}')
     infer.add_argument("--output", required=True, metavar="FILE.jsonl")
     infer.add_argument("--mode", default="predict", choices=("predict", "score"), help="score reads targets too")
-    infer.add_argument("--task", default="", metavar="NAME", help="an encoder's labels come from it; default: the run's")
+    infer.add_argument(
+        "--task", default="", metavar="NAME", help="an encoder's labels come from it; default: the run's"
+    )
     infer.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest, best or a step")
     infer.add_argument("--config", default="", metavar="FILE.py", help="needed when its tasks live in the file")
 

@@ -118,16 +118,9 @@ def validate(cfg: ConfigDict) -> None:
     choice("optimizer.name", OPTIMIZERS)
     choice("schedule.name", SCHEDULES)
     choice("wandb.mode", WANDB_MODES)
-    for key in (
-        "data.batch_rows data.length data.targets_length data.max_examples_per_row train.total_steps "
-        "train.microbatches train.log_every_steps eval.batch_rows eval.max_decode_tokens "
-        "checkpoint.every_steps checkpoint.keep_last"
-    ).split():
+    for key in ["data.batch_rows", "data.length", "data.targets_length", "data.max_examples_per_row", "train.total_steps", "train.microbatches", "train.log_every_steps", "eval.batch_rows", "eval.max_decode_tokens", "checkpoint.every_steps", "checkpoint.keep_last"]:
         at_least(key, 1)
-    for key in (
-        "seed optimizer.learning_rate optimizer.weight_decay optimizer.clip_norm schedule.warmup_steps "
-        "loss.z_loss loss.label_smoothing eval.every_steps eval.max_examples eval.predictions_shown data.prefetch_batches"
-    ).split():
+    for key in ["seed", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm", "schedule.warmup_steps", "loss.z_loss", "loss.label_smoothing", "eval.every_steps", "eval.max_examples", "eval.predictions_shown", "data.prefetch_batches"]:
         at_least(key, 0)
     at_least("data.mean_noise_span_length", 1)
     for key in ("data.noise_density", "data.mlm_rate"):
@@ -171,7 +164,9 @@ def load(spec: str) -> ConfigDict:
     try:
         loader_spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
-            raise ConfigError(f"config file {path!r} has no get_config(); it must return a config made from config.base()")
+            raise ConfigError(
+                f"config file {path!r} has no get_config(); it must return a config made from config.base()"
+            )
         return module.get_config(argument) if argument else module.get_config()
     except ConfigError:
         raise
@@ -189,7 +184,7 @@ def override(cfg: ConfigDict, key: str, text: str) -> None:
 
     Raises ConfigError for a key that does not exist (with the nearest that do) or a text of another type.
     """
-    if key not in _leaves(cfg):
+    if key not in flat(cfg):
         raise ConfigError(_unknown_key(key, cfg))
     section, _, leaf = key.rpartition(".")
     holder: Any = cfg[section] if section else cfg
@@ -200,7 +195,9 @@ def override(cfg: ConfigDict, key: str, text: str) -> None:
         holder[leaf] = _PARSERS[wanted](text)
     except ValueError:
         example = {int: "4", float: "0.1", bool: "true"}[wanted]
-        raise ConfigError(f"config.{key}={text!r} is not of type {wanted.__name__}; write for example {example}") from None
+        raise ConfigError(
+            f"config.{key}={text!r} is not of type {wanted.__name__}; write for example {example}"
+        ) from None
 
 
 def to_json(cfg: ConfigDict) -> str:
@@ -216,11 +213,16 @@ def from_json(path: Path) -> ConfigDict:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}; is this the workdir of a run?") from error
     for key, value in _flatten(stored).items():
-        if key not in _leaves(cfg):
+        if key not in flat(cfg):
             raise ConfigError(f"{path}: " + _unknown_key(key, cfg))
         section, _, leaf = key.rpartition(".")
         (cfg[section] if section else cfg)[leaf] = tuple(value) if isinstance(value, list) else value
     return cfg
+
+
+def flat(cfg: ConfigDict) -> dict[str, Any]:
+    """All keys by full name: {"seed": 0, "train.total_steps": 1000, …}."""
+    return _flatten(cfg.to_dict())
 
 
 def _parse_bool(text: str) -> bool:
@@ -253,13 +255,9 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _leaves(cfg: ConfigDict) -> list[str]:
-    return list(_flatten(cfg.to_dict()))
-
-
 def _unknown_key(key: str, cfg: ConfigDict) -> str:
     """The message for a key that is not there: the nearest by full name, then by its last part."""
-    keys = _leaves(cfg)
+    keys = list(flat(cfg))
     near = suggest(key, keys)
     last = {k.rpartition(".")[2]: k for k in reversed(keys)}
     near = near or [last[n] for n in suggest(key.rpartition(".")[2], last)]

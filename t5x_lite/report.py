@@ -59,7 +59,7 @@ def results(rows: list[dict]) -> list[dict]:
                 baselines[key.removeprefix("baseline/")] = value
     table = []
     for name, points in sorted(series.items()):
-        lower_is_better = name.rpartition("/")[2] in ("loss", "perplexity")
+        lower_is_better = name.endswith("loss")
         untrained = next((v for s, v in points if s == 0), None)
         best_step, best = (min if lower_is_better else max)(points, key=lambda p: p[1])
         task, _, metric = name.rpartition("/")
@@ -93,7 +93,9 @@ def draw_curves(rows: list[dict], path: Path) -> Path:
     for name, points in curves.items():
         steps, values = zip(*points, strict=True)
         training = name == "train/loss"
-        axes.plot(steps, values, label=name, linewidth=1 if training else 1.6, marker="" if training else "o", markersize=4)
+        axes.plot(
+            steps, values, label=name, linewidth=1 if training else 1.6, marker="" if training else "o", markersize=4
+        )
     axes.set(xlabel="step", ylabel="loss (nats per target token)")
     axes.grid(alpha=0.3)
     if curves:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
 
 Example = Mapping[str, Any]
@@ -76,6 +77,51 @@ def add(entry: Task | Mixture) -> Task | Mixture:
     """Registers a task or mixture under its name and returns it; a second one of that name replaces the first."""
     REGISTRY[entry.name] = entry
     return entry
+
+
+def rates(name: str) -> dict[str, float]:
+    """The tasks under a task or mixture with their shares of the examples, which sum to 1. Nested mixtures multiply.
+
+    Raises ConfigError for unknown names, mixtures that contain themselves, and rates that are not positive.
+    """
+    out = _rates(name, ())
+    total = sum(out.values())
+    return {task: rate / total for task, rate in out.items()}
+
+
+def tasks(name: str) -> tuple[Task, ...]:
+    """The tasks under a task or mixture."""
+    return tuple(REGISTRY[task] for task in rates(name))  # type: ignore[misc]
+
+
+def proportional(cap: float = float("inf"), scale: float = 1.0, temperature: float = 1.0) -> Callable[[int], float]:
+    """Examples-proportional mixing (Raffel et al. 2020, §3.5.2): min(size · scale, cap) ** (1 / temperature).
+
+    >>> proportional(cap=100)(5000)
+    100.0
+    """
+    return lambda size: float(min(size * scale, cap) ** (1 / temperature))
+
+
+def _rates(name: str, above: tuple[str, ...]) -> dict[str, float]:
+    if name in above:
+        raise ConfigError(f"mixture {name!r} contains itself: {' → '.join([*above, name])}")
+    entry = get(name)
+    if isinstance(entry, Task):
+        return {name: 1.0}
+    if not entry.rates:
+        raise ConfigError(f"mixture {name!r} has no tasks; give it rates such as {{'task': 1.0}}")
+    out: dict[str, float] = {}
+    for member, rate in entry.rates.items():
+        below = _rates(member, (*above, name))
+        if callable(rate):
+            rate = rate(sum(len(REGISTRY[task].source.split("train")) for task in below))  # type: ignore[union-attr]
+        if not rate > 0:
+            raise ConfigError(f"mixture {name!r}: the rate of {member!r} is {rate}; it must be positive")
+        share = sum(below.values())
+        for task, part in below.items():
+            out[task] = out.get(task, 0.0) + rate * part / share
+    return out
 
 
 def get(name: str) -> Task | Mixture:

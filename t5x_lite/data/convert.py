@@ -1,0 +1,362 @@
+"""Feature converters, one per architecture: from a task's texts to the features a model reads.
+
+The same task feeds all three. A corpus (`{"text"}`) gets the architecture's own objective: span corruption, next
+token, or masked tokens with next sentence. A supervised example (`{"inputs", "targets"}`) becomes encoder and
+decoder, one concatenated sequence, or [CLS] … [SEP] with a label. Targets are shifted right in each example,
+before packing, so no example ever sees its neighbour's last token.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from t5x_lite.batch import ArraySpec, specs
+from t5x_lite.data.denoise import chunks, mask_tokens, mlm_capacity, span_corruption, span_corruption_lengths
+from t5x_lite.data.packing import Example
+from t5x_lite.data.registry import Task
+from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import DataError
+
+
+class Converter(Protocol):
+    """What the pipeline asks of a converter; frozen, so that its repr fingerprints it."""
+
+    def specs(self) -> dict[str, ArraySpec]:
+        """The arrays of a batch."""
+        ...
+
+    def sizes(self, pack: bool) -> dict[str, int]:
+        """The size of each row dimension, by letter."""
+        ...
+
+    def corpus(
+        self, texts: Sequence[str], vocabulary: Vocabulary, rng: np.random.Generator
+    ) -> tuple[list[Example], int]:
+        """Training examples from a window of documents, and how many of them were truncated (always 0: cut up)."""
+        ...
+
+    def supervised(
+        self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary
+    ) -> tuple[list[Example], int]:
+        """An example for each supervised one, in order, and how many of them were truncated."""
+        ...
+
+    def prompts(
+        self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary, max_new_tokens: int
+    ) -> list[Example]:
+        """What a model reads to predict each example's target."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TextToText:
+    """Encoder-decoder. `inputs` and `targets` end with EOS where the task's features say so.
+
+    Two examples, inputs `7 8 5 1` and `8 4 9 3 1`, targets `3 9 1` and `4 1`, packed in rows of 10 and 7:
+
+        encoder_input_tokens   7 8 5 1 8 4 9 3 1 0
+        encoder_segment_ids    1 1 1 1 2 2 2 2 2 0
+        encoder_positions      0 1 2 3 0 1 2 3 4 0
+        decoder_target_tokens  3 9 1 4 1 0 0
+        decoder_input_tokens   0 3 9 0 4 0 0
+        decoder_loss_weights   1 1 1 1 1 0 0
+        decoder_segment_ids    1 1 1 2 2 0 0
+        decoder_positions      0 1 2 0 1 0 0
+    """
+
+    length: int
+    targets_length: int
+    noise_density: float = 0.15
+    mean_noise_span_length: float = 3.0
+
+    def specs(self) -> dict[str, ArraySpec]:
+        return specs("text_to_text")
+
+    def sizes(self, pack: bool) -> dict[str, int]:
+        return {"S": self.length, "L": self.targets_length}
+
+    def corpus(self, texts, vocabulary, rng):
+        raw, _ = span_corruption_lengths(self.length, self.noise_density, self.mean_noise_span_length)
+        # The targets must fit as well: with a short decoder the raw chunk is what both can hold.
+        while span_corruption_targets(raw, self.noise_density, self.mean_noise_span_length) > self.targets_length:
+            raw -= 1
+        tokens = np.concatenate([*vocabulary.encode(texts), np.zeros(0, np.int32)])
+        eos = np.array([vocabulary.eos_id], np.int32)
+        out = []
+        for chunk in chunks(tokens, raw):
+            inputs, targets = span_corruption(chunk, rng, vocabulary, self.noise_density, self.mean_noise_span_length)
+            out.append(self._example(np.append(inputs, eos), np.append(targets, eos), vocabulary))
+        return out, 0
+
+    def supervised(self, examples, task, vocabulary):
+        inputs = _encode(examples, "inputs", task, vocabulary)
+        targets = _encode(examples, "targets", task, vocabulary)
+        out, truncated = [], 0
+        for i, t in zip(inputs, targets, strict=True):
+            short_i = _cut(i, self.length, vocabulary, task, "inputs")
+            short_t = _cut(t, self.targets_length, vocabulary, task, "targets")
+            truncated += len(short_i) < len(i) or len(short_t) < len(t)
+            out.append(self._example(short_i, short_t, vocabulary))
+        return out, truncated
+
+    def prompts(self, examples, task, vocabulary, max_new_tokens):
+        inputs = _encode(examples, "inputs", task, vocabulary)
+        return [{"encoder_input_tokens": _cut(i, self.length, vocabulary, task, "inputs")} for i in inputs]
+
+    def _example(self, inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) -> Example:
+        return {"encoder_input_tokens": inputs, **_shifted(targets, np.ones(len(targets), np.float32), vocabulary)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnly:
+    """Language model. A corpus is cut into rows, every token a target; a supervised example is its inputs and
+    targets in one sequence, with the loss on the targets only (the EOS between them is the separator).
+
+    Two examples, inputs `7 8 1` and `5 1`, targets `3 9 1` and `4 1`, packed in a row of 12:
+
+        decoder_target_tokens  7 8 1 3 9 1 5 1 4 1 0 0
+        decoder_input_tokens   0 7 8 1 3 9 0 5 1 4 0 0
+        decoder_loss_weights   0 0 0 1 1 1 0 0 1 1 0 0
+        decoder_segment_ids    1 1 1 1 1 1 2 2 2 2 0 0
+        decoder_positions      0 1 2 3 4 5 0 1 2 3 0 0
+    """
+
+    length: int
+
+    def specs(self) -> dict[str, ArraySpec]:
+        return specs("decoder_only")
+
+    def sizes(self, pack: bool) -> dict[str, int]:
+        return {"L": self.length}
+
+    def corpus(self, texts, vocabulary, rng):
+        eos = np.array([vocabulary.eos_id], np.int32)
+        parts = [part for ids in vocabulary.encode(texts) if len(ids) for part in (ids, eos)]
+        tokens = np.concatenate([*parts, np.zeros(0, np.int32)])
+        return [_shifted(c, np.ones(len(c), np.float32), vocabulary) for c in chunks(tokens, self.length)], 0
+
+    def supervised(self, examples, task, vocabulary):
+        inputs = _encode(examples, "inputs", task, vocabulary)
+        targets = _encode(examples, "targets", task, vocabulary)
+        out, truncated = [], 0
+        for i, t in zip(inputs, targets, strict=True):
+            short_t = _cut(t, self.length // 2, vocabulary, task, "targets")
+            short_i = _cut(i, self.length - len(short_t), vocabulary, task, "inputs")
+            truncated += len(short_i) < len(i) or len(short_t) < len(t)
+            weights = np.repeat(np.array([0, 1], np.float32), [len(short_i), len(short_t)])
+            out.append(_shifted(np.concatenate([short_i, short_t]), weights, vocabulary))
+        return out, truncated
+
+    def prompts(self, examples, task, vocabulary, max_new_tokens):
+        room = max(self.length - max_new_tokens, self.length // 2)
+        start = np.array([vocabulary.pad_id], np.int32)  # what a shifted sequence begins with
+        return [
+            {"decoder_input_tokens": np.append(start, _cut(i, room, vocabulary, task, "inputs"))[:room]}
+            for i in _encode(examples, "inputs", task, vocabulary)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOnly:
+    """BERT. A corpus gives pairs of texts for masked tokens and next sentence (Devlin et al. 2019, §3.1): half of
+    the second texts come from another document. A supervised example gives its segments and its label.
+
+    Two examples with [CLS] = 3 and [SEP] = 4, segments `7 8` with `5`, label 2, and `9`, label 0, in a row of 10:
+
+        encoder_input_tokens   3 7 8 4 5 4 3 9 4 0
+        encoder_segment_ids    1 1 1 1 1 1 2 2 2 0
+        encoder_positions      0 1 2 3 4 5 0 1 2 0
+        token_type_ids         0 0 0 0 1 1 0 0 0 0
+        pooled_positions       0 6 0 0
+        class_targets          2 0 0 0
+        class_weights          1 1 0 0
+    """
+
+    length: int
+    heads: tuple[str, ...]
+    mlm_rate: float = 0.15
+    max_examples_per_row: int = 16
+
+    def specs(self) -> dict[str, ArraySpec]:
+        return specs("encoder_only", self.heads)
+
+    def sizes(self, pack: bool) -> dict[str, int]:
+        examples = self.max_examples_per_row if pack else 1
+        return {"S": self.length, "P": mlm_capacity(self.length, self.mlm_rate, examples), "E": examples}
+
+    def corpus(self, texts, vocabulary, rng):
+        units = [[ids for ids in vocabulary.encode(sentences(text)) if len(ids)] for text in texts]
+        documents = [document for document in units if document]
+        room = self.length - 3  # [CLS] and two [SEP]
+        pieces = [piece for document in documents for piece in _pieces(document, room)]
+        out = []
+        for index, (document, first, second) in enumerate(pieces):
+            is_next = True
+            if "nsp" in self.heads and rng.random() < 0.5:
+                other = _other(pieces, index, document, rng)
+                if other is not None:
+                    second, is_next = other, False
+            second = second[: room - len(first)]
+            out.append(self._masked(first, second, is_next, vocabulary, rng))
+        return out, 0
+
+    def supervised(self, examples, task, vocabulary):
+        out, truncated = [], 0
+        labels = [_label(example, task) for example in examples]
+        for arrays, label in zip(self._segments(examples, task, vocabulary), labels, strict=True):
+            tokens, types, cut = arrays
+            truncated += cut
+            example = self._unlabelled(tokens, types)
+            if task.regression:
+                example |= {
+                    "regression_targets": np.array([label], np.float32),
+                    "regression_weights": np.ones(1, np.float32),
+                }
+            else:
+                example |= {"class_targets": np.array([label], np.int32), "class_weights": np.ones(1, np.float32)}
+            out.append(example)
+        return out, truncated
+
+    def prompts(self, examples, task, vocabulary, max_new_tokens):
+        return [self._unlabelled(tokens, types) for tokens, types, _ in self._segments(examples, task, vocabulary)]
+
+    def _segments(self, examples, task, vocabulary):
+        columns = [vocabulary.encode([str(e[field]) for e in examples]) for field in task.segments]
+        cls, sep = np.array([vocabulary.cls_id], np.int32), np.array([vocabulary.sep_id], np.int32)
+        for parts in zip(*columns, strict=True):
+            kept = _longest_first([len(p) for p in parts], self.length - 1 - len(parts))
+            pieces = [cls] + [x for part, n in zip(parts, kept, strict=True) for x in (part[:n], sep)]
+            types = np.repeat(np.arange(len(parts)), [n + 1 + (k == 0) for k, n in enumerate(kept)])
+            yield np.concatenate(pieces), types.astype(np.int32), sum(kept) < sum(len(p) for p in parts)
+
+    def _masked(self, first, second, is_next, vocabulary, rng) -> Example:
+        cls, sep = np.array([vocabulary.cls_id], np.int32), np.array([vocabulary.sep_id], np.int32)
+        parts = [cls, first, sep] + ([second, sep] if len(second) else [])
+        tokens = np.concatenate(parts)
+        types = (np.arange(len(tokens)) >= len(first) + 2).astype(np.int32)
+        maskable = np.ones(len(tokens), bool)
+        maskable[[0, len(first) + 1, -1]] = False
+        corrupted, positions = mask_tokens(tokens, maskable, rng, vocabulary, self.mlm_rate)
+        example = self._unlabelled(corrupted, types)
+        if "mlm" in self.heads:
+            example["mlm_positions"] = positions.astype(np.int32)
+            example["mlm_targets"] = tokens[positions]
+            example["mlm_weights"] = np.ones(len(positions), np.float32)
+        if "nsp" in self.heads:
+            example["nsp_targets"] = np.array([0 if is_next else 1], np.int32)
+            example["nsp_weights"] = np.array([1 if len(second) else 0], np.float32)
+        return example
+
+    def _unlabelled(self, tokens: np.ndarray, types: np.ndarray) -> Example:
+        """All features of all heads; what an example has no label for weighs nothing."""
+        example: Example = {"encoder_input_tokens": tokens, "token_type_ids": types}
+        for name, spec in self.specs().items():
+            if spec.dims == "BE":
+                example[name] = np.zeros(1, spec.dtype)
+            elif spec.dims == "BP":
+                example[name] = np.zeros(0, spec.dtype)
+        return example
+
+
+def span_corruption_targets(raw: int, noise_density: float, mean_noise_span_length: float) -> int:
+    """Tokens of the targets for `raw` tokens of text, EOS included."""
+    noise = max(round(raw * noise_density), 1)
+    return noise + max(round(noise / mean_noise_span_length), 1) + 1
+
+
+def sentences(text: str) -> list[str]:
+    """A text's sentences, cut after . ! ? before a space, and at blank lines.
+
+    >>> sentences("One. Two?\\n\\nThree")
+    ['One.', 'Two?', 'Three']
+    """
+    return [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n\s*\n", text) if s.strip()]
+
+
+def _encode(examples, field: str, task: Task, vocabulary: Vocabulary) -> list[np.ndarray]:
+    ids = vocabulary.encode([str(e[field]) for e in examples])
+    if not task.features[field].add_eos:
+        return ids
+    return [np.append(i, np.int32(vocabulary.eos_id)) for i in ids]
+
+
+def _cut(ids: np.ndarray, length: int, vocabulary: Vocabulary, task: Task, field: str) -> np.ndarray:
+    """At most `length` ids; a truncated sequence keeps its EOS."""
+    if len(ids) <= length:
+        return ids
+    short = ids[:length].copy()
+    if task.features[field].add_eos:
+        short[-1] = vocabulary.eos_id
+    return short
+
+
+def _shifted(targets: np.ndarray, weights: np.ndarray, vocabulary: Vocabulary) -> Example:
+    return {
+        "decoder_input_tokens": np.concatenate([[vocabulary.pad_id], targets[:-1]]).astype(np.int32),
+        "decoder_target_tokens": targets.astype(np.int32),
+        "decoder_loss_weights": weights,
+    }
+
+
+def _longest_first(lengths: list[int], room: int) -> list[int]:
+    """Cuts the longest segment until all fit (BERT's truncate_seq_pair)."""
+    kept = list(lengths)
+    while sum(kept) > room:
+        longest = kept.index(max(kept))
+        others = sum(kept) - kept[longest]
+        runner_up = max((n for i, n in enumerate(kept) if i != longest), default=0)
+        kept[longest] = max(room - others, min(runner_up, kept[longest] - 1), 0)
+    return kept
+
+
+def _pieces(document: list[np.ndarray], room: int) -> list[tuple[list, np.ndarray, np.ndarray]]:
+    """(document, first, second) texts covering a document: runs of sentences that fill `room`, split in two at a
+    sentence about the middle (in the middle of one where there is just one)."""
+    out, run, length = [], [], 0
+
+    def close() -> None:
+        if not run:
+            return
+        whole = np.concatenate(run)[:room]
+        ends = np.cumsum([len(s) for s in run])
+        inner = ends[ends < len(whole)]
+        cut = int(inner[np.abs(inner - len(whole) / 2).argmin()]) if len(inner) else len(whole) // 2
+        out.append((document, whole[:cut], whole[cut:]) if cut else (document, whole, whole[:0]))
+
+    for sentence in document:
+        if run and length + len(sentence) > room:
+            close()
+            run, length = [], 0
+        run.append(sentence)
+        length += len(sentence)
+    close()
+    return out
+
+
+def _other(pieces, index: int, document: list, rng: np.random.Generator) -> np.ndarray | None:
+    """The second text of a random piece of another document; None when the window holds no other."""
+    for _ in range(8):
+        candidate = pieces[int(rng.integers(len(pieces)))]
+        if candidate[0] is not document and len(candidate[2]):
+            return candidate[2]
+    return None
+
+
+def _label(example: Mapping[str, Any], task: Task) -> int | float:
+    target = str(example["targets"]).strip()
+    if task.regression:
+        try:
+            return float(target)
+        except ValueError:
+            raise DataError(
+                f"task {task.name!r}: target {target!r} is not a number; inputs {example['inputs'][:80]!r}"
+            ) from None
+    if target not in task.labels:
+        raise DataError(
+            f"task {task.name!r}: label {target!r} is not one of {', '.join(task.labels)}; "
+            f"correct it in the data or add it to the task's labels (inputs {str(example['inputs'])[:80]!r})"
+        )
+    return task.labels.index(target)

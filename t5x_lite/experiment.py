@@ -1,0 +1,138 @@
+"""From names to things: the tasks, vocabulary, model and feature converter that a config means. No jax here.
+
+Everything that can be wrong between them is found here, before a device is touched.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from t5x_lite.data import convert, registry, vocabularies
+from t5x_lite.data.registry import Task
+from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import ConfigError
+from t5x_lite.lookup import lookup
+from t5x_lite.models import presets
+from t5x_lite.models.config import ModelConfig
+
+VOCABULARY_MULTIPLE = 128  # tables are padded to it, as T5's (32 100 → 32 128), so that they split evenly
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config with its names resolved."""
+
+    cfg: ConfigDict
+    tasks: tuple[Task, ...]  # trained on
+    eval_tasks: tuple[Task, ...]
+    vocabulary: Vocabulary
+    model: ModelConfig
+    converter: convert.Converter
+
+
+def resolve(cfg: ConfigDict) -> Experiment:
+    """Raises ConfigError for names that do not exist and combinations that cannot work."""
+    import t5x_lite.tasks  # noqa: F401  (registers the built-in tasks)
+
+    tasks = registry.tasks(cfg.data.mixture)
+    eval_tasks = tuple(lookup("evaluation task", name, _all_tasks()) for name in cfg.eval.tasks) or tasks
+    vocabulary = _vocabulary(cfg, (*tasks, *eval_tasks))
+    model = _model(cfg, tasks, vocabulary)
+    for task in (*tasks, *eval_tasks):
+        _check_trainable(task, model)
+    return Experiment(cfg, tasks, eval_tasks, vocabulary, model, _converter(cfg, model))
+
+
+def _all_tasks() -> dict[str, Task]:
+    return {name: entry for name, entry in registry.REGISTRY.items() if isinstance(entry, Task)}
+
+
+def _vocabulary(cfg: ConfigDict, tasks: tuple[Task, ...]) -> Vocabulary:
+    """The run's one vocabulary: the config's, or the one that all features of all tasks share."""
+    if cfg.data.vocabulary:
+        return vocabularies.load(cfg.data.vocabulary)
+    own = {f.vocabulary for task in tasks for f in task.features.values() if f.vocabulary is not None}
+    if len(own) != 1:
+        found = "none" if not own else f"{len(own)} different ones"
+        raise ConfigError(
+            f"the tasks {', '.join(dict.fromkeys(t.name for t in tasks))} bring {found} as their vocabulary; "
+            'set config.data.vocabulary to "bytes" or a SentencePiece model (`t5x-lite vocab` makes one)'
+        )
+    return own.pop()
+
+
+def _model(cfg: ConfigDict, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> ModelConfig:
+    overrides = {k: v for k, v in cfg.model.items() if k != "preset" and v is not None}
+    config = lookup("model preset", cfg.model.preset, presets.PRESETS)
+    if "vocab_size" not in overrides:
+        padded = -(-vocabulary.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        fits = vocabulary.size <= config.vocab_size <= padded
+        overrides["vocab_size"] = config.vocab_size if fits else padded
+    if overrides["vocab_size"] < vocabulary.size:
+        raise ConfigError(
+            f"model.vocab_size={overrides['vocab_size']} is below the vocabulary's {vocabulary.size} ids; "
+            "leave it unset to take the vocabulary's size"
+        )
+    if config.architecture == "encoder_only":
+        overrides.setdefault("heads", _heads(tasks))
+        if "classification" in overrides["heads"]:
+            overrides["num_classes"] = len(_labels(tasks))
+    model = presets.preset(cfg.model.preset, **overrides)
+    longest = max(cfg.data.length, cfg.data.targets_length if model.architecture == "text_to_text" else 0)
+    if model.positions == "learned" and longest > model.max_positions:
+        raise ConfigError(
+            f"data.length={longest} is longer than model.max_positions={model.max_positions}, the table of "
+            "learned positions; shorten the rows or raise model.max_positions"
+        )
+    return model
+
+
+def _heads(tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    heads = []
+    if any(task.is_corpus for task in tasks):
+        heads += ["mlm", "nsp"]
+    if any(task.labels for task in tasks):
+        heads.append("classification")
+    if any(task.regression for task in tasks):
+        heads.append("regression")
+    return tuple(heads)
+
+
+def _labels(tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    """The one label set of a classification head."""
+    labelled = [task for task in tasks if task.labels]
+    if len({task.labels for task in labelled}) != 1:
+        raise ConfigError(
+            f"a classification head has one label set; {', '.join(t.name for t in labelled) or 'no task'} "
+            "of the mixture bring another number of them. Train on one such task at a time"
+        )
+    return labelled[0].labels
+
+
+def _check_trainable(task: Task, model: ModelConfig) -> None:
+    if model.architecture != "encoder_only":
+        return
+    needed = "mlm" if task.is_corpus else "classification" if task.labels else "regression" if task.regression else None
+    if needed is None:
+        raise ConfigError(
+            f"task {task.name!r} has free text as its target; an encoder-only model has no decoder to write it. "
+            "Leave it out of the mixture, or take a text-to-text or decoder-only preset"
+        )
+    if needed not in model.heads:
+        raise ConfigError(f"task {task.name!r} needs the head {needed!r}; model.heads={model.heads}")
+
+
+def _converter(cfg: ConfigDict, model: ModelConfig) -> convert.Converter:
+    data = cfg.data
+    if model.architecture == "text_to_text":
+        return convert.TextToText(
+            length=data.length,
+            targets_length=data.targets_length,
+            noise_density=data.noise_density,
+            mean_noise_span_length=data.mean_noise_span_length,
+        )
+    if model.architecture == "decoder_only":
+        return convert.DecoderOnly(length=data.length)
+    return convert.EncoderOnly(
+        length=data.length, heads=model.heads, mlm_rate=data.mlm_rate, max_examples_per_row=data.max_examples_per_row
+    )

@@ -1,0 +1,239 @@
+"""`run`: one training run from config to report, top to bottom. Everything meets here and nowhere else."""
+
+import functools
+import json
+import signal
+import time
+from pathlib import Path
+
+import jax
+
+from t5x_lite import config as configs
+from t5x_lite import evaluate, losses, metrics, optim, predict, report, runtime, sharding
+from t5x_lite.checkpoint import Checkpoints, load_params
+from t5x_lite.data import pipeline
+from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError
+from t5x_lite.experiment import Experiment
+from t5x_lite.step import abstract_params, abstract_state, init_state, make_train_step
+from t5x_lite.writers import Terminal, Writers, read_metrics
+
+# A run may be resumed with another value of any key but these: they decide what its steps are.
+FIXED_ON_RESUME = ("seed", "model.", "data.", "optimizer.name")
+FREE_ON_RESUME = ("data.prefetch_batches", "model.remat")
+
+
+def run(experiment: Experiment, workdir: Path) -> int:
+    """Trains to `train.total_steps`, evaluating and saving on the way; returns the exit status.
+
+    A workdir that holds checkpoints is resumed from the newest, bit for bit. Returns 0, or 75 after an
+    interruption (Ctrl-C, SIGTERM) that was saved. Raises a UserError for all else that a user can mend.
+    """
+    cfg = experiment.cfg
+    main_process = jax.process_index() == 0
+    started_s = time.monotonic()
+
+    # ------------------------------------------------------------------------------------ workdir, devices, model
+    _open_workdir(cfg, workdir)
+    on_devices = runtime.start(experiment)
+    layout, module = on_devices.layout, on_devices.module
+    schedule = optim.make_schedule(
+        cfg.schedule.name,
+        cfg.optimizer.learning_rate,
+        cfg.schedule.warmup_steps,
+        cfg.train.total_steps,
+        cfg.schedule.final_fraction,
+    )
+    optimizer = optim.make_optimizer(
+        cfg.optimizer.name,
+        schedule,
+        sharding.param_axes(abstract_params(module, on_devices.example)),
+        weight_decay=cfg.optimizer.weight_decay,
+        clip_norm=cfg.optimizer.clip_norm,
+        b1=cfg.optimizer.b1,
+        b2=cfg.optimizer.b2,
+        epsilon=cfg.optimizer.epsilon,
+    )
+
+    # -------------------------------------------------------------------------------------------------------- data
+    data = pipeline.train_batches(
+        cfg.data.mixture,
+        experiment.converter,
+        experiment.vocabulary,
+        batch_rows=cfg.data.batch_rows,
+        seed=cfg.seed,
+        pack=cfg.data.pack,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        prefetch_batches=cfg.data.prefetch_batches,
+    )
+
+    # -------------------------------------------- state: this workdir's newest checkpoint, another's parameters, fresh
+    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last)
+    first_step = max(checkpoints.steps(), default=0)
+    terminal = Terminal(cfg.train.total_steps, first_step, active=main_process)
+    if first_step:
+        target = abstract_state(module, optimizer, layout, on_devices.example)
+        state, data_state = checkpoints.restore(first_step, target)
+        data.set_state(data_state)
+        terminal.line(f"resuming {workdir} at step {first_step}")
+    else:
+        state = init_state(module, optimizer, layout, on_devices.example, cfg.seed)
+        if cfg.init.checkpoint:
+            params, loaded = load_params(cfg.init.checkpoint, state.params)
+            state = state.replace(params=params)
+            terminal.line(f"from {cfg.init.checkpoint}: {loaded}")
+    train_step = make_train_step(
+        module,
+        optimizer,
+        schedule,
+        layout,
+        state,
+        loss_fn=functools.partial(losses.loss_sums, z_loss=cfg.loss.z_loss, label_smoothing=cfg.loss.label_smoothing),
+        microbatches=cfg.train.microbatches,
+        seed=cfg.seed,
+    )
+    evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
+    run_name = report.title(cfg.to_dict(), workdir)
+    writers = Writers(workdir, run_name, cfg.to_dict(), first_step, active=main_process)
+    size = sum(p.size for p in jax.tree.leaves(state.params))
+    terminal.line(
+        f"{cfg.model.preset}: {size:,} parameters on {jax.device_count()} {jax.devices()[0].device_kind} device(s), "
+        f"mesh {dict(layout.mesh.shape)}; {cfg.data.mixture} in rows of {cfg.data.length}"
+    )
+
+    def save(step: int) -> None:
+        best = evaluate.best_step(read_metrics(workdir), cfg.checkpoint.keep_best)
+        data_state = pipeline.merge_states(predict.gather([data.get_state()]))
+        checkpoints.save(state, data_state, configs.to_json(cfg), keep={best} if best else set())
+
+    def evaluate_now(step: int) -> None:
+        """Evaluates; the checkpoint of this step, if there is one, is on disk by then."""
+        checkpoints.wait()
+        values, samples = evaluator.evaluate(state.params, step)
+        writers.scalars(step, values)
+        for task, rows in samples.items():
+            writers.table(step, f"predictions/{task}", rows)
+        if main_process:
+            terminal.show(evaluate.results_table(read_metrics(workdir), step))
+            report.write(workdir, cfg.eval.predictions_shown)
+
+    # -------------------------------------------------------------------------------------------------------- loop
+    total = None  # metrics since the last log line
+    pending = None  # the last step's metrics, fetched one step late so that the device never waits for the host
+    logged_s = time.monotonic()
+
+    def settle(fetched: tuple[int, dict] | None) -> None:
+        """Takes in the metrics of a step that has run; stops the run if they are not finite."""
+        nonlocal total, logged_s
+        if fetched is None:
+            return
+        step, values = fetched
+        total = metrics.add(total, values)
+        if total["is_finite"] < total["steps"]:
+            raise DivergedError(_divergence(step, jax.device_get(values), checkpoints.steps()))
+        terminal.advance(step)
+        if step % cfg.train.log_every_steps == 0 or step == cfg.train.total_steps:
+            now_s = time.monotonic()
+            out = metrics.finalise(total)
+            out["tokens_per_s"] = out.pop("tokens") / (now_s - logged_s)
+            out |= data.counters()
+            terminal.train(step, out["loss"], out["tokens_per_s"], out["padding"])
+            writers.scalars(step, {f"train/{name}": value for name, value in out.items()})
+            total, logged_s = None, now_s
+
+    with _Interruption() as interruption:
+        try:
+            if first_step == 0:
+                writers.scalars(0, evaluator.baselines())
+                if cfg.eval.untrained:
+                    terminal.line("evaluating the untrained model")
+                    evaluate_now(0)
+                    logged_s = time.monotonic()
+            for step in range(first_step + 1, cfg.train.total_steps + 1):
+                state, values = train_step(state, sharding.put_batch(next(data), layout))
+                settle(pending)
+                pending = (step, values)
+                last = step == cfg.train.total_steps
+                if last or interruption.requested or step % cfg.checkpoint.every_steps == 0:
+                    settle(pending)
+                    pending = None
+                    save(step)
+                if interruption.requested and not last:
+                    break
+                if last or (cfg.eval.every_steps and step % cfg.eval.every_steps == 0):
+                    settle(pending)
+                    pending = None
+                    pause_s = time.monotonic()
+                    evaluate_now(step)
+                    logged_s += time.monotonic() - pause_s
+            checkpoints.close()
+        finally:
+            terminal.close()
+            writers.close()
+            data.close()
+
+    # --------------------------------------------------------------------------------------------------------- end
+    if interruption.requested and int(state.step) < cfg.train.total_steps:
+        terminal.line(f"stopped and saved at step {int(state.step)}; the same command goes on from there")
+        return RESTART_ME
+    if main_process:
+        for line in evaluate.sample_lines(workdir, cfg.train.total_steps, cfg.eval.predictions_shown):
+            terminal.line(line)
+        path = report.write(workdir, cfg.eval.predictions_shown)
+        terminal.line(f"done in {time.monotonic() - started_s:.0f} s; see {path}")
+    return 0
+
+
+class _Interruption:
+    """Ctrl-C or SIGTERM asks the loop to save and stop; a second one ends the process at once."""
+
+    def __enter__(self):
+        self.requested = False
+        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _request(self, number: int, frame) -> None:
+        self.requested = True
+        self._restore()
+        print("\nstopping after this step; again to leave at once without saving", flush=True)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+
+def _open_workdir(cfg, workdir: Path) -> None:
+    """Creates the workdir and its config.json; refuses to resume a run whose steps would mean something else."""
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            old, new = configs.flat(configs.from_json(path)), configs.flat(cfg)
+            changed = [
+                f"{key}: {old[key]!r} → {new[key]!r}"
+                for key in new
+                if key.startswith(FIXED_ON_RESUME) and not key.startswith(FREE_ON_RESUME) and old[key] != new[key]
+            ]
+            if changed:
+                raise ConfigError(
+                    f"{workdir} holds a run with another config ({'; '.join(changed[:5])}). "
+                    "Take the old values to resume it, or another --workdir for a new run"
+                )
+        if jax.process_index() == 0:
+            partial = path.with_suffix(".tmp")
+            partial.write_text(configs.to_json(cfg), encoding="utf-8")
+            partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to the workdir {workdir}: {error}") from error
+
+
+def _divergence(step: int, values: dict, saved: list[int]) -> str:
+    shown = {k: round(float(v), 6) for k, v in values.items() if k in ("loss", "grad_norm", "learning_rate")}
+    newest = f"the newest checkpoint is step {max(saved)}" if saved else "there is no checkpoint yet"
+    return (
+        f"step {step} is not finite: {json.dumps(shown)}. Nothing was saved after it; {newest}. "
+        "Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or set optimizer.clip_norm"
+    )
