@@ -169,6 +169,10 @@ def best_step(rows: list[dict], key: str) -> int | None:
     return -max(scored)[1] if scored else None
 
 
+def was_evaluated(rows: list[dict], step: int) -> bool:
+    return any(row["step"] == step and any(key.startswith("eval/") for key in row) for row in rows)
+
+
 def first_sentence(inputs: str) -> str:
     """The "copy" baseline: the first sentence of the text after the task's prefix."""
     text = inputs.partition(": ")[2] or inputs

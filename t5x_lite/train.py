@@ -106,6 +106,10 @@ def run(experiment: Experiment, workdir: Path) -> int:
         data_state = pipeline.merge_states(predict.gather([data.get_state()]))
         checkpoints.save(state, data_state, configs.to_json(cfg), keep={best} if best else set())
 
+    def evaluation_is_due(step: int) -> bool:
+        every = cfg.eval.every_steps
+        return step == cfg.train.total_steps or (every > 0 and step % every == 0)
+
     def evaluate_now(step: int) -> None:
         """Evaluates; the checkpoint of this step, if there is one, is on disk by then."""
         checkpoints.wait()
@@ -148,7 +152,9 @@ def run(experiment: Experiment, workdir: Path) -> int:
                 if cfg.eval.untrained:
                     terminal.line("evaluating the untrained model")
                     evaluate_now(0)
-                    logged_s = time.monotonic()
+            elif evaluation_is_due(first_step) and not evaluate.was_evaluated(read_metrics(workdir), first_step):
+                evaluate_now(first_step)  # the process died between this checkpoint and its evaluation
+            logged_s = time.monotonic()
             for step in range(first_step + 1, cfg.train.total_steps + 1):
                 state, values = train_step(state, sharding.put_batch(next(data), layout))
                 settle(pending)
@@ -160,15 +166,15 @@ def run(experiment: Experiment, workdir: Path) -> int:
                     save(step)
                 if interruption.requested and not last:
                     break
-                if last or (cfg.eval.every_steps and step % cfg.eval.every_steps == 0):
+                if evaluation_is_due(step):
                     settle(pending)
                     pending = None
                     pause_s = time.monotonic()
                     evaluate_now(step)
                     logged_s += time.monotonic() - pause_s
-            checkpoints.close()
         finally:
             terminal.close()
+            checkpoints.close()  # a save that is under way is finished whatever ends the run
             writers.close()
             data.close()
 

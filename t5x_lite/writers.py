@@ -63,7 +63,7 @@ class _Jsonl:
     def __init__(self, workdir: Path, resume_step: int):
         path = workdir / METRICS_FILE
         if path.exists():  # steps after the checkpoint happen again: keep each once
-            kept = [json.dumps(row) + "\n" for row in read_metrics(workdir) if row["step"] <= resume_step]
+            kept = [json.dumps(row) + "\n" for row in read_metrics(workdir) if 0 < resume_step >= row["step"]]
             partial = path.with_suffix(".tmp")
             partial.write_text("".join(kept), encoding="utf-8")
             partial.replace(path)

@@ -1,0 +1,111 @@
+"""Config keys, overrides and files: every mistake is one readable line."""
+
+import dataclasses
+import json
+
+import pytest
+
+from t5x_lite import config
+from t5x_lite.errors import ConfigError
+from t5x_lite.models.config import ModelConfig
+
+
+def test_json_round_trip_keeps_every_key(tmp_path):
+    cfg = config.base()
+    cfg.model.heads = ("mlm", "nsp")
+    cfg.train.total_steps = 7
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json(cfg))
+    assert config.flat(config.from_json(path)) == config.flat(cfg)
+
+
+def test_every_model_field_is_a_key():
+    keys = config.base().model.keys()
+    for field in dataclasses.fields(ModelConfig):
+        assert field.name in keys or field.name in ("architecture", "num_classes")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("train.total_steps", "1e3", 1000),
+        ("optimizer.learning_rate", "3e-4", 3e-4),
+        ("data.pack", "false", False),
+        ("eval.tasks", "a,b", ("a", "b")),
+        ("model.num_heads", "8", 8),
+        ("mesh", "data=2,fsdp=4", "data=2,fsdp=4"),
+    ],
+)
+def test_override_reads_the_text_as_the_keys_type(key, text, value):
+    cfg = config.base()
+    config.override(cfg, key, text)
+    assert config.flat(cfg)[key] == value
+
+
+@pytest.mark.parametrize("key", list(config.flat(config.base())))
+def test_a_key_with_one_letter_missing_is_found_again(key):
+    section, _, leaf = key.rpartition(".")
+    if len(leaf) < 4:
+        pytest.skip("too short to be recognised")
+    typo = f"{section}.{leaf[:1]}{leaf[2:]}".lstrip(".")
+    with pytest.raises(ConfigError, match="did you mean") as error:
+        config.override(config.base(), typo, "1")
+    assert f"config.{key}" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["x", "1.5", ""])
+def test_a_wrong_type_says_what_was_got_and_what_is_wanted(text):
+    with pytest.raises(ConfigError, match=r"config\.train\.total_steps=.* is not of type int"):
+        config.override(config.base(), "train.total_steps", text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer.name": "adam"}, "unknown optimizer.name 'adam'; did you mean 'adamw'"),
+        ({"schedule.name": "cosin"}, "did you mean 'cosine'"),
+        ({"train.microbatches": "3"}, "not divisible by train.microbatches=3; use 2 or 4"),
+        ({"schedule.name": "linear", "schedule.warmup_steps": "5000"}, "would never begin"),
+        ({"data.noise_density": "1.5"}, "between 0 and 1"),
+        ({"data.batch_rows": "0"}, "at least 1"),
+        ({"model.heads": "mml"}, "did you mean 'mlm'"),
+        ({"data.mixture": ""}, "data.mixture is empty"),
+    ],
+)
+def test_validate_names_key_value_and_fix(changes, message):
+    cfg = config.base()
+    cfg.data.mixture = "any"
+    for key, text in changes.items():
+        config.override(cfg, key, text)
+    with pytest.raises(ConfigError) as error:
+        config.validate(cfg)
+    assert message in str(error.value)
+    assert str(error.value).count("\n") < 3
+
+
+def test_config_file_errors(tmp_path):
+    good = tmp_path / "experiment.py"
+    good.write_text("from t5x_lite import config\ndef get_config(kind='a'):\n  c = config.base(); c.name = kind; return c\n")
+    assert config.load(str(good)).name == "a"
+    assert config.load(f"{good}:b").name == "b"
+    with pytest.raises(ConfigError, match=r"did you mean .*experiment\.py"):
+        config.load(str(tmp_path / "experimet.py"))
+    good.write_text("def other(): pass")
+    with pytest.raises(ConfigError, match=r"no get_config\(\)"):
+        config.load(str(good))
+    good.write_text("from t5x_lite import config\ndef get_config():\n  c = config.base(); c.train.total_step = 1; return c\n")
+    with pytest.raises(ConfigError, match="total_steps"):
+        config.load(str(good))
+    good.write_text("1/0")
+    with pytest.raises(ConfigError, match="ZeroDivisionError"):
+        config.load(str(good))
+
+
+def test_from_json_refuses_what_it_does_not_know(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"train": {"total_stepps": 1}}))
+    with pytest.raises(ConfigError, match="did you mean"):
+        config.from_json(path)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="cannot read"):
+        config.from_json(path)

@@ -1,0 +1,190 @@
+"""The whole loop, with real processes, signals and files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from t5x_lite import cli
+
+TESTS = Path(__file__).parent
+CONFIG = str(TESTS / "experiments" / "tiny.py")
+ARRAYS = ("loss_curve.png", "config.json", "metrics.jsonl", "report.html")
+
+
+def start(workdir: Path, *flags: str) -> subprocess.Popen:
+    environment = os.environ | {"XLA_FLAGS": "", "BATCH_LOG": str(workdir) + ".batches"}
+    return subprocess.Popen(
+        [sys.executable, str(TESTS / "run_recording_batches.py"), "train", f"--config={CONFIG}", f"--workdir={workdir}"]
+        + list(flags),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def params(workdir: Path, step: int) -> dict:
+    return ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "params")
+
+
+def leaves(tree: dict, path: str = "") -> dict[str, np.ndarray]:
+    if isinstance(tree, dict):
+        return {k: v for name, child in tree.items() for k, v in leaves(child, f"{path}/{name}").items()}
+    return {path: np.asarray(tree)}
+
+
+def train_losses(workdir: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    assert len(dict(losses)) == len(losses), "a step is logged twice"
+    return dict(losses)
+
+
+def wait_for(condition, process: subprocess.Popen, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_killed_three_times_ends_bit_for_bit_like_an_uninterrupted_run(tmp_path):
+    flags = ("--config.train.total_steps=40", "--config.eval.every_steps=0", "--config.eval.untrained=false")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(whole, *flags)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    expected = Path(f"{whole}.batches").read_text().splitlines()
+    assert len(expected) == 40
+
+    log = Path(f"{killed}.batches")
+    for after_batches in (5, 11, 7, None):
+        begins_at = max((int(d.name) for d in killed.glob("checkpoints/*") if d.name.isdigit()), default=0)
+        process = start(killed, *flags)
+        if after_batches is not None:
+            wait_for(lambda n=after_batches: lines(log) >= n, process)
+            process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=240)
+        digests = log.read_text().splitlines()
+        assert digests == expected[begins_at : begins_at + len(digests)]
+        log.unlink()
+    assert process.returncode == 0, output
+    assert f"at step {begins_at}" in output and 0 < begins_at < 40
+    ours, theirs = leaves(params(killed, 40)), leaves(params(whole, 40))
+    assert ours.keys() == theirs.keys()
+    for path in ours:
+        np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+    assert train_losses(killed) == train_losses(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_once_and_the_run_goes_on(tmp_path, number):
+    flags = ("--config.train.total_steps=2000", "--config.checkpoint.every_steps=2000", "--config.eval.untrained=false")
+    flags += ("--config.eval.every_steps=0", "--config.eval.max_examples=2")
+    workdir = tmp_path / "run"
+    process = start(workdir, *flags)
+    wait_for(lambda: lines(Path(f"{workdir}.batches")) >= 8, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    (saved,) = [int(d.name) for d in (workdir / "checkpoints").iterdir()]
+    assert f"saved at step {saved}" in output and "same command" in output
+    assert max(train_losses(workdir)) == saved
+    resumed = start(workdir, *flags, f"--config.train.total_steps={saved + 2}")
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, output
+    assert sorted(train_losses(workdir)) == list(range(1, saved + 3))
+
+
+@pytest.mark.parametrize("preset", ["t5_tiny", "bert_tiny", "gpt2_tiny"])
+def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, preset, capsys):
+    workdir = tmp_path / "run"
+    assert cli.run(["train", f"--config={CONFIG}:{preset}", f"--workdir={workdir}", "--config.mesh=data=4,tensor=2"]) == 0
+    for name in ARRAYS:
+        assert (workdir / name).stat().st_size > 0, name
+    assert list((workdir / "tensorboard").glob("events*"))
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [row["step"] for row in rows if "eval/tiny_animal/accuracy" in row]
+    assert evaluated == [0, 3, 6]
+    assert "baseline/tiny_animal/accuracy" in rows[0]
+    predictions = (workdir / "predictions" / "step_6" / "tiny_animal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in predictions] == list(range(10))
+    page = (workdir / "report.html").read_text()
+    assert "tiny_animal" in page and "data:image/png;base64" in page and "http" not in page.replace("http-", "")
+    assert sorted(int(d.name) for d in (workdir / "checkpoints").iterdir()) == [2, 4, 6]
+
+    before = rows[-1]["eval/tiny_animal/loss"]
+    assert cli.run(["eval", f"--workdir={workdir}", f"--config={CONFIG}"]) == 0
+    again = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert again["step"] == 6 and again["eval/tiny_animal/loss"] == before
+
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"inputs": f"animal: the red cat {i}", "targets": "cat"}) + "\n" for i in range(11)))
+    infer = ["infer", f"--workdir={workdir}", f"--input={source}", f"--output={output}", f"--config={CONFIG}"]
+    assert cli.run(infer) == 0
+    first = output.read_text()
+    results = [json.loads(line) for line in first.splitlines()]
+    assert [r["inputs"] for r in results] == [json.loads(line)["inputs"] for line in source.read_text().splitlines()]
+    assert all("prediction" in r and r["score"] <= 0 for r in results)
+    output.write_text("\n".join(first.splitlines()[:4]) + "\n" + '{"inputs": "cut o')  # as a kill would leave it
+    assert cli.run(infer) == 0
+    assert output.read_text() == first
+    if preset != "bert_tiny":
+        scores = tmp_path / "scores.jsonl"
+        assert cli.run([*infer[:3], f"--output={scores}", infer[4], "--mode=score"]) == 0
+        assert all(json.loads(line)["logprob"] < 0 for line in scores.read_text().splitlines())
+
+
+def test_resuming_with_another_config_is_refused(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    train = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", "--config.train.total_steps=2"]
+    train += ["--config.eval.untrained=false", "--config.eval.max_examples=2"]
+    assert cli.run(train) == 0
+    assert cli.run([*train, "--config.seed=1"]) == 2
+    assert "seed: 0 → 1" in capsys.readouterr().err
+    assert cli.run([*train, "--config.data.length=32"]) == 2
+    assert "data.length: 64 → 32" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    code = cli.run(
+        ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", "--config.optimizer.learning_rate=1e38"]
+        + ["--config.optimizer.clip_norm=0", "--config.schedule.warmup_steps=0", "--config.eval.untrained=false"]
+        + ["--config.checkpoint.every_steps=1", "--config.train.total_steps=5"]
+    )
+    assert code == 76
+    message = capsys.readouterr().err
+    assert "is not finite" in message and "learning_rate" in message
+    for directory in (workdir / "checkpoints").iterdir():
+        for path, array in leaves(params(workdir, int(directory.name))).items():
+            assert np.isfinite(array).all(), path
+
+
+def test_fine_tuning_starts_from_another_runs_parameters(tmp_path, capsys):
+    first, second = tmp_path / "pretrain", tmp_path / "classify"
+    common = ["--config.eval.untrained=false", "--config.eval.max_examples=2", "--config.train.total_steps=2"]
+    config = f"--config={CONFIG}:bert_tiny"
+    assert cli.run(["train", config, f"--workdir={first}", "--config.data.mixture=tiny_corpus", *common]) == 0
+    code = cli.run(
+        ["train", config, f"--workdir={second}", "--config.data.mixture=tiny_animal", f"--config.init.checkpoint={first}"]
+        + ["--config.optimizer.learning_rate=0", *common]
+    )
+    assert code == 0
+    assert "fresh: classification" in capsys.readouterr().out
+    old, new = leaves(params(first, 2)), leaves(params(second, 2))
+    shared = [path for path in new if path in old]
+    assert shared and all(np.array_equal(old[path], new[path]) for path in shared)
+    assert [path for path in new if path not in old] == ["/classification/bias", "/classification/kernel"]
