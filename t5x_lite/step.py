@@ -141,7 +141,7 @@ def make_train_step(
         key = step_key(seed, state.step, "dropout")
         (loss, metrics), grads = gradient(state.params, batch, key)
         grads = jax.lax.with_sharding_constraint(grads, places.params)  # summed straight into each device's share
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
