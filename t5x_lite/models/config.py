@@ -107,7 +107,9 @@ class ModelConfig:
         if self.positions == "learned" and self.max_positions < 1:
             raise ConfigError("model.max_positions=0; learned positions need a table of at least 1 row")
         if self.positions == "relative" and (
-            self.relative_buckets < 4 or self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 2
+            self.relative_buckets < 4
+            or self.relative_buckets % 4
+            or self.relative_max_distance <= self.relative_buckets // 2
         ):
             raise ConfigError(
                 f"model.relative_buckets={self.relative_buckets}, relative_max_distance={self.relative_max_distance}; "

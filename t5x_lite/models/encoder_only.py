@@ -38,9 +38,7 @@ class EncoderOnly(nn.Module):
         if config.type_vocab_size:
             x_BSD += Embedding(config, config.type_vocab_size, "types", name="type_embedding")(batch["token_type_ids"])
         encoder = Stack(config, config.num_encoder_layers, causal=False, constrain=self.constrain, name="encoder")
-        hidden_BSD, _ = encoder(
-            x_BSD, batch["encoder_segment_ids"], batch["encoder_positions"], key=subkey(key, 0)
-        )
+        hidden_BSD, _ = encoder(x_BSD, batch["encoder_segment_ids"], batch["encoder_positions"], key=subkey(key, 0))
         if not config.heads:
             return {"hidden": hidden_BSD.astype(jnp.float32)}
         outputs = {}

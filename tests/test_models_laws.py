@@ -1,0 +1,179 @@
+"""Laws of the models: who sees whom, and what must not change the numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tiny_models import FAMILIES, forward, random_batch, random_params
+
+from t5x_lite.models import build
+from t5x_lite.models.layers import dropout
+from t5x_lite.models.transformer import stack_layers, unstack_layers
+
+
+def assert_trees_close(got, expected, **tolerance):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)
+
+
+def loss(config, params, batch, key=None):
+    """A sum over all outputs in which every entry has another weight."""
+    rngs = None if key is None else {"dropout": key}
+    outputs = build(config).apply({"params": params}, batch, key is not None, rngs=rngs)
+    return sum(jnp.sum(x * jnp.sin(jnp.arange(x.size)).reshape(x.shape)) for x in outputs.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_who_sees_whom(family):
+    """By gradient: output l depends on token m iff both are in one segment and, in a decoder, m ≤ l."""
+    # every position reads its own row of the table, and the table makes no logits
+    config = dataclasses.replace(FAMILIES[family], vocab_size=64, tie_embeddings=False, heads=())
+    batch = random_batch(config, segments=((5, 3),))
+    length = batch["encoder_segment_ids"].shape[1]
+    batch["encoder_input_tokens"] = np.arange(length, dtype=np.int32)[None]
+    batch["decoder_input_tokens"] = np.arange(length, dtype=np.int32)[None] + 32
+    params = random_params(config)
+    module = build(config)
+
+    def outputs_L(table):
+        inner = params | {"token_embedding": {"embedding": table}}
+        (x_BLC,) = module.apply({"params": inner}, batch).values()
+        return jnp.sum(x_BLC[0] * jnp.sin(jnp.arange(x_BLC.shape[-1])), axis=-1)
+
+    jacobian_LVD = jax.jit(jax.jacrev(outputs_L))(params["token_embedding"]["embedding"])
+    seen_LV = np.abs(jacobian_LVD).max(axis=-1) > 1e-7
+    segments = batch["encoder_segment_ids"][0]
+    real = segments > 0
+    same = (segments[:, None] == segments)[real]
+    if config.architecture == "encoder_only":
+        np.testing.assert_array_equal(seen_LV[real][:, :length][:, real], same[:, real])
+        assert not seen_LV[real][:, ~np.isin(np.arange(64), np.flatnonzero(real))].any(), "padding is seen"
+        return
+    causal = same & (np.arange(length)[real][:, None] >= np.arange(length))
+    np.testing.assert_array_equal(seen_LV[real][:, 32 : 32 + length], causal)
+    if config.architecture == "text_to_text":
+        np.testing.assert_array_equal(seen_LV[real][:, :length], same)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_equals_unpacked(family):
+    config = dataclasses.replace(FAMILIES[family], heads=())
+    params = random_params(config)
+    packed = random_batch(config, segments=((5, 3),))
+    alone = random_batch(config, segments=((5,), (3,)))
+    for name in ("encoder_input_tokens", "decoder_input_tokens", "token_type_ids"):
+        alone[name][0, :5], alone[name][1, :3] = packed[name][0, :5], packed[name][0, 5:8]
+    (a,), (b,) = forward(config, params, packed).values(), forward(config, params, alone).values()
+    np.testing.assert_allclose(a[0, :5], b[0, :5], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(a[0, 5:8], b[1, :3], rtol=1e-5, atol=1e-5)
+
+
+def test_pooled_heads_packed_equal_unpacked():
+    config = dataclasses.replace(FAMILIES["bert"], heads=("nsp", "classification", "regression"), num_classes=3)
+    params = random_params(config)
+    packed = random_batch(config, segments=((5, 3),)) | {"pooled_positions": np.array([[0, 5, 0]], np.int32)}
+    alone = random_batch(config, segments=((5,), (3,)))
+    for name in ("encoder_input_tokens", "token_type_ids"):
+        alone[name][0, :5], alone[name][1, :3] = packed[name][0, :5], packed[name][0, 5:8]
+    a, b = forward(config, params, packed), forward(config, params, alone)
+    for head in config.heads:
+        np.testing.assert_allclose(a[head][0, :2], b[head][:, 0], rtol=1e-5, atol=1e-5, err_msg=head)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scanned_equals_unrolled(family):
+    config = FAMILIES[family]
+    scanned = dataclasses.replace(config, scan_layers=True)
+    params, batch = random_params(config), random_batch(config)
+    stacked = stack_layers(params)
+    assert_trees_close(unstack_layers(stacked), params, rtol=0, atol=0)
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, random_params(scanned))
+    assert_trees_close(forward(scanned, stacked, batch), forward(config, params, batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "remat", "scan_layers"),
+    [("t5", "full", True), ("bert", "dots_no_batch", False), ("gpt2", "dots", True), ("gpt2", "none", True)],
+)
+def test_scan_and_remat_change_no_number_in_training(family, remat, scan_layers):
+    """Values and gradients with dropout are those of the plain model."""
+    config = dataclasses.replace(FAMILIES[family], dropout_rate=0.3, attention_dropout_rate=0.2)
+    changed = dataclasses.replace(config, remat=remat, scan_layers=scan_layers)
+    params, batch, key = random_params(config), random_batch(config), jax.random.key(7, impl="unsafe_rbg")
+    inputs = stack_layers(params) if scan_layers else params
+    step = jax.value_and_grad(lambda p: loss(changed, p, batch, key))
+    assert ("remat" in str(jax.make_jaxpr(step)(inputs))) == (remat != "none")
+    value, grads = jax.jit(step)(inputs)
+    expected = jax.jit(jax.value_and_grad(lambda p: loss(config, p, batch, key)))(params)
+    assert_trees_close((value, unstack_layers(grads)), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_off_without_train_and_a_function_of_the_key(family):
+    config = dataclasses.replace(FAMILIES[family], dropout_rate=0.3, attention_dropout_rate=0.2)
+    params, batch = random_params(config), random_batch(config)
+    quiet = forward(config, params, batch)
+    train = jax.jit(lambda key: build(config).apply({"params": params}, batch, True, rngs={"dropout": key}))
+    keys = (jax.random.key(seed, impl="unsafe_rbg") for seed in (1, 1, 2))  # compiles faster than threefry
+    once, again, other = map(train, keys)
+    assert_trees_close(quiet, forward(FAMILIES[family], params, batch), rtol=0, atol=0)
+    assert_trees_close(once, again, rtol=0, atol=0)
+    for head in quiet:
+        assert not np.allclose(once[head], quiet[head], atol=1e-3), head
+        assert not np.allclose(once[head], other[head], atol=1e-3), head
+
+
+def test_dropout_keeps_the_mean_and_shares_its_mask_along_an_axis():
+    x = jnp.ones((50, 40, 30))
+    y = np.asarray(dropout(x, 0.25, jax.random.key(0)))
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert y.mean() == pytest.approx(1, abs=5 * (0.25 / 0.75 / x.size) ** 0.5)
+    shared = np.asarray(dropout(x, 0.25, jax.random.key(0), broadcast_axis=1))
+    np.testing.assert_array_equal(shared, np.broadcast_to(shared[:, :1], shared.shape))
+    assert 0 < shared[:, 0].mean() and (shared[:, 0] == 0).any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_stays_close_and_returns_float32(family):
+    config = dataclasses.replace(FAMILIES[family], scan_layers=family != "t5")
+    params, batch = random_params(config), random_batch(config)
+    exact = forward(config, params, batch)
+    rough = forward(dataclasses.replace(config, dtype="bfloat16"), params, batch)
+    for head, x in exact.items():
+        assert rough[head].dtype == x.dtype == jnp.float32
+        error = np.abs(rough[head] - x).max() / np.std(x)
+        assert 0 < error < 0.1, head
+
+
+@pytest.mark.parametrize("family", ["t5", "bert", "gpt2"])
+def test_a_mesh_changes_no_number(family):
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices")
+    config = FAMILIES[family]
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    rules = {"batch": "data", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+    names = set()
+
+    def constrain(x, axes):
+        names.update(axes)
+        assert len(axes) == x.ndim
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*[rules.get(a) for a in axes])))
+
+    batch = random_batch(config, segments=((5, 3), (8,), (4,), (2, 2)))
+    params = random_params(config)
+    module = build(config, constrain)
+    sharded = jax.jit(lambda p, b: module.apply({"params": p}, b))(params, batch)
+    assert_trees_close(sharded, forward(config, params, batch), rtol=1e-5, atol=1e-5)
+    assert names >= {"batch", "length", "embed", "heads", "kv", "mlp", "vocab"}
+
+
+def test_an_id_past_the_table_reads_nan():
+    config = FAMILIES["gpt2"]
+    batch = random_batch(config)
+    batch["decoder_input_tokens"][0, 2] = config.vocab_size
+    logits_BLV = forward(config, random_params(config), batch)["lm"]
+    assert np.isnan(logits_BLV[0, 2]).all() and np.isfinite(logits_BLV[1]).all()

@@ -1,0 +1,98 @@
+"""Presets: the sizes of the published checkpoints, by shapes alone; names of axes; errors."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import pytest
+from tiny_models import FAMILIES
+
+from t5x_lite import batch as batches
+from t5x_lite.errors import ConfigError
+from t5x_lite.models import build
+from t5x_lite.models.presets import PRESETS, preset
+
+PARAMETERS = {
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
+    "t5_1_1_small": 76_961_152,
+    "t5_1_1_base": 247_577_856,
+    "t5_1_1_large": 783_150_080,
+    "t5_1_1_xl": 2_849_757_184,
+    "t5_1_1_xxl": 11_135_332_352,
+    "bert_base": 109_482_240,  # with the pooler, without the heads
+    "bert_large": 335_141_888,
+    "gpt2": 124_439_808,
+    "gpt2_medium": 354_823_168,
+    "gpt2_large": 774_030_080,
+    "gpt2_xl": 1_557_611_200,
+}
+AXES = (
+    "batch length embed mlp heads kv vocab layers relative_buckets positions types classes norm"  # sharding.AxisRules
+).split()
+
+
+def abstract_params(config):
+    sizes = {"B": 1, "S": 4, "L": 4, "P": 2, "E": 1}
+    batch = batches.zeros(config.architecture, sizes, config.heads)
+    return jax.eval_shape(build(config).init, jax.random.key(0), batch)["params"]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name):
+    # scanned: the same parameters as unrolled (test_models_laws), traced in a fraction of the time
+    params = abstract_params(dataclasses.replace(PRESETS[name], scan_layers=True))
+    leaves = [leaf for part in params if part not in ("mlm", "nsp") for leaf in jax.tree.leaves(params[part])]
+    assert sum(leaf.size for leaf in leaves) == PARAMETERS[name]
+
+
+def test_transformer_sizes_are_those_of_the_paper():
+    # Table 3: 65 and 213 million, with a vocabulary of about 37000
+    for name, millions in {"transformer_base": 65, "transformer_big": 213}.items():
+        params = abstract_params(dataclasses.replace(PRESETS[name], scan_layers=True))
+        assert sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6 == pytest.approx(millions, rel=0.04)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_axis_has_a_name_and_none_stands_twice(family, scan_layers):
+    heads = ("mlm", "nsp", "classification", "regression") if family == "bert" else ()
+    config = dataclasses.replace(FAMILIES[family], scan_layers=scan_layers, heads=heads, num_classes=3)
+    boxes = jax.tree.leaves_with_path(abstract_params(config), is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    for path, box in boxes:
+        assert isinstance(box, nn.Partitioned), path
+        assert len(box.names) == box.value.ndim, path
+        assert set(box.names) <= set(AXES) and len(set(box.names)) == len(box.names), (path, box.names)
+        assert ("layers" in box.names) == (scan_layers and "'layers'" in jax.tree_util.keystr(path)), path
+
+
+def test_the_tree_reads_well():
+    unrolled = abstract_params(FAMILIES["t5_1_1"])
+    assert unrolled["encoder"]["layers_0"]["self_attention"]["query"]["kernel"].value.shape == (16, 2, 8)
+    assert unrolled["decoder"]["layers_1"]["cross_attention"]["out"]["kernel"].value.shape == (2, 8, 16)
+    scanned = abstract_params(dataclasses.replace(FAMILIES["t5_1_1"], scan_layers=True))
+    assert scanned["encoder"]["layers"]["mlp"]["wi_0"]["kernel"].value.shape == (2, 16, 24)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid(name):
+    assert preset(name) == PRESETS[name].validate()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: preset("t5_smal"), "did you mean 't5_small'"),
+        (lambda: preset("t5_small", d_modle=4), "did you mean 'd_model'"),
+        (lambda: preset("t5_small", activation="gelu"), "or 'gelu_tanh'"),
+        (lambda: preset("t5_small", relative_buckets=30), "multiple of 4"),
+        (lambda: preset("bert_base", max_positions=0), "at least 1 row"),
+        (lambda: preset("transformer_base", d_model=15), "even"),
+    ],
+)
+def test_errors_say_what_is_meant(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()

@@ -1,0 +1,78 @@
+"""Tiny models of every family, batches for them, and parameters none of which is 0 or 1."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5x_lite.models import build
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.presets import preset
+
+SIZES = {"vocab_size": 48, "d_model": 16, "d_ff": 24, "num_heads": 2, "head_dim": 8}
+BOTH = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+NO_DROPOUT = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
+
+FAMILIES: dict[str, ModelConfig] = {
+    "t5": preset("t5_small", **SIZES, **BOTH, **NO_DROPOUT),
+    "t5_1_1": preset("t5_1_1_small", **SIZES, **BOTH),
+    "transformer": preset("transformer_base", **SIZES, **BOTH, **NO_DROPOUT),
+    "bert": preset("bert_tiny", **SIZES, **NO_DROPOUT, max_positions=32),
+    "gpt2": preset("gpt2_tiny", **SIZES, **NO_DROPOUT, max_positions=64),
+    # No published model: T5's parts in a decoder, so that relative positions are cached per row too.
+    "t5_decoder": dataclasses.replace(
+        preset("t5_1_1_small", **SIZES, architecture="decoder_only", num_encoder_layers=0, num_decoder_layers=2)
+    ),
+}
+
+
+def random_batch(config: ModelConfig, segments=((5, 3, 0), (8, 0, 0)), seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tokens. Row b packs examples of the lengths `segments[b]`, in encoder and decoder alike;
+    rows are one longer than the longest, so that there is padding."""
+    rng = np.random.default_rng(seed)
+    length = max(sum(row) for row in segments) + 1
+    segment_ids = np.zeros((len(segments), length), np.int32)
+    positions = np.zeros_like(segment_ids)
+    for b, row in enumerate(segments):
+        start = 0
+        for i, n in enumerate(row):
+            segment_ids[b, start : start + n] = i + 1
+            positions[b, start : start + n] = np.arange(n)
+            start += n
+    batch = {}
+    for side in ("encoder", "decoder"):
+        batch |= {
+            f"{side}_input_tokens": rng.integers(0, config.vocab_size, segment_ids.shape).astype(np.int32),
+            f"{side}_segment_ids": segment_ids,
+            f"{side}_positions": positions,
+        }
+    batch["token_type_ids"] = rng.integers(0, 2, segment_ids.shape).astype(np.int32)
+    batch["mlm_positions"] = np.tile(np.arange(4, dtype=np.int32), (len(segments), 1))
+    batch["pooled_positions"] = np.zeros((len(segments), 1), np.int32)
+    return batch
+
+
+def random_params(config: ModelConfig, seed: int = 0):
+    """Normal values of the size an initialiser gives, biases and scales too. Made by numpy: compiling the
+    model's own initialisation would take most of the tests' time."""
+    abstract = jax.eval_shape(build(config).init, jax.random.key(0), random_batch(config))["params"]
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf) -> jax.Array:
+        values = rng.normal(size=leaf.shape)
+        if path[-1].key == "kernel":
+            values /= np.sqrt(config.d_model)
+        elif path[-1].key in ("scale", "bias"):
+            values = 0.1 * values + (path[-1].key == "scale")
+        return jnp.asarray(values, jnp.float32)
+
+    return jax.tree.map_with_path(draw, nn.meta.unbox(abstract))
+
+
+def forward(config: ModelConfig, params, batch, key=None) -> dict[str, jax.Array]:
+    """The model's outputs, jitted; with `key` those of training."""
+    rngs = None if key is None else {"dropout": key}
+    module = build(config)
+    return jax.jit(lambda p, b: module.apply({"params": p}, b, train=key is not None, rngs=rngs))(params, batch)
