@@ -1,0 +1,145 @@
+"""The quickstart's tasks: Python's own documentation, to be restored, classified, summarised and named.
+
+One definition each, for all architectures. The vocabulary is trained on the training texts when first needed.
+"""
+
+import functools
+import re
+from pathlib import Path
+
+from t5x_lite.data import registry, vocabularies
+from t5x_lite.data.registry import Feature, Mixture, Task
+from t5x_lite.data.sources import Function
+from t5x_lite.tasks import python_docs
+from t5x_lite.tasks.metrics import accuracy, exact_match, macro_f1, rouge
+from t5x_lite.tasks.python_docs import Document
+
+VOCABULARY_SIZE = 4000
+BODY_WORDS = 70  # of a summary's input; longer bodies say little more about their first sentence
+
+# What the parts of the standard library are for, by top-level module.
+CATEGORIES = {
+    "concurrency": "_threading_local asyncio concurrent contextvars multiprocessing pty queue sched selectors signal "
+    "subprocess threading",
+    "debugging": "bdb cProfile cgitb doctest faulthandler logging pdb profile pstats pydoc timeit trace traceback "
+    "tracemalloc unittest warnings",
+    "files": "_compression _pyio bz2 dbm filecmp fileinput fnmatch genericpath glob gzip io linecache lzma nturl2path "
+    "ntpath os pathlib posixpath shelve shutil sqlite3 stat tarfile tempfile zipfile zipimport",
+    "graphics": "colorsys curses idlelib tkinter turtle turtledemo",
+    "internet": "asynchat asyncore cgi email ftplib html http imaplib ipaddress mailbox mailcap mimetypes netrc nntplib "
+    "poplib smtpd smtplib socket socketserver ssl telnetlib urllib uuid webbrowser wsgiref xmlrpc",
+    "language": "_collections_abc _py_abc _weakrefset abc ast builtins code codeop collections contextlib copy ctypes "
+    "dataclasses dis enum functools graphlib inspect keyword lib2to3 opcode operator pyclbr reprlib symtable token "
+    "tokenize types typing weakref",
+    "numbers": "_pydatetime _pydecimal _strptime bisect calendar cmath datetime decimal fractions hashlib heapq hmac math "
+    "numbers random secrets statistics zoneinfo",
+    "packaging": "_aix_support _osx_support compileall distutils ensurepip imp importlib modulefinder pkgutil platform "
+    "py_compile runpy site sysconfig venv zipapp",
+    "text": "_markupbase argparse base64 binascii cmd codecs configparser copyreg csv difflib encodings getopt gettext "
+    "json locale optparse pickle pickletools plistlib pprint quopri re shlex sre_compile string stringprep textwrap "
+    "tomllib uu xml",
+}
+CATEGORY_OF = {module: category for category, modules in CATEGORIES.items() for module in modules.split()}
+
+
+# --------------------------------------------------------------------------------- from documents to examples
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def first_and_rest(text: str) -> tuple[str, str]:
+    """A docstring's first sentence, and what follows it.
+
+    >>> first_and_rest("Open a file. Return it.\\n\\nRaises OSError.")
+    ('Open a file.', 'Return it. Raises OSError.')
+    """
+    first, *rest = python_docs.paragraphs(text)
+    head, *tail = re.split(r"(?<=[.!?])\s+", one_line(first), maxsplit=1)
+    return head, one_line(" ".join([*tail, *rest]))
+
+
+def classify(document: Document) -> dict[str, str] | None:
+    """The part of the library that a docstring is from; None for modules that belong to none."""
+    category = CATEGORY_OF.get(document["module"].split(".")[0])
+    return category and {"inputs": f"classify: {one_line(document['text'])}", "targets": category}
+
+
+def summarize(document: Document) -> dict[str, str] | None:
+    """The first sentence of a docstring from the rest of it and the name of what it describes."""
+    if document["kind"] not in ("function", "class"):
+        return None
+    summary, body = first_and_rest(document["text"])
+    if len(summary.split()) < 3 or len(body.split()) < 4:
+        return None
+    body = " ".join(body.split()[:BODY_WORDS])
+    return {"inputs": f"summarize: {body} Of: {document['name']} {document['signature']}", "targets": summary}
+
+
+def name(document: Document) -> dict[str, str] | None:
+    """The words of a function's or class's name from its docstring."""
+    if document["kind"] not in ("function", "class"):
+        return None
+    last = document["name"].rpartition(".")[2]
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", last).replace("_", " ").lower().split()
+    return words and {"inputs": f"name: {one_line(document['text'])}", "targets": " ".join(words)} or None
+
+
+def examples_of(make) -> Function:
+    """The source of the examples `make` finds in the documents of each split."""
+    return Function(lambda split: [example for d in python_docs.documents(split) if (example := make(d))])
+
+
+# --------------------------------------------------------------------------------------------------- vocabulary
+
+
+def build_vocabulary(path: Path) -> None:
+    vocabularies.train_sentencepiece(
+        size=VOCABULARY_SIZE, output=path, texts=[d["text"] for d in python_docs.documents("train")]
+    )
+
+
+@functools.cache
+def vocabulary() -> vocabularies.SentencePieceVocabulary:
+    """4,000 pieces of the training texts, in the user's cache; trained (about 10 s) when the file is not there."""
+    edition = python_docs.edition(python_docs.default_stdlib())
+    path = python_docs.cache_dir() / f"python_docs-{edition}-{VOCABULARY_SIZE}.model"
+    return vocabularies.SentencePieceVocabulary(path, build=build_vocabulary)
+
+
+# -------------------------------------------------------------------------------------------------------- tasks
+
+_TOKENS = Feature(vocabulary())
+_SUPERVISED = {"inputs": _TOKENS, "targets": _TOKENS}
+
+python_docs_task = registry.add(
+    Task(
+        "python_docs",
+        Function(lambda split: [{"text": d["text"]} for d in python_docs.documents(split)]),
+        features={"text": _TOKENS},
+    )
+)
+classify_task = registry.add(
+    Task(
+        "python_docs_classify",
+        examples_of(classify),
+        features=_SUPERVISED,
+        labels=tuple(CATEGORIES),
+        metrics=(accuracy, macro_f1),
+        baseline="majority",
+    )
+)
+summarize_task = registry.add(
+    Task("python_docs_summarize", examples_of(summarize), features=_SUPERVISED, metrics=(rouge,), baseline="copy")
+)
+name_task = registry.add(
+    Task("python_docs_name", examples_of(name), features=_SUPERVISED, metrics=(exact_match, rouge), baseline="majority")
+)
+registry.add(
+    Mixture(
+        "quickstart",
+        # A label is two tokens, so its loss weighs little beside a corpus's: it needs many examples.
+        {"python_docs": 1.0, "python_docs_classify": 4.0, "python_docs_summarize": 2.0, "python_docs_name": 2.0},
+    )
+)
