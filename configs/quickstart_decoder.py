@@ -1,0 +1,33 @@
+"""GPT on the quickstart's tasks: next tokens of the documentation, and the summariser of the textbook.
+
+    t5x-lite train --config=configs/quickstart_decoder.py --workdir=runs/decoder
+
+The same mixture as configs/quickstart.py through the same loop: text and its summary (label, name) are one sequence,
+and only the summary counts in the loss. Results: README.md.
+"""
+
+from t5x_lite import config
+
+
+def get_config():
+    cfg = config.base()
+    cfg.model.preset = "gpt2_tiny"
+    cfg.data.mixture = "quickstart"
+    cfg.data.batch_rows = 16
+    cfg.data.length = 160
+
+    cfg.optimizer.name = "adamw"
+    cfg.optimizer.learning_rate = 2e-3
+    cfg.optimizer.b2 = 0.98
+    cfg.schedule.name = "cosine"
+    cfg.schedule.warmup_steps = 100
+    cfg.train.total_steps = 1200
+    cfg.train.log_every_steps = 25
+
+    cfg.eval.every_steps = 600
+    cfg.eval.batch_rows = 64
+    cfg.eval.max_examples = 192
+    cfg.eval.max_decode_tokens = 32
+    cfg.checkpoint.every_steps = 200
+    cfg.checkpoint.keep_best = "python_docs_classify/accuracy"
+    return cfg

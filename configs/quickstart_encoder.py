@@ -1,0 +1,44 @@
+"""BERT on the quickstart's documentation: masked tokens and next sentence, then classification from there.
+
+    t5x-lite train --config=configs/quickstart_encoder.py --workdir=runs/encoder
+    t5x-lite train --config=configs/quickstart_encoder.py:classify --workdir=runs/encoder_classify \
+        --config.init.checkpoint=runs/encoder
+
+Without --config.init.checkpoint the second command trains the classifier from scratch, for comparison.
+Results: README.md.
+"""
+
+from t5x_lite import config
+
+
+def get_config(phase: str = "pretrain"):
+    cfg = config.base()
+    cfg.model.preset = "bert_tiny"
+    cfg.data.length = 128
+    cfg.optimizer.name = "adamw"
+    cfg.optimizer.b2 = 0.98
+    cfg.optimizer.weight_decay = 0.01
+    cfg.schedule.name = "linear"
+    cfg.loss.z_loss = 0.0
+    cfg.train.log_every_steps = 25
+    cfg.eval.batch_rows = 64
+    if phase == "pretrain":
+        cfg.data.mixture = "python_docs"
+        cfg.data.batch_rows = 32
+        cfg.optimizer.learning_rate = 2e-3
+        cfg.schedule.warmup_steps = 200
+        cfg.train.total_steps = 2000
+        cfg.eval.every_steps = 1000
+        cfg.checkpoint.every_steps = 500
+    elif phase == "classify":
+        cfg.data.mixture = "python_docs_classify"
+        cfg.data.batch_rows = 16
+        cfg.optimizer.learning_rate = 5e-4
+        cfg.schedule.warmup_steps = 30
+        cfg.train.total_steps = 300
+        cfg.eval.every_steps = 100
+        cfg.checkpoint.every_steps = 100
+        cfg.checkpoint.keep_best = "python_docs_classify/accuracy"
+    else:
+        raise config.ConfigError(f"unknown phase {phase!r} of quickstart_encoder.py; it is pretrain or classify")
+    return cfg
