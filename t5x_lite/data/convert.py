@@ -7,6 +7,7 @@ before packing, so no example ever sees its neighbour's last token.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -14,11 +15,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from t5x_lite.batch import ArraySpec, specs
-from t5x_lite.data.denoise import chunks, mask_tokens, mlm_capacity, span_corruption, span_corruption_lengths
+from t5x_lite.data.denoise import (
+    chunks,
+    mask_tokens,
+    mlm_capacity,
+    noise_counts,
+    span_corruption,
+    span_corruption_lengths,
+)
 from t5x_lite.data.packing import Example
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
-from t5x_lite.errors import DataError
+from t5x_lite.errors import ConfigError, DataError
 
 
 class Converter(Protocol):
@@ -143,7 +151,9 @@ class DecoderOnly:
         targets = _encode(examples, "targets", task, vocabulary)
         out, truncated = [], 0
         for i, t in zip(inputs, targets, strict=True):
-            short_t = _cut(t, self.length // 2, vocabulary, task, "targets")
+            # Where both are long each gets half of the row; a short one leaves its room to the other.
+            room = max(self.length // 2, self.length - len(i))
+            short_t = _cut(t, room, vocabulary, task, "targets")
             short_i = _cut(i, self.length - len(short_t), vocabulary, task, "inputs")
             truncated += len(short_i) < len(i) or len(short_t) < len(t)
             weights = np.repeat(np.array([0, 1], np.float32), [len(short_i), len(short_t)])
@@ -154,7 +164,7 @@ class DecoderOnly:
         room = max(self.length - max_new_tokens, self.length // 2)
         start = np.array([vocabulary.pad_id], np.int32)  # what a shifted sequence begins with
         return [
-            {"decoder_input_tokens": np.append(start, _cut(i, room, vocabulary, task, "inputs"))[:room]}
+            {"decoder_input_tokens": np.append(start, _cut(i, room - 1, vocabulary, task, "inputs"))}
             for i in _encode(examples, "inputs", task, vocabulary)
         ]
 
@@ -204,19 +214,26 @@ class EncoderOnly:
         return out, 0
 
     def supervised(self, examples, task, vocabulary):
+        head = "regression" if task.regression else "classification"
+        if not task.labels and not task.regression:
+            raise ConfigError(
+                f"task {task.name!r} has neither labels nor regression; an encoder has nothing to predict"
+            )
+        if head not in self.heads:
+            raise ConfigError(f"task {task.name!r} needs the head {head!r}; the encoder has {', '.join(self.heads)}")
         out, truncated = [], 0
-        labels = [_label(example, task) for example in examples]
-        for arrays, label in zip(self._segments(examples, task, vocabulary), labels, strict=True):
+        labels = [label(example, task) for example in examples]
+        for arrays, value in zip(self._segments(examples, task, vocabulary), labels, strict=True):
             tokens, types, cut = arrays
             truncated += cut
             example = self._unlabelled(tokens, types)
             if task.regression:
                 example |= {
-                    "regression_targets": np.array([label], np.float32),
+                    "regression_targets": np.array([value], np.float32),
                     "regression_weights": np.ones(1, np.float32),
                 }
             else:
-                example |= {"class_targets": np.array([label], np.int32), "class_weights": np.ones(1, np.float32)}
+                example |= {"class_targets": np.array([value], np.int32), "class_weights": np.ones(1, np.float32)}
             out.append(example)
         return out, truncated
 
@@ -224,7 +241,7 @@ class EncoderOnly:
         return [self._unlabelled(tokens, types) for tokens, types, _ in self._segments(examples, task, vocabulary)]
 
     def _segments(self, examples, task, vocabulary):
-        columns = [vocabulary.encode([str(e[field]) for e in examples]) for field in task.segments]
+        columns = [vocabulary.encode([text_of(e, field, task) for e in examples]) for field in task.segments]
         cls, sep = np.array([vocabulary.cls_id], np.int32), np.array([vocabulary.sep_id], np.int32)
         for parts in zip(*columns, strict=True):
             kept = _longest_first([len(p) for p in parts], self.length - 1 - len(parts))
@@ -263,8 +280,7 @@ class EncoderOnly:
 
 def span_corruption_targets(raw: int, noise_density: float, mean_noise_span_length: float) -> int:
     """Tokens of the targets for `raw` tokens of text, EOS included."""
-    noise = max(round(raw * noise_density), 1)
-    return noise + max(round(noise / mean_noise_span_length), 1) + 1
+    return sum(noise_counts(raw, noise_density, mean_noise_span_length)) + 1
 
 
 def sentences(text: str) -> list[str]:
@@ -277,7 +293,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _encode(examples, field: str, task: Task, vocabulary: Vocabulary) -> list[np.ndarray]:
-    ids = vocabulary.encode([str(e[field]) for e in examples])
+    ids = vocabulary.encode([text_of(e, field, task) for e in examples])
     if not task.features[field].add_eos:
         return ids
     return [np.append(i, np.int32(vocabulary.eos_id)) for i in ids]
@@ -345,18 +361,33 @@ def _other(pieces, index: int, document: list, rng: np.random.Generator) -> np.n
     return None
 
 
-def _label(example: Mapping[str, Any], task: Task) -> int | float:
-    target = str(example["targets"]).strip()
+def text_of(example: Mapping[str, Any], field: str, task: Task) -> str:
+    """A field of an example as text; DataError when the task's preprocessors left none."""
+    if field not in example:
+        raise DataError(
+            f"task {task.name!r} needs the field {field!r}; after its preprocessors an example has "
+            f"{', '.join(map(str, example)) or 'none'}. Make it with preprocess.template({field}='…')"
+        )
+    return str(example[field])
+
+
+def label(example: Mapping[str, Any], task: Task) -> int | float:
+    """The class index, or the number, that an example's target stands for; DataError when it is neither."""
+    target = text_of(example, "targets", task).strip()
+    where = ", ".join(f"{name} {str(example[name])[:80]!r}" for name in ("inputs", *task.segments) if name in example)
     if task.regression:
         try:
-            return float(target)
+            number = float(target)
         except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             raise DataError(
-                f"task {task.name!r}: target {target!r} is not a number; inputs {example['inputs'][:80]!r}"
-            ) from None
+                f"task {task.name!r}: target {target!r} is not a finite number; correct it in the data ({where})"
+            )
+        return number
     if target not in task.labels:
         raise DataError(
             f"task {task.name!r}: label {target!r} is not one of {', '.join(task.labels)}; "
-            f"correct it in the data or add it to the task's labels (inputs {str(example['inputs'])[:80]!r})"
+            f"correct it in the data or add it to the task's labels ({where})"
         )
     return task.labels.index(target)

@@ -15,19 +15,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from t5x_lite import batch as batches
 from t5x_lite.batch import Batch
 from t5x_lite.data import packing, preprocess, registry
-from t5x_lite.data.convert import Converter
+from t5x_lite.data.convert import Converter, label, text_of
 from t5x_lite.data.packing import Example
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
 
-MAX_STREAMS = 8  # more hosts than this get as many streams as hosts
+MAX_STREAMS = 64  # at most so many hosts read data
 DOCUMENTS_PER_WINDOW = 64  # of a corpus, joined before they are cut to length
 EXAMPLES_PER_WINDOW = 64  # of a supervised task, encoded together
 ROWS_PER_PACKING_WINDOW = 32  # the last row of a window may stay half empty: about 1.5% of it
@@ -93,12 +92,17 @@ class TrainBatches:
 
     def set_state(self, state: dict) -> None:
         """Goes on from `get_state()` of any host count (merged). CheckpointError when it was another pipeline's."""
-        theirs = state["fingerprint"]
+        theirs = state.get("fingerprint", {})
         differing = [f"{k} {theirs.get(k)!r} → {v!r}" for k, v in self._fingerprint.items() if theirs.get(k) != v]
         if differing:
             raise CheckpointError(
                 f"the data is not what this run was trained on: {'; '.join(differing)}. "
                 "Restore the data, or start a new --workdir"
+            )
+        missing = [number for number in self._mine if str(number) not in state["streams"]]
+        if missing:
+            raise CheckpointError(
+                f"the data state lacks streams {missing}; it is of some hosts only. Give merge_states() of all hosts"
             )
         self.close()
         for number, stream in self._streams.items():
@@ -158,16 +162,28 @@ def train_batches(
     prefetch_batches: prepared ahead by a background thread; 0 for none.
     Raises ConfigError where rows do not divide over hosts, DataError where there is nothing to train on.
     """
-    streams = max(MAX_STREAMS, shard_count)
-    while batch_rows % streams:
-        streams -= 1
+    streams = stream_count(batch_rows)
     if streams % shard_count:
+        fitting = [rows for rows in range(batch_rows, 64 * MAX_STREAMS) if stream_count(rows) % shard_count == 0]
         raise ConfigError(
-            f"data.batch_rows={batch_rows} does not split over {shard_count} input processes; use a multiple of "
-            f"{shard_count}"
+            f"data.batch_rows={batch_rows} has {streams} streams of rows, which do not split over {shard_count} input "
+            + (f"processes; use batch_rows={fitting[0]}" if fitting else "processes")
+            + f", or a number of processes that divides {streams}"
         )
     setting = Setting(converter, vocabulary, seed, streams, pack)
     return TrainBatches(registry.rates(mixture), setting, batch_rows, shard_index, shard_count, prefetch_batches)
+
+
+def stream_count(batch_rows: int) -> int:
+    """Streams of a global batch: a power of two that divides its rows, and depends on nothing else, so that the
+    order is the same on any number of hosts. Few for small batches, as each stream fills its own packing window.
+
+    >>> [stream_count(rows) for rows in (1, 12, 32, 128, 512, 2048)]
+    [1, 4, 8, 16, 64, 64]
+    """
+    divisor = batch_rows & -batch_rows
+    wanted = min(max(8, batch_rows // 8), MAX_STREAMS)
+    return min(divisor, 1 << (wanted.bit_length() - 1))
 
 
 def merge_states(states: Iterable[dict]) -> dict:
@@ -189,14 +205,16 @@ class _Feed:
         self.window, self.offset = 0, 0  # the next example is number `offset` of window number `window`
         self._loaded: int | None = None
         self._examples: list[Example] = []
+        self._survives = False
         self.produced, self.truncated = 0, 0
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __next__(self) -> Example:
-        windows_per_epoch = len(self) // (self.window_size * self._setting.streams) + 2
-        for _ in range(windows_per_epoch):
+        for empty_windows in itertools.count():
+            if empty_windows * self.window_size > len(self):
+                self._require_survivor()
             if self._loaded != self.window:
                 self._examples = self._convert(self.window)
                 self._loaded = self.window
@@ -205,8 +223,20 @@ class _Feed:
                 self.produced += 1
                 return self._examples[self.offset - 1]
             self.window, self.offset = self.window + 1, 0
+        raise AssertionError  # count() has no end
+
+    def _require_survivor(self) -> None:
+        """DataError unless an element of the source makes an example: a rare one may just not have come up yet."""
+        if self._survives:
+            return
+        for group in _groups(text_examples(self.task, "train"), self.window_size):
+            rng = _rng(self._setting.seed, self.task.name, "survivor")
+            if _converted([e for _, e in group], self.task, self._setting.converter, self._setting.vocabulary, rng)[0]:
+                self._survives = True
+                return
         raise DataError(
-            f"task {self.task.name!r} has no example left after its preprocessors; do they drop everything?"
+            f"task {self.task.name!r} has no example left of {len(self)} after its preprocessors; "
+            "do they drop everything, or are all texts empty?"
         )
 
     def _convert(self, window: int) -> list[Example]:
@@ -235,6 +265,8 @@ class _Order:
     def __getitem__(self, number: int) -> Any:
         epoch, index = divmod(number, len(self._source))
         if epoch not in self._epochs:
+            import grain  # here, because it brings jax along: a second that listing or checking tasks need not pay
+
             shuffled = grain.MapDataset.source(self._source).shuffle(_number(self._seed, self._name, "epoch", epoch))  # type: ignore[arg-type]
             self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1} | {epoch: shuffled}
         return self._epochs[epoch][index]
@@ -304,13 +336,15 @@ class _Worker:
 
     def __init__(self, produce: Callable[[], Any], depth: int):
         self._queue: queue.Queue = queue.Queue(depth)
+        self._failed: tuple[str, Any] | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(produce,), name="t5x_lite-data", daemon=True)
         self._thread.start()
 
     def next(self) -> Any:
-        kind, value = self._queue.get()
+        kind, value = self._failed or self._queue.get()
         if kind == "error":
+            self._failed = kind, value  # every later call gets it again: the thread has ended, nothing more will come
             raise value
         return value
 
@@ -458,7 +492,10 @@ def _converted(
 ) -> tuple[list[Example], int]:
     """Text examples as model features; empty texts give none."""
     if task.is_corpus:
-        return converter.corpus([str(e["text"]) for e in examples], vocabulary, rng)
+        return converter.corpus([text_of(e, "text", task) for e in examples], vocabulary, rng)
+    if task.labels or task.regression:
+        for example in examples:
+            label(example, task)  # a wrong label is wrong for every architecture, also where it is just text
     return converter.supervised(examples, task, vocabulary) if examples else ([], 0)
 
 

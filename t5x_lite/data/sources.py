@@ -3,10 +3,12 @@
 Files are read as UTF-8, strictly: a bad byte or a ragged row is a DataError with file and line, never a guess.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import hashlib
+import importlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +41,7 @@ class Function:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Text files, an example `{"text": line}` for each line that is not blank.
+    """Text files, an example `{"text": line}` for each line that is not blank. A file is read once per process.
 
     files: {split: path}, or one path whose lines are split by hash.
     """
@@ -74,8 +76,7 @@ class Csv:
     quoting: bool = True
 
     def split(self, name: str) -> Sequence[Example]:
-        read = functools.partial(read_csv, delimiter=self.delimiter, columns=self.columns, quoting=self.quoting)
-        return _split(self.files, name, read)
+        return _split(self.files, name, read_csv, self.delimiter, self.columns, self.quoting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +97,13 @@ class Tfds:
             raise ConfigError(unknown("split", name, self.splits))
         import tensorflow_datasets as tfds
 
+        # Without TensorFlow the data sets that come with tfds are found only once their module is imported.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"tensorflow_datasets.text.{self.name.split('/')[0].split(':')[0]}")
         try:
             builder = tfds.builder(self.name, data_dir=self.data_dir, try_gcs=False)
-            return _Decoded(builder.as_data_source(split=self.splits[name]))
+            source = builder.as_data_source(split=self.splits[name])  # pyright: ignore[reportCallIssue]
+            return _Decoded(source)
         except Exception as error:  # tfds raises many kinds; the cause is what the user needs
             reason = " ".join(str(error).split())[:300]
             raise DataError(
@@ -170,19 +175,41 @@ def hash_split(key: str) -> str:
     return next(name for name, share in PERCENT.items() if percent in share)
 
 
-def _split(files: Mapping[str, str] | str, name: str, read: Callable[[Path], list[Example]]) -> Sequence[Example]:
+def _split(
+    files: Mapping[str, str] | str, name: str, read: Callable[..., list[Example]], *how: Any
+) -> Sequence[Example]:
     if isinstance(files, str):
         if name not in PERCENT:
             raise ConfigError(unknown("split", name, PERCENT))
-        rows = _read(Path(files), read)
-        return [row for row in rows if hash_split(json.dumps(row, sort_keys=True, default=str)) == name]
+        return _hashed(files, *_version(files), read, *how)[name]
     if name not in files:
         raise ConfigError(unknown("split", name, files))
-    return _read(Path(files[name]), read)
+    return _read(files[name], *_version(files[name]), read, *how)
 
 
-def _read(path: Path, read: Callable[[Path], list[Example]]) -> list[Example]:
-    rows = read(path)
+def _version(path: str) -> tuple[int, int]:
+    """What changes when a file does; zeros for one that is not there, which reading it will say."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size
+
+
+@functools.lru_cache(maxsize=64)
+def _hashed(
+    path: str, mtime_ns: int, size: int, read: Callable[..., list[Example]], *how: Any
+) -> dict[str, list[Example]]:
+    splits: dict[str, list[Example]] = {name: [] for name in PERCENT}
+    for row in _read(path, mtime_ns, size, read, *how):
+        splits[hash_split(json.dumps(row, sort_keys=True, default=str))].append(row)
+    return splits
+
+
+@functools.lru_cache(maxsize=64)
+def _read(name: str, mtime_ns: int, size: int, read: Callable[..., list[Example]], *how: Any) -> list[Example]:
+    path = Path(name)
+    rows = read(path, *how)
     if not rows:
         raise DataError(f"{path} holds no example ({path.stat().st_size} bytes); is it the right file?")
     return rows

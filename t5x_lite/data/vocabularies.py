@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import io
-import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,9 +25,12 @@ CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")
 class Vocabulary(Protocol):
     """What the data engine asks of a vocabulary. Instances compare and hash by what they are made from."""
 
-    pad_id: int
-    eos_id: int
-    unk_id: int
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def unk_id(self) -> int: ...
 
     @property
     def size(self) -> int:
@@ -67,8 +70,9 @@ class Vocabulary(Protocol):
 class ByteVocabulary:
     """UTF-8 bytes, ByT5's layout (Xue et al. 2022, §3): pad 0, eos 1, unk 2, byte b is b + 3, then `extra_ids`.
 
-    Sentinels count down from the last id. Without extra ids they reuse bytes 0xFF, 0xFE, …, which UTF-8 never
-    uses; so do [CLS], [SEP] and [MASK] with 0xC0, 0xC1 and 0xF5.
+    Sentinels count down from the last id. Without extra ids they reuse bytes 0xFF, 0xFE, …, as ByT5's do: UTF-8
+    never uses the first eight, later ones are also the first bytes of rarer scripts, down to 0x80, the end of ASCII.
+    [CLS], [SEP] and [MASK] are 0xC0, 0xC1 and 0xF5, which UTF-8 never uses either.
 
     >>> vocabulary = ByteVocabulary()
     >>> vocabulary.encode(["hi"])[0].tolist(), vocabulary.size, vocabulary.sentinel(0)
@@ -92,7 +96,7 @@ class ByteVocabulary:
         return _digest(f"bytes {self.extra_ids}".encode())
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) + 3 for text in texts]
+        return [np.frombuffer(_utf8(text), np.uint8).astype(np.int32) + 3 for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         kept = list(_until(ids, self.eos_id))
@@ -103,8 +107,12 @@ class ByteVocabulary:
         return _with_names(ids, names, self._sentinel_index, self._bytes)
 
     def sentinel(self, k: int) -> int:
-        if not 0 <= k < (self.extra_ids or 8):
-            raise DataError(f"sentinel {k} of {self.extra_ids or 8}; hide fewer spans or shorten data.length")
+        count = self.extra_ids or 128
+        if not 0 <= k < count:
+            raise DataError(
+                f"span {k + 1} of a text needs more sentinels than the vocabulary's {count}; "
+                "shorten data.length or raise data.mean_noise_span_length"
+            )
         return self.size - 1 - k
 
     def _sentinel_index(self, i: int) -> int | None:
@@ -147,7 +155,12 @@ class SentencePieceVocabulary:
             hint = f"did you mean {path.parent / near[0]}?" if near else "`t5x-lite vocab` trains one"
             raise ConfigError(f"cannot read the vocabulary {path}: {error.strerror}; {hint}") from error
         try:
-            return sentencepiece.SentencePieceProcessor(model_proto=model)
+            if not model:  # the library takes it for "no model given" and answers every call with 0
+                raise RuntimeError("the file is empty")
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            if len(processor) == 0:
+                raise RuntimeError("it holds no pieces")
+            return processor
         except (RuntimeError, TypeError) as error:
             raise ConfigError(
                 f"{path} ({len(model)} bytes, sha256 {_digest(model)}) is not a SentencePiece model: {error}; "
@@ -182,12 +195,17 @@ class SentencePieceVocabulary:
     def mask_id(self) -> int:
         return self._symbol("[MASK]")
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         return _digest(self._processor.serialized_model_proto() + str(self.extra_ids).encode())
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.asarray(ids, np.int32) for ids in self._processor.encode(list(texts))]
+        try:
+            return [np.asarray(ids, np.int32) for ids in self._processor.encode(list(texts))]
+        except (UnicodeEncodeError, TypeError):
+            for text in texts:
+                _utf8(text)  # says which
+            raise
 
     def decode(self, ids: Iterable[int]) -> str:
         hidden = {self.pad_id, *(self._processor.piece_to_id(s) for s in CONTROL_SYMBOLS)} - {self.unk_id}
@@ -260,7 +278,13 @@ def train_sentencepiece(
     """
     import sentencepiece
 
-    lines = (line for text in _texts(texts, files) for line in text.splitlines() if line.strip())
+    # The trainer silently skips lines above 4192 bytes: long ones are cut, between words where there are any.
+    lines = (
+        piece
+        for text in _texts(texts, files)
+        for line in text.splitlines()
+        for piece in re.findall(r"\S.{0,999}(?=\s|$)|\S{1,1000}", line)
+    )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -280,6 +304,11 @@ def train_sentencepiece(
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[-200:]
+        if largest := re.search(r"too high.*?<= (\d+)", reason):
+            raise ConfigError(
+                f"a vocabulary of size {size} is too large for this text; the largest possible is {largest[1]}. "
+                "Use that, or give more text"
+            ) from None
         raise DataError(
             f"cannot train {size} pieces: {reason}. Give more text, or a --size from 300 (256 bytes and the "
             "special pieces) to what the message above allows"
@@ -288,8 +317,8 @@ def train_sentencepiece(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=output.parent, delete=False) as file:
         file.write(model.getvalue())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, output)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(output)
     return SentencePieceVocabulary(output, extra_ids)
 
 
@@ -302,6 +331,16 @@ def _texts(texts: Iterable[str], files: Sequence[Path]) -> Iterable[str]:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text with half a surrogate pair ({text[error.start]!a} at character {error.start} of "
+            f"{text[:60]!a}); it is no Unicode text: correct or drop it"
+        ) from None
 
 
 def _digest(data: bytes) -> str:
