@@ -23,7 +23,7 @@ from t5x_lite.errors import DataError
 
 Document = dict[str, str]  # text, module, name, signature, kind, split
 
-FORMAT = 1  # raise it whenever what is gathered, or how it is split, changes
+FORMAT = 2  # raise it whenever what is gathered, or how it is split, changes
 SPLITS = ("train", "validation", "test")
 EVALUATION_PERCENT = {"validation": 6, "test": 6}
 MIN_WORDS = 4  # shorter texts say too little to learn from; shorter sentences are too common to bind texts together
@@ -42,24 +42,24 @@ _KINDS = {
 
 
 def gather(stdlib: Path) -> list[Document]:
-    """Every documented thing below `stdlib` in a fixed order, without exact repetitions.
+    """Every documented thing below `stdlib`, without exact repetitions, in the order of a hash of its words: the
+    same on every machine, and any first few hundred of it are a fair sample.
 
     Returns documents with text, module ("email.message"), name ("Message.get_payload", "" for a module),
     signature ("get_payload(i, decode)") and kind ("module", "class", "function" or "topic").
     Raises DataError when there are none.
     """
-    documents, seen = [], set()
+    by_hash: dict[bytes, Document] = {}
     for document in (*_docstrings(stdlib), *_topics(stdlib)):
         words = normalise(document["text"])
-        if words.count(" ") + 1 >= MIN_WORDS and words not in seen:
-            seen.add(words)
-            documents.append(document)
-    if not documents:
+        if words.count(" ") + 1 >= MIN_WORDS:
+            by_hash.setdefault(hashlib.sha256(words.encode()).digest(), document)
+    if not by_hash:
         raise DataError(
             f"no documentation found in {stdlib}: no modules with docstrings are there, or only in compiled form.\n"
             "Use a Python that ships its standard library as .py files (python.org, pyenv, conda, uv, most systems)."
         )
-    return documents
+    return [by_hash[key] for key in sorted(by_hash)]
 
 
 def _docstrings(stdlib: Path) -> Iterator[Document]:
