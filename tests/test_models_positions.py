@@ -28,7 +28,7 @@ def test_buckets_in_closed_form():
         [0, 1, 7, 8, 8, 9, 10, 15]
     )
     assert relative_buckets(np.array([1, 7, 8, 127, 10**6]), bidirectional=True).tolist() == [17, 23, 24, 31, 31]
-    assert relative_buckets(np.array([5, 0, -15, -16, -10**6]), bidirectional=False).tolist() == [0, 0, 15, 16, 31]
+    assert relative_buckets(np.array([5, 0, -15, -16, -(10**6)]), bidirectional=False).tolist() == [0, 0, 15, 16, 31]
     assert len(bucket_boundaries(32, 128)) == 31
 
 

@@ -11,6 +11,7 @@ from t5x_lite import batch as batches
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.presets import PRESETS, preset
+from t5x_lite.sharding import AxisRules
 
 PARAMETERS = {
     "t5_small": 60_506_624,
@@ -30,9 +31,7 @@ PARAMETERS = {
     "gpt2_large": 774_030_080,
     "gpt2_xl": 1_557_611_200,
 }
-AXES = (
-    "batch length embed mlp heads kv vocab layers relative_buckets positions types classes norm"  # sharding.AxisRules
-).split()
+AXES = [field.name for field in dataclasses.fields(AxisRules)]
 
 
 def abstract_params(config):

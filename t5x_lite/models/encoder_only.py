@@ -12,6 +12,7 @@ from t5x_lite.models.layers import (
     Embedding,
     Norm,
     dropout,
+    named,
     subkey,
     unconstrained,
 )
@@ -69,8 +70,10 @@ class MaskedLanguageModelHead(nn.Module):
         """[B, P, D] → [B, P, V]."""
         config = self.config
         x_BPD = ACTIVATIONS[config.activation](square_dense(config, "transform")(hidden_BPD))
-        x_BPD = Norm(config, name="norm")(x_BPD)
-        bias_init = nn.with_partitioning(nn.initializers.zeros, ("vocab",))
+        # Without this, XLA (jax 0.10.2) splits x over `tensor`, contracts it with a table split over both `tensor` and
+        # `fsdp`, and returns a wrong gradient on meshes of data × fsdp × tensor; tests/test_step_devices.py sees it.
+        x_BPD = self.constrain(Norm(config, name="norm")(x_BPD), ("batch", "length", "embed"))
+        bias_init = named(nn.initializers.zeros, ("vocab",))
         bias_V = self.param("bias", bias_init, (config.vocab_size,), jnp.float32)
         return self.constrain(token_embedding.attend(x_BPD) + bias_V, ("batch", "length", "vocab"))
 

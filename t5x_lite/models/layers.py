@@ -42,9 +42,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: in
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def subkey(key: jax.Array | None, purpose: int) -> jax.Array | None:
+def subkey(key: jax.Array | None, purpose: int) -> Any:
     """An independent key for each purpose; None (dropout is off) stays None."""
     return None if key is None else jax.random.fold_in(key, purpose)
+
+
+def named(init: Callable[..., Any], axes: tuple[str, ...]) -> Callable[..., Any]:
+    """`init`, its value boxed with the names of its axes."""
+    return nn.with_partitioning(init, axes)
 
 
 def kernel_init(config: ModelConfig, role: str, inputs: int, ndim: int) -> Callable[..., Any]:
@@ -92,11 +97,11 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.dtype or self.config.dtype
         init = kernel_init(self.config, self.role, self.inputs, len(self.shape))
-        kernel = self.param("kernel", nn.with_partitioning(init, self.axes), self.shape, jnp.float32)
+        kernel = self.param("kernel", named(init, self.axes), self.shape, jnp.float32)
         contracted = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
         y = lax.dot_general(x.astype(dtype), kernel.astype(dtype), (contracted, ((), ())))
         if self.use_bias:
-            init = nn.with_partitioning(nn.initializers.zeros, self.axes[self.inputs :])
+            init = named(nn.initializers.zeros, self.axes[self.inputs :])
             y += self.param("bias", init, self.shape[self.inputs :], jnp.float32).astype(dtype)
         return y
 
@@ -109,13 +114,13 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config, shape = self.config, x.shape[-1:]
-        scale = self.param("scale", nn.with_partitioning(nn.initializers.ones, ("norm",)), shape, jnp.float32)
+        scale = self.param("scale", named(nn.initializers.ones, ("norm",)), shape, jnp.float32)
         y = x.astype(jnp.float32)
         if config.norm == "layer":
             y -= jnp.mean(y, axis=-1, keepdims=True)
         y *= lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_epsilon) * scale
         if config.norm == "layer":
-            y += self.param("bias", nn.with_partitioning(nn.initializers.zeros, ("norm",)), shape, jnp.float32)
+            y += self.param("bias", named(nn.initializers.zeros, ("norm",)), shape, jnp.float32)
         return y.astype(config.dtype)
 
 
@@ -156,7 +161,7 @@ class Embedding(nn.Module):
     scaled: bool = False  # by sqrt(D) when read (Vaswani et al. 2017, §3.4)
 
     def setup(self):
-        init = nn.with_partitioning(embedding_init(self.config), (self.axis, "embed"))
+        init = named(embedding_init(self.config), (self.axis, "embed"))
         self.embedding = self.param("embedding", init, (self.rows, self.config.d_model), jnp.float32)
 
     def __call__(self, ids: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layers import named
 
 
 def bucket_boundaries(num_buckets: int, max_distance: int) -> np.ndarray:
@@ -66,7 +67,7 @@ class RelativeBias(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         self.embedding = self.param(
             "embedding",
-            nn.with_partitioning(init, ("heads", "relative_buckets")),
+            named(init, ("heads", "relative_buckets")),
             (self.config.num_heads, self.config.relative_buckets),
             jnp.float32,
         )

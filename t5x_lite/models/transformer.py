@@ -31,8 +31,8 @@ class Context(NamedTuple):
     mask: jax.Array  # [B, 1, L, M]
     bias: jax.Array | None = None  # [1 or B, H, L, M]
     encoded: jax.Array | None = None  # [B, S, D]; None where the cache holds its keys and values
-    encoded_mask: jax.Array | None = None  # [B, 1, L, S]
-    index: jax.Array | None = None  # slot of the first query; None without a cache
+    encoded_mask: Any = None  # [B, 1, L, S]; None without an encoder
+    index: Any = 0  # slot of the first query; 0 without a cache
 
 
 class Block(nn.Module):
@@ -43,7 +43,7 @@ class Block(nn.Module):
     constrain: Constrain = unconstrained
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, context: Context, cache: Cache | None, key: jax.Array | None):
+    def __call__(self, x_BLD: jax.Array, context: Context, cache: Any, key: jax.Array | None):
         """Returns ([B, L, D], this layer's cache: None where none was given)."""
         config = self.config
         pre = config.norm_position == "pre"
@@ -102,8 +102,8 @@ class Stack(nn.Module):
         encoded_segment_ids_BS: jax.Array | None = None,
         cache: Cache | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Returns ([B, L, D], cache). `key` turns dropout on.
+    ) -> tuple[jax.Array, Any]:
+        """Returns ([B, L, D], cache: None where none was given). `key` turns dropout on.
 
         With a `cache` (see `empty_cache`) the L tokens are written after those it holds, and attend to
         both; `encoded_BSD` is needed in the first such call only.
@@ -115,7 +115,7 @@ class Stack(nn.Module):
         x_BLD = residual_dropout(x_BLD, config, subkey(key, 0))
         x_BLD = self.constrain(x_BLD, ("batch", "length", "embed"))
 
-        index = None
+        index: Any = 0
         key_segment_ids, key_positions = segment_ids_BL, positions_BL
         if cache is not None:
             index = cache["index"]
@@ -134,7 +134,7 @@ class Stack(nn.Module):
         if encoded_segment_ids_BS is not None:
             encoded_mask = segment_mask(segment_ids_BL, encoded_segment_ids_BS)
         context = Context(
-            mask=segment_mask(segment_ids_BL, key_segment_ids, causal=self.causal, index=0 if index is None else index),
+            mask=segment_mask(segment_ids_BL, key_segment_ids, causal=self.causal, index=index),
             bias=bias,
             encoded=encoded_BSD,
             encoded_mask=encoded_mask,
@@ -177,7 +177,7 @@ class Stack(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, 0, 0),
+                in_axes=(nn.broadcast, 0, 0),  # pyright: ignore[reportArgumentType]  (one per argument)
                 length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )

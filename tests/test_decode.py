@@ -1,0 +1,137 @@
+"""Greedy decoding with a cache equals choosing the best token of the whole forward pass, run again each step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tiny_models import FAMILIES, forward, random_batch, random_params
+
+from t5x_lite import decode
+from t5x_lite.errors import ConfigError
+from t5x_lite.models import build
+from t5x_lite.models.transformer import stack_layers
+
+MAX_TOKENS = 6
+PROMPTS = ((7,), (3,), (0,), (5,))  # the third row is padding
+
+
+def prompts(config):
+    return random_batch(config, segments=PROMPTS)
+
+
+def greedy_by_forward(config, params, batch, eos_id: int):
+    """The slow way: no cache, every token a new forward pass over everything so far."""
+    module = build(config)
+    apply = jax.jit(lambda p, b: module.apply({"params": p}, b)["lm"])
+    rows = len(PROMPTS)
+    lengths = np.array([row[0] for row in PROMPTS])
+    batch = dict(batch)
+    if config.architecture == "text_to_text":
+        read, width = (lengths > 0).astype(int), MAX_TOKENS + 1
+        tokens = np.zeros((rows, width), np.int32)
+    else:
+        read, width = lengths.copy(), max(lengths) + MAX_TOKENS
+        tokens = np.zeros((rows, width), np.int32)
+        tokens[:, : max(lengths)] = batch["decoder_input_tokens"][:, : max(lengths)]
+    out = np.full((rows, MAX_TOKENS), eos_id)
+    count, logprob = np.zeros(rows, int), np.zeros(rows)
+    done = lengths == 0
+    for step in range(MAX_TOKENS):
+        batch |= {
+            "decoder_input_tokens": tokens,
+            "decoder_segment_ids": (np.arange(width) < read[:, None]).astype(np.int32),
+            "decoder_positions": np.tile(np.arange(width, dtype=np.int32), (rows, 1)),
+        }
+        logits_BLV = np.asarray(apply(params, batch), np.float64)
+        for b in np.flatnonzero(~done):
+            logits_V = logits_BLV[b, read[b] - 1]
+            token = logits_V.argmax()
+            logprob[b] += logits_V[token] - np.log(np.exp(logits_V).sum())
+            if token == eos_id:
+                done[b] = True
+                continue
+            out[b, step], count[b] = token, step + 1
+            tokens[b, read[b]] = token
+            read[b] += 1
+    return {"tokens": out, "lengths": count, "logprob": logprob}
+
+
+@pytest.mark.parametrize(
+    ("family", "scan_layers"),
+    [("t5", True), ("gpt2", True), ("t5_1_1", False), ("transformer", False), ("gpt2", False), ("t5_decoder", False)],
+)
+def test_greedy_equals_the_forward_pass_run_again(family, scan_layers):
+    config = FAMILIES[family]
+    params, batch = random_params(config, seed=3), prompts(config)
+    free = greedy_by_forward(config, params, batch, eos_id=-1)
+    eos_id = int(free["tokens"][0, 2])  # so that a row ends early, and others later or not at all
+    expected = greedy_by_forward(config, params, batch, eos_id)
+    assert expected["lengths"][0] <= 2 and expected["lengths"][2] == 0 and expected["lengths"].max() > 2
+
+    if scan_layers:
+        config, params = dataclasses.replace(config, scan_layers=True), stack_layers(params)
+    got = decode.greedy(build(config), params, batch, max_tokens=MAX_TOKENS, eos_id=eos_id)
+    np.testing.assert_array_equal(got["tokens"], expected["tokens"])
+    np.testing.assert_array_equal(got["lengths"], expected["lengths"])
+    np.testing.assert_allclose(got["logprob"], expected["logprob"], rtol=1e-5, atol=1e-5)
+    assert got["tokens"].dtype == got["lengths"].dtype == jnp.int32
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_prefill_logits_are_those_of_the_forward_pass(family):
+    config = FAMILIES[family]
+    params, batch, module = random_params(config), prompts(config), build(FAMILIES[family])
+    lengths = np.array([row[0] for row in PROMPTS])
+    decoding = jax.jit(lambda p, b: decode.prefill(module, p, b, max_tokens=4))(params, batch)
+    if family == "t5":
+        start = np.zeros((len(PROMPTS), 1), np.int32)
+        batch |= {"decoder_input_tokens": start, "decoder_segment_ids": start + 1, "decoder_positions": start}
+        lengths[:] = 1
+    logits_BLV = forward(config, params, batch)["lm"]
+    np.testing.assert_array_equal(decoding.positions_B, lengths)
+    for b in np.flatnonzero([row[0] for row in PROMPTS]):
+        np.testing.assert_allclose(decoding.logits_BV[b], logits_BLV[b, lengths[b] - 1], rtol=1e-5, atol=1e-5)
+
+
+def test_one_compilation_serves_every_batch_of_a_shape():
+    config = FAMILIES["gpt2"]
+    params, module = random_params(config), build(config)
+    decode.greedy(module, params, prompts(config), max_tokens=5, eos_id=1)
+    before = decode._greedy._cache_size()
+    other = random_batch(config, segments=((2,), (7,), (4,), (1,)), seed=1)
+    decode.greedy(build(config), params, other, max_tokens=5, eos_id=1)
+    assert decode._greedy._cache_size() == before
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_a_mesh_changes_no_token(family):
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices")
+    config = FAMILIES[family]
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    rules = {"batch": "data", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+    def constrain(x, axes):
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*[rules.get(a) for a in axes])))
+
+    params, batch = random_params(config), prompts(config)
+    expected = decode.greedy(build(config), params, batch, max_tokens=4, eos_id=1)
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    sharded = {name: jax.device_put(batch[name], rows) for name in decode.PROMPT[config.architecture]}
+    replicated = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    got = decode.greedy(build(config, constrain), replicated, sharded, max_tokens=4, eos_id=1)
+    np.testing.assert_array_equal(got["tokens"], expected["tokens"])
+    np.testing.assert_allclose(got["logprob"], expected["logprob"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "max_tokens", "message"),
+    [("bert", 4, "does not generate text"), ("gpt2", 0, "at least 1"), ("gpt2", 60, "max_positions=64")],
+)
+def test_errors_before_anything_runs(family, max_tokens, message):
+    config = FAMILIES[family]
+    with pytest.raises(ConfigError, match=message):
+        decode.greedy(build(config), {}, prompts(config), max_tokens=max_tokens, eos_id=1)

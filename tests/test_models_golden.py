@@ -1,0 +1,143 @@
+"""Logits of the reference implementations, stored as arrays: T5X's T5 1.1, the original BERT."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from t5x_lite.models import build
+from t5x_lite.models.presets import preset
+
+GOLDEN = Path(__file__).parents[1].parent / "shared" / "data" / "golden"
+T5X, BERT = GOLDEN / "axlearn.common.encoder_decoder_test.npz", GOLDEN / "axlearn.common.bert_test.npz"
+
+
+def logits(config, params, batch):
+    return jax.jit(build(config).apply)({"params": params}, batch)
+
+
+def insert(tree: dict, path: str, value) -> None:
+    *parents, name = path.split("/")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[name] = value
+
+
+T5X_NAMES = {
+    "token_embedder": "token_embedding",
+    "relpos_bias": "relative_bias",
+    "rel_embedding": "embedding",
+    "encoder_norm": "final_norm",
+    "decoder_norm": "final_norm",
+    "attention": "self_attention",
+    "encoder_decoder_attention": "cross_attention",
+    "pre_attention_layer_norm": "self_attention_norm",
+    "pre_self_attention_layer_norm": "self_attention_norm",
+    "pre_cross_attention_layer_norm": "cross_attention_norm",
+    "pre_mlp_layer_norm": "mlp_norm",
+}
+
+
+@pytest.mark.skipif(not T5X.exists(), reason="T5X's golden logits are not on this machine")
+@pytest.mark.parametrize("packed", [False, True])
+def test_t5_1_1_logits_equal_t5x(packed):
+    golden = {k.split("/", 1)[1]: v for k, v in np.load(T5X).items() if k.startswith(f"test_against_t5x_{packed}/")}
+    sizes = {"vocab_size": 48, "d_model": 16, "d_ff": 64, "num_heads": 4, "head_dim": 4}
+    config = preset("t5_1_1_small", **sizes, num_encoder_layers=4, num_decoder_layers=4)
+    params: dict = {}
+    for name, value in golden.items():
+        if not name.startswith("params/"):
+            continue
+        path = "/".join(T5X_NAMES.get(part, part) for part in name.split("/")[1:])
+        path = path.replace("decoder/logits_dense", "logits/dense")
+        if "attention/" in path and path.endswith("kernel"):
+            heads = (config.num_heads, config.head_dim)
+            value = value.reshape((*heads, -1) if "/out/" in path else (-1, *heads))
+        insert(params, path, value)
+    batch = {}
+    for side, ids in (("encoder", "source"), ("decoder", "target")):
+        tokens = golden[f"{ids}_ids"]
+        lengths = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
+        real = (tokens if side == "encoder" else golden["target_labels"]) > 0
+        batch |= {
+            f"{side}_input_tokens": tokens,
+            f"{side}_segment_ids": golden.get(f"{ids}_segment_ids", real.astype(np.int32)),
+            f"{side}_positions": golden.get(f"{ids}_positions", lengths),
+        }
+    got = logits(config, params, batch)["lm"]
+    real = batch["decoder_segment_ids"] > 0
+    assert real.sum() >= 15
+    np.testing.assert_allclose(got[real], golden["outputs"][real], rtol=0, atol=1e-5)
+
+
+BERT_NAMES = {
+    "encoder/emb/token_emb/weight": "token_embedding/embedding",
+    "encoder/emb/type_emb/weight": "type_embedding/embedding",
+    "encoder/emb/pos_emb/weight": "encoder/position_embedding/embedding",
+    "encoder/emb/norm": "encoder/embedding_norm",
+    "head/transform/linear": "mlm/transform",
+    "head/transform/norm": "mlm/norm",
+    "head/output_bias": "mlm/bias",
+    "head/pooler/linear": "pooler",
+    "head/output": "classification",
+    "encoder/transformer/layer": "encoder/layers_",
+    "feed_forward/linear1": "mlp/wi",
+    "feed_forward/linear2": "mlp/wo",
+    "feed_forward/norm": "mlp_norm",
+    "self_attention/norm": "self_attention_norm",
+    "attention/i_proj/q_proj": "query",
+    "attention/i_proj/k_proj": "key",
+    "attention/i_proj/v_proj": "value",
+    "attention/o_proj": "out",
+}
+
+
+@pytest.mark.skipif(not BERT.exists(), reason="BERT's golden logits are not on this machine")
+@pytest.mark.parametrize(
+    ("case", "head"),
+    [
+        ("test_for_mlm", "mlm"),
+        ("test_for_mlm_with_padding", "mlm"),
+        ("test_sequence_classification_2", "classification"),
+        ("test_sequence_classification_3", "classification"),
+    ],
+)
+def test_bert_logits_equal_the_reference(case, head):
+    golden = {k.split("/", 1)[1]: v for k, v in np.load(BERT).items() if k.startswith(f"{case}/")}
+    expected = golden["outputs/logits"]
+    sizes = {"vocab_size": 24, "d_model": 16, "d_ff": 64, "num_heads": 4, "head_dim": 4, "max_positions": 20}
+    config = preset("bert_tiny", **sizes, heads=(head,), num_classes=expected.shape[-1])
+    config = dataclasses.replace(config, dropout_rate=0.0, attention_dropout_rate=0.0)
+    params: dict = {}
+    for name, value in golden.items():
+        if not name.startswith("params/"):
+            continue
+        path = name.removeprefix("params/")
+        for theirs, ours in BERT_NAMES.items():
+            path = path.replace(theirs, ours)
+        if path.endswith("weight"):
+            path = path.removesuffix("weight") + "kernel"
+        if "position_embedding" in path:
+            value = value[0]
+        if path.endswith("out/kernel"):  # stored [D, H, K]
+            value = value.transpose(1, 2, 0)
+        insert(params, path, value)
+    tokens = golden["inputs/input_ids"].astype(np.int32)
+    rows, length = tokens.shape
+    padding = golden.get("inputs/padding_mask", tokens == 0)
+    batch = {
+        "encoder_input_tokens": tokens,
+        "encoder_segment_ids": (~padding).astype(np.int32),
+        "encoder_positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        "token_type_ids": golden.get("inputs/token_type_ids", np.zeros_like(tokens)).astype(np.int32),
+        "mlm_positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        "pooled_positions": np.zeros((rows, 1), np.int32),
+    }
+    got = np.asarray(logits(config, params, batch)[head])
+    if head == "mlm":
+        got, expected = got[~padding], expected[~padding]
+    else:
+        got = got[:, 0]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
