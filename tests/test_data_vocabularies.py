@@ -78,7 +78,7 @@ def test_training_learns_from_lines_the_trainer_would_skip(tmp_path):
 
 def test_pickling_takes_the_path_along_and_not_the_model(trained):
     trained.encode(["load it"])
-    copy = pickle.loads(pickle.dumps(trained))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(trained))
     assert "_processor" not in copy.__dict__ and copy == trained
     assert copy.encode(["the fox"])[0].tolist() == trained.encode(["the fox"])[0].tolist()
 

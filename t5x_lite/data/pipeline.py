@@ -8,7 +8,6 @@ works through one packing window again at most.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import queue
 import threading
@@ -21,6 +20,7 @@ from t5x_lite import batch as batches
 from t5x_lite.batch import Batch
 from t5x_lite.data import packing, preprocess, registry
 from t5x_lite.data.convert import Converter, label, text_of
+from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.packing import Example
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
@@ -201,7 +201,7 @@ class _Feed:
         if not len(self._source):
             raise DataError(f"task {task.name!r} has no training example; check its source")
         self.window_size = DOCUMENTS_PER_WINDOW if task.is_corpus else EXAMPLES_PER_WINDOW
-        self._order = _Order(self._source, setting.seed, task.name)
+        self._seed = key(setting.seed, task.name, "order")
         self.window, self.offset = 0, 0  # the next example is number `offset` of window number `window`
         self._loaded: int | None = None
         self._examples: list[Example] = []
@@ -230,7 +230,7 @@ class _Feed:
         if self._survives:
             return
         for group in _groups(text_examples(self.task, "train"), self.window_size):
-            rng = _rng(self._setting.seed, self.task.name, "survivor")
+            rng = generator(self._setting.seed, self.task.name, "survivor")
             if _converted([e for _, e in group], self.task, self._setting.converter, self._setting.vocabulary, rng)[0]:
                 self._survives = True
                 return
@@ -242,34 +242,19 @@ class _Feed:
     def _convert(self, window: int) -> list[Example]:
         setting, task = self._setting, self.task
         examples = []
-        for k in range(window * self.window_size, (window + 1) * self.window_size):
-            number = k * setting.streams + self._stream
+        places = np.arange(window * self.window_size, (window + 1) * self.window_size) * setting.streams + self._stream
+        for place, index in zip(places.tolist(), shuffled(places, len(self), self._seed).tolist(), strict=True):
             example = preprocess.apply(
-                task.preprocessors, self._order[number], lambda n=number: _rng(setting.seed, task.name, "element", n)
+                task.preprocessors,
+                self._source[index],
+                lambda n=place: generator(setting.seed, task.name, "element", n),
             )
             if example is not None:
                 examples.append(example)
-        rng = _rng(setting.seed, task.name, "window", self._stream, window)
+        rng = generator(setting.seed, task.name, "window", self._stream, window)
         found, truncated = _converted(examples, task, setting.converter, setting.vocabulary, rng)
         self.truncated += truncated
         return found
-
-
-class _Order:
-    """A source shuffled anew each epoch, endlessly: element n is the (n mod size)-th of epoch n // size."""
-
-    def __init__(self, source: Sequence, seed: int, name: str):
-        self._source, self._seed, self._name = source, seed, name
-        self._epochs: dict[int, Any] = {}
-
-    def __getitem__(self, number: int) -> Any:
-        epoch, index = divmod(number, len(self._source))
-        if epoch not in self._epochs:
-            import grain  # here, because it brings jax along: a second that listing or checking tasks need not pay
-
-            shuffled = grain.MapDataset.source(self._source).shuffle(_number(self._seed, self._name, "epoch", epoch))  # type: ignore[arg-type]
-            self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1} | {epoch: shuffled}
-        return self._epochs[epoch][index]
 
 
 class _Stream:
@@ -313,7 +298,7 @@ class _Stream:
         """The next example; which task it is from depends on how many were drawn before it, and nothing else."""
         block, index = divmod(self._drawn, 1024)
         if self._draws is None or self._draws[0] != block:
-            rng = _rng(self._setting.seed, "mixture", self._number, block)
+            rng = generator(self._setting.seed, "mixture", self._number, block)
             self._draws = block, rng.choice(len(self._names), size=1024, p=self._shares)
         self._drawn += 1
         return next(self.feeds[self._names[self._draws[1][index]]])
@@ -381,7 +366,7 @@ def text_examples(task: Task, split: str) -> Iterator[tuple[int, registry.Exampl
     if not len(source):
         raise DataError(f"task {task.name!r} has no example in split {split!r}")
     for index in range(len(source)):
-        rng = lambda n=index: _rng(0, task.name, split, n)  # noqa: E731
+        rng = lambda n=index: generator(0, task.name, split, n)  # noqa: E731
         example = preprocess.apply(task.preprocessors, source[index], rng)
         if example is not None:
             yield index, example
@@ -470,7 +455,7 @@ def _one_per_row(arrays: list[Example], converter: Converter, vocabulary: Vocabu
 def _eval_examples(task: Task, converter: Converter, vocabulary: Vocabulary, split: str, limit: int):
     size = DOCUMENTS_PER_WINDOW if task.is_corpus else EXAMPLES_PER_WINDOW
     for window, group in enumerate(_groups(_limited(text_examples(task, split), limit), size)):
-        rng = _rng(0, task.name, split, "window", window)
+        rng = generator(0, task.name, split, "window", window)
         yield from _converted([e for _, e in group], task, converter, vocabulary, rng)[0]
 
 
@@ -514,14 +499,3 @@ def _groups(items: Iterable, size: int) -> Iterator[list]:
     iterator = iter(items)
     while group := list(itertools.islice(iterator, size)):
         yield group
-
-
-def _number(*parts: Any) -> int:
-    """32 bits that depend on the parts alone, the same in every process and version of Python."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
-
-
-def _rng(*parts: Any) -> np.random.Generator:
-    return np.random.Generator(
-        np.random.Philox(int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:16], "big"))
-    )

@@ -1,0 +1,296 @@
+"""The feature converters against their docstrings, one task through all three, and packing's invariants."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t5x_lite import batch as batches
+from t5x_lite.data import packing
+from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.registry import Feature, Task
+from t5x_lite.data.sources import Function
+from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.errors import ConfigError, DataError
+
+
+class Numbers:
+    """Text made of ids, "7 8 5"; the special ids are those of the docstrings."""
+
+    pad_id, eos_id, unk_id, cls_id, sep_id, mask_id, size, fingerprint = 0, 1, 2, 3, 4, 6, 200, "numbers"
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(text.split(), np.int32) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(map(str, ids))
+
+    show = decode
+
+    def sentinel(self, k: int) -> int:
+        return self.size - 1 - k
+
+
+NUMBERS = Numbers()
+
+
+def task(**kwargs) -> Task:
+    return Task("task", Function(lambda split: []), **kwargs)
+
+
+def documented(thing) -> dict[str, list[int]]:
+    """The aligned columns of a docstring: {array name: its values}."""
+    rows = re.findall(
+        r"^\s+([a-z_]+(?:_tokens|_ids|_positions|_weights|_types|_targets))  +([\d |]+)$", thing.__doc__, re.M
+    )
+    return {name: [int(v) for v in values.replace("|", " ").split()] for name, values in rows}
+
+
+def packed(examples, converter) -> dict[str, np.ndarray]:
+    """All examples in one row."""
+    return packing.row(examples, converter.specs(), converter.sizes(pack=True))
+
+
+def test_text_to_text_docstring_is_the_golden_example_of_seqio():
+    converter = TextToText(length=10, targets_length=7)
+    texts = [{"inputs": "7 8 5", "targets": "3 9"}, {"inputs": "8 4 9 3", "targets": "4"}]
+    examples, truncated = converter.supervised(texts, task(), NUMBERS)
+    row = packed(examples, converter)
+    assert {k: v.tolist() for k, v in row.items()} == documented(TextToText) and truncated == 0
+    assert row["decoder_input_tokens"].tolist() == [0, 3, 9, 0, 4, 0, 0]  # seqio's, from the source
+
+
+def test_decoder_only_docstring():
+    converter = DecoderOnly(length=12)
+    texts = [{"inputs": "7 8", "targets": "3 9"}, {"inputs": "5", "targets": "4"}]
+    examples, _ = converter.supervised(texts, task(), NUMBERS)
+    assert {k: v.tolist() for k, v in packed(examples, converter).items()} == documented(DecoderOnly)
+
+
+def test_encoder_only_docstring():
+    converter = EncoderOnly(length=10, heads=("classification",), max_examples_per_row=4)
+    texts = [{"a": "7 8", "b": "5", "targets": "z"}, {"a": "9", "b": "", "targets": "x"}]
+    pair, single = task(labels=("x", "y", "z"), segments=("a", "b")), task(labels=("x", "y", "z"), segments=("a",))
+    examples = converter.supervised(texts[:1], pair, NUMBERS)[0] + converter.supervised(texts[1:], single, NUMBERS)[0]
+    assert {k: v.tolist() for k, v in packed(examples, converter).items()} == documented(EncoderOnly)
+
+
+def test_packing_docstring():
+    converter = TextToText(length=10, targets_length=7)
+    texts = [{"inputs": "7 8 5", "targets": "3 9"}, {"inputs": "8 4 9 3", "targets": "4"}]
+    row = packed(converter.supervised(texts, task(), NUMBERS)[0], converter)
+    shown = documented(packing.row)
+    assert len(shown) == 3 and {name: row[name].tolist() for name in shown} == shown
+
+
+def test_one_task_feeds_three_architectures():
+    bytes_ = ByteVocabulary()
+    one = task(labels=("no", "yes"))
+    texts = [{"inputs": "ab", "targets": "yes"}]
+    a, b, y, e, s = (ord(c) + 3 for c in "abyes")
+    (t2t,), _ = TextToText(8, 8).supervised(texts, one, bytes_)
+    assert t2t["encoder_input_tokens"].tolist() == [a, b, 1]
+    assert t2t["decoder_target_tokens"].tolist() == [y, e, s, 1]
+    assert t2t["decoder_input_tokens"].tolist() == [0, y, e, s]
+    (lm,), _ = DecoderOnly(16).supervised(texts, one, bytes_)
+    assert lm["decoder_target_tokens"].tolist() == [a, b, 1, y, e, s, 1]
+    assert lm["decoder_loss_weights"].tolist() == [0, 0, 0, 1, 1, 1, 1]
+    (bert,), _ = EncoderOnly(8, ("classification",)).supervised(texts, one, bytes_)
+    assert bert["encoder_input_tokens"].tolist() == [bytes_.cls_id, a, b, bytes_.sep_id]
+    assert (bert["class_targets"].tolist(), bert["class_weights"].tolist()) == ([1], [1.0])
+
+
+def test_over_long_text_is_cut_keeps_its_end_and_is_counted():
+    texts = [{"inputs": "9 " * 50, "targets": "8 " * 50}, {"inputs": "9", "targets": "8"}]
+    (long, _), truncated = TextToText(10, 7).supervised(texts, task(), NUMBERS)
+    assert truncated == 1
+    assert long["encoder_input_tokens"].tolist() == [9] * 9 + [1]
+    assert long["decoder_target_tokens"].tolist() == [8] * 6 + [1]
+    (long, _), truncated = DecoderOnly(10).supervised(texts, task(), NUMBERS)
+    assert truncated == 1 and long["decoder_target_tokens"].tolist() == [9] * 4 + [1] + [8] * 4 + [1]
+    classify = task(labels=("8",), segments=("inputs", "inputs"))
+    (long,), truncated = EncoderOnly(10, ("classification",)).supervised(
+        [texts[0] | {"targets": "8"}], classify, NUMBERS
+    )
+    assert truncated == 1 and long["encoder_input_tokens"].tolist() == [3, 9, 9, 9, 4, 9, 9, 9, 9, 4]
+
+
+def test_short_inputs_leave_their_room_to_long_targets():
+    (example,), truncated = DecoderOnly(10).supervised([{"inputs": "9", "targets": "8 " * 7}], task(), NUMBERS)
+    assert truncated == 0 and example["decoder_target_tokens"].tolist() == [9, 1] + [8] * 7 + [1]
+
+
+@pytest.mark.parametrize("words", [1, 6, 7, 8, 30])
+def test_a_prompt_is_what_training_showed_before_the_targets(words):
+    """Also when it is cut: the separator that announces the targets stays."""
+    texts = [{"inputs": "9 " * words, "targets": "8"}]
+    (prompt,) = DecoderOnly(16).prompts(texts, task(), NUMBERS, 8)
+    (example,), _ = DecoderOnly(16).supervised(texts, task(), NUMBERS)
+    ids = prompt["decoder_input_tokens"].tolist()
+    assert len(ids) <= 8 and ids[-1] == 1
+    if len(ids) == words + 2:
+        assert ids == example["decoder_input_tokens"].tolist()[: len(ids)]
+
+
+def test_wrong_labels_and_fields_are_named():
+    labelled = task(labels=("no", "yes"))
+    encoder = EncoderOnly(16, ("classification",))
+    with pytest.raises(DataError, match=r"'task': label 'maybe' is not one of no, yes; .*inputs '5 6'"):
+        encoder.supervised([{"inputs": "5 6", "targets": "maybe"}], labelled, NUMBERS)
+    with pytest.raises(DataError, match=r"needs the field 'targets'; .* has inputs\. Make it"):
+        TextToText(8, 8).supervised([{"inputs": "5"}], task(), NUMBERS)
+    regression = EncoderOnly(16, ("regression",))
+    for value in ("high", "nan", "inf"):
+        with pytest.raises(DataError, match=f"target '{value}' is not a finite number"):
+            regression.supervised([{"inputs": "5", "targets": value}], task(regression=True), NUMBERS)
+    (example,), _ = regression.supervised([{"inputs": "5", "targets": "3.5"}], task(regression=True), NUMBERS)
+    assert example["regression_targets"].tolist() == [3.5]
+    with pytest.raises(ConfigError, match="needs the head 'classification'; the encoder has regression"):
+        regression.supervised([{"inputs": "5", "targets": "yes"}], labelled, NUMBERS)
+    with pytest.raises(ConfigError, match="neither labels nor regression"):
+        encoder.supervised([{"inputs": "5", "targets": "free text"}], task(), NUMBERS)
+
+
+def test_span_corruption_fills_the_rows_exactly():
+    rng = np.random.default_rng(0)
+    vocabulary = ByteVocabulary(100)
+    examples, _ = TextToText(128, 29).corpus(["x" * 141 * 3], vocabulary, rng)
+    assert [(len(e["encoder_input_tokens"]), len(e["decoder_target_tokens"])) for e in examples] == [(128, 29)] * 3
+    assert all(e["encoder_input_tokens"][-1] == e["decoder_target_tokens"][-1] == 1 for e in examples)
+    shorter, _ = TextToText(128, 20).corpus(["x" * 141 * 3], vocabulary, rng)
+    assert all(len(e["decoder_target_tokens"]) <= 20 and len(e["encoder_input_tokens"]) <= 128 for e in shorter)
+
+
+def test_language_model_reads_documents_end_to_end():
+    vocabulary = ByteVocabulary()
+    examples, _ = DecoderOnly(8).corpus(["abc", "", "defghi", "j"], vocabulary, np.random.default_rng(0))
+    text = np.concatenate([e["decoder_target_tokens"] for e in examples])
+    assert text.tolist() == [i for word in ("abc", "defghi", "j") for i in (*(ord(c) + 3 for c in word), 1)]
+    assert all(e["decoder_input_tokens"].tolist() == [0, *e["decoder_target_tokens"][:-1]] for e in examples)
+    assert all((e["decoder_loss_weights"] == 1).all() for e in examples)
+
+
+def test_masked_language_model_with_next_sentence():
+    vocabulary = ByteVocabulary()
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    texts = [". ".join([c * 9] * 12) + "." for c in letters]  # each document says one letter
+    converter = EncoderOnly(64, ("mlm", "nsp"))
+    examples = [e for seed in range(8) for e in converter.corpus(texts, vocabulary, np.random.default_rng(seed))[0]]
+    random_seconds = []
+    for e in examples:
+        tokens = e["encoder_input_tokens"].copy()
+        selected = e["mlm_positions"]
+        tokens[selected] = e["mlm_targets"]  # what was hidden stands in the targets
+        assert tokens[0] == vocabulary.cls_id and tokens[-1] == vocabulary.sep_id and len(tokens) <= 64
+        special = np.isin(tokens, [vocabulary.cls_id, vocabulary.sep_id])
+        assert special.sum() == 3 and not special[selected].any()
+        assert len(selected) == round(0.15 * (~special).sum())
+        second = e["token_type_ids"] == 1
+        assert second.sum() and (np.diff(e["token_type_ids"]) >= 0).all()
+        kinds = [set(bytes(tokens[part & ~special] - 3).decode()) - set(". ") for part in (~second, second)]
+        is_random = kinds[0] != kinds[1]
+        assert e["nsp_targets"].tolist() == [int(is_random)] and e["nsp_weights"].tolist() == [1.0]
+        random_seconds.append(is_random)
+    n = len(random_seconds)
+    assert abs(np.mean(random_seconds) - 0.5) < 4 * 0.5 / n**0.5
+
+
+# ------------------------------------------------------------------------------------------------------- packing
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=1, max_size=60))
+def test_assign_puts_every_example_in_one_row_and_overflows_none(lengths):
+    capacity = np.array([20, 9])
+    rows = packing.assign(np.array(lengths), capacity)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    totals = np.array([np.sum([lengths[i] for i in row], axis=0) for row in rows])
+    assert (totals <= capacity).all()
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    # First or best fit: no two rows would fit into one.
+    for i in range(len(rows)):
+        for j in range(i):
+            later_first = np.array(lengths[rows[i][0]])
+            before = [k for k in rows[j] if k < rows[i][0]]
+            assert (np.sum([lengths[k] for k in before], axis=0) + later_first > capacity).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), min_size=1, max_size=30),
+    st.sampled_from(["text_to_text", "decoder_only", "encoder_only"]),
+    st.integers(0, 9),
+)
+def test_packed_rows_hold_every_token_once(lengths, architecture, seed):
+    rng = np.random.default_rng(seed)
+    say = lambda n: " ".join(map(str, rng.integers(10, 190, n)))  # noqa: E731
+    texts = [{"inputs": say(i), "targets": say(t) if architecture != "encoder_only" else "y"} for i, t in lengths]
+    converter = {
+        "text_to_text": TextToText(16, 8),
+        "decoder_only": DecoderOnly(24),
+        "encoder_only": EncoderOnly(16, ("mlm", "classification"), max_examples_per_row=3),
+    }[architecture]
+    labels = ("x", "y") if architecture == "encoder_only" else ()
+    examples, truncated = converter.supervised(texts, task(labels=labels), NUMBERS)
+    specs, sizes = converter.specs(), converter.sizes(pack=True)
+    letters = "".join(sizes)
+    shape = np.array([packing.example_lengths(e, specs, letters) for e in examples])
+    assigned = packing.assign(shape, np.array([sizes[c] for c in letters]))
+    batch = packing.stack(
+        [packing.row([examples[i] for i in row], specs, sizes) for row in assigned], len(assigned) + 1
+    )
+    batches.check(batch, specs, NUMBERS.size, num_classes=2)
+    side, letter = ("encoder", "S") if "encoder_segment_ids" in batch else ("decoder", "L")
+    for r, members in enumerate(assigned):
+        for number, index in enumerate(members, 1):
+            for name, values in examples[index].items():
+                if specs[name].dims[1] in "SL":
+                    other = "encoder" if specs[name].dims[1] == "S" else "decoder"
+                    where = batch[f"{other}_segment_ids"][r] == number
+                    assert batch[name][r][where].tolist() == values.tolist()
+                    assert batch[f"{other}_positions"][r][where].tolist() == list(range(len(values)))
+            if architecture == "encoder_only":
+                at = batch["pooled_positions"][r][number - 1]
+                assert batch["encoder_input_tokens"][r][at] == NUMBERS.cls_id
+                assert batch["encoder_segment_ids"][r][at] == number and batch["class_weights"][r][number - 1] == 1
+    padding = batch[f"{side}_segment_ids"] == 0
+    assert padding[-1].all() and (~padding).sum() == sum(e[f"{side}_input_tokens"].size for e in examples)
+    for name, spec in specs.items():
+        if spec.dims == f"B{letter}":
+            assert not batch[name][padding].any()
+    assert truncated == 0
+
+
+def test_masked_positions_move_with_their_example():
+    vocabulary = ByteVocabulary()
+    converter = EncoderOnly(128, ("mlm",))
+    examples, _ = converter.corpus(["one two three.", "four five six."], vocabulary, np.random.default_rng(0))
+    row = packing.row(examples, converter.specs(), converter.sizes(pack=True))
+    wanted = [i for e in examples for i in e["mlm_targets"].tolist()]
+    used = row["mlm_weights"] == 1
+    assert row["mlm_targets"][used].tolist() == wanted
+    segments = row["encoder_segment_ids"][row["mlm_positions"][used]]
+    assert segments.tolist() == [n for n, e in enumerate(examples, 1) for _ in e["mlm_positions"]]
+
+
+def test_packing_wastes_little():
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(5.5, 1.0, 2000).astype(int), 1, 512)[:, None]  # documents of C4, cut at 512
+    rows = packing.assign(lengths, np.array([512]))
+    assert lengths.sum() / (512 * len(rows)) > 0.98
+
+
+def test_no_row_is_checked_against_another_vocabulary():
+    converter = TextToText(8, 8)
+    examples, _ = converter.supervised([{"inputs": "150", "targets": "5"}], task(), NUMBERS)
+    batch = packing.stack([packed(examples, converter)], 1)
+    with pytest.raises(DataError, match="token id 150; allowed 0 to 99"):
+        batches.check(batch, converter.specs(), 100)
+
+
+def test_a_feature_without_eos():
+    no_eos = task(features={"inputs": Feature(add_eos=False), "targets": Feature()})
+    (example,), _ = TextToText(8, 8).supervised([{"inputs": "5 6", "targets": "7"}], no_eos, NUMBERS)
+    assert example["encoder_input_tokens"].tolist() == [5, 6]
