@@ -1,0 +1,170 @@
+"""What holds for the package as a whole: what it imports, how fast it answers, what it never calls."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "t5x_lite"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# From the ground up. A module may import those of earlier lines and of its own sub-package, never later ones.
+LAYERS = (
+    "errors",
+    "lookup batch",
+    "models",
+    "data",
+    "tasks",
+    "config losses sharding",
+    "experiment metrics optim",
+    "step decode",
+    "checkpoint writers runtime",
+    "predict inspect report",
+    "evaluate",
+    "infer train",
+    "cli",
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
+
+# Each runs code or commands that a file or a user's text may carry.
+DANGEROUS = {
+    "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads",
+    "torch.load", "joblib.load", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen", "shelve.open",
+}  # fmt: skip
+
+
+def module_name(file: Path) -> str:
+    """ "data.packing" for t5x_lite/data/packing.py."""
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def imports(file: Path, late: bool = True) -> set[str]:
+    """The full names a file imports; `late`: also inside functions."""
+    found = set()
+    tree = ast.parse(file.read_bytes())
+    inside_functions = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if not late and id(node) in inside_functions:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative import; write the whole name"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_parts(names: set[str]) -> set[str]:
+    """The first part below t5x_lite of each name: {"data", "errors"}."""
+    return {part for name in names if name.startswith("t5x_lite.") and (part := name.split(".")[1]) in RANK}
+
+
+def fresh(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_every_module_has_its_layer():
+    parts = {module_name(file).split(".")[0] for file in FILES} - {""}
+    assert parts <= set(RANK), f"give {parts - set(RANK)} a place in LAYERS"
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_imports_go_down_only(file):
+    me = module_name(file).split(".")[0]
+    if not me:
+        return
+    for part in own_parts(imports(file, late=me != "cli")) - {me}:
+        assert RANK[part] < RANK[me], f"{file.name} imports {part}, which stands above or beside it"
+
+
+def test_data_knows_no_model_and_no_jax_and_models_know_no_data():
+    for file in FILES:
+        roots = {name.split(".")[0] for name in imports(file)}
+        me, own = module_name(file).split(".")[0], own_parts(imports(file))
+        if me in ("data", "tasks"):
+            assert not roots & {"jax", "jaxlib", "flax", "optax", "orbax", "torch"}, file
+            assert "models" not in own, file
+        if me == "models":
+            assert not own & {"data", "tasks", "config"}, file
+
+
+def test_no_file_names_tensorflow_or_torch():
+    banned = {"tensorflow", "torch", "transformers", "seqio", "t5x"}
+    for file in FILES:
+        assert not {name.split(".")[0] for name in imports(file)} & banned, file
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_no_call_that_runs_what_a_file_says(file):
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert name not in DANGEROUS, f"{file}:{node.lineno}: {name}"
+            for keyword in node.keywords:
+                unsafe = keyword.arg in ("shell", "allow_pickle", "trust_remote_code")
+                assert not (unsafe and getattr(keyword.value, "value", True)), f"{file}:{node.lineno}: {keyword.arg}"
+
+
+def test_a_training_process_holds_no_tensorflow_and_no_torch():
+    code = (
+        "import sys, t5x_lite.cli, t5x_lite.train, t5x_lite.infer, t5x_lite.tasks, t5x_lite.data.sources\n"
+        "import tensorflow_datasets, grain\n"
+        "print(sorted({'tensorflow', 'tensorflow_text', 'torch'} & set(sys.modules)))"
+    )
+    done = fresh("-c", code)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_listing_and_checking_tasks_brings_no_jax():
+    code = "import sys, t5x_lite.tasks, t5x_lite.data.pipeline; print('jax' in sys.modules)"
+    done = fresh("-c", code)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
+def test_importing_the_package_warns_of_nothing():
+    done = fresh("-W", "error", "-c", "import t5x_lite")
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_answers_at_once():
+    fresh("-m", "t5x_lite.cli", "--help")  # once, for the files to be in memory and compiled
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = fresh("-m", "t5x_lite.cli", "--help")
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0 and "train" in done.stdout
+    assert min(times) < 1.0, times
+    code = """
+import sys
+from t5x_lite import cli
+sys.argv[1:] = ["train", "--help"]
+try:
+    cli.main()
+except SystemExit:
+    print("jax" in sys.modules, "numpy" in sys.modules)
+"""
+    done = fresh("-c", code)
+    assert done.stdout.splitlines()[-1:] == ["False False"], done.stdout + done.stderr
+
+
+def test_the_version_is_the_distribution_s():
+    import tomllib
+
+    import t5x_lite
+
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == t5x_lite.__version__
+
+
+def test_the_licence_is_apache_2():
+    text = (PACKAGE.parent / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text and "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
