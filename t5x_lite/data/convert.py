@@ -7,6 +7,7 @@ before packing, so no example ever sees its neighbour's last token.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -87,10 +88,7 @@ class TextToText:
         return {"S": self.length, "L": self.targets_length}
 
     def corpus(self, texts, vocabulary, rng):
-        raw, _ = span_corruption_lengths(self.length, self.noise_density, self.mean_noise_span_length)
-        # The targets must fit as well: with a short decoder the raw chunk is what both can hold.
-        while span_corruption_targets(raw, self.noise_density, self.mean_noise_span_length) > self.targets_length:
-            raw -= 1
+        raw = raw_length(self.length, self.targets_length, self.noise_density, self.mean_noise_span_length)
         tokens = np.concatenate([*vocabulary.encode(texts), np.zeros(0, np.int32)])
         eos = np.array([vocabulary.eos_id], np.int32)
         out = []
@@ -198,15 +196,17 @@ class EncoderOnly:
         return {"S": self.length, "P": mlm_capacity(self.length, self.mlm_rate, examples), "E": examples}
 
     def corpus(self, texts, vocabulary, rng):
-        units = [[ids for ids in vocabulary.encode(sentences(text)) if len(ids)] for text in texts]
-        documents = [document for document in units if document]
         room = self.length - 3  # [CLS] and two [SEP]
-        pieces = [piece for document in documents for piece in _pieces(document, room)]
+        pieces = [
+            (text, first, second)
+            for text in texts
+            for first, second in _pieces([ids for ids in vocabulary.encode(sentences(text)) if len(ids)], room)
+        ]
         out = []
-        for index, (document, first, second) in enumerate(pieces):
+        for text, first, second in pieces:
             is_next = True
             if "nsp" in self.heads and rng.random() < 0.5:
-                other = _other(pieces, index, document, rng)
+                other = _other(pieces, text, rng)
                 if other is not None:
                     second, is_next = other, False
             second = second[: room - len(first)]
@@ -278,9 +278,19 @@ class EncoderOnly:
         return example
 
 
-def span_corruption_targets(raw: int, noise_density: float, mean_noise_span_length: float) -> int:
-    """Tokens of the targets for `raw` tokens of text, EOS included."""
-    return sum(noise_counts(raw, noise_density, mean_noise_span_length)) + 1
+@functools.cache
+def raw_length(length: int, targets_length: int, noise_density: float, mean_noise_span_length: float) -> int:
+    """The most tokens of text whose corrupted inputs and targets both fit, EOS included: with a short decoder, fewer
+    than `span_corruption_lengths` says. ConfigError when not even two tokens fit."""
+    raw, _ = span_corruption_lengths(length, noise_density, mean_noise_span_length)
+    for tokens in range(raw, 1, -1):
+        noise, spans = noise_counts(tokens, noise_density, mean_noise_span_length)
+        if tokens - noise + spans + 1 <= length and noise + max(spans, 1) + 1 <= targets_length:
+            return tokens
+    raise ConfigError(
+        f"data.length={length}, data.targets_length={targets_length}: no room for span corruption; both must be at "
+        "least 3 (29 targets go with 128 inputs, 114 with 512)"
+    )
 
 
 def sentences(text: str) -> list[str]:
@@ -311,38 +321,44 @@ def _cut(ids: np.ndarray, length: int, vocabulary: Vocabulary, task: Task, field
 
 def _shifted(targets: np.ndarray, weights: np.ndarray, vocabulary: Vocabulary) -> Example:
     return {
-        "decoder_input_tokens": np.concatenate([[vocabulary.pad_id], targets[:-1]]).astype(np.int32),
+        "decoder_input_tokens": np.concatenate([[vocabulary.pad_id], targets])[: len(targets)].astype(np.int32),
         "decoder_target_tokens": targets.astype(np.int32),
         "decoder_loss_weights": weights,
     }
 
 
 def _longest_first(lengths: list[int], room: int) -> list[int]:
-    """Cuts the longest segment until all fit (BERT's truncate_seq_pair)."""
-    kept = list(lengths)
-    while sum(kept) > room:
-        longest = kept.index(max(kept))
-        others = sum(kept) - kept[longest]
-        runner_up = max((n for i, n in enumerate(kept) if i != longest), default=0)
-        kept[longest] = max(room - others, min(runner_up, kept[longest] - 1), 0)
+    """What is kept of each segment when tokens are taken from the longest until all fit, as BERT's truncate_seq_pair
+    does (which takes from the second of equals, where this takes from the first).
+
+    >>> _longest_first([9, 3, 9], 12)
+    [4, 3, 5]
+    """
+    if sum(lengths) <= room:
+        return lengths
+    cap = next(c for c in range(room, -1, -1) if sum(min(n, c) for n in lengths) <= room)
+    kept = [min(n, cap) for n in lengths]
+    for i in reversed(range(len(lengths))):
+        if lengths[i] > cap and sum(kept) < room:
+            kept[i] += 1
     return kept
 
 
-def _pieces(document: list[np.ndarray], room: int) -> list[tuple[list, np.ndarray, np.ndarray]]:
-    """(document, first, second) texts covering a document: runs of sentences that fill `room`, split in two at a
-    sentence about the middle (in the middle of one where there is just one)."""
+def _pieces(document: list[np.ndarray], room: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(first, second) texts that cover a document: runs of sentences that fill `room`, split in two at a sentence
+    about the middle (in the middle of one where there is just one). A sentence longer than `room` is cut up."""
     out, run, length = [], [], 0
 
     def close() -> None:
         if not run:
             return
-        whole = np.concatenate(run)[:room]
+        whole = np.concatenate(run)
         ends = np.cumsum([len(s) for s in run])
         inner = ends[ends < len(whole)]
         cut = int(inner[np.abs(inner - len(whole) / 2).argmin()]) if len(inner) else len(whole) // 2
-        out.append((document, whole[:cut], whole[cut:]) if cut else (document, whole, whole[:0]))
+        out.append((whole[:cut], whole[cut:]) if cut else (whole, whole[:0]))
 
-    for sentence in document:
+    for sentence in (s[i : i + room] for s in document for i in range(0, len(s), room)):
         if run and length + len(sentence) > room:
             close()
             run, length = [], 0
@@ -352,12 +368,13 @@ def _pieces(document: list[np.ndarray], room: int) -> list[tuple[list, np.ndarra
     return out
 
 
-def _other(pieces, index: int, document: list, rng: np.random.Generator) -> np.ndarray | None:
-    """The second text of a random piece of another document; None when the window holds no other."""
+def _other(pieces, text: str, rng: np.random.Generator) -> np.ndarray | None:
+    """The second text of a random piece of another document; None when eight draws find none. A small corpus comes
+    several times in a window, so documents are told apart by their text."""
     for _ in range(8):
-        candidate = pieces[int(rng.integers(len(pieces)))]
-        if candidate[0] is not document and len(candidate[2]):
-            return candidate[2]
+        other, _, second = pieces[int(rng.integers(len(pieces)))]
+        if other != text and len(second):
+            return second
     return None
 
 
@@ -367,6 +384,11 @@ def text_of(example: Mapping[str, Any], field: str, task: Task) -> str:
         raise DataError(
             f"task {task.name!r} needs the field {field!r}; after its preprocessors an example has "
             f"{', '.join(map(str, example)) or 'none'}. Make it with preprocess.template({field}='…')"
+        )
+    if example[field] is None:
+        raise DataError(
+            f"task {task.name!r}: the field {field!r} of an example is null; correct the data, or drop such examples "
+            "with preprocess.keep"
         )
     return str(example[field])
 

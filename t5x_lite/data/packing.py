@@ -26,6 +26,7 @@ def assign(lengths: np.ndarray, capacity: np.ndarray) -> list[list[int]]:
     >>> assign(np.array([[5], [6], [4], [3]]), np.array([10]))
     [[0, 3], [1, 2]]
     """
+    assert (lengths <= capacity).all(), f"an example of {lengths.max(axis=0)} in rows of {capacity}"
     room = np.empty((len(lengths), len(capacity)), np.int64)
     rows: list[list[int]] = []
     for index, need in enumerate(lengths):

@@ -1,5 +1,6 @@
 """Preprocessors: small pure functions from example to example. None drops the example."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,5 +54,6 @@ def apply(functions, example: Example, rng: Callable[[], np.random.Generator]) -
     return example
 
 
+@functools.lru_cache(maxsize=1024)  # asked for every example
 def takes_rng(function: Callable) -> bool:
     return "rng" in inspect.signature(function).parameters

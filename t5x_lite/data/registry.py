@@ -116,8 +116,8 @@ def _rates(name: str, above: tuple[str, ...]) -> dict[str, float]:
         below = _rates(member, (*above, name))
         if callable(rate):
             rate = rate(sum(len(REGISTRY[task].source.split("train")) for task in below))  # type: ignore[union-attr]
-        if not rate > 0:
-            raise ConfigError(f"mixture {name!r}: the rate of {member!r} is {rate}; it must be positive")
+        if isinstance(rate, str) or not 0 < rate < float("inf"):
+            raise ConfigError(f"mixture {name!r}: the rate of {member!r} is {rate!r}; it must be a positive number")
         share = sum(below.values())
         for task, part in below.items():
             out[task] = out.get(task, 0.0) + rate * part / share

@@ -123,7 +123,10 @@ class _Decoded(Sequence):
 
     def __getitem__(self, index):
         example = self._source[index]
-        return {k: v.decode("utf-8") if isinstance(v, bytes) else v for k, v in example.items()}
+        try:
+            return {k: v.decode("utf-8") if isinstance(v, bytes) else v for k, v in example.items()}
+        except UnicodeDecodeError as error:
+            raise DataError(f"example {index} of the TFDS data set holds text that is not UTF-8: {error}") from None
 
 
 def read_text(path: Path) -> list[Example]:
@@ -149,23 +152,28 @@ def read_csv(path: Path, delimiter: str = ",", columns: Sequence[str] = (), quot
     text = "\n".join(line for _, line in _lines(path))
     style = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=style, strict=quoting)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # 131,072 by default: less than a long document
     header = list(columns)
     rows = []
+    begin = 1  # the line a record begins in; with quotes it may go on over several
     try:
         for cells in reader:
+            line, begin = begin, reader.line_num + 1
             if not header:
                 header = cells
+                if repeated := [name for name in header if header.count(name) > 1]:
+                    raise DataError(f"{path}:{line}: two columns are named {repeated[0]!r}; rename one")
                 continue
             if not cells:
                 continue
             if len(cells) != len(header):
                 raise DataError(
-                    f"{path}:{reader.line_num}: {len(cells)} columns; the header has {len(header)} "
+                    f"{path}:{line}: {len(cells)} columns; the header has {len(header)} "
                     f"({', '.join(header)}). Quote cells that hold the delimiter {delimiter!r}"
                 )
             rows.append(dict(zip(header, cells, strict=True)))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}; is a quote left open?") from None
+        raise DataError(f"{path}:{begin}: {error} in the record that begins here; is a quote left open?") from None
     return rows
 
 
