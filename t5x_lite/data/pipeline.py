@@ -110,7 +110,8 @@ class TrainBatches:
         self._state = self._stream_states()
 
     def counters(self) -> dict[str, float]:
-        """Running totals of this host: examples and epochs per task, truncated share."""
+        """Totals of this host since step 0, over resumptions: examples (drawn for packing, so up to a window ahead of
+        the rows handed out) and epochs per task, and the share of the converted examples that were truncated."""
         return dict(self._counters)
 
     def close(self) -> None:
@@ -138,8 +139,8 @@ class TrainBatches:
         for feed in feeds:
             name = feed.task.name
             out[f"examples/{name}"] = out.get(f"examples/{name}", 0) + feed.produced
-            out[f"epochs/{name}"] = feed.window * feed.window_size * self._setting.streams / len(feed)
-        total = sum(feed.produced for feed in feeds)
+            out[f"epochs/{name}"] = out.get(f"epochs/{name}", 0) + feed.epochs / len(self._streams)
+        total = sum(feed.converted for feed in feeds)
         out["truncated"] = sum(feed.truncated for feed in feeds) / max(total, 1)
         return out
 
@@ -206,7 +207,8 @@ class _Feed:
         self._loaded: int | None = None
         self._examples: list[Example] = []
         self._survives = False
-        self.produced, self.truncated = 0, 0
+        self._truncated_here = 0
+        self.produced, self.converted, self.truncated = 0, 0, 0
 
     def __len__(self) -> int:
         return len(self._source)
@@ -216,8 +218,11 @@ class _Feed:
             if empty_windows * self.window_size > len(self):
                 self._require_survivor()
             if self._loaded != self.window:
-                self._examples = self._convert(self.window)
+                self._examples, self._truncated_here = self._convert(self.window)
                 self._loaded = self.window
+            if self.offset == 0:  # not when a restored state goes on in the middle: it was counted then
+                self.converted += len(self._examples)
+                self.truncated += self._truncated_here
             if self.offset < len(self._examples):
                 self.offset += 1
                 self.produced += 1
@@ -239,7 +244,13 @@ class _Feed:
             "do they drop everything, or are all texts empty?"
         )
 
-    def _convert(self, window: int) -> list[Example]:
+    @property
+    def epochs(self) -> float:
+        """How often this stream's share of the source has been read."""
+        done = self.offset / max(len(self._examples), 1) if self._loaded == self.window else 0
+        return (self.window + done) * self.window_size * self._setting.streams / len(self)
+
+    def _convert(self, window: int) -> tuple[list[Example], int]:
         setting, task = self._setting, self.task
         examples = []
         places = np.arange(window * self.window_size, (window + 1) * self.window_size) * setting.streams + self._stream
@@ -252,9 +263,7 @@ class _Feed:
             if example is not None:
                 examples.append(example)
         rng = generator(setting.seed, task.name, "window", self._stream, window)
-        found, truncated = _converted(examples, task, setting.converter, setting.vocabulary, rng)
-        self.truncated += truncated
-        return found
+        return _converted(examples, task, setting.converter, setting.vocabulary, rng)
 
 
 class _Stream:
@@ -262,17 +271,20 @@ class _Stream:
 
     def __init__(self, rates: Mapping[str, float], setting: Setting, number: int):
         self._setting, self._number = setting, number
-        self._names, self._shares = list(rates), np.array(list(rates.values()))
+        self._names = sorted(rates)  # the order a mixture is written in does not matter
+        self._shares = np.array([rates[name] for name in self._names])
         self.feeds = {name: _Feed(registry.REGISTRY[name], setting, number) for name in rates}  # type: ignore[arg-type]
         self._specs = setting.converter.specs()
         self._sizes = setting.converter.sizes(setting.pack)
         self._drawn = 0  # examples drawn so far, all tasks
-        self._rows: list[list[Example]] = []  # of the window being handed out
+        self._rows: list[list[Example]] | None = []  # of the window being handed out
         self._emitted = 0
         self._window_start = self._position()
         self._draws: tuple[int, np.ndarray] | None = None
 
     def __next__(self) -> Example:
+        if self._rows is None:
+            self._rows = self._fill_window()
         if self._emitted == len(self._rows):
             self._window_start = self._position()
             self._rows, self._emitted = self._fill_window(), 0
@@ -287,12 +299,17 @@ class _Stream:
         self._drawn = start["drawn"]
         for name, feed in self.feeds.items():
             feed.window, feed.offset = start["tasks"][name]
+            feed.produced, feed.converted, feed.truncated = start["counts"][name]
         self._window_start = self._position()
-        self._rows = self._fill_window() if state["emitted"] else []
+        self._rows = None if state["emitted"] else []  # made when asked for
         self._emitted = state["emitted"]
 
     def _position(self) -> dict:
-        return {"drawn": self._drawn, "tasks": {name: [f.window, f.offset] for name, f in self.feeds.items()}}
+        return {
+            "drawn": self._drawn,
+            "tasks": {name: [f.window, f.offset] for name, f in self.feeds.items()},
+            "counts": {name: [f.produced, f.converted, f.truncated] for name, f in self.feeds.items()},
+        }
 
     def _draw(self) -> Example:
         """The next example; which task it is from depends on how many were drawn before it, and nothing else."""
@@ -365,11 +382,18 @@ def text_examples(task: Task, split: str) -> Iterator[tuple[int, registry.Exampl
     source = task.source.split(split)
     if not len(source):
         raise DataError(f"task {task.name!r} has no example in split {split!r}")
+    found = False
     for index in range(len(source)):
         rng = lambda n=index: generator(0, task.name, split, n)  # noqa: E731
         example = preprocess.apply(task.preprocessors, source[index], rng)
         if example is not None:
+            found = True
             yield index, example
+    if not found:
+        raise DataError(
+            f"task {task.name!r} has no example left of {len(source)} in split {split!r} after its preprocessors; "
+            "do they drop everything?"
+        )
 
 
 def eval_batches(
@@ -393,11 +417,14 @@ def eval_batches(
     rows = _rows(_eval_examples(task, converter, vocabulary, split, limit), specs, sizes, pack)
     share = _share(batch_rows, shard_index, shard_count)
     empty = packing.row([], specs, sizes)
+    group = []
     for group in _groups(rows, batch_rows):
         mine = group[share] or [empty]
         batch = packing.stack(mine, share.stop - share.start)
         batches.check(batch, specs, vocabulary.size)
         yield batch
+    if not group:
+        raise DataError(f"task {task.name!r}: all texts of split {split!r} are empty; there is nothing to evaluate")
 
 
 def prompt_batches(

@@ -1,0 +1,186 @@
+"""Where data goes wrong in silence, or forever: each case here once did."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from t5x_lite.data import pipeline, registry, sources
+from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.registry import Feature, Mixture, Task
+from t5x_lite.data.sources import Function
+from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.errors import ConfigError, DataError
+
+BYTES = ByteVocabulary()
+CORPUS = {"text": Feature()}
+
+
+@pytest.fixture(autouse=True)
+def own_table(monkeypatch):
+    monkeypatch.setattr(registry, "REGISTRY", {})
+
+
+def task(name="task", rows=(), **kwargs) -> Task:
+    return registry.add(Task(name, Function(lambda split: list(rows)), **kwargs))  # type: ignore[return-value]
+
+
+def copies(count: int) -> list[dict]:
+    return [{"inputs": f"{i} " * (i % 9 + 1), "targets": str(i)} for i in range(count)]
+
+
+def train(name, converter=None, rows=8, prefetch=0, seed=0, pack=True):
+    return pipeline.train_batches(
+        name, converter or DecoderOnly(32), BYTES, batch_rows=rows, seed=seed, prefetch_batches=prefetch, pack=pack
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- converters
+
+
+@pytest.mark.parametrize(("length", "targets_length"), [(64, 2), (2, 64), (1, 1)])
+def test_no_room_for_span_corruption_is_an_error_and_no_endless_search(length, targets_length):
+    with pytest.raises(ConfigError, match=f"data.length={length}, data.targets_length={targets_length}"):
+        TextToText(length, targets_length).corpus(["some text"], BYTES, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.15, 0.5])
+def test_span_corruption_fits_at_any_density(density):
+    converter = TextToText(40, 60, noise_density=density)
+    examples, _ = converter.corpus(["x" * 500], BYTES, np.random.default_rng(0))
+    assert examples and max(len(e["encoder_input_tokens"]) for e in examples) <= 40
+
+
+def test_null_is_not_the_text_none():
+    with pytest.raises(DataError, match="the field 'inputs' of an example is null"):
+        DecoderOnly(16).supervised([{"inputs": None, "targets": "x"}], task(), BYTES)
+
+
+def test_nothing_in_and_nothing_out_has_one_length():
+    bare = {"inputs": Feature(add_eos=False), "targets": Feature(add_eos=False)}
+    (example,), _ = DecoderOnly(16).supervised([{"inputs": "", "targets": ""}], task(features=bare), BYTES)
+    assert {len(values) for values in example.values()} == {0}
+
+
+def test_a_sentence_longer_than_the_row_is_cut_up_and_none_of_it_lost():
+    text = "".join(chr(97 + i % 26) for i in range(200))
+    converter = EncoderOnly(23, ("mlm",), mlm_rate=0.01)
+    examples, _ = converter.corpus([text], BYTES, np.random.default_rng(0))
+    special = {BYTES.cls_id, BYTES.sep_id}
+    found = []
+    for example in examples:
+        tokens = example["encoder_input_tokens"].copy()
+        tokens[example["mlm_positions"]] = example["mlm_targets"]
+        found += [t for t in tokens.tolist() if t not in special]
+    assert found == BYTES.encode([text])[0].tolist()
+
+
+def test_a_document_met_twice_in_a_window_is_no_other_document():
+    texts = ["One one one. Two two two."] * 20
+    examples, _ = EncoderOnly(32, ("mlm", "nsp")).corpus(texts, BYTES, np.random.default_rng(0))
+    assert len(examples) == 20 and not any(e["nsp_targets"].any() for e in examples)
+
+
+# --------------------------------------------------------------------------------------------------------- pipeline
+
+
+def test_the_order_a_mixture_is_written_in_does_not_matter():
+    task("a", copies(50))
+    task("b", copies(50))
+    registry.add(Mixture("ab", {"a": 1, "b": 2}))
+    registry.add(Mixture("ba", {"b": 2, "a": 1}))
+    one, other = next(train("ab")), next(train("ba"))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("pack", [False, True])
+def test_counters_go_on_after_a_restart_as_if_there_had_been_none(pack, prefetch):
+    task(rows=[{"inputs": "i" * (i % 60), "targets": "t"} for i in range(100)])
+    whole = train("task", prefetch=prefetch, pack=pack)
+    counted = []
+    for _ in range(12):
+        next(whole)
+        counted.append(whole.counters())
+        state = whole.get_state()
+        if len(counted) == 5:
+            half = state
+    whole.close()
+    assert counted[0]["examples/task"] > 0 and 0 < counted[-1]["truncated"] < 1
+    for again in (train("task", prefetch=prefetch, pack=pack), whole):  # a new process; and the same one gone back
+        again.set_state(half)
+        for expected in counted[5:]:
+            next(again)
+            assert again.counters() == pytest.approx(expected)
+        again.close()
+
+
+def test_closing_leaves_no_thread_and_costs_no_batch():
+    task(rows=copies(100))
+    plain, prefetched = train("task"), train("task", prefetch=3)
+    before = threading.active_count()
+    for _ in range(4):
+        expected, got = next(plain), next(prefetched)
+        assert threading.active_count() == before + 1
+        prefetched.close()
+        assert threading.active_count() == before
+        assert all(np.array_equal(expected[name], got[name]) for name in expected)
+
+
+def test_evaluating_nothing_is_an_error():
+    task("empty", [{"text": ""}] * 3, features=CORPUS)
+    task("dropped", copies(3), preprocessors=(lambda example: None,))
+    with pytest.raises(DataError, match="all texts of split 'test' are empty"):
+        list(pipeline.eval_batches(registry.REGISTRY["empty"], DecoderOnly(16), BYTES, batch_rows=2, split="test"))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no example left of 3 in split 'validation'"):
+        list(pipeline.eval_batches(registry.REGISTRY["dropped"], DecoderOnly(16), BYTES, batch_rows=2))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------------- sources
+
+
+def test_a_csv_error_names_the_line_its_record_begins_in(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('a,b\n1,"two\nlines"\n"3\nlines"\n')
+    with pytest.raises(DataError, match=r"table.csv:4: 1 columns; the header has 2 \(a, b\)"):
+        sources.read_csv(path)
+    path.write_text('a,b\n1,2\n3,"left open\n5,6\n7,8\n')
+    with pytest.raises(DataError, match=r"table.csv:3: .*quote left open"):
+        sources.read_csv(path)
+
+
+def test_two_columns_of_one_name_are_an_error(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("text,label,text\n1,2,3\n")
+    with pytest.raises(DataError, match="two columns are named 'text'"):
+        sources.read_csv(path)
+
+
+def test_a_long_document_is_no_open_quote(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("text\n" + "x" * 200_000 + "\n")
+    assert len(sources.read_csv(path)[0]["text"]) == 200_000
+
+
+def test_tfds_reads_a_real_data_set_without_tensorflow(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class TinyReviews(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": np.int64})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from ((i, {"text": f"Grüße {i}", "label": i % 2}) for i in range(5))
+
+    TinyReviews(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    source = sources.Tfds("tiny_reviews", splits={"train": "train"}, data_dir=str(tmp_path))
+    examples = source.split("train")
+    assert sorted(examples[i]["text"] for i in range(len(examples))) == [f"Grüße {i}" for i in range(5)]
+    with pytest.raises(DataError, match="cannot open the TFDS data set 'tiny_reviewz'"):
+        sources.Tfds("tiny_reviewz", data_dir=str(tmp_path)).split("train")
