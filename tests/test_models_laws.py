@@ -112,7 +112,7 @@ def test_scan_and_remat_change_no_number_in_training(family, remat, scan_layers)
     assert_trees_close((value, unstack_layers(grads)), expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["t5", "bert", "gpt2"])
 def test_dropout_is_off_without_train_and_a_function_of_the_key(family):
     config = dataclasses.replace(FAMILIES[family], dropout_rate=0.3, attention_dropout_rate=0.2)
     params, batch = random_params(config), random_batch(config)
