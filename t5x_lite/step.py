@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax import struct
 
 from t5x_lite import losses, sharding
+from t5x_lite.errors import ConfigError
 from t5x_lite.metrics import batch_metrics
 from t5x_lite.optim import Schedule
 from t5x_lite.sharding import Layout
@@ -52,12 +53,12 @@ def abstract_state(
 ) -> TrainState:
     """The train state as shapes with their shardings: what a checkpoint is restored into. Computes nothing."""
     boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0))
-    shapes = jax.eval_shape(lambda: nn.meta.unbox(_init_state(module, optimizer, batch, 0)))
-    return jax.tree.map(
-        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
-        shapes,
-        sharding.shardings(boxed, layout),
-    )
+
+    def placed(place: jax.sharding.NamedSharding, leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = nn.meta.unbox(leaf)
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+    return jax.tree.map(placed, sharding.shardings(boxed, layout), boxed)
 
 
 def init_state(
@@ -167,6 +168,11 @@ def _split(batch: Batch, microbatches: int, layout: Layout) -> Batch:
     rows it has and nothing moves (contiguous microbatches would live on a few devices each)."""
 
     def split(rows: jax.Array) -> jax.Array:
+        if rows.shape[0] % microbatches:
+            B = rows.shape[0]
+            raise ConfigError(
+                f"a batch of {B} rows does not divide into microbatches={microbatches}; use a divisor of {B}"
+            )
         parts = rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:]).swapaxes(0, 1)
         return layout.constrain(parts, (None, "batch") + (None,) * (rows.ndim - 1))
 

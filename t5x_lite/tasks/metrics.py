@@ -65,10 +65,11 @@ def macro_f1(targets: Sequence, predictions: Sequence) -> dict[str, float]:
 
 
 def matthews(targets: Sequence, predictions: Sequence) -> dict[str, float]:
-    """Matthews' correlation coefficient; an invalid prediction is a class of its own. 0 where all are one class."""
+    """Matthews' correlation coefficient; an invalid prediction is a class of its own. 0 where all targets are one."""
     from sklearn.metrics import matthews_corrcoef
 
-    return {"matthews": 100.0 * float(matthews_corrcoef(*_class_ids(targets, predictions)[1]))}
+    classes, ids = _class_ids(targets, predictions)
+    return {"matthews": 100.0 * float(matthews_corrcoef(*ids)) if len(classes) > 1 else 0.0}
 
 
 def pearson(targets: Sequence[float], predictions: Sequence[float | None]) -> dict[str, float]:

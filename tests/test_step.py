@@ -1,0 +1,138 @@
+"""The training step: microbatches, randomness, donation, and what happens when numbers stop being finite."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_models import FAMILIES
+from training import assert_trees_close, start, training_batch, with_dropout
+
+from t5x_lite import losses, metrics, step
+from t5x_lite.errors import ConfigError
+from t5x_lite.sharding import Layout, make_mesh
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+GPT2 = FAMILIES["gpt2"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_microbatches_give_the_gradient_of_the_whole_batch(family):
+    """The rows' weights differ from 0 to full, so a mean of means would be another gradient. With plain descent at
+    rate 1, the gradient is what the parameters lose in a step."""
+    config = dataclasses.replace(FAMILIES[family], scan_layers=True)
+    loss_fn = functools.partial(losses.loss_sums, z_loss=1e-3, label_smoothing=0.1)
+    state = start(config, rows=16, optimizer=optax.sgd(1.0)).state
+
+    def gradient(microbatches, mesh=(1, 1, 1)):
+        run = start(
+            config, mesh, rows=16, optimizer=optax.sgd(1.0), state=state, microbatches=microbatches, loss_fn=loss_fn
+        )
+        run.advance(1)
+        return jax.tree.map(lambda old, new: np.asarray(old) - new, state.params, run.state.params), run.metrics[0]
+
+    expected, metrics_of_whole = gradient(1)
+    scale = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(expected)))
+    for microbatches, mesh in ((2, (1, 1, 1)), (4, (2, 1, 2))):
+        grads, metrics_of_parts = gradient(microbatches, mesh)
+        assert_trees_close(grads, expected, atol=1e-6 * scale)
+        assert metrics_of_parts == pytest.approx(metrics_of_whole, rel=1e-5)
+
+
+def test_microbatches_move_no_rows_between_devices():
+    """Each device cuts up the rows it holds; only gradients and scalars cross."""
+    layout = Layout(make_mesh(8))
+    split = jax.jit(lambda b: step._split(b, 2, layout), in_shardings=layout.batch_sharding)
+    rows = jax.ShapeDtypeStruct((32, 6), jnp.int32)
+    text = split.lower({"x": rows}).compile().as_text()
+    assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
+    parts = split({"x": np.arange(32)})["x"]
+    assert sorted(np.asarray(parts).ravel()) == list(range(32))
+    assert parts.shape == (2, 16)
+    with pytest.raises(ConfigError, match="32 rows does not divide into microbatches=5; use a divisor of 32"):
+        step._split({"x": jnp.zeros(32)}, 5, layout)
+
+
+def test_dropout_depends_on_the_step_and_nothing_that_ran_before():
+    run = start(with_dropout("gpt2", num_decoder_layers=1), rows=4)
+    fresh = jax.device_get(run.state)
+
+    def loss_at(number):
+        state = fresh.replace(step=np.int32(number))
+        run.state = jax.device_put(state, jax.tree.map(lambda array: array.sharding, run.state))
+        return run.advance(1).metrics[-1]["loss"]
+
+    assert loss_at(0) == loss_at(0)
+    assert loss_at(1) != loss_at(0)
+    assert loss_at(1) == loss_at(1)
+
+
+def test_keys_differ_by_seed_step_and_purpose():
+    keys = [step.step_key(*which) for which in ((0, 3, "init"), (0, 3, "dropout"), (1, 3, "init"), (0, 4, "init"))]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    run = start(GPT2, rows=4).advance(1)
+    before = jax.device_get(run.state)
+    good = run.batch
+    for poison in (np.nan, np.inf):
+        weights = np.array(good["decoder_loss_weights"])
+        weights[0, 0] = poison
+        run.batch = good | {"decoder_loss_weights": jnp.asarray(weights)}
+        run.advance(1)
+        assert run.metrics[-1]["is_finite"] == 0.0
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state), before)
+    run.batch = good
+    run.advance(1)
+    assert run.metrics[-1]["is_finite"] == 1.0
+    assert int(run.state.step) == int(before.step) + 1
+
+
+def test_the_state_is_donated_and_aliased_whole():
+    run = start(GPT2, (2, 2, 2))
+    lowered = run.train_step.lower(run.state, run.batch)
+    memory = lowered.compile().memory_analysis()
+    state_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(run.state))
+    assert memory.alias_size_in_bytes == state_bytes
+    old = run.state
+    run.advance(1)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+
+
+def test_metrics_and_learning_rate_of_each_step():
+    run = start(GPT2, rows=4).advance(2)
+    assert [m["learning_rate"] for m in run.metrics] == pytest.approx([0.01, 0.0099])
+    batch = training_batch(GPT2, 4)
+    for values in run.metrics:
+        assert values["lm/weight"] == batch["decoder_loss_weights"].sum()
+        assert values["tokens"] == (batch["decoder_segment_ids"] > 0).sum()
+        assert values["positions"] == batch["decoder_segment_ids"].size
+        assert values["loss"] == pytest.approx(values["lm/loss_sum"] / values["lm/weight"], rel=1e-6)
+        assert values["grad_norm"] > 0
+
+
+def test_training_lowers_the_loss_and_eval_agrees_with_it():
+    run = start(GPT2, rows=4)
+    evaluate = step.make_eval_step(run.module, run.layout, run.state.params)
+    before = metrics.finalise(metrics.add(None, evaluate(run.state.params, run.batch)))
+    run.advance(30)
+    assert before["loss"] == pytest.approx(run.metrics[0]["loss"], rel=1e-6)
+    assert run.metrics[-1]["loss"] < before["loss"] - 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_abstract_state_is_the_state_in_shape_dtype_and_place(optimizer):
+    run = start(FAMILIES["t5"], (1, 4, 2), optimizer=optimizer)
+    abstract = step.abstract_state(run.module, run.optimizer, run.layout, run.batch)
+    jax.tree.map(
+        lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding) or pytest.fail(f"{a} {b}"),
+        abstract,
+        run.state,
+    )
+    # The optimizer's arrays are split as their parameters are, factored ones too.
+    split = {leaf.sharding.spec for leaf in jax.tree.leaves(run.state.opt_state) if leaf.ndim}
+    assert {axis for spec in split for axis in spec if axis} == {"fsdp", "tensor"}

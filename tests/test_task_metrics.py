@@ -1,0 +1,76 @@
+"""Scores of predictions: worked examples, and that a wrong answer always costs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5x_lite.errors import DataError
+from t5x_lite.tasks import metrics
+
+
+def test_accuracy_and_exact_match():
+    assert metrics.accuracy([1, 0, 1, 1], [1, 1, -1, None]) == {"accuracy": 25.0}
+    assert metrics.exact_match(["a  b", "c", "d"], [" a b", "C", None]) == {"exact_match": pytest.approx(100 / 3)}
+
+
+def test_f1_counts_an_invalid_answer_against_its_target():
+    # target 1 answered -1: missed; target 0 answered -1: a false alarm. Hits 1, missed 1, false alarms 1.
+    assert metrics.f1()([1, 1, 0, 0], [1, -1, -1, 0]) == {"f1": 50.0}
+    assert metrics.f1("equivalent", "not_equivalent")(["equivalent"], ["nonsense"]) == {"f1": 0.0}
+    with pytest.raises(DataError, match="target 2 is neither 1 nor 0"):
+        metrics.f1()([2], [1])
+
+
+def test_matthews_and_macro_f1():
+    assert metrics.matthews([1, 1, 0, 0], [1, 1, 0, 0])["matthews"] == pytest.approx(100)
+    assert metrics.matthews([1, 1, 0, 0], [0, 0, 1, 1])["matthews"] == pytest.approx(-100)
+    assert metrics.matthews([1, 1, 0, 0], [1, 1, 1, 1])["matthews"] == 0
+    assert metrics.macro_f1(["a", "a", "b", "c"], ["a", "b", "b", "x"])["macro_f1"] == pytest.approx(100 * (4 / 3) / 3)
+
+
+def test_correlations():
+    assert metrics.pearson([1, 2, 3], [2, 4, 6])["pearson"] == pytest.approx(100)
+    assert metrics.spearman([1, 2, 3], [1, 10, 100])["spearman"] == pytest.approx(100)
+    assert metrics.pearson([1, 2, 3], [7, 7, 7]) == {"pearson": 0.0}  # undefined; not NaN, which no best step survives
+
+
+def test_an_answer_that_is_no_number_is_worse_than_none_given():
+    targets = [0.0, 1.0, 4.0, 5.0]
+    whole = metrics.pearson(targets, targets)["pearson"]
+    for invalid in (None, float("nan"), float("inf")):
+        assert metrics.pearson(targets, [invalid, 1.0, 4.0, 5.0])["pearson"] < whole - 30
+
+
+def test_rouge_worked_example():
+    """Target "the cat sat", prediction "the cat": 1-grams P 1, R 2/3; 2-grams P 1, R 1/2."""
+    out = metrics.rouge(["the cat sat"], ["the cat"])
+    assert out["rouge1"] == pytest.approx(80.0)
+    assert out["rouge2"] == pytest.approx(100 * 2 / 3)
+    assert out["rougeLsum"] == pytest.approx(80.0)
+    assert metrics.rouge(["the cat"], [None])["rouge1"] == 0.0
+
+
+LABELS = st.sampled_from(["a", "b", "c"])
+METRICS = (metrics.accuracy, metrics.macro_f1, metrics.matthews, metrics.exact_match)
+
+
+@given(pairs=st.lists(st.tuples(LABELS, LABELS), min_size=2, max_size=12), seed=st.randoms())
+def test_order_does_not_matter_and_perfect_is_best(pairs, seed):
+    targets, predictions = zip(*pairs, strict=True)
+    shuffled = list(pairs)
+    seed.shuffle(shuffled)
+    for metric in METRICS:
+        ((name, value),) = metric(targets, predictions).items()
+        assert metric(*zip(*shuffled, strict=True))[name] == pytest.approx(value)
+        perfect = metric(targets, targets)[name]
+        assert value <= perfect + 1e-9
+        invalid = metric(targets, [None, *targets[1:]])[name]
+        assert invalid < perfect or (metric is metrics.matthews and len(set(targets)) == 1)
+
+
+@pytest.mark.parametrize("metric", [*METRICS, metrics.f1(), metrics.pearson, metrics.spearman, metrics.rouge])
+def test_a_missing_prediction_is_an_error(metric):
+    with pytest.raises(DataError, match="2 targets and 1 predictions"):
+        metric(["a", "b"], ["a"])
+    with pytest.raises(DataError, match="0 targets"):
+        metric([], [])

@@ -1,0 +1,98 @@
+"""A few training steps of tiny models on any mesh, for the tests of the step."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from tiny_models import FAMILIES, random_batch
+
+from t5x_lite import optim, sharding, step
+from t5x_lite.models import build
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.sharding import Layout, make_mesh
+from t5x_lite.step import TrainState
+
+DROPOUT = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
+
+
+def with_dropout(family: str, **changes: Any) -> ModelConfig:
+    return dataclasses.replace(FAMILIES[family], **DROPOUT, **changes)
+
+
+def training_batch(config: ModelConfig, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """A packed batch with targets; the rows carry very different weights, as real ones do."""
+    rng = np.random.default_rng(seed)
+    batch = random_batch(config, segments=[(5, 3), (7, 0), (2, 2), (8, 0)] * (rows // 4), seed=seed)
+
+    def weights(shape, of=1.0):
+        return (rng.integers(0, 2, shape) * rng.integers(0, 2, (shape[0], 1)) * of).astype(np.float32)
+
+    shape = batch["decoder_segment_ids"].shape
+    batch["decoder_target_tokens"] = rng.integers(0, config.vocab_size, shape).astype(np.int32)
+    batch["decoder_loss_weights"] = weights(shape, batch["decoder_segment_ids"] > 0)
+    for head, classes in (("mlm", config.vocab_size), ("nsp", 2), ("class", max(2, config.num_classes))):
+        shape = batch["mlm_positions" if head == "mlm" else "pooled_positions"].shape
+        batch[f"{head}_targets"] = rng.integers(0, classes, shape).astype(np.int32)
+        batch[f"{head}_weights"] = weights(shape)
+        batch[f"{head}_weights"][0] = 1  # at least one
+    wanted = ("encoder", "decoder") if config.architecture == "text_to_text" else (config.architecture.split("_")[0],)
+    heads = ("mlm", "nsp", "class", "pooled", "token_type") if config.architecture == "encoder_only" else ()
+    return {name: array for name, array in batch.items() if name.startswith((*wanted, *heads))}
+
+
+@dataclasses.dataclass
+class Run:
+    """What a few steps need and leave. `state` is the last one."""
+
+    layout: Layout
+    module: nn.Module
+    optimizer: optax.GradientTransformation
+    train_step: Any
+    state: TrainState
+    batch: dict[str, jax.Array]
+    metrics: list[dict[str, float]]
+
+    def advance(self, steps: int) -> "Run":
+        for _ in range(steps):
+            self.state, metrics = self.train_step(self.state, self.batch)
+            self.metrics.append({name: float(value) for name, value in metrics.items()})
+        return self
+
+
+def start(
+    config: ModelConfig,
+    mesh: tuple[int, int, int] = (1, 1, 1),
+    *,
+    rows: int = 8,
+    optimizer: str | optax.GradientTransformation = "adamw",
+    state: TrainState | None = None,
+    **options: Any,
+) -> Run:
+    """A run on data × fsdp × tensor devices, about to begin: afresh, or from the numbers of another run's `state`."""
+    layout = Layout(make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))]))
+    module = build(config, layout.constrain)
+    batch = training_batch(config, rows)
+    schedule = optim.make_schedule("linear", 0.01, total_steps=100)
+    if isinstance(optimizer, str):
+        axes = sharding.param_axes(step.abstract_params(module, batch))
+        # A large epsilon: where a gradient is 0 in theory (biases of keys), Adam would divide noise by its own size.
+        optimizer = optim.make_optimizer(
+            optimizer, schedule, axes, weight_decay=0.1, clip_norm=1.0, epsilon=1e-3, min_dim_size_to_factor=8
+        )
+    if state is None:
+        state = step.init_state(module, optimizer, layout, batch, seed=1)
+    else:
+        places = jax.tree.map(lambda a: a.sharding, step.abstract_state(module, optimizer, layout, batch))
+        state = jax.device_put(jax.device_get(state), places)
+    train_step = step.make_train_step(module, optimizer, schedule, layout, state, seed=2, **options)
+    return Run(layout, module, optimizer, train_step, state, sharding.put_batch(batch, layout), [])
+
+
+def assert_trees_close(ours: Any, theirs: Any, **tolerance: float) -> None:
+    """Every leaf, named where it differs."""
+    jax.tree_util.tree_map_with_path(
+        lambda path, a, b: np.testing.assert_allclose(a, b, err_msg=sharding.path_text(path), **tolerance), ours, theirs
+    )
