@@ -104,7 +104,8 @@ def check(
         array = batch[name]
         if array.ndim != len(spec.dims) or array.dtype != spec.dtype:
             raise DataError(
-                f"batch {name!r} is {array.dtype}{list(array.shape)}; expected {np.dtype(spec.dtype)} of dimensions {spec.dims}"
+                f"batch {name!r} is {array.dtype}{list(array.shape)}; "
+                f"expected {np.dtype(spec.dtype)} of dimensions {spec.dims}"
             )
         if spec.vocabulary and array.size:
             low, high = int(array.min()), int(array.max())

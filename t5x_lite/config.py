@@ -20,6 +20,32 @@ from t5x_lite.models.config import HEADS, ModelConfig
 
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
+AT_LEAST_ONE = (
+    "data.batch_rows",
+    "data.length",
+    "data.targets_length",
+    "data.max_examples_per_row",
+    "train.total_steps",
+    "train.microbatches",
+    "train.log_every_steps",
+    "eval.batch_rows",
+    "eval.max_decode_tokens",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+)
+NOT_NEGATIVE = (
+    "seed",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "schedule.warmup_steps",
+    "loss.z_loss",
+    "loss.label_smoothing",
+    "eval.every_steps",
+    "eval.max_examples",
+    "eval.predictions_shown",
+    "data.prefetch_batches",
+)
 WANDB_MODES = ("disabled", "offline", "online")
 
 
@@ -118,9 +144,9 @@ def validate(cfg: ConfigDict) -> None:
     choice("optimizer.name", OPTIMIZERS)
     choice("schedule.name", SCHEDULES)
     choice("wandb.mode", WANDB_MODES)
-    for key in ["data.batch_rows", "data.length", "data.targets_length", "data.max_examples_per_row", "train.total_steps", "train.microbatches", "train.log_every_steps", "eval.batch_rows", "eval.max_decode_tokens", "checkpoint.every_steps", "checkpoint.keep_last"]:
+    for key in AT_LEAST_ONE:
         at_least(key, 1)
-    for key in ["seed", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm", "schedule.warmup_steps", "loss.z_loss", "loss.label_smoothing", "eval.every_steps", "eval.max_examples", "eval.predictions_shown", "data.prefetch_batches"]:
+    for key in NOT_NEGATIVE:
         at_least(key, 0)
     at_least("data.mean_noise_span_length", 1)
     for key in ("data.noise_density", "data.mlm_rate"):
@@ -131,7 +157,8 @@ def validate(cfg: ConfigDict) -> None:
         raise ConfigError(f"schedule.final_fraction={cfg.schedule.final_fraction}; it must lie between 0 and 1")
     if cfg.schedule.name in ("linear", "cosine") and cfg.schedule.warmup_steps >= cfg.train.total_steps:
         raise ConfigError(
-            f"schedule.warmup_steps={cfg.schedule.warmup_steps} is not below train.total_steps={cfg.train.total_steps}; "
+            f"schedule.warmup_steps={cfg.schedule.warmup_steps} is not below "
+            f"train.total_steps={cfg.train.total_steps}; "
             f"the {cfg.schedule.name} decay would never begin"
         )
     if cfg.data.batch_rows % cfg.train.microbatches:

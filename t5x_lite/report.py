@@ -109,7 +109,8 @@ def _summary(rows: list[dict], config: dict) -> str:
     last = max((r["step"] for r in rows), default=0)
     speeds = sorted(r["train/tokens_per_s"] for r in rows if "train/tokens_per_s" in r)
     speed = f", {speeds[len(speeds) // 2]:,.0f} tokens/s (median)" if speeds else ""
-    return f"{config['model']['preset']} on {config['data']['mixture']}: step {last} of {config['train']['total_steps']}{speed}."
+    model, mixture, total = config["model"]["preset"], config["data"]["mixture"], config["train"]["total_steps"]
+    return f"{model} on {mixture}: step {last} of {total}{speed}."
 
 
 def _table(rows: list[dict]) -> str:

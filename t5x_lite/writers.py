@@ -110,16 +110,16 @@ class _Wandb:
         if mode == "online" and not _reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
             _warn(f"wandb: no network; recording offline. Later: wandb sync {workdir / 'wandb'}/offline-run-*")
             mode = "offline"
-        arguments = dict(
-            project=config["wandb"]["project"],
-            entity=config["wandb"]["entity"] or None,
-            name=run_name,
-            id=id_file.read_text().strip(),
-            resume="allow",
-            dir=str(workdir),
-            config=dict(config),
-            settings=wandb.Settings(init_timeout=WANDB_TIMEOUT_S, silent=True, console="off"),
-        )
+        arguments: dict[str, Any] = {
+            "project": config["wandb"]["project"],
+            "entity": config["wandb"]["entity"] or None,
+            "name": run_name,
+            "id": id_file.read_text().strip(),
+            "resume": "allow",
+            "dir": str(workdir),
+            "config": dict(config),
+            "settings": wandb.Settings(init_timeout=WANDB_TIMEOUT_S, silent=True, console="off"),
+        }
         try:
             self._run = wandb.init(mode=mode, **arguments)
         except wandb.errors.Error as error:
@@ -150,15 +150,16 @@ class Terminal:
         self._bar: Progress | None = None
         self._began_s = time.monotonic()
         if active and self._console.is_terminal:
-            self._bar = Progress(
+            bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.description}  ETA"),
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task("starting", total=total_steps, completed=start_step)
-            self._bar.start()
+            self._task = bar.add_task("starting", total=total_steps, completed=start_step)
+            bar.start()
+            self._bar = bar
 
     def advance(self, step: int) -> None:
         """Moves the bar; costs nothing without one."""

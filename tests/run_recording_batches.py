@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+from pathlib import Path
 
 from t5x_lite import cli
 from t5x_lite.data.pipeline import TrainBatches
@@ -13,10 +14,11 @@ following = TrainBatches.__next__
 def recorded(self):
     batch = following(self)
     digest = hashlib.sha256(b"".join(name.encode() + batch[name].tobytes() for name in sorted(batch))).hexdigest()
-    with open(os.environ["BATCH_LOG"], "a") as log:
+    with Path(os.environ["BATCH_LOG"]).open("a") as log:
         log.write(digest + "\n")
     return batch
 
 
-TrainBatches.__next__ = recorded
-sys.exit(cli.run(sys.argv[1:]))
+if __name__ == "__main__":
+    TrainBatches.__next__ = recorded
+    sys.exit(cli.run(sys.argv[1:]))

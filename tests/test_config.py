@@ -85,7 +85,9 @@ def test_validate_names_key_value_and_fix(changes, message):
 
 def test_config_file_errors(tmp_path):
     good = tmp_path / "experiment.py"
-    good.write_text("from t5x_lite import config\ndef get_config(kind='a'):\n  c = config.base(); c.name = kind; return c\n")
+    good.write_text(
+        "from t5x_lite import config\ndef get_config(kind='a'):\n  c = config.base(); c.name = kind; return c\n"
+    )
     assert config.load(str(good)).name == "a"
     assert config.load(f"{good}:b").name == "b"
     with pytest.raises(ConfigError, match=r"did you mean .*experiment\.py"):
@@ -93,7 +95,9 @@ def test_config_file_errors(tmp_path):
     good.write_text("def other(): pass")
     with pytest.raises(ConfigError, match=r"no get_config\(\)"):
         config.load(str(good))
-    good.write_text("from t5x_lite import config\ndef get_config():\n  c = config.base(); c.train.total_step = 1; return c\n")
+    good.write_text(
+        "from t5x_lite import config\ndef get_config():\n  c = config.base(); c.train.total_step = 1; return c\n"
+    )
     with pytest.raises(ConfigError, match="total_steps"):
         config.load(str(good))
     good.write_text("1/0")

@@ -16,14 +16,14 @@ from t5x_lite import cli
 
 TESTS = Path(__file__).parent
 CONFIG = str(TESTS / "experiments" / "tiny.py")
-ARRAYS = ("loss_curve.png", "config.json", "metrics.jsonl", "report.html")
+DRIVER = TESTS / "run_recording_batches.py"
+FILES = ("loss_curve.png", "config.json", "metrics.jsonl", "report.html")
 
 
 def start(workdir: Path, *flags: str) -> subprocess.Popen:
     environment = os.environ | {"XLA_FLAGS": "", "BATCH_LOG": str(workdir) + ".batches"}
     return subprocess.Popen(
-        [sys.executable, str(TESTS / "run_recording_batches.py"), "train", f"--config={CONFIG}", f"--workdir={workdir}"]
-        + list(flags),
+        [sys.executable, str(DRIVER), "train", f"--config={CONFIG}", f"--workdir={workdir}", *flags],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -111,8 +111,10 @@ def test_a_signal_saves_at_once_and_the_run_goes_on(tmp_path, number):
 @pytest.mark.parametrize("preset", ["t5_tiny", "bert_tiny", "gpt2_tiny"])
 def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, preset, capsys):
     workdir = tmp_path / "run"
-    assert cli.run(["train", f"--config={CONFIG}:{preset}", f"--workdir={workdir}", "--config.mesh=data=4,tensor=2"]) == 0
-    for name in ARRAYS:
+    assert (
+        cli.run(["train", f"--config={CONFIG}:{preset}", f"--workdir={workdir}", "--config.mesh=data=4,tensor=2"]) == 0
+    )
+    for name in FILES:
         assert (workdir / name).stat().st_size > 0, name
     assert list((workdir / "tensorboard").glob("events*"))
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -131,7 +133,9 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
     assert again["step"] == 6 and again["eval/tiny_animal/loss"] == before
 
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("".join(json.dumps({"inputs": f"animal: the red cat {i}", "targets": "cat"}) + "\n" for i in range(11)))
+    source.write_text(
+        "".join(json.dumps({"inputs": f"animal: the red cat {i}", "targets": "cat"}) + "\n" for i in range(11))
+    )
     infer = ["infer", f"--workdir={workdir}", f"--input={source}", f"--output={output}", f"--config={CONFIG}"]
     assert cli.run(infer) == 0
     first = output.read_text()
@@ -161,9 +165,11 @@ def test_resuming_with_another_config_is_refused(tmp_path, capsys):
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path, capsys):
     workdir = tmp_path / "run"
     code = cli.run(
-        ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", "--config.optimizer.learning_rate=1e38"]
-        + ["--config.optimizer.clip_norm=0", "--config.schedule.warmup_steps=0", "--config.eval.untrained=false"]
-        + ["--config.checkpoint.every_steps=1", "--config.train.total_steps=5"]
+        [
+            *("train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", "--config.optimizer.learning_rate=1e38"),
+            *("--config.optimizer.clip_norm=0", "--config.schedule.warmup_steps=0", "--config.eval.untrained=false"),
+            *("--config.checkpoint.every_steps=1", "--config.train.total_steps=5"),
+        ]
     )
     assert code == 76
     message = capsys.readouterr().err
@@ -179,8 +185,10 @@ def test_fine_tuning_starts_from_another_runs_parameters(tmp_path, capsys):
     config = f"--config={CONFIG}:bert_tiny"
     assert cli.run(["train", config, f"--workdir={first}", "--config.data.mixture=tiny_corpus", *common]) == 0
     code = cli.run(
-        ["train", config, f"--workdir={second}", "--config.data.mixture=tiny_animal", f"--config.init.checkpoint={first}"]
-        + ["--config.optimizer.learning_rate=0", *common]
+        [
+            *("train", config, f"--workdir={second}", "--config.data.mixture=tiny_animal"),
+            *(f"--config.init.checkpoint={first}", "--config.optimizer.learning_rate=0", *common),
+        ]
     )
     assert code == 0
     assert "fresh: classification" in capsys.readouterr().out

@@ -4,6 +4,7 @@ One definition each, for all architectures. The vocabulary is trained on the tra
 """
 
 import functools
+import hashlib
 import re
 from pathlib import Path
 
@@ -26,13 +27,13 @@ CATEGORIES = {
     "files": "_compression _pyio bz2 dbm filecmp fileinput fnmatch genericpath glob gzip io linecache lzma nturl2path "
     "ntpath os pathlib posixpath shelve shutil sqlite3 stat tarfile tempfile zipfile zipimport",
     "graphics": "colorsys curses idlelib tkinter turtle turtledemo",
-    "internet": "asynchat asyncore cgi email ftplib html http imaplib ipaddress mailbox mailcap mimetypes netrc nntplib "
-    "poplib smtpd smtplib socket socketserver ssl telnetlib urllib uuid webbrowser wsgiref xmlrpc",
+    "internet": "asynchat asyncore cgi email ftplib html http imaplib ipaddress mailbox mailcap mimetypes netrc "
+    "nntplib poplib smtpd smtplib socket socketserver ssl telnetlib urllib uuid webbrowser wsgiref xmlrpc",
     "language": "_collections_abc _py_abc _weakrefset abc ast builtins code codeop collections contextlib copy ctypes "
     "dataclasses dis enum functools graphlib inspect keyword lib2to3 opcode operator pyclbr reprlib symtable token "
     "tokenize types typing weakref",
-    "numbers": "_pydatetime _pydecimal _strptime bisect calendar cmath datetime decimal fractions hashlib heapq hmac math "
-    "numbers random secrets statistics zoneinfo",
+    "numbers": "_pydatetime _pydecimal _strptime bisect calendar cmath datetime decimal fractions hashlib heapq hmac "
+    "math numbers random secrets statistics zoneinfo",
     "packaging": "_aix_support _osx_support compileall distutils ensurepip imp importlib modulefinder pkgutil platform "
     "py_compile runpy site sysconfig venv zipapp",
     "text": "_markupbase argparse base64 binascii cmd codecs configparser copyreg csv difflib encodings getopt gettext "
@@ -63,7 +64,9 @@ def first_and_rest(text: str) -> tuple[str, str]:
 def classify(document: Document) -> dict[str, str] | None:
     """The part of the library that a docstring is from; None for modules that belong to none."""
     category = CATEGORY_OF.get(document["module"].split(".")[0])
-    return category and {"inputs": f"classify: {one_line(document['text'])}", "targets": category}
+    if category is None:
+        return None
+    return {"inputs": f"classify: {one_line(document['text'])}", "targets": category}
 
 
 def summarize(document: Document) -> dict[str, str] | None:
@@ -83,12 +86,18 @@ def name(document: Document) -> dict[str, str] | None:
         return None
     last = document["name"].rpartition(".")[2]
     words = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", last).replace("_", " ").lower().split()
-    return words and {"inputs": f"name: {one_line(document['text'])}", "targets": " ".join(words)} or None
+    return {"inputs": f"name: {one_line(document['text'])}", "targets": " ".join(words)} if words else None
 
 
 def examples_of(make) -> Function:
-    """The source of the examples `make` finds in the documents of each split."""
-    return Function(lambda split: [example for d in python_docs.documents(split) if (example := make(d))])
+    """The source of the examples `make` finds in the documents of each split, in an order that mixes all modules,
+    so that the first few hundred stand for the rest."""
+
+    def examples(split: str) -> list[dict[str, str]]:
+        found = [example for d in python_docs.documents(split) if (example := make(d))]
+        return sorted(found, key=lambda example: hashlib.sha256(example["inputs"].encode()).digest())
+
+    return Function(examples)
 
 
 # --------------------------------------------------------------------------------------------------- vocabulary
@@ -140,6 +149,6 @@ registry.add(
     Mixture(
         "quickstart",
         # A label is two tokens, so its loss weighs little beside a corpus's: it needs many examples.
-        {"python_docs": 1.0, "python_docs_classify": 4.0, "python_docs_summarize": 2.0, "python_docs_name": 2.0},
+        {"python_docs": 1.0, "python_docs_classify": 3.0, "python_docs_summarize": 5.0, "python_docs_name": 3.0},
     )
 )

@@ -8,7 +8,8 @@ from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.sources import Function
 from t5x_lite.tasks.metrics import accuracy
 
-WORDS = "the a red blue old new cat dog tree house runs sleeps sees finds under over and".split()
+COLOURS = ("red", "blue", "old", "new")
+WORDS = ("the", "a", *COLOURS, "cat", "dog", "tree", "house", "runs", "sleeps", "sees", "finds", "under", "over", "and")
 
 
 def _documents(split):
@@ -21,14 +22,12 @@ def _questions(split):
     rows = []
     for _ in range(40):
         animal = str(rng.choice(["cat", "dog"]))
-        rows.append({"inputs": f"animal: the {rng.choice(WORDS[2:6])} {animal} runs", "targets": animal})
+        rows.append({"inputs": f"animal: the {rng.choice(COLOURS)} {animal} runs", "targets": animal})
     return rows
 
 
 registry.add(Task("tiny_corpus", Function(_documents), features={"text": Feature()}))
-registry.add(
-    Task("tiny_animal", Function(_questions), labels=("cat", "dog"), metrics=(accuracy,), baseline="majority")
-)
+registry.add(Task("tiny_animal", Function(_questions), labels=("cat", "dog"), metrics=(accuracy,), baseline="majority"))
 registry.add(Mixture("tiny", {"tiny_corpus": 0.5, "tiny_animal": 0.5}))
 
 
