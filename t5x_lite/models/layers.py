@@ -98,8 +98,12 @@ class Dense(nn.Module):
         dtype = self.dtype or self.config.dtype
         init = kernel_init(self.config, self.role, self.inputs, len(self.shape))
         kernel = self.param("kernel", named(init, self.axes), self.shape, jnp.float32)
-        contracted = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
-        y = lax.dot_general(x.astype(dtype), kernel.astype(dtype), (contracted, ((), ())))
+        # As one product of matrices: XLA's CPU and GPU libraries then get plain operands, and the gradient of a
+        # kernel [D, H, K] comes out in its own layout. Left to dot_general it comes transposed and is turned
+        # round again in every pass of the optimizer: a T5-small step on a CPU took 1.2 times as long.
+        leading, inputs = x.shape[: x.ndim - self.inputs], math.prod(self.shape[: self.inputs])
+        y = x.astype(dtype).reshape(-1, inputs) @ kernel.astype(dtype).reshape(inputs, -1)
+        y = y.reshape(*leading, *self.shape[self.inputs :])
         if self.use_bias:
             init = named(nn.initializers.zeros, self.axes[self.inputs :])
             y += self.param("bias", init, self.shape[self.inputs :], jnp.float32).astype(dtype)
