@@ -2,7 +2,7 @@
 
     t5x-lite train --config=configs/quickstart_decoder.py --workdir=runs/decoder
 
-The same mixture as configs/quickstart.py through the same loop: text and its summary (label, name) are one sequence,
+The same mixture as configs/quickstart.py through the same loop: text and its summary (or label) are one sequence,
 and only the summary counts in the loss. Results: README.md.
 """
 

@@ -1,10 +1,9 @@
-"""The quickstart's tasks: Python's own documentation, to be restored, classified, summarised and named.
+"""The quickstart's tasks: Python's own documentation, to be restored, classified and summarised.
 
 One definition each, for all architectures. The vocabulary is trained on the training texts when first needed.
 """
 
 import functools
-import hashlib
 import re
 from pathlib import Path
 
@@ -12,11 +11,12 @@ from t5x_lite.data import registry, vocabularies
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.sources import Function
 from t5x_lite.tasks import python_docs
-from t5x_lite.tasks.metrics import accuracy, exact_match, macro_f1, rouge
+from t5x_lite.tasks.metrics import accuracy, macro_f1, rouge
 from t5x_lite.tasks.python_docs import Document
 
 VOCABULARY_SIZE = 4000
-BODY_WORDS = 70  # of a summary's input; longer bodies say little more about their first sentence
+BODY_WORDS = 24  # of a summary's input; longer bodies say little more about their first sentence
+SUMMARY_WORDS = 30  # longer first sentences are no summaries
 
 # What the parts of the standard library are for, by top-level module.
 CATEGORIES = {
@@ -70,34 +70,32 @@ def classify(document: Document) -> dict[str, str] | None:
 
 
 def summarize(document: Document) -> dict[str, str] | None:
-    """The first sentence of a docstring from the rest of it and the name of what it describes."""
+    """The first sentence of a docstring from the rest of it, after the words of the name of what it describes and
+    its arguments. The name is given in words because pieces of identifiers are hardly ever pieces of sentences."""
     if document["kind"] not in ("function", "class"):
         return None
     summary, body = first_and_rest(document["text"])
-    if len(summary.split()) < 3 or len(body.split()) < 4:
+    if not 3 <= len(summary.split()) <= SUMMARY_WORDS:
         return None
+    _, parenthesis, arguments = document["signature"].partition("(")
+    head = f"{name_words(document)} {parenthesis}{arguments}" if parenthesis else f"{name_words(document)} class"
     body = " ".join(body.split()[:BODY_WORDS])
-    return {"inputs": f"summarize: {body} Of: {document['name']} {document['signature']}", "targets": summary}
+    return {"inputs": f"summarize: {head} {body}".strip(), "targets": summary}
 
 
-def name(document: Document) -> dict[str, str] | None:
-    """The words of a function's or class's name from its docstring."""
-    if document["kind"] not in ("function", "class"):
-        return None
+def name_words(document: Document) -> str:
+    """A name's last part in words.
+
+    >>> name_words({"name": "Screen.setWorld_size"})
+    'set world size'
+    """
     last = document["name"].rpartition(".")[2]
-    words = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", last).replace("_", " ").lower().split()
-    return {"inputs": f"name: {one_line(document['text'])}", "targets": " ".join(words)} if words else None
+    return " ".join(re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", last).replace("_", " ").lower().split())
 
 
 def examples_of(make) -> Function:
-    """The source of the examples `make` finds in the documents of each split, in an order that mixes all modules,
-    so that the first few hundred stand for the rest."""
-
-    def examples(split: str) -> list[dict[str, str]]:
-        found = [example for d in python_docs.documents(split) if (example := make(d))]
-        return sorted(found, key=lambda example: hashlib.sha256(example["inputs"].encode()).digest())
-
-    return Function(examples)
+    """The source of the examples `make` finds in the documents of each split."""
+    return Function(lambda split: [example for d in python_docs.documents(split) if (example := make(d))])
 
 
 # --------------------------------------------------------------------------------------------------- vocabulary
@@ -142,13 +140,10 @@ classify_task = registry.add(
 summarize_task = registry.add(
     Task("python_docs_summarize", examples_of(summarize), features=_SUPERVISED, metrics=(rouge,), baseline="copy")
 )
-name_task = registry.add(
-    Task("python_docs_name", examples_of(name), features=_SUPERVISED, metrics=(exact_match, rouge), baseline="majority")
-)
 registry.add(
     Mixture(
         "quickstart",
-        # A label is two tokens, so its loss weighs little beside a corpus's: it needs many examples.
-        {"python_docs": 1.0, "python_docs_classify": 3.0, "python_docs_summarize": 5.0, "python_docs_name": 3.0},
+        # Labels and summaries are few tokens, and the loss counts tokens: they need many examples beside a corpus's.
+        {"python_docs": 1.0, "python_docs_classify": 3.0, "python_docs_summarize": 5.0},
     )
 )
