@@ -12,7 +12,7 @@ from t5x_lite.errors import DataError
 from t5x_lite.tasks import python_docs, quickstart
 
 EVALUATION = ("validation", "test")
-MAKERS = (quickstart.classify, quickstart.summarize, quickstart.name)
+MAKERS = (quickstart.classify, quickstart.summarize)
 
 SHAPES = '''
 """Shapes and their areas, in square metres."""
@@ -254,7 +254,7 @@ def test_examples_are_pure_functions_of_a_document(documents):
 def test_a_summary_is_not_in_its_own_input(documents):
     examples = [e for d in documents if (e := quickstart.summarize(d))]
     given_away = [e for e in examples if e["targets"] in e["inputs"]]
-    assert len(examples) > 2_500
+    assert len(examples) > 4_000
     assert len(given_away) < 0.01 * len(examples)
     assert all(e["inputs"].startswith("summarize: ") and "\n" not in e["inputs"] + e["targets"] for e in examples)
 
@@ -269,13 +269,18 @@ def test_worked_examples():
     }
     text = "Fold header according to policy. The parsed representation of the header is folded."
     assert quickstart.classify(document) == {"inputs": f"classify: {text}", "targets": "internet"}
-    assert quickstart.name(document) == {"inputs": f"name: {text}", "targets": "fold header"}
-    summary = quickstart.summarize(document)
-    assert summary and summary["targets"] == "Fold header according to policy."
-    assert "The parsed representation of the header is folded." in summary["inputs"]
     assert quickstart.classify(document | {"module": "nowhere"}) is None
-    assert quickstart.summarize(document | {"text": "Only one sentence is here."}) is None
-    assert quickstart.name(document | {"kind": "topic"}) is None
+    assert quickstart.summarize(document) == {
+        "inputs": "summarize: fold header (policy) The parsed representation of the header is folded.",
+        "targets": "Fold header according to policy.",
+    }
+    by_class = document | {"name": "BaseHeader", "signature": "class BaseHeader", "kind": "class"}
+    assert quickstart.summarize(by_class | {"text": "Base of all headers."}) == {
+        "inputs": "summarize: base header class",
+        "targets": "Base of all headers.",
+    }
+    assert quickstart.summarize(document | {"text": "Headers. Too short a summary."}) is None
+    assert quickstart.summarize(document | {"kind": "topic"}) is None
 
 
 def test_the_mixture_and_all_splits_have_examples(cache, documents, monkeypatch):
@@ -283,7 +288,7 @@ def test_the_mixture_and_all_splits_have_examples(cache, documents, monkeypatch)
     python_docs._all.cache_clear()
     python_docs.documents.cache_clear()
     tasks = registry.tasks("quickstart")
-    assert {"python_docs", "python_docs_classify", "python_docs_summarize"} < {task.name for task in tasks}
+    assert {"python_docs", "python_docs_classify", "python_docs_summarize"} == {task.name for task in tasks}
     for task in tasks:
         keys = {"text"} if task.is_corpus else {"inputs", "targets"}
         for split in python_docs.SPLITS:
