@@ -1,0 +1,141 @@
+"""What a user gets wrong ends in a message that says what, got, allowed and fix, and in the right exit status."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from t5x_lite import cli
+
+CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
+
+FILE_TASK = """
+import sys
+sys.path.insert(0, {tests!r})
+from experiments import tiny
+from t5x_lite.data.registry import Task, Feature, add
+from t5x_lite.data.preprocess import template
+from t5x_lite.data.sources import Csv, Jsonl, Text
+from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.tasks.metrics import accuracy
+
+class TooSmall(ByteVocabulary):
+    size = 50
+
+add(Task("rows", {source}, preprocessors=(template(inputs="{{text}}", targets="{{label}}"),), labels=("a", "b"),
+    features={{name: Feature({vocabulary}) for name in ("inputs", "targets")}}, metrics=(accuracy,)))
+
+def get_config():
+    cfg = tiny.get_config()
+    cfg.data.mixture = "rows"
+    cfg.data.vocabulary = "" if {vocabulary} else "bytes"
+    return cfg
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+        (["--config.data.mixture=tinny"], 2, "unknown task or mixture 'tinny'; did you mean 'tiny'"),
+        (["--config.train.total_step=1"], 2, "did you mean config.train.total_steps"),
+        (["--config.train.total_steps=many"], 2, "is not of type int"),
+        (["--config.model.preset=t5_tny"], 2, "unknown model preset 't5_tny'; did you mean 't5_tiny'"),
+        (["--config.optimizer.name=adamv"], 2, "did you mean 'adamw'"),
+        (["--config.mesh=date=8"], 2, "unknown mesh axis 'date'; did you mean 'data'"),
+        (["--config.mesh=data=3"], 2, "needs 3 devices; there are 8"),
+        (["--config.data.batch_rows=12"], 2, "batch_rows=12 is not divisible by mesh axis data=8; use 8 or 16"),
+        (["--config.mesh=tensor=8"], 2, "model.num_heads=2 is not divisible by mesh axis tensor=8"),
+        (["--config.train.microbatches=3"], 2, "not divisible by train.microbatches=3"),
+        (["--config.model.vocab_size=100"], 2, "model.vocab_size=100 is below the vocabulary's"),
+        (["--config.data.vocabulary=missing.model"], 2, "cannot read the vocabulary missing.model"),
+        (["--config.eval.tasks=tiny_animals"], 2, "did you mean 'tiny_animal'"),
+        (["--config.init.checkpoint=nowhere"], 74, "no checkpoint in 'nowhere'"),
+        (["--verbose"], 2, "unknown argument '--verbose'"),
+        (["--config.train.total_steps"], 2, "has no value"),
+    ],
+)
+def test_a_wrong_flag(tmp_path, capsys, flags, status, message):
+    assert cli.run(["train", f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", *flags]) == status
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown and len(shown.strip().splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "status", "message"),
+    [
+        ("Csv('FILE')", None, 65, "cannot read"),
+        ("Csv('FILE')", b"", 65, "is empty (0 bytes)"),
+        ("Csv('FILE')", b"text,label\nfine,a\nbad \xff byte,b\n", 65, "FILE:3: byte 0xff"),
+        ("Csv('FILE')", b"text,label\nfine,a\nonly one\n", 65, "FILE:3: 1 column"),
+        ("Csv({'train': 'FILE', 'validation': 'FILE'})", b"text,label\nfine,a\nfine,c\n", 65, "label 'c' is not one of a, b"),
+        ("Jsonl('FILE')", b'{"text": "x", "label": "a"}\n{"text": \n', 65, "FILE:2: not JSON"),
+        ("Text({'train': 'FILE', 'validation': 'FILE'})", b"a line\n", 65, "'label'"),
+    ],
+)
+@pytest.mark.parametrize("preset", ["t5_tiny", "bert_tiny"])
+def test_a_broken_file(tmp_path, capsys, preset, source, content, status, message):
+    file = tmp_path / "rows.csv"
+    if content is not None:
+        file.write_bytes(content)
+    experiment = tmp_path / "experiment.py"
+    tests = str(Path(__file__).parent)
+    experiment.write_text(FILE_TASK.format(tests=tests, source=source.replace("FILE", str(file)), vocabulary=None))
+    code = cli.run(["train", f"--config={experiment}", f"--workdir={tmp_path / 'run'}", f"--config.model.preset={preset}"])
+    shown = capsys.readouterr().err
+    assert code == status, shown
+    assert message.replace("FILE", str(file)) in shown
+    assert "Traceback" not in shown
+
+
+def test_a_token_id_outside_the_vocabulary(tmp_path, capsys):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "some text,a\nmore text,b\n" * 5)
+    experiment = tmp_path / "experiment.py"
+    splits = "Csv({'train': 'FILE', 'validation': 'FILE'})".replace("FILE", str(file))
+    tests = str(Path(__file__).parent)
+    experiment.write_text(FILE_TASK.format(tests=tests, source=splits, vocabulary="TooSmall()"))
+    assert cli.run(["train", f"--config={experiment}", f"--workdir={tmp_path / 'run'}"]) == 65
+    shown = capsys.readouterr().err
+    assert "holds token id" in shown and "allowed 0 to 49" in shown
+
+
+def test_verbs_on_what_is_not_a_run(tmp_path, capsys):
+    assert cli.run(["eval", f"--workdir={tmp_path / 'nowhere'}"]) == 2
+    assert "no workdir" in capsys.readouterr().err
+    assert cli.run(["eval", f"--workdir={tmp_path}"]) == 2
+    assert "is this the workdir of a run?" in capsys.readouterr().err
+    assert cli.run(["inspect", "python_doc"]) == 2
+    assert "did you mean 'python_docs'" in capsys.readouterr().err
+    text = tmp_path / "text.txt"
+    text.write_text("Too little.\n")
+    assert cli.run(["vocab", "--input", str(text), "--size=5000", f"--output={tmp_path / 'v.model'}"]) == 65
+    assert "cannot train 5000 pieces" in capsys.readouterr().err
+    assert not (tmp_path / "v.model").exists()
+
+
+def test_inspect_and_tasks_show_what_there_is(capsys):
+    assert cli.run(["tasks", f"--config={CONFIG}"]) == 0
+    assert "tiny_animal" in capsys.readouterr().out
+    for preset in ("t5_tiny", "bert_tiny", "gpt2_tiny"):
+        assert cli.run(["inspect", "tiny", f"--config={CONFIG}:{preset}", "-n", "3"]) == 0
+        shown = capsys.readouterr().out
+        assert "row 2" in shown and "animal: the" in shown and "padding" in shown
+
+
+def test_a_broken_line_for_infer(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    (workdir).mkdir()
+    from t5x_lite import config
+    from t5x_lite.config import to_json
+
+    (workdir / "config.json").write_text(to_json(config.load(CONFIG)))
+    source = tmp_path / "in.jsonl"
+    for content, message in (('{"inputs": 3}\n', "in.jsonl:1: no text field 'inputs'"), ("{\n", "in.jsonl:1: not a JSON")):
+        source.write_text(content)
+        code = cli.run(
+            ["infer", f"--workdir={workdir}", f"--input={source}", f"--output={tmp_path / 'o'}", f"--config={CONFIG}"]
+        )
+        assert code == 65
+        assert message in capsys.readouterr().err
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 0
