@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from t5x_lite import losses, sharding
+from t5x_lite import losses, models, sharding
 from t5x_lite.errors import ConfigError
 from t5x_lite.metrics import batch_metrics
 from t5x_lite.optim import Schedule
@@ -73,7 +73,7 @@ def init_state(
 
 def _init_params(module: nn.Module, batch: Batch, seed: Any) -> Any:
     zeros = {name: jnp.zeros(array.shape, array.dtype) for name, array in batch.items()}
-    return module.init(step_key(seed, 0, "init"), zeros)["params"]
+    return models.init_params(module, step_key(seed, 0, "init"), zeros)
 
 
 def _init_state(module: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, seed: Any) -> TrainState:
@@ -144,16 +144,20 @@ def make_train_step(
         grads = jax.lax.with_sharding_constraint(grads, places.params)  # summed straight into each device's share
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-        kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
+
+        def update(state: TrainState, grads: Any) -> TrainState:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+
+        # A branch, not a select between old and new: a select makes XLA keep a copy of every moment it overwrites.
+        new_state = jax.lax.cond(is_finite, update, lambda state, grads: state, state, grads)
         metrics |= {
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": schedule(state.step),
             "is_finite": is_finite.astype(jnp.float32),
         }
-        return kept, metrics
+        return new_state, metrics
 
     return jax.jit(
         train_step,

@@ -225,10 +225,21 @@ def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a scanned model as those of the unrolled one: layers → layers_0, layers_1, …"""
+    """The parameters of a scanned model as those of the unrolled one: layers → layers_0, layers_1, …
+
+    Boxed parameters stay boxed, without the name of the stacked axis.
+    """
+
+    def layer(leaf: Any, i: int) -> Any:
+        if isinstance(leaf, nn.Partitioned):
+            return leaf.replace(value=leaf.value[i], names=leaf.names[1:])
+        return leaf[i]
+
     out = {name: unstack_layers(p) if isinstance(p, dict) else p for name, p in params.items()}
     if "layers" in params:
         layers = out.pop("layers")
         for i in range(jax.tree.leaves(layers)[0].shape[0]):
-            out[f"layers_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
+            out[f"layers_{i}"] = jax.tree.map(
+                lambda leaf, i=i: layer(leaf, i), layers, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+            )
     return out
