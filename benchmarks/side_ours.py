@@ -1,0 +1,66 @@
+"""Our side of `train_step.py`: the project's model, loss, optimizer and step, nothing else.
+
+Run by train_step.py; see worker.py for what it answers.
+"""
+
+import json
+import sys
+
+import numpy as np
+from shapes import Shape, batch
+from worker import PEAK_SIZE, serve
+
+
+def model_config(shape: Shape):
+    from t5x_lite.models import presets
+
+    sizes = (shape.d_model, shape.num_heads, shape.num_layers)
+    changes = {"vocab_size": shape.vocab_size, "dropout_rate": 0.0, "attention_dropout_rate": 0.0}
+    if shape.family == "t5":
+        gelu = {"gated_mlp": True, "activation": "gelu_tanh"}
+        return presets.t5(*sizes, shape.head_dim, shape.d_ff, **gelu, **changes)
+    family = {"bert": presets.bert, "gpt2": presets.gpt2}[shape.family]
+    heads = {"heads": ("mlm",)} if shape.family == "bert" else {}
+    return family(*sizes, d_ff=shape.d_ff, head_dim=shape.head_dim, **heads, **changes)
+
+
+def main() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from t5x_lite import optim, sharding
+    from t5x_lite.models import build
+    from t5x_lite.step import abstract_params, abstract_state, init_state, make_train_step
+
+    shape = Shape(**json.loads(sys.argv[1]))
+    layout = sharding.Layout(sharding.make_mesh(1, 1, 1))
+    module, arrays = build(model_config(shape), layout.constrain), batch(shape)
+    schedule = optim.make_schedule("constant", 1e-4)
+    axes = sharding.param_axes(abstract_params(module, arrays))
+    optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.01)
+    train_step = make_train_step(module, optimizer, schedule, layout, abstract_state(module, optimizer, layout, arrays))
+    state = init_state(module, optimizer, layout, arrays)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = train_step(state, arrays)
+        return float(metrics["loss"])
+
+    def save(path: str) -> None:
+        flat = jax.tree_util.tree_flatten_with_path(state.params)[0]
+        np.savez(path, **{sharding.path_text(name): np.asarray(value) for name, value in flat})
+
+    matrix = jnp.asarray(np.random.default_rng(0).standard_normal((PEAK_SIZE, PEAK_SIZE), np.float32))
+    multiply = jax.jit(jnp.matmul)
+
+    def product() -> float:
+        multiply(matrix, matrix).block_until_ready()
+        return 0.0
+
+    first_loss = step()
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    serve(first_loss, parameters, {"step": step, "product": product, "save": save})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""One side of a comparison in a process of its own: answers commands on stdin with JSON lines on stdout.
+
+    run N       N steps: {"step_ms": [...], "cpu_ms": [...], "others": [...], "loss": the first one's}
+    peak N      N products of two 2048 x 2048 float32 matrices: {"gflops": [...]}
+    save FILE   writes the parameters as they are (our side)
+    load FILE   takes those parameters (their side)
+    quit
+
+Before that it says {"first_loss", "first_step_s", "parameters"}, the seconds counted from the start of the process.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PEAK_SIZE = 2048
+
+
+def serve(first_loss: float, parameters: int, commands: dict[str, Callable]) -> None:
+    """Reports the first step, then answers until told to quit. `commands`: step, product, and save or load."""
+    say(first_loss=first_loss, first_step_s=time.time() - process_start(), parameters=parameters)
+    for line in sys.stdin:
+        verb, _, argument = line.strip().partition(" ")
+        if verb == "quit":
+            return
+        if verb == "run":
+            samples, loss = measure(commands["step"], int(argument))
+            say(**samples, loss=loss, rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        elif verb == "peak":
+            samples, _ = measure(commands["product"], int(argument))
+            say(gflops=[2 * PEAK_SIZE**3 / ms / 1e6 for ms in samples["step_ms"]])
+        else:
+            commands[verb](argument)
+            say()
+
+
+def measure(work: Callable[[], float], count: int) -> tuple[dict[str, list[float]], float]:
+    """Wall and CPU ms of each call, how many cores other processes used meanwhile, and the first call's value."""
+    samples: dict[str, list[float]] = {"step_ms": [], "cpu_ms": [], "others": []}
+    first = None
+    for _ in range(count):
+        busy_s, cpu_s, wall_s = machine_busy_s(), time.process_time(), time.perf_counter()
+        value = work()
+        wall_s, cpu_s, busy_s = (
+            time.perf_counter() - wall_s, time.process_time() - cpu_s, machine_busy_s() - busy_s,
+        )  # fmt: skip
+        samples["step_ms"].append(1e3 * wall_s)
+        samples["cpu_ms"].append(1e3 * cpu_s)
+        samples["others"].append(max(0.0, busy_s - cpu_s) / wall_s)
+        first = value if first is None else first
+    return samples, float(first or 0.0)
+
+
+def say(**values) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def machine_busy_s() -> float:
+    """CPU seconds used by all processes since the machine started (Linux)."""
+    with Path("/proc/stat").open() as file:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def process_start() -> float:
+    """When this process began, in seconds of `time.time()` (Linux; a re-exec does not change it)."""
+    with Path("/proc/self/stat").open() as file:
+        ticks = int(file.read().rpartition(")")[2].split()[19])
+    with Path("/proc/stat").open() as file:
+        boot_s = next(int(line.split()[1]) for line in file if line.startswith("btime"))
+    return boot_s + ticks / os.sysconf("SC_CLK_TCK")
