@@ -48,7 +48,7 @@ def train_losses(workdir: Path) -> dict[int, float]:
     return dict(losses)
 
 
-def wait_for(condition, process: subprocess.Popen, timeout_s: float = 120) -> None:
+def wait_for(condition, process: subprocess.Popen, timeout_s: float = 300) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert process.poll() is None, process.stdout.read()
@@ -64,7 +64,7 @@ def test_killed_three_times_ends_bit_for_bit_like_an_uninterrupted_run(tmp_path)
     flags = ("--config.train.total_steps=40", "--config.eval.every_steps=0", "--config.eval.untrained=false")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(whole, *flags)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     expected = Path(f"{whole}.batches").read_text().splitlines()
     assert len(expected) == 40
@@ -76,7 +76,7 @@ def test_killed_three_times_ends_bit_for_bit_like_an_uninterrupted_run(tmp_path)
         if after_batches is not None:
             wait_for(lambda n=after_batches: lines(log) >= n, process)
             process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=600)
         digests = log.read_text().splitlines()
         assert digests == expected[begins_at : begins_at + len(digests)]
         log.unlink()
@@ -97,13 +97,13 @@ def test_a_signal_saves_at_once_and_the_run_goes_on(tmp_path, number):
     process = start(workdir, *flags)
     wait_for(lambda: lines(Path(f"{workdir}.batches")) >= 8, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 75, output
     (saved,) = [int(d.name) for d in (workdir / "checkpoints").iterdir()]
     assert f"saved at step {saved}" in output and "same command" in output
     assert max(train_losses(workdir)) == saved
     resumed = start(workdir, *flags, f"--config.train.total_steps={saved + 2}")
-    output, _ = resumed.communicate(timeout=120)
+    output, _ = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, output
     assert sorted(train_losses(workdir)) == list(range(1, saved + 3))
 
