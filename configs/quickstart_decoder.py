@@ -3,7 +3,7 @@
     t5x-lite train --config=configs/quickstart_decoder.py --workdir=runs/decoder
 
 The same mixture as configs/quickstart.py through the same loop: text and its summary (or label) are one sequence,
-and only the summary counts in the loss. Results: README.md.
+and only the summary counts in the loss. Results: not yet run to the end.
 """
 
 from t5x_lite import config

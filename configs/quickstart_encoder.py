@@ -5,7 +5,7 @@
         --config.init.checkpoint=runs/encoder
 
 Without --config.init.checkpoint the second command trains the classifier from scratch, for comparison.
-Results: README.md.
+Results: not yet run to the end.
 """
 
 from t5x_lite import config
