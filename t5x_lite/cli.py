@@ -1,11 +1,14 @@
 """The command line: verbs and their flags. jax is imported by the verb that needs it, so `--help` is instant."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import absl.logging
 
 from t5x_lite.errors import INTERNAL, ConfigError, UserError
 
@@ -26,6 +29,7 @@ def main() -> None:
 def run(argv: list[str]) -> int:
     """Runs one verb and returns its exit status: 0, or an error's own (see errors.py) after its message."""
     arguments, rest = _parser().parse_known_args(argv)
+    _speak()
     try:
         overrides = _overrides(rest, allowed=arguments.takes_config)
         return arguments.handler(arguments, overrides) or 0
@@ -42,6 +46,13 @@ def run(argv: list[str]) -> int:
         traceback.print_exc()
         print("t5x-lite: this is a bug of ours; please report it with the traceback above", file=sys.stderr)
         return INTERNAL
+
+
+def _speak() -> None:
+    """Our own messages go to stderr. Orbax logs a whole traceback before it raises what we turn into one line."""
+    logging.basicConfig(stream=sys.stderr, format="t5x-lite: %(message)s")
+    logging.getLogger("t5x_lite").setLevel(logging.INFO)
+    absl.logging.set_verbosity(absl.logging.FATAL)
 
 
 # -------------------------------------------------------------------------------------------- verbs
@@ -207,7 +218,7 @@ def _exec_with_huge_pages(argv: list[str]) -> None:
     computes = len(argv) > 1 and argv[1] in ("train", "eval", "infer") and "--help" not in argv and "-h" not in argv
     if sys.platform == "linux" and computes and "malloc.hugetlb" not in tunables:
         environment = os.environ | {"GLIBC_TUNABLES": f"{tunables}:{HUGE_PAGES}".lstrip(":")}
-        os.execve(sys.executable, [sys.executable, "-m", "t5x_lite.cli", *argv[1:]], environment)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # with python's own flags
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def base() -> ConfigDict:
     cfg.optimizer.b1 = 0.9  # adamw
     cfg.optimizer.b2 = 0.999  # adamw
     cfg.optimizer.epsilon = 1e-8  # adamw
-    cfg.optimizer.weight_decay = 0.0  # adamw; never on biases, norms and position tables
+    cfg.optimizer.weight_decay = 0.0  # adamw; never on biases and norms
     cfg.optimizer.clip_norm = 1.0  # of the global gradient; 0: no clipping
 
     cfg.schedule = ConfigDict()

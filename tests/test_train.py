@@ -17,13 +17,14 @@ from t5x_lite import cli
 TESTS = Path(__file__).parent
 CONFIG = str(TESTS / "experiments" / "tiny.py")
 DRIVER = TESTS / "run_recording_batches.py"
+NO_DEPRECATIONS = ("-W", "error::DeprecationWarning", "-W", "error::PendingDeprecationWarning")
 FILES = ("loss_curve.png", "config.json", "metrics.jsonl", "report.html")
 
 
 def start(workdir: Path, *flags: str) -> subprocess.Popen:
     environment = os.environ | {"XLA_FLAGS": "", "BATCH_LOG": str(workdir) + ".batches"}
     return subprocess.Popen(
-        [sys.executable, str(DRIVER), "train", f"--config={CONFIG}", f"--workdir={workdir}", *flags],
+        [sys.executable, *NO_DEPRECATIONS, str(DRIVER), "train", f"--config={CONFIG}", f"--workdir={workdir}", *flags],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

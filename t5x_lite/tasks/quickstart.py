@@ -4,6 +4,7 @@ One definition each, for all architectures. The vocabulary is trained on the tra
 """
 
 import functools
+import logging
 import re
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from t5x_lite.data.sources import Function
 from t5x_lite.tasks import python_docs
 from t5x_lite.tasks.metrics import accuracy, macro_f1, rouge
 from t5x_lite.tasks.python_docs import Document
+
+_log = logging.getLogger(__name__)
 
 VOCABULARY_SIZE = 4000
 BODY_WORDS = 24  # of a summary's input; longer bodies say little more about their first sentence
@@ -29,8 +32,8 @@ CATEGORIES = {
     "graphics": "colorsys curses idlelib tkinter turtle turtledemo",
     "internet": "asynchat asyncore cgi email ftplib html http imaplib ipaddress mailbox mailcap mimetypes netrc "
     "nntplib poplib smtpd smtplib socket socketserver ssl telnetlib urllib uuid webbrowser wsgiref xmlrpc",
-    "language": "_collections_abc _py_abc _weakrefset abc ast builtins code codeop collections contextlib copy ctypes "
-    "dataclasses dis enum functools graphlib inspect keyword lib2to3 opcode operator pyclbr reprlib symtable token "
+    "language": "_collections_abc _py_abc _pyrepl _weakrefset abc ast builtins code codeop collections contextlib copy "
+    "ctypes dataclasses dis enum functools graphlib inspect keyword lib2to3 opcode operator pyclbr reprlib symtable token "
     "tokenize types typing weakref",
     "numbers": "_pydatetime _pydecimal _strptime bisect calendar cmath datetime decimal fractions hashlib heapq hmac "
     "math numbers random secrets statistics zoneinfo",
@@ -102,6 +105,7 @@ def examples_of(make) -> Function:
 
 
 def build_vocabulary(path: Path) -> None:
+    _log.info("training a vocabulary of %d pieces on it (about 10 s, once)", VOCABULARY_SIZE)
     vocabularies.train_sentencepiece(
         size=VOCABULARY_SIZE, output=path, texts=[d["text"] for d in python_docs.documents("train")]
     )

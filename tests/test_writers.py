@@ -1,0 +1,85 @@
+"""A run's numbers are kept whatever becomes of a writer: no network, a resume, a writer that breaks."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from t5x_lite import config
+from t5x_lite.writers import Writers, read_metrics
+
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so it refuses at once
+
+
+def writers(workdir: Path, mode: str = "disabled", resume_step: int = 0) -> Writers:
+    workdir.mkdir(exist_ok=True)
+    cfg = config.base()
+    cfg.wandb.mode = mode
+    return Writers(workdir, "run", cfg.to_dict(), resume_step)
+
+
+def recorded_runs(workdir: Path) -> list[str]:
+    """The ids of the offline recordings, as wandb names their files."""
+    return [path.name.removesuffix(".wandb").rpartition("-")[2] for path in (workdir / "wandb").rglob("run-*.wandb")]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+
+
+def test_wandb_records_offline_and_a_resumed_run_keeps_its_id(tmp_path):
+    for resume_step in (0, 1):
+        out = writers(tmp_path, "offline", resume_step)
+        out.scalars(resume_step + 1, {"train/loss": 2.0})
+        out.table(resume_step + 1, "predictions/task", [{"target": "a", "prediction": "b"}])
+        out.close()
+    identity = (tmp_path / "wandb_id.txt").read_text()
+    assert recorded_runs(tmp_path) == [identity, identity]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_without_a_network_wandb_records_offline_and_says_how_to_send_it(tmp_path, no_network, capsys):
+    out = writers(tmp_path, "online")
+    out.scalars(1, {"train/loss": 2.0})
+    out.close()
+    assert recorded_runs(tmp_path) == [(tmp_path / "wandb_id.txt").read_text()]
+    assert f"wandb sync {tmp_path}" in capsys.readouterr().err
+    assert read_metrics(tmp_path) == [{"step": 1, "train/loss": 2.0}]
+
+
+@pytest.mark.parametrize("broken", ["TensorBoard", "metrics.jsonl", "wandb"])
+def test_a_writer_that_fails_is_switched_off_with_one_warning(tmp_path, capsys, broken):
+    out = writers(tmp_path, "offline")
+    sink = out._sinks[broken]
+    sink.scalars = lambda *_: (_ for _ in ()).throw(OSError("disk is gone"))
+    for step in (1, 2):
+        out.scalars(step, {"train/loss": 2.0})
+    out.close()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "disk is gone" in line]
+    assert len(warnings) == 1 and broken in warnings[0]
+    if broken != "metrics.jsonl":
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_steps_after_the_checkpoint_are_kept_once(tmp_path):
+    """A run that logged three steps and resumes from a checkpoint of step 2 takes step 3 again."""
+    first = writers(tmp_path)
+    for step in (1, 2, 3):
+        first.scalars(step, {"train/loss": float(step)})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')  # the line a crash cut off
+    again = writers(tmp_path, resume_step=2)
+    again.scalars(3, {"train/loss": 30.0})
+    again.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": s, "train/loss": loss} for s, loss in ((1, 1.0), (2, 2.0), (3, 30.0))]
+
+
+def test_only_the_first_process_writes(tmp_path):
+    out = Writers(tmp_path, "run", config.base().to_dict(), 0, active=False)
+    out.scalars(1, {"train/loss": 1.0})
+    out.close()
+    assert list(tmp_path.iterdir()) == []
