@@ -68,7 +68,12 @@ def test_a_wrong_flag(tmp_path, capsys, flags, status, message):
         ("Csv('FILE')", b"", 65, "is empty (0 bytes)"),
         ("Csv('FILE')", b"text,label\nfine,a\nbad \xff byte,b\n", 65, "FILE:3: byte 0xff"),
         ("Csv('FILE')", b"text,label\nfine,a\nonly one\n", 65, "FILE:3: 1 column"),
-        ("Csv({'train': 'FILE', 'validation': 'FILE'})", b"text,label\nfine,a\nfine,c\n", 65, "label 'c' is not one of a, b"),
+        (
+            "Csv({'train': 'FILE', 'validation': 'FILE'})",
+            b"text,label\nfine,a\nfine,c\n",
+            65,
+            "label 'c' is not one of a, b",
+        ),
         ("Jsonl('FILE')", b'{"text": "x", "label": "a"}\n{"text": \n', 65, "FILE:2: not JSON"),
         ("Text({'train': 'FILE', 'validation': 'FILE'})", b"a line\n", 65, "'label'"),
     ],
@@ -81,7 +86,9 @@ def test_a_broken_file(tmp_path, capsys, preset, source, content, status, messag
     experiment = tmp_path / "experiment.py"
     tests = str(Path(__file__).parent)
     experiment.write_text(FILE_TASK.format(tests=tests, source=source.replace("FILE", str(file)), vocabulary=None))
-    code = cli.run(["train", f"--config={experiment}", f"--workdir={tmp_path / 'run'}", f"--config.model.preset={preset}"])
+    code = cli.run(
+        ["train", f"--config={experiment}", f"--workdir={tmp_path / 'run'}", f"--config.model.preset={preset}"]
+    )
     shown = capsys.readouterr().err
     assert code == status, shown
     assert message.replace("FILE", str(file)) in shown
@@ -131,7 +138,10 @@ def test_a_broken_line_for_infer(tmp_path, capsys):
 
     (workdir / "config.json").write_text(to_json(config.load(CONFIG)))
     source = tmp_path / "in.jsonl"
-    for content, message in (('{"inputs": 3}\n', "in.jsonl:1: no text field 'inputs'"), ("{\n", "in.jsonl:1: not a JSON")):
+    for content, message in (
+        ('{"inputs": 3}\n', "in.jsonl:1: no text field 'inputs'"),
+        ("{\n", "in.jsonl:1: not a JSON"),
+    ):
         source.write_text(content)
         code = cli.run(
             ["infer", f"--workdir={workdir}", f"--input={source}", f"--output={tmp_path / 'o'}", f"--config={CONFIG}"]

@@ -32,9 +32,9 @@ CATEGORIES = {
     "graphics": "colorsys curses idlelib tkinter turtle turtledemo",
     "internet": "asynchat asyncore cgi email ftplib html http imaplib ipaddress mailbox mailcap mimetypes netrc "
     "nntplib poplib smtpd smtplib socket socketserver ssl telnetlib urllib uuid webbrowser wsgiref xmlrpc",
-    "language": "_collections_abc _py_abc _pyrepl _weakrefset abc ast builtins code codeop collections contextlib copy "
-    "ctypes dataclasses dis enum functools graphlib inspect keyword lib2to3 opcode operator pyclbr reprlib symtable token "
-    "tokenize types typing weakref",
+    "language": "_collections_abc _py_abc _pyrepl _weakrefset abc ast builtins code codeop collections contextlib "
+    "copy ctypes dataclasses dis enum functools graphlib inspect keyword lib2to3 opcode operator pyclbr reprlib "
+    "symtable token tokenize types typing weakref",
     "numbers": "_pydatetime _pydecimal _strptime bisect calendar cmath datetime decimal fractions hashlib heapq hmac "
     "math numbers random secrets statistics zoneinfo",
     "packaging": "_aix_support _osx_support compileall distutils ensurepip imp importlib modulefinder pkgutil platform "
