@@ -17,7 +17,9 @@ class DecoderOnly(nn.Module):
 
     def setup(self):
         config = self.config
-        self.token_embedding = Embedding(config, config.vocab_size, "vocab", scaled=config.scale_embeddings)
+        self.token_embedding = Embedding(
+            config, config.vocab_size, "vocab", scaled=config.scale_embeddings, constrain=self.constrain
+        )
         self.decoder = Stack(config, config.num_decoder_layers, causal=True, constrain=self.constrain)
         self.logits = LanguageModelLogits(config, self.constrain)
 

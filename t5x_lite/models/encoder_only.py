@@ -33,11 +33,19 @@ class EncoderOnly(nn.Module):
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
         token_embedding = Embedding(
-            config, config.vocab_size, "vocab", scaled=config.scale_embeddings, name="token_embedding"
+            config,
+            config.vocab_size,
+            "vocab",
+            scaled=config.scale_embeddings,
+            constrain=self.constrain,
+            name="token_embedding",
         )
         x_BSD = token_embedding(batch["encoder_input_tokens"])
         if config.type_vocab_size:
-            x_BSD += Embedding(config, config.type_vocab_size, "types", name="type_embedding")(batch["token_type_ids"])
+            type_embedding = Embedding(
+                config, config.type_vocab_size, "types", constrain=self.constrain, name="type_embedding"
+            )
+            x_BSD += type_embedding(batch["token_type_ids"])
         encoder = Stack(config, config.num_encoder_layers, causal=False, constrain=self.constrain, name="encoder")
         hidden_BSD, _ = encoder(x_BSD, batch["encoder_segment_ids"], batch["encoder_positions"], key=subkey(key, 0))
         if not config.heads:

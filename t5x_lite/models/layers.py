@@ -14,7 +14,7 @@ from jax import lax
 
 from t5x_lite.models.config import ModelConfig
 
-Constrain = Callable[[jax.Array, tuple[str, ...]], jax.Array]
+Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -23,7 +23,7 @@ ACTIVATIONS = {
 }
 
 
-def unconstrained(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """The `constrain` of a model on one device: leaves `x` as it is."""
     return x
 
@@ -163,10 +163,14 @@ class Embedding(nn.Module):
     rows: int
     axis: str  # name of the rows' axis
     scaled: bool = False  # by sqrt(D) when read (Vaswani et al. 2017, §3.4)
+    constrain: Constrain = unconstrained
 
     def setup(self):
         init = named(embedding_init(self.config), (self.axis, "embed"))
-        self.embedding = self.param("embedding", init, (self.rows, self.config.d_model), jnp.float32)
+        table = self.param("embedding", init, (self.rows, self.config.d_model), jnp.float32)
+        # Whole along D when used, as every parameter split over `fsdp` is; the rows stay split over `tensor`. Left to
+        # itself XLA gathers rows that are split along D, then copies the whole activation everywhere to split it by B.
+        self.embedding = self.constrain(table, (self.axis, None))
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """[…] int → […, D]. An id past the table reads NaN, never another token's row."""

@@ -160,7 +160,10 @@ class Stack(nn.Module):
     def embed_positions(self, x_BLD: jax.Array, positions_BL: jax.Array) -> jax.Array:
         config = self.config
         if config.positions == "learned":
-            return x_BLD + Embedding(config, config.max_positions, "positions", name="position_embedding")(positions_BL)
+            table = Embedding(
+                config, config.max_positions, "positions", constrain=self.constrain, name="position_embedding"
+            )
+            return x_BLD + table(positions_BL)
         if config.positions == "sinusoidal":
             return x_BLD + sinusoids(positions_BL, config.d_model).astype(x_BLD.dtype)
         return x_BLD
