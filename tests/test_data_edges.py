@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from t5x_lite.data import pipeline, registry, sources
+from t5x_lite.data import packing, pipeline, registry, sources
 from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.sources import Function
@@ -48,7 +48,7 @@ def test_no_room_for_span_corruption_is_an_error_and_no_endless_search(length, t
 def test_span_corruption_fits_at_any_density(density):
     converter = TextToText(40, 60, noise_density=density)
     examples, _ = converter.corpus(["x" * 500], BYTES, np.random.default_rng(0))
-    assert examples and max(len(e["encoder_input_tokens"]) for e in examples) <= 40
+    assert 0 < examples["encoder_input_tokens"].lengths.max() <= 40
 
 
 def test_null_is_not_the_text_none():
@@ -58,8 +58,8 @@ def test_null_is_not_the_text_none():
 
 def test_nothing_in_and_nothing_out_has_one_length():
     bare = {"inputs": Feature(add_eos=False), "targets": Feature(add_eos=False)}
-    (example,), _ = DecoderOnly(16).supervised([{"inputs": "", "targets": ""}], task(features=bare), BYTES)
-    assert {len(values) for values in example.values()} == {0}
+    examples, _ = DecoderOnly(16).supervised([{"inputs": "", "targets": ""}], task(features=bare), BYTES)
+    assert {tuple(column.lengths) for column in examples.values()} == {(0,)}
 
 
 def test_a_sentence_longer_than_the_row_is_cut_up_and_none_of_it_lost():
@@ -68,7 +68,8 @@ def test_a_sentence_longer_than_the_row_is_cut_up_and_none_of_it_lost():
     examples, _ = converter.corpus([text], BYTES, np.random.default_rng(0))
     special = {BYTES.cls_id, BYTES.sep_id}
     found = []
-    for example in examples:
+    for i in range(packing.count(examples)):
+        example = packing.example(examples, i)
         tokens = example["encoder_input_tokens"].copy()
         tokens[example["mlm_positions"]] = example["mlm_targets"]
         found += [t for t in tokens.tolist() if t not in special]
@@ -78,7 +79,7 @@ def test_a_sentence_longer_than_the_row_is_cut_up_and_none_of_it_lost():
 def test_a_document_met_twice_in_a_window_is_no_other_document():
     texts = ["One one one. Two two two."] * 20
     examples, _ = EncoderOnly(32, ("mlm", "nsp")).corpus(texts, BYTES, np.random.default_rng(0))
-    assert len(examples) == 20 and not any(e["nsp_targets"].any() for e in examples)
+    assert packing.count(examples) == 20 and not examples["nsp_targets"].values.any()
 
 
 # --------------------------------------------------------------------------------------------------------- pipeline

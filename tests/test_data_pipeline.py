@@ -231,8 +231,8 @@ def test_the_state_is_small_and_a_restore_is_quick():
     state = batches.get_state()
     assert len(json.dumps(state)) < 5_000
     for stream in state["streams"].values():  # as far as a long run gets
-        stream["window"]["drawn"] += 10**9
-        stream["window"]["tasks"] = {name: [10**7, offset] for name, (_, offset) in stream["window"]["tasks"].items()}
+        stream["drawn"] += 10**9
+        stream["tasks"] = [[10**7, *rest] for _, *rest in stream["tasks"]]
     far = train(rows=64)
     begin = time.perf_counter()
     far.set_state(state)

@@ -1,9 +1,12 @@
 """Self-supervised objectives on token ids, as pure functions with the random generator passed in."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
+from t5x_lite.data import ragged
+from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabularies import Vocabulary
 
 
@@ -51,45 +54,67 @@ def noise_counts(length: int, noise_density: float, mean_noise_span_length: floa
 
 
 def noise_mask(
+    rows: int,
     length: int,
     rng: np.random.Generator,
     noise_density: float = 0.15,
     mean_noise_span_length: float = 3.0,
     random_roll: bool = False,
 ) -> np.ndarray:
-    """bool [length], True on the tokens to hide: non-empty spans of noise and text in turn, text first.
+    """bool [rows, length], True on the tokens to hide: non-empty spans of noise and text in turn, text first.
 
     Source: random_spans_noise_mask of T5. Both kinds are cut into the same number of segments, uniformly at random
-    among all ways to cut them. `random_roll` turns the mask by a random distance.
+    among all ways to cut them. `random_roll` turns each row by a random distance.
     """
     noise, spans = noise_counts(length, noise_density, mean_noise_span_length)
     if noise == 0:
-        return np.zeros(length, bool)
+        return np.zeros((rows, length), bool)
     full = max(length, 2)
-    lengths = np.empty(2 * spans, np.int64)
-    lengths[0::2] = _random_segments(full - noise, spans, rng)
-    lengths[1::2] = _random_segments(noise, spans, rng)
-    mask = np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
+    lengths = np.empty((rows, 2 * spans), np.int64)
+    lengths[:, 0::2] = _random_segments(rows, full - noise, spans, rng)
+    lengths[:, 1::2] = _random_segments(rows, noise, spans, rng)
+    mask = np.repeat(np.tile([False, True], rows * spans), lengths.ravel()).reshape(rows, full)
     if random_roll:
-        mask = np.roll(mask, int(rng.integers(full)))
-    return mask[:length]
+        turned = (np.arange(full) - rng.integers(full, size=(rows, 1))) % full
+        mask = np.take_along_axis(mask, turned, axis=1)
+    return mask[:, :length]
 
 
-def _random_segments(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """`total` cut into `parts` positive integers, each way equally likely."""
-    cuts = np.sort(rng.permutation(total - 1)[: parts - 1]) + 1
-    return np.diff(np.concatenate([[0], cuts, [total]]))
+def _random_segments(rows: int, total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """int64 [rows, parts]: `total` cut into `parts` positive integers, each way equally likely."""
+    cuts = np.flatnonzero(_random_subsets(rows, total - 1, parts - 1, rng)).reshape(rows, parts - 1)
+    cuts -= np.arange(rows)[:, None] * (total - 1) - 1
+    return np.diff(cuts, axis=1, prepend=0, append=total)
 
 
-def hide_spans(tokens: np.ndarray, mask: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Each run of True becomes one sentinel, counting up from sentinel 0 (noise_span_to_unique_sentinel of T5)."""
-    begins = mask & ~np.concatenate([[False], mask[:-1]])
+def _random_subsets(rows: int, size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """bool [rows, size] with `count` True in each row, each choice equally likely.
+
+    Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") on all rows at once: `count` steps of a few
+    instructions a row, where shuffling would take one for each of the `size` places.
+    """
+    chosen = np.zeros(rows * size, bool)
+    begins = np.arange(rows) * size
+    lasts = np.arange(size - count, size)
+    draws = rng.integers(0, lasts[:, None] + 1, (count, rows))
+    for last, draw in zip(lasts.tolist(), draws, strict=True):
+        at = begins + draw
+        chosen[np.where(chosen[at], begins + last, at)] = True
+    return chosen.reshape(rows, size)
+
+
+def hide_spans(tokens: np.ndarray, mask: np.ndarray, vocabulary: Vocabulary) -> Ragged:
+    """Each run of True in a row becomes one sentinel, counting up from sentinel 0 (noise_span_to_unique_sentinel of
+    T5). tokens, mask: [rows, length]."""
+    begins = mask.copy()
+    begins[:, 1:] &= ~mask[:, :-1]
+    counts = begins.sum(axis=1)
     out = tokens.copy()
-    count = int(begins.sum())
-    if count:
-        vocabulary.sentinel(count - 1)  # raises when there are not enough
-        out[begins] = vocabulary.sentinel(0) - np.arange(count)
-    return out[begins | ~mask]
+    if counts.any():
+        vocabulary.sentinel(int(counts.max()) - 1)  # raises when there are not enough
+        out[begins] = vocabulary.sentinel(0) - ragged.spread(np.zeros_like(counts), counts)
+    kept = begins | ~mask
+    return Ragged(out[kept], kept.sum(axis=1))
 
 
 def span_corruption(
@@ -100,43 +125,50 @@ def span_corruption(
     mean_noise_span_length: float = 3.0,
     random_roll: bool = False,
     final_sentinel: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(inputs, targets) of T5's pre-training (Raffel et al. 2020, §3.1.4), EOS not yet appended.
+) -> tuple[Ragged, Ragged]:
+    """(inputs, targets) of T5's pre-training (Raffel et al. 2020, §3.1.4) of the rows of `tokens`, EOS not yet
+    appended.
 
     tokens `a b c d e` with `c d` hidden: inputs `a b <0> e`, targets `<0> c d`. The paper closes the targets with one
     more sentinel; the code that trained T5 does not. `final_sentinel` follows the paper.
     """
-    mask = noise_mask(len(tokens), rng, noise_density, mean_noise_span_length, random_roll)
+    rows, length = tokens.shape
+    mask = noise_mask(rows, length, rng, noise_density, mean_noise_span_length, random_roll)
     inputs, targets = hide_spans(tokens, mask, vocabulary), hide_spans(tokens, ~mask, vocabulary)
-    if final_sentinel and mask[-1]:  # after a roll the text may end unhidden: its sentinel closes the targets already
-        kept_spans = int((~mask & np.concatenate([[True], mask[:-1]])).sum())
-        targets = np.append(targets, np.int32(vocabulary.sentinel(kept_spans)))
+    if final_sentinel:
+        # After a roll a text may end unhidden: its sentinel closes the targets already.
+        kept_spans = (~mask & np.concatenate([np.ones((rows, 1), bool), mask[:, :-1]], axis=1)).sum(axis=1)
+        vocabulary.sentinel(int(kept_spans.max()))
+        final = Ragged((vocabulary.sentinel(0) - kept_spans)[mask[:, -1]].astype(np.int32), mask[:, -1].astype(int))
+        targets = ragged.join(targets, final)
     return inputs, targets
 
 
 def mask_tokens(
-    tokens: np.ndarray,
+    tokens: Ragged,
     maskable: np.ndarray,
     rng: np.random.Generator,
     vocabulary: Vocabulary,
     rate: float = 0.15,
-) -> tuple[np.ndarray, np.ndarray]:
-    """BERT's masked language model (Devlin et al. 2019, §3.1): (corrupted tokens, selected positions, sorted).
+) -> tuple[np.ndarray, Ragged]:
+    """BERT's masked language model (Devlin et al. 2019, §3.1): (corrupted values, selected positions in each row).
 
-    `rate` of the maskable positions, at least one, are selected and all count in the loss: 80% become [MASK], 10% a
-    random id, 10% stay. maskable: bool like tokens; special tokens are never selected.
+    `rate` of a row's maskable positions, at least one, are selected and all count in the loss: 80% become [MASK], 10%
+    a random id, 10% stay. maskable: bool like `tokens.values`; special tokens are never selected.
     """
+    rows = np.repeat(np.arange(len(tokens)), tokens.lengths)
+    available = np.bincount(rows[maskable], minlength=len(tokens))
+    wanted = np.where(available > 0, np.maximum(1, np.rint(rate * available).astype(np.int64)), 0)
     candidates = np.flatnonzero(maskable)
-    if not len(candidates):
-        return tokens.copy(), candidates
-    count = max(1, round(rate * len(candidates)))
-    positions = np.sort(rng.permutation(candidates)[:count])
-    draw = rng.random(count)
-    out = tokens.copy()
-    out[positions[draw < 0.8]] = vocabulary.mask_id
-    randomised = positions[(draw >= 0.8) & (draw < 0.9)]
+    shuffled = candidates[np.lexsort((rng.random(len(candidates)), rows[candidates]))]
+    rank = ragged.spread(np.zeros_like(available), available)
+    selected = np.sort(shuffled[rank < np.repeat(wanted, available)])
+    draw = rng.random(len(selected))
+    out = tokens.values.copy()
+    out[selected[draw < 0.8]] = vocabulary.mask_id
+    randomised = selected[(draw >= 0.8) & (draw < 0.9)]
     out[randomised] = rng.integers(3, vocabulary.size, len(randomised))
-    return out, positions
+    return out, Ragged(selected - np.repeat(tokens.starts, wanted), wanted)
 
 
 def mlm_capacity(length: int, rate: float, examples: int) -> int:
@@ -145,6 +177,25 @@ def mlm_capacity(length: int, rate: float, examples: int) -> int:
     return min(length, math.ceil(length * rate) + -(-examples // 2))
 
 
-def chunks(tokens: np.ndarray, length: int) -> list[np.ndarray]:
+def chunks(tokens: np.ndarray, length: int) -> Ragged:
     """Consecutive pieces of `length`; the last may be shorter, but not below 2 tokens."""
-    return [c for c in (tokens[i : i + length] for i in range(0, len(tokens), length)) if len(c) >= 2]
+    full, rest = divmod(len(tokens), length)
+    lengths = np.full(full + (rest >= 2), length)
+    if rest >= 2:
+        lengths[-1] = rest
+    return Ragged(tokens[: lengths.sum()], lengths)
+
+
+def by_length(texts: Ragged, objective: Callable[[np.ndarray], tuple[Ragged, Ragged]]) -> tuple[Ragged, Ragged]:
+    """(inputs, targets) of every text, with `objective` applied to all texts of one length at once, as a block
+    [texts, length]."""
+    groups = [np.flatnonzero(texts.lengths == n) for n in np.unique(texts.lengths)[::-1]]
+    if not groups:
+        return texts, texts
+    done = [objective(ragged.take(texts, g).values.reshape(len(g), -1)) for g in groups]
+    inputs, targets = (ragged.concatenate(side) for side in zip(*done, strict=True))
+    order = np.concatenate(groups)
+    if (np.diff(order) == 1).all():  # a corpus: full rows, and one that is shorter at the end
+        return inputs, targets
+    back = np.argsort(order)
+    return ragged.take(inputs, back), ragged.take(targets, back)
