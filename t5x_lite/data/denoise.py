@@ -108,11 +108,12 @@ def hide_spans(tokens: np.ndarray, mask: np.ndarray, vocabulary: Vocabulary) -> 
     T5). tokens, mask: [rows, length]."""
     begins = mask.copy()
     begins[:, 1:] &= ~mask[:, :-1]
-    counts = begins.sum(axis=1)
+    places = np.flatnonzero(begins)
+    counts = np.bincount(places // tokens.shape[1], minlength=len(tokens))
     out = tokens.copy()
-    if counts.any():
+    if len(places):
         vocabulary.sentinel(int(counts.max()) - 1)  # raises when there are not enough
-        out[begins] = vocabulary.sentinel(0) - ragged.spread(np.zeros_like(counts), counts)
+        out.ravel()[places] = vocabulary.sentinel(0) - ragged.spread(np.zeros_like(counts), counts)
     kept = begins | ~mask
     return Ragged(out[kept], kept.sum(axis=1))
 
@@ -193,9 +194,6 @@ def by_length(texts: Ragged, objective: Callable[[np.ndarray], tuple[Ragged, Rag
     if not groups:
         return texts, texts
     done = [objective(ragged.take(texts, g).values.reshape(len(g), -1)) for g in groups]
-    inputs, targets = (ragged.concatenate(side) for side in zip(*done, strict=True))
-    order = np.concatenate(groups)
-    if (np.diff(order) == 1).all():  # a corpus: full rows, and one that is shorter at the end
-        return inputs, targets
-    back = np.argsort(order)
-    return ragged.take(inputs, back), ragged.take(targets, back)
+    back = np.argsort(np.concatenate(groups))
+    inputs, targets = (ragged.take(ragged.concatenate(side), back) for side in zip(*done, strict=True))
+    return inputs, targets

@@ -71,28 +71,24 @@ def fill(
         encoder_segment_ids    1 1 1 1 | 2 2 2 2 2 | 0
         encoder_positions      0 1 2 3 | 0 1 2 3 4 | 0
     """
-    out = {name: np.zeros((rows, sizes[spec.dims[1]]), spec.dtype) for name, spec in specs.items()}
     order = np.argsort(row_of, kind="stable")
-    first = np.searchsorted(row_of[order], row_of[order])  # place in the order of the first example of each one's row
-    begins, where, numbers = {}, {}, np.empty(len(order), np.int32)
-    numbers[order] = np.arange(len(order)) - first + 1
+    examples, row_of = take(examples, order), row_of[order]
+    first = np.searchsorted(row_of, row_of)  # the first example in the row of each
+    numbers = np.arange(1, len(row_of) + 1, dtype=np.int32) - first.astype(np.int32)
+    out = {name: np.zeros((rows, sizes[spec.dims[1]]), spec.dtype) for name, spec in specs.items()}
+    used, begins = {}, {}
+    for letter, lengths in {specs[name].dims[1]: column.lengths for name, column in examples.items()}.items():
+        filled = np.bincount(row_of, lengths, minlength=rows)
+        used[letter] = np.arange(sizes[letter]) < filled[:, None]
+        before = np.cumsum(lengths) - lengths
+        begins[letter] = before - before[first]
+        side = {"S": "encoder", "L": "decoder"}.get(letter)
+        if f"{side}_segment_ids" in out:
+            out[f"{side}_segment_ids"][used[letter]] = np.repeat(numbers, lengths)
+            out[f"{side}_positions"][used[letter]] = ragged.spread(np.zeros_like(lengths), lengths)
     for name, column in examples.items():
-        letter = specs[name].dims[1]
-        if letter not in where:
-            before = np.cumsum(column.lengths[order]) - column.lengths[order]
-            begins[letter] = np.empty(len(order), np.int64)
-            begins[letter][order] = before - before[first]
-            where[letter] = ragged.spread(row_of * sizes[letter] + begins[letter], column.lengths)
-            side = {"S": "encoder", "L": "decoder"}.get(letter)
-            if f"{side}_segment_ids" in out:
-                out[f"{side}_segment_ids"].ravel()[where[letter]] = np.repeat(numbers, column.lengths)
-                out[f"{side}_positions"].ravel()[where[letter]] = ragged.spread(
-                    np.zeros_like(column.lengths), column.lengths
-                )
-    for name, column in examples.items():
-        letter = specs[name].dims[1]
-        values = column.values + np.repeat(begins["S"], column.lengths) if name in INDEX_FEATURES else column.values
-        out[name].ravel()[where[letter]] = values
+        moved = np.repeat(begins["S"], column.lengths) if name in INDEX_FEATURES else 0
+        out[name][used[specs[name].dims[1]]] = column.values + moved
     return out
 
 
@@ -118,4 +114,6 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
 
 def take(examples: Examples, indices: np.ndarray) -> Examples:
     """Examples by their numbers."""
+    if len(indices) == count(examples) and (np.diff(indices, prepend=-1) == 1).all():
+        return examples
     return {name: ragged.take(column, indices) for name, column in examples.items()}
