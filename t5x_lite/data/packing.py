@@ -32,12 +32,16 @@ def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
     assert (lengths <= capacity).all(), f"an example of {lengths.max(axis=0)} in rows of {capacity}"
     main = int((lengths.sum(axis=0) / capacity).argmax())
     others = [d for d in range(len(capacity)) if d != main]
-    needs, size = lengths.tolist(), capacity.tolist()
-    rooms: list[list[int]] = []  # of each row, by dimension
+    order = np.argsort(-lengths[:, main], kind="stable")
+    # The longest, beside which not even the shortest fits, have rows of their own.
+    alone = int((lengths[order, main] > capacity[main] - lengths[order[-1], main]).sum()) if len(order) else 0
+    row_of = np.empty(len(lengths), np.int64)
+    row_of[order[:alone]] = np.arange(alone)
+    size = capacity.tolist()
+    rooms: list[list[int]] = [[]] * alone  # of each row, by dimension
     open_rows: list[tuple[int, int]] = []  # (room in the main dimension, row), sorted
-    row_of = [0] * len(needs)
-    for index in np.argsort(-lengths[:, main], kind="stable").tolist():
-        need = needs[index]
+    for index in order[alone:].tolist():
+        need = lengths[index].tolist()
         at = bisect.bisect_left(open_rows, (need[main],))
         while at < len(open_rows) and any(rooms[open_rows[at][1]][d] < need[d] for d in others):
             at += 1
@@ -49,7 +53,7 @@ def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
         rooms[row] = [room - n for room, n in zip(rooms[row], need, strict=True)]
         bisect.insort(open_rows, (rooms[row][main], row))
         row_of[index] = row
-    _, first, inverse = np.unique(np.array(row_of, np.int64), return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(row_of, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
 
 
