@@ -36,7 +36,7 @@ from unittest import mock  # noqa: E402
 import numpy as np  # noqa: E402
 
 from t5x_lite.cli import HUGE_PAGES  # noqa: E402  (`t5x-lite train` starts itself again with them)
-from t5x_lite.data import convert, packing, pipeline, registry, sources, vocabularies  # noqa: E402
+from t5x_lite.data import convert, denoise, packing, pipeline, registry, sources, vocabularies  # noqa: E402
 from t5x_lite.data.registry import Feature, Mixture, Task  # noqa: E402
 
 MEASURES = ("throughput", "stages", "lengths", "mixtures", "packing", "resume")
@@ -93,7 +93,8 @@ def register(corpus: str, tasks: int) -> None:
 
 def batches_of(args: argparse.Namespace, vocabulary, **changed) -> pipeline.TrainBatches:
     shape = {"length": args.length, "targets_length": args.targets_length} | changed
-    converter = convert.TextToText(**shape)
+    denoiser = denoise.Denoiser(mean_noise_span_length=shape.pop("mean_noise_span_length", 3.0))
+    converter = convert.TextToText(**shape, denoisers=(denoiser,))
     return pipeline.train_batches(
         "bench", converter, vocabulary, batch_rows=args.batch_rows, seed=0, prefetch_batches=0
     )
@@ -182,7 +183,7 @@ def lengths(args: argparse.Namespace, vocabulary) -> dict:
     found = {}
     for length in (128, 256, 512, 1024, 2048, 4096):
         mean = 3.0 if length <= 1024 else 20.0  # there are 100 sentinels
-        _, targets = convert.span_corruption_lengths(length, 0.15, mean)
+        _, targets = denoise.span_corruption_lengths(length, 0.15, mean)
         batches = batches_of(args, vocabulary, length=length, targets_length=targets, mean_noise_span_length=mean)
         found[length] = _nanoseconds(batches, args)
     return {"ns_per_token": found}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from t5x_lite import batch as batches
 from t5x_lite.data import packing
-from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.convert import TEXT, DecoderOnly, EncoderOnly, TextToText
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Function
 from t5x_lite.data.vocabularies import ByteVocabulary
@@ -60,6 +60,12 @@ def each(converted) -> list[dict[str, np.ndarray]]:
     """The examples that a converter made, one by one."""
     examples = converted[0]
     return [packing.example(examples, i) for i in range(packing.count(examples))]
+
+
+def corpus(converter, texts, vocabulary, rng) -> list[dict[str, np.ndarray]]:
+    """What a converter makes of a window of documents, one by one."""
+    examples = converter.corpus(texts, vocabulary, rng)
+    return each((converter.denoise(examples, vocabulary, rng) if TEXT in examples else examples, 0))
 
 
 def test_text_to_text_docstring_is_the_golden_example_of_seqio():
@@ -168,16 +174,16 @@ def test_wrong_labels_and_fields_are_named():
 def test_span_corruption_fills_the_rows_exactly():
     rng = np.random.default_rng(0)
     vocabulary = ByteVocabulary(100)
-    examples = each(TextToText(128, 29).corpus(["x" * 141 * 3], vocabulary, rng))
+    examples = corpus(TextToText(128, 29), ["x" * 141 * 3], vocabulary, rng)
     assert [(len(e["encoder_input_tokens"]), len(e["decoder_target_tokens"])) for e in examples] == [(128, 29)] * 3
     assert all(e["encoder_input_tokens"][-1] == e["decoder_target_tokens"][-1] == 1 for e in examples)
-    shorter = each(TextToText(128, 20).corpus(["x" * 141 * 3], vocabulary, rng))
+    shorter = corpus(TextToText(128, 20), ["x" * 141 * 3], vocabulary, rng)
     assert all(len(e["decoder_target_tokens"]) <= 20 and len(e["encoder_input_tokens"]) <= 128 for e in shorter)
 
 
 def test_language_model_reads_documents_end_to_end():
     vocabulary = ByteVocabulary()
-    examples = each(DecoderOnly(8).corpus(["abc", "", "defghi", "j"], vocabulary, np.random.default_rng(0)))
+    examples = corpus(DecoderOnly(8), ["abc", "", "defghi", "j"], vocabulary, np.random.default_rng(0))
     text = np.concatenate([e["decoder_target_tokens"] for e in examples])
     assert text.tolist() == [i for word in ("abc", "defghi", "j") for i in (*(ord(c) + 3 for c in word), 1)]
     assert all(e["decoder_input_tokens"].tolist() == [0, *e["decoder_target_tokens"][:-1]] for e in examples)
@@ -189,7 +195,7 @@ def test_masked_language_model_with_next_sentence():
     letters = "abcdefghijklmnopqrstuvwxyz"
     texts = [". ".join([c * 9] * 12) + "." for c in letters]  # each document says one letter
     converter = EncoderOnly(64, ("mlm", "nsp"))
-    examples = [e for seed in range(8) for e in each(converter.corpus(texts, vocabulary, np.random.default_rng(seed)))]
+    examples = [e for seed in range(8) for e in corpus(converter, texts, vocabulary, np.random.default_rng(seed))]
     random_seconds = []
     for e in examples:
         tokens = e["encoder_input_tokens"].copy()
@@ -294,7 +300,7 @@ def test_packed_rows_hold_every_token_once(lengths, architecture, seed):
 def test_masked_positions_move_with_their_example():
     vocabulary = ByteVocabulary()
     converter = EncoderOnly(128, ("mlm",))
-    examples, _ = converter.corpus(["one two three.", "four five six."], vocabulary, np.random.default_rng(0))
+    examples = converter.corpus(["one two three.", "four five six."], vocabulary, np.random.default_rng(0))
     row = packed(examples, converter)
     wanted = examples["mlm_targets"].values.tolist()
     used = row["mlm_weights"] == 1

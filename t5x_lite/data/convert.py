@@ -7,30 +7,31 @@ before packing, so no example ever sees its neighbour's last token.
 """
 
 import dataclasses
-import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from t5x_lite.batch import ArraySpec, specs
-from t5x_lite.data import ragged
+from t5x_lite.data import packing, ragged
 from t5x_lite.data.denoise import (
+    Denoiser,
     by_length,
     chunks,
+    corrupt,
     mask_tokens,
     mlm_capacity,
-    noise_counts,
-    span_corruption,
-    span_corruption_lengths,
+    plan_lengths,
 )
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
+
+TEXT, WHICH = "text", "which_denoiser"  # features of a piece of a corpus before its objective is applied
 
 
 class Converter(Protocol):
@@ -44,8 +45,16 @@ class Converter(Protocol):
         """The size of each row dimension, by letter."""
         ...
 
-    def corpus(self, texts: Sequence[str], vocabulary: Vocabulary, rng: np.random.Generator) -> tuple[Examples, int]:
-        """Training examples from a window of documents, and how many of them were truncated (always 0: cut up)."""
+    def corpus(self, texts: Sequence[str], vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
+        """Training examples from a window of documents: finished, or the features TEXT and WHICH, to be denoised."""
+        ...
+
+    def denoise(self, texts: Examples, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
+        """Finished examples from those with TEXT, any number of windows of them at once."""
+        ...
+
+    def lengths(self, examples: Examples, vocabulary: Vocabulary) -> np.ndarray:
+        """int [examples, dimensions]: each one's length in each row dimension, as planned where it is still a text."""
         ...
 
     def supervised(
@@ -79,8 +88,7 @@ class TextToText:
 
     length: int
     targets_length: int
-    noise_density: float = 0.15
-    mean_noise_span_length: float = 3.0
+    denoisers: tuple[Denoiser, ...] = (Denoiser(),)  # of a corpus, equally often
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("text_to_text")
@@ -89,14 +97,21 @@ class TextToText:
         return {"S": self.length, "L": self.targets_length}
 
     def corpus(self, texts, vocabulary, rng):
-        raw = raw_length(self.length, self.targets_length, self.noise_density, self.mean_noise_span_length)
-        tokens = ragged.of(vocabulary.encode(texts)).values
-        inputs, targets = by_length(
-            chunks(tokens, raw),
-            lambda rows: span_corruption(rows, rng, vocabulary, self.noise_density, self.mean_noise_span_length),
+        return _texts(texts, self._plan(vocabulary), vocabulary, rng)
+
+    def denoise(self, texts, vocabulary, rng):
+        inputs, targets = _corrupted(texts, self.denoisers, vocabulary, rng)
+        return self._examples(
+            ragged.append(ragged.cut(inputs, self.length - 1), vocabulary.eos_id),
+            ragged.append(ragged.cut(targets, self.targets_length - 1), vocabulary.eos_id),
+            vocabulary,
         )
-        eos = vocabulary.eos_id
-        return self._examples(ragged.append(inputs, eos), ragged.append(targets, eos), vocabulary), 0
+
+    def lengths(self, examples, vocabulary):
+        return _lengths(examples, self, lambda: self._plan(vocabulary))
+
+    def _plan(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        return plan_lengths(self.denoisers, vocabulary, self.length, self.targets_length)
 
     def supervised(self, examples, task, vocabulary):
         inputs = _encode(examples, "inputs", task, vocabulary)
@@ -129,6 +144,7 @@ class DecoderOnly:
     """
 
     length: int
+    denoisers: tuple[Denoiser, ...] = ()  # of a corpus, equally often; none: every token is a target
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("decoder_only")
@@ -137,9 +153,22 @@ class DecoderOnly:
         return {"L": self.length}
 
     def corpus(self, texts, vocabulary, rng):
+        if self.denoisers:
+            return _texts(texts, self._plan(vocabulary), vocabulary, rng)
         documents = ragged.of([ids for ids in vocabulary.encode(texts) if len(ids)])
         tokens = ragged.append(documents, vocabulary.eos_id).values
-        return _shifted(chunks(tokens, self.length), 1.0, vocabulary), 0
+        return _shifted(chunks(tokens, [self.length], rng)[0], 1.0, vocabulary)
+
+    def denoise(self, texts, vocabulary, rng):
+        inputs, targets = _corrupted(texts, self.denoisers, vocabulary, rng)
+        short = ragged.cut(targets, self.length - 1 - inputs.lengths)
+        return _continued(inputs, ragged.append(short, vocabulary.eos_id), vocabulary)
+
+    def lengths(self, examples, vocabulary):
+        return _lengths(examples, self, lambda: self._plan(vocabulary))
+
+    def _plan(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        return plan_lengths(self.denoisers, vocabulary, self.length, self.length, self.length)
 
     def supervised(self, examples, task, vocabulary):
         inputs = _encode(examples, "inputs", task, vocabulary)
@@ -199,7 +228,13 @@ class EncoderOnly:
             random.append(other is not None)
             seconds.append((second if other is None else other)[: room - len(first)])
         firsts = ragged.of([first for _, first, _ in pieces])
-        return self._masked(firsts, ragged.of(seconds), np.array(random, bool), vocabulary, rng), 0
+        return self._masked(firsts, ragged.of(seconds), np.array(random, bool), vocabulary, rng)
+
+    def denoise(self, texts, vocabulary, rng):
+        raise AssertionError("an encoder's corpus has no texts left to denoise")
+
+    def lengths(self, examples, vocabulary):
+        return _lengths(examples, self, tuple)
 
     def supervised(self, examples, task, vocabulary):
         head = "regression" if task.regression else "classification"
@@ -262,21 +297,6 @@ class EncoderOnly:
         return out
 
 
-@functools.cache
-def raw_length(length: int, targets_length: int, noise_density: float, mean_noise_span_length: float) -> int:
-    """The most tokens of text whose corrupted inputs and targets both fit, EOS included: with a short decoder, fewer
-    than `span_corruption_lengths` says. ConfigError when not even two tokens fit."""
-    raw, _ = span_corruption_lengths(length, noise_density, mean_noise_span_length)
-    for tokens in range(raw, 1, -1):
-        noise, spans = noise_counts(tokens, noise_density, mean_noise_span_length)
-        if tokens - noise + spans + 1 <= length and noise + max(spans, 1) + 1 <= targets_length:
-            return tokens
-    raise ConfigError(
-        f"data.length={length}, data.targets_length={targets_length}: no room for span corruption; both must be at "
-        "least 3 (29 targets go with 128 inputs, 114 with 512)"
-    )
-
-
 def sentences(text: str) -> list[str]:
     """A text's sentences, cut after . ! ? before a space, and at blank lines.
 
@@ -284,6 +304,27 @@ def sentences(text: str) -> list[str]:
     ['One.', 'Two?', 'Three']
     """
     return [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n\s*\n", text) if s.strip()]
+
+
+def _texts(texts: Sequence[str], plan: tuple[int, ...], vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
+    """Documents end to end, cut to the planned lengths of the denoisers."""
+    pieces, which = chunks(ragged.of(vocabulary.encode(texts)).values, plan, rng)
+    return {TEXT: pieces, WHICH: _one_each(which)}
+
+
+def _corrupted(
+    texts: Examples, denoisers: tuple[Denoiser, ...], vocabulary: Vocabulary, rng: np.random.Generator
+) -> tuple[Ragged, Ragged]:
+    return by_length(texts[TEXT], texts[WHICH].values, lambda rows, n: corrupt(rows, denoisers[n], rng, vocabulary))
+
+
+def _lengths(examples: Examples, converter: Converter, plan: Callable[[], tuple[int, ...]]) -> np.ndarray:
+    sizes = converter.sizes(pack=True)
+    if TEXT not in examples:
+        return packing.lengths_of(examples, converter.specs(), "".join(sizes))
+    # A text of its planned length fills a row.
+    share = examples[TEXT].lengths / np.array(plan())[examples[WHICH].values]
+    return np.ceil(share[:, None] * list(sizes.values())).astype(np.int64)
 
 
 def _encode(examples, field: str, task: Task, vocabulary: Vocabulary) -> Ragged:

@@ -1,13 +1,30 @@
-"""Self-supervised objectives on token ids, as pure functions with the random generator passed in."""
+"""Self-supervised objectives on token ids, as pure functions with the random generator passed in.
 
+They act on blocks: all texts of one length at once, an array [texts, length]. The (inputs, targets) objectives are
+those that Raffel et al. 2020 (§3.3) compare, with their words for the sentence "Thank you for inviting me last week":
+
+    span_corruption   Thank you <0> me <1> week               <0> for inviting <1> last
+    iid_denoising     the same, but each token is hidden by a toss of its own
+    mass              Thank you <0> <0> me <0> week           Thank you for inviting me last week
+    drop_tokens       Thank you me week                       for inviting last
+    deshuffle         me week you for last Thank inviting     Thank you for inviting me last week
+    prefix_lm         Thank you for                           inviting me last week
+    sequential        prefix_lm with a fixed share of the text as targets: UL2's S-denoiser
+    full_lm                                                   Thank you for inviting me last week
+"""
+
+import bisect
+import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from t5x_lite.data import ragged
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import ConfigError, DataError
 
 
 def span_corruption_lengths(
@@ -145,6 +162,181 @@ def span_corruption(
     return inputs, targets
 
 
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """One of the objectives above with its settings.
+
+    mode: text that stands before the inputs and says what is asked for, UL2's mode token; "" for none.
+    """
+
+    kind: str = "span_corruption"
+    noise_density: float = 0.15
+    mean_noise_span_length: float = 3.0  # span_corruption
+    random_roll: bool = False  # span_corruption
+    final_sentinel: bool = False  # span_corruption
+    mode: str = ""
+
+
+UL2 = (
+    Denoiser(noise_density=0.15, mean_noise_span_length=3.0, mode="[NLU]"),  # R: regular
+    Denoiser(noise_density=0.15, mean_noise_span_length=8.0, mode="[NLU]"),
+    Denoiser(noise_density=0.5, mean_noise_span_length=3.0, mode="[NLG]"),  # X: extreme
+    Denoiser(noise_density=0.5, mean_noise_span_length=8.0, mode="[NLG]"),
+    Denoiser(noise_density=0.15, mean_noise_span_length=64.0, mode="[NLG]"),
+    Denoiser(noise_density=0.5, mean_noise_span_length=64.0, mode="[NLG]"),
+    Denoiser("sequential", noise_density=0.25, mode="[S2S]"),  # S: sequential
+)
+"""The seven denoisers of UL2 (Tay et al. 2022, table 1), each as frequent as the others, with its mode tokens."""
+
+
+def corrupt(
+    tokens: np.ndarray, denoiser: Denoiser, rng: np.random.Generator, vocabulary: Vocabulary
+) -> tuple[Ragged, Ragged]:
+    """(inputs, targets) of the rows of `tokens`, EOS not yet appended."""
+    rows, length = tokens.shape
+    whole = ragged.block(tokens)
+    if denoiser.kind == "span_corruption":
+        inputs, targets = span_corruption(
+            tokens,
+            rng,
+            vocabulary,
+            denoiser.noise_density,
+            denoiser.mean_noise_span_length,
+            denoiser.random_roll,
+            denoiser.final_sentinel,
+        )
+    elif denoiser.kind in ("iid_denoising", "mass", "drop_tokens"):
+        mask = rng.random((rows, length)) < denoiser.noise_density
+        if denoiser.kind == "iid_denoising":
+            inputs, targets = hide_spans(tokens, mask, vocabulary), hide_spans(tokens, ~mask, vocabulary)
+        elif denoiser.kind == "mass":
+            inputs, targets = ragged.block(np.where(mask, np.int32(vocabulary.sentinel(0)), tokens)), whole
+        else:
+            inputs, targets = (Ragged(tokens[kept], kept.sum(axis=1)) for kept in (~mask, mask))
+    elif denoiser.kind == "deshuffle":
+        inputs, targets = ragged.block(rng.permuted(tokens, axis=1)), whole
+    else:
+        if denoiser.kind == "prefix_lm":
+            first = rng.integers(1, length, rows)  # neither side is empty: T5's random_prefix_noise_mask
+        elif denoiser.kind == "sequential":
+            first = np.full(rows, length - noise_counts(length, denoiser.noise_density, length)[0])
+        else:
+            first = np.zeros(rows, np.int64)  # full_lm
+        is_target = np.arange(length) >= first[:, None]
+        inputs, targets = Ragged(tokens[~is_target], first), Ragged(tokens[is_target], length - first)
+    if denoiser.mode:
+        mode = vocabulary.encode([denoiser.mode])[0]
+        inputs = ragged.join(ragged.block(np.tile(mode, (rows, 1))), inputs)
+    return inputs, targets
+
+
+KINDS = (
+    "span_corruption",
+    "iid_denoising",
+    "mass",
+    "drop_tokens",
+    "deshuffle",
+    "prefix_lm",
+    "sequential",
+    "full_lm",
+)
+
+
+def denoisers(objective: str, **settings) -> tuple[Denoiser, ...]:
+    """What a config's objective means: one of `KINDS` with these settings, or "ul2", which has its own.
+
+    >>> denoisers("mass", noise_density=0.3) == (Denoiser("mass", noise_density=0.3),), len(denoisers("ul2"))
+    (True, 7)
+    """
+    return UL2 if objective == "ul2" else (Denoiser(objective, **settings),)
+
+
+def most_tokens(length: int, denoiser: Denoiser) -> tuple[int, int, int, int]:
+    """The most (inputs, targets, both together, sentinels on a side) that `length` tokens become, without mode and
+    EOS. Exact for span corruption that is not rolled; for objectives that toss a coin for each token, six standard
+    deviations above the mean.
+
+    >>> most_tokens(568, Denoiser())
+    (511, 113, 624, 28)
+    >>> most_tokens(512, Denoiser("prefix_lm"))
+    (511, 511, 512, 0)
+    """
+    density = denoiser.noise_density
+    if denoiser.kind == "span_corruption":
+        noise, spans = noise_counts(length, density, denoiser.mean_noise_span_length)
+        kept_spans = max(spans, 1) + denoiser.final_sentinel + denoiser.random_roll
+        inputs, targets = length - noise + spans + denoiser.random_roll, noise + kept_spans
+        return inputs, targets, inputs + targets, kept_spans
+    if denoiser.kind in ("iid_denoising", "drop_tokens"):
+        noise = min(length, _six_deviations(length, density))
+        if denoiser.kind == "drop_tokens":
+            return length, noise, length, 0
+        spans = min(noise, length // 2 + 1, _six_deviations(length, density * (1 - density))) + 1
+        return length, noise + spans, length + 2 * spans, spans
+    if denoiser.kind in ("mass", "deshuffle"):
+        return length, length, 2 * length, int(denoiser.kind == "mass")
+    if denoiser.kind == "prefix_lm":
+        return length - 1, length - 1, length, 0
+    noise = noise_counts(length, density, length)[0] if denoiser.kind == "sequential" else length
+    return length - noise, noise, length, 0
+
+
+def _six_deviations(tosses: int, probability: float) -> int:
+    """So many of independent tosses that more come up once in a billion times."""
+    return math.ceil(tosses * probability + 6 * math.sqrt(tosses * probability * (1 - probability)))
+
+
+@functools.lru_cache(maxsize=256)
+def plan_lengths(
+    denoisers: tuple[Denoiser, ...],
+    vocabulary: Vocabulary,
+    inputs_length: int,
+    targets_length: int,
+    total_length: int | None = None,
+) -> tuple[int, ...]:
+    """How many tokens of text each denoiser gets, so that what they become fits: inputs with mode token and EOS in
+    `inputs_length`, targets with EOS in `targets_length`, both in `total_length` (where they share a row), and every
+    span has a sentinel. ConfigError where not even two tokens fit.
+
+    >>> from t5x_lite.data.vocabularies import ByteVocabulary
+    >>> plan_lengths((Denoiser(),), ByteVocabulary(100), 512, 114)
+    (568,)
+    >>> plan_lengths(UL2, ByteVocabulary(200), 512, 512)
+    (562, 582, 759, 900, 594, 996, 675)
+    """
+    limits = inputs_length, targets_length, total_length or inputs_length + targets_length, _sentinel_count(vocabulary)
+    longest = limits[2] * 2 + 2
+
+    def fits(denoiser: Denoiser, length: int) -> bool:
+        mode = len(vocabulary.encode([denoiser.mode])[0]) if denoiser.mode else 0
+        ends = (mode + 1, 1, mode + 1 + (total_length is None), 0)
+        return all(n + end <= limit for n, end, limit in zip(most_tokens(length, denoiser), ends, limits, strict=True))
+
+    found = []
+    for denoiser in denoisers:
+        too_long = bisect.bisect_left(range(2, longest), True, key=lambda n, d=denoiser: not fits(d, n)) + 2
+        if too_long == 2:
+            raise ConfigError(
+                f"data.length={inputs_length}, data.targets_length={targets_length}: no room for {denoiser.kind} "
+                f"(density {denoiser.noise_density}); both must be at least 3 and hold what it makes of a text (with "
+                "span_corruption 29 targets go with 128 inputs, 114 with 512)"
+            )
+        found.append(too_long - 1)
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=16)
+def _sentinel_count(vocabulary: Vocabulary) -> int:
+    def is_missing(k: int) -> bool:
+        try:
+            vocabulary.sentinel(k)
+        except DataError:
+            return True
+        return False
+
+    return bisect.bisect_left(range(1 << 16), True, key=is_missing)
+
+
 def mask_tokens(
     tokens: Ragged,
     maskable: np.ndarray,
@@ -178,22 +370,35 @@ def mlm_capacity(length: int, rate: float, examples: int) -> int:
     return min(length, math.ceil(length * rate) + -(-examples // 2))
 
 
-def chunks(tokens: np.ndarray, length: int) -> Ragged:
-    """Consecutive pieces of `length`; the last may be shorter, but not below 2 tokens."""
-    full, rest = divmod(len(tokens), length)
-    lengths = np.full(full + (rest >= 2), length)
-    if rest >= 2:
-        lengths[-1] = rest
-    return Ragged(tokens[: lengths.sum()], lengths)
+def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator) -> tuple[Ragged, np.ndarray]:
+    """Consecutive pieces of the `lengths`, and which of them each has: all equally often, in random order. The last
+    may be shorter, but not below 2 tokens; and at most a lone token is lost.
+
+    >>> pieces, which = chunks(np.arange(11), [4], np.random.default_rng(0))
+    >>> pieces.lengths.tolist(), which.tolist()
+    ([4, 4, 3], [0, 0, 0])
+    """
+    most = -(-len(tokens) // min(lengths))
+    which = np.zeros(most, np.int64) if len(lengths) == 1 else rng.integers(len(lengths), size=most)
+    ends = np.minimum(np.cumsum(np.asarray(lengths)[which]), len(tokens))
+    sizes = np.diff(ends, prepend=0)
+    kept = sizes >= 2
+    return Ragged(tokens[: sizes[kept].sum()], sizes[kept]), which[kept]
 
 
-def by_length(texts: Ragged, objective: Callable[[np.ndarray], tuple[Ragged, Ragged]]) -> tuple[Ragged, Ragged]:
-    """(inputs, targets) of every text, with `objective` applied to all texts of one length at once, as a block
-    [texts, length]."""
-    groups = [np.flatnonzero(texts.lengths == n) for n in np.unique(texts.lengths)[::-1]]
-    if not groups:
+def by_length(
+    texts: Ragged, which: np.ndarray, objective: Callable[[np.ndarray, int], tuple[Ragged, Ragged]]
+) -> tuple[Ragged, Ragged]:
+    """(inputs, targets) of every text: `objective(block, kind)` is given all texts of one length and kind at once,
+    as a block [texts, length]. which: int [texts], the kind of each."""
+    if not len(texts):
         return texts, texts
-    done = [objective(ragged.take(texts, g).values.reshape(len(g), -1)) for g in groups]
+    kinds, group_of = np.unique(np.stack([-texts.lengths, which], axis=1), axis=0, return_inverse=True)
+    groups = [np.flatnonzero(group_of.ravel() == n) for n in range(len(kinds))]
+    done = [
+        objective(ragged.take(texts, group).values.reshape(len(group), -1), int(kind))
+        for group, (_, kind) in zip(groups, kinds, strict=True)
+    ]
     back = np.argsort(np.concatenate(groups))
     inputs, targets = (ragged.take(ragged.concatenate(side), back) for side in zip(*done, strict=True))
     return inputs, targets

@@ -20,7 +20,7 @@ import numpy as np
 from t5x_lite import batch as batches
 from t5x_lite.batch import ArraySpec, Batch
 from t5x_lite.data import packing, preprocess, registry
-from t5x_lite.data.convert import Converter, label, text_of
+from t5x_lite.data.convert import TEXT, Converter, label, text_of
 from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.registry import Task
@@ -210,8 +210,6 @@ class _Feed:
             raise DataError(f"task {task.name!r} has no training example; check its source")
         self._window_size = max(FEWEST_TEXTS_PER_WINDOW, round(TEXTS_PER_WINDOW * share))
         self._seed = key(setting.seed, task.name, "order")
-        self._specs = setting.converter.specs()
-        self._letters = "".join(setting.converter.sizes(setting.pack))
         self._survives = False
         self.set_position([0, 0, 0, 0, 0])
 
@@ -298,7 +296,7 @@ class _Feed:
                 found.append(example)
         rng = generator(setting.seed, task.name, "window", self._stream, window)
         examples, truncated = _converted(found, task, setting.converter, setting.vocabulary, rng)
-        return _Texts(examples, packing.lengths_of(examples, self._specs, self._letters), truncated)
+        return _Texts(examples, setting.converter.lengths(examples, setting.vocabulary), truncated)
 
 
 class _Stream:
@@ -359,31 +357,30 @@ class _Stream:
     def _fill_window(self) -> None:
         """The next window of rows: as many examples as fill it, packed."""
         pack = self._setting.pack
-        tasks, lengths = self._draw() if pack else (self._tasks_from(self._drawn, ROWS_PER_WINDOW), None)
+        tasks = self._draw() if pack else self._tasks_from(self._drawn, ROWS_PER_WINDOW)
+        rng = generator(self._setting.seed, "noise", self._number, self._drawn)
         self._drawn += len(tasks)
         counts = np.bincount(tasks, minlength=len(self._feeds)).tolist()
         pieces = [piece for feed, n in zip(self._feeds, counts, strict=True) if n for piece in feed.take(n)]
-        examples = packing.concatenate(pieces)
+        examples = _finished(pieces, self._setting.converter, self._setting.vocabulary, rng)
         if len(self._feeds) > 1:
             examples = packing.take(examples, _ranks(tasks))
-        row_of = np.arange(len(tasks)) if lengths is None else packing.assign(lengths, self._capacity)
+        self._rows, row_of = _packed(examples, self._specs, self._sizes, pack)
         self._count = int(row_of.max()) + 1
-        self._rows = packing.fill(examples, row_of, self._count, self._specs, self._sizes)
         self._tasks, self._row_of = tasks, row_of
         self._read = np.array([[*feed.get_position()[2:], feed.epochs] for feed in self._feeds]).T
 
-    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
-        """(tasks, lengths) of the next examples, as many as make up `ROWS_PER_WINDOW` full rows."""
+    def _draw(self) -> np.ndarray:
+        """The tasks of the next examples, as many as make up `ROWS_PER_WINDOW` full rows."""
         count = ROWS_PER_WINDOW
         while True:
             tasks = self._tasks_from(self._drawn, count)
             counts = np.bincount(tasks, minlength=len(self._feeds)).tolist()
             lengths = np.concatenate([feed.lengths(n) for feed, n in zip(self._feeds, counts, strict=True) if n])
-            lengths = lengths[_ranks(tasks)]
-            filled = (np.cumsum(lengths, axis=0) / self._capacity).max(axis=1)
+            filled = (np.cumsum(lengths[_ranks(tasks)], axis=0) / self._capacity).max(axis=1)
             if filled[-1] >= ROWS_PER_WINDOW or count >= MOST_EXAMPLES_PER_WINDOW:
                 needed = int(np.searchsorted(filled, ROWS_PER_WINDOW)) + 1
-                return tasks[:needed], lengths[:needed]
+                return tasks[:needed]
             count = min(int(count * ROWS_PER_WINDOW / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
 
     def _tasks_from(self, first: int, count: int) -> np.ndarray:
@@ -491,7 +488,7 @@ def eval_batches(
     specs, sizes = converter.specs(), converter.sizes(pack)
     share = _share(batch_rows, shard_index, shard_count)
     windows = _eval_windows(task, converter, vocabulary, split, limit, EXAMPLES_PER_EVAL_WINDOW if pack else 1)
-    blocks = (_packed(examples, specs, sizes, pack) for examples in windows)
+    blocks = (_packed(examples, specs, sizes, pack)[0] for examples in windows)
     batch = None
     for whole in _of_rows(blocks, batch_rows):
         batch = {name: array[share] for name, array in whole.items()}
@@ -560,7 +557,8 @@ def _eval_windows(
     ready: list[Examples] = []
     for window, group in enumerate(_groups(_limited(text_examples(task, split), limit), TEXTS_PER_WINDOW)):
         rng = generator(0, task.name, split, "window", window)
-        ready.append(_converted([e for _, e in group], task, converter, vocabulary, rng)[0])
+        pieces = [_converted([e for _, e in group], task, converter, vocabulary, rng)[0]]
+        ready.append(_finished(pieces, converter, vocabulary, rng))
         if sum(map(packing.count, ready)) >= fewest:
             yield packing.concatenate(ready)
             ready = []
@@ -568,12 +566,14 @@ def _eval_windows(
         yield packing.concatenate(ready)
 
 
-def _packed(examples: Examples, specs: Mapping[str, ArraySpec], sizes: Mapping[str, int], pack: bool) -> Batch:
-    """As many rows as the examples need."""
+def _packed(
+    examples: Examples, specs: Mapping[str, ArraySpec], sizes: Mapping[str, int], pack: bool
+) -> tuple[Batch, np.ndarray]:
+    """As many rows as the examples need, and the row of each."""
     row_of = np.arange(packing.count(examples))
     if pack:
         row_of = packing.assign(packing.lengths_of(examples, specs, "".join(sizes)), np.array(list(sizes.values())))
-    return packing.fill(examples, row_of, int(row_of.max()) + 1, specs, sizes)
+    return packing.fill(examples, row_of, int(row_of.max()) + 1, specs, sizes), row_of
 
 
 def _of_rows(blocks: Iterable[Batch], rows: int) -> Iterator[Batch]:
@@ -592,13 +592,27 @@ def _of_rows(blocks: Iterable[Batch], rows: int) -> Iterator[Batch]:
 def _converted(
     examples: Sequence[Mapping], task: Task, converter: Converter, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> tuple[Examples, int]:
-    """Text examples as model features; empty texts give none."""
+    """Text examples as model features, or as texts to denoise; empty texts give none."""
     if task.is_corpus:
-        return converter.corpus([text_of(e, "text", task) for e in examples], vocabulary, rng)
+        return converter.corpus([text_of(e, "text", task) for e in examples], vocabulary, rng), 0
     if task.labels or task.regression:
         for example in examples:
             label(example, task)  # a wrong label is wrong for every architecture, also where it is just text
     return converter.supervised(examples, task, vocabulary)
+
+
+def _finished(
+    pieces: Sequence[Examples], converter: Converter, vocabulary: Vocabulary, rng: np.random.Generator
+) -> Examples:
+    """All pieces' examples as model features, texts denoised: those of all tasks at once, so that many small tasks
+    cost no more than one."""
+    texts = [piece for piece in pieces if TEXT in piece]
+    if not texts:
+        return packing.concatenate(pieces)
+    denoised = converter.denoise(packing.concatenate(texts), vocabulary, rng)
+    ends = itertools.accumulate(map(packing.count, texts), initial=0)
+    parts = (packing.piece(denoised, begin, end) for begin, end in itertools.pairwise(ends))
+    return packing.concatenate([next(parts) if TEXT in piece else piece for piece in pieces])
 
 
 def _share(batch_rows: int, shard_index: int, shard_count: int) -> slice:
