@@ -202,7 +202,7 @@ class SentencePieceVocabulary:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
-            found = self._processor.encode(list(texts))
+            found = self._processor.encode(list(texts), num_threads=1)  # starting threads costs more than a few texts
         except (UnicodeEncodeError, TypeError):
             for text in texts:
                 _utf8(text)  # says which
