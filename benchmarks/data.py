@@ -42,7 +42,7 @@ from t5x_lite.data.registry import Feature, Mixture, Task  # noqa: E402
 MEASURES = ("throughput", "stages", "lengths", "mixtures", "packing", "resume")
 STAGES = {
     "chunk": [(convert, "chunks")],
-    "noise": [(convert, "by_length")],
+    "noise": [(convert, "corrupt_each")],
     "pack": [(packing, "assign"), (packing, "fill")],
     "batch": [(pipeline.batches, "check")],
 }

@@ -32,10 +32,12 @@ def expected_counts(length: int, density: float, mean: float) -> tuple[int, int]
 
 @given(st.integers(2, 1500), densities, means, seeds)
 def test_noise_mask_law(length, density, mean, seed):
-    masks = noise_mask(3, length, np.random.default_rng(seed), density, mean)
+    lengths_of_three = np.array([length, 7, length])
+    whole = Ragged(noise_mask(lengths_of_three, np.random.default_rng(seed), density, mean), lengths_of_three)
+    masks = np.stack([whole[0], whole[2]])
     noise, spans = expected_counts(length, density, mean)
     spans = min(spans, length - noise)
-    assert masks.dtype == bool and masks.shape == (3, length) and (masks.sum(axis=1) == noise).all()
+    assert masks.dtype == bool and masks.shape == (2, length) and (masks.sum(axis=1) == noise).all()
     for mask in masks:
         kinds = [kind for kind, _ in runs(mask)]
         assert kinds == [False, True] * spans  # text first, noise last, as many of one as of the other
@@ -43,17 +45,18 @@ def test_noise_mask_law(length, density, mean, seed):
 
 def test_noise_mask_edges():
     rng = np.random.default_rng(0)
-    assert noise_mask(1, 1, rng).tolist() == [[False]]  # two tokens' mask, cut to one
-    assert noise_mask(2, 2, rng).tolist() == [[False, True]] * 2
-    assert not noise_mask(3, 50, rng, noise_density=0).any()
-    assert noise_mask(1, 190, rng).sum() == 29  # half to even in float32, as the original rounds
+    assert noise_mask(np.array([1]), rng).tolist() == [False]  # two tokens' mask, cut to one
+    assert noise_mask(np.array([2, 1, 2]), rng).tolist() == [False, True, False, False, True]
+    assert not noise_mask(np.array([50, 3]), rng, noise_density=0).any()
+    assert not len(noise_mask(np.zeros(0, int), rng))
+    assert noise_mask(np.array([190]), rng).sum() == 29  # half to even in float32, as the original rounds
 
 
 def test_every_way_to_cut_is_equally_likely():
     """10 tokens, 4 hidden in 2 spans: 5 ways to cut the text, 3 to cut the noise."""
     rng = np.random.default_rng(1)
     counts: dict[tuple, int] = {}
-    for mask in noise_mask(6000, 10, rng, 0.4, 2.0):
+    for mask in noise_mask(np.full(6000, 10), rng, 0.4, 2.0).reshape(6000, 10):
         counts[tuple(mask)] = counts.get(tuple(mask), 0) + 1
     assert len(counts) == 15
     chi_square = sum((n - 400) ** 2 / 400 for n in counts.values())
@@ -62,9 +65,10 @@ def test_every_way_to_cut_is_equally_likely():
 
 @given(st.integers(2, 400), seeds)
 def test_random_roll_turns_the_same_mask(length, seed):
-    plain = noise_mask(4, length, np.random.default_rng(seed))
-    rolled = noise_mask(4, length, np.random.default_rng(seed), random_roll=True)
-    for a, b in zip(plain, rolled, strict=True):
+    four = np.full(4, length)
+    plain = noise_mask(four, np.random.default_rng(seed))
+    rolled = noise_mask(four, np.random.default_rng(seed), random_roll=True)
+    for a, b in zip(plain.reshape(4, length), rolled.reshape(4, length), strict=True):
         assert any((np.roll(a, k) == b).all() for k in range(length))
 
 
@@ -72,12 +76,12 @@ def test_random_roll_turns_the_same_mask(length, seed):
 @given(st.integers(2, 600), densities, means, seeds, st.booleans(), st.booleans())
 def test_inputs_and_targets_put_the_text_together_again(length, density, mean, seed, roll, final):
     rng = np.random.default_rng(seed)
-    texts = rng.integers(3, 259, (3, length)).astype(np.int32)
+    texts = ragged.of([rng.integers(3, 259, n) for n in (length, 5, length + 1)])
     corrupted = span_corruption(texts, rng, VOCABULARY, density, mean, roll, final)
     first = VOCABULARY.sentinel(0)
     is_sentinel = lambda ids: ids > 258  # noqa: E731
-    for row, tokens in enumerate(texts):
-        inputs, targets = corrupted[0][row], corrupted[1][row]
+    for row in range(3):
+        tokens, inputs, targets = texts[row], corrupted[0][row], corrupted[1][row]
         for side in (inputs, targets):
             marks = side[is_sentinel(side)]
             assert marks.tolist() == [first - k for k in range(len(marks))]  # counting from the left
@@ -94,16 +98,17 @@ def test_inputs_and_targets_put_the_text_together_again(length, density, mean, s
 
 
 def test_sentinels_stand_in_both_sides():
-    tokens = np.array([[10, 11, 12, 13, 14]], np.int32)
-    mask = np.array([[0, 0, 1, 1, 0]], bool)
+    tokens = ragged.of([np.array([10, 11, 12, 13, 14]), np.array([20, 21])])
+    mask = np.array([0, 0, 1, 1, 1, 1, 0], bool)
     vocabulary = ByteVocabulary()
-    assert hide_spans(tokens, mask, vocabulary)[0].tolist() == [10, 11, 258, 14]
-    assert hide_spans(tokens, ~mask, vocabulary)[0].tolist() == [258, 12, 13, 257]
+    hidden, kept = hide_spans(tokens, mask, vocabulary), hide_spans(tokens, ~mask, vocabulary)
+    assert hidden[0].tolist() == [10, 11, 258] and hidden[1].tolist() == [258, 21]  # a run ends with its text
+    assert kept[0].tolist() == [258, 12, 13, 14] and kept[1].tolist() == [20, 258]
 
 
 def test_too_many_spans_for_the_sentinels():
     with pytest.raises(DataError, match=r"span 20 .* more sentinels than the vocabulary's 10; shorten"):
-        span_corruption(np.arange(3, 403)[None], np.random.default_rng(0), ByteVocabulary(extra_ids=10))
+        span_corruption(ragged.of([np.arange(3, 403)]), np.random.default_rng(0), ByteVocabulary(extra_ids=10))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +117,7 @@ def test_too_many_spans_for_the_sentinels():
 )
 def test_span_corruption_lengths_are_t5s(inputs_length, mean, raw, targets_length):
     assert span_corruption_lengths(inputs_length, 0.15, mean) == (raw, targets_length)
-    tokens = np.full((1, raw), 5, np.int32)
+    tokens = ragged.of([np.full(raw, 5)])
     inputs, targets = span_corruption(tokens, np.random.default_rng(0), VOCABULARY, 0.15, mean)
     assert (len(inputs[0]) + 1, len(targets[0]) + 1) == (inputs_length, targets_length)  # with EOS
 
@@ -120,7 +125,7 @@ def test_span_corruption_lengths_are_t5s(inputs_length, mean, raw, targets_lengt
 @given(st.integers(16, 1200), densities, means)
 def test_planned_lengths_hold_what_comes(inputs_length, density, mean):
     raw, targets_length = span_corruption_lengths(inputs_length, density, mean)
-    tokens = np.full((1, raw), 5, np.int32)
+    tokens = ragged.of([np.full(raw, 5)])
     inputs, targets = span_corruption(tokens, np.random.default_rng(0), ByteVocabulary(1200), density, mean)
     assert len(inputs[0]) + 1 <= inputs_length and len(targets[0]) + 1 <= targets_length
 

@@ -18,9 +18,8 @@ from t5x_lite.batch import ArraySpec, specs
 from t5x_lite.data import packing, ragged
 from t5x_lite.data.denoise import (
     Denoiser,
-    by_length,
     chunks,
-    corrupt,
+    corrupt_each,
     mask_tokens,
     mlm_capacity,
     plan_lengths,
@@ -315,7 +314,7 @@ def _texts(texts: Sequence[str], plan: tuple[int, ...], vocabulary: Vocabulary, 
 def _corrupted(
     texts: Examples, denoisers: tuple[Denoiser, ...], vocabulary: Vocabulary, rng: np.random.Generator
 ) -> tuple[Ragged, Ragged]:
-    return by_length(texts[TEXT], texts[WHICH].values, lambda rows, n: corrupt(rows, denoisers[n], rng, vocabulary))
+    return corrupt_each(texts[TEXT], texts[WHICH].values, denoisers, rng, vocabulary)
 
 
 def _lengths(examples: Examples, converter: Converter, plan: Callable[[], tuple[int, ...]]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Self-supervised objectives on token ids, as pure functions with the random generator passed in.
 
-They act on blocks: all texts of one length at once, an array [texts, length]. The (inputs, targets) objectives are
-those that Raffel et al. 2020 (§3.3) compare, with their words for the sentence "Thank you for inviting me last week":
+They act on all texts of a window at once, whatever their lengths. The objectives with inputs and targets are those
+that Raffel et al. 2020 (§3.3) compare; of "Thank you for inviting me last week" they make:
 
     span_corruption   Thank you <0> me <1> week               <0> for inviting <1> last
     iid_denoising     the same, but each token is hidden by a toss of its own
@@ -17,7 +17,7 @@ import bisect
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -71,72 +71,77 @@ def noise_counts(length: int, noise_density: float, mean_noise_span_length: floa
 
 
 def noise_mask(
-    rows: int,
-    length: int,
+    lengths: np.ndarray,
     rng: np.random.Generator,
     noise_density: float = 0.15,
     mean_noise_span_length: float = 3.0,
     random_roll: bool = False,
 ) -> np.ndarray:
-    """bool [rows, length], True on the tokens to hide: non-empty spans of noise and text in turn, text first.
+    """bool [sum of lengths], True on the tokens to hide in texts of these lengths: in each, non-empty spans of text
+    and noise in turn, text first.
 
     Source: random_spans_noise_mask of T5. Both kinds are cut into the same number of segments, uniformly at random
-    among all ways to cut them. `random_roll` turns each row by a random distance.
+    among all ways to cut them. `random_roll` turns each text's mask by a random distance.
     """
-    noise, spans = noise_counts(length, noise_density, mean_noise_span_length)
-    if noise == 0:
-        return np.zeros((rows, length), bool)
-    full = max(length, 2)
-    lengths = np.empty((rows, 2 * spans), np.int64)
-    lengths[:, 0::2] = _random_segments(rows, full - noise, spans, rng)
-    lengths[:, 1::2] = _random_segments(rows, noise, spans, rng)
-    mask = np.repeat(np.tile([False, True], rows * spans), lengths.ravel()).reshape(rows, full)
+    if noise_density == 0:
+        return np.zeros(lengths.sum(), bool)
+    different, kind = np.unique(lengths, return_inverse=True)
+    counts = np.array([noise_counts(n, noise_density, mean_noise_span_length) for n in different.tolist()], np.int64)
+    noise, spans = counts.reshape(-1, 2)[kind].T
+    full = np.maximum(lengths, 2)
+    text_and_noise = [_random_segments(full - noise, spans, rng), _random_segments(noise, spans, rng)]
+    segments = np.stack(text_and_noise, axis=1).ravel()
+    mask = Ragged(np.repeat(np.tile([False, True], len(segments) // 2), segments), full)
     if random_roll:
-        turned = (np.arange(full) - rng.integers(full, size=(rows, 1))) % full
-        mask = np.take_along_axis(mask, turned, axis=1)
-    return mask[:, :length]
+        place = ragged.spread(np.zeros_like(full), full) - np.repeat(rng.integers(full), full)
+        mask = Ragged(mask.values[np.repeat(mask.starts, full) + place % np.repeat(full, full)], full)
+    return ragged.cut(mask, lengths).values
 
 
-def _random_segments(rows: int, total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """int64 [rows, parts]: `total` cut into `parts` positive integers, each way equally likely."""
-    cuts = np.flatnonzero(_random_subsets(rows, total - 1, parts - 1, rng)).reshape(rows, parts - 1)
-    cuts -= np.arange(rows)[:, None] * (total - 1) - 1
-    return np.diff(cuts, axis=1, prepend=0, append=total)
+def _random_segments(totals: np.ndarray, parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """int64 [sum of parts]: each total cut into so many positive integers, each way equally likely."""
+    cuts = np.flatnonzero(_random_subsets(totals - 1, parts - 1, rng)) + 1
+    cuts += np.repeat(np.arange(len(parts)), parts - 1)  # a total has one place to cut less than it has units
+    return np.diff(np.insert(cuts, np.cumsum(parts - 1), np.cumsum(totals)), prepend=0)
 
 
-def _random_subsets(rows: int, size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """bool [rows, size] with `count` True in each row, each choice equally likely.
+def _random_subsets(sizes: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """bool [sum of sizes] with `counts` True among each `sizes`, each choice equally likely.
 
-    Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") on all rows at once: `count` steps of a few
-    instructions a row, where shuffling would take one for each of the `size` places.
+    Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") on all of them at once: as many steps of a few
+    instructions as the largest count, where shuffling would take one for each place.
     """
-    chosen = np.zeros(rows * size, bool)
-    begins = np.arange(rows) * size
-    lasts = np.arange(size - count, size)
-    draws = rng.integers(0, lasts[:, None] + 1, (count, rows))
-    for last, draw in zip(lasts.tolist(), draws, strict=True):
-        at = begins + draw
-        chosen[np.where(chosen[at], begins + last, at)] = True
-    return chosen.reshape(rows, size)
+    order = np.argsort(-counts, kind="stable")  # those that take part in a step come first
+    begins, sizes, counts = (np.cumsum(sizes) - sizes)[order], sizes[order], counts[order]
+    chosen = np.zeros(sizes.sum(), bool)
+    most = int(counts[0]) if len(counts) else 0
+    lasts = sizes - counts + np.arange(most)[:, None]
+    draws = rng.integers(0, np.maximum(lasts, 0) + 1)
+    for step, taking_part in enumerate(np.searchsorted(-counts, -np.arange(most)).tolist()):
+        at = begins[:taking_part] + draws[step, :taking_part]
+        last = begins[:taking_part] + lasts[step, :taking_part]
+        chosen[np.where(chosen[at], last, at)] = True
+    return chosen
 
 
-def hide_spans(tokens: np.ndarray, mask: np.ndarray, vocabulary: Vocabulary) -> Ragged:
+def hide_spans(tokens: Ragged, mask: np.ndarray, vocabulary: Vocabulary) -> Ragged:
     """Each run of True in a row becomes one sentinel, counting up from sentinel 0 (noise_span_to_unique_sentinel of
-    T5). tokens, mask: [rows, length]."""
+    T5). mask: bool like `tokens.values`."""
     begins = mask.copy()
-    begins[:, 1:] &= ~mask[:, :-1]
+    begins[1:] &= ~mask[:-1]
+    firsts = tokens.starts[tokens.lengths > 0]
+    begins[firsts] = mask[firsts]
     places = np.flatnonzero(begins)
-    counts = np.bincount(places // tokens.shape[1], minlength=len(tokens))
-    out = tokens.copy()
+    counts = np.bincount(np.searchsorted(tokens.ends, places, side="right"), minlength=len(tokens))
+    out = tokens.values.copy()
     if len(places):
         vocabulary.sentinel(int(counts.max()) - 1)  # raises when there are not enough
-        out.ravel()[places] = vocabulary.sentinel(0) - ragged.spread(np.zeros_like(counts), counts)
-    kept = begins | ~mask
-    return Ragged(out[kept], kept.sum(axis=1))
+        out[places] = vocabulary.sentinel(0) - ragged.spread(np.zeros_like(counts), counts)
+    return ragged.select(Ragged(out, tokens.lengths), begins | ~mask)
 
 
 def span_corruption(
-    tokens: np.ndarray,
+    tokens: Ragged,
     rng: np.random.Generator,
     vocabulary: Vocabulary,
     noise_density: float = 0.15,
@@ -144,21 +149,21 @@ def span_corruption(
     random_roll: bool = False,
     final_sentinel: bool = False,
 ) -> tuple[Ragged, Ragged]:
-    """(inputs, targets) of T5's pre-training (Raffel et al. 2020, §3.1.4) of the rows of `tokens`, EOS not yet
+    """(inputs, targets) of T5's pre-training (Raffel et al. 2020, §3.1.4) of each row of `tokens`, EOS not yet
     appended.
 
     tokens `a b c d e` with `c d` hidden: inputs `a b <0> e`, targets `<0> c d`. The paper closes the targets with one
     more sentinel; the code that trained T5 does not. `final_sentinel` follows the paper.
     """
-    rows, length = tokens.shape
-    mask = noise_mask(rows, length, rng, noise_density, mean_noise_span_length, random_roll)
+    mask = noise_mask(tokens.lengths, rng, noise_density, mean_noise_span_length, random_roll)
     inputs, targets = hide_spans(tokens, mask, vocabulary), hide_spans(tokens, ~mask, vocabulary)
     if final_sentinel:
         # After a roll a text may end unhidden: its sentinel closes the targets already.
-        kept_spans = (~mask & np.concatenate([np.ones((rows, 1), bool), mask[:, :-1]], axis=1)).sum(axis=1)
-        vocabulary.sentinel(int(kept_spans.max()))
-        final = Ragged((vocabulary.sentinel(0) - kept_spans)[mask[:, -1]].astype(np.int32), mask[:, -1].astype(int))
-        targets = ragged.join(targets, final)
+        ends_hidden = mask[tokens.ends - 1] & (tokens.lengths > 0)
+        used = targets.lengths - ragged.select(Ragged(mask, tokens.lengths), mask).lengths
+        final = vocabulary.sentinel(0) - used[ends_hidden]
+        vocabulary.sentinel(int(used.max(initial=0)))
+        targets = ragged.join(targets, Ragged(final.astype(np.int32), ends_hidden.astype(np.int64)))
     return inputs, targets
 
 
@@ -190,11 +195,9 @@ UL2 = (
 
 
 def corrupt(
-    tokens: np.ndarray, denoiser: Denoiser, rng: np.random.Generator, vocabulary: Vocabulary
+    tokens: Ragged, denoiser: Denoiser, rng: np.random.Generator, vocabulary: Vocabulary
 ) -> tuple[Ragged, Ragged]:
-    """(inputs, targets) of the rows of `tokens`, EOS not yet appended."""
-    rows, length = tokens.shape
-    whole = ragged.block(tokens)
+    """(inputs, targets) of each row of `tokens`, EOS not yet appended."""
     if denoiser.kind == "span_corruption":
         inputs, targets = span_corruption(
             tokens,
@@ -206,28 +209,36 @@ def corrupt(
             denoiser.final_sentinel,
         )
     elif denoiser.kind in ("iid_denoising", "mass", "drop_tokens"):
-        mask = rng.random((rows, length)) < denoiser.noise_density
+        mask = rng.random(len(tokens.values)) < denoiser.noise_density
         if denoiser.kind == "iid_denoising":
             inputs, targets = hide_spans(tokens, mask, vocabulary), hide_spans(tokens, ~mask, vocabulary)
         elif denoiser.kind == "mass":
-            inputs, targets = ragged.block(np.where(mask, np.int32(vocabulary.sentinel(0)), tokens)), whole
+            hidden = np.where(mask, vocabulary.sentinel(0), tokens.values).astype(np.int32)
+            inputs, targets = Ragged(hidden, tokens.lengths), tokens
         else:
-            inputs, targets = (Ragged(tokens[kept], kept.sum(axis=1)) for kept in (~mask, mask))
+            inputs, targets = ragged.select(tokens, ~mask), ragged.select(tokens, mask)
     elif denoiser.kind == "deshuffle":
-        inputs, targets = ragged.block(rng.permuted(tokens, axis=1)), whole
+        rows = np.repeat(np.arange(len(tokens)), tokens.lengths)
+        shuffled = tokens.values[np.lexsort((rng.random(len(rows)), rows))]
+        inputs, targets = Ragged(shuffled, tokens.lengths), tokens
     else:
-        if denoiser.kind == "prefix_lm":
-            first = rng.integers(1, length, rows)  # neither side is empty: T5's random_prefix_noise_mask
-        elif denoiser.kind == "sequential":
-            first = np.full(rows, length - noise_counts(length, denoiser.noise_density, length)[0])
-        else:
-            first = np.zeros(rows, np.int64)  # full_lm
-        is_target = np.arange(length) >= first[:, None]
-        inputs, targets = Ragged(tokens[~is_target], first), Ragged(tokens[is_target], length - first)
+        first = _first_target(tokens.lengths, denoiser, rng)
+        place = ragged.spread(np.zeros_like(tokens.lengths), tokens.lengths)
+        is_target = place >= np.repeat(first, tokens.lengths)
+        inputs, targets = ragged.select(tokens, ~is_target), ragged.select(tokens, is_target)
     if denoiser.mode:
         mode = vocabulary.encode([denoiser.mode])[0]
-        inputs = ragged.join(ragged.block(np.tile(mode, (rows, 1))), inputs)
+        inputs = ragged.join(ragged.of([mode] * len(inputs)), inputs)
     return inputs, targets
+
+
+def _first_target(lengths: np.ndarray, denoiser: Denoiser, rng: np.random.Generator) -> np.ndarray:
+    """Where the targets begin in texts that are cut in two."""
+    if denoiser.kind == "full_lm":
+        return np.zeros_like(lengths)
+    if denoiser.kind == "prefix_lm":
+        return rng.integers(1, np.maximum(lengths, 2))  # neither side is empty: T5's random_prefix_noise_mask
+    return lengths - np.array([noise_counts(n, denoiser.noise_density, n)[0] for n in lengths.tolist()], np.int64)
 
 
 KINDS = (
@@ -386,19 +397,20 @@ def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator)
     return Ragged(tokens[: sizes[kept].sum()], sizes[kept]), which[kept]
 
 
-def by_length(
-    texts: Ragged, which: np.ndarray, objective: Callable[[np.ndarray, int], tuple[Ragged, Ragged]]
+def corrupt_each(
+    texts: Ragged, which: np.ndarray, denoisers: Sequence[Denoiser], rng: np.random.Generator, vocabulary: Vocabulary
 ) -> tuple[Ragged, Ragged]:
-    """(inputs, targets) of every text: `objective(block, kind)` is given all texts of one length and kind at once,
-    as a block [texts, length]. which: int [texts], the kind of each."""
-    if not len(texts):
-        return texts, texts
-    kinds, group_of = np.unique(np.stack([-texts.lengths, which], axis=1), axis=0, return_inverse=True)
-    groups = [np.flatnonzero(group_of.ravel() == n) for n in range(len(kinds))]
+    """(inputs, targets) of every text, by the denoiser of its number. which: int [texts]."""
+    if len(denoisers) == 1:
+        return corrupt(texts, denoisers[0], rng, vocabulary)
+    groups = [np.flatnonzero(which == n) for n in range(len(denoisers))]
     done = [
-        objective(ragged.take(texts, group).values.reshape(len(group), -1), int(kind))
-        for group, (_, kind) in zip(groups, kinds, strict=True)
+        corrupt(ragged.take(texts, group), denoiser, rng, vocabulary)
+        for group, denoiser in zip(groups, denoisers, strict=True)
+        if len(group)
     ]
+    if not done:
+        return texts, texts
     back = np.argsort(np.concatenate(groups))
     inputs, targets = (ragged.take(ragged.concatenate(side), back) for side in zip(*done, strict=True))
     return inputs, targets

@@ -93,11 +93,17 @@ def take(rows: Ragged, indices: np.ndarray) -> Ragged:
     """Rows by their numbers."""
     lengths, starts = rows.lengths[indices], rows.starts[indices]
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1  # between them rows stand together, and are copied at once
-    if lengths.sum() < VALUES_WORTH_A_SLICE * (len(breaks) + 1):
+    if len(indices) == 0 or lengths.sum() < VALUES_WORTH_A_SLICE * (len(breaks) + 1):
         return Ragged(rows.values[spread(starts, lengths)], lengths)
     begins = starts[[0, *breaks]].tolist()
     ends = (starts + lengths)[[*(breaks - 1), -1]].tolist()
     return Ragged(np.concatenate([rows.values[a:b] for a, b in zip(begins, ends, strict=True)]), lengths)
+
+
+def select(rows: Ragged, kept: np.ndarray) -> Ragged:
+    """Each row's values where `kept` (bool like `rows.values`)."""
+    before = np.concatenate([[0], np.cumsum(kept, dtype=np.int32)])
+    return Ragged(rows.values[kept], before[rows.ends] - before[rows.starts])
 
 
 def cut(rows: Ragged, limits: np.ndarray | int) -> Ragged:
