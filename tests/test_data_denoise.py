@@ -1,12 +1,28 @@
 """The laws of the self-supervised objectives, over random lengths."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_lite.data import ragged
-from t5x_lite.data.denoise import chunks, hide_spans, mask_tokens, noise_mask, span_corruption, span_corruption_lengths
+from t5x_lite.data.denoise import (
+    KINDS,
+    UL2,
+    Denoiser,
+    chunks,
+    corrupt,
+    corrupt_each,
+    hide_spans,
+    mask_tokens,
+    most_tokens,
+    noise_mask,
+    plan_lengths,
+    span_corruption,
+    span_corruption_lengths,
+)
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import DataError
@@ -173,3 +189,142 @@ def test_chunks_lose_at_most_a_lone_token(total, length):
         and joined.tolist() == tokens[: len(joined)].tolist()
         and total - len(joined) <= 1
     )
+
+
+# ------------------------------------------------------------------------------------------- the other objectives
+
+SENTINELS = np.array([VOCABULARY.sentinel(k) for k in range(600)])
+texts_of = st.lists(st.integers(2, 300), min_size=1, max_size=5)
+
+
+def some_texts(row_lengths: list[int], seed: int) -> tuple[Ragged, np.random.Generator]:
+    rng = np.random.default_rng(seed)
+    return ragged.of([rng.integers(3, 259, n) for n in row_lengths]), rng
+
+
+@given(texts_of, st.sampled_from([0.1, 0.15, 0.5, 0.8]), seeds)
+def test_iid_denoising_hides_runs_behind_sentinels_and_loses_nothing(row_lengths, density, seed):
+    texts, rng = some_texts(row_lengths, seed)
+    inputs, targets = corrupt(texts, Denoiser("iid_denoising", density), rng, VOCABULARY)
+    for row in range(len(texts)):
+        kept, hidden = inputs[row], targets[row]
+        # A run of either side stands where the other has the sentinel between its runs.
+        runs_of = [np.split(side, np.flatnonzero(side > 258)) for side in (kept, hidden)]
+        for side in (kept, hidden):
+            assert side[side > 258].tolist() == SENTINELS[: (side > 258).sum()].tolist()
+        begins_kept = kept[0] <= 258
+        pieces = [[run[run <= 258] for run in runs if (run <= 258).any()] for runs in runs_of]
+        first, second = pieces if begins_kept else pieces[::-1]
+        whole = [p for pair in itertools.zip_longest(first, second, fillvalue=np.zeros(0, int)) for p in pair]
+        assert np.concatenate(whole).tolist() == texts[row].tolist()
+
+
+@given(texts_of, seeds)
+def test_mass_masks_in_place_and_asks_for_the_whole_text(row_lengths, seed):
+    texts, rng = some_texts(row_lengths, seed)
+    inputs, targets = corrupt(texts, Denoiser("mass", 0.5), rng, VOCABULARY)
+    assert targets.values.tolist() == texts.values.tolist() and inputs.lengths.tolist() == row_lengths
+    differing = inputs.values != texts.values
+    assert (inputs.values[differing] == VOCABULARY.sentinel(0)).all()
+
+
+@given(texts_of, seeds)
+def test_drop_tokens_parts_a_text_in_two_that_keep_its_order(row_lengths, seed):
+    texts = ragged.of([np.arange(3, n + 3) for n in row_lengths])
+    inputs, targets = corrupt(texts, Denoiser("drop_tokens", 0.3), np.random.default_rng(seed), VOCABULARY)
+    for row in range(len(texts)):
+        assert (np.diff(inputs[row]) > 0).all() and (np.diff(targets[row]) > 0).all()
+        assert sorted([*inputs[row], *targets[row]]) == texts[row].tolist()
+
+
+@given(texts_of, seeds)
+def test_deshuffle_asks_for_the_order(row_lengths, seed):
+    texts, rng = some_texts(row_lengths, seed)
+    inputs, targets = corrupt(texts, Denoiser("deshuffle"), rng, VOCABULARY)
+    for row in range(len(texts)):
+        assert targets[row].tolist() == texts[row].tolist() and sorted(inputs[row]) == sorted(texts[row])
+    if max(row_lengths) > 50:
+        assert inputs.values.tolist() != texts.values.tolist()
+
+
+@given(texts_of, seeds, st.sampled_from(["prefix_lm", "sequential", "full_lm"]))
+def test_language_models_continue_their_inputs(row_lengths, seed, kind):
+    texts, rng = some_texts(row_lengths, seed)
+    inputs, targets = corrupt(texts, Denoiser(kind, 0.25), rng, VOCABULARY)
+    for row, length in enumerate(row_lengths):
+        assert [*inputs[row], *targets[row]] == texts[row].tolist()
+        if kind == "prefix_lm":
+            assert len(inputs[row]) and len(targets[row])
+        elif kind == "sequential":
+            assert len(targets[row]) == min(max(round(0.25 * length), 1), length - 1)
+        else:
+            assert not len(inputs[row])
+
+
+def test_every_prefix_is_equally_likely():
+    texts = ragged.of([np.arange(3, 13)] * 9000)
+    inputs, _ = corrupt(texts, Denoiser("prefix_lm"), np.random.default_rng(2), VOCABULARY)
+    counts = np.bincount(inputs.lengths, minlength=10)[1:]
+    assert len(counts) == 9 and ((counts - 1000) ** 2 / 1000).sum() < 26.1  # 8 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize("kind", ["iid_denoising", "mass", "drop_tokens"])
+def test_tokens_are_hidden_at_the_density(kind):
+    texts = ragged.of([np.full(100, 5)] * 400)
+    inputs, _ = corrupt(texts, Denoiser(kind, 0.15), np.random.default_rng(4), VOCABULARY)
+    hidden = 1 - (inputs.values == 5).sum() / 40_000
+    assert abs(hidden - 0.15) < 4 * (0.15 * 0.85 / 40_000) ** 0.5
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from([*[Denoiser(kind) for kind in KINDS], Denoiser("iid_denoising", 0.5), *UL2]),
+    st.integers(40, 600),
+    st.integers(40, 600),
+    st.booleans(),
+    seeds,
+)
+def test_what_was_planned_fits(denoiser, inputs_length, targets_length, shared, seed):
+    total = max(inputs_length, targets_length) if shared else None
+    both = (total, total) if total else (inputs_length, targets_length)
+    (length,) = plan_lengths((denoiser,), VOCABULARY, *both, total)
+    texts, rng = some_texts([length, length, 2], seed)
+    inputs, targets = corrupt(texts, denoiser, rng, VOCABULARY)
+    assert (inputs.lengths + 1 <= both[0]).all() and (targets.lengths + 1 <= both[1]).all()
+    if total:
+        assert (inputs.lengths + targets.lengths + 1 <= total).all()
+    if denoiser.kind in ("span_corruption", "sequential", "full_lm") and not total:  # no longer text would fit
+        more, targets_of_more, _, _ = most_tokens(length + 1, denoiser)
+        mode = len(VOCABULARY.encode([denoiser.mode])[0])
+        assert more + mode + 1 > inputs_length or targets_of_more + 1 > targets_length
+
+
+@given(st.integers(32, 1200))
+def test_the_plan_of_span_corruption_is_t5s(inputs_length):
+    raw, targets_length = span_corruption_lengths(inputs_length)
+    assert plan_lengths((Denoiser(),), ByteVocabulary(2000), inputs_length, targets_length) == (raw,)
+
+
+def test_few_sentinels_shorten_the_text_instead_of_failing():
+    (length,) = plan_lengths((Denoiser(),), ByteVocabulary(extra_ids=10), 512, 114)
+    texts = ragged.of([np.full(length, 5)] * 20)
+    inputs, _ = corrupt(texts, Denoiser(), np.random.default_rng(0), ByteVocabulary(extra_ids=10))
+    assert 180 < length < 568 and len(inputs) == 20
+
+
+def test_ul2_draws_its_denoisers_equally_often_each_with_its_mode():
+    rng = np.random.default_rng(0)
+    plan = plan_lengths(UL2, VOCABULARY, 256, 256)
+    texts, which = chunks(rng.integers(3, 200, 700_000).astype(np.int32), plan, rng)
+    counts = np.bincount(which, minlength=7)
+    expected = len(which) / 7
+    assert ((counts - expected) ** 2 / expected).sum() < 22.5  # 6 degrees of freedom, p = 0.001
+    assert texts.lengths[:-1].tolist() == np.array(plan)[which[:-1]].tolist()
+    inputs, targets = corrupt_each(texts, which, UL2, rng, VOCABULARY)
+    for row in range(0, len(texts), 37):
+        mode = UL2[which[row]].mode
+        assert VOCABULARY.decode(inputs[row][:5]) == mode and mode in ("[NLU]", "[NLG]", "[S2S]")
+        plain = sorted(i for side in (inputs[row][5:], targets[row]) for i in side if i <= 258)
+        assert plain == sorted(texts[row])
+    full = texts.lengths == np.array(plan)[which]
+    assert (inputs.lengths[full] + 1 <= 256).all() and (inputs.lengths[full & (which != 0)].mean()) > 200
