@@ -25,6 +25,7 @@ AT_LEAST_ONE = (
     "data.length",
     "data.targets_length",
     "data.max_examples_per_row",
+    "data.mlm_longest_ngram",
     "train.total_steps",
     "train.microbatches",
     "train.log_every_steps",
@@ -50,7 +51,7 @@ _DENOISING = ("iid_denoising", "mass", "drop_tokens", "deshuffle", "sequential",
 OBJECTIVES = {  # their meaning: data/denoise.py
     "text_to_text": ("span_corruption", "prefix_lm", "full_lm", *_DENOISING),
     "decoder_only": ("full_lm", "prefix_lm", "span_corruption", *_DENOISING),
-    "encoder_only": ("mlm",),
+    "encoder_only": ("mlm", "mlm_sentence_order"),  # the head nsp judges the next sentence, or the order of two
 }
 WANDB_MODES = ("disabled", "offline", "online")
 
@@ -83,6 +84,8 @@ def base() -> ConfigDict:
     cfg.data.random_roll = False  # span_corruption: turn each mask by a random distance, so that it may end unhidden
     cfg.data.final_sentinel = False  # span_corruption: close the targets with one more sentinel, as T5's paper has it
     cfg.data.mlm_rate = 0.15  # share of tokens selected for masked language modelling
+    cfg.data.mlm_whole_words = False  # select a word with all its tokens or not at all
+    cfg.data.mlm_longest_ngram = 1  # words (or tokens) selected together: n of them with a chance of 1/n
     cfg.data.prefetch_batches = 2  # prepared ahead by a background thread; 0: none
 
     cfg.optimizer = ConfigDict()

@@ -142,5 +142,11 @@ def _converter(cfg: ConfigDict, model: ModelConfig) -> convert.Converter:
         denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()
         return convert.DecoderOnly(length=data.length, denoisers=denoisers)
     return convert.EncoderOnly(
-        length=data.length, heads=model.heads, mlm_rate=data.mlm_rate, max_examples_per_row=data.max_examples_per_row
+        length=data.length,
+        heads=model.heads,
+        mlm_rate=data.mlm_rate,
+        max_examples_per_row=data.max_examples_per_row,
+        whole_words=data.mlm_whole_words,
+        longest_ngram=data.mlm_longest_ngram,
+        sentence_order=objective == "mlm_sentence_order",
     )

@@ -1,5 +1,6 @@
 """The feature converters against their docstrings, one task through all three, and packing's invariants."""
 
+import copy
 import re
 from collections.abc import Iterable, Sequence
 
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_lite import batch as batches
-from t5x_lite.data import packing
+from t5x_lite import config, experiment
+from t5x_lite.data import denoise, packing, registry
 from t5x_lite.data.convert import TEXT, DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.denoise import Denoiser
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Function
 from t5x_lite.data.vocabularies import ByteVocabulary
@@ -213,6 +216,68 @@ def test_masked_language_model_with_next_sentence():
         random_seconds.append(is_random)
     n = len(random_seconds)
     assert abs(np.mean(random_seconds) - 0.5) < 4 * 0.5 / n**0.5
+
+
+def test_sentence_order_exchanges_half_of_the_pairs():
+    vocabulary = ByteVocabulary()
+    texts = [". ".join(f"{c}{n}" for n in range(8)) + "." for c in "abcdefghijklmnopqrstuvwxyz"]
+    converter = EncoderOnly(64, ("mlm", "nsp"), sentence_order=True)
+    exchanged = []
+    for seed in range(6):
+        for e in corpus(converter, texts, vocabulary, np.random.default_rng(seed)):
+            tokens = e["encoder_input_tokens"].copy()
+            tokens[e["mlm_positions"]] = e["mlm_targets"]
+            special = np.isin(tokens, [vocabulary.cls_id, vocabulary.sep_id])
+            first, second = (vocabulary.decode(tokens[(e["token_type_ids"] == k) & ~special].tolist()) for k in (0, 1))
+            assert first[0] == second[0]  # of one document
+            exchanged.append(int(first[1]) > int(second[1]))
+            assert e["nsp_targets"].tolist() == [exchanged[-1]] and e["nsp_weights"].tolist() == [1.0]
+    n = len(exchanged)
+    assert abs(np.mean(exchanged) - 0.5) < 4 * 0.5 / n**0.5
+
+
+@pytest.mark.parametrize("objective", ["prefix_lm", "span_corruption", "ul2", "deshuffle", "sequential"])
+def test_a_decoder_reads_inputs_and_learns_targets(objective):
+    """In one row, which they fit; the loss is on the targets and their EOS."""
+    vocabulary = ByteVocabulary(200)
+    both = denoise.denoisers(objective)
+    examples = corpus(DecoderOnly(120, both), ["some text to learn " * 60], vocabulary, np.random.default_rng(0))
+    assert len(examples) > 5
+    for e in examples:
+        weights = e["decoder_loss_weights"]
+        assert 0 < weights.sum() < len(weights) <= 120 and (np.diff(weights) >= 0).all()
+        assert e["decoder_target_tokens"][-1] == vocabulary.eos_id
+        assert e["decoder_input_tokens"].tolist() == [0, *e["decoder_target_tokens"][:-1]]
+
+
+def test_the_objective_of_a_config_reaches_its_converter(monkeypatch):
+    monkeypatch.setitem(registry.REGISTRY, "task", task(features={"text": Feature()}))
+    cfg = config.base()
+    cfg.data.mixture, cfg.data.vocabulary, cfg.data.length = "task", "bytes", 128
+
+    def converter(preset, **data):
+        changed = copy.deepcopy(cfg)
+        changed.model.preset = preset
+        changed.data.update(data)
+        config.validate(changed)
+        return experiment.resolve(changed).converter
+
+    noise = {"noise_density": 0.3, "random_roll": True, "final_sentinel": True}
+    assert converter("t5_tiny", **noise).denoisers == (Denoiser(**noise),)
+    assert converter("t5_tiny", objective="ul2").denoisers == denoise.UL2
+    assert converter("gpt2_tiny").denoisers == () == converter("gpt2_tiny", objective="full_lm").denoisers
+    assert converter("gpt2_tiny", objective="prefix_lm").denoisers == (Denoiser("prefix_lm"),)
+    bert = converter("bert_tiny", objective="mlm_sentence_order", mlm_whole_words=True, mlm_longest_ngram=3)
+    assert bert.sentence_order and bert.whole_words and bert.longest_ngram == 3
+    with pytest.raises(ConfigError, match=r"unknown data.objective 'span_coruption'; did you mean 'span_corruption'"):
+        converter("t5_tiny", objective="span_coruption")
+    with pytest.raises(ConfigError, match=r"encoder_only models: unknown data.objective 'mass'.*allowed: mlm"):
+        converter("bert_tiny", objective="mass")
+
+
+def test_config_and_denoisers_know_the_same_objectives():
+    named = {name for architecture in ("text_to_text", "decoder_only") for name in config.OBJECTIVES[architecture]}
+    assert named == {*denoise.KINDS, "ul2"}
 
 
 # ------------------------------------------------------------------------------------------------------- packing

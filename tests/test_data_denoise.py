@@ -22,6 +22,7 @@ from t5x_lite.data.denoise import (
     plan_lengths,
     span_corruption,
     span_corruption_lengths,
+    word_starts,
 )
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabularies import ByteVocabulary
@@ -328,3 +329,53 @@ def test_ul2_draws_its_denoisers_equally_often_each_with_its_mode():
         assert plain == sorted(texts[row])
     full = texts.lengths == np.array(plan)[which]
     assert (inputs.lengths[full] + 1 <= 256).all() and (inputs.lengths[full & (which != 0)].mean()) > 200
+
+
+# --------------------------------------------------------------------------------------- units of masked tokens
+
+words = st.lists(st.text("abcdefgh", min_size=1, max_size=9), min_size=1, max_size=60)
+
+
+@given(st.lists(words, min_size=1, max_size=4), seeds, st.integers(1, 3))
+def test_whole_words_are_masked_whole(texts, seed, longest_ngram):
+    rng = np.random.default_rng(seed)
+    tokens = ragged.of(VOCABULARY.encode([" ".join(text) for text in texts]))
+    everything = np.ones(len(tokens.values), bool)
+    _, positions = mask_tokens(tokens, everything, rng, VOCABULARY, 0.3, True, longest_ngram)
+    for row, text in enumerate(texts):
+        ends = np.cumsum([len(word) + (n > 0) for n, word in enumerate(text)])  # a word begins with its space
+        word_of = np.searchsorted(ends, np.arange(ends[-1]), side="right")
+        selected = np.isin(np.arange(ends[-1]), positions[row])
+        for n in range(len(text)):
+            assert len(set(selected[word_of == n].tolist())) == 1
+        budget = max(1, round(0.3 * len(tokens[row])))
+        assert len(positions[row]) <= budget
+        if longest_ngram == 1:  # no word would fit in what is left
+            others = [(word_of == n).sum() for n in range(len(text)) if not selected[word_of == n].any()]
+            assert min(others, default=budget) > budget - len(positions[row])
+
+
+def test_ngrams_of_length_n_come_with_a_chance_of_1_over_n():
+    tokens = ragged.of([np.full(60_000, 5)])
+    _, positions = mask_tokens(tokens, np.ones(60_000, bool), np.random.default_rng(0), VOCABULARY, 0.02, False, 3)
+    lengths_of_runs = np.diff(np.flatnonzero(np.diff(positions[0], prepend=-9, append=10**6) > 1))
+    assert len(positions[0]) == 1200
+    # Drawn 6 : 3 : 2; at 2% few runs touch each other.
+    shares = np.bincount(lengths_of_runs, minlength=4)[1:4] / len(lengths_of_runs)
+    expected = np.array([6, 3, 2]) / 11
+    assert (abs(shares - expected) < 4 * (expected / len(lengths_of_runs)) ** 0.5 + 0.02).all()
+
+
+def test_units_never_span_rows_or_special_tokens():
+    tokens = ragged.of([np.full(7, 5), np.full(9, 5)])
+    maskable = np.ones(16, bool)
+    maskable[[3, 10]] = False
+    for seed in range(50):
+        _, positions = mask_tokens(tokens, maskable, np.random.default_rng(seed), VOCABULARY, 0.5, True, 3)
+        assert 3 not in positions[0] and 3 not in positions[1]  # place 10 is the fourth of the second row
+        assert len(positions[0]) in (0, 3) and len(positions[1]) in (0, 3)  # the words between the special tokens
+
+
+def test_words_begin_at_spaces():
+    starts = word_starts(ByteVocabulary())
+    assert [chr(i - 3) for i in np.flatnonzero(starts) if i - 3 < 128 and chr(i - 3).isprintable()] == [" "]

@@ -189,7 +189,8 @@ class DecoderOnly:
 @dataclasses.dataclass(frozen=True)
 class EncoderOnly:
     """BERT. A corpus gives pairs of texts for masked tokens and next sentence (Devlin et al. 2019, §3.1): half of
-    the second texts come from another document. A supervised example gives its segments and its label.
+    the second texts come from another document; or for sentence order (Lan et al. 2020, §3.1): half of the pairs are
+    exchanged. A supervised example gives its segments and its label.
 
     Two examples with [CLS] = 3 and [SEP] = 4, segments `7 8` with `5`, label 2, and `9`, label 0, in a row of 10:
 
@@ -206,6 +207,9 @@ class EncoderOnly:
     heads: tuple[str, ...]
     mlm_rate: float = 0.15
     max_examples_per_row: int = 16
+    whole_words: bool = False  # masked with all their tokens or not at all
+    longest_ngram: int = 1  # words, or tokens, masked together
+    sentence_order: bool = False  # instead of next sentence: is the pair in order, or exchanged (ALBERT)?
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("encoder_only", self.heads)
@@ -221,13 +225,17 @@ class EncoderOnly:
             for text in texts
             for first, second in _pieces([ids for ids in vocabulary.encode(sentences(text)) if len(ids)], room)
         ]
-        seconds, random = [], []
+        pairs, wrong = [], []
         for text, first, second in pieces:
-            other = _other(pieces, text, rng) if "nsp" in self.heads and rng.random() < 0.5 else None
-            random.append(other is not None)
-            seconds.append((second if other is None else other)[: room - len(first)])
-        firsts = ragged.of([first for _, first, _ in pieces])
-        return self._masked(firsts, ragged.of(seconds), np.array(random, bool), vocabulary, rng)
+            other = None
+            if "nsp" in self.heads and rng.random() < 0.5:
+                other = (second, first) if self.sentence_order and len(second) else None
+                if not self.sentence_order and (random := _other(pieces, text, rng)) is not None:
+                    other = (first, random[: room - len(first)])
+            wrong.append(other is not None)
+            pairs.append(other or (first, second[: room - len(first)]))
+        firsts, seconds = (ragged.of([pair[n] for pair in pairs]) for n in (0, 1))
+        return self._masked(firsts, seconds, np.array(wrong, bool), vocabulary, rng)
 
     def denoise(self, texts, vocabulary, rng):
         raise AssertionError("an encoder's corpus has no texts left to denoise")
@@ -269,11 +277,13 @@ class EncoderOnly:
         return tokens, types, int(over.sum())
 
     def _masked(
-        self, first: Ragged, second: Ragged, random: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
+        self, first: Ragged, second: Ragged, wrong: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
     ) -> Examples:
         paired = second.lengths > 0
         tokens, types, special = _with_marks([first, second], [np.ones_like(paired), paired], vocabulary)
-        corrupted, positions = mask_tokens(tokens, ~special, rng, vocabulary, self.mlm_rate)
+        corrupted, positions = mask_tokens(
+            tokens, ~special, rng, vocabulary, self.mlm_rate, self.whole_words, self.longest_ngram
+        )
         out = self._unlabelled(Ragged(corrupted, tokens.lengths), types)
         if "mlm" in self.heads:
             hidden = tokens.values[positions.values + np.repeat(tokens.starts, positions.lengths)]
@@ -281,7 +291,7 @@ class EncoderOnly:
             out["mlm_targets"] = Ragged(hidden, positions.lengths)
             out["mlm_weights"] = Ragged(np.ones(len(hidden), np.float32), positions.lengths)
         if "nsp" in self.heads:
-            out["nsp_targets"] = _one_each(random.astype(np.int32))
+            out["nsp_targets"] = _one_each(wrong.astype(np.int32))
             out["nsp_weights"] = _one_each(paired.astype(np.float32))
         return out
 

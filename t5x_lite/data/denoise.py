@@ -26,6 +26,8 @@ from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
+MOST_SENTINELS = 1 << 13  # looked for in a vocabulary
+
 
 def span_corruption_lengths(
     inputs_length: int, noise_density: float = 0.15, mean_noise_span_length: float = 3.0
@@ -136,7 +138,7 @@ def hide_spans(tokens: Ragged, mask: np.ndarray, vocabulary: Vocabulary) -> Ragg
     out = tokens.values.copy()
     if len(places):
         vocabulary.sentinel(int(counts.max()) - 1)  # raises when there are not enough
-        out[places] = vocabulary.sentinel(0) - ragged.spread(np.zeros_like(counts), counts)
+        out[places] = _sentinels(vocabulary)[ragged.spread(np.zeros_like(counts), counts)]
     return ragged.select(Ragged(out, tokens.lengths), begins | ~mask)
 
 
@@ -161,9 +163,9 @@ def span_corruption(
         # After a roll a text may end unhidden: its sentinel closes the targets already.
         ends_hidden = mask[tokens.ends - 1] & (tokens.lengths > 0)
         used = targets.lengths - ragged.select(Ragged(mask, tokens.lengths), mask).lengths
-        final = vocabulary.sentinel(0) - used[ends_hidden]
         vocabulary.sentinel(int(used.max(initial=0)))
-        targets = ragged.join(targets, Ragged(final.astype(np.int32), ends_hidden.astype(np.int64)))
+        final = _sentinels(vocabulary)[used[ends_hidden]]
+        targets = ragged.join(targets, Ragged(final, ends_hidden.astype(np.int64)))
     return inputs, targets
 
 
@@ -315,7 +317,7 @@ def plan_lengths(
     >>> plan_lengths(UL2, ByteVocabulary(200), 512, 512)
     (562, 582, 759, 900, 594, 996, 675)
     """
-    limits = inputs_length, targets_length, total_length or inputs_length + targets_length, _sentinel_count(vocabulary)
+    limits = inputs_length, targets_length, total_length or inputs_length + targets_length, len(_sentinels(vocabulary))
     longest = limits[2] * 2 + 2
 
     def fits(denoiser: Denoiser, length: int) -> bool:
@@ -337,7 +339,9 @@ def plan_lengths(
 
 
 @functools.lru_cache(maxsize=16)
-def _sentinel_count(vocabulary: Vocabulary) -> int:
+def _sentinels(vocabulary: Vocabulary) -> np.ndarray:
+    """int32: all sentinels of a vocabulary, the one of the first span first."""
+
     def is_missing(k: int) -> bool:
         try:
             vocabulary.sentinel(k)
@@ -345,7 +349,8 @@ def _sentinel_count(vocabulary: Vocabulary) -> int:
             return True
         return False
 
-    return bisect.bisect_left(range(1 << 16), True, key=is_missing)
+    count = bisect.bisect_left(range(MOST_SENTINELS), True, key=is_missing)
+    return np.array([vocabulary.sentinel(k) for k in range(count)], np.int32)
 
 
 def mask_tokens(
@@ -354,25 +359,84 @@ def mask_tokens(
     rng: np.random.Generator,
     vocabulary: Vocabulary,
     rate: float = 0.15,
+    whole_words: bool = False,
+    longest_ngram: int = 1,
 ) -> tuple[np.ndarray, Ragged]:
     """BERT's masked language model (Devlin et al. 2019, §3.1): (corrupted values, selected positions in each row).
 
     `rate` of a row's maskable positions, at least one, are selected and all count in the loss: 80% become [MASK], 10%
     a random id, 10% stay. maskable: bool like `tokens.values`; special tokens are never selected.
+    whole_words: a word is selected with all its tokens or not at all, so fewer where none fits in what is left.
+    longest_ngram: so many words (or tokens) in a row are selected together, n of them with a chance of 1/n (Lan et
+    al. 2020, §3.1, has 3).
     """
     rows = np.repeat(np.arange(len(tokens)), tokens.lengths)
     available = np.bincount(rows[maskable], minlength=len(tokens))
     wanted = np.where(available > 0, np.maximum(1, np.rint(rate * available).astype(np.int64)), 0)
     candidates = np.flatnonzero(maskable)
-    shuffled = candidates[np.lexsort((rng.random(len(candidates)), rows[candidates]))]
-    rank = ragged.spread(np.zeros_like(available), available)
-    selected = np.sort(shuffled[rank < np.repeat(wanted, available)])
+    unit = _units(tokens, rows, candidates, rng, vocabulary, whole_words, longest_ngram)
+    sizes = np.bincount(unit)
+    unit_rows = rows[candidates[np.cumsum(sizes) - sizes]] if len(sizes) else np.zeros(0, np.int64)
+    chosen = _choose(sizes, unit_rows, wanted, rng)
+    selected = candidates[chosen[unit]]
     draw = rng.random(len(selected))
     out = tokens.values.copy()
     out[selected[draw < 0.8]] = vocabulary.mask_id
     randomised = selected[(draw >= 0.8) & (draw < 0.9)]
     out[randomised] = rng.integers(3, vocabulary.size, len(randomised))
-    return out, Ragged(selected - np.repeat(tokens.starts, wanted), wanted)
+    counts = np.bincount(rows[selected], minlength=len(tokens))
+    return out, Ragged(selected - np.repeat(tokens.starts, counts), counts)
+
+
+def _units(
+    tokens: Ragged,
+    rows: np.ndarray,
+    candidates: np.ndarray,
+    rng: np.random.Generator,
+    vocabulary: Vocabulary,
+    whole_words: bool,
+    longest_ngram: int,
+) -> np.ndarray:
+    """The number of the unit that each candidate belongs to: what is selected together, counted from 0."""
+    apart = np.diff(candidates, prepend=-2) > 1  # another row, or a special token between
+    apart |= np.diff(rows[candidates], prepend=-1) > 0
+    begins = apart | word_starts(vocabulary)[tokens.values[candidates]] if whole_words else np.ones_like(apart)
+    if longest_ngram > 1:
+        lengths = np.arange(1, longest_ngram + 1)
+        words = np.cumsum(begins) - 1
+        firsts = np.zeros(begins.sum(), bool)
+        drawn = rng.choice(lengths, size=len(firsts), p=1 / lengths / (1 / lengths).sum())
+        ends = np.cumsum(drawn)
+        firsts[np.concatenate([[0], ends[ends < len(firsts)]])[: len(firsts)]] = True
+        begins &= firsts[words] | apart
+    return np.cumsum(begins) - 1
+
+
+def _choose(sizes: np.ndarray, rows: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """bool: which units fill up the room of their rows, taken in random order, and passed over where they are larger
+    than what is left."""
+    order = np.lexsort((rng.random(len(sizes)), rows))
+    chosen = np.zeros(len(sizes), bool)
+    left = room.copy()
+    while len(order := order[sizes[order] <= left[rows[order]]]):
+        total = np.cumsum(sizes[order])
+        in_row = np.searchsorted(rows[order], rows[order])  # the first unit of each one's row
+        fits = total - total[in_row] + sizes[order[in_row]] <= left[rows[order]]
+        chosen[order[fits]] = True
+        left -= np.bincount(rows[order[fits]], sizes[order[fits]], minlength=len(room)).astype(np.int64)
+        order = order[~fits]
+    return chosen
+
+
+@functools.lru_cache(maxsize=4)
+def word_starts(vocabulary: Vocabulary) -> np.ndarray:
+    """bool [vocabulary.size]: the ids before which a text has a space, or which are one.
+
+    Asked of the vocabulary by decoding each id behind a letter: "▁dog", "dog" without "##" and "Ġdog" all begin words.
+    """
+    letter = vocabulary.encode(["a"])[0].tolist()
+    alone = len(vocabulary.decode(letter))
+    return np.array([vocabulary.decode([*letter, i])[alone : alone + 1].isspace() for i in range(vocabulary.size)])
 
 
 def mlm_capacity(length: int, rate: float, examples: int) -> int:
