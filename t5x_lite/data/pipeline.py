@@ -31,6 +31,7 @@ MAX_STREAMS = 64  # at most so many hosts read data
 TEXTS_PER_WINDOW = 64  # of a task, encoded together; the documents of a corpus are joined before they are cut
 FEWEST_TEXTS_PER_WINDOW = 8  # of a task with a small share of a mixture
 ROWS_PER_WINDOW = 64  # packed together; the last may stay half empty: about 0.8% of them
+ROWS_PER_UNPACKED_WINDOW = 16  # noised together: they wait for no others to fit beside them
 MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window of examples that are next to empty
 EXAMPLES_PER_EVAL_WINDOW = 1024
 
@@ -357,7 +358,7 @@ class _Stream:
     def _fill_window(self) -> None:
         """The next window of rows: as many examples as fill it, packed."""
         pack = self._setting.pack
-        tasks = self._draw() if pack else self._tasks_from(self._drawn, ROWS_PER_WINDOW)
+        tasks = self._draw() if pack else self._tasks_from(self._drawn, ROWS_PER_UNPACKED_WINDOW)
         rng = generator(self._setting.seed, "noise", self._number, self._drawn)
         self._drawn += len(tasks)
         counts = np.bincount(tasks, minlength=len(self._feeds)).tolist()
