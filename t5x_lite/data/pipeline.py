@@ -73,7 +73,7 @@ class TrainBatches:
         vocabulary = setting.vocabulary
         self._fingerprint = {
             "mixture": {name: round(rate, 9) for name, rate in rates.items()},
-            "examples": {name: len(registry.REGISTRY[name].source.split("train")) for name in rates},  # type: ignore[union-attr]
+            "tasks": {name: registry.identity(registry.REGISTRY[name]) for name in rates},  # type: ignore[arg-type]
             "converter": repr(setting.converter),
             "vocabulary": vocabulary.fingerprint,
             "format": 2,  # of this state, and of the order it stands for
@@ -98,8 +98,7 @@ class TrainBatches:
 
     def set_state(self, state: dict) -> None:
         """Goes on from `get_state()` of any host count (merged). CheckpointError when it was another pipeline's."""
-        theirs = state.get("fingerprint", {})
-        differing = [f"{k} {theirs.get(k)!r} → {v!r}" for k, v in self._fingerprint.items() if theirs.get(k) != v]
+        differing = list(registry.differences(state.get("fingerprint", {}), self._fingerprint))
         if differing:
             raise CheckpointError(
                 f"the data is not what this run was trained on: {'; '.join(differing)}. "
