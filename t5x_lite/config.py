@@ -86,6 +86,7 @@ def base() -> ConfigDict:
     cfg.data.mlm_rate = 0.15  # share of tokens selected for masked language modelling
     cfg.data.mlm_whole_words = False  # select a word with all its tokens or not at all
     cfg.data.mlm_longest_ngram = 1  # words (or tokens) selected together: n of them with a chance of 1/n
+    cfg.data.cache_dir = ""  # what `t5x-lite cache` made of the tasks; "": they are tokenised as they are read
     cfg.data.prefetch_batches = 2  # prepared ahead by a background thread; 0: none
 
     cfg.optimizer = ConfigDict()

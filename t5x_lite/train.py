@@ -19,7 +19,7 @@ from t5x_lite.writers import Terminal, Writers, read_metrics
 
 # A run may be resumed with another value of any key but these: they decide what its steps are.
 FIXED_ON_RESUME = ("seed", "model.", "data.", "optimizer.name")
-FREE_ON_RESUME = ("data.prefetch_batches", "model.remat")
+FREE_ON_RESUME = ("data.prefetch_batches", "data.cache_dir", "model.remat")
 
 
 def run(experiment: Experiment, workdir: Path) -> int:

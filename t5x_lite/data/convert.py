@@ -69,6 +69,13 @@ class Converter(Protocol):
         ...
 
 
+class Encoded(dict[str, Any]):
+    """An example out of a cache: ids in place of each text (of a corpus that an encoder reads, those of each
+    sentence), and what its `targets` stand for where the task has labels."""
+
+    label: float = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class TextToText:
     """Encoder-decoder. `inputs` and `targets` end with EOS where the task's features say so.
