@@ -43,6 +43,7 @@ def print_examples(experiment: Experiment, rows: int, split: str) -> None:
             seed=cfg.seed,
             pack=cfg.data.pack,
             prefetch_batches=0,
+            cache_dir=cfg.data.cache_dir,
         )
     else:
         stream = itertools.chain.from_iterable(

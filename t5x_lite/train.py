@@ -65,6 +65,7 @@ def run(experiment: Experiment, workdir: Path) -> int:
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
         prefetch_batches=cfg.data.prefetch_batches,
+        cache_dir=cfg.data.cache_dir,
     )
 
     # -------------------------------------------- state: this workdir's newest checkpoint, another's parameters, fresh

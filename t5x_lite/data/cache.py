@@ -221,8 +221,8 @@ def make_on_beam(jobs: Sequence[Job], flags: Sequence[str] = ()) -> list[dict[st
     A runner that tries a shard twice does no harm: it writes the same bytes. Run again, it makes what is missing.
     """
     try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError("--runner=beam needs Apache Beam; pip install 't5x-lite[beam]'") from error
     for job in jobs:
@@ -354,6 +354,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
+def open_all(
+    tasks: Sequence[Task], converter: Any, vocabulary: Vocabulary, directory: str | Path
+) -> dict[str, "Cache"]:
+    """The caches of tasks by name, without those that draw at random. DataError where one is missing or stale."""
+    cached = [task for task in tasks if not random_preprocessor(task)]
+    return {task.name: Cache(job(task, converter, vocabulary, Path(directory))) for task in cached}
+
+
 class Cache:
     """A cached split: random access by the source's own numbers."""
 
@@ -375,20 +383,21 @@ class Cache:
             if size != expected["bytes"]:
                 found = "is not there" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
                 raise DataError(f"{path} {found}; {again} makes it again")
-        self._paths = [job.path(shard, ".safetensors") for shard in range(job.shards)]
+        self._paths = [str(job.path(shard, ".safetensors")) for shard in range(job.shards)]
 
     def __len__(self) -> int:
         return self._job.recipe["examples"]
 
     def read(self, indices: Sequence[int]) -> list[Encoded]:
-        """The examples of these numbers, in this order, without those that the preprocessors drop."""
+        """The examples of these numbers, in this order, without those that the preprocessors drop: views of the files,
+        ids in their dtype."""
         recipe, out = self._job.recipe, []
         for index in indices:
             shard, i = divmod(index, recipe["shard_examples"])
             arrays = _arrays(self._paths[shard])
             if not arrays["kept"][i]:
                 continue
-            example = Encoded({field: _row(arrays, field, i) for field in recipe["fields"]})
+            example = Encoded((field, _row(arrays, field, i)) for field in recipe["fields"])
             if recipe["sentences"]:
                 ends = np.cumsum(_row(arrays, "sentences", i))
                 example["text"] = np.split(example["text"], ends[:-1]) if len(ends) else []
@@ -399,14 +408,14 @@ class Cache:
 
 
 def _row(arrays: Mapping[str, np.ndarray], column: str, i: int) -> np.ndarray:
-    begin, end = arrays[f"{column}.offsets"][i : i + 2]
-    return arrays[f"{column}.ids"][begin:end].astype(np.int32)
+    begin, end = arrays[f"{column}.offsets"][i : i + 2].tolist()
+    return arrays[f"{column}.ids"][begin:end]
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _arrays(path: str) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file as views of a memory map: nothing is read before it is looked at."""
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     begin = 8 + int.from_bytes(data[:8], "little")
     dtypes = {"BOOL": np.bool_, "U16": np.uint16, "I32": np.int32, "I64": np.int64, "F64": np.float64}

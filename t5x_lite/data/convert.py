@@ -44,7 +44,7 @@ class Converter(Protocol):
         """The size of each row dimension, by letter."""
         ...
 
-    def corpus(self, texts: Sequence[str], vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
+    def corpus(self, texts: Sequence, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
         """Training examples from a window of documents: finished, or the features TEXT and WHICH, to be denoised."""
         ...
 
@@ -161,7 +161,7 @@ class DecoderOnly:
     def corpus(self, texts, vocabulary, rng):
         if self.denoisers:
             return _texts(texts, self._plan(vocabulary), vocabulary, rng)
-        documents = ragged.of([ids for ids in vocabulary.encode(texts) if len(ids)])
+        documents = ragged.of([ids for ids in _ids(texts, vocabulary) if len(ids)])
         tokens = ragged.append(documents, vocabulary.eos_id).values
         return _shifted(chunks(tokens, [self.length], rng)[0], 1.0, vocabulary)
 
@@ -227,17 +227,18 @@ class EncoderOnly:
 
     def corpus(self, texts, vocabulary, rng):
         room = self.length - 3  # [CLS] and two [SEP]
+        documents = [[ids for ids in _sentence_ids(text, vocabulary) if len(ids)] for text in texts]
         pieces = [
-            (text, first, second)
-            for text in texts
-            for first, second in _pieces([ids for ids in vocabulary.encode(sentences(text)) if len(ids)], room)
+            (b"".join(ids.tobytes() for ids in document), first, second)
+            for document in documents
+            for first, second in _pieces(document, room)
         ]
         pairs, wrong = [], []
-        for text, first, second in pieces:
+        for document, first, second in pieces:
             other = None
             if "nsp" in self.heads and rng.random() < 0.5:
                 other = (second, first) if self.sentence_order and len(second) else None
-                if not self.sentence_order and (random := _other(pieces, text, rng)) is not None:
+                if not self.sentence_order and (random := _other(pieces, document, rng)) is not None:
                     other = (first, random[: room - len(first)])
             wrong.append(other is not None)
             pairs.append(other or (first, second[: room - len(first)]))
@@ -272,7 +273,7 @@ class EncoderOnly:
 
     def _segments(self, examples, task, vocabulary) -> tuple[Ragged, np.ndarray, int]:
         """[CLS] first [SEP] second [SEP] of each example, its token types, and how many were truncated."""
-        parts = [ragged.of(vocabulary.encode([text_of(e, field, task) for e in examples])) for field in task.segments]
+        parts = [ragged.of(_ids([text_of(e, field, task) for e in examples], vocabulary)) for field in task.segments]
         lengths = np.stack([part.lengths for part in parts], axis=1)
         room = self.length - 1 - len(parts)
         over = lengths.sum(axis=1) > room
@@ -324,7 +325,7 @@ def sentences(text: str) -> list[str]:
 
 def _texts(texts: Sequence[str], plan: tuple[int, ...], vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
     """Documents end to end, cut to the planned lengths of the denoisers."""
-    pieces, which = chunks(ragged.of(vocabulary.encode(texts)).values, plan, rng)
+    pieces, which = chunks(ragged.of(_ids(texts, vocabulary)).values, plan, rng)
     return {TEXT: pieces, WHICH: _one_each(which)}
 
 
@@ -344,7 +345,7 @@ def _lengths(examples: Examples, converter: Converter, plan: Callable[[], tuple[
 
 
 def _encode(examples, field: str, task: Task, vocabulary: Vocabulary) -> Ragged:
-    ids = ragged.of(vocabulary.encode([text_of(e, field, task) for e in examples]))
+    ids = ragged.of(_ids([text_of(e, field, task) for e in examples], vocabulary))
     return ragged.append(ids, vocabulary.eos_id) if task.features[field].add_eos else ids
 
 
@@ -438,18 +439,27 @@ def _pieces(document: list[np.ndarray], room: int) -> list[tuple[np.ndarray, np.
     return out
 
 
-def _other(pieces, text: str, rng: np.random.Generator) -> np.ndarray | None:
+def _other(pieces, document: bytes, rng: np.random.Generator) -> np.ndarray | None:
     """The second text of a random piece of another document; None when eight draws find none. A small corpus comes
-    several times in a window, so documents are told apart by their text."""
+    several times in a window, so documents are told apart by their ids."""
     for _ in range(8):
         other, _, second = pieces[int(rng.integers(len(pieces)))]
-        if other != text and len(second):
+        if other != document and len(second):
             return second
     return None
 
 
-def text_of(example: Mapping[str, Any], field: str, task: Task) -> str:
-    """A field of an example as text; DataError when the task's preprocessors left none."""
+def _ids(texts: Sequence, vocabulary: Vocabulary) -> list[np.ndarray]:
+    """The ids of each text; what comes out of a cache is ids already."""
+    return vocabulary.encode(texts) if not len(texts) or isinstance(texts[0], str) else list(texts)
+
+
+def _sentence_ids(text, vocabulary: Vocabulary) -> list[np.ndarray]:
+    return vocabulary.encode(sentences(text)) if isinstance(text, str) else text
+
+
+def text_of(example: Mapping[str, Any], field: str, task: Task) -> Any:
+    """A field of an example as text, or the ids that a cache has for it; DataError when there is none."""
     if field not in example:
         raise DataError(
             f"task {task.name!r} needs the field {field!r}; after its preprocessors an example has "
@@ -460,11 +470,13 @@ def text_of(example: Mapping[str, Any], field: str, task: Task) -> str:
             f"task {task.name!r}: the field {field!r} of an example is null; correct the data, or drop such examples "
             "with preprocess.keep"
         )
-    return str(example[field])
+    return example[field] if isinstance(example, Encoded) else str(example[field])
 
 
 def label(example: Mapping[str, Any], task: Task) -> int | float:
     """The class index, or the number, that an example's target stands for; DataError when it is neither."""
+    if isinstance(example, Encoded):
+        return example.label
     target = text_of(example, "targets", task).strip()
     where = ", ".join(f"{name} {str(example[name])[:80]!r}" for name in ("inputs", *task.segments) if name in example)
     if task.regression:

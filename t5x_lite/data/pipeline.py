@@ -19,7 +19,8 @@ import numpy as np
 
 from t5x_lite import batch as batches
 from t5x_lite.batch import ArraySpec, Batch
-from t5x_lite.data import packing, preprocess, registry
+from t5x_lite.data import cache, packing, preprocess, registry
+from t5x_lite.data.cache import Cache
 from t5x_lite.data.convert import TEXT, Converter, label, text_of
 from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.packing import Examples
@@ -45,6 +46,7 @@ class Setting:
     seed: int
     streams: int
     pack: bool
+    caches: Mapping[str, Cache] = dataclasses.field(default_factory=dict)  # by task; the others are read from sources
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -154,11 +156,13 @@ def train_batches(
     shard_index: int = 0,
     shard_count: int = 1,
     prefetch_batches: int = 2,
+    cache_dir: str = "",
 ) -> TrainBatches:
     """The training batches of a registered task or mixture.
 
     batch_rows: of the global batch; host `shard_index` of `shard_count` gets its batch_rows / shard_count of them.
     prefetch_batches: prepared ahead by a background thread; 0 for none.
+    cache_dir: what `t5x-lite cache` made of the tasks; the batches are the same, sooner.
     Raises ConfigError where rows do not divide over hosts, DataError where there is nothing to train on.
     """
     streams = stream_count(batch_rows)
@@ -169,7 +173,8 @@ def train_batches(
             + (f"processes; use batch_rows={fitting[0]}" if fitting else "processes")
             + f", or a number of processes that divides {streams}"
         )
-    setting = Setting(converter, vocabulary, seed, streams, pack)
+    caches = cache.open_all(registry.tasks(mixture), converter, vocabulary, cache_dir) if cache_dir else {}
+    setting = Setting(converter, vocabulary, seed, streams, pack, caches)
     return TrainBatches(registry.rates(mixture), setting, batch_rows, shard_index, shard_count, prefetch_batches)
 
 
@@ -283,20 +288,21 @@ class _Feed:
 
     def _convert(self, window: int) -> _Texts:
         setting, task = self._setting, self.task
-        found = []
         places = np.arange(window * self._window_size, (window + 1) * self._window_size)
         places = places * setting.streams + self._stream
-        for place, index in zip(places.tolist(), shuffled(places, len(self._source), self._seed).tolist(), strict=True):
-            example = preprocess.apply(
-                task.preprocessors,
-                self._source[index],
-                lambda n=place: generator(setting.seed, task.name, "element", n),
-            )
-            if example is not None:
-                found.append(example)
+        indices = shuffled(places, len(self._source), self._seed).tolist()
+        if task.name in setting.caches:
+            found = setting.caches[task.name].read(indices)
+        else:
+            found = [self._preprocessed(place, index) for place, index in zip(places.tolist(), indices, strict=True)]
+            found = [example for example in found if example is not None]
         rng = generator(setting.seed, task.name, "window", self._stream, window)
         examples, truncated = _converted(found, task, setting.converter, setting.vocabulary, rng)
         return _Texts(examples, setting.converter.lengths(examples, setting.vocabulary), truncated)
+
+    def _preprocessed(self, place: int, index: int) -> registry.Example | None:
+        rng = lambda: generator(self._setting.seed, self.task.name, "element", place)  # noqa: E731
+        return preprocess.apply(self.task.preprocessors, self._source[index], rng)
 
 
 class _Stream:
