@@ -47,6 +47,7 @@ class Setting:
     streams: int
     pack: bool
     caches: Mapping[str, Cache] = dataclasses.field(default_factory=dict)  # by task; the others are read from sources
+    task_ids: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -68,6 +69,7 @@ class TrainBatches:
         per_host = setting.streams // shard_count
         self._mine = range(shard_index * per_host, (shard_index + 1) * per_host)
         self._streams = {s: _Stream(rates, setting, s) for s in self._mine}
+        self.tasks = tuple(sorted(rates))  # task_ids are their numbers here, from 1
         self._rows_per_stream = batch_rows // setting.streams
         self._state = self._stream_states()
         self._counted: list[Callable[[], np.ndarray]] = []
@@ -117,14 +119,15 @@ class TrainBatches:
         self._state = self._stream_states()
 
     def counters(self) -> dict[str, float]:
-        """Totals of this host since step 0, over resumptions: examples in the batches handed out and epochs per task
-        (read for packing, so up to a window ahead), and the share of the converted examples that were truncated."""
+        """Totals of this host since step 0, over resumptions: examples and tokens in the batches handed out and epochs
+        per task (read for packing, so up to a window ahead), and the share of converted examples that were truncated.
+        """
         if not self._counted:
             return {}
-        produced, converted, truncated, epochs = np.sum([count() for count in self._counted], axis=0)
-        names = next(iter(self._streams.values())).names
-        out = {f"examples/{name}": float(n) for name, n in zip(names, produced, strict=True)}
-        out |= {f"epochs/{name}": float(n) / len(self._counted) for name, n in zip(names, epochs, strict=True)}
+        tokens, examples, converted, truncated, epochs = np.sum([count() for count in self._counted], axis=0)
+        out = {f"examples/{name}": float(n) for name, n in zip(self.tasks, examples, strict=True)}
+        out |= {f"tokens/{name}": float(n) for name, n in zip(self.tasks, tokens, strict=True)}
+        out |= {f"epochs/{name}": float(n) / len(self._counted) for name, n in zip(self.tasks, epochs, strict=True)}
         return out | {"truncated": float(truncated.sum() / max(converted.sum(), 1))}
 
     def close(self) -> None:
@@ -157,12 +160,15 @@ def train_batches(
     shard_count: int = 1,
     prefetch_batches: int = 2,
     cache_dir: str = "",
+    task_ids: bool = False,
 ) -> TrainBatches:
     """The training batches of a registered task or mixture.
 
     batch_rows: of the global batch; host `shard_index` of `shard_count` gets its batch_rows / shard_count of them.
     prefetch_batches: prepared ahead by a background thread; 0 for none.
     cache_dir: what `t5x-lite cache` made of the tasks; the batches are the same, sooner.
+    task_ids: adds decoder_task_ids [BL] (encoder-only: encoder_task_ids [BS]), 0 on padding and 1, 2, … for the tasks
+        in the order of `TrainBatches.tasks`.
     Raises ConfigError where rows do not divide over hosts, DataError where there is nothing to train on.
     """
     streams = stream_count(batch_rows)
@@ -174,7 +180,7 @@ def train_batches(
             + f", or a number of processes that divides {streams}"
         )
     caches = cache.open_all(registry.tasks(mixture), converter, vocabulary, cache_dir) if cache_dir else {}
-    setting = Setting(converter, vocabulary, seed, streams, pack, caches)
+    setting = Setting(converter, vocabulary, seed, streams, pack, caches, task_ids)
     return TrainBatches(registry.rates(mixture), setting, batch_rows, shard_index, shard_count, prefetch_batches)
 
 
@@ -310,14 +316,15 @@ class _Stream:
 
     def __init__(self, rates: Mapping[str, float], setting: Setting, number: int):
         self._setting, self._number = setting, number
-        self.names = sorted(rates)  # the order a mixture is written in does not matter
-        self._shares = np.array([rates[name] for name in self.names])
-        self._feeds = [_Feed(registry.REGISTRY[name], rates[name], setting, number) for name in self.names]  # type: ignore[arg-type]
+        names = sorted(rates)  # the order a mixture is written in does not matter
+        self._shares = np.array([rates[name] for name in names])
+        self._feeds = [_Feed(registry.REGISTRY[name], rates[name], setting, number) for name in names]  # type: ignore[arg-type]
         self._specs = setting.converter.specs()
         self._sizes = setting.converter.sizes(setting.pack)
         self._capacity = np.array(list(self._sizes.values()))
         self._blocks: dict[int, np.ndarray] = {}  # of draws
-        self.set_state({"drawn": 0, "tasks": [feed.get_position() for feed in self._feeds], "emitted": 0})
+        positions = [feed.get_position() for feed in self._feeds]
+        self.set_state({"drawn": 0, "tasks": positions, "tokens": [0.0] * len(self._feeds), "emitted": 0})
 
     def get_state(self) -> dict:
         """Where the window that is being handed out began, and how many of its rows are out."""
@@ -327,7 +334,8 @@ class _Stream:
         self._drawn = state["drawn"]
         for feed, position in zip(self._feeds, state["tasks"], strict=True):
             feed.set_position(position)
-        self._start = {"drawn": state["drawn"], "tasks": state["tasks"]}
+        self._token_counts = np.array(state["tokens"])
+        self._start = {name: state[name] for name in ("drawn", "tasks", "tokens")}
         self._emitted = state["emitted"]
         self._rows: Batch | None = None  # made when asked for
         self._count = 0
@@ -339,7 +347,11 @@ class _Stream:
             if self._rows is None:
                 self._fill_window()
             elif self._emitted == self._count:
-                self._start = {"drawn": self._drawn, "tasks": [feed.get_position() for feed in self._feeds]}
+                self._start = {
+                    "drawn": self._drawn,
+                    "tasks": [feed.get_position() for feed in self._feeds],
+                    "tokens": self._token_counts.tolist(),
+                }
                 self._emitted = 0
                 self._fill_window()
             end = min(self._emitted + count, self._count)
@@ -349,13 +361,15 @@ class _Stream:
         return out
 
     def counter(self) -> Callable[[], np.ndarray]:
-        """A function for float [4, tasks]: examples in the rows handed out up to now; converted; truncated; epochs.
-        Counting waits until somebody asks."""
+        """A function for float [5, tasks]: tokens and examples in the rows handed out up to now; converted; truncated;
+        epochs. Counting waits until somebody asks."""
         read, tasks, row_of, emitted = self._read, self._tasks, self._row_of, self._emitted
+        tokens = self._tokens
 
         def count() -> np.ndarray:
-            out = read.copy()
-            out[0] -= np.bincount(tasks[row_of >= emitted], minlength=read.shape[1])
+            out, coming = read.copy(), row_of >= emitted
+            out[0] -= np.bincount(tasks[coming], tokens[coming], minlength=read.shape[1])
+            out[1] -= np.bincount(tasks[coming], minlength=read.shape[1])
             return out
 
         return count
@@ -373,8 +387,12 @@ class _Stream:
             examples = packing.take(examples, _ranks(tasks))
         self._rows, row_of = _packed(examples, self._specs, self._sizes, pack)
         self._count = int(row_of.max()) + 1
-        self._tasks, self._row_of = tasks, row_of
-        self._read = np.array([[*feed.get_position()[2:], feed.epochs] for feed in self._feeds]).T
+        if self._setting.task_ids:
+            self._rows |= _task_ids(tasks, row_of, self._rows)
+        self._tasks, self._row_of, self._tokens = tasks, row_of, _tokens(examples, self._specs)
+        self._token_counts = self._token_counts + np.bincount(tasks, self._tokens, minlength=len(self._feeds))
+        counts = np.array([[*feed.get_position()[2:], feed.epochs] for feed in self._feeds]).T
+        self._read = np.vstack([self._token_counts, counts])
 
     def _draw(self) -> np.ndarray:
         """The tasks of the next examples, as many as make up `ROWS_PER_WINDOW` full rows."""
@@ -398,8 +416,25 @@ class _Stream:
         if number not in self._blocks:
             rng = generator(self._setting.seed, "mixture", self._number, number)
             self._blocks = {k: v for k, v in self._blocks.items() if k == number - 1}
-            self._blocks[number] = rng.choice(len(self.names), size=1024, p=self._shares)
+            self._blocks[number] = rng.choice(len(self._feeds), size=1024, p=self._shares)
         return self._blocks[number]
+
+
+def _tokens(examples: Examples, specs: Mapping[str, ArraySpec]) -> np.ndarray:
+    """int [examples]: tokens of encoder and decoder together."""
+    return packing.lengths_of(examples, specs, "SL").sum(axis=1)
+
+
+def _task_ids(tasks: np.ndarray, row_of: np.ndarray, rows: Batch) -> Batch:
+    """The number of each token's task, from 1, and 0 on padding: of the decoder where there is one, as the loss is
+    there. tasks, row_of: int [examples]."""
+    side = "decoder" if "decoder_segment_ids" in rows else "encoder"
+    segments = rows[f"{side}_segment_ids"]
+    order = np.argsort(row_of, kind="stable")
+    numbers = np.arange(len(order)) - np.searchsorted(row_of[order], row_of[order]) + 1
+    task_of = np.zeros((len(segments), numbers.max() + 1), np.int32)
+    task_of[row_of[order], numbers] = tasks[order] + 1
+    return {f"{side}_task_ids": np.take_along_axis(task_of, segments, axis=1)}
 
 
 def _ranks(tasks: np.ndarray) -> np.ndarray:
