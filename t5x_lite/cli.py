@@ -103,7 +103,7 @@ def _inspect(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from t5x_lite import experiment, inspect
 
     cfg = _named_config(arguments, overrides)
-    inspect.print_examples(experiment.resolve(cfg), arguments.n, arguments.split)
+    inspect.run(experiment.resolve(cfg), arguments.n, arguments.split, arguments.json)
 
 
 def _cache(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -172,11 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     tasks = verb("tasks", _tasks, "list tasks and mixtures")
     tasks.add_argument("--config", default="", metavar="FILE.py", help="also those the file defines")
 
-    inspect = verb("inspect", _inspect, "print what the model will see, decoded")
+    inspect = verb("inspect", _inspect, "print what a run will take of each task, and rows as the model sees them")
     inspect.add_argument("name", metavar="NAME", help="a task or mixture")
     inspect.add_argument("--config", default="", metavar="FILE.py", help="model, lengths and vocabulary")
     inspect.add_argument("--split", default="train")
     inspect.add_argument("-n", type=int, default=5, metavar="N", help="rows to print")
+    inspect.add_argument("--json", action="store_true", help="for programs: the same as one JSON object")
 
     cache = verb("cache", _cache, "preprocess and tokenise a task or mixture once, for training with data.cache_dir")
     cache.add_argument("name", metavar="NAME", help="a task or mixture")

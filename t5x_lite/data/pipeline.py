@@ -130,6 +130,12 @@ class TrainBatches:
         out |= {f"epochs/{name}": float(n) / len(self._counted) for name, n in zip(self.tasks, epochs, strict=True)}
         return out | {"truncated": float(truncated.sum() / max(converted.sum(), 1))}
 
+    def epochs_per_example(self) -> dict[str, float]:
+        """{"epochs_per_example/TASK": …}: how far an example gets in its source, by what was read up to now."""
+        read = np.sum([stream.read for stream in self._streams.values()], axis=0)
+        ratios = read[4] / np.maximum(read[1], 1) / self._setting.streams
+        return {f"epochs_per_example/{name}": float(ratio) for name, ratio in zip(self.tasks, ratios, strict=True)}
+
     def close(self) -> None:
         """Stops the background thread; batches it had prepared are dropped, and made again when asked for."""
         if self._worker:
@@ -363,7 +369,7 @@ class _Stream:
     def counter(self) -> Callable[[], np.ndarray]:
         """A function for float [5, tasks]: tokens and examples in the rows handed out up to now; converted; truncated;
         epochs. Counting waits until somebody asks."""
-        read, tasks, row_of, emitted = self._read, self._tasks, self._row_of, self._emitted
+        read, tasks, row_of, emitted = self.read, self._tasks, self._row_of, self._emitted
         tokens = self._tokens
 
         def count() -> np.ndarray:
@@ -392,7 +398,7 @@ class _Stream:
         self._tasks, self._row_of, self._tokens = tasks, row_of, _tokens(examples, self._specs)
         self._token_counts = self._token_counts + np.bincount(tasks, self._tokens, minlength=len(self._feeds))
         counts = np.array([[*feed.get_position()[2:], feed.epochs] for feed in self._feeds]).T
-        self._read = np.vstack([self._token_counts, counts])
+        self.read = np.vstack([self._token_counts, counts])
 
     def _draw(self) -> np.ndarray:
         """The tasks of the next examples, as many as make up `ROWS_PER_WINDOW` full rows."""
