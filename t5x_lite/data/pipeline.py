@@ -391,7 +391,8 @@ class _Stream:
         examples = _finished(pieces, self._setting.converter, self._setting.vocabulary, rng)
         if len(self._feeds) > 1:
             examples = packing.take(examples, _ranks(tasks))
-        self._rows, row_of = _packed(examples, self._specs, self._sizes, pack)
+        # Packing puts the rows of many short examples first: in that order, a mixture's tasks would come in waves.
+        self._rows, row_of = _packed(examples, self._specs, self._sizes, pack, shuffle=rng if pack else None)
         self._count = int(row_of.max()) + 1
         if self._setting.task_ids:
             self._rows |= _task_ids(tasks, row_of, self._rows)
@@ -614,13 +615,20 @@ def _eval_windows(
 
 
 def _packed(
-    examples: Examples, specs: Mapping[str, ArraySpec], sizes: Mapping[str, int], pack: bool
+    examples: Examples,
+    specs: Mapping[str, ArraySpec],
+    sizes: Mapping[str, int],
+    pack: bool,
+    shuffle: np.random.Generator | None = None,
 ) -> tuple[Batch, np.ndarray]:
     """As many rows as the examples need, and the row of each."""
     row_of = np.arange(packing.count(examples))
     if pack:
         row_of = packing.assign(packing.lengths_of(examples, specs, "".join(sizes)), np.array(list(sizes.values())))
-    return packing.fill(examples, row_of, int(row_of.max()) + 1, specs, sizes), row_of
+    count = int(row_of.max()) + 1
+    if shuffle is not None:
+        row_of = shuffle.permutation(count)[row_of]
+    return packing.fill(examples, row_of, count, specs, sizes), row_of
 
 
 def _of_rows(blocks: Iterable[Batch], rows: int) -> Iterator[Batch]:
