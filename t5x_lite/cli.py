@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -99,15 +100,26 @@ def _tasks(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _inspect(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from t5x_lite import config, experiment, inspect
+    from t5x_lite import experiment, inspect
 
-    cfg = _config(arguments.config, overrides, check=False) if arguments.config else config.base()
-    if not arguments.config:
-        for key, text in overrides.items():
-            config.override(cfg, key, text)
-    cfg.data.mixture = arguments.name
-    config.validate(cfg)
-    inspect.print_examples(experiment.resolve(cfg), arguments.n, arguments.split)
+    cfg = _named_config(arguments, overrides)
+    inspect.run(experiment.resolve(cfg), arguments.n, arguments.split, arguments.json)
+
+
+def _cache(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from t5x_lite import experiment
+    from t5x_lite.data import cache
+
+    resolved = experiment.resolve(_named_config(arguments, overrides))
+    cache.run(
+        resolved.tasks,
+        resolved.converter,
+        resolved.vocabulary,
+        Path(arguments.output).absolute(),
+        split=arguments.split,
+        workers=arguments.workers or os.cpu_count() or 1,
+        beam_flags=shlex.split(arguments.beam) if arguments.runner == "beam" else None,
+    )
 
 
 def _vocab(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -160,11 +172,23 @@ def _parser() -> argparse.ArgumentParser:
     tasks = verb("tasks", _tasks, "list tasks and mixtures")
     tasks.add_argument("--config", default="", metavar="FILE.py", help="also those the file defines")
 
-    inspect = verb("inspect", _inspect, "print what the model will see, decoded")
+    inspect = verb("inspect", _inspect, "print what a run will take of each task, and rows as the model sees them")
     inspect.add_argument("name", metavar="NAME", help="a task or mixture")
     inspect.add_argument("--config", default="", metavar="FILE.py", help="model, lengths and vocabulary")
     inspect.add_argument("--split", default="train")
     inspect.add_argument("-n", type=int, default=5, metavar="N", help="rows to print")
+    inspect.add_argument("--json", action="store_true", help="for programs: the same as one JSON object")
+
+    cache = verb("cache", _cache, "preprocess and tokenise a task or mixture once, for training with data.cache_dir")
+    cache.add_argument("name", metavar="NAME", help="a task or mixture")
+    cache.add_argument(
+        "--output", required=True, metavar="DIR", help="run again after a kill: it makes what is missing"
+    )
+    cache.add_argument("--config", default="", metavar="FILE.py", help="of the run: its vocabulary and kind of model")
+    cache.add_argument("--split", default="train")
+    cache.add_argument("--workers", type=int, default=0, metavar="N", help="processes; default: one for each core")
+    cache.add_argument("--runner", default="local", choices=("local", "beam"), help="beam: needs t5x-lite[beam]")
+    cache.add_argument("--beam", default="", metavar="FLAGS", help="Beam's own, in quotes (data/cache.py lists some)")
 
     vocab = verb("vocab", _vocab, "train a SentencePiece vocabulary", takes_config=False)
     vocab.add_argument("--input", required=True, nargs="+", metavar="FILE", help="text files, one sentence a line")
@@ -186,14 +210,25 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
     return out
 
 
-def _config(spec: str, overrides: dict[str, str], check: bool = True) -> "ConfigDict":
+def _config(spec: str, overrides: dict[str, str]) -> "ConfigDict":
     from t5x_lite import config
 
     cfg = config.load(spec)
     for key, text in overrides.items():
         config.override(cfg, key, text)
-    if check:
-        config.validate(cfg)
+    config.validate(cfg)
+    return cfg
+
+
+def _named_config(arguments: argparse.Namespace, overrides: dict[str, str]) -> "ConfigDict":
+    """The config of a verb that is about the task or mixture NAME, whatever a --config trains on."""
+    from t5x_lite import config
+
+    cfg = config.load(arguments.config) if arguments.config else config.base()
+    for key, text in overrides.items():
+        config.override(cfg, key, text)
+    cfg.data.mixture = arguments.name
+    config.validate(cfg)
     return cfg
 
 

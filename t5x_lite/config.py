@@ -25,6 +25,7 @@ AT_LEAST_ONE = (
     "data.length",
     "data.targets_length",
     "data.max_examples_per_row",
+    "data.mlm_longest_ngram",
     "train.total_steps",
     "train.microbatches",
     "train.log_every_steps",
@@ -46,6 +47,12 @@ NOT_NEGATIVE = (
     "eval.predictions_shown",
     "data.prefetch_batches",
 )
+_DENOISING = ("iid_denoising", "mass", "drop_tokens", "deshuffle", "sequential", "ul2")
+OBJECTIVES = {  # their meaning: data/denoise.py
+    "text_to_text": ("span_corruption", "prefix_lm", "full_lm", *_DENOISING),
+    "decoder_only": ("full_lm", "prefix_lm", "span_corruption", *_DENOISING),
+    "encoder_only": ("mlm", "mlm_sentence_order"),  # the head nsp judges the next sentence, or the order of two
+}
 WANDB_MODES = ("disabled", "offline", "online")
 
 
@@ -71,9 +78,15 @@ def base() -> ConfigDict:
     cfg.data.targets_length = 114  # tokens per row of the decoder; text-to-text only
     cfg.data.pack = True  # several examples in a row
     cfg.data.max_examples_per_row = 16  # capacity for packed encoder-only examples
-    cfg.data.noise_density = 0.15  # share of a corpus hidden by span corruption
-    cfg.data.mean_noise_span_length = 3.0  # tokens
+    cfg.data.objective = ""  # of a corpus, by OBJECTIVES; "": the first there of the model's architecture
+    cfg.data.noise_density = 0.15  # share of a corpus hidden; ul2 has its own
+    cfg.data.mean_noise_span_length = 3.0  # tokens; span_corruption
+    cfg.data.random_roll = False  # span_corruption: turn each mask by a random distance, so that it may end unhidden
+    cfg.data.final_sentinel = False  # span_corruption: close the targets with one more sentinel, as T5's paper has it
     cfg.data.mlm_rate = 0.15  # share of tokens selected for masked language modelling
+    cfg.data.mlm_whole_words = False  # select a word with all its tokens or not at all
+    cfg.data.mlm_longest_ngram = 1  # words (or tokens) selected together: n of them with a chance of 1/n
+    cfg.data.cache_dir = ""  # what `t5x-lite cache` made of the tasks; "": they are tokenised as they are read
     cfg.data.prefetch_batches = 2  # prepared ahead by a background thread; 0: none
 
     cfg.optimizer = ConfigDict()
@@ -144,6 +157,8 @@ def validate(cfg: ConfigDict) -> None:
     choice("optimizer.name", OPTIMIZERS)
     choice("schedule.name", SCHEDULES)
     choice("wandb.mode", WANDB_MODES)
+    if cfg.data.objective:
+        choice("data.objective", tuple(dict.fromkeys(name for names in OBJECTIVES.values() for name in names)))
     for key in AT_LEAST_ONE:
         at_least(key, 1)
     for key in NOT_NEGATIVE:

@@ -7,11 +7,12 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from t5x_lite.data import convert, registry, vocabularies
+from t5x_lite.config import OBJECTIVES
+from t5x_lite.data import convert, denoise, registry, vocabularies
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
-from t5x_lite.lookup import lookup
+from t5x_lite.lookup import lookup, unknown
 from t5x_lite.models import presets
 from t5x_lite.models.config import ModelConfig
 
@@ -124,15 +125,28 @@ def _check_trainable(task: Task, model: ModelConfig) -> None:
 
 def _converter(cfg: ConfigDict, model: ModelConfig) -> convert.Converter:
     data = cfg.data
+    noise = {
+        "noise_density": data.noise_density,
+        "mean_noise_span_length": data.mean_noise_span_length,
+        "random_roll": data.random_roll,
+        "final_sentinel": data.final_sentinel,
+    }
+    objectives = OBJECTIVES[model.architecture]
+    objective = data.objective or objectives[0]
+    if objective not in objectives:
+        raise ConfigError(f"{model.architecture} models: " + unknown("data.objective", objective, objectives))
     if model.architecture == "text_to_text":
-        return convert.TextToText(
-            length=data.length,
-            targets_length=data.targets_length,
-            noise_density=data.noise_density,
-            mean_noise_span_length=data.mean_noise_span_length,
-        )
+        denoisers = denoise.denoisers(objective, **noise)
+        return convert.TextToText(length=data.length, targets_length=data.targets_length, denoisers=denoisers)
     if model.architecture == "decoder_only":
-        return convert.DecoderOnly(length=data.length)
+        denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()
+        return convert.DecoderOnly(length=data.length, denoisers=denoisers)
     return convert.EncoderOnly(
-        length=data.length, heads=model.heads, mlm_rate=data.mlm_rate, max_examples_per_row=data.max_examples_per_row
+        length=data.length,
+        heads=model.heads,
+        mlm_rate=data.mlm_rate,
+        max_examples_per_row=data.max_examples_per_row,
+        whole_words=data.mlm_whole_words,
+        longest_ngram=data.mlm_longest_ngram,
+        sentence_order=objective == "mlm_sentence_order",
     )

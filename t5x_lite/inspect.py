@@ -1,16 +1,25 @@
 """What there is to train on, and what the model will see of it: the verbs `tasks` and `inspect`. No jax."""
 
+import collections
 import itertools
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from t5x_lite.batch import Batch
 from t5x_lite.data import pipeline, registry
 from t5x_lite.experiment import Experiment
 
 SEGMENT_STYLES = ("cyan", "green", "magenta", "yellow", "blue")
+SAMPLED_ROWS, SAMPLED_S = 2048, 1.5  # the plan is reckoned from so many rows, or what comes in so many seconds
+SAMPLED_LABELS = 2000  # examples
+PERCENTILES = (50, 90, 99, 100)
 
 
 def print_tasks() -> None:
@@ -31,72 +40,205 @@ def print_tasks() -> None:
     Console().print(table)
 
 
-def print_examples(experiment: Experiment, rows: int, split: str) -> None:
-    """`rows` rows as the model gets them: decoded, segments coloured, targets that weigh underlined."""
-    cfg, console = experiment.cfg, Console()
-    if split == "train":
-        stream = pipeline.train_batches(
-            cfg.data.mixture,
-            experiment.converter,
-            experiment.vocabulary,
-            batch_rows=cfg.data.batch_rows,
-            seed=cfg.seed,
-            pack=cfg.data.pack,
-            prefetch_batches=0,
-        )
+def run(experiment: Experiment, rows: int, split: str, as_json: bool) -> None:
+    """Prints `describe` for people, or as JSON."""
+    description = describe(experiment, rows, split)
+    if as_json:
+        print(json.dumps(description, ensure_ascii=False, indent=1))
     else:
-        stream = itertools.chain.from_iterable(
-            pipeline.eval_batches(
-                task,
-                experiment.converter,
-                experiment.vocabulary,
-                batch_rows=cfg.data.batch_rows,
-                split=split,
-                pack=cfg.data.pack,
-            )
-            for task in experiment.tasks
-        )
-    shown = 0
-    for batch in stream:
-        if shown == 0:
-            _print_shapes(batch, console)
-        for row in range(min(len(next(iter(batch.values()))), rows - shown)):
-            console.rule(f"row {shown}", align="left")
-            for side in ("encoder", "decoder"):
-                if f"{side}_input_tokens" in batch:
-                    _print_side({k: v[row] for k, v in batch.items()}, side, experiment, console)
-            shown += 1
-        if shown >= rows:
-            break
+        _print(description, Console())
 
 
-def _print_shapes(batch, console: Console) -> None:
-    for name, array in batch.items():
-        note = ""
-        if name.endswith("segment_ids"):
-            note = f"  padding {100 * np.mean(array == 0):.1f}%, {array.max(axis=1).mean():.1f} examples per row"
-        console.print(f"{name}  {array.dtype}{list(array.shape)}{note}", highlight=False)
+def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
+    """Batches, plan and `rows` decoded rows, as JSON-able data.
+
+    arrays: {name: "dtype[shape]"} of a batch; padding, examples_per_row, truncated: shares and means of the sample;
+    tasks: a dict each (`_task`; of another split than train without what a run's steps come to); rows: a list of
+    examples each, every one a dict of what it reads and is to answer.
+    """
+    batches = list(_sample(experiment, split))
+    first, counts = batches[0][0], batches[-1][1]
+    segments = [array for batch, _ in batches for name, array in batch.items() if name.endswith("segment_ids")]
+    encoder = next(name for name in first if name.endswith("segment_ids"))
+    per_row = float(np.concatenate([batch[encoder].max(axis=1) for batch, _ in batches]).mean())
+    shown = itertools.islice(((batch, row) for batch, _ in batches for row in range(len(batch[encoder]))), rows)
+    return {
+        "mixture": experiment.cfg.data.mixture,
+        "split": split,
+        "steps": experiment.cfg.train.total_steps,
+        "arrays": {name: f"{a.dtype}{list(a.shape)}" for name, a in first.items() if not name.endswith("task_ids")},
+        "padding": 1 - sum(int((s > 0).sum()) for s in segments) / sum(s.size for s in segments),
+        "examples_per_row": per_row,
+        **({"truncated": counts["truncated"]} if counts else {}),
+        "tasks": _tasks([batch for batch, _ in batches], counts, per_row, experiment, split),
+        "rows": [list(_examples(batch, row, experiment)) for batch, row in shown],
+    }
 
 
-def _print_side(row, side: str, experiment: Experiment, console: Console) -> None:
-    vocabulary = experiment.vocabulary
-    segments = row[f"{side}_segment_ids"]
-    for segment in range(1, int(segments.max()) + 1):
-        where = segments == segment
-        style = SEGMENT_STYLES[(segment - 1) % len(SEGMENT_STYLES)]
-        text = Text(f"{side} {segment}  ", style="bold").append(
-            vocabulary.show(row[f"{side}_input_tokens"][where]), style=style
-        )
-        console.print(text)
-        if side == "decoder":
-            targets = row["decoder_target_tokens"][where]
-            weighs = row["decoder_loss_weights"][where] > 0
-            console.print(
-                Text("  targets  ", style="bold").append(vocabulary.show(targets[weighs]), style=f"underline {style}")
-            )
-    for head in ("mlm", "nsp", "class", "regression"):
-        if side == "encoder" and f"{head}_targets" in row:
-            weighs = row[f"{head}_weights"] > 0
-            values = row[f"{head}_targets"][weighs]
-            shown = vocabulary.show(values) if head == "mlm" else ", ".join(map(str, values))
-            console.print(Text(f"  {head} targets  ", style="bold").append(shown, style="underline"))
+def _sample(experiment: Experiment, split: str) -> Iterator[tuple[Batch, dict[str, float]]]:
+    """(batch with task ids, what it takes of each task) until there is enough to reckon with."""
+    cfg, end = experiment.cfg, time.monotonic() + SAMPLED_S
+    common = {"batch_rows": cfg.data.batch_rows, "pack": cfg.data.pack}
+    how = (experiment.converter, experiment.vocabulary)
+    if split != "train":
+        tasks = sorted({task.name: task for task in experiment.tasks}.items())
+        for number, (_, task) in enumerate(tasks, 1):
+            for batch in itertools.islice(pipeline.eval_batches(task, *how, split=split, **common), 8):
+                side = "decoder" if "decoder_segment_ids" in batch else "encoder"
+                yield batch | {f"{side}_task_ids": number * (batch[f"{side}_segment_ids"] > 0).astype(np.int32)}, {}
+        return
+    stream = pipeline.train_batches(
+        cfg.data.mixture,
+        *how,
+        seed=cfg.seed,
+        prefetch_batches=0,
+        cache_dir=cfg.data.cache_dir,
+        task_ids=True,
+        **common,
+    )
+    for _ in range(max(1, SAMPLED_ROWS // cfg.data.batch_rows)):
+        yield next(stream), stream.counters() | stream.epochs_per_example()
+        if time.monotonic() > end:
+            return
+
+
+def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Experiment, split: str) -> list[dict]:
+    """What is known of each task, and what the run will take of it.
+
+    rate: its share of the examples; length: percentiles of an example's tokens by side; padding: of the rows' padding,
+    each example has its part by its tokens. For the run's steps: examples, epochs, tokens (encoder and decoder).
+    """
+    cfg, rates = experiment.cfg, registry.rates(experiment.cfg.data.mixture)
+    lengths: dict[str, dict[str, list]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    tokens, padding = collections.Counter(), collections.Counter()
+    names = sorted(rates)
+    for batch in batches:
+        task_of, sides = _task_table(batch), [s for s in ("encoder", "decoder") if f"{s}_segment_ids" in batch]
+        of = {side: _segment_lengths(batch[f"{side}_segment_ids"], task_of.shape[1]) for side in sides}
+        whole = sum(of.values())
+        room = sum(batch[f"{side}_segment_ids"].shape[1] for side in sides)
+        part = (room - whole.sum(axis=1, keepdims=True)) * whole / np.maximum(whole.sum(axis=1, keepdims=True), 1)
+        for number, name in enumerate(names, 1):
+            mine = task_of == number
+            tokens[name] += int(whole[mine].sum())
+            padding[name] += float(part[mine].sum())
+            for side in sides:
+                lengths[name][side] += of[side][mine].tolist()
+    total_examples = cfg.train.total_steps * cfg.data.batch_rows * per_row
+    out = []
+    for name in names:
+        task = registry.REGISTRY[name]
+        drawn = len(next(iter(lengths[name].values()), []))
+        entry: dict[str, Any] = {"task": name, "rate": rates[name], "source_examples": len(task.source.split(split))}  # type: ignore[union-attr]
+        if split == "train":
+            examples = rates[name] * total_examples
+            entry["run"] = {
+                "examples": round(examples),
+                "epochs": examples * counts[f"epochs_per_example/{name}"] if drawn else None,
+                "tokens": round(examples * tokens[name] / drawn) if drawn else None,
+            }
+        entry["padding"] = padding[name] / (padding[name] + tokens[name]) if drawn else None
+        entry["length"] = {
+            side: {f"p{p}" if p < 100 else "max": int(np.percentile(found, p)) for p in PERCENTILES}
+            for side, found in lengths[name].items()
+            if found
+        }
+        if task.labels:  # type: ignore[union-attr]
+            found = itertools.islice(pipeline.text_examples(task, split), SAMPLED_LABELS)  # type: ignore[arg-type]
+            entry["labels"] = dict(collections.Counter(str(e.get("targets")).strip() for _, e in found).most_common())
+        out.append(entry)
+    return out
+
+
+def _segment_lengths(segments: np.ndarray, count: int) -> np.ndarray:
+    """int [rows, count]: tokens of each segment; padding, segment 0, has none."""
+    out = np.stack([(segments == number).sum(axis=1) for number in range(count)], axis=1)
+    out[:, 0] = 0
+    return out
+
+
+def _task_table(batch: Batch) -> np.ndarray:
+    """int [rows, segments + 1]: the task of each segment, 0 where there is none."""
+    side = "decoder" if "decoder_task_ids" in batch else "encoder"
+    segments, task_ids = batch[f"{side}_segment_ids"], batch[f"{side}_task_ids"]
+    out = np.zeros((len(segments), int(segments.max()) + 1), np.int32)
+    out[np.arange(len(segments))[:, None], segments] = task_ids
+    return out
+
+
+def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """The examples of a row: task, what each side reads, and the targets that weigh."""
+    vocabulary, arrays = experiment.vocabulary, {name: array[row] for name, array in batch.items()}
+    names, task_of = sorted(registry.rates(experiment.cfg.data.mixture)), _task_table(batch)[row]
+    for number in range(1, int(np.flatnonzero(task_of).max(initial=0)) + 1):
+        out: dict[str, Any] = {"task": names[task_of[number] - 1]}
+        for side in ("encoder", "decoder"):
+            if f"{side}_input_tokens" in arrays:
+                where = arrays[f"{side}_segment_ids"] == number
+                out[side] = vocabulary.show(arrays[f"{side}_input_tokens"][where])
+                if side == "decoder":
+                    where &= arrays["decoder_loss_weights"] > 0
+                    out["targets"] = vocabulary.show(arrays["decoder_target_tokens"][where])
+        if "mlm_targets" in arrays:
+            where = (arrays["mlm_weights"] > 0) & (arrays["encoder_segment_ids"][arrays["mlm_positions"]] == number)
+            out["mlm targets"] = vocabulary.show(arrays["mlm_targets"][where])
+        for head in ("nsp", "class", "regression"):
+            if f"{head}_targets" in arrays and arrays[f"{head}_weights"][number - 1] > 0:
+                out[f"{head} target"] = arrays[f"{head}_targets"][number - 1].item()
+        yield out
+
+
+def _print(description: dict[str, Any], console: Console) -> None:
+    for name, shape in description["arrays"].items():
+        console.print(f"{name}  {shape}", highlight=False)
+    note = f"padding {100 * description['padding']:.1f}%, {description['examples_per_row']:.1f} examples per row"
+    if "truncated" in description:
+        note += f", {100 * description['truncated']:.1f}% truncated"
+    console.print(note, highlight=False)
+    console.print(_plan_table(description))
+    console.print(_length_table(description))
+    for task in description["tasks"]:
+        if "labels" in task:
+            shown = ", ".join(f"{label} {count}" for label, count in task["labels"].items())
+            console.print(f"labels of {task['task']}: {shown}", highlight=False)
+    for number, row in enumerate(description["rows"]):
+        console.rule(f"row {number}", align="left")
+        for segment, example in enumerate(row, 1):
+            style = SEGMENT_STYLES[(segment - 1) % len(SEGMENT_STYLES)]
+            for name, text in example.items():
+                if name != "task":
+                    shown = f"underline {style}" if "target" in name else style
+                    head = f"{example['task']} {segment}  {name}  " if name in ("encoder", "decoder") else f"  {name}  "
+                    console.print(Text(head, style="bold").append(str(text), style=shown))
+
+
+def _plan_table(description: dict[str, Any]) -> Table:
+    train = description["split"] == "train"
+    title = f"what {description['steps']:,} steps come to" if train else f"the {description['split']} split"
+    table = Table(title=title, title_justify="left")
+    run = ("examples", "epochs", "tokens") if train else ()
+    for column in ("task", "rate", "in source", *run, "padding"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task in description["tasks"]:
+        cells = [task["task"], f"{task['rate']:.4f}", f"{task['source_examples']:,}"]
+        if train:
+            cells += [_number(task["run"][name], style) for name, style in (("examples", ","), ("epochs", ".2f"))]
+            cells.append(_number(task["run"]["tokens"], ","))
+        table.add_row(*cells, _number(task["padding"], ".1%"))
+    return table
+
+
+def _length_table(description: dict[str, Any]) -> Table:
+    table = Table(title="tokens of an example, as it stands in a row", title_justify="left")
+    table.add_column("task")
+    table.add_column("read by")
+    for percent in PERCENTILES:
+        table.add_column(f"{percent}% ≤" if percent < 100 else "longest", justify="right")
+    for task in description["tasks"]:
+        for side, found in task["length"].items():
+            table.add_row(task["task"], side, *map(str, found.values()))
+    return table
+
+
+def _number(value: float | None, style: str) -> str:
+    return "–" if value is None else f"{value:{style}}"

@@ -32,11 +32,14 @@ class LossSum:
     sum: Σ weight · loss, in nats (squared error for regression).
     weight: Σ weight.
     correct: Σ weight where no logit is larger than the target's (0 for regression).
+    task_sum, task_weight: sum and weight of each task [tasks], where the batch says which token is whose.
     """
 
     sum: jax.Array
     weight: jax.Array
     correct: jax.Array
+    task_sum: jax.Array | None = None
+    task_weight: jax.Array | None = None
 
 
 def loss_weights(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -49,8 +52,11 @@ def loss_sums(
     batch: Mapping[str, jax.Array],
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    tasks: int = 0,
 ) -> dict[str, LossSum]:
     """The loss of each head in the model's outputs: cross entropy, or squared error for regression.
+
+    tasks: how many tasks the batch's task ids tell apart; 0 where it has none.
 
     A later fusion of the logits' matrix product with the loss, chunk by chunk, belongs here: a model may then
     return hidden states with their table in place of logits, and `token_losses` is the one place to meet them.
@@ -68,8 +74,20 @@ def loss_sums(
             correct = jnp.zeros_like(losses)
         else:
             losses, correct = token_losses(predicted, targets, z_loss, label_smoothing)  # type: ignore[misc]
-        sums[head] = LossSum((losses * weights).sum(), weights.sum(), (correct * weights).sum())
+        by_task = _by_task(head, losses, weights, batch, tasks) if tasks else (None, None)
+        sums[head] = LossSum((losses * weights).sum(), weights.sum(), (correct * weights).sum(), *by_task)
     return sums
+
+
+def _by_task(head: str, losses: jax.Array, weights: jax.Array, batch: Mapping[str, jax.Array], tasks: int):
+    """(Σ weight · loss, Σ weight) of each task [tasks]. One fused pass: a sum over targets per task, no scatter."""
+    if head == "lm":
+        task_ids = batch["decoder_task_ids"]
+    else:  # a target stands at a position of the encoder
+        positions = batch["mlm_positions" if head == "mlm" else "pooled_positions"]
+        task_ids = jnp.take_along_axis(batch["encoder_task_ids"], positions, axis=1)
+    weight_of = jnp.where(task_ids[..., None] == jnp.arange(1, tasks + 1), weights[..., None], 0)
+    return (losses[..., None] * weight_of).sum((0, 1)), weight_of.sum((0, 1))
 
 
 def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) -> jax.Array:

@@ -2,16 +2,19 @@
 
 The keys of a step's metrics, all scalars:
     HEAD/loss_sum  HEAD/weight  HEAD/correct   sums over the step's targets (t5x_lite/losses.py)
+    HEAD/task_sum  HEAD/task_weight            the same by task [tasks], in training on several
     tokens  positions                          positions that hold a token, of all there are (encoder and decoder)
     loss  grad_norm  learning_rate             of that step (training only); is_finite: 1.0, or 0.0 where it diverged
 
 The scores of a task's predictions (accuracy, F1, ROUGE, …) are another thing: t5x_lite/tasks/metrics.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t5x_lite.losses import LossSum
 
@@ -23,26 +26,29 @@ def batch_metrics(sums: Mapping[str, LossSum], batch: Mapping[str, jax.Array]) -
     out = {}
     for head, loss in sums.items():
         out |= {f"{head}/loss_sum": loss.sum, f"{head}/weight": loss.weight, f"{head}/correct": loss.correct}
+        if loss.task_sum is not None and loss.task_weight is not None:
+            out |= {f"{head}/task_sum": loss.task_sum, f"{head}/task_weight": loss.task_weight}
     segments = [array for name, array in batch.items() if name.endswith("segment_ids")]
     out["tokens"] = sum((jnp.sum(array > 0, dtype=jnp.float32) for array in segments), jnp.float32(0))
     out["positions"] = jnp.float32(sum(array.size for array in segments))
     return out
 
 
-def add(total: Mapping[str, float] | None, metrics: Mapping[str, jax.Array | float]) -> dict[str, float]:
+def add(total: Mapping[str, Any] | None, metrics: Mapping[str, jax.Array | float]) -> dict[str, Any]:
     """The running sum, on the host, with one more step's metrics; `total` is None to begin. Waits for the device."""
     total = total or {}
-    step = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+    step = {name: np.asarray(value, np.float64)[()] for name, value in jax.device_get(dict(metrics)).items()}
     added = {name: value if name in LAST else total.get(name, 0.0) + value for name, value in step.items()}
     return {**added, "steps": total.get("steps", 0.0) + 1}
 
 
-def finalise(total: Mapping[str, float]) -> dict[str, float]:
+def finalise(total: Mapping[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:
     """What to report for the steps added up.
 
     loss: Σ over heads of Σ loss_sum / Σ weight, in nats per target; loss/HEAD and accuracy/HEAD likewise (accuracy
-    is a fraction); grad_norm: mean over steps; learning_rate: of the last; tokens: number; padding: share of the
-    positions that hold no token.
+    is a fraction); task_loss/TASK: the loss on that one's targets, where `tasks` names those of the task sums;
+    grad_norm: mean over steps; learning_rate: of the last; tokens: number; padding: share of the positions that hold
+    no token.
     """
     out: dict[str, float] = {"loss": 0.0}
     heads = [name.removesuffix("/weight") for name in total if name.endswith("/weight")]
@@ -54,6 +60,10 @@ def finalise(total: Mapping[str, float]) -> dict[str, float]:
         out["loss"] += out[f"loss/{head}"]
         if head != "regression":
             out[f"accuracy/{head}"] = total[f"{head}/correct"] / weight
+        for number, task in enumerate(tasks):
+            if task_weight := total[f"{head}/task_weight"][number]:
+                name = f"task_loss/{task}"
+                out[name] = out.get(name, 0.0) + total[f"{head}/task_sum"][number] / task_weight
     if "grad_norm" in total:
         out["grad_norm"] = total["grad_norm"] / total["steps"]
         out["learning_rate"] = total["learning_rate"]

@@ -28,7 +28,9 @@ def write(workdir: Path, predictions_shown: int) -> Path:
         f"<h1>{html.escape(title(config, workdir))}</h1>",
         f"<p>{html.escape(_summary(rows, config))}</p>",
         "<h2>Results</h2>",
-        _table(results(rows)),
+        _table(results(rows), "No evaluation yet."),
+        "<h2>Data</h2>",
+        _table(seen(rows), "No step yet."),
         "<h2>Loss</h2>",
         f'<img alt="loss curve" src="data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}">',
         "<h2>Predictions</h2>",
@@ -77,6 +79,31 @@ def results(rows: list[dict]) -> list[dict]:
     return table
 
 
+def seen(rows: list[dict]) -> list[dict]:
+    """One row per task: what process 0 has trained on since step 0, and the loss on it when last logged. The shares
+    are of the examples and of the tokens."""
+    last = next((row for row in reversed(rows) if any(key.startswith("train/examples/") for key in row)), {})
+    names = [key.removeprefix("train/examples/") for key in last if key.startswith("train/examples/")]
+    totals = {kind: sum(last[f"train/{kind}/{name}"] for name in names) for kind in ("examples", "tokens")}
+
+    def loss(name: str) -> float | None:
+        key = f"train/task_loss/{name}" if len(names) > 1 else "train/loss"
+        return next((row[key] for row in reversed(rows) if key in row), None)
+
+    return [
+        {
+            "task": name,
+            "examples": f"{last[f'train/examples/{name}']:,.0f}",
+            "share of examples %": 100 * last[f"train/examples/{name}"] / max(totals["examples"], 1),
+            "epochs": last[f"train/epochs/{name}"],
+            "tokens": f"{last[f'train/tokens/{name}']:,.0f}",
+            "share of tokens %": 100 * last[f"train/tokens/{name}"] / max(totals["tokens"], 1),
+            "training loss": loss(name),
+        }
+        for name in names
+    ]
+
+
 def draw_curves(rows: list[dict], path: Path) -> Path:
     """Training loss and every task's evaluation loss against steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -113,9 +140,9 @@ def _summary(rows: list[dict], config: dict) -> str:
     return f"{model} on {mixture}: step {last} of {total}{speed}."
 
 
-def _table(rows: list[dict]) -> str:
+def _table(rows: list[dict], empty: str) -> str:
     if not rows:
-        return "<p>No evaluation yet.</p>"
+        return f"<p>{empty}</p>"
 
     def cell(value: object) -> str:
         if isinstance(value, float):

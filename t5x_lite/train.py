@@ -19,7 +19,7 @@ from t5x_lite.writers import Terminal, Writers, read_metrics
 
 # A run may be resumed with another value of any key but these: they decide what its steps are.
 FIXED_ON_RESUME = ("seed", "model.", "data.", "optimizer.name")
-FREE_ON_RESUME = ("data.prefetch_batches", "model.remat")
+FREE_ON_RESUME = ("data.prefetch_batches", "data.cache_dir", "model.remat")
 
 
 def run(experiment: Experiment, workdir: Path) -> int:
@@ -65,7 +65,10 @@ def run(experiment: Experiment, workdir: Path) -> int:
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
         prefetch_batches=cfg.data.prefetch_batches,
+        cache_dir=cfg.data.cache_dir,
+        task_ids=len(experiment.tasks) > 1,
     )
+    told_apart = data.tasks if len(data.tasks) > 1 else ()
 
     # -------------------------------------------- state: this workdir's newest checkpoint, another's parameters, fresh
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last)
@@ -88,7 +91,12 @@ def run(experiment: Experiment, workdir: Path) -> int:
         schedule,
         layout,
         state,
-        loss_fn=functools.partial(losses.loss_sums, z_loss=cfg.loss.z_loss, label_smoothing=cfg.loss.label_smoothing),
+        loss_fn=functools.partial(
+            losses.loss_sums,
+            z_loss=cfg.loss.z_loss,
+            label_smoothing=cfg.loss.label_smoothing,
+            tasks=len(told_apart),
+        ),
         microbatches=cfg.train.microbatches,
         seed=cfg.seed,
     )
@@ -125,10 +133,11 @@ def run(experiment: Experiment, workdir: Path) -> int:
     total = None  # metrics since the last log line
     pending = None  # the last step's metrics, fetched one step late so that the device never waits for the host
     logged_s = time.monotonic()
+    waited_s = 0.0  # for data, since the last log line
 
     def settle(fetched: tuple[int, dict] | None) -> None:
         """Takes in the metrics of a step that has run; stops the run if they are not finite."""
-        nonlocal total, logged_s
+        nonlocal total, logged_s, waited_s
         if fetched is None:
             return
         step, values = fetched
@@ -138,12 +147,13 @@ def run(experiment: Experiment, workdir: Path) -> int:
         terminal.advance(step)
         if step % cfg.train.log_every_steps == 0 or step == cfg.train.total_steps:
             now_s = time.monotonic()
-            out = metrics.finalise(total)
+            out = metrics.finalise(total, told_apart)
             out["tokens_per_s"] = out.pop("tokens") / (now_s - logged_s)
+            out["data_wait"] = waited_s / (now_s - logged_s)  # share of the time; 0: the devices never wait for data
             out |= data.counters()
             terminal.train(step, out["loss"], out["tokens_per_s"], out["padding"])
             writers.scalars(step, {f"train/{name}": value for name, value in out.items()})
-            total, logged_s = None, now_s
+            total, logged_s, waited_s = None, now_s, 0.0
 
     with _Interruption() as interruption:
         try:
@@ -156,7 +166,10 @@ def run(experiment: Experiment, workdir: Path) -> int:
                 evaluate_now(first_step)  # the process died between this checkpoint and its evaluation
             logged_s = time.monotonic()
             for step in range(first_step + 1, cfg.train.total_steps + 1):
-                state, values = train_step(state, sharding.put_batch(next(data), layout))
+                asked_s = time.monotonic()
+                batch = next(data)
+                waited_s += time.monotonic() - asked_s
+                state, values = train_step(state, sharding.put_batch(batch, layout))
                 settle(pending)
                 pending = (step, values)
                 last = step == cfg.train.total_steps

@@ -5,8 +5,9 @@ import threading
 import numpy as np
 import pytest
 
-from t5x_lite.data import pipeline, registry, sources
-from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data import packing, pipeline, registry, sources
+from t5x_lite.data.convert import TEXT, DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.denoise import Denoiser
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.sources import Function
 from t5x_lite.data.vocabularies import ByteVocabulary
@@ -38,17 +39,22 @@ def train(name, converter=None, rows=8, prefetch=0, seed=0, pack=True):
 # ------------------------------------------------------------------------------------------------------- converters
 
 
+def _corpus(converter, texts):
+    rng = np.random.default_rng(0)
+    examples = converter.corpus(texts, BYTES, rng)
+    return converter.denoise(examples, BYTES, rng) if TEXT in examples else examples
+
+
 @pytest.mark.parametrize(("length", "targets_length"), [(64, 2), (2, 64), (1, 1)])
 def test_no_room_for_span_corruption_is_an_error_and_no_endless_search(length, targets_length):
     with pytest.raises(ConfigError, match=f"data.length={length}, data.targets_length={targets_length}"):
-        TextToText(length, targets_length).corpus(["some text"], BYTES, np.random.default_rng(0))
+        _corpus(TextToText(length, targets_length), ["some text"])
 
 
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.15, 0.5])
 def test_span_corruption_fits_at_any_density(density):
-    converter = TextToText(40, 60, noise_density=density)
-    examples, _ = converter.corpus(["x" * 500], BYTES, np.random.default_rng(0))
-    assert examples and max(len(e["encoder_input_tokens"]) for e in examples) <= 40
+    examples = _corpus(TextToText(40, 60, (Denoiser(noise_density=density),)), ["x" * 500])
+    assert 0 < examples["encoder_input_tokens"].lengths.max() <= 40
 
 
 def test_null_is_not_the_text_none():
@@ -58,17 +64,18 @@ def test_null_is_not_the_text_none():
 
 def test_nothing_in_and_nothing_out_has_one_length():
     bare = {"inputs": Feature(add_eos=False), "targets": Feature(add_eos=False)}
-    (example,), _ = DecoderOnly(16).supervised([{"inputs": "", "targets": ""}], task(features=bare), BYTES)
-    assert {len(values) for values in example.values()} == {0}
+    examples, _ = DecoderOnly(16).supervised([{"inputs": "", "targets": ""}], task(features=bare), BYTES)
+    assert {tuple(column.lengths) for column in examples.values()} == {(0,)}
 
 
 def test_a_sentence_longer_than_the_row_is_cut_up_and_none_of_it_lost():
     text = "".join(chr(97 + i % 26) for i in range(200))
     converter = EncoderOnly(23, ("mlm",), mlm_rate=0.01)
-    examples, _ = converter.corpus([text], BYTES, np.random.default_rng(0))
+    examples = _corpus(converter, [text])
     special = {BYTES.cls_id, BYTES.sep_id}
     found = []
-    for example in examples:
+    for i in range(packing.count(examples)):
+        example = packing.example(examples, i)
         tokens = example["encoder_input_tokens"].copy()
         tokens[example["mlm_positions"]] = example["mlm_targets"]
         found += [t for t in tokens.tolist() if t not in special]
@@ -77,8 +84,8 @@ def test_a_sentence_longer_than_the_row_is_cut_up_and_none_of_it_lost():
 
 def test_a_document_met_twice_in_a_window_is_no_other_document():
     texts = ["One one one. Two two two."] * 20
-    examples, _ = EncoderOnly(32, ("mlm", "nsp")).corpus(texts, BYTES, np.random.default_rng(0))
-    assert len(examples) == 20 and not any(e["nsp_targets"].any() for e in examples)
+    examples = _corpus(EncoderOnly(32, ("mlm", "nsp")), texts)
+    assert packing.count(examples) == 20 and not examples["nsp_targets"].values.any()
 
 
 # --------------------------------------------------------------------------------------------------------- pipeline

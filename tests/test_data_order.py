@@ -41,6 +41,6 @@ def test_neighbours_and_epochs_are_unrelated():
 
 def test_the_order_is_pinned():
     """A change here reorders every run's data and breaks its resumption: say so in the release notes."""
-    assert shuffled(np.arange(10), 10, seed=1).tolist() == [1, 5, 8, 2, 7, 0, 4, 6, 3, 9]
+    assert shuffled(np.arange(10), 10, seed=1).tolist() == [6, 7, 9, 0, 3, 4, 8, 2, 1, 5]
     assert key("a", 1) == int.from_bytes(bytes.fromhex("391d545b6971354e"), "big")
     assert generator("a").integers(1000, size=3).tolist() == [786, 252, 120]

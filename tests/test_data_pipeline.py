@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from t5x_lite.data import pipeline, preprocess, registry, sources
 from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.denoise import UL2, Denoiser
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
@@ -62,12 +63,18 @@ CONVERTERS = {
     "decoder_only": DecoderOnly(64),
     "encoder_only": EncoderOnly(64, ("mlm", "nsp", "classification"), max_examples_per_row=4),
 }
+OBJECTIVES = {
+    "ul2": TextToText(60, 60, UL2),
+    "rolled": TextToText(48, 24, (Denoiser(random_roll=True, final_sentinel=True),)),
+    "prefix_lm": DecoderOnly(64, (Denoiser("prefix_lm"),)),
+    "whole_words": EncoderOnly(64, ("mlm", "nsp", "classification"), 0.15, 4, True, 2, True),
+}
 
 
 def train(mixture="nested", converter="text_to_text", pack=True, seed=0, rows=ROWS, prefetch=0, **shard):
     return pipeline.train_batches(
         mixture,
-        CONVERTERS[converter],
+        (CONVERTERS | OBJECTIVES)[converter],
         VOCABULARY,
         batch_rows=rows,
         seed=seed,
@@ -95,7 +102,7 @@ def joined(parts: list[list[dict]]) -> list[dict]:
 
 
 @pytest.mark.parametrize("pack", [True, False])
-@pytest.mark.parametrize("converter", CONVERTERS)
+@pytest.mark.parametrize("converter", [*CONVERTERS, *OBJECTIVES])
 def test_any_number_of_hosts_sees_the_same_rows(converter, pack):
     whole = take(train(converter=converter, pack=pack), 6)
     for hosts in (2, 4, 8):
@@ -106,7 +113,7 @@ def test_any_number_of_hosts_sees_the_same_rows(converter, pack):
 @settings(max_examples=12, deadline=None)
 @given(
     mixture=st.sampled_from(["corpus", "numbers", "both", "nested"]),
-    converter=st.sampled_from(sorted(CONVERTERS)),
+    converter=st.sampled_from(sorted(CONVERTERS | OBJECTIVES)),
     pack=st.booleans(),
     stop=st.integers(0, 40),
     prefetch=st.sampled_from([0, 2]),
@@ -207,6 +214,16 @@ def test_each_epoch_has_every_example_once_in_a_new_order():
     assert epochs[0] != epochs[1] != epochs[2] != sorted(epochs[2])
 
 
+@pytest.mark.parametrize("converter", ["text_to_text", "encoder_only"])
+def test_a_text_met_again_has_other_noise(converter):
+    """A fresh mask each epoch: one document, again and again, is not one row again and again."""
+    text = " ".join(f"word {i}" for i in range(9))
+    registry.add(Task("one", sources.Function(lambda split: [{"text": text}]), features={"text": Feature()}))
+    batches = take(train("one", converter, pack=False), 3)
+    name = "decoder_target_tokens" if converter == "text_to_text" else "encoder_input_tokens"
+    assert len({row.tobytes() for b in batches for row in b[name]}) > 20
+
+
 def test_examples_follow_the_rates():
     batches = train("both", pack=False)
     rows = take(batches, 300)
@@ -231,8 +248,8 @@ def test_the_state_is_small_and_a_restore_is_quick():
     state = batches.get_state()
     assert len(json.dumps(state)) < 5_000
     for stream in state["streams"].values():  # as far as a long run gets
-        stream["window"]["drawn"] += 10**9
-        stream["window"]["tasks"] = {name: [10**7, offset] for name, (_, offset) in stream["window"]["tasks"].items()}
+        stream["drawn"] += 10**9
+        stream["tasks"] = [[10**7, *rest] for _, *rest in stream["tasks"]]
     far = train(rows=64)
     begin = time.perf_counter()
     far.set_state(state)

@@ -144,3 +144,27 @@ def test_outputs_and_batch_that_do_not_fit_are_named():
         losses.loss_sums({"nsp": jnp.zeros((1, 1, 2))}, {"mlm_targets": jnp.zeros((1, 1))})
     with pytest.raises(ConfigError, match="unknown output that has a loss 'hidden'"):
         losses.loss_sums({"hidden": jnp.zeros((1, 1, 2))}, {})
+
+
+def test_the_loss_by_task_is_that_of_a_batch_with_the_other_tasks_left_out():
+    rng = np.random.default_rng(0)
+    task_ids = rng.integers(0, 3, (4, 6)).astype(np.int32)
+    positions = rng.integers(0, 6, (4, 3)).astype(np.int32)
+    batch = {"decoder_task_ids": task_ids, "encoder_task_ids": task_ids}
+    batch |= {"mlm_positions": positions, "pooled_positions": positions}
+    outputs = {}
+    for head, (targets, weights) in losses.HEADS.items():
+        shape = (4, 6) if head == "lm" else (4, 3)
+        outputs[head] = rng.normal(size=shape if head == "regression" else (*shape, 5)).astype(np.float32)
+        batch[targets] = rng.integers(0, 5, shape).astype(np.int32)
+        batch[weights] = (rng.integers(0, 2, shape) * rng.random(shape)).astype(np.float32)
+    whole = losses.loss_sums(outputs, batch, tasks=2)
+    for task in (1, 2):
+        alone = dict(batch)
+        for head, (_, weights) in losses.HEADS.items():
+            of_target = task_ids if head == "lm" else np.take_along_axis(task_ids, positions, axis=1)
+            alone[weights] = batch[weights] * (of_target == task)
+        for head, expected in losses.loss_sums(outputs, alone).items():
+            assert expected.task_sum is None
+            np.testing.assert_allclose(whole[head].task_sum[task - 1], expected.sum, rtol=1e-6)
+            np.testing.assert_allclose(whole[head].task_weight[task - 1], expected.weight, rtol=1e-6)

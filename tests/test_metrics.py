@@ -46,3 +46,14 @@ def test_sums_do_not_lose_small_steps():
     """Float32 sums would stop growing at 2²⁴ tokens."""
     total = {"tokens": float(2**24), "steps": 1.0}
     assert metrics.add(total, {"tokens": jnp.float32(1)})["tokens"] == 2**24 + 1
+
+
+def test_the_loss_by_task_is_divided_by_its_own_weight_over_all_steps():
+    total = None
+    for sums, weights in (([4.0, 0.0, 0.0], [2.0, 0.0, 0.0]), ([2.0, 9.0, 0.0], [4.0, 3.0, 0.0])):
+        loss = LossSum(*jnp.float32([sum(sums), sum(weights), 0.0]), jnp.float32(sums), jnp.float32(weights))
+        segments = jnp.ones((1, 4), jnp.int32)
+        total = metrics.add(total, metrics.batch_metrics({"lm": loss}, {"decoder_segment_ids": segments}))
+    out = metrics.finalise(total, ("a", "b", "unseen"))
+    assert {k: v for k, v in out.items() if k.startswith("task")} == {"task_loss/a": 1.0, "task_loss/b": 3.0}
+    assert out["loss"] == pytest.approx(15 / 9)

@@ -7,27 +7,30 @@ before packing, so no example ever sees its neighbour's last token.
 """
 
 import dataclasses
-import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from t5x_lite.batch import ArraySpec, specs
+from t5x_lite.data import packing, ragged
 from t5x_lite.data.denoise import (
+    Denoiser,
     chunks,
+    corrupt_each,
     mask_tokens,
     mlm_capacity,
-    noise_counts,
-    span_corruption,
-    span_corruption_lengths,
+    plan_lengths,
 )
-from t5x_lite.data.packing import Example
+from t5x_lite.data.packing import Examples
+from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
+
+TEXT, WHICH = "text", "which_denoiser"  # features of a piece of a corpus before its objective is applied
 
 
 class Converter(Protocol):
@@ -41,23 +44,36 @@ class Converter(Protocol):
         """The size of each row dimension, by letter."""
         ...
 
-    def corpus(
-        self, texts: Sequence[str], vocabulary: Vocabulary, rng: np.random.Generator
-    ) -> tuple[list[Example], int]:
-        """Training examples from a window of documents, and how many of them were truncated (always 0: cut up)."""
+    def corpus(self, texts: Sequence, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
+        """Training examples from a window of documents: finished, or the features TEXT and WHICH, to be denoised."""
+        ...
+
+    def denoise(self, texts: Examples, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
+        """Finished examples from those with TEXT, any number of windows of them at once."""
+        ...
+
+    def lengths(self, examples: Examples, vocabulary: Vocabulary) -> np.ndarray:
+        """int [examples, dimensions]: each one's length in each row dimension, as planned where it is still a text."""
         ...
 
     def supervised(
         self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary
-    ) -> tuple[list[Example], int]:
+    ) -> tuple[Examples, int]:
         """An example for each supervised one, in order, and how many of them were truncated."""
         ...
 
     def prompts(
         self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary, max_new_tokens: int
-    ) -> list[Example]:
+    ) -> Examples:
         """What a model reads to predict each example's target."""
         ...
+
+
+class Encoded(dict[str, Any]):
+    """An example out of a cache: ids in place of each text (of a corpus that an encoder reads, those of each
+    sentence), and what its `targets` stand for where the task has labels."""
+
+    label: float = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +94,7 @@ class TextToText:
 
     length: int
     targets_length: int
-    noise_density: float = 0.15
-    mean_noise_span_length: float = 3.0
+    denoisers: tuple[Denoiser, ...] = (Denoiser(),)  # of a corpus, equally often
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("text_to_text")
@@ -88,32 +103,36 @@ class TextToText:
         return {"S": self.length, "L": self.targets_length}
 
     def corpus(self, texts, vocabulary, rng):
-        raw = raw_length(self.length, self.targets_length, self.noise_density, self.mean_noise_span_length)
-        tokens = np.concatenate([*vocabulary.encode(texts), np.zeros(0, np.int32)])
-        eos = np.array([vocabulary.eos_id], np.int32)
-        out = []
-        for chunk in chunks(tokens, raw):
-            inputs, targets = span_corruption(chunk, rng, vocabulary, self.noise_density, self.mean_noise_span_length)
-            out.append(self._example(np.append(inputs, eos), np.append(targets, eos), vocabulary))
-        return out, 0
+        return _texts(texts, self._plan(vocabulary), vocabulary, rng)
+
+    def denoise(self, texts, vocabulary, rng):
+        inputs, targets = _corrupted(texts, self.denoisers, vocabulary, rng)
+        return self._examples(
+            ragged.append(ragged.cut(inputs, self.length - 1), vocabulary.eos_id),
+            ragged.append(ragged.cut(targets, self.targets_length - 1), vocabulary.eos_id),
+            vocabulary,
+        )
+
+    def lengths(self, examples, vocabulary):
+        return _lengths(examples, self, lambda: self._plan(vocabulary))
+
+    def _plan(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        return plan_lengths(self.denoisers, vocabulary, self.length, self.targets_length)
 
     def supervised(self, examples, task, vocabulary):
         inputs = _encode(examples, "inputs", task, vocabulary)
         targets = _encode(examples, "targets", task, vocabulary)
-        out, truncated = [], 0
-        for i, t in zip(inputs, targets, strict=True):
-            short_i = _cut(i, self.length, vocabulary, task, "inputs")
-            short_t = _cut(t, self.targets_length, vocabulary, task, "targets")
-            truncated += len(short_i) < len(i) or len(short_t) < len(t)
-            out.append(self._example(short_i, short_t, vocabulary))
-        return out, truncated
+        short_inputs = _cut(inputs, self.length, vocabulary, task, "inputs")
+        short_targets = _cut(targets, self.targets_length, vocabulary, task, "targets")
+        truncated = (short_inputs.lengths < inputs.lengths) | (short_targets.lengths < targets.lengths)
+        return self._examples(short_inputs, short_targets, vocabulary), int(truncated.sum())
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         inputs = _encode(examples, "inputs", task, vocabulary)
-        return [{"encoder_input_tokens": _cut(i, self.length, vocabulary, task, "inputs")} for i in inputs]
+        return {"encoder_input_tokens": _cut(inputs, self.length, vocabulary, task, "inputs")}
 
-    def _example(self, inputs: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) -> Example:
-        return {"encoder_input_tokens": inputs, **_shifted(targets, np.ones(len(targets), np.float32), vocabulary)}
+    def _examples(self, inputs: Ragged, targets: Ragged, vocabulary: Vocabulary) -> Examples:
+        return {"encoder_input_tokens": inputs, **_shifted(targets, 1.0, vocabulary)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +150,7 @@ class DecoderOnly:
     """
 
     length: int
+    denoisers: tuple[Denoiser, ...] = ()  # of a corpus, equally often; none: every token is a target
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("decoder_only")
@@ -139,38 +159,45 @@ class DecoderOnly:
         return {"L": self.length}
 
     def corpus(self, texts, vocabulary, rng):
-        eos = np.array([vocabulary.eos_id], np.int32)
-        parts = [part for ids in vocabulary.encode(texts) if len(ids) for part in (ids, eos)]
-        tokens = np.concatenate([*parts, np.zeros(0, np.int32)])
-        return [_shifted(c, np.ones(len(c), np.float32), vocabulary) for c in chunks(tokens, self.length)], 0
+        if self.denoisers:
+            return _texts(texts, self._plan(vocabulary), vocabulary, rng)
+        documents = ragged.of([ids for ids in _ids(texts, vocabulary) if len(ids)])
+        tokens = ragged.append(documents, vocabulary.eos_id).values
+        return _shifted(chunks(tokens, [self.length], rng)[0], 1.0, vocabulary)
+
+    def denoise(self, texts, vocabulary, rng):
+        inputs, targets = _corrupted(texts, self.denoisers, vocabulary, rng)
+        short = ragged.cut(targets, self.length - 1 - inputs.lengths)
+        return _continued(inputs, ragged.append(short, vocabulary.eos_id), vocabulary)
+
+    def lengths(self, examples, vocabulary):
+        return _lengths(examples, self, lambda: self._plan(vocabulary))
+
+    def _plan(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        return plan_lengths(self.denoisers, vocabulary, self.length, self.length, self.length)
 
     def supervised(self, examples, task, vocabulary):
         inputs = _encode(examples, "inputs", task, vocabulary)
         targets = _encode(examples, "targets", task, vocabulary)
-        out, truncated = [], 0
-        for i, t in zip(inputs, targets, strict=True):
-            # Where both are long each gets half of the row; a short one leaves its room to the other.
-            room = max(self.length // 2, self.length - len(i))
-            short_t = _cut(t, room, vocabulary, task, "targets")
-            short_i = _cut(i, self.length - len(short_t), vocabulary, task, "inputs")
-            truncated += len(short_i) < len(i) or len(short_t) < len(t)
-            weights = np.repeat(np.array([0, 1], np.float32), [len(short_i), len(short_t)])
-            out.append(_shifted(np.concatenate([short_i, short_t]), weights, vocabulary))
-        return out, truncated
+        # Where both are long each gets half of the row; a short one leaves its room to the other.
+        room = np.maximum(self.length // 2, self.length - inputs.lengths)
+        short_targets = _cut(targets, room, vocabulary, task, "targets")
+        short_inputs = _cut(inputs, self.length - short_targets.lengths, vocabulary, task, "inputs")
+        truncated = (short_inputs.lengths < inputs.lengths) | (short_targets.lengths < targets.lengths)
+        return _continued(short_inputs, short_targets, vocabulary), int(truncated.sum())
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         room = max(self.length - max_new_tokens, self.length // 2)
-        start = np.array([vocabulary.pad_id], np.int32)  # what a shifted sequence begins with
-        return [
-            {"decoder_input_tokens": np.append(start, _cut(i, room - 1, vocabulary, task, "inputs"))}
-            for i in _encode(examples, "inputs", task, vocabulary)
-        ]
+        inputs = _cut(_encode(examples, "inputs", task, vocabulary), room - 1, vocabulary, task, "inputs")
+        start = ragged.constant(vocabulary.pad_id, len(inputs))  # what a shifted sequence begins with
+        return {"decoder_input_tokens": ragged.join(start, inputs)}
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderOnly:
     """BERT. A corpus gives pairs of texts for masked tokens and next sentence (Devlin et al. 2019, §3.1): half of
-    the second texts come from another document. A supervised example gives its segments and its label.
+    the second texts come from another document; or for sentence order (Lan et al. 2020, §3.1): half of the pairs are
+    exchanged. A supervised example gives its segments and its label.
 
     Two examples with [CLS] = 3 and [SEP] = 4, segments `7 8` with `5`, label 2, and `9`, label 0, in a row of 10:
 
@@ -187,6 +214,9 @@ class EncoderOnly:
     heads: tuple[str, ...]
     mlm_rate: float = 0.15
     max_examples_per_row: int = 16
+    whole_words: bool = False  # masked with all their tokens or not at all
+    longest_ngram: int = 1  # words, or tokens, masked together
+    sentence_order: bool = False  # instead of next sentence: is the pair in order, or exchanged (ALBERT)?
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("encoder_only", self.heads)
@@ -197,21 +227,29 @@ class EncoderOnly:
 
     def corpus(self, texts, vocabulary, rng):
         room = self.length - 3  # [CLS] and two [SEP]
+        documents = [[ids for ids in _sentence_ids(text, vocabulary) if len(ids)] for text in texts]
         pieces = [
-            (text, first, second)
-            for text in texts
-            for first, second in _pieces([ids for ids in vocabulary.encode(sentences(text)) if len(ids)], room)
+            (b"".join(ids.tobytes() for ids in document), first, second)
+            for document in documents
+            for first, second in _pieces(document, room)
         ]
-        out = []
-        for text, first, second in pieces:
-            is_next = True
+        pairs, wrong = [], []
+        for document, first, second in pieces:
+            other = None
             if "nsp" in self.heads and rng.random() < 0.5:
-                other = _other(pieces, text, rng)
-                if other is not None:
-                    second, is_next = other, False
-            second = second[: room - len(first)]
-            out.append(self._masked(first, second, is_next, vocabulary, rng))
-        return out, 0
+                other = (second, first) if self.sentence_order and len(second) else None
+                if not self.sentence_order and (random := _other(pieces, document, rng)) is not None:
+                    other = (first, random[: room - len(first)])
+            wrong.append(other is not None)
+            pairs.append(other or (first, second[: room - len(first)]))
+        firsts, seconds = (ragged.of([pair[n] for pair in pairs]) for n in (0, 1))
+        return self._masked(firsts, seconds, np.array(wrong, bool), vocabulary, rng)
+
+    def denoise(self, texts, vocabulary, rng):
+        raise AssertionError("an encoder's corpus has no texts left to denoise")
+
+    def lengths(self, examples, vocabulary):
+        return _lengths(examples, self, tuple)
 
     def supervised(self, examples, task, vocabulary):
         head = "regression" if task.regression else "classification"
@@ -221,76 +259,59 @@ class EncoderOnly:
             )
         if head not in self.heads:
             raise ConfigError(f"task {task.name!r} needs the head {head!r}; the encoder has {', '.join(self.heads)}")
-        out, truncated = [], 0
         labels = [label(example, task) for example in examples]
-        for arrays, value in zip(self._segments(examples, task, vocabulary), labels, strict=True):
-            tokens, types, cut = arrays
-            truncated += cut
-            example = self._unlabelled(tokens, types)
-            if task.regression:
-                example |= {
-                    "regression_targets": np.array([value], np.float32),
-                    "regression_weights": np.ones(1, np.float32),
-                }
-            else:
-                example |= {"class_targets": np.array([value], np.int32), "class_weights": np.ones(1, np.float32)}
-            out.append(example)
+        tokens, types, truncated = self._segments(examples, task, vocabulary)
+        out = self._unlabelled(tokens, types)
+        name, dtype = ("regression", np.float32) if task.regression else ("class", np.int32)
+        out[f"{name}_targets"] = _one_each(np.array(labels, dtype))
+        out[f"{name}_weights"] = _one_each(np.ones(len(labels), np.float32))
         return out, truncated
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
-        return [self._unlabelled(tokens, types) for tokens, types, _ in self._segments(examples, task, vocabulary)]
+        tokens, types, _ = self._segments(examples, task, vocabulary)
+        return self._unlabelled(tokens, types)
 
-    def _segments(self, examples, task, vocabulary):
-        columns = [vocabulary.encode([text_of(e, field, task) for e in examples]) for field in task.segments]
-        cls, sep = np.array([vocabulary.cls_id], np.int32), np.array([vocabulary.sep_id], np.int32)
-        for parts in zip(*columns, strict=True):
-            kept = _longest_first([len(p) for p in parts], self.length - 1 - len(parts))
-            pieces = [cls] + [x for part, n in zip(parts, kept, strict=True) for x in (part[:n], sep)]
-            types = np.repeat(np.arange(len(parts)), [n + 1 + (k == 0) for k, n in enumerate(kept)])
-            yield np.concatenate(pieces), types.astype(np.int32), sum(kept) < sum(len(p) for p in parts)
+    def _segments(self, examples, task, vocabulary) -> tuple[Ragged, np.ndarray, int]:
+        """[CLS] first [SEP] second [SEP] of each example, its token types, and how many were truncated."""
+        parts = [ragged.of(_ids([text_of(e, field, task) for e in examples], vocabulary)) for field in task.segments]
+        lengths = np.stack([part.lengths for part in parts], axis=1)
+        room = self.length - 1 - len(parts)
+        over = lengths.sum(axis=1) > room
+        kept = lengths.copy()
+        for row in np.flatnonzero(over):
+            kept[row] = _longest_first(lengths[row].tolist(), room)
+        short = [ragged.cut(part, n) for part, n in zip(parts, kept.T, strict=True)]
+        tokens, types, _ = _with_marks(short, [np.ones(len(examples), bool)] * len(short), vocabulary)
+        return tokens, types, int(over.sum())
 
-    def _masked(self, first, second, is_next, vocabulary, rng) -> Example:
-        cls, sep = np.array([vocabulary.cls_id], np.int32), np.array([vocabulary.sep_id], np.int32)
-        parts = [cls, first, sep] + ([second, sep] if len(second) else [])
-        tokens = np.concatenate(parts)
-        types = (np.arange(len(tokens)) >= len(first) + 2).astype(np.int32)
-        maskable = np.ones(len(tokens), bool)
-        maskable[[0, len(first) + 1, -1]] = False
-        corrupted, positions = mask_tokens(tokens, maskable, rng, vocabulary, self.mlm_rate)
-        example = self._unlabelled(corrupted, types)
+    def _masked(
+        self, first: Ragged, second: Ragged, wrong: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
+    ) -> Examples:
+        paired = second.lengths > 0
+        tokens, types, special = _with_marks([first, second], [np.ones_like(paired), paired], vocabulary)
+        corrupted, positions = mask_tokens(
+            tokens, ~special, rng, vocabulary, self.mlm_rate, self.whole_words, self.longest_ngram
+        )
+        out = self._unlabelled(Ragged(corrupted, tokens.lengths), types)
         if "mlm" in self.heads:
-            example["mlm_positions"] = positions.astype(np.int32)
-            example["mlm_targets"] = tokens[positions]
-            example["mlm_weights"] = np.ones(len(positions), np.float32)
+            hidden = tokens.values[positions.values + np.repeat(tokens.starts, positions.lengths)]
+            out["mlm_positions"] = Ragged(positions.values.astype(np.int32), positions.lengths)
+            out["mlm_targets"] = Ragged(hidden, positions.lengths)
+            out["mlm_weights"] = Ragged(np.ones(len(hidden), np.float32), positions.lengths)
         if "nsp" in self.heads:
-            example["nsp_targets"] = np.array([0 if is_next else 1], np.int32)
-            example["nsp_weights"] = np.array([1 if len(second) else 0], np.float32)
-        return example
+            out["nsp_targets"] = _one_each(wrong.astype(np.int32))
+            out["nsp_weights"] = _one_each(paired.astype(np.float32))
+        return out
 
-    def _unlabelled(self, tokens: np.ndarray, types: np.ndarray) -> Example:
+    def _unlabelled(self, tokens: Ragged, types: np.ndarray) -> Examples:
         """All features of all heads; what an example has no label for weighs nothing."""
-        example: Example = {"encoder_input_tokens": tokens, "token_type_ids": types}
+        out = {"encoder_input_tokens": tokens, "token_type_ids": Ragged(types, tokens.lengths)}
         for name, spec in self.specs().items():
             if spec.dims == "BE":
-                example[name] = np.zeros(1, spec.dtype)
+                out[name] = _one_each(np.zeros(len(tokens), spec.dtype))
             elif spec.dims == "BP":
-                example[name] = np.zeros(0, spec.dtype)
-        return example
-
-
-@functools.cache
-def raw_length(length: int, targets_length: int, noise_density: float, mean_noise_span_length: float) -> int:
-    """The most tokens of text whose corrupted inputs and targets both fit, EOS included: with a short decoder, fewer
-    than `span_corruption_lengths` says. ConfigError when not even two tokens fit."""
-    raw, _ = span_corruption_lengths(length, noise_density, mean_noise_span_length)
-    for tokens in range(raw, 1, -1):
-        noise, spans = noise_counts(tokens, noise_density, mean_noise_span_length)
-        if tokens - noise + spans + 1 <= length and noise + max(spans, 1) + 1 <= targets_length:
-            return tokens
-    raise ConfigError(
-        f"data.length={length}, data.targets_length={targets_length}: no room for span corruption; both must be at "
-        "least 3 (29 targets go with 128 inputs, 114 with 512)"
-    )
+                out[name] = Ragged(np.zeros(0, spec.dtype), np.zeros(len(tokens), np.int64))
+        return out
 
 
 def sentences(text: str) -> list[str]:
@@ -302,29 +323,79 @@ def sentences(text: str) -> list[str]:
     return [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n\s*\n", text) if s.strip()]
 
 
-def _encode(examples, field: str, task: Task, vocabulary: Vocabulary) -> list[np.ndarray]:
-    ids = vocabulary.encode([text_of(e, field, task) for e in examples])
-    if not task.features[field].add_eos:
-        return ids
-    return [np.append(i, np.int32(vocabulary.eos_id)) for i in ids]
+def _texts(texts: Sequence[str], plan: tuple[int, ...], vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
+    """Documents end to end, cut to the planned lengths of the denoisers."""
+    pieces, which = chunks(ragged.of(_ids(texts, vocabulary)).values, plan, rng)
+    return {TEXT: pieces, WHICH: _one_each(which)}
 
 
-def _cut(ids: np.ndarray, length: int, vocabulary: Vocabulary, task: Task, field: str) -> np.ndarray:
-    """At most `length` ids; a truncated sequence keeps its EOS."""
-    if len(ids) <= length:
-        return ids
-    short = ids[:length].copy()
-    if task.features[field].add_eos:
-        short[-1] = vocabulary.eos_id
+def _corrupted(
+    texts: Examples, denoisers: tuple[Denoiser, ...], vocabulary: Vocabulary, rng: np.random.Generator
+) -> tuple[Ragged, Ragged]:
+    return corrupt_each(texts[TEXT], texts[WHICH].values, denoisers, rng, vocabulary)
+
+
+def _lengths(examples: Examples, converter: Converter, plan: Callable[[], tuple[int, ...]]) -> np.ndarray:
+    sizes = converter.sizes(pack=True)
+    if TEXT not in examples:
+        return packing.lengths_of(examples, converter.specs(), "".join(sizes))
+    # A text of its planned length fills a row.
+    share = examples[TEXT].lengths / np.array(plan())[examples[WHICH].values]
+    return np.ceil(share[:, None] * list(sizes.values())).astype(np.int64)
+
+
+def _encode(examples, field: str, task: Task, vocabulary: Vocabulary) -> Ragged:
+    ids = ragged.of(_ids([text_of(e, field, task) for e in examples], vocabulary))
+    return ragged.append(ids, vocabulary.eos_id) if task.features[field].add_eos else ids
+
+
+def _cut(ids: Ragged, limits: np.ndarray | int, vocabulary: Vocabulary, task: Task, field: str) -> Ragged:
+    """At most `limits` ids of each row; a truncated row keeps its EOS."""
+    short = ragged.cut(ids, limits)
+    truncated = (short.lengths < ids.lengths) & (short.lengths > 0)
+    if task.features[field].add_eos and truncated.any():
+        short.values[short.ends[truncated] - 1] = vocabulary.eos_id
     return short
 
 
-def _shifted(targets: np.ndarray, weights: np.ndarray, vocabulary: Vocabulary) -> Example:
+def _shifted(targets: Ragged, weights: float | np.ndarray, vocabulary: Vocabulary) -> Examples:
+    """A decoder's three features; weights: one for all, or one a target."""
+    weight_of = np.empty(len(targets.values), np.float32)
+    weight_of[:] = weights
     return {
-        "decoder_input_tokens": np.concatenate([[vocabulary.pad_id], targets])[: len(targets)].astype(np.int32),
-        "decoder_target_tokens": targets.astype(np.int32),
-        "decoder_loss_weights": weights,
+        "decoder_input_tokens": ragged.shift(targets, vocabulary.pad_id),
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": Ragged(weight_of, targets.lengths),
     }
+
+
+def _continued(inputs: Ragged, targets: Ragged, vocabulary: Vocabulary) -> Examples:
+    """Inputs and targets in one sequence, with the loss on the targets only."""
+    parts = np.stack([inputs.lengths, targets.lengths], axis=1)
+    weights = np.repeat(np.tile([0.0, 1.0], len(inputs)), parts.ravel())
+    return _shifted(ragged.join(inputs, targets), weights, vocabulary)
+
+
+def _with_marks(
+    parts: Sequence[Ragged], closed: Sequence[np.ndarray], vocabulary: Vocabulary
+) -> tuple[Ragged, np.ndarray, np.ndarray]:
+    """[CLS] first [SEP] second [SEP] …; the token type of each value; and whether it is such a mark.
+
+    closed: for each part a bool for each row, whether a [SEP] follows it.
+    """
+    rows = len(parts[0])
+    pieces = [ragged.constant(vocabulary.cls_id, rows)]
+    for part, close in zip(parts, closed, strict=True):
+        pieces += [part, Ragged(np.full(int(close.sum()), vocabulary.sep_id, np.int32), close.astype(np.int64))]
+    lengths = np.stack([piece.lengths for piece in pieces], axis=1).ravel()
+    type_of_piece = np.array([0] + [k for k in range(len(parts)) for _ in range(2)], np.int32)
+    is_mark = np.array([True] + [False, True] * len(parts))
+    types, marks = (np.repeat(np.tile(of_piece, rows), lengths) for of_piece in (type_of_piece, is_mark))
+    return ragged.join(*pieces), types, marks
+
+
+def _one_each(values: np.ndarray) -> Ragged:
+    return Ragged(values, np.ones(len(values), np.int64))
 
 
 def _longest_first(lengths: list[int], room: int) -> list[int]:
@@ -368,18 +439,27 @@ def _pieces(document: list[np.ndarray], room: int) -> list[tuple[np.ndarray, np.
     return out
 
 
-def _other(pieces, text: str, rng: np.random.Generator) -> np.ndarray | None:
+def _other(pieces, document: bytes, rng: np.random.Generator) -> np.ndarray | None:
     """The second text of a random piece of another document; None when eight draws find none. A small corpus comes
-    several times in a window, so documents are told apart by their text."""
+    several times in a window, so documents are told apart by their ids."""
     for _ in range(8):
         other, _, second = pieces[int(rng.integers(len(pieces)))]
-        if other != text and len(second):
+        if other != document and len(second):
             return second
     return None
 
 
-def text_of(example: Mapping[str, Any], field: str, task: Task) -> str:
-    """A field of an example as text; DataError when the task's preprocessors left none."""
+def _ids(texts: Sequence, vocabulary: Vocabulary) -> list[np.ndarray]:
+    """The ids of each text; what comes out of a cache is ids already."""
+    return vocabulary.encode(texts) if not len(texts) or isinstance(texts[0], str) else list(texts)
+
+
+def _sentence_ids(text, vocabulary: Vocabulary) -> list[np.ndarray]:
+    return vocabulary.encode(sentences(text)) if isinstance(text, str) else text
+
+
+def text_of(example: Mapping[str, Any], field: str, task: Task) -> Any:
+    """A field of an example as text, or the ids that a cache has for it; DataError when there is none."""
     if field not in example:
         raise DataError(
             f"task {task.name!r} needs the field {field!r}; after its preprocessors an example has "
@@ -390,11 +470,13 @@ def text_of(example: Mapping[str, Any], field: str, task: Task) -> str:
             f"task {task.name!r}: the field {field!r} of an example is null; correct the data, or drop such examples "
             "with preprocess.keep"
         )
-    return str(example[field])
+    return example[field] if isinstance(example, Encoded) else str(example[field])
 
 
 def label(example: Mapping[str, Any], task: Task) -> int | float:
     """The class index, or the number, that an example's target stands for; DataError when it is neither."""
+    if isinstance(example, Encoded):
+        return example.label
     target = text_of(example, "targets", task).strip()
     where = ", ".join(f"{name} {str(example[name])[:80]!r}" for name in ("inputs", *task.segments) if name in example)
     if task.regression:

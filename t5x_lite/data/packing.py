@@ -1,57 +1,73 @@
 """Packing: several examples in one row, by their lengths alone.
 
-An example is a dict of 1-D arrays, the features of a batch without segment ids and positions; a row gets those
-here. Features that share a dimension letter (t5x_lite/batch.py) have the same length in an example. An unpacked
-row is a packed one with a single example: there is one code path.
+Examples are a window's features as ragged columns (`Examples`), without segment ids and positions: those a row gives
+them. Features that share a dimension letter (t5x_lite/batch.py) have the same length in an example. An unpacked row
+is a packed one with a single example: there is one code path.
 """
 
+import bisect
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from t5x_lite.batch import ArraySpec
+from t5x_lite.batch import ArraySpec, Batch
+from t5x_lite.data import ragged
+from t5x_lite.data.ragged import Ragged
 
-Example = dict[str, np.ndarray]
+Examples = dict[str, Ragged]  # by feature; row i of every feature is example i
 
 INDEX_FEATURES = ("mlm_positions", "pooled_positions")  # point into the row, so they move with their example
 
 
-def assign(lengths: np.ndarray, capacity: np.ndarray) -> list[list[int]]:
-    """Which examples share a row: best fit, in the order given.
+def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
+    """Which row each example goes to: best fit, the longest first.
 
-    lengths: int [examples, dimensions]; capacity: int [dimensions]. Each example goes to the open row that it
-    leaves the least room in (the earliest of equals), else to a new one. Rows come in the order of their first
-    example.
+    lengths: int [examples, dimensions]; capacity: int [dimensions]. Each example goes to the row that it leaves the
+    least room in, else to a new one; longest and least are of the dimension that the window fills most. Rows are
+    numbered by their first example, so that long examples do not come first.
 
-    >>> assign(np.array([[5], [6], [4], [3]]), np.array([10]))
-    [[0, 3], [1, 2]]
+    >>> assign(np.array([[5], [6], [4], [3]]), np.array([10])).tolist()
+    [0, 1, 1, 0]
     """
     assert (lengths <= capacity).all(), f"an example of {lengths.max(axis=0)} in rows of {capacity}"
-    room = np.empty((len(lengths), len(capacity)), np.int64)
-    rows: list[list[int]] = []
-    for index, need in enumerate(lengths):
-        left = room[: len(rows)] - need
-        fits = (left >= 0).all(axis=1)
-        if fits.any():
-            # Relative to the capacity: the fullest dimension decides which row is nearly full.
-            slack = np.where(fits, (left / capacity).min(axis=1), np.inf)
-            row = int(slack.argmin())
-            rows[row].append(index)
-            room[row] -= need
+    main = int((lengths.sum(axis=0) / capacity).argmax())
+    others = [d for d in range(len(capacity)) if d != main]
+    order = np.argsort(-lengths[:, main], kind="stable")
+    # The longest, beside which not even the shortest fits, have rows of their own.
+    alone = int((lengths[order, main] > capacity[main] - lengths[order[-1], main]).sum()) if len(order) else 0
+    row_of = np.empty(len(lengths), np.int64)
+    row_of[order[:alone]] = np.arange(alone)
+    size = capacity.tolist()
+    rooms: list[list[int]] = [[]] * alone  # of each row, by dimension
+    open_rows: list[tuple[int, int]] = []  # (room in the main dimension, row), sorted
+    for index in order[alone:].tolist():
+        need = lengths[index].tolist()
+        at = bisect.bisect_left(open_rows, (need[main],))
+        while at < len(open_rows) and any(rooms[open_rows[at][1]][d] < need[d] for d in others):
+            at += 1
+        if at < len(open_rows):
+            row = open_rows.pop(at)[1]
         else:
-            room[len(rows)] = capacity - need
-            rows.append([index])
-    return rows
+            row = len(rooms)
+            rooms.append(size)
+        rooms[row] = [room - n for room, n in zip(rooms[row], need, strict=True)]
+        bisect.insort(open_rows, (rooms[row][main], row))
+        row_of[index] = row
+    _, first, inverse = np.unique(row_of, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
 
 
-def example_lengths(example: Example, specs: Mapping[str, ArraySpec], letters: str) -> list[int]:
-    """The example's length in each dimension of `letters`."""
-    length = {spec.dims[1]: len(example[name]) for name, spec in specs.items() if name in example}
-    return [length.get(letter, 0) for letter in letters]
+def lengths_of(examples: Examples, specs: Mapping[str, ArraySpec], letters: str) -> np.ndarray:
+    """int64 [examples, letters]: each example's length in each dimension of `letters`."""
+    length = {specs[name].dims[1]: column.lengths for name, column in examples.items()}
+    return np.stack([length.get(letter, np.zeros(count(examples), np.int64)) for letter in letters], axis=1)
 
 
-def row(examples: Sequence[Example], specs: Mapping[str, ArraySpec], sizes: Mapping[str, int]) -> Example:
-    """One row of a batch: the examples side by side, zeros behind them, segment ids from 1, positions from 0.
+def fill(
+    examples: Examples, row_of: np.ndarray, rows: int, specs: Mapping[str, ArraySpec], sizes: Mapping[str, int]
+) -> Batch:
+    """`rows` rows of a batch: the examples side by side, in order, zeros behind them; segment ids from 1, positions
+    from 0. row_of: int [examples].
 
     Two examples of lengths 4 and 5 in a row of 10:
 
@@ -59,31 +75,49 @@ def row(examples: Sequence[Example], specs: Mapping[str, ArraySpec], sizes: Mapp
         encoder_segment_ids    1 1 1 1 | 2 2 2 2 2 | 0
         encoder_positions      0 1 2 3 | 0 1 2 3 4 | 0
     """
-    out = {name: np.zeros(sizes[spec.dims[1]], spec.dtype) for name, spec in specs.items()}
-    filled = dict.fromkeys(sizes, 0)
-    for number, example in enumerate(examples, 1):
-        length = {}
-        for name, values in example.items():
-            letter = specs[name].dims[1]
-            length[letter] = len(values)
-            begin = filled[letter]
-            offset = filled["S"] if name in INDEX_FEATURES else 0
-            out[name][begin : begin + len(values)] = values + offset if offset else values
-        for side, letter in (("encoder", "S"), ("decoder", "L")):
-            if f"{side}_segment_ids" in out and letter in length:
-                where = slice(filled[letter], filled[letter] + length[letter])
-                out[f"{side}_segment_ids"][where] = number
-                out[f"{side}_positions"][where] = np.arange(length[letter])
-        for letter, n in length.items():
-            filled[letter] += n
+    order = np.argsort(row_of, kind="stable")
+    examples, row_of = take(examples, order), row_of[order]
+    first = np.searchsorted(row_of, row_of)  # the first example in the row of each
+    numbers = np.arange(1, len(row_of) + 1, dtype=np.int32) - first.astype(np.int32)
+    out = {name: np.zeros((rows, sizes[spec.dims[1]]), spec.dtype) for name, spec in specs.items()}
+    used, begins = {}, {}
+    for letter, lengths in {specs[name].dims[1]: column.lengths for name, column in examples.items()}.items():
+        filled = np.bincount(row_of, lengths, minlength=rows)
+        used[letter] = np.arange(sizes[letter]) < filled[:, None]
+        before = np.cumsum(lengths) - lengths
+        begins[letter] = before - before[first]
+        side = {"S": "encoder", "L": "decoder"}.get(letter)
+        if f"{side}_segment_ids" in out:
+            out[f"{side}_segment_ids"][used[letter]] = np.repeat(numbers, lengths)
+            out[f"{side}_positions"][used[letter]] = ragged.spread(np.zeros_like(lengths), lengths)
+    for name, column in examples.items():
+        moved = np.repeat(begins["S"], column.lengths) if name in INDEX_FEATURES else 0
+        out[name][used[specs[name].dims[1]]] = column.values + moved
     return out
 
 
-def stack(rows: Sequence[Example], batch_rows: int) -> Example:
-    """Rows to a batch; missing rows at the end are all padding."""
-    out = {}
-    for name, first in rows[0].items():
-        out[name] = np.zeros((batch_rows, *first.shape), first.dtype)
-        for i, r in enumerate(rows):
-            out[name][i] = r[name]
-    return out
+def count(examples: Examples) -> int:
+    """How many examples there are."""
+    return len(next(iter(examples.values())))
+
+
+def example(examples: Examples, index: int) -> dict[str, np.ndarray]:
+    """One example: its values by feature."""
+    return {name: column[index] for name, column in examples.items()}
+
+
+def piece(examples: Examples, begin: int, end: int) -> Examples:
+    """Examples `begin` to `end`, without a copy."""
+    return {name: column.slice(begin, end) for name, column in examples.items()}
+
+
+def concatenate(parts: Sequence[Examples]) -> Examples:
+    """All parts' examples, one after the other."""
+    return {name: ragged.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def take(examples: Examples, indices: np.ndarray) -> Examples:
+    """Examples by their numbers."""
+    if len(indices) == count(examples) and (np.diff(indices, prepend=-1) == 1).all():
+        return examples
+    return {name: ragged.take(column, indices) for name, column in examples.items()}

@@ -7,6 +7,7 @@ the same global batch, row by row. The state of a stream is where it stands: a f
 works through one packing window again at most.
 """
 
+import collections
 import dataclasses
 import itertools
 import queue
@@ -17,19 +18,23 @@ from typing import Any
 import numpy as np
 
 from t5x_lite import batch as batches
-from t5x_lite.batch import Batch
-from t5x_lite.data import packing, preprocess, registry
-from t5x_lite.data.convert import Converter, label, text_of
+from t5x_lite.batch import ArraySpec, Batch
+from t5x_lite.data import cache, packing, preprocess, registry
+from t5x_lite.data.cache import Cache
+from t5x_lite.data.convert import TEXT, Converter, label, text_of
 from t5x_lite.data.order import generator, key, shuffled
-from t5x_lite.data.packing import Example
+from t5x_lite.data.packing import Examples
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
 
 MAX_STREAMS = 64  # at most so many hosts read data
-DOCUMENTS_PER_WINDOW = 64  # of a corpus, joined before they are cut to length
-EXAMPLES_PER_WINDOW = 64  # of a supervised task, encoded together
-ROWS_PER_PACKING_WINDOW = 32  # the last row of a window may stay half empty: about 1.5% of it
+TEXTS_PER_WINDOW = 64  # of a task, encoded together; the documents of a corpus are joined before they are cut
+FEWEST_TEXTS_PER_WINDOW = 8  # of a task with a small share of a mixture
+ROWS_PER_WINDOW = 64  # packed together; the last may stay half empty: about 0.8% of them
+ROWS_PER_UNPACKED_WINDOW = 16  # noised together: they wait for no others to fit beside them
+MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window of examples that are next to empty
+EXAMPLES_PER_EVAL_WINDOW = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Setting:
     seed: int
     streams: int
     pack: bool
+    caches: Mapping[str, Cache] = dataclasses.field(default_factory=dict)  # by task; the others are read from sources
+    task_ids: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -62,15 +69,18 @@ class TrainBatches:
         per_host = setting.streams // shard_count
         self._mine = range(shard_index * per_host, (shard_index + 1) * per_host)
         self._streams = {s: _Stream(rates, setting, s) for s in self._mine}
+        self.tasks = tuple(sorted(rates))  # task_ids are their numbers here, from 1
         self._rows_per_stream = batch_rows // setting.streams
         self._state = self._stream_states()
+        self._counted: list[Callable[[], np.ndarray]] = []
         self._worker: _Worker | None = None
         vocabulary = setting.vocabulary
         self._fingerprint = {
             "mixture": {name: round(rate, 9) for name, rate in rates.items()},
-            "examples": {name: len(registry.REGISTRY[name].source.split("train")) for name in rates},  # type: ignore[union-attr]
+            "tasks": {name: registry.identity(registry.REGISTRY[name]) for name in rates},  # type: ignore[arg-type]
             "converter": repr(setting.converter),
             "vocabulary": vocabulary.fingerprint,
+            "format": 2,  # of this state, and of the order it stands for
             "seed": setting.seed,
             "batch_rows": batch_rows,
             "pack": setting.pack,
@@ -83,7 +93,7 @@ class TrainBatches:
     def __next__(self) -> Batch:
         if self._prefetch and self._worker is None:
             self._worker = _Worker(self._produce, self._prefetch)
-        batch, self._state, self._counters = self._worker.next() if self._worker else self._produce()
+        batch, self._state, self._counted = self._worker.next() if self._worker else self._produce()
         return batch
 
     def get_state(self) -> dict:
@@ -92,8 +102,7 @@ class TrainBatches:
 
     def set_state(self, state: dict) -> None:
         """Goes on from `get_state()` of any host count (merged). CheckpointError when it was another pipeline's."""
-        theirs = state.get("fingerprint", {})
-        differing = [f"{k} {theirs.get(k)!r} → {v!r}" for k, v in self._fingerprint.items() if theirs.get(k) != v]
+        differing = list(registry.differences(state.get("fingerprint", {}), self._fingerprint))
         if differing:
             raise CheckpointError(
                 f"the data is not what this run was trained on: {'; '.join(differing)}. "
@@ -110,9 +119,22 @@ class TrainBatches:
         self._state = self._stream_states()
 
     def counters(self) -> dict[str, float]:
-        """Totals of this host since step 0, over resumptions: examples (drawn for packing, so up to a window ahead of
-        the rows handed out) and epochs per task, and the share of the converted examples that were truncated."""
-        return dict(self._counters)
+        """Totals of this host since step 0, over resumptions: examples and tokens in the batches handed out and epochs
+        per task (read for packing, so up to a window ahead), and the share of converted examples that were truncated.
+        """
+        if not self._counted:
+            return {}
+        tokens, examples, converted, truncated, epochs = np.sum([count() for count in self._counted], axis=0)
+        out = {f"examples/{name}": float(n) for name, n in zip(self.tasks, examples, strict=True)}
+        out |= {f"tokens/{name}": float(n) for name, n in zip(self.tasks, tokens, strict=True)}
+        out |= {f"epochs/{name}": float(n) / len(self._counted) for name, n in zip(self.tasks, epochs, strict=True)}
+        return out | {"truncated": float(truncated.sum() / max(converted.sum(), 1))}
+
+    def epochs_per_example(self) -> dict[str, float]:
+        """{"epochs_per_example/TASK": …}: how far an example gets in its source, by what was read up to now."""
+        read = np.sum([stream.read for stream in self._streams.values()], axis=0)
+        ratios = read[4] / np.maximum(read[1], 1) / self._setting.streams
+        return {f"epochs_per_example/{name}": float(ratio) for name, ratio in zip(self.tasks, ratios, strict=True)}
 
     def close(self) -> None:
         """Stops the background thread; batches it had prepared are dropped, and made again when asked for."""
@@ -122,27 +144,14 @@ class TrainBatches:
             for number, stream in self._streams.items():
                 stream.set_state(self._state[str(number)])
 
-    _counters: dict[str, float] = {}  # noqa: RUF012  (replaced, never changed)
-
-    def _produce(self) -> tuple[Batch, dict, dict]:
-        rows = [next(s) for s in self._streams.values() for _ in range(self._rows_per_stream)]
-        batch = packing.stack(rows, len(rows))
+    def _produce(self) -> tuple[Batch, dict, list]:
+        parts = [part for stream in self._streams.values() for part in stream.take(self._rows_per_stream)]
+        batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         batches.check(batch, self._setting.converter.specs(), self._setting.vocabulary.size)
-        return batch, self._stream_states(), self._count()
+        return batch, self._stream_states(), [stream.counter() for stream in self._streams.values()]
 
     def _stream_states(self) -> dict:
         return {str(number): stream.get_state() for number, stream in self._streams.items()}
-
-    def _count(self) -> dict[str, float]:
-        feeds = [feed for stream in self._streams.values() for feed in stream.feeds.values()]
-        out: dict[str, float] = {}
-        for feed in feeds:
-            name = feed.task.name
-            out[f"examples/{name}"] = out.get(f"examples/{name}", 0) + feed.produced
-            out[f"epochs/{name}"] = out.get(f"epochs/{name}", 0) + feed.epochs / len(self._streams)
-        total = sum(feed.converted for feed in feeds)
-        out["truncated"] = sum(feed.truncated for feed in feeds) / max(total, 1)
-        return out
 
 
 def train_batches(
@@ -156,11 +165,16 @@ def train_batches(
     shard_index: int = 0,
     shard_count: int = 1,
     prefetch_batches: int = 2,
+    cache_dir: str = "",
+    task_ids: bool = False,
 ) -> TrainBatches:
     """The training batches of a registered task or mixture.
 
     batch_rows: of the global batch; host `shard_index` of `shard_count` gets its batch_rows / shard_count of them.
     prefetch_batches: prepared ahead by a background thread; 0 for none.
+    cache_dir: what `t5x-lite cache` made of the tasks; the batches are the same, sooner.
+    task_ids: adds decoder_task_ids [BL] (encoder-only: encoder_task_ids [BS]), 0 on padding and 1, 2, … for the tasks
+        in the order of `TrainBatches.tasks`.
     Raises ConfigError where rows do not divide over hosts, DataError where there is nothing to train on.
     """
     streams = stream_count(batch_rows)
@@ -171,7 +185,8 @@ def train_batches(
             + (f"processes; use batch_rows={fitting[0]}" if fitting else "processes")
             + f", or a number of processes that divides {streams}"
         )
-    setting = Setting(converter, vocabulary, seed, streams, pack)
+    caches = cache.open_all(registry.tasks(mixture), converter, vocabulary, cache_dir) if cache_dir else {}
+    setting = Setting(converter, vocabulary, seed, streams, pack, caches, task_ids)
     return TrainBatches(registry.rates(mixture), setting, batch_rows, shard_index, shard_count, prefetch_batches)
 
 
@@ -193,77 +208,113 @@ def merge_states(states: Iterable[dict]) -> dict:
     return states[0] | {"streams": {k: v for state in states for k, v in state["streams"].items()}}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Texts:
+    """A window of a task's elements, converted."""
+
+    examples: Examples
+    lengths: np.ndarray  # int [examples, dimensions]
+    truncated: int
+
+
 class _Feed:
     """The examples of one task in one stream: window after window of its elements, converted together."""
 
-    def __init__(self, task: Task, setting: Setting, stream: int):
+    def __init__(self, task: Task, share: float, setting: Setting, stream: int):
         self.task, self._setting, self._stream = task, setting, stream
         self._source = task.source.split("train")
         if not len(self._source):
             raise DataError(f"task {task.name!r} has no training example; check its source")
-        self.window_size = DOCUMENTS_PER_WINDOW if task.is_corpus else EXAMPLES_PER_WINDOW
+        self._window_size = max(FEWEST_TEXTS_PER_WINDOW, round(TEXTS_PER_WINDOW * share))
         self._seed = key(setting.seed, task.name, "order")
-        self.window, self.offset = 0, 0  # the next example is number `offset` of window number `window`
-        self._loaded: int | None = None
-        self._examples: list[Example] = []
         self._survives = False
-        self._truncated_here = 0
-        self.produced, self.converted, self.truncated = 0, 0, 0
+        self.set_position([0, 0, 0, 0, 0])
 
-    def __len__(self) -> int:
-        return len(self._source)
+    def get_position(self) -> list[int]:
+        """[window, offset, produced, converted, truncated]: the next example is number `offset` of `window`."""
+        return [self._window, self._offset, *self._counts]
 
-    def __next__(self) -> Example:
-        for empty_windows in itertools.count():
-            if empty_windows * self.window_size > len(self):
+    def set_position(self, position: Sequence[int]) -> None:
+        self._window, self._offset, *self._counts = position
+        self._loaded: collections.deque[_Texts] = collections.deque()  # windows from `_window` on
+
+    def lengths(self, count: int) -> np.ndarray:
+        """int [count, dimensions]: of the next examples, which stay where they are."""
+        self._load(count)
+        found = np.concatenate([texts.lengths for texts in self._loaded])
+        return found[self._offset : self._offset + count]
+
+    def take(self, count: int) -> list[Examples]:
+        """The next `count` examples."""
+        self._load(count)
+        out = []
+        while count:
+            texts = self._loaded[0]
+            size = len(texts.lengths)
+            if self._offset == 0:  # not when a restored state goes on in the middle: it was counted then
+                self._counts[1] += size
+                self._counts[2] += texts.truncated
+            end = min(self._offset + count, size)
+            if end > self._offset:
+                out.append(packing.piece(texts.examples, self._offset, end))
+            self._counts[0] += end - self._offset
+            count -= end - self._offset
+            self._offset = end
+            if end == size:
+                self._loaded.popleft()
+                self._window, self._offset = self._window + 1, 0
+        return out
+
+    @property
+    def epochs(self) -> float:
+        """How often this stream's share of the source has been read."""
+        done = self._offset / len(self._loaded[0].lengths) if self._offset else 0
+        return (self._window + done) * self._window_size * self._setting.streams / len(self._source)
+
+    def _load(self, count: int) -> None:
+        """Converts windows until the next `count` examples are there."""
+        missing = count + self._offset - sum(len(texts.lengths) for texts in self._loaded)
+        empty_windows = 0
+        while missing > 0:
+            texts = self._convert(self._window + len(self._loaded))
+            self._loaded.append(texts)
+            missing -= len(texts.lengths)
+            empty_windows = 0 if len(texts.lengths) else empty_windows + 1
+            if empty_windows * self._window_size > len(self._source):
                 self._require_survivor()
-            if self._loaded != self.window:
-                self._examples, self._truncated_here = self._convert(self.window)
-                self._loaded = self.window
-            if self.offset == 0:  # not when a restored state goes on in the middle: it was counted then
-                self.converted += len(self._examples)
-                self.truncated += self._truncated_here
-            if self.offset < len(self._examples):
-                self.offset += 1
-                self.produced += 1
-                return self._examples[self.offset - 1]
-            self.window, self.offset = self.window + 1, 0
-        raise AssertionError  # count() has no end
 
     def _require_survivor(self) -> None:
         """DataError unless an element of the source makes an example: a rare one may just not have come up yet."""
         if self._survives:
             return
-        for group in _groups(text_examples(self.task, "train"), self.window_size):
+        for group in _groups(text_examples(self.task, "train"), self._window_size):
             rng = generator(self._setting.seed, self.task.name, "survivor")
-            if _converted([e for _, e in group], self.task, self._setting.converter, self._setting.vocabulary, rng)[0]:
+            converted = [e for _, e in group], self.task, self._setting.converter, self._setting.vocabulary, rng
+            if packing.count(_converted(*converted)[0]):
                 self._survives = True
                 return
         raise DataError(
-            f"task {self.task.name!r} has no example left of {len(self)} after its preprocessors; "
+            f"task {self.task.name!r} has no example left of {len(self._source)} after its preprocessors; "
             "do they drop everything, or are all texts empty?"
         )
 
-    @property
-    def epochs(self) -> float:
-        """How often this stream's share of the source has been read."""
-        done = self.offset / max(len(self._examples), 1) if self._loaded == self.window else 0
-        return (self.window + done) * self.window_size * self._setting.streams / len(self)
-
-    def _convert(self, window: int) -> tuple[list[Example], int]:
+    def _convert(self, window: int) -> _Texts:
         setting, task = self._setting, self.task
-        examples = []
-        places = np.arange(window * self.window_size, (window + 1) * self.window_size) * setting.streams + self._stream
-        for place, index in zip(places.tolist(), shuffled(places, len(self), self._seed).tolist(), strict=True):
-            example = preprocess.apply(
-                task.preprocessors,
-                self._source[index],
-                lambda n=place: generator(setting.seed, task.name, "element", n),
-            )
-            if example is not None:
-                examples.append(example)
+        places = np.arange(window * self._window_size, (window + 1) * self._window_size)
+        places = places * setting.streams + self._stream
+        indices = shuffled(places, len(self._source), self._seed).tolist()
+        if task.name in setting.caches:
+            found = setting.caches[task.name].read(indices)
+        else:
+            found = [self._preprocessed(place, index) for place, index in zip(places.tolist(), indices, strict=True)]
+            found = [example for example in found if example is not None]
         rng = generator(setting.seed, task.name, "window", self._stream, window)
-        return _converted(examples, task, setting.converter, setting.vocabulary, rng)
+        examples, truncated = _converted(found, task, setting.converter, setting.vocabulary, rng)
+        return _Texts(examples, setting.converter.lengths(examples, setting.vocabulary), truncated)
+
+    def _preprocessed(self, place: int, index: int) -> registry.Example | None:
+        rng = lambda: generator(self._setting.seed, self.task.name, "element", place)  # noqa: E731
+        return preprocess.apply(self.task.preprocessors, self._source[index], rng)
 
 
 class _Stream:
@@ -271,66 +322,135 @@ class _Stream:
 
     def __init__(self, rates: Mapping[str, float], setting: Setting, number: int):
         self._setting, self._number = setting, number
-        self._names = sorted(rates)  # the order a mixture is written in does not matter
-        self._shares = np.array([rates[name] for name in self._names])
-        self.feeds = {name: _Feed(registry.REGISTRY[name], setting, number) for name in rates}  # type: ignore[arg-type]
+        names = sorted(rates)  # the order a mixture is written in does not matter
+        self._shares = np.array([rates[name] for name in names])
+        self._feeds = [_Feed(registry.REGISTRY[name], rates[name], setting, number) for name in names]  # type: ignore[arg-type]
         self._specs = setting.converter.specs()
         self._sizes = setting.converter.sizes(setting.pack)
-        self._drawn = 0  # examples drawn so far, all tasks
-        self._rows: list[list[Example]] | None = []  # of the window being handed out
-        self._emitted = 0
-        self._window_start = self._position()
-        self._draws: tuple[int, np.ndarray] | None = None
-
-    def __next__(self) -> Example:
-        if self._rows is None:
-            self._rows = self._fill_window()
-        if self._emitted == len(self._rows):
-            self._window_start = self._position()
-            self._rows, self._emitted = self._fill_window(), 0
-        self._emitted += 1
-        return packing.row(self._rows[self._emitted - 1], self._specs, self._sizes)
+        self._capacity = np.array(list(self._sizes.values()))
+        self._blocks: dict[int, np.ndarray] = {}  # of draws
+        positions = [feed.get_position() for feed in self._feeds]
+        self.set_state({"drawn": 0, "tasks": positions, "tokens": [0.0] * len(self._feeds), "emitted": 0})
 
     def get_state(self) -> dict:
-        return {"window": self._window_start, "emitted": self._emitted}
+        """Where the window that is being handed out began, and how many of its rows are out."""
+        return self._start | {"emitted": self._emitted}
 
     def set_state(self, state: dict) -> None:
-        start = state["window"]
-        self._drawn = start["drawn"]
-        for name, feed in self.feeds.items():
-            feed.window, feed.offset = start["tasks"][name]
-            feed.produced, feed.converted, feed.truncated = start["counts"][name]
-        self._window_start = self._position()
-        self._rows = None if state["emitted"] else []  # made when asked for
+        self._drawn = state["drawn"]
+        for feed, position in zip(self._feeds, state["tasks"], strict=True):
+            feed.set_position(position)
+        self._token_counts = np.array(state["tokens"])
+        self._start = {name: state[name] for name in ("drawn", "tasks", "tokens")}
         self._emitted = state["emitted"]
+        self._rows: Batch | None = None  # made when asked for
+        self._count = 0
 
-    def _position(self) -> dict:
-        return {
-            "drawn": self._drawn,
-            "tasks": {name: [f.window, f.offset] for name, f in self.feeds.items()},
-            "counts": {name: [f.produced, f.converted, f.truncated] for name, f in self.feeds.items()},
-        }
+    def take(self, count: int) -> list[Batch]:
+        """The next `count` rows, as pieces of windows."""
+        out = []
+        while count:
+            if self._rows is None:
+                self._fill_window()
+            elif self._emitted == self._count:
+                self._start = {
+                    "drawn": self._drawn,
+                    "tasks": [feed.get_position() for feed in self._feeds],
+                    "tokens": self._token_counts.tolist(),
+                }
+                self._emitted = 0
+                self._fill_window()
+            end = min(self._emitted + count, self._count)
+            out.append({name: array[self._emitted : end] for name, array in self._rows.items()})  # type: ignore[union-attr]
+            count -= end - self._emitted
+            self._emitted = end
+        return out
 
-    def _draw(self) -> Example:
-        """The next example; which task it is from depends on how many were drawn before it, and nothing else."""
-        block, index = divmod(self._drawn, 1024)
-        if self._draws is None or self._draws[0] != block:
-            rng = generator(self._setting.seed, "mixture", self._number, block)
-            self._draws = block, rng.choice(len(self._names), size=1024, p=self._shares)
-        self._drawn += 1
-        return next(self.feeds[self._names[self._draws[1][index]]])
+    def counter(self) -> Callable[[], np.ndarray]:
+        """A function for float [5, tasks]: tokens and examples in the rows handed out up to now; converted; truncated;
+        epochs. Counting waits until somebody asks."""
+        read, tasks, row_of, emitted = self.read, self._tasks, self._row_of, self._emitted
+        tokens = self._tokens
 
-    def _fill_window(self) -> list[list[Example]]:
-        if not self._setting.pack:
-            return [[self._draw()]]
-        letters = "".join(self._sizes)
-        capacity = np.array([self._sizes[letter] for letter in letters])
-        examples, lengths, total = [], [], np.zeros(len(letters))
-        while (total / capacity).max() < ROWS_PER_PACKING_WINDOW:
-            examples.append(self._draw())
-            lengths.append(packing.example_lengths(examples[-1], self._specs, letters))
-            total += lengths[-1]
-        return [[examples[i] for i in row] for row in packing.assign(np.array(lengths), capacity)]
+        def count() -> np.ndarray:
+            out, coming = read.copy(), row_of >= emitted
+            out[0] -= np.bincount(tasks[coming], tokens[coming], minlength=read.shape[1])
+            out[1] -= np.bincount(tasks[coming], minlength=read.shape[1])
+            return out
+
+        return count
+
+    def _fill_window(self) -> None:
+        """The next window of rows: as many examples as fill it, packed."""
+        pack = self._setting.pack
+        tasks = self._draw() if pack else self._tasks_from(self._drawn, ROWS_PER_UNPACKED_WINDOW)
+        rng = generator(self._setting.seed, "noise", self._number, self._drawn)
+        self._drawn += len(tasks)
+        counts = np.bincount(tasks, minlength=len(self._feeds)).tolist()
+        pieces = [piece for feed, n in zip(self._feeds, counts, strict=True) if n for piece in feed.take(n)]
+        examples = _finished(pieces, self._setting.converter, self._setting.vocabulary, rng)
+        if len(self._feeds) > 1:
+            examples = packing.take(examples, _ranks(tasks))
+        # Packing puts the rows of many short examples first: in that order, a mixture's tasks would come in waves.
+        self._rows, row_of = _packed(examples, self._specs, self._sizes, pack, shuffle=rng if pack else None)
+        self._count = int(row_of.max()) + 1
+        if self._setting.task_ids:
+            self._rows |= _task_ids(tasks, row_of, self._rows)
+        self._tasks, self._row_of, self._tokens = tasks, row_of, _tokens(examples, self._specs)
+        self._token_counts = self._token_counts + np.bincount(tasks, self._tokens, minlength=len(self._feeds))
+        counts = np.array([[*feed.get_position()[2:], feed.epochs] for feed in self._feeds]).T
+        self.read = np.vstack([self._token_counts, counts])
+
+    def _draw(self) -> np.ndarray:
+        """The tasks of the next examples, as many as make up `ROWS_PER_WINDOW` full rows."""
+        count = ROWS_PER_WINDOW
+        while True:
+            tasks = self._tasks_from(self._drawn, count)
+            counts = np.bincount(tasks, minlength=len(self._feeds)).tolist()
+            lengths = np.concatenate([feed.lengths(n) for feed, n in zip(self._feeds, counts, strict=True) if n])
+            filled = (np.cumsum(lengths[_ranks(tasks)], axis=0) / self._capacity).max(axis=1)
+            if filled[-1] >= ROWS_PER_WINDOW or count >= MOST_EXAMPLES_PER_WINDOW:
+                needed = int(np.searchsorted(filled, ROWS_PER_WINDOW)) + 1
+                return tasks[:needed]
+            count = min(int(count * ROWS_PER_WINDOW / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
+
+    def _tasks_from(self, first: int, count: int) -> np.ndarray:
+        """Which task each of the examples number `first` and on is from: a function of their numbers alone."""
+        blocks = range(first // 1024, (first + count - 1) // 1024 + 1)
+        return np.concatenate([self._block(n) for n in blocks])[first - blocks[0] * 1024 :][:count]
+
+    def _block(self, number: int) -> np.ndarray:
+        if number not in self._blocks:
+            rng = generator(self._setting.seed, "mixture", self._number, number)
+            self._blocks = {k: v for k, v in self._blocks.items() if k == number - 1}
+            self._blocks[number] = rng.choice(len(self._feeds), size=1024, p=self._shares)
+        return self._blocks[number]
+
+
+def _tokens(examples: Examples, specs: Mapping[str, ArraySpec]) -> np.ndarray:
+    """int [examples]: tokens of encoder and decoder together."""
+    return packing.lengths_of(examples, specs, "SL").sum(axis=1)
+
+
+def _task_ids(tasks: np.ndarray, row_of: np.ndarray, rows: Batch) -> Batch:
+    """The number of each token's task, from 1, and 0 on padding: of the decoder where there is one, as the loss is
+    there. tasks, row_of: int [examples]."""
+    side = "decoder" if "decoder_segment_ids" in rows else "encoder"
+    segments = rows[f"{side}_segment_ids"]
+    order = np.argsort(row_of, kind="stable")
+    numbers = np.arange(len(order)) - np.searchsorted(row_of[order], row_of[order]) + 1
+    task_of = np.zeros((len(segments), numbers.max() + 1), np.int32)
+    task_of[row_of[order], numbers] = tasks[order] + 1
+    return {f"{side}_task_ids": np.take_along_axis(task_of, segments, axis=1)}
+
+
+def _ranks(tasks: np.ndarray) -> np.ndarray:
+    """Where each example stands once they are sorted by task.
+
+    >>> _ranks(np.array([1, 0, 1, 0])).tolist()
+    [2, 0, 3, 1]
+    """
+    return np.argsort(np.argsort(tasks, kind="stable"))
 
 
 class _Worker:
@@ -414,16 +534,15 @@ def eval_batches(
     many source examples, 0 for all. The noise of a corpus is the same at every evaluation.
     """
     specs, sizes = converter.specs(), converter.sizes(pack)
-    rows = _rows(_eval_examples(task, converter, vocabulary, split, limit), specs, sizes, pack)
     share = _share(batch_rows, shard_index, shard_count)
-    empty = packing.row([], specs, sizes)
-    group = []
-    for group in _groups(rows, batch_rows):
-        mine = group[share] or [empty]
-        batch = packing.stack(mine, share.stop - share.start)
+    windows = _eval_windows(task, converter, vocabulary, split, limit, EXAMPLES_PER_EVAL_WINDOW if pack else 1)
+    blocks = (_packed(examples, specs, sizes, pack)[0] for examples in windows)
+    batch = None
+    for whole in _of_rows(blocks, batch_rows):
+        batch = {name: array[share] for name, array in whole.items()}
         batches.check(batch, specs, vocabulary.size)
         yield batch
-    if not group:
+    if batch is None:
         raise DataError(f"task {task.name!r}: all texts of split {split!r} are empty; there is nothing to evaluate")
 
 
@@ -459,56 +578,96 @@ def prompt_batch(
     max_new_tokens: int,
 ) -> Batch:
     """The prompts of some text examples as one batch; missing rows are padding."""
-    arrays = converter.prompts(examples, task, vocabulary, max_new_tokens) if examples else []
-    return _one_per_row(arrays, converter, vocabulary, batch_rows)
+    found = converter.prompts(examples, task, vocabulary, max_new_tokens) if examples else {}
+    return _one_per_row(found, converter, vocabulary, batch_rows)
 
 
 def example_batch(
     examples: Sequence[Mapping], task: Task, converter: Converter, vocabulary: Vocabulary, *, batch_rows: int
 ) -> Batch:
     """Supervised text examples with their targets as one batch, one a row."""
-    arrays = converter.supervised(examples, task, vocabulary)[0] if examples else []
-    return _one_per_row(arrays, converter, vocabulary, batch_rows)
+    found = converter.supervised(examples, task, vocabulary)[0] if examples else {}
+    return _one_per_row(found, converter, vocabulary, batch_rows)
 
 
-def _one_per_row(arrays: list[Example], converter: Converter, vocabulary: Vocabulary, batch_rows: int) -> Batch:
-    specs, sizes = converter.specs(), converter.sizes(False)
-    rows = [packing.row([a], specs, sizes) for a in arrays] or [packing.row([], specs, sizes)]
-    batch = packing.stack(rows, batch_rows)
+def _one_per_row(examples: Examples, converter: Converter, vocabulary: Vocabulary, batch_rows: int) -> Batch:
+    specs = converter.specs()
+    number = packing.count(examples) if examples else 0
+    batch = packing.fill(examples, np.arange(number), batch_rows, specs, converter.sizes(False))
     batches.check(batch, specs, vocabulary.size)
     return batch
 
 
-def _eval_examples(task: Task, converter: Converter, vocabulary: Vocabulary, split: str, limit: int):
-    size = DOCUMENTS_PER_WINDOW if task.is_corpus else EXAMPLES_PER_WINDOW
-    for window, group in enumerate(_groups(_limited(text_examples(task, split), limit), size)):
+def _eval_windows(
+    task: Task, converter: Converter, vocabulary: Vocabulary, split: str, limit: int, fewest: int
+) -> Iterator[Examples]:
+    """The examples of a split, at least `fewest` together except at its end."""
+    ready: list[Examples] = []
+    for window, group in enumerate(_groups(_limited(text_examples(task, split), limit), TEXTS_PER_WINDOW)):
         rng = generator(0, task.name, split, "window", window)
-        yield from _converted([e for _, e in group], task, converter, vocabulary, rng)[0]
+        pieces = [_converted([e for _, e in group], task, converter, vocabulary, rng)[0]]
+        ready.append(_finished(pieces, converter, vocabulary, rng))
+        if sum(map(packing.count, ready)) >= fewest:
+            yield packing.concatenate(ready)
+            ready = []
+    if sum(map(packing.count, ready)):
+        yield packing.concatenate(ready)
 
 
-def _rows(examples: Iterable[Example], specs, sizes, pack: bool) -> Iterator[Example]:
-    if not pack:
-        for example in examples:
-            yield packing.row([example], specs, sizes)
-        return
-    letters = "".join(sizes)
-    capacity = np.array([sizes[letter] for letter in letters])
-    for group in _groups(examples, 1024):
-        lengths = np.array([packing.example_lengths(e, specs, letters) for e in group])
-        for indices in packing.assign(lengths, capacity):
-            yield packing.row([group[i] for i in indices], specs, sizes)
+def _packed(
+    examples: Examples,
+    specs: Mapping[str, ArraySpec],
+    sizes: Mapping[str, int],
+    pack: bool,
+    shuffle: np.random.Generator | None = None,
+) -> tuple[Batch, np.ndarray]:
+    """As many rows as the examples need, and the row of each."""
+    row_of = np.arange(packing.count(examples))
+    if pack:
+        row_of = packing.assign(packing.lengths_of(examples, specs, "".join(sizes)), np.array(list(sizes.values())))
+    count = int(row_of.max()) + 1
+    if shuffle is not None:
+        row_of = shuffle.permutation(count)[row_of]
+    return packing.fill(examples, row_of, count, specs, sizes), row_of
+
+
+def _of_rows(blocks: Iterable[Batch], rows: int) -> Iterator[Batch]:
+    """The same rows in batches of `rows`; the last is filled up with padding."""
+    rest: Batch = {}
+    for block in blocks:
+        rest = {name: np.concatenate([rest[name], array]) for name, array in block.items()} if rest else block
+        full = len(next(iter(rest.values()))) // rows
+        for n in range(full):
+            yield {name: array[n * rows : (n + 1) * rows] for name, array in rest.items()}
+        rest = {name: array[full * rows :] for name, array in rest.items()}
+    if rest and (missing := rows - len(next(iter(rest.values())))) < rows:
+        yield {name: np.pad(array, [(0, missing), (0, 0)]) for name, array in rest.items()}
 
 
 def _converted(
     examples: Sequence[Mapping], task: Task, converter: Converter, vocabulary: Vocabulary, rng: np.random.Generator
-) -> tuple[list[Example], int]:
-    """Text examples as model features; empty texts give none."""
+) -> tuple[Examples, int]:
+    """Text examples as model features, or as texts to denoise; empty texts give none."""
     if task.is_corpus:
-        return converter.corpus([text_of(e, "text", task) for e in examples], vocabulary, rng)
+        return converter.corpus([text_of(e, "text", task) for e in examples], vocabulary, rng), 0
     if task.labels or task.regression:
         for example in examples:
             label(example, task)  # a wrong label is wrong for every architecture, also where it is just text
-    return converter.supervised(examples, task, vocabulary) if examples else ([], 0)
+    return converter.supervised(examples, task, vocabulary)
+
+
+def _finished(
+    pieces: Sequence[Examples], converter: Converter, vocabulary: Vocabulary, rng: np.random.Generator
+) -> Examples:
+    """All pieces' examples as model features, texts denoised: those of all tasks at once, so that many small tasks
+    cost no more than one."""
+    texts = [piece for piece in pieces if TEXT in piece]
+    if not texts:
+        return packing.concatenate(pieces)
+    denoised = converter.denoise(packing.concatenate(texts), vocabulary, rng)
+    ends = itertools.accumulate(map(packing.count, texts), initial=0)
+    parts = (packing.piece(denoised, begin, end) for begin, end in itertools.pairwise(ends))
+    return packing.concatenate([next(parts) if TEXT in piece else piece for piece in pieces])
 
 
 def _share(batch_rows: int, shard_index: int, shard_count: int) -> slice:

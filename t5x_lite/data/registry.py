@@ -1,18 +1,26 @@
 """Tasks and mixtures: what there is to learn, told once for all architectures."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from t5x_lite.data import preprocess
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
 
 Example = Mapping[str, Any]
+SAMPLED = 64  # examples that stand for a source which cannot fingerprint itself
 
 
 class Source(Protocol):
-    """Where examples come from: random access, so that order and resumption cost nothing."""
+    """Where examples come from: random access, so that order and resumption cost nothing.
+
+    A source may also have `fingerprint(split) -> str`: another text whenever an example is another.
+    """
 
     def split(self, name: str) -> Sequence[Example]:
         """The examples of a split ("train", "validation", "test"); raises DataError when there is none."""
@@ -97,10 +105,52 @@ def tasks(name: str) -> tuple[Task, ...]:
 def proportional(cap: float = float("inf"), scale: float = 1.0, temperature: float = 1.0) -> Callable[[int], float]:
     """Examples-proportional mixing (Raffel et al. 2020, §3.5.2): min(size · scale, cap) ** (1 / temperature).
 
-    >>> proportional(cap=100)(5000)
-    100.0
+    The cap comes before the temperature, as in the code that trained T5. Sizes that are not the task's own (T5 took
+    710,000 for its corpus) are a rate: `{"c4": proportional(cap=2**19)(710_000)}`.
+
+    >>> proportional(cap=100)(5000), proportional(cap=100, temperature=2)(5000)
+    (100.0, 10.0)
     """
+    for name, value in (("cap", cap), ("scale", scale), ("temperature", temperature)):
+        if not value > 0:
+            raise ConfigError(f"proportional({name}={value!r}); it must be positive (temperature=1 leaves rates alone)")
     return lambda size: float(min(size * scale, cap) ** (1 / temperature))
+
+
+def identity(task: Task, split: str = "train") -> dict[str, Any]:
+    """What a split of a task is, as JSON-able data: another value means other examples.
+
+    examples: the source's size; source: its own fingerprint, or a digest of examples spread over it; preprocessors:
+    `preprocess.identity` of each.
+    """
+    examples = task.source.split(split)
+    own = getattr(task.source, "fingerprint", None)
+    return {
+        "examples": len(examples),
+        "source": own(split) if own else _digest(examples),
+        "preprocessors": [preprocess.identity(function) for function in task.preprocessors],
+    }
+
+
+def differences(theirs: Any, ours: Any, what: str = "") -> Iterator[str]:
+    """Where two pieces of JSON-able data differ, a line for each place: "tasks.cola.examples 10 → 12".
+
+    >>> list(differences({"seed": 1, "tasks": {"a": {"examples": 2}}}, {"seed": 1, "tasks": {"a": {"examples": 3}}}))
+    ['tasks.a.examples 2 → 3']
+    """
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for name in [*ours, *(name for name in theirs if name not in ours)]:
+            yield from differences(theirs.get(name), ours.get(name), f"{what}.{name}" if what else name)
+    elif theirs != ours:
+        yield f"{what} {theirs!r} → {ours!r}"
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """16 hex digits of at most SAMPLED examples, the first and the last among them."""
+    last = len(examples) - 1
+    places = sorted({round(i * last / (SAMPLED - 1)) for i in range(SAMPLED)}) if len(examples) else []
+    lines = (json.dumps(examples[i], sort_keys=True, default=repr) for i in places)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
 def _rates(name: str, above: tuple[str, ...]) -> dict[str, float]:
@@ -116,7 +166,7 @@ def _rates(name: str, above: tuple[str, ...]) -> dict[str, float]:
         below = _rates(member, (*above, name))
         if callable(rate):
             rate = rate(sum(len(REGISTRY[task].source.split("train")) for task in below))  # type: ignore[union-attr]
-        if isinstance(rate, str) or not 0 < rate < float("inf"):
+        if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 < rate < float("inf"):
             raise ConfigError(f"mixture {name!r}: the rate of {member!r} is {rate!r}; it must be a positive number")
         share = sum(below.values())
         for task, part in below.items():

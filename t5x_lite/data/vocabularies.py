@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -201,11 +202,14 @@ class SentencePieceVocabulary:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
-            return [np.asarray(ids, np.int32) for ids in self._processor.encode(list(texts))]
+            found = self._processor.encode(list(texts), num_threads=1)  # starting threads costs more than a few texts
         except (UnicodeEncodeError, TypeError):
             for text in texts:
                 _utf8(text)  # says which
             raise
+        ends = list(itertools.accumulate(map(len, found), initial=0))
+        together = np.fromiter(itertools.chain.from_iterable(found), np.int32, ends[-1])  # a third of asarray's time
+        return [together[begin:end] for begin, end in itertools.pairwise(ends)]
 
     def decode(self, ids: Iterable[int]) -> str:
         hidden = {self.pad_id, *(self._processor.piece_to_id(s) for s in CONTROL_SYMBOLS)} - {self.unk_id}

@@ -1,0 +1,290 @@
+"""The data engine: tokens per core-second from a text file to numpy batches, through the registry and the pipeline.
+
+    python benchmarks/data.py                                  # everything; about two minutes
+    python benchmarks/data.py --measure=throughput --vocabularies=spm --corpus=FILE --length=512 --targets_length=114
+
+The corpus is a text file, one document a line; without --corpus, Python's own documentation in documents of about
+2,000 characters, repeated to --megabytes. `spm` is a SentencePiece model of --pieces pieces trained on it. One process
+for each measure and vocabulary. Prints JSON lines; each figure is the median of --samples samples of --seconds CPU
+seconds. Tokens are those of a batch that are not padding, encoder and decoder; times are CPU times of the process.
+
+    throughput  tokens_per_core_s; first_batch_s, wall time from the start of the process; rss_mb, the most memory it
+                ever held; tokenizer_alone_per_core_s, the rate of `vocabulary.encode` on the same texts
+    stages      nanoseconds a token: tokenise, chunk, noise, pack, batch, and the rest
+    lengths     nanoseconds a token at rows of 128 to 4096 tokens
+    mixtures    nanoseconds a token with 1 to 100 tasks
+    packing     utilisation and examples per core-second of packing documents with lengths like C4's into rows of 512
+    resume      seconds to the first batch from the state of step 1,000,000, and the size of that state
+"""
+
+import time
+
+START = time.perf_counter()
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import resource  # noqa: E402
+import statistics  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from unittest import mock  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+from t5x_lite.cli import HUGE_PAGES  # noqa: E402  (`t5x-lite train` starts itself again with them)
+from t5x_lite.data import convert, denoise, packing, pipeline, registry, sources, vocabularies  # noqa: E402
+from t5x_lite.data.registry import Feature, Mixture, Task  # noqa: E402
+
+MEASURES = ("throughput", "stages", "lengths", "mixtures", "packing", "resume")
+STAGES = {
+    "chunk": [(convert, "chunks")],
+    "noise": [(convert, "corrupt_each")],
+    "pack": [(packing, "assign"), (packing, "fill")],
+    "batch": [(pipeline.batches, "check")],
+}
+
+
+def main() -> None:
+    args = _arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        if not args.corpus:
+            args.corpus = str(Path(scratch) / "corpus.txt")
+            write_documentation(Path(args.corpus), args.megabytes)
+        if "spm" in args.vocabularies and not args.model:
+            args.model = str(Path(scratch) / "spm.model")
+            vocabularies.train_sentencepiece(size=args.pieces, output=Path(args.model), texts=_sample(args.corpus))
+        flags = [f"--{k}={v}" for k, v in vars(args).items() if k not in ("measure", "vocabularies", "worker")]
+        for measure in args.measure.split(","):
+            for vocabulary in args.vocabularies.split(",") if measure != "packing" else ["none"]:
+                command = [sys.executable, __file__, *flags, f"--measure={measure}", f"--vocabularies={vocabulary}"]
+                environment = os.environ | {"GLIBC_TUNABLES": HUGE_PAGES}
+                subprocess.run([*command, "--worker"], check=True, env=environment)
+
+
+def work(args: argparse.Namespace) -> None:
+    """One measure of one vocabulary, in a process of its own."""
+    name = args.vocabularies
+    vocabulary = None
+    if name != "none":
+        vocabulary = vocabularies.ByteVocabulary(100) if name == "bytes" else vocabularies.load(args.model)
+        register(args.corpus, 1)
+    found = {
+        "throughput": throughput,
+        "stages": stages,
+        "lengths": lengths,
+        "mixtures": mixtures,
+        "packing": packed,
+        "resume": resume,
+    }[args.measure](args, vocabulary)
+    print(json.dumps({"measure": args.measure, "vocabulary": name, **found}), flush=True)
+
+
+def register(corpus: str, tasks: int) -> None:
+    """The mixture "bench": so many tasks of equal rates."""
+    names = [f"bench_{n}" for n in range(tasks)]
+    for n in names:
+        registry.add(Task(n, sources.Text({"train": corpus}), features={"text": Feature()}))
+    registry.add(Mixture("bench", dict.fromkeys(names, 1.0)))
+
+
+def batches_of(args: argparse.Namespace, vocabulary, **changed) -> pipeline.TrainBatches:
+    shape = {"length": args.length, "targets_length": args.targets_length} | changed
+    denoiser = denoise.Denoiser(mean_noise_span_length=shape.pop("mean_noise_span_length", 3.0))
+    converter = convert.TextToText(**shape, denoisers=(denoiser,))
+    return pipeline.train_batches(
+        "bench", converter, vocabulary, batch_rows=args.batch_rows, seed=0, prefetch_batches=0
+    )
+
+
+def rates(batches: Iterator, args: argparse.Namespace) -> list[float]:
+    """Tokens per core-second of each sample. The first batches, which fill the windows, are left out."""
+    for _ in range(64):
+        next(batches)
+    return [_rate(batches, args.seconds) for _ in range(args.samples)]
+
+
+def _rate(batches: Iterator, seconds: float) -> float:
+    tokens, spent = 0, 0.0
+    while spent < seconds:
+        begin = time.process_time()
+        batch = next(batches)
+        spent += time.process_time() - begin
+        tokens += sum(int((ids > 0).sum()) for name, ids in batch.items() if name.endswith("segment_ids"))
+    return tokens / spent
+
+
+def throughput(args: argparse.Namespace, vocabulary) -> dict:
+    batches = batches_of(args, vocabulary)
+    next(batches)
+    first_batch_s = time.perf_counter() - START
+    found = rates(batches, args)
+    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    alone = _tokenizer_alone(args, vocabulary)
+    return {
+        "tokens_per_core_s": round(statistics.median(found)),
+        "lowest": round(min(found)),
+        "highest": round(max(found)),
+        "tokenizer_alone_per_core_s": round(alone),
+        "first_batch_s": round(first_batch_s, 3),
+        "rss_mb": round(rss_mb),
+    }
+
+
+def _tokenizer_alone(args: argparse.Namespace, vocabulary) -> float:
+    texts = _sample(args.corpus)
+    found = []
+    for _ in range(args.samples):
+        tokens, begin = 0, time.process_time()
+        while time.process_time() - begin < args.seconds / 2:
+            for n in range(0, len(texts), 64):
+                tokens += sum(map(len, vocabulary.encode(texts[n : n + 64])))
+        found.append(tokens / (time.process_time() - begin))
+    return statistics.median(found)
+
+
+def stages(args: argparse.Namespace, vocabulary) -> dict:
+    """The same batches with a clock around each stage's functions."""
+    spent = dict.fromkeys(("tokenise", *STAGES), 0.0)
+
+    def clocked(stage: str, function: Callable) -> Callable:
+        def call(*values, **named):
+            begin = time.process_time()
+            try:
+                return function(*values, **named)
+            finally:
+                spent[stage] += time.process_time() - begin
+
+        return call
+
+    for stage, places in STAGES.items():
+        for module, name in places:
+            mock.patch.object(module, name, clocked(stage, getattr(module, name))).start()
+    kind = type(vocabulary)
+    mock.patch.object(kind, "encode", clocked("tokenise", kind.encode)).start()
+    batches = batches_of(args, vocabulary)
+    for _ in range(64):
+        next(batches)
+    samples = []
+    for _ in range(args.samples):
+        before, begin = dict(spent), time.process_time()
+        ns = 1e9 / _rate(batches, args.seconds)
+        whole = time.process_time() - begin
+        shares = {stage: (spent[stage] - before[stage]) / whole for stage in spent}
+        samples.append({stage: ns * share for stage, share in shares.items()} | {"all": ns})
+    found = {stage: round(statistics.median(s[stage] for s in samples), 1) for stage in samples[0]}
+    return {"ns_per_token": found | {"rest": round(found["all"] - sum(v for k, v in found.items() if k != "all"), 1)}}
+
+
+def lengths(args: argparse.Namespace, vocabulary) -> dict:
+    found = {}
+    for length in (128, 256, 512, 1024, 2048, 4096):
+        mean = 3.0 if length <= 1024 else 20.0  # there are 100 sentinels
+        _, targets = denoise.span_corruption_lengths(length, 0.15, mean)
+        batches = batches_of(args, vocabulary, length=length, targets_length=targets, mean_noise_span_length=mean)
+        found[length] = _nanoseconds(batches, args)
+    return {"ns_per_token": found}
+
+
+def mixtures(args: argparse.Namespace, vocabulary) -> dict:
+    found = {}
+    for tasks in (1, 3, 10, 30, 100):
+        register(args.corpus, tasks)
+        begin = time.perf_counter()
+        batches = batches_of(args, vocabulary)
+        next(batches)
+        found[tasks] = {"first_batch_s": round(time.perf_counter() - begin, 3)}
+        found[tasks]["ns"] = _nanoseconds(batches, args)
+        found[tasks]["state_bytes"] = len(json.dumps(batches.get_state()))
+    return {"ns_per_token": found}
+
+
+def _nanoseconds(batches: Iterator, args: argparse.Namespace) -> float:
+    return round(1e9 / statistics.median(rates(batches, args)), 1)
+
+
+def packed(args: argparse.Namespace, vocabulary) -> dict:
+    """Log-normal lengths fitted to C4's documents in T5's pieces, cut at the row's length."""
+    rng = np.random.default_rng(0)
+    drawn = np.clip(rng.lognormal(5.5, 1.0, 20_000).astype(int), 1, 512)[:, None]
+    capacity = np.array([512])
+    windows, window, total = [], [], 0
+    for length in drawn[:, 0].tolist():
+        window.append(length)
+        total += length
+        if total >= pipeline.ROWS_PER_WINDOW * 512:
+            windows.append(np.array(window)[:, None])
+            window, total = [], 0
+    speeds, rows = [], 0
+    for _ in range(args.samples):
+        begin = time.process_time()
+        rows = sum(int(packing.assign(w, capacity).max()) + 1 for w in windows)
+        speeds.append(sum(map(len, windows)) / (time.process_time() - begin))
+    used = sum(int(w.sum()) for w in windows)
+    return {"utilisation": round(used / (512 * rows), 4), "examples_per_core_s": round(statistics.median(speeds))}
+
+
+def resume(args: argparse.Namespace, vocabulary) -> dict:
+    batches = batches_of(args, vocabulary)
+    for _ in range(10):
+        next(batches)
+    state = batches.get_state()
+    for stream in state["streams"].values():  # as far as a million steps lead
+        stream["drawn"] += 1_000_000 * args.batch_rows
+        stream["tasks"] = [[window + 10**6, *rest] for window, *rest in stream["tasks"]]
+    samples = []
+    for _ in range(args.samples):
+        again = batches_of(args, vocabulary)
+        begin = time.perf_counter()
+        again.set_state(state)
+        next(again)
+        samples.append(time.perf_counter() - begin)
+    return {"restore_s": round(statistics.median(samples), 3), "state_bytes": len(json.dumps(state))}
+
+
+def write_documentation(path: Path, megabytes: float) -> None:
+    """Python's documentation in lines of about 2,000 characters, again and again."""
+    from t5x_lite.tasks import python_docs
+
+    lines, line = [], ""
+    for document in python_docs.gather(python_docs.default_stdlib()):
+        line += " " + " ".join(document["text"].split())
+        if len(line) > 1800:
+            lines.append(line.strip())
+            line = ""
+    text = "\n".join(lines) + "\n"
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(max(1, round(megabytes * 1e6 / len(text.encode())))):
+            file.write(text)
+
+
+def _sample(corpus: str) -> list[str]:
+    return [example["text"] for example in sources.Text({"train": corpus}).split("train")[:2000]]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", default=",".join(MEASURES))
+    parser.add_argument("--vocabularies", default="spm,bytes")
+    parser.add_argument("--corpus", default="", help="text file, one document a line")
+    parser.add_argument("--megabytes", type=float, default=10)
+    parser.add_argument("--model", default="", help="SentencePiece model; without it one is trained")
+    parser.add_argument("--pieces", type=int, default=8000)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--targets_length", type=int, default=114)
+    parser.add_argument("--batch_rows", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments = _arguments()
+    if arguments.worker:
+        work(arguments)
+    else:
+        main()

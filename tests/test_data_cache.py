@@ -1,0 +1,323 @@
+"""Cached tasks: the same batches as uncached ones, files that are whole or not there, and no stale cache unnoticed."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import t5x_lite.tasks  # noqa: F401  (registers its tasks once, before the table is replaced)
+from t5x_lite import cli
+from t5x_lite.data import cache, convert, pipeline, preprocess, registry, sources
+from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.registry import Feature, Mixture, Task
+from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.errors import ConfigError, DataError
+
+VOCABULARY = ByteVocabulary(extra_ids=50)
+EXAMPLES = 230
+CONVERTERS = {
+    "text_to_text": TextToText(48, 24),
+    "decoder_only": DecoderOnly(64),
+    "encoder_only": EncoderOnly(64, ("mlm", "nsp", "classification"), max_examples_per_row=4),
+}
+
+
+def documents(split: str) -> list[dict]:
+    rng = np.random.default_rng(1)
+    return [{"text": ". ".join(f"größe {i}" for _ in range(rng.integers(0, 9)))} for i in range(EXAMPLES)]
+
+
+def numbered(split: str) -> list[dict]:
+    return [{"inputs": f"{split} {i}", "targets": "odd" if i % 2 else "even"} for i in range(EXAMPLES)]
+
+
+KEEP = preprocess.keep(lambda e: not e["inputs"].endswith("7"))
+CORPUS = Task("corpus", sources.Function(documents), features={"text": Feature()})
+NUMBERS = Task("numbers", sources.Function(numbered), (KEEP,), labels=("even", "odd"))
+RANDOM = Task("random", sources.Function(numbered), (lambda example, rng: example,))
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(cache, "MIN_SHARD_EXAMPLES", 50)
+    monkeypatch.setattr(registry, "REGISTRY", {})
+    for entry in (CORPUS, NUMBERS, RANDOM, Mixture("both", {"corpus": 1, "numbers": 1, "random": 1})):
+        registry.add(entry)
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def job_of(directory: Path, task: Task = NUMBERS, converter="text_to_text", vocabulary=VOCABULARY) -> cache.Job:
+    return cache.job(task, CONVERTERS[converter], vocabulary, directory)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+# --------------------------------------------------------------------------------------------------------- contents
+
+
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, ByteVocabulary(extra_ids=70_000)], ids=["uint16", "int32"])
+@pytest.mark.parametrize("task", [CORPUS, NUMBERS], ids=lambda task: task.name)
+def test_what_is_read_is_what_was_tokenised(tmp_path, task, vocabulary):
+    job = job_of(tmp_path, task, vocabulary=vocabulary)
+    manifest = cache.make(job, report=silent)
+    order = np.random.default_rng(0).permutation(EXAMPLES).tolist()
+    read = cache.Cache(job).read(order)
+    source = task.source.split("train")
+    expected = [e for i in order if (e := preprocess.apply(task.preprocessors, source[i], None)) is not None]
+    assert len(read) == len(expected) == manifest["kept"] <= manifest["examples"] == EXAMPLES == len(cache.Cache(job))
+    for ours, theirs in zip(read, expected, strict=True):
+        for field, ids in ours.items():
+            assert ids.dtype == (np.int32 if vocabulary.size > 2**16 else np.uint16)
+            np.testing.assert_array_equal(ids, vocabulary.encode([theirs[field]])[0])
+        if task.labels:
+            assert ours.label == task.labels.index(theirs["targets"])
+    assert manifest["tokens"] == sum(len(ids) for e in read for ids in e.values())
+    assert cache.Cache(job).read([]) == []
+
+
+def test_a_corpus_for_an_encoder_keeps_its_sentences(tmp_path):
+    job = job_of(tmp_path, CORPUS, "encoder_only")
+    cache.make(job, report=silent)
+    for ours, theirs in zip(cache.Cache(job).read(range(EXAMPLES)), documents("train"), strict=True):
+        expected = VOCABULARY.encode(convert.sentences(theirs["text"]))
+        assert [ids.tolist() for ids in ours["text"]] == [ids.tolist() for ids in expected]
+
+
+def test_an_encoder_reads_a_tasks_segments(tmp_path):
+    task = dataclasses.replace(NUMBERS, segments=("inputs",), labels=("even", "odd"))
+    assert job_of(tmp_path, task, "encoder_only").recipe["fields"] == ["inputs"]
+
+
+@pytest.mark.parametrize("converter", CONVERTERS)
+@pytest.mark.parametrize("pack", [True, False])
+def test_batches_from_a_cache_are_those_without_it(tmp_path, converter, pack):
+    """A mixture of a corpus, a filtered task with labels, and one that cannot be cached."""
+    registry.add(dataclasses.replace(RANDOM, labels=("even", "odd")))
+    cache.run(registry.tasks("both"), CONVERTERS[converter], VOCABULARY, tmp_path, report=silent)
+
+    def batches(directory: str):
+        return pipeline.train_batches(
+            "both", CONVERTERS[converter], VOCABULARY, batch_rows=8, seed=3, pack=pack, cache_dir=directory
+        )
+
+    plain, cached = batches(""), batches(str(tmp_path))
+    for _ in range(30):
+        ours, theirs = next(cached), next(plain)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+            assert ours[name].dtype == theirs[name].dtype
+    assert cached.counters() == plain.counters() and cached.counters()["epochs/numbers"] > 0
+    plain.set_state(cached.get_state())  # a run may change between them when it is resumed
+    plain.close()
+    cached.close()
+
+
+# ----------------------------------------------------------------------------------------------------------- making
+
+
+def test_several_processes_make_the_same_files(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; import test_data_cache as t\n"
+        "t.cache.MIN_SHARD_EXAMPLES = 50\n"
+        "for task in (t.CORPUS, t.NUMBERS): t.cache.make(t.job_of(Path(sys.argv[1]), task), workers=3)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "many")], check=True, env=environment(), timeout=300)
+    for task in (CORPUS, NUMBERS):
+        cache.make(job_of(tmp_path / "one", task), report=silent)
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+    assert sum(name.endswith(".safetensors") for name in contents(tmp_path / "one")) == 2 * 5
+
+
+def environment() -> dict[str, str]:
+    here = Path(__file__).parent
+    return os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+
+
+def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; import test_data_cache as t\n"
+        "t.cache.MIN_SHARD_EXAMPLES = 50\n"
+        "make = t.cache.make_shard\n"
+        "t.cache.make_shard = lambda job, shard: (make(job, shard), time.sleep(1e3 * (shard > 1)))[0]\n"
+        "t.cache.make(t.job_of(Path(sys.argv[1])), workers=2)"
+    )
+    directory = tmp_path / "numbers" / "train"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment(), start_new_session=True)
+    end = time.monotonic() + 300
+    while len(list(directory.glob("*.json"))) < 4:  # the recipe, and three shards: two workers hang after theirs
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while _alive(process.pid):  # the workers end with their parent
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    with pytest.raises(DataError, match=r"only half made.*t5x-lite cache numbers --output"):
+        cache.Cache(job_of(tmp_path))
+    (directory / "00001-of-00005.safetensors").write_bytes(b"half")  # as a crash of the machine leaves it
+    (directory / ".00004-of-00005.safetensors.1").write_bytes(b"part")
+    before = {path: path.stat().st_mtime_ns for path in directory.glob("*.safetensors")}
+    lines: list[str] = []
+    cache.make(job_of(tmp_path), report=lines.append)
+    assert "5 shards" in lines[0] and "there" in lines[0]
+    kept = [path for path, time_ns in before.items() if path.stat().st_mtime_ns == time_ns]
+    assert len(kept) == len(before) - 1 >= 2
+    cache.make(job_of(tmp_path / "whole"), report=silent)
+    assert contents(directory) == contents(tmp_path / "whole" / "numbers" / "train")
+
+
+def _alive(session: int) -> bool:
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_run_again_a_whole_cache_is_checked_and_mended(tmp_path):
+    job = job_of(tmp_path)
+    cache.make(job, report=silent)
+    expected = contents(tmp_path)
+    path = tmp_path / "numbers" / "train" / "00002-of-00005.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    lines: list[str] = []
+    cache.make(job, report=lines.append)
+    assert "4 there" in lines[0] and len(lines) == 2
+    assert contents(tmp_path) == expected
+
+
+def test_a_bad_record_ends_the_job_with_its_own_message(tmp_path):
+    wrong = dataclasses.replace(NUMBERS, labels=("even",))
+    code = (
+        "import dataclasses, sys; from pathlib import Path; import test_data_cache as t\n"
+        "t.cache.MIN_SHARD_EXAMPLES = 50\n"
+        "wrong = dataclasses.replace(t.NUMBERS, labels=('even',))\n"
+        "try: t.cache.make(t.job_of(Path(sys.argv[1]), wrong), workers=2)\n"
+        "except t.DataError as error: print('said:', error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a")],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+    )
+    assert "said: task 'numbers': label 'odd' is not one of even" in done.stdout, done.stderr
+    with pytest.raises(DataError, match="label 'odd' is not one of even"):
+        cache.make(job_of(tmp_path / "b", wrong), report=silent)
+
+
+def test_beam_makes_the_same_files(tmp_path):
+    pytest.importorskip("apache_beam", reason="needs the extra t5x-lite[beam]")
+    for runner, flags in (("one", None), ("beam", ())):
+        cache.run(
+            (CORPUS, NUMBERS),
+            CONVERTERS["decoder_only"],
+            VOCABULARY,
+            tmp_path / runner,
+            beam_flags=flags,
+            report=silent,
+        )
+    assert contents(tmp_path / "one") == contents(tmp_path / "beam")
+
+
+def test_without_beam_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(ConfigError, match=r"pip install 't5x-lite\[beam\]'"):
+        cache.make_on_beam([job_of(tmp_path)])
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("task", "converter", "vocabulary", "named"),
+    [
+        (dataclasses.replace(NUMBERS, preprocessors=()), "text_to_text", VOCABULARY, r"preprocessors .*keep.* → \[\]"),
+        (dataclasses.replace(NUMBERS, source=sources.Function(lambda s: numbered(s)[1:])), "text_to_text", VOCABULARY,
+         r"examples 230 → 229; source"),
+        (dataclasses.replace(NUMBERS, labels=("odd", "even")), "text_to_text", VOCABULARY, "labels"),
+        (NUMBERS, "encoder_only", VOCABULARY, "fields"),
+        (NUMBERS, "text_to_text", ByteVocabulary(), "vocabulary"),
+    ],
+    ids=["preprocessors", "source", "labels", "reader", "vocabulary"],
+)  # fmt: skip
+def test_a_stale_cache_is_refused_by_name_and_says_how_to_make_it_again(tmp_path, task, converter, vocabulary, named):
+    cache.make(job_of(tmp_path), report=silent)
+    other = job_of(tmp_path, task, converter, vocabulary)
+    with pytest.raises(DataError, match=rf"stale: .*{named}.*`t5x-lite cache numbers --output="):
+        cache.Cache(other)
+    with pytest.raises(DataError, match=rf"another cache: .*{named}"):
+        cache.make(other, report=silent)
+
+
+def test_a_cache_that_lost_a_file_or_part_of_one(tmp_path):
+    job = job_of(tmp_path)
+    with pytest.raises(DataError, match="not there; `t5x-lite cache numbers"):
+        cache.Cache(job)
+    cache.make(job, report=silent)
+    path = tmp_path / "numbers" / "train" / "00003-of-00005.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(DataError, match=r"00003-of-00005.safetensors has \d+ bytes instead of"):
+        cache.Cache(job)
+    path.unlink()
+    with pytest.raises(DataError, match=r"00003-of-00005.safetensors is not there"):
+        cache.Cache(job)
+    (tmp_path / "numbers" / "train" / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"cannot read .*manifest.json"):
+        cache.Cache(job)
+
+
+def test_a_task_that_draws_at_random_is_not_cached(tmp_path):
+    with pytest.raises(ConfigError, match=r"'random' cannot be cached: its preprocessor .*lambda"):
+        job_of(tmp_path, RANDOM)
+    lines: list[str] = []
+    cache.run((NUMBERS, RANDOM), CONVERTERS["text_to_text"], VOCABULARY, tmp_path, report=lines.append)
+    assert any(line.startswith("random: left out") for line in lines)
+    assert (tmp_path / "numbers").exists() and not (tmp_path / "random").exists()
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "../a", "/etc", "~", "a\0b", ".", "ä", "x" * 129, ""])
+def test_a_name_that_is_no_directory_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="cannot name a directory"):
+        job_of(tmp_path, dataclasses.replace(NUMBERS, name=name))
+
+
+def test_nothing_to_cache(tmp_path):
+    nothing = dataclasses.replace(NUMBERS, source=sources.Function(lambda split: []))
+    with pytest.raises(DataError, match="no example in split 'train'"):
+        job_of(tmp_path, nothing)
+    dropped = dataclasses.replace(NUMBERS, preprocessors=(preprocess.keep(lambda e: False),))
+    with pytest.raises(DataError, match="no example left of 230"):
+        cache.make(job_of(tmp_path, dropped), report=silent)
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot write the cache .*another --output"):
+        cache.make(job_of(tmp_path / "file"), report=silent)
+
+
+def test_the_verb(tmp_path, capsys):
+    flags = ("--config.data.vocabulary=bytes", "--workers=1")
+    assert cli.run(["cache", "both", f"--output={tmp_path}", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "random: left out" in said and f"--config.data.cache_dir={tmp_path}" in said
+    manifest = json.loads((tmp_path / "numbers" / "train" / "manifest.json").read_text())
+    assert manifest["kept"] == 207 and len(manifest["shards"]) == 5
+    assert cli.run(["cache", "numbers", f"--output={tmp_path}", "--config.data.vocabulary=bytez", *flags[1:]]) == 2
