@@ -28,7 +28,9 @@ def main() -> None:
 
 def run(argv: list[str]) -> int:
     """Runs one verb and returns its exit status: 0, or an error's own (see errors.py) after its message."""
-    arguments, rest = _parser().parse_known_args(argv)
+    # argparse takes an unknown flag with a space in it for a positional argument: it does not get to see ours.
+    arguments, rest = _parser().parse_known_args([a for a in argv if not a.startswith("--config.")])
+    rest += [a for a in argv if a.startswith("--config.")]
     _speak()
     try:
         overrides = _overrides(rest, allowed=arguments.takes_config)
@@ -60,9 +62,9 @@ def _speak() -> None:
 
 def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     cfg = _config(arguments.config, overrides)
-    from t5x_lite import experiment, train
+    from t5x_lite import train
 
-    return train.run(experiment.resolve(cfg), Path(arguments.workdir))
+    return train.run(_resolved(cfg), Path(arguments.workdir))
 
 
 def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -99,15 +101,16 @@ def _tasks(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _inspect(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from t5x_lite import config, experiment, inspect
+    from t5x_lite import config, inspect
 
     cfg = _config(arguments.config, overrides, check=False) if arguments.config else config.base()
     if not arguments.config:
         for key, text in overrides.items():
             config.override(cfg, key, text)
-    cfg.data.mixture = arguments.name
+    if arguments.name or not cfg.data.files:
+        cfg.data.mixture = arguments.name
     config.validate(cfg)
-    inspect.print_examples(experiment.resolve(cfg), arguments.n, arguments.split)
+    inspect.print_examples(_resolved(cfg), arguments.n, arguments.split)
 
 
 def _vocab(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -161,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--config", default="", metavar="FILE.py", help="also those the file defines")
 
     inspect = verb("inspect", _inspect, "print what the model will see, decoded")
-    inspect.add_argument("name", metavar="NAME", help="a task or mixture")
+    inspect.add_argument("name", metavar="NAME", nargs="?", default="", help="a task or mixture; not for data.files")
     inspect.add_argument("--config", default="", metavar="FILE.py", help="model, lengths and vocabulary")
     inspect.add_argument("--split", default="train")
     inspect.add_argument("-n", type=int, default=5, metavar="N", help="rows to print")
@@ -184,6 +187,16 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
             raise ConfigError(f"{argument!r} has no value; write {argument}=VALUE")
         out[key.removeprefix("--config.")] = value
     return out
+
+
+def _resolved(cfg: "ConfigDict"):
+    """The experiment of a config, after saying what was found out about its files."""
+    from t5x_lite import experiment
+
+    resolved = experiment.resolve(cfg)
+    for note in resolved.notes:
+        print(f"data: {note}")
+    return resolved
 
 
 def _config(spec: str, overrides: dict[str, str], check: bool = True) -> "ConfigDict":

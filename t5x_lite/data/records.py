@@ -279,6 +279,21 @@ class TextLines(_OfLines):
 
 
 @dataclasses.dataclass(frozen=True)
+class Paragraphs(_OfLines):
+    """An example {field: text} for each run of lines without a blank one."""
+
+    field: str = "text"
+
+    def scan(self, path: Path, file: File) -> Iterator[Scanned]:
+        for lines in _blocks(path, file.name):
+            text = "\n".join(line.text for line in lines)
+            yield Scanned(lines[0].begin, lines[-1].end - lines[0].begin, {self.field: text})
+
+    def parse(self, text: str, where: str) -> Example:
+        return {self.field: "\n".join(map(_bare, text.removesuffix("\n").split("\n")))}
+
+
+@dataclasses.dataclass(frozen=True)
 class JsonLines(_OfLines):
     """JSON objects, one a line. A key that comes twice and numbers that JSON does not know (NaN) are errors."""
 
@@ -374,15 +389,9 @@ class Sentences(_OfLines):
     columns: tuple[str, ...] = ("tokens", "tags")
 
     def scan(self, path: Path, file: File) -> Iterator[Scanned]:
-        sentence: list[_Line] = []
-        for line in itertools.chain(_lines(path, file.name), [None]):
-            if line and line.text.strip(" \t"):
-                sentence.append(line)
-            elif sentence:
-                row = self._row([(f"{file.name}:{each.number}", each.text) for each in sentence])
-                begin, end, sentence = sentence[0].begin, sentence[-1].end, []
-                if row:
-                    yield Scanned(begin, end - begin, row)
+        for lines in _blocks(path, file.name):
+            if row := self._row([(f"{file.name}:{line.number}", line.text) for line in lines]):
+                yield Scanned(lines[0].begin, lines[-1].end - lines[0].begin, row)
 
     def parse(self, text: str, where: str) -> Example:
         lines = text.removesuffix("\n").split("\n")
@@ -618,6 +627,19 @@ def _lines(path: Path, name: str) -> Iterator[_Line]:
                 text, begin = text[1:], 3
             yield _Line(number, begin, end, _bare(text))
             begin = end
+
+
+def _blocks(path: Path, name: str) -> Iterator[list[_Line]]:
+    """Runs of lines that are not blank."""
+    for is_blank, lines in itertools.groupby(_lines(path, name), lambda line: not line.text.strip()):
+        if not is_blank:
+            yield list(lines)
+
+
+def first_lines(name: str, count: int) -> list[str]:
+    """At most `count` lines of a text file that may be compressed or remote."""
+    file = File.of(name)
+    return [line.text for line in itertools.islice(_lines(_plain(file), name), count)]
 
 
 def _bare(line: str) -> str:

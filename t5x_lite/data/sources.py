@@ -20,6 +20,7 @@ from t5x_lite.data.records import (
     Example,
     Format,
     JsonLines,
+    Paragraphs,
     ParallelLines,
     ParquetRows,
     Records,
@@ -70,9 +71,10 @@ class Files:
         return parts[0] if len(parts) == 1 else Chained(parts)
 
 
-def Text(files: Mapping[str, str] | str) -> Files:
-    """Text files, an example `{"text": line}` for each line that is not blank."""
-    return Files(files, TextLines())
+def Text(files: Mapping[str, str] | str, paragraphs: bool = False) -> Files:
+    """Text files, an example `{"text": …}` for each line that is not blank, or for each paragraph: lines with blank
+    ones about them."""
+    return Files(files, Paragraphs() if paragraphs else TextLines())
 
 
 def Jsonl(files: Mapping[str, str] | str) -> Files:
