@@ -4,9 +4,10 @@ splits. What was found is said in `notes`, in words, because a guess that nobody
 
 import csv
 import dataclasses
+import itertools
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from t5x_lite.data.sources import Files, matching
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 
-SAMPLED_LINES = 1000  # that a table's header and quoting are guessed from
+SAMPLED_LINES = 1000  # that a file's header and kind are guessed from
 LONGEST_COLUMN_NAME = 64  # characters
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -58,8 +59,8 @@ def find(spec: str) -> Found:
     Formats go by the last part of the name (SUFFIXES), before .gz. ConfigError for what cannot be understood.
     """
     files = _files(spec)
-    first = files if isinstance(files, str) else next(iter(files.values()))
-    form, notes = _format(matching(first)[0])
+    paths = [path for pattern in ([files] if isinstance(files, str) else files.values()) for path in matching(pattern)]
+    form, notes = _format(*paths)
     source = Files(files, form)
     splits = tuple(PERCENT) if isinstance(files, str) else tuple(files)
     fields = tuple(source.split(splits[0])[0])
@@ -118,7 +119,9 @@ def _alike(files: Mapping[str, str], form: Format, fields: Sequence[str]) -> tup
     """The splits that have the fields of the first, and what to say about those that are left out."""
     kept, notes = {}, []
     for name, path in files.items():
-        own, _ = _format(matching(path)[0])
+        own, _ = _format(*matching(path))
+        if isinstance(own, records.Table) and isinstance(form, records.Table):
+            own = dataclasses.replace(own, quoting=form.quoting)  # which was found by looking at all of them
         theirs = tuple(Files({name: path}, own).split(name)[0])
         if own == form and set(fields) <= set(theirs):
             kept[name] = path
@@ -134,8 +137,8 @@ def _kind(name: str) -> str | None:
     return KIND_OF_SUFFIX.get(name.lower().removesuffix(".gz").rpartition(".")[2])
 
 
-def _format(path: str) -> tuple[Format, list[str]]:
-    """How to read a file, and what to call it."""
+def _format(path: str, *more: str) -> tuple[Format, list[str]]:
+    """How to read a file and more like it, and what to call it."""
     if fields := records.braces(path):
         return records.ParallelLines(), [f"text files, a line each: {', '.join(fields)}"]
     kind = _kind(path)
@@ -147,11 +150,11 @@ def _format(path: str) -> tuple[Format, list[str]]:
             ".gz; or two files that belong together, as train.{en,de}"
         )
     if kind in ("csv", "tsv"):
-        return _table(path, kind)
+        return _table(path, more, kind)
     if kind == "conll":
         return _conll(path)
     if kind == "text":
-        blank = [not line.strip() for line in records.first_lines(path, SAMPLED_LINES)]
+        blank = [not line.strip() for line in _sample(path)]
         if 100 * sum(blank[1:-1]) >= len(blank) > 2:  # else a stray one
             return records.Paragraphs(), ["text, an example a paragraph (blank lines between them)"]
         return records.TextLines(), ["text, an example a line"]
@@ -166,21 +169,25 @@ def _format(path: str) -> tuple[Format, list[str]]:
     return form, [f"{words} with the fields {', '.join(fields)}"]
 
 
-def _table(path: str, kind: str) -> tuple[Format, list[str]]:
-    lines = records.first_lines(path, SAMPLED_LINES)
-    delimiter = "\t" if kind == "tsv" else max(",;\t|", key=lambda d: len(next(csv.reader(lines[:1], delimiter=d), [])))
-    quoting = kind == "csv" or _quotes_cells(lines, delimiter)
+def _table(path: str, more: Sequence[str], kind: str) -> tuple[Format, list[str]]:
+    lines = _sample(path)
+    delimiter = "\t" if kind == "tsv" else max(",;\t|", key=lambda d: len(next(_rows(lines, d, True), [])))
+    quoting = kind == "csv" or _quotes_cells((line for p in (path, *more) for line in records.lines_of(p)), delimiter)
     rows = list(_rows(lines, delimiter, quoting))
     words = {",": "CSV", "\t": "TSV"}.get(delimiter, f"CSV with {delimiter!r} between columns")
     words += "" if quoting == (kind == "csv") else ", cells quoted"
-    if _has_header(rows):
-        return records.Table(delimiter, (), quoting), [f"{words} with the columns {', '.join(rows[0])}"]
+    if not rows or _has_header(rows):
+        return records.Table(delimiter, (), quoting), [f"{words} with the columns {', '.join(rows[0] if rows else [])}"]
     columns = tuple(f"column_{n + 1}" for n in range(len(rows[0])))
     example = " | ".join(cell[:30] for cell in rows[0])
     return records.Table(delimiter, columns, quoting), [
         f"{words} without a header, {len(columns)} columns",
         f"the columns are called {', '.join(columns)}; the first row is {example}",
     ]
+
+
+def _sample(path: str) -> list[str]:
+    return list(itertools.islice(records.lines_of(path), SAMPLED_LINES))
 
 
 def _rows(lines: Sequence[str], delimiter: str, quoting: bool) -> Iterator[list[str]]:
@@ -193,10 +200,18 @@ def _rows(lines: Sequence[str], delimiter: str, quoting: bool) -> Iterator[list[
         return
 
 
-def _quotes_cells(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether quotes are put around cells: all that begin with one end with one, and hold none that is not doubled."""
-    quoted = [cell for line in lines for cell in line.split(delimiter) if cell.startswith('"')]
-    return bool(quoted) and all(re.fullmatch(r'"(?:[^"]|"")*"', cell) for cell in quoted)
+def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
+    """Whether quotes are put around cells: all that begin with one end with one, and hold none that is not doubled.
+
+    >>> _quotes_cells(['"so, so"|no'], "|"), _quotes_cells(['"so" so|"no"'], "|")
+    (True, False)
+    """
+    some = False
+    for cell in (cell for line in lines if '"' in line for cell in line.split(delimiter) if cell.startswith('"')):
+        if not re.fullmatch(r'"(?:[^"]|"")*"', cell):
+            return False
+        some = True
+    return some
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
@@ -205,8 +220,6 @@ def _has_header(rows: Sequence[Sequence[str]]) -> bool:
     >>> _has_header([["text", "label"], ["good", "1"]]), _has_header([["good", "yes"], ["bad", "no"], ["fair", "yes"]])
     (True, False)
     """
-    if not rows:
-        raise DataError("a table without a row; is it the right file?")
     first, rest = rows[0], rows[1:]
     if len(set(first)) < len(first) or not all(0 < len(cell.strip()) <= LONGEST_COLUMN_NAME for cell in first):
         return False
@@ -224,7 +237,7 @@ def _is_number(text: str) -> bool:
 
 
 def _conll(path: str) -> tuple[Format, list[str]]:
-    lines = [line for line in records.first_lines(path, SAMPLED_LINES) if line.strip(" \t")]
+    lines = [line for line in _sample(path) if line.strip(" \t")]
     count = len(re.split(r"\t" if lines and "\t" in lines[0] else " ", lines[0])) if lines else 2
     columns = ("tokens", *(f"column_{n + 2}" for n in range(count - 2)), "tags")[-max(count, 1) :]
     return records.Sentences(columns), [f"sentences in CoNLL's columns: {', '.join(columns)}"]

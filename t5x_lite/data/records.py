@@ -636,10 +636,9 @@ def _blocks(path: Path, name: str) -> Iterator[list[_Line]]:
             yield list(lines)
 
 
-def first_lines(name: str, count: int) -> list[str]:
-    """At most `count` lines of a text file that may be compressed or remote."""
-    file = File.of(name)
-    return [line.text for line in itertools.islice(_lines(_plain(file), name), count)]
+def lines_of(name: str) -> Iterator[str]:
+    """The lines of a text file that may be compressed or remote."""
+    return (line.text for line in _lines(_plain(File.of(name)), name))
 
 
 def _bare(line: str) -> str:

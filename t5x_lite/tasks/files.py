@@ -79,7 +79,7 @@ def discover(
     if "text" in templates:
         notes = (*found.notes, f"a corpus of the texts {templates['text']!r}")
         return FileTask(Task(name, source, features=features), notes)
-    kind, shown = _kind_of_targets(source, found.splits, labels)
+    kind, shown = _kind_of_targets(files, source, found.splits, labels)
     task = Task(name, dataclasses.replace(source, labels=kind.get("labels", ())), features=features, **kind)
     return FileTask(task, (*found.notes, f"targets {templates['targets']!r}: {shown}"))
 
@@ -109,7 +109,9 @@ def _templates(found: Found, files: str, given: dict[str, str]) -> dict[str, str
     return templates
 
 
-def _kind_of_targets(source: Filled, splits: Sequence[str], labels: Sequence[str] | None) -> tuple[dict, str]:
+def _kind_of_targets(
+    files: str, source: Filled, splits: Sequence[str], labels: Sequence[str] | None
+) -> tuple[dict, str]:
     """The fields of a Task that follow from its targets, and how to say it. Every target is looked at."""
     if labels:
         return _classes(labels), f"the {len(labels)} labels {', '.join(labels)}; scored by accuracy and macro F1"
@@ -135,7 +137,8 @@ def _kind_of_targets(source: Filled, splits: Sequence[str], labels: Sequence[str
         return kind, "numbers; scored by Pearson's and Spearman's correlation"
     if len(counts) == 1 and total > 1:
         raise DataError(
-            f"all {total} targets are {next(iter(counts))!r}; there is nothing to learn. Is the template right?"
+            f"{files}: all {total} targets are {next(iter(counts))!r}; there is nothing to learn. Is the template "
+            "right?"
         )
     if len(counts) > MOST_LABELS or total < FEWEST_PER_LABEL * len(counts):
         return free, "free text; scored by exact match and ROUGE"
