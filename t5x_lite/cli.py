@@ -195,7 +195,7 @@ def _resolved(cfg: "ConfigDict"):
 
     resolved = experiment.resolve(cfg)
     for note in resolved.notes:
-        print(f"data: {note}")
+        print(f"t5x-lite: {note}", file=sys.stderr)  # stdout is the verb's own
     return resolved
 
 

@@ -237,9 +237,9 @@ def test_inspect_shows_a_file_at_once(tmp_path, capsys):
     for preset in ("t5_tiny", "gpt2_tiny", "bert_tiny"):
         size = [f"--config.model.preset={preset}", "--config.data.length=64", "--config.data.batch_rows=4", "-n", "2"]
         assert cli.run(["inspect", *flags, *size]) == 0
-        shown = capsys.readouterr().out
-        assert "2 labels found, bad 25.0%, good 75.0%" in shown and "vocabulary: bytes" in shown
-        assert "row 1" in shown and "good, " in shown
+        shown = capsys.readouterr()
+        assert "2 labels found, bad 25.0%, good 75.0%" in shown.err and "vocabulary: bytes" in shown.err
+        assert "row 1" in shown.out and "good, " in shown.out
     assert cli.run(["inspect", *flags, "--config.data.vocabulary=nowhere.model"]) == 2
     assert "cannot read the vocabulary nowhere.model" in capsys.readouterr().err
     assert cli.run(["inspect", "--config.data.inputs={title}"]) == 2

@@ -159,5 +159,5 @@ def test_inspect_shows_real_data_at_once(capsys):
     size = ["--config.data.batch_rows=4", "--config.data.length=64"]
     vocabulary = f"--config.data.vocabulary={SHARED / 'vocab' / 't5'}"
     assert cli.run(["inspect", f"--config.data.files={SHARED / 'glue' / 'SST-2'}", vocabulary, *flags, *size]) == 0
-    shown = capsys.readouterr().out
-    assert "train 67,349, validation 872" in shown.replace("\n", " ") and "row 0" in shown
+    shown = capsys.readouterr()
+    assert "train 67,349, validation 872" in shown.err and "row 0" in shown.out

@@ -203,6 +203,19 @@ def test_an_index_is_kept_and_opens_a_long_file_in_constant_memory(tmp_path, mon
     assert parts["train"].where(0) == f"{path}:{1 + int(parts['train'][0]['text'].split()[1])}"
 
 
+def test_a_fingerprint_is_of_the_contents_alone(tmp_path):
+    def fingerprint(name: str, data: bytes, make=sources.Jsonl) -> str:
+        return make({"train": write(tmp_path, name, data)}).fingerprint("train")
+
+    rows = b'{"a": 1, "b": "x"}\n{"a": 2, "b": "y"}\n'
+    mine = fingerprint("a.jsonl", rows)
+    assert mine == fingerprint("moved.jsonl", rows) == fingerprint("b.jsonl", rows.replace(b"\n", b"\r\n\n"))
+    others = {fingerprint("a.jsonl", other) for other in (rows[:19], rows[19:] + rows[:19], rows.replace(b"y", b"z"))}
+    assert len(others | {mine}) == 4
+    parts = sources.Jsonl(write(tmp_path, "c.jsonl", b"".join(b'{"a": %d}\n' % i for i in range(100))))
+    assert len({parts.fingerprint(split) for split in records.PERCENT}) == 3
+
+
 def test_a_damaged_index_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "SMALL_BYTES", 0)
     path = write(tmp_path, "a.txt", b"one\ntwo\n")

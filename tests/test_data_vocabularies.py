@@ -195,7 +195,7 @@ def test_gpt2s_ids_are_those_of_the_reference():
     assert {ours.pad_id, ours.eos_id, ours.bos_id, ours.unk_id, ours.sep_id} == {50256}
     with pytest.raises(ConfigError, match=r"has no token for mask .*tokenizer_config\.json"):
         _ = ours.mask_id
-    with pytest.raises(ConfigError, match="has no sentinels"):
+    with pytest.raises(DataError, match="has no sentinels"):
         ours.sentinel(0)
 
 

@@ -262,6 +262,10 @@ class Filled:
     def split(self, name: str) -> "FilledRecords":
         return FilledRecords(self.source.split(name), dict(self.templates), self.labels)
 
+    def fingerprint(self, split: str) -> str:
+        """Another text whenever an example is another."""
+        return f"{self.source.fingerprint(split)} {self.templates}"
+
 
 class FilledRecords(Sequence[Example]):
     def __init__(self, rows: Records | Chained, templates: Mapping[str, str], labels: tuple[str, ...]):

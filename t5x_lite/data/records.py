@@ -1,7 +1,7 @@
 """A file as a sequence of examples: any of them at once, in constant memory, however long the file is.
 
 The first time a file is opened all of it is read, record by record, so that whatever is wrong is found then, named
-by file and line, and not hours into a run. What is kept is an index of 13 bytes a record, for larger files in the
+by file and line, and not hours into a run. What is kept is an index of 17 bytes a record, for larger files in the
 user's cache, which later openings map into memory. A compressed or remote file is copied there first, a Parquet file
 as Arrow.
 """
@@ -32,15 +32,16 @@ from t5x_lite.lookup import suggest
 
 Example = Mapping[str, Any]
 PERCENT = {"train": range(0, 90), "validation": range(90, 95), "test": range(95, 100)}
-_SPLIT_OF_PERCENT = [name for name, share in PERCENT.items() for _ in share]
+_CODES = [code for code, share in enumerate(PERCENT.values()) for _ in share]  # of each percent
 
 VERSION = 1  # of the index; raise it when what a format makes of a file changes
 MAX_RECORD_BYTES = 1 << 28  # longer lines are no text: they would fill the memory
 SMALL_BYTES = 1 << 20  # smaller files are read again rather than their index kept
 OPEN_FILES = 128
 BLOCK_BYTES = 1 << 20
-# begin: byte of a record in its file, or its row in a table; length: bytes; split: index into PERCENT.
-INDEX = np.dtype([("begin", "<i8"), ("length", "<u4"), ("split", "u1")])
+# begin: byte of a record in its file, or its row in a table; length: bytes; check: of a hash of its contents;
+# split: index into PERCENT.
+INDEX = np.dtype([("begin", "<i8"), ("length", "<u4"), ("check", "<u4"), ("split", "u1")])
 
 
 class Scanned(NamedTuple):
@@ -132,12 +133,17 @@ class Records(Sequence[Example]):
         return len(self._index)
 
     def __getitem__(self, place: int) -> Example:  # type: ignore[override]  (nobody slices)
-        begin, length, _ = self._index[place].item()
+        begin, length, _, _ = self._index[place].item()
         return self._read(begin, length)
 
     def where(self, place: int) -> str:
         """File and line of a record, for messages."""
         return f"{self.file.name}:{self._form.where(self.path, self._index[place].item()[0])}"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Another text whenever a record is another, whatever file it is from."""
+        return _digest(np.ascontiguousarray(self._index["check"]).tobytes())
 
     @functools.cached_property
     def _read(self) -> Callable[[int, int], Example]:
@@ -165,6 +171,10 @@ class Chained(Sequence[Example]):
         part, inner = self._find(place)
         return part.where(inner)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return _digest(" ".join(part.fingerprint for part in self._parts).encode())
+
     def _find(self, place: int) -> tuple[Records, int]:
         number = int(np.searchsorted(self._ends, place, side="right"))
         return self._parts[number], place - int(self._ends[number] - len(self._parts[number]))
@@ -172,8 +182,11 @@ class Chained(Sequence[Example]):
 
 def hash_split(key: str) -> str:
     """The split a text belongs to, by its hash: 90% train, 5% validation, 5% test. Equal texts stay together."""
-    percent = int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big") % 100
-    return _SPLIT_OF_PERCENT[percent]
+    return list(PERCENT)[_CODES[_hash(key) % 100]]
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -214,16 +227,17 @@ def _load(path: Path) -> np.ndarray | None:
 
 
 def _scanned(records: Iterable[Scanned], by_hash: bool) -> np.ndarray:
-    begins, lengths, splits = array.array("q"), array.array("L"), bytearray()
-    codes = {name: code for code, name in enumerate(PERCENT)}
+    begins, lengths, hashes = array.array("q"), array.array("L"), array.array("Q")
     for begin, length, row in records:
         begins.append(begin)
         lengths.append(length)
-        splits.append(codes[hash_split(_SORTED.encode(row))] if by_hash else 0)
+        hashes.append(_hash(_SORTED.encode(row)))
     index = np.empty(len(begins), INDEX)
-    code = np.frombuffer(splits, np.uint8)
-    order = np.argsort(code, kind="stable") if by_hash else slice(None)
-    index["begin"], index["length"], index["split"] = np.array(begins)[order], np.array(lengths)[order], code[order]
+    hashed = np.array(hashes, np.uint64)
+    index["begin"], index["length"], index["check"] = begins, lengths, hashed >> np.uint64(32)
+    index["split"] = np.array(_CODES, np.uint8)[(hashed % np.uint64(100)).astype(np.intp)] if by_hash else 0
+    if by_hash:
+        index = index[np.argsort(index["split"], kind="stable")]
     return index
 
 

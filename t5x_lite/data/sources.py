@@ -70,6 +70,10 @@ class Files:
         parts = [open_records(path, self.form, name if by_hash else "") for path in paths]
         return parts[0] if len(parts) == 1 else Chained(parts)
 
+    def fingerprint(self, split: str) -> str:
+        """Another text whenever an example is another."""
+        return self.split(split).fingerprint
+
 
 def Text(files: Mapping[str, str] | str, paragraphs: bool = False) -> Files:
     """Text files, an example `{"text": …}` for each line that is not blank, or for each paragraph: lines with blank

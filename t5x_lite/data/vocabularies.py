@@ -409,10 +409,9 @@ class TokenizerVocabulary:
 
     @functools.cached_property
     def _sentinels(self) -> dict[int, int]:
-        """{id: k} of the tokens `<extra_id_k>`, as far as they count down from the first as T5's do."""
-        first = self._ids.get("<extra_id_0>", -1)
-        following = itertools.takewhile(lambda k: self._ids.get(f"<extra_id_{k}>") == first - k, itertools.count())
-        return {first - k: k for k in following}
+        """{id: k} of the tokens `<extra_id_k>`."""
+        tokens = (f"<extra_id_{k}>" for k in itertools.count())
+        return {self._ids[token]: k for k, token in enumerate(itertools.takewhile(self._ids.__contains__, tokens))}
 
     @functools.cached_property
     def _specials(self) -> dict[int, str]:
@@ -482,7 +481,7 @@ class TokenizerVocabulary:
 
     def sentinel(self, k: int) -> int:
         if not self._sentinels:
-            raise ConfigError(
+            raise DataError(
                 f"the vocabulary {self.path} has no sentinels <extra_id_0>, …, which span corruption needs; "
                 'take T5\'s, "bytes", or one that `t5x-lite vocab` trains'
             )

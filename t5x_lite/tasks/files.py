@@ -49,7 +49,7 @@ def task_from_files(
     """A task of local files; what was found out about them is logged. See `discover`."""
     found = discover(files, inputs=inputs, targets=targets, text=text, labels=labels, name=name, vocabulary=vocabulary)
     for note in found.notes:
-        logging.info("%s", note)
+        logging.getLogger(__name__).info("%s", note)
     return found.task
 
 
