@@ -107,8 +107,10 @@ def _inspect(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     if not arguments.config:
         for key, text in overrides.items():
             config.override(cfg, key, text)
-    if arguments.name or not cfg.data.files:
+    if not cfg.data.files:
         cfg.data.mixture = arguments.name
+    elif arguments.name:
+        raise ConfigError(f"NAME {arguments.name!r} and config.data.files={cfg.data.files!r}: inspect one of them")
     config.validate(cfg)
     inspect.print_examples(_resolved(cfg), arguments.n, arguments.split)
 

@@ -65,7 +65,7 @@ def base() -> ConfigDict:
 
     cfg.data = ConfigDict()
     cfg.data.mixture = ""  # a task or mixture: what to train on
-    cfg.data.files = ""  # or local files as one: reviews.csv, "train=a.jsonl,validation=b.jsonl", a directory
+    cfg.data.files = ""  # or local files in its place: reviews.csv, "train=a.jsonl,validation=b.jsonl", a directory
     cfg.data.inputs = ""  # of data.files: a template over their fields, "{title}: {body}"
     cfg.data.targets = ""  # the same for the targets, "{label}"
     cfg.data.text = ""  # or instead of both for a corpus, "{text}"

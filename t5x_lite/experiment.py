@@ -46,8 +46,8 @@ def resolve(cfg: ConfigDict) -> Experiment:
 
 
 def _add_files(cfg: ConfigDict) -> tuple[str, ...]:
-    """Registers the task of `data.files`; returns what was found out about them. It is what is trained on unless
-    data.mixture names something else. Bytes are its vocabulary where the config names none."""
+    """Registers the task of `data.files`, which takes the place of the mixture, and returns what was found out about
+    the files. Bytes are its vocabulary where the config names none."""
     from t5x_lite.tasks import files
 
     data, notes = cfg.data, []
@@ -61,7 +61,9 @@ def _add_files(cfg: ConfigDict) -> tuple[str, ...]:
     if found.task.labels:
         cfg.data.labels = found.task.labels  # kept with the run: its classes stay what they are
     registry.add(found.task)
-    cfg.data.mixture = data.mixture or found.task.name
+    if data.mixture not in ("", found.task.name):
+        notes.append(f"trained on in place of the mixture {data.mixture!r}")
+    cfg.data.mixture = found.task.name
     return (*found.notes, *notes)
 
 

@@ -242,6 +242,8 @@ def test_inspect_shows_a_file_at_once(tmp_path, capsys):
         assert "row 1" in shown.out and "good, " in shown.out
     assert cli.run(["inspect", *flags, "--config.data.vocabulary=nowhere.model"]) == 2
     assert "cannot read the vocabulary nowhere.model" in capsys.readouterr().err
+    assert cli.run(["inspect", "quickstart", *flags]) == 2
+    assert "NAME 'quickstart' and config.data.files=" in capsys.readouterr().err
     assert cli.run(["inspect", "--config.data.inputs={title}"]) == 2
     assert "give data.files" in capsys.readouterr().err
     assert cli.run(["inspect", "quickstart", "--config.data.inputs={title}"]) == 2
@@ -250,12 +252,17 @@ def test_inspect_shows_a_file_at_once(tmp_path, capsys):
 
 def test_a_run_of_files_keeps_its_labels(tmp_path):
     cfg = config.base()
+    cfg.data.mixture = "quickstart"
     cfg.data.files = write(tmp_path / "reviews.csv", reviews())
     cfg.data.inputs, cfg.data.targets = "{body}", "{label}"
     config.validate(cfg)
     resolved = experiment.resolve(cfg)
     assert resolved.tasks[0].name == cfg.data.mixture == "reviews" and resolved.vocabulary == ByteVocabulary()
     assert cfg.data.labels == ("bad", "good")
+    assert resolved.notes[-1] == "trained on in place of the mixture 'quickstart'"
+    experiment.resolve(cfg)  # again, as a resumed run does
+    assert cfg.data.mixture == "reviews"
+    assert discover(write(tmp_path / "quickstart.txt", "a\nb\n")).task.name == "quickstart_file"
     write(tmp_path / "config.json", config.to_json(cfg))
     again = config.from_json(tmp_path / "config.json")
     with (tmp_path / "reviews.csv").open("a") as file:

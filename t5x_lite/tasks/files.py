@@ -169,4 +169,6 @@ def _name(files: str) -> str:
     path = re.sub(r"^\w+=", "", files)
     stem = Path(path.split(",")[0].rstrip("/")).name.split(".")[0]
     name = re.sub(r"\W+", "_", stem).strip("_") or "files"
-    return f"{name}_file" if name in REGISTRY else name
+    there = REGISTRY.get(name)
+    is_ours = isinstance(there, Task) and isinstance(there.source, Filled)  # the same files, looked at again
+    return name if there is None or is_ours else f"{name}_file"
