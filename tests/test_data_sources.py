@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 import tracemalloc
 
@@ -237,6 +238,18 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
             file.write(b"three\n")
         with pytest.raises(DataError, match="was changed while it was read"):
             _ = opened[1]
+
+
+def test_a_change_that_time_and_size_do_not_show_is_no_traceback(tmp_path):
+    for name, make, data in (("a.jsonl", sources.Jsonl, b'{"a": 1}\n'), ("a.txt", sources.Text, b"abcdefgh\n")):
+        path = tmp_path / name
+        path.write_bytes(data)
+        opened = make({"train": str(path)}).split("train")
+        before = path.stat()
+        path.write_bytes(b"\xff" * len(data))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(DataError, match="byte 0 is not what it was when the file was indexed"):
+            _ = opened[0]
 
 
 def test_compressed_files(tmp_path):

@@ -263,7 +263,10 @@ class _OfLines:
         def read(begin: int, length: int) -> Example:
             handle = _handle(path, version)
             _unchanged(handle, version, file)
-            return self.parse(os.pread(handle.fileno(), length, begin).decode("utf-8"), file.name)
+            try:
+                return self.parse(os.pread(handle.fileno(), length, begin).decode("utf-8"), file.name)
+            except (ValueError, csv.Error, StopIteration):  # a change that its time and size do not show
+                raise DataError(f"{file.name}: byte {begin} is not what it was when the file was indexed") from None
 
         return read
 
