@@ -52,9 +52,7 @@ POOLED = {
     "pooled_positions": ArraySpec("BE", np.int32, "index into S of each example's [CLS]; 0 where unused"),
 }
 NSP = {
-    "nsp_targets": ArraySpec(
-        "BE", np.int32, "0: the second text follows the first; 1: a random one, or exchanged"
-    ),
+    "nsp_targets": ArraySpec("BE", np.int32, "0: the second text follows the first; 1: a random one, or exchanged"),
     "nsp_weights": ArraySpec("BE", np.float32, "1 for an example, 0 for an unused slot"),
 }
 CLASSIFICATION = {

@@ -29,7 +29,9 @@ def main() -> None:
 
 def run(argv: list[str]) -> int:
     """Runs one verb and returns its exit status: 0, or an error's own (see errors.py) after its message."""
-    arguments, rest = _parser().parse_known_args(argv)
+    # argparse takes an unknown flag with a space in it for a positional argument: it does not get to see ours.
+    arguments, rest = _parser().parse_known_args([a for a in argv if not a.startswith("--config.")])
+    rest += [a for a in argv if a.startswith("--config.")]
     _speak()
     try:
         overrides = _overrides(rest, allowed=arguments.takes_config)
@@ -61,9 +63,9 @@ def _speak() -> None:
 
 def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     cfg = _config(arguments.config, overrides)
-    from t5x_lite import experiment, train
+    from t5x_lite import train
 
-    return train.run(experiment.resolve(cfg), Path(arguments.workdir))
+    return train.run(_resolved(cfg), Path(arguments.workdir))
 
 
 def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -100,17 +102,15 @@ def _tasks(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _inspect(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from t5x_lite import experiment, inspect
+    from t5x_lite import inspect
 
-    cfg = _named_config(arguments, overrides)
-    inspect.run(experiment.resolve(cfg), arguments.n, arguments.split, arguments.json)
+    inspect.run(_resolved(_named_config(arguments, overrides)), arguments.n, arguments.split, arguments.json)
 
 
 def _cache(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from t5x_lite import experiment
     from t5x_lite.data import cache
 
-    resolved = experiment.resolve(_named_config(arguments, overrides))
+    resolved = _resolved(_named_config(arguments, overrides))
     cache.run(
         resolved.tasks,
         resolved.converter,
@@ -173,14 +173,14 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument("--config", default="", metavar="FILE.py", help="also those the file defines")
 
     inspect = verb("inspect", _inspect, "print what a run will take of each task, and rows as the model sees them")
-    inspect.add_argument("name", metavar="NAME", help="a task or mixture")
+    inspect.add_argument("name", metavar="NAME", nargs="?", default="", help="a task or mixture; not for data.files")
     inspect.add_argument("--config", default="", metavar="FILE.py", help="model, lengths and vocabulary")
     inspect.add_argument("--split", default="train")
     inspect.add_argument("-n", type=int, default=5, metavar="N", help="rows to print")
     inspect.add_argument("--json", action="store_true", help="for programs: the same as one JSON object")
 
     cache = verb("cache", _cache, "preprocess and tokenise a task or mixture once, for training with data.cache_dir")
-    cache.add_argument("name", metavar="NAME", help="a task or mixture")
+    cache.add_argument("name", metavar="NAME", nargs="?", default="", help="a task or mixture; not for data.files")
     cache.add_argument(
         "--output", required=True, metavar="DIR", help="run again after a kill: it makes what is missing"
     )
@@ -210,6 +210,16 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
     return out
 
 
+def _resolved(cfg: "ConfigDict"):
+    """The experiment of a config, after saying what was found out about its files."""
+    from t5x_lite import experiment
+
+    resolved = experiment.resolve(cfg)
+    for note in resolved.notes:
+        print(f"t5x-lite: {note}", file=sys.stderr)  # stdout is the verb's own
+    return resolved
+
+
 def _config(spec: str, overrides: dict[str, str]) -> "ConfigDict":
     from t5x_lite import config
 
@@ -227,7 +237,10 @@ def _named_config(arguments: argparse.Namespace, overrides: dict[str, str]) -> "
     cfg = config.load(arguments.config) if arguments.config else config.base()
     for key, text in overrides.items():
         config.override(cfg, key, text)
-    cfg.data.mixture = arguments.name
+    if not cfg.data.files:
+        cfg.data.mixture = arguments.name
+    elif arguments.name:
+        raise ConfigError(f"NAME {arguments.name!r} and config.data.files={cfg.data.files!r}: give one of them")
     config.validate(cfg)
     return cfg
 

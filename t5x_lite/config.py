@@ -72,7 +72,12 @@ def base() -> ConfigDict:
 
     cfg.data = ConfigDict()
     cfg.data.mixture = ""  # a task or mixture: what to train on
-    cfg.data.vocabulary = ""  # "bytes" or the path of a SentencePiece model; "": the tasks' own
+    cfg.data.files = ""  # or local files in its place: reviews.csv, "train=a.jsonl,validation=b.jsonl", a directory
+    cfg.data.inputs = ""  # of data.files: a template over their fields, "{title}: {body}"
+    cfg.data.targets = ""  # the same for the targets, "{label}"
+    cfg.data.text = ""  # or instead of both for a corpus, "{text}"
+    cfg.data.labels = placeholder(tuple)  # of data.files: the classes; unset: found by looking at the targets
+    cfg.data.vocabulary = ""  # "bytes", a .model, tokenizer.json or vocab.txt, or a directory with one; "": the tasks'
     cfg.data.batch_rows = 32  # rows of the global batch
     cfg.data.length = 512  # tokens per row; text-to-text: of the encoder
     cfg.data.targets_length = 114  # tokens per row of the decoder; text-to-text only
@@ -186,8 +191,13 @@ def validate(cfg: ConfigDict) -> None:
     for head in cfg.model.heads or ():
         if head not in HEADS:
             raise ConfigError(unknown("model.heads entry", head, HEADS))
-    if not cfg.data.mixture:
-        raise ConfigError("data.mixture is empty; name a task or mixture (`t5x-lite tasks` lists them)")
+    if not cfg.data.mixture and not cfg.data.files:
+        raise ConfigError(
+            "data.mixture is empty; name a task or mixture (`t5x-lite tasks` lists them), or give data.files"
+        )
+    for key in ("data.inputs", "data.targets", "data.text", "data.labels"):
+        if cfg[key] and not cfg.data.files:
+            raise ConfigError(f"{key}={cfg[key]!r} is about data.files, which is empty; set it too")
 
 
 def load(spec: str) -> ConfigDict:

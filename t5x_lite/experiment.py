@@ -29,19 +29,43 @@ class Experiment:
     vocabulary: Vocabulary
     model: ModelConfig
     converter: convert.Converter
+    notes: tuple[str, ...] = ()  # what was found out about data.files
 
 
 def resolve(cfg: ConfigDict) -> Experiment:
     """Raises ConfigError for names that do not exist and combinations that cannot work."""
     import t5x_lite.tasks  # noqa: F401  (registers the built-in tasks)
 
+    notes = _add_files(cfg) if cfg.data.files else ()
     tasks = registry.tasks(cfg.data.mixture)
     eval_tasks = tuple(lookup("evaluation task", name, _all_tasks()) for name in cfg.eval.tasks) or tasks
     vocabulary = _vocabulary(cfg, (*tasks, *eval_tasks))
     model = _model(cfg, tasks, vocabulary)
     for task in (*tasks, *eval_tasks):
         _check_trainable(task, model)
-    return Experiment(cfg, tasks, eval_tasks, vocabulary, model, _converter(cfg, model))
+    return Experiment(cfg, tasks, eval_tasks, vocabulary, model, _converter(cfg, model), notes)
+
+
+def _add_files(cfg: ConfigDict) -> tuple[str, ...]:
+    """Registers the task of `data.files`, which takes the place of the mixture, and returns what was found out about
+    the files. Bytes are its vocabulary where the config names none."""
+    from t5x_lite.tasks import files
+
+    data, notes = cfg.data, []
+    vocabulary = None if data.vocabulary else vocabularies.ByteVocabulary()
+    labels = tuple(data.labels) if data.labels is not None else None
+    found = files.discover(
+        data.files, inputs=data.inputs, targets=data.targets, text=data.text, labels=labels, vocabulary=vocabulary
+    )
+    if not data.vocabulary:
+        notes.append("vocabulary: bytes; config.data.vocabulary takes another")
+    if found.task.labels:
+        cfg.data.labels = found.task.labels  # kept with the run: its classes stay what they are
+    registry.add(found.task)
+    if data.mixture not in ("", found.task.name):
+        notes.append(f"trained on in place of the mixture {data.mixture!r}")
+    cfg.data.mixture = found.task.name
+    return (*found.notes, *notes)
 
 
 def _all_tasks() -> dict[str, Task]:

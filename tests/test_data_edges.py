@@ -150,23 +150,23 @@ def test_a_csv_error_names_the_line_its_record_begins_in(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text('a,b\n1,"two\nlines"\n"3\nlines"\n')
     with pytest.raises(DataError, match=r"table.csv:4: 1 columns; the header has 2 \(a, b\)"):
-        sources.read_csv(path)
+        sources.Csv({"train": str(path)}).split("train")
     path.write_text('a,b\n1,2\n3,"left open\n5,6\n7,8\n')
     with pytest.raises(DataError, match=r"table.csv:3: .*quote left open"):
-        sources.read_csv(path)
+        sources.Csv({"train": str(path)}).split("train")
 
 
 def test_two_columns_of_one_name_are_an_error(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("text,label,text\n1,2,3\n")
     with pytest.raises(DataError, match="two columns are named 'text'"):
-        sources.read_csv(path)
+        sources.Csv({"train": str(path)}).split("train")
 
 
 def test_a_long_document_is_no_open_quote(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("text\n" + "x" * 200_000 + "\n")
-    assert len(sources.read_csv(path)[0]["text"]) == 200_000
+    assert len(sources.Csv({"train": str(path)}).split("train")[0]["text"]) == 200_000
 
 
 def test_tfds_reads_a_real_data_set_without_tensorflow(tmp_path):

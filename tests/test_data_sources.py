@@ -1,12 +1,29 @@
 """Sources and preprocessors: what they read, and what they say about what they cannot read."""
 
+import gzip
 import json
+import os
+import pickle
+import tracemalloc
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from t5x_lite.data import preprocess, registry, sources
+from t5x_lite.data import preprocess, records, registry, sources
 from t5x_lite.data.registry import Mixture, Task, proportional
 from t5x_lite.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def forget() -> None:
+    """What a new process does not know."""
+    records._opened.cache_clear()
+    records._indexed.cache_clear()
 
 
 def write(tmp_path, name: str, data: bytes) -> str:
@@ -16,24 +33,28 @@ def write(tmp_path, name: str, data: bytes) -> str:
 
 def test_text_lines(tmp_path):
     path = write(tmp_path, "a.txt", "\ufeffone\r\n\r\ntwo\x0btwo\nthree".encode())
-    assert sources.Text({"train": path}).split("train") == [{"text": "one"}, {"text": "two\x0btwo"}, {"text": "three"}]
+    assert list(sources.Text({"train": path}).split("train")) == [
+        {"text": "one"},
+        {"text": "two\x0btwo"},
+        {"text": "three"},
+    ]
 
 
 def test_jsonl(tmp_path):
     path = write(tmp_path, "a.jsonl", b'{"text": "a\\nb", "n": 1}\n\n{"text": "\xc3\xa9"}\n')
-    assert sources.Jsonl({"train": path}).split("train") == [{"text": "a\nb", "n": 1}, {"text": "é"}]
+    assert list(sources.Jsonl({"train": path}).split("train")) == [{"text": "a\nb", "n": 1}, {"text": "é"}]
 
 
 def test_csv_and_tsv(tmp_path):
     table = write(tmp_path, "a.csv", b'title,body\n"one, two","say ""hi"""\r\nthree,"four\nfive"\n')
-    assert sources.Csv({"train": table}).split("train") == [
+    assert list(sources.Csv({"train": table}).split("train")) == [
         {"title": "one, two", "body": 'say "hi"'},
         {"title": "three", "body": "four\nfive"},
     ]
     glue = write(tmp_path, "a.tsv", b'gj04\t1\t\tHe said "no.\n')  # quotes are text, there is no header
     columns = ("source", "label", "mark", "sentence")
     source = sources.Csv({"train": glue}, delimiter="\t", columns=columns, quoting=False)
-    assert source.split("train") == [{"source": "gj04", "label": "1", "mark": "", "sentence": 'He said "no.'}]
+    assert list(source.split("train")) == [{"source": "gj04", "label": "1", "mark": "", "sentence": 'He said "no.'}]
 
 
 def test_a_file_is_read_once_until_it_changes(tmp_path):
@@ -50,8 +71,8 @@ def test_hash_split_is_stable_and_keeps_equal_texts_together(tmp_path):
     parts = {name: {r["text"] for r in sources.Jsonl(path).split(name)} for name in ("train", "validation", "test")}
     assert sum(map(len, parts.values())) == 500 == len(set.union(*parts.values()))
     assert 420 < len(parts["train"]) < 475
-    assert [sources.hash_split(t) for t in ("a", "b", "c", "w")] == ["train", "train", "train", "train"]
-    assert sources.hash_split("text number 12") == sources.hash_split("text number 12")
+    assert [records.hash_split(t) for t in ("a", "b", "c", "w")] == ["train", "train", "train", "train"]
+    assert records.hash_split("text number 12") == records.hash_split("text number 12")
 
 
 BAD_FILES = {
@@ -87,6 +108,251 @@ def test_missing_files_and_splits(tmp_path):
         sources.Text({"train": "a", "validation": "b"}).split("validatoin")
     with pytest.raises(ConfigError, match="unknown split 'dev'"):
         sources.Function(lambda split: []).split("dev")
+
+
+# ------------------------------------------------------------------------------------------------- random access
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+CELLS = WORDS.map(lambda text: text.replace("\r", " "))  # CSV readers and writers differ about carriage returns
+LINES = CELLS.map(lambda text: text.replace("\n", " "))
+
+
+def write_rows(path, rows: list[dict]) -> None:
+    """Rows in the format of the path's suffix."""
+    import csv
+
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    suffix = path.suffix.removeprefix(".")
+    if suffix == "jsonl":
+        path.write_bytes(
+            b"".join(json.dumps(row, ensure_ascii=len(row["a"]) % 2 == 0).encode() + b"\n" for row in rows)
+        )
+    elif suffix == "csv":
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_ALL)
+            writer.writeheader()
+            writer.writerows(rows)
+    elif suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=3, write_page_checksum=True)
+    elif suffix == "array_record":
+        writer = ArrayRecordWriter(str(path), "group_size:2")
+        for row in rows:
+            writer.write(json.dumps(row).encode())
+        writer.close()
+    else:
+        table = pyarrow.Table.from_pylist(rows)
+        kind = pyarrow.ipc.new_stream if suffix == "arrow" else pyarrow.ipc.new_file
+        with path.open("wb") as file, kind(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+
+
+FORMATS = {
+    "jsonl": sources.Jsonl,
+    "csv": sources.Csv,
+    "parquet": sources.Parquet,
+    "arrow": sources.Arrow,
+    "arrow_file": sources.Arrow,
+    "array_record": sources.ArrayRecord,
+}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.fixed_dictionaries({"a": CELLS, "ß b": CELLS}), min_size=1, max_size=9), data=st.data())
+def test_what_was_written_is_read_in_any_order(tmp_path_factory, suffix, rows, data):
+    path = tmp_path_factory.mktemp("rows") / f"rows.{suffix}"
+    write_rows(path, rows)
+    found = FORMATS[suffix]({"train": str(path)}).split("train")
+    assert len(found) == len(rows)
+    for place in data.draw(st.permutations(range(len(rows)))):
+        assert found[place] == rows[place]
+    assert list(pickle.loads(pickle.dumps(found))) == rows
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(LINES, min_size=1), end=st.sampled_from(["\n", "\r\n"]), last=st.booleans())
+def test_text_lines_in_any_order(tmp_path_factory, lines, end, last):
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_bytes((end.join(lines) + end * last).encode())
+    kept = [line.removeprefix("\ufeff") if i == 0 else line for i, line in enumerate(lines)]
+    kept = [line for line in kept if line.strip()]
+    if not kept:
+        with pytest.raises(DataError, match=r"is empty|holds no example"):
+            sources.Text({"train": str(path)}).split("train")
+        return
+    found = sources.Text({"train": str(path)}).split("train")
+    assert [found[i]["text"] for i in reversed(range(len(found)))] == kept[::-1]
+
+
+def test_an_index_is_kept_and_opens_a_long_file_in_constant_memory(tmp_path, monkeypatch):
+    rows = 200_000
+    path = write(tmp_path, "long.jsonl", b"".join(b'{"text": "row %d"}\n' % i for i in range(rows)))
+    assert len(sources.Jsonl(path).split("train")) == pytest.approx(0.9 * rows, rel=0.01)
+    forget()
+    monkeypatch.setattr(records, "_scanned", None)  # it is not read from end to end again
+    tracemalloc.start()
+    parts = {name: sources.Jsonl(path).split(name) for name in ("train", "validation", "test")}
+    assert tracemalloc.get_traced_memory()[1] < 500_000  # bytes: the index alone has 2,600,000
+    tracemalloc.stop()
+    assert sum(map(len, parts.values())) == rows
+    last = max(int(part[len(part) - 1]["text"].split()[1]) for part in parts.values())
+    assert last == rows - 1
+    assert parts["train"].where(0) == f"{path}:{1 + int(parts['train'][0]['text'].split()[1])}"
+
+
+def test_a_fingerprint_is_of_the_contents_alone(tmp_path):
+    def fingerprint(name: str, data: bytes, make=sources.Jsonl) -> str:
+        return make({"train": write(tmp_path, name, data)}).fingerprint("train")
+
+    rows = b'{"a": 1, "b": "x"}\n{"a": 2, "b": "y"}\n'
+    mine = fingerprint("a.jsonl", rows)
+    assert mine == fingerprint("moved.jsonl", rows) == fingerprint("b.jsonl", rows.replace(b"\n", b"\r\n\n"))
+    others = {fingerprint("a.jsonl", other) for other in (rows[:19], rows[19:] + rows[:19], rows.replace(b"y", b"z"))}
+    assert len(others | {mine}) == 4
+    parts = sources.Jsonl(write(tmp_path, "c.jsonl", b"".join(b'{"a": %d}\n' % i for i in range(100))))
+    assert len({parts.fingerprint(split) for split in records.PERCENT}) == 3
+
+
+def test_a_damaged_index_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "SMALL_BYTES", 0)
+    path = write(tmp_path, "a.txt", b"one\ntwo\n")
+    assert len(sources.Text({"train": path}).split("train")) == 2
+    (stored,) = records.cache_dir().rglob("*.npy")
+    for damage in (b"", b"nonsense", stored.read_bytes()[:100]):
+        stored.write_bytes(damage)
+        forget()
+        assert [row["text"] for row in sources.Text({"train": path}).split("train")] == ["one", "two"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
+    for name, make in (("a.txt", sources.Text), ("a.arrow", sources.Arrow)):
+        path = tmp_path / name
+        path.write_text("one\ntwo\n") if name == "a.txt" else write_rows(path, [{"a": "x"}, {"a": "y"}])
+        opened = make({"train": str(path)}).split("train")
+        assert opened[0]
+        with path.open("ab") as file:
+            file.write(b"three\n")
+        with pytest.raises(DataError, match="was changed while it was read"):
+            _ = opened[1]
+
+
+def test_a_change_that_time_and_size_do_not_show_is_no_traceback(tmp_path):
+    for name, make, data in (("a.jsonl", sources.Jsonl, b'{"a": 1}\n'), ("a.txt", sources.Text, b"abcdefgh\n")):
+        path = tmp_path / name
+        path.write_bytes(data)
+        opened = make({"train": str(path)}).split("train")
+        before = path.stat()
+        path.write_bytes(b"\xff" * len(data))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(DataError, match="byte 0 is not what it was when the file was indexed"):
+            _ = opened[0]
+
+
+def test_compressed_files(tmp_path):
+    whole = gzip.compress(b'{"text": "one"}\n{"text": "two"}\n')
+    path = write(tmp_path, "a.jsonl.gz", whole)
+    assert [row["text"] for row in sources.Jsonl({"train": path}).split("train")] == ["one", "two"]
+    bad_crc = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
+    for damaged in (whole[:-9], bad_crc, b"no gzip at all", whole[:12] + b"\xff\xff" + whole[14:]):
+        with pytest.raises(DataError, match=r"a\.jsonl\.gz: broken after \d+ bytes of text"):
+            sources.Jsonl({"train": write(tmp_path, "a.jsonl.gz", damaged)}).split("train")
+    with pytest.raises(DataError, match=r"b\.txt\.gz is empty \(0 bytes of text\)"):
+        sources.Text({"train": write(tmp_path, "b.txt.gz", gzip.compress(b""))}).split("train")
+    with pytest.raises(DataError, match=r"c\.txt\.gz:2: byte 0xff"):
+        sources.Text({"train": write(tmp_path, "c.txt.gz", gzip.compress(b"a\n\xff\n"))}).split("train")
+
+
+def test_wildcards_are_one_file_after_the_other(tmp_path):
+    for number in range(3):
+        write(tmp_path, f"part-{number}.txt", b"%d a\n%d b\n" % (number, number))
+    found = sources.Text({"train": str(tmp_path / "part-*.txt")}).split("train")
+    assert [row["text"] for row in found] == ["0 a", "0 b", "1 a", "1 b", "2 a", "2 b"]
+    assert found[-1] == {"text": "2 b"} and found.where(3).endswith("part-1.txt:2")
+    everything = {row["text"] for name in records.PERCENT for row in sources.Text(str(tmp_path / "part-*")).split(name)}
+    assert len(everything) == 6
+    with pytest.raises(DataError, match=r"no file matches .*none-\*"):
+        sources.Text({"train": str(tmp_path / "none-*")}).split("train")
+
+
+def test_parallel_files(tmp_path):
+    write(tmp_path, "a.en", b"one\n\n\nfour\n")
+    write(tmp_path, "a.de.gz", gzip.compress(b"eins\n\ndrei\nvier"))
+    pattern = str(tmp_path / "a.{en,de.gz}")
+    found = sources.ParallelText({"train": pattern}).split("train")
+    assert list(found) == [{"en": t, "de.gz": s} for t, s in (("one", "eins"), ("", "drei"), ("four", "vier"))]
+    assert found.where(1) == f"{pattern}:3"
+    write(tmp_path, "a.en", b"one\n")
+    with pytest.raises(DataError, match=r"en has 1 lines, de.gz has 4 lines; line by line they must"):
+        sources.ParallelText({"train": pattern}).split("train")
+
+
+def test_sentences_in_columns(tmp_path):
+    path = write(tmp_path, "a.conll", b"\n-DOCSTART-\tO\n\nEU\tB-org\nrejects\tO\n\t\n\nPeter\tB-per\r\n")
+    source = sources.Conll({"train": path})
+    assert list(source.split("train")) == [
+        {"tokens": "EU rejects", "tags": "B-org O"},
+        {"tokens": "Peter", "tags": "B-per"},
+    ]
+    assert source.split("train").where(1) == f"{path}:8"
+    for damaged in (b"a O\nb\n", b"a O\nb O O\n", b"a O\nb  O\n", b"a\tO\n\tO\n"):
+        with pytest.raises(DataError, match=r"b\.conll:2: [123] columns, .* every line has 2 \(tokens, tags\)"):
+            sources.Conll({"train": write(tmp_path, "b.conll", damaged)}).split("train")
+
+
+def test_a_cut_off_table_is_no_shorter_table(tmp_path):
+    rows = [{"a": f"row {i}"} for i in range(50)]
+    for suffix in ("arrow", "arrow_file", "parquet", "array_record"):
+        whole = tmp_path / f"whole.{suffix}"
+        write_rows(whole, rows)
+        data = whole.read_bytes()
+        for keep in (len(data) - 1, len(data) - 8, len(data) * 2 // 3, len(data) // 3, 40, 1):
+            with pytest.raises(DataError, match=rf"cut\.{suffix}"):
+                list(FORMATS[suffix]({"train": write(tmp_path, f"cut.{suffix}", data[:keep])}).split("train"))
+
+
+def test_a_remote_file_is_fetched_once(tmp_path, monkeypatch):
+    class Remote:
+        opened = 0
+
+        def stat(self):
+            return type("Stat", (), {"length": 4, "mtime": 7.0})
+
+        def open(self, mode):
+            Remote.opened += 1
+            return (tmp_path / "there.txt").open(mode)
+
+    write(tmp_path, "there.txt", b"a\nb\n")
+    monkeypatch.setattr(records, "_remote", lambda name: Remote())
+    for _ in range(2):
+        forget()
+        assert len(sources.Text({"train": "gs://bucket/there.txt"}).split("train")) == 2
+    assert Remote.opened == 1
+
+
+def test_json_that_others_read_without_a_word(tmp_path):
+    for line, message in (
+        ('{"a": 1, "a": 2}', "the key 'a' comes twice"),
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": "\\ud800"}', "surrogates not allowed"),
+        ('{"a": "x\0"}', "a NUL byte at offset"),
+    ):
+        with pytest.raises(DataError, match=rf"a\.jsonl:2: .*{message}"):
+            sources.Jsonl({"train": write(tmp_path, "a.jsonl", b'{"a": 0}\n' + line.encode())}).split("train")
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("T5X_LITE_CACHE", write(tmp_path, "not_a_directory", b"x"))
+    monkeypatch.setattr(records, "SMALL_BYTES", 0)
+    assert len(sources.Text({"train": write(tmp_path, "a.txt", b"a\n")}).split("train")) == 1
+    with pytest.raises(DataError, match=r"cannot write .*T5X_LITE_CACHE"):
+        sources.Text({"train": write(tmp_path, "a.txt.gz", gzip.compress(b"a\n"))}).split("train")
+
+
+# --------------------------------------------------------------------------------------------------- preprocessors
 
 
 def test_preprocessors():

@@ -1,5 +1,6 @@
 """Vocabularies: ids, roles, sentinels, fingerprints, and what a broken file says."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -8,10 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite.data import vocabularies
-from t5x_lite.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, load, train_sentencepiece
+from t5x_lite.data.vocabularies import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    TokenizerVocabulary,
+    load,
+    train_sentencepiece,
+)
 from t5x_lite.errors import ConfigError, DataError
 
-T5_MODEL = Path(__file__).parents[1].parent / "shared" / "data" / "vocab" / "t5" / "spiece.model"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+T5_MODEL = SHARED / "vocab" / "t5" / "spiece.model"
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real vocabularies are not on this machine")
 SYLLABLES = ["ba", "dri", "fu", "ge", "ka", "lor", "mi", "nu", "po", "sti", "ta", "vel", "wo", "xe", "yan", "zu"]
 TEXTS = [
     f"the fox and the dog saw {a}{b} {b}{c}{a} {c}{a}" for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES[:4]
@@ -30,7 +39,24 @@ def test_bytes_round_trip(text):
     assert vocabulary.decode(ids) == text
     # What text is made of never looks like a special token.
     assert not {vocabulary.cls_id, vocabulary.sep_id, vocabulary.mask_id, vocabulary.eos_id} & set(ids.tolist())
-    assert not {vocabulary.sentinel(k) for k in range(8)} & set(ids.tolist())
+    assert not {vocabulary.sentinel(k) for k in range(11)} & set(ids.tolist())
+
+
+@given(st.lists(st.tuples(st.integers(0, 61), st.text(st.characters(exclude_categories=["Cs"])))))
+def test_every_byte_sentinel_is_told_from_the_text_about_it(spans):
+    """62 of them, though bytes stand for them: also between characters of several bytes."""
+    vocabulary = ByteVocabulary()
+    ids = [i for k, text in spans for i in (vocabulary.sentinel(k), *vocabulary.encode([text])[0])]
+    assert vocabulary.decode(ids).replace(" ", "") == "".join(f"<extra_id_{k}>{t}" for k, t in spans).replace(" ", "")
+
+
+def test_byte_sentinels_are_no_roles_and_end():
+    vocabulary = ByteVocabulary()
+    roles = {getattr(vocabulary, f"{role}_id") for role in ("pad", "eos", "unk", "cls", "sep", "mask")}
+    assert not roles & {vocabulary.sentinel(k) for k in range(62)}
+    with pytest.raises(DataError, match="more sentinels than the vocabulary's 62"):
+        vocabulary.sentinel(62)
+    assert vocabulary.decode(vocabulary.encode(["n東"])[0][:3]) == "n"  # part of a character is left out
 
 
 def test_bytes_have_the_layout_of_byt5():
@@ -109,15 +135,164 @@ def test_load_says_what_is_wrong(tmp_path, trained):
             load(str(tmp_path / "english.model"))
 
 
-@pytest.mark.skipif(not T5_MODEL.exists(), reason="T5's own vocabulary is not on this machine")
+@needs_shared
 def test_t5s_own_vocabulary():
     t5 = load(str(T5_MODEL))
     assert (t5.size, t5.sentinel(0), t5.pad_id, t5.eos_id, t5.unk_id) == (32100, 32099, 0, 1, 2)
     assert t5.encode(["Hello world, this is T5."])[0].tolist() == [8774, 296, 6, 48, 19, 332, 9125]
     assert t5.decode([8774, 32099, 296, 1, 5]) == "Hello <extra_id_0> world"
+    assert load(str(T5_MODEL.parent)) == t5
     with pytest.raises(ConfigError, match=r"no \[MASK\].*t5x-lite vocab"):
         _ = t5.mask_id
 
 
+@needs_shared
+def test_t5s_vocabulary_with_the_sentinels_inside():
+    t5 = load(str(T5_MODEL.with_name("cc_all.32000.100extra.model")))
+    assert (t5.size, t5.sentinel(0), t5.sentinel(99), t5.unk_id) == (32101, 32100, 32001, 3)
+    assert t5.encode(["Hello world, this is T5."])[0].tolist() == [8775, 297, 7, 49, 20, 333, 9126]
+    assert t5.decode([8775, 32100, 297, 32099, 1]) == "Hello <extra_id_0> world <extra_id_1>"
+    with pytest.raises(DataError, match="vocabulary's 100"):
+        t5.sentinel(100)
+
+
 def test_all_roles_are_named():
     assert vocabularies.CONTROL_SYMBOLS == ("[CLS]", "[SEP]", "[MASK]")
+
+
+# ----------------------------------------------------------------------------------- tokenizers of Hugging Face
+
+
+def c4_lines() -> list[str]:
+    lines = (SHARED / "text" / "c4_en_train.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+@needs_shared
+def test_berts_ids_are_those_of_the_reference():
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    directory = SHARED / "vocab" / "bert-base-uncased"
+    ours, reference = load(str(directory / "vocab.txt")), transformers.BertTokenizer(str(directory / "vocab.txt"))
+    texts = [*c4_lines(), "naïve façade, 東京 ① \u200b İ ǆ"]
+    assert len(texts) > 1000
+    assert [ids.tolist() for ids in ours.encode(texts)] == reference(texts, add_special_tokens=False)["input_ids"]
+    roles = [ours.pad_id, ours.unk_id, ours.cls_id, ours.sep_id, ours.mask_id, ours.size]
+    assert roles == [0, 100, 101, 102, 103, 30522]
+    assert (ours.eos_id, ours.bos_id) == (102, 101)  # it has none of its own
+    assert load(str(directory)) == ours
+
+
+@needs_shared
+def test_gpt2s_ids_are_those_of_the_reference():
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    directory = SHARED / "vocab" / "gpt2"
+    files = {"vocab": str(directory / "vocab.json"), "merges": str(directory / "merges.txt")}
+    ours, reference = load(str(directory)), transformers.GPT2Tokenizer(**files)
+    texts = [*c4_lines(), "naïve façade, 東京 ① \u200b İ ǆ 🙂  \n\t x"]
+    found = ours.encode(texts)
+    assert [ids.tolist() for ids in found] == reference(texts)["input_ids"]
+    assert [ours.decode(ids) for ids in found] == texts
+    assert {ours.pad_id, ours.eos_id, ours.bos_id, ours.unk_id, ours.sep_id} == {50256}
+    with pytest.raises(ConfigError, match=r"has no token for mask .*tokenizer_config\.json"):
+        _ = ours.mask_id
+    with pytest.raises(DataError, match="has no sentinels"):
+        ours.sentinel(0)
+
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fox", "##es", "dog", "a", "[", "]", "mask"]
+
+
+def word_piece_file(directory: Path, pieces=PIECES) -> Path:
+    (directory / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return directory / "vocab.txt"
+
+
+def test_word_pieces(tmp_path):
+    vocabulary = load(str(word_piece_file(tmp_path)))
+    assert vocabulary.encode(["The foxes", "dog cat"])[0].tolist() == [5, 6, 7]
+    assert vocabulary.encode(["dog cat"])[0].tolist() == [8, 1]
+    assert vocabulary.encode(["a [MASK]"])[0].tolist() == [9, 10, 12, 11]  # text cannot forge a control symbol
+    assert vocabulary.decode([2, 5, 6, 7, 4, 0, 3, 8]) == "the foxes"
+    assert vocabulary.show([2, 5, 6, 7, 3, 0]) == "[CLS] the foxes [SEP] [PAD]"
+    lower = vocabulary.fingerprint
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    cased = load(str(tmp_path))
+    assert cased.encode(["The fox"])[0].tolist() == [1, 6] and cased.fingerprint != lower
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert load(str(word_piece_file(tmp_path, [*PIECES, "The"]))).encode(["The fox"])[0].tolist() == [13, 6]
+
+
+def test_a_tokenizer_file_is_used_without_its_truncation_and_padding(tmp_path):
+    tokenizer = load(str(word_piece_file(tmp_path)))._tokenizer  # type: ignore[attr-defined]
+    tokenizer.add_special_tokens(["[MASK]", "<extra_id_0>"])
+    tokenizer.enable_truncation(1)
+    tokenizer.enable_padding(length=9)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = load(str(tmp_path))
+    assert isinstance(vocabulary, TokenizerVocabulary) and vocabulary.path.name == "tokenizer.json"
+    assert [ids.tolist() for ids in vocabulary.encode(["the fox", "dog [MASK]"])] == [[5, 6], [8, 10, 12, 11]]
+    assert (vocabulary.size, vocabulary.mask_id, vocabulary.sentinel(0)) == (14, 4, 13)
+    assert vocabulary.decode([5, 13, 6]) == "the <extra_id_0> fox"
+    assert pickle.loads(pickle.dumps(vocabulary)).encode(["the"])[0].tolist() == [5]
+    with pytest.raises(DataError, match="surrogate"):
+        vocabulary.encode(["fine", "bad \ud800"])
+
+
+def byte_pair_files(directory: Path, specials: list[str], merges=("t h", "th e")) -> Path:
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*specials, *alphabet, *(merge.replace(" ", "") for merge in merges)]
+    (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    return directory / "vocab.json"
+
+
+def test_robertas_roles(tmp_path):
+    vocabulary = load(str(byte_pair_files(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])))
+    roles = [getattr(vocabulary, f"{role}_id") for role in ("pad", "cls", "sep", "mask", "eos", "unk", "bos")]
+    assert roles == [1, 0, 2, 4, 2, 3, 0]
+    assert vocabulary.decode([0, *vocabulary.encode(["the ﬁsh\n"])[0], 1, 2, 9]) == "the ﬁsh\n"
+    (tmp_path / "special_tokens_map.json").write_text('{"mask_token": {"content": "<unk>"}, "pad_token": null}')
+    assert (load(str(tmp_path)).mask_id, load(str(tmp_path)).pad_id) == (3, 1)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_byte_pairs_lose_nothing(tmp_path_factory, text):
+    directory = tmp_path_factory.getbasetemp() / "byte_pairs"
+    if not directory.exists():
+        directory.mkdir()
+        byte_pair_files(directory, ["<|endoftext|>"])
+    vocabulary = TokenizerVocabulary(directory / "vocab.json")
+    assert vocabulary.decode(vocabulary.encode([text])[0]) == text
+
+
+def test_broken_tokenizer_files_say_what_is_wrong(tmp_path):
+    def refuses(path: Path, message: str) -> None:
+        with pytest.raises(ConfigError, match=message) as caught:
+            load(str(path))
+        assert str(path.parent if path.suffix else path) in str(caught.value)
+
+    refuses(tmp_path / "tokenizer.json", r"cannot read the vocabulary .*No such file.*hf download")
+    refuses(tmp_path, r"has none of them; a vocabulary is its spiece\.model, tokenizer\.json")
+    whole = load(str(word_piece_file(tmp_path)))._tokenizer.to_str().encode()  # type: ignore[attr-defined]
+    for damaged in (b"", b"{}", b"[]", b"\xff", whole[:-20], b"[" * 100_000, whole.replace(b'"[UNK]"', b'"[UNX]"', 1)):
+        (tmp_path / "tokenizer.json").write_bytes(damaged)
+        refuses(tmp_path / "tokenizer.json", r"tokenizer\.json")
+    (tmp_path / "tokenizer.json").unlink()
+    for damaged in (b"", b"no\npieces\n", b"\xff"):
+        (tmp_path / "vocab.txt").write_bytes(damaged)
+        refuses(tmp_path / "vocab.txt", r"has no line '\[UNK\]'|not UTF-8")
+    vocab = byte_pair_files(tmp_path, [])
+    (tmp_path / "merges.txt").write_text("t q\n")
+    refuses(vocab, r"merge 1, 't q', is not two pieces")
+    (tmp_path / "merges.txt").unlink()
+    refuses(vocab, r"cannot read the vocabulary .*merges\.txt")
+    vocab.write_text('{"a": 0}')
+    (tmp_path / "merges.txt").write_text("")
+    refuses(vocab, "lacks 255 of the 256 bytes")
+    (tmp_path / "a.model").write_bytes(b"")
+    (tmp_path / "b.model").write_bytes(b"")
+    vocab.unlink()
+    (tmp_path / "vocab.txt").unlink()
+    refuses(tmp_path, r"has a\.model, b\.model")

@@ -1,7 +1,7 @@
 """Vocabularies: text to token ids and back, with the special ids known by role.
 
 Roles are `pad_id`, `eos_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `sentinel(k)`; which numbers they are is
-the vocabulary's affair and nobody else's.
+the vocabulary's affair and nobody else's. Text is text: a text that spells "[MASK]" or "</s>" gives no such id.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import itertools
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,31 @@ from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 
 CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")
+HOW_TO_GET_ONE = (
+    "`t5x-lite vocab` trains one, and `hf download google-bert/bert-base-uncased tokenizer.json --local-dir .` "
+    "fetches a model's"
+)
+# Names that tokenizers of Hugging Face give the roles, where no tokenizer_config.json beside them says it.
+ROLE_TOKENS = {
+    "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
+    "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[EOS]"),
+    "bos": ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<cls>"),
+    "sep": ("[SEP]", "<sep>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+# What stands in for a role that a tokenizer lacks: RoBERTa's [CLS] is <s>, BERT ends with [SEP], GPT-2 has only
+# <|endoftext|>.
+STAND_INS = {
+    "pad": ("eos", "sep"),
+    "eos": ("sep",),
+    "bos": ("cls", "eos"),
+    "unk": ("eos",),
+    "cls": ("bos",),
+    "sep": ("eos",),
+    "mask": (),
+}
 
 
 class Vocabulary(Protocol):
@@ -71,22 +97,25 @@ class Vocabulary(Protocol):
 class ByteVocabulary:
     """UTF-8 bytes, ByT5's layout (Xue et al. 2022, §3): pad 0, eos 1, unk 2, byte b is b + 3, then `extra_ids`.
 
-    Sentinels count down from the last id. Without extra ids they reuse bytes 0xFF, 0xFE, …, as ByT5's do: UTF-8
-    never uses the first eight, later ones are also the first bytes of rarer scripts, down to 0x80, the end of ASCII.
-    [CLS], [SEP] and [MASK] are 0xC0, 0xC1 and 0xF5, which UTF-8 never uses either.
+    Sentinels count down from the last id. Without extra ids they are bytes, as ByT5's are: 0xFF, 0xFE, … down to
+    0xC2, 62 of them. UTF-8 never uses the first eleven; each other begins a character, and is a sentinel where no
+    byte that would go on with the character follows. [CLS] and [SEP] are 0xC0 and 0xC1, which UTF-8 never uses
+    either; [MASK] is unk, as no byte is unknown.
 
     >>> vocabulary = ByteVocabulary()
     >>> vocabulary.encode(["hi"])[0].tolist(), vocabulary.size, vocabulary.sentinel(0)
     ([107, 108], 259, 258)
+    >>> vocabulary.decode([*vocabulary.encode(["é"])[0], vocabulary.sentinel(60), *vocabulary.encode(["e"])[0]])
+    'é <extra_id_60> e'
     """
 
     extra_ids: int = 0
     pad_id = 0
     eos_id = 1
     unk_id = 2
+    mask_id = 2
     cls_id = 0xC0 + 3
     sep_id = 0xC1 + 3
-    mask_id = 0xF5 + 3
 
     @property
     def size(self) -> int:
@@ -100,36 +129,44 @@ class ByteVocabulary:
         return [np.frombuffer(_utf8(text), np.uint8).astype(np.int32) + 3 for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        kept = list(_until(ids, self.eos_id))
-        return _with_sentinels(kept, self._sentinel_index, self._bytes)
+        kept = [i for i in _until(ids, self.eos_id) if i not in (self.cls_id, self.sep_id)]
+        return _with_names(kept, {}, self._sentinel_index, self._text)
 
     def show(self, ids: Iterable[int]) -> str:
-        names = {0: "<pad>", 1: "</s>", 2: "<unk>", self.cls_id: "[CLS]", self.sep_id: "[SEP]", self.mask_id: "[MASK]"}
-        return _with_names(ids, names, self._sentinel_index, self._bytes)
+        names = {0: "<pad>", 1: "</s>", self.cls_id: "[CLS]", self.sep_id: "[SEP]", self.mask_id: "[MASK]"}
+        return _with_names(ids, names, self._sentinel_index, self._text)
 
     def sentinel(self, k: int) -> int:
-        count = self.extra_ids or 128
+        count = self.extra_ids or 62
         if not 0 <= k < count:
-            raise DataError(
-                f"span {k + 1} of a text needs more sentinels than the vocabulary's {count}; "
-                "shorten data.length or raise data.mean_noise_span_length"
-            )
+            raise _too_few_sentinels(k, count)
         return self.size - 1 - k
 
     def _sentinel_index(self, i: int) -> int | None:
-        k = self.size - 1 - i
-        return k if 0 <= k < (self.extra_ids or 8) else None
+        return self.size - 1 - i if i >= 259 else None
 
-    def _bytes(self, ids: Sequence[int]) -> str:
-        return bytes(i - 3 for i in ids if 3 <= i < 259).decode("utf-8", errors="ignore")
+    def _text(self, ids: Sequence[int]) -> str:
+        """Characters, and without extra ids the sentinels that stand between them. Parts of characters are left out."""
+        rest, parts = bytes(i - 3 for i in ids if 3 <= i < 259), []
+        while rest:
+            try:
+                parts.append(rest.decode("utf-8"))
+                break
+            except UnicodeDecodeError as error:
+                parts.append(rest[: error.start].decode("utf-8"))
+                if not self.extra_ids and error.end - error.start == 1 and rest[error.start] >= 0xC2:
+                    parts.append(f"<extra_id_{0xFF - rest[error.start]}>")
+                rest = rest[error.end :]
+        return (" " if "<extra_id_" in "".join(parts) else "").join(part for part in parts if part)
 
 
 @dataclasses.dataclass(frozen=True)
 class SentencePieceVocabulary:
     """A SentencePiece model and `extra_ids` sentinels behind it: sentinel k is id size − 1 − k, as T5 has it.
 
-    T5's own model has 32,000 pieces: 32,100 ids, sentinel 0 is 32,099. [CLS], [SEP] and [MASK] must be pieces of the
-    model (`t5x-lite vocab` puts them there). The file is read when first needed; `build`, if given, makes it then.
+    T5's own model has 32,000 pieces: 32,100 ids, sentinel 0 is 32,099. A model with pieces `<extra_id_0>`, … (mT5's,
+    and a variant of T5's) uses those, and gets none behind it. [CLS], [SEP] and [MASK] must be pieces of the model
+    (`t5x-lite vocab` puts them there). The file is read when first needed; `build`, if given, makes it then.
     """
 
     path: Path
@@ -149,12 +186,7 @@ class SentencePieceVocabulary:
         path = Path(self.path)
         if not path.exists() and self.build is not None:
             self.build(path)
-        try:
-            model = path.read_bytes()
-        except OSError as error:
-            near = suggest(path.name, [p.name for p in path.parent.glob("*.model")]) if path.parent.is_dir() else []
-            hint = f"did you mean {path.parent / near[0]}?" if near else "`t5x-lite vocab` trains one"
-            raise ConfigError(f"cannot read the vocabulary {path}: {error.strerror}; {hint}") from error
+        model = _read(path)
         try:
             if not model:  # the library takes it for "no model given" and answers every call with 0
                 raise RuntimeError("the file is empty")
@@ -168,9 +200,23 @@ class SentencePieceVocabulary:
                 "give the .model file, not the .vocab"
             ) from error
 
+    @functools.cached_property
+    def _sentinels(self) -> list[int]:
+        """Their ids, from sentinel 0."""
+        pieces, unk = self._processor, self._processor.unk_id()
+        for mark in ("<extra_id_{}>", "▁<extra_id_{}>"):
+            inside = (pieces.piece_to_id(mark.format(k)) for k in itertools.count())
+            if found := list(itertools.takewhile(lambda i: i != unk, inside)):
+                return found
+        return list(reversed(range(len(pieces), len(pieces) + self.extra_ids)))
+
+    @functools.cached_property
+    def _index_of_sentinel(self) -> dict[int, int]:
+        return {i: k for k, i in enumerate(self._sentinels)}
+
     @property
     def size(self) -> int:
-        return len(self._processor) + self.extra_ids
+        return max([len(self._processor), *(i + 1 for i in self._sentinels)])
 
     @property
     def pad_id(self) -> int:
@@ -214,25 +260,19 @@ class SentencePieceVocabulary:
     def decode(self, ids: Iterable[int]) -> str:
         hidden = {self.pad_id, *(self._processor.piece_to_id(s) for s in CONTROL_SYMBOLS)} - {self.unk_id}
         kept = [i for i in _until(ids, self.eos_id) if i not in hidden]
-        return _with_sentinels(kept, self._sentinel_index, self._text)
+        return _with_names(kept, {}, self._index_of_sentinel.get, self._text)
 
     def show(self, ids: Iterable[int]) -> str:
         names = {self.pad_id: "<pad>", self.eos_id: "</s>"}
         for symbol in CONTROL_SYMBOLS:
             if self._processor.piece_to_id(symbol) != self.unk_id:
                 names[self._processor.piece_to_id(symbol)] = symbol
-        return _with_names(ids, names, self._sentinel_index, self._text)
+        return _with_names(ids, names, self._index_of_sentinel.get, self._text)
 
     def sentinel(self, k: int) -> int:
-        if not 0 <= k < self.extra_ids:
-            raise DataError(
-                f"span {k + 1} of a text needs more sentinels than the vocabulary's {self.extra_ids}; "
-                "shorten data.length or raise data.mean_noise_span_length"
-            )
-        return self.size - 1 - k
-
-    def _sentinel_index(self, i: int) -> int | None:
-        return self.size - 1 - i if len(self._processor) <= i < self.size else None
+        if not 0 <= k < len(self._sentinels):
+            raise _too_few_sentinels(k, len(self._sentinels))
+        return self._sentinels[k]
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._processor.decode([i for i in ids if i < len(self._processor)])
@@ -250,20 +290,254 @@ class SentencePieceVocabulary:
         return i
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenizerVocabulary:
+    """A tokenizer of Hugging Face's `tokenizers`, from one of three kinds of file:
+
+        tokenizer.json             any; truncation and padding that it may ask for are not done
+        vocab.txt                  BERT's WordPiece; lower case unless it holds cased pieces, or `do_lower_case` in a
+                                   tokenizer_config.json beside it says otherwise
+        vocab.json (+ merges.txt)  GPT-2's and RoBERTa's byte-level BPE
+
+    Roles are those that a tokenizer_config.json or special_tokens_map.json beside the file names, else the tokens
+    that usually have them (ROLE_TOKENS), else what stands in for them (STAND_INS). Sentinels are its `<extra_id_k>`.
+    The file is read when first needed.
+    """
+
+    path: Path
+
+    def __getstate__(self) -> dict:  # each worker process reads the file
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+    @functools.cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What the JSON files beside it say."""
+        found: dict[str, Any] = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            beside = Path(self.path).parent / name
+            if beside.is_file():
+                found |= _json_object(beside, _read(beside))
+        return found
+
+    @functools.cached_property
+    def _contents(self) -> dict[Path, bytes]:
+        path = Path(self.path)
+        paths = [path, path.with_name("merges.txt")] if path.name == "vocab.json" else [path]
+        return {p: _read(p) for p in paths}
+
+    @functools.cached_property
+    def _tokenizer(self):
+        import tokenizers
+
+        path, contents = Path(self.path), list(self._contents.values())
+        try:
+            if path.suffix == ".txt":
+                tokenizer = self._word_piece(_text(path, contents[0]))
+            elif path.name == "vocab.json":
+                tokenizer = self._byte_pairs(_json_object(path, contents[0]), _text(path, contents[1]))
+            else:
+                tokenizer = tokenizers.Tokenizer.from_str(_text(path, contents[0]))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.encode_special_tokens = True
+            tokenizer.encode("a \x00 é 1", add_special_tokens=False)  # some lack what they need to encode at all
+        except (ConfigError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exceptions, and panics are not even that
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{path} ({len(contents[0])} bytes, sha256 {_digest(contents[0])}) is no tokenizer that can be used: "
+                f"{reason}. Get it again; {HOW_TO_GET_ONE}"
+            ) from error
+        return tokenizer
+
+    def _word_piece(self, text: str):
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+        pieces = text.removesuffix("\n").split("\n")
+        ids = {piece.rstrip("\r"): i for i, piece in enumerate(pieces)}
+        unknown = self._settings.get("unk_token", "[UNK]")
+        if unknown not in ids:
+            raise ConfigError(
+                f"{self.path} ({len(pieces)} lines) is no vocabulary of BERT's kind: it has no line {unknown!r}; "
+                "give a vocab.txt with a piece a line, or a tokenizer.json"
+            )
+        is_cased = any(p != p.lower() for p in ids if not re.fullmatch(r"\[.*\]|<.*>", p))
+        tokenizer = Tokenizer(models.WordPiece(ids, unk_token=unknown))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=self._settings.get("do_lower_case", not is_cased))
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        return tokenizer
+
+    def _byte_pairs(self, ids: dict[str, Any], merges: str):
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+        if missing := set(pre_tokenizers.ByteLevel.alphabet()) - set(ids):
+            raise ConfigError(
+                f"{self.path} is no byte-level BPE: it lacks {len(missing)} of the 256 bytes; give its tokenizer.json"
+            )
+        lines = [line for line in merges.split("\n") if line.strip() and not line.startswith("#version")]
+        pairs = [tuple(line.rstrip("\r").split(" ")) for line in lines]
+        if wrong := [n for n, pair in enumerate(pairs) if len(pair) != 2 or pair[0] + pair[1] not in ids]:
+            raise ConfigError(
+                f"{Path(self.path).with_name('merges.txt')}: merge {wrong[0] + 1}, {lines[wrong[0]][:40]!r}, is "
+                "not two pieces whose union is in vocab.json; are the two files of one model?"
+            )
+        tokenizer = Tokenizer(models.BPE(ids, pairs))  # type: ignore[arg-type]
+        spaced = bool(self._settings.get("add_prefix_space", False))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    @functools.cached_property
+    def _roles(self) -> dict[str, int]:
+        """The ids of the roles it has tokens for."""
+        own: dict[str, int] = {}
+        for role, usual in ROLE_TOKENS.items():
+            named = self._settings.get(f"{role}_token")
+            named = named.get("content") if isinstance(named, dict) else named
+            names = (named, *usual) if isinstance(named, str) else usual
+            found = next((token for token in names if token in self._ids), None)
+            if found is not None:
+                own[role] = self._ids[found]
+        stand_ins = {role: next((o for o in others if o in own), None) for role, others in STAND_INS.items()}
+        return {role: own[o] for role, o in stand_ins.items() if o is not None} | own
+
+    @functools.cached_property
+    def _sentinels(self) -> dict[int, int]:
+        """{id: k} of the tokens `<extra_id_k>`."""
+        tokens = (f"<extra_id_{k}>" for k in itertools.count())
+        return {self._ids[token]: k for k, token in enumerate(itertools.takewhile(self._ids.__contains__, tokens))}
+
+    @functools.cached_property
+    def _specials(self) -> dict[int, str]:
+        """{id: token} of all that is no text, but for sentinels."""
+        added = {i: t.content for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        roles = {i: str(self._tokenizer.id_to_token(i)) for i in self._roles.values()}
+        return {i: token for i, token in (added | roles).items() if i not in self._sentinels}
+
+    @functools.cached_property
+    def _count(self) -> int:
+        return max(self._ids.values(), default=-1) + 1
+
+    @property
+    def size(self) -> int:
+        return self._count
+
+    @property
+    def pad_id(self) -> int:
+        return self._role("pad")
+
+    @property
+    def eos_id(self) -> int:
+        return self._role("eos")
+
+    @property
+    def bos_id(self) -> int:
+        return self._role("bos")
+
+    @property
+    def unk_id(self) -> int:
+        return self._role("unk")
+
+    @property
+    def cls_id(self) -> int:
+        return self._role("cls")
+
+    @property
+    def sep_id(self) -> int:
+        return self._role("sep")
+
+    @property
+    def mask_id(self) -> int:
+        return self._role("mask")
+
+    @property
+    def fingerprint(self) -> str:
+        keys = ("do_lower_case", "add_prefix_space", *(f"{role}_token" for role in ROLE_TOKENS))
+        settings = json.dumps({key: self._settings.get(key) for key in keys}, sort_keys=True)
+        return _digest(b"\0".join([*self._contents.values(), settings.encode()]))
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        try:
+            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            for text in texts:
+                _utf8(text)  # says which
+            raise
+        return [np.asarray(encoding.ids, np.int32) for encoding in found]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        hidden = self._specials.keys() - {self._roles.get("unk")}
+        kept = [i for i in _until(ids, self._roles.get("eos", -1)) if i not in hidden]
+        return _with_names(kept, {}, self._sentinels.get, self._text)
+
+    def show(self, ids: Iterable[int]) -> str:
+        return _with_names(ids, self._specials, self._sentinels.get, self._text)
+
+    def sentinel(self, k: int) -> int:
+        if not self._sentinels:
+            raise DataError(
+                f"the vocabulary {self.path} has no sentinels <extra_id_0>, …, which span corruption needs; "
+                'take T5\'s, "bytes", or one that `t5x-lite vocab` trains'
+            )
+        if not 0 <= k < len(self._sentinels):
+            raise _too_few_sentinels(k, len(self._sentinels))
+        return list(self._sentinels)[k]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([i for i in ids if i < self.size], skip_special_tokens=False)
+
+    def _role(self, role: str) -> int:
+        if role not in self._roles:
+            raise ConfigError(
+                f"the vocabulary {self.path} has no token for {role} (usually {' or '.join(ROLE_TOKENS[role][:2])}); "
+                f'name it in a tokenizer_config.json beside it, {{"{role}_token": "…"}}, or take another vocabulary'
+            )
+        return self._roles[role]
+
+
 def load(spec: str) -> Vocabulary:
-    """The vocabulary that a config names: "bytes", or the path of a SentencePiece `.model`."""
+    """The vocabulary that a config names: "bytes", a SentencePiece `.model`, a `tokenizer.json`, a `vocab.txt`, a
+    `vocab.json` with its `merges.txt`, or a directory that holds one of these. ConfigError when it cannot be used."""
     if spec == "bytes":
         return ByteVocabulary()
-    if not spec.endswith(".model"):
+    path = _in_directory(Path(spec)) if Path(spec).is_dir() else Path(spec)
+    if path.suffix == ".model":
+        vocabulary = SentencePieceVocabulary(path)
+    elif path.suffix in (".json", ".txt"):
+        vocabulary = TokenizerVocabulary(path)
+    else:
         near = suggest(spec, ["bytes"])
         raise ConfigError(
             f"unknown vocabulary {spec!r}; "
             + (f"did you mean {near[0]!r}? " if near else "")
-            + 'it is "bytes" or the path of a SentencePiece .model'
+            + 'it is "bytes", or a SentencePiece .model, a tokenizer.json, a vocab.txt, or a directory that holds one'
         )
-    vocabulary = SentencePieceVocabulary(Path(spec))
     _ = vocabulary.size  # a missing or broken file is found here, not at the first batch
     return vocabulary
+
+
+def _in_directory(directory: Path) -> Path:
+    """The file to read of a model's directory. SentencePiece first: it is four times as fast as its tokenizer.json."""
+    for name in ("spiece.model", "tokenizer.json", "vocab.json", "vocab.txt"):
+        if (directory / name).is_file():
+            return directory / name
+    models = sorted(directory.glob("*.model"))
+    if len(models) == 1:
+        return models[0]
+    found = ", ".join(p.name for p in models) or "none of them"
+    raise ConfigError(
+        f"the directory {directory} has {found}; a vocabulary is its spiece.model, tokenizer.json, vocab.json with "
+        "merges.txt, or vocab.txt. Give the file itself"
+    )
 
 
 def train_sentencepiece(
@@ -337,6 +611,32 @@ def _texts(texts: Iterable[str], files: Sequence[Path]) -> Iterable[str]:
             raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        near = suggest(path.name, [p.name for p in path.parent.glob(f"*{path.suffix}")]) if path.parent.is_dir() else []
+        hint = f"did you mean {path.parent / near[0]}?" if near else HOW_TO_GET_ONE
+        raise ConfigError(f"cannot read the vocabulary {path}: {error.strerror}; {hint}") from error
+
+
+def _text(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; {HOW_TO_GET_ONE}") from None
+
+
+def _json_object(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(path, data))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} ({len(data)} bytes) is not JSON: {error}; get the file again") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} is a JSON {type(found).__name__}, not an object; get the file again")
+    return found
+
+
 def _utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
@@ -345,6 +645,13 @@ def _utf8(text: str) -> bytes:
             f"text with half a surrogate pair ({text[error.start]!a} at character {error.start} of "
             f"{text[:60]!a}); it is no Unicode text: correct or drop it"
         ) from None
+
+
+def _too_few_sentinels(k: int, count: int) -> DataError:
+    return DataError(
+        f"span {k + 1} of a text needs more sentinels than the vocabulary's {count}; "
+        "shorten data.length or raise data.mean_noise_span_length"
+    )
 
 
 def _digest(data: bytes) -> str:
@@ -356,11 +663,6 @@ def _until(ids: Iterable[int], eos_id: int) -> Iterable[int]:
         if i == eos_id:
             return
         yield int(i)
-
-
-def _with_sentinels(ids: Sequence[int], index_of: Callable[[int], int | None], text_of: Callable) -> str:
-    """Text between sentinels decoded by runs, sentinels as `<extra_id_k>`."""
-    return _with_names(ids, {}, index_of, text_of)
 
 
 def _with_names(

@@ -10,15 +10,14 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import re
 import sys
 import sysconfig
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from t5x_lite.data.user_cache import cache_dir, write_atomically
 from t5x_lite.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -226,34 +225,6 @@ def without_leaks(documents: Sequence[Document]) -> list[Document]:
 
 
 # --- cache ---
-
-
-def cache_dir() -> Path:
-    """$T5X_LITE_CACHE, else t5x_lite in $XDG_CACHE_HOME, else ~/.cache/t5x_lite."""
-    if own := os.environ.get("T5X_LITE_CACHE"):
-        return Path(own).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "t5x_lite"
-    return Path.home() / ".cache" / "t5x_lite"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing: readers, and other processes writing the same, never see a part of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror or error}. Set T5X_LITE_CACHE to a directory you may write to."
-        ) from None
 
 
 def default_stdlib() -> Path:

@@ -1,0 +1,350 @@
+"""Any local file as a source, with what is to be known about it found by looking: its format, its columns, its
+splits. What was found is said in `notes`, in words, because a guess that nobody sees is an error that nobody finds.
+"""
+
+import csv
+import dataclasses
+import itertools
+import re
+import string
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from t5x_lite.data import records
+from t5x_lite.data.records import PERCENT, Chained, Example, Format, Records
+from t5x_lite.data.sources import Files, matching
+from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.lookup import suggest
+
+SAMPLED_LINES = 1000  # that a file's header and kind are guessed from
+LONGEST_COLUMN_NAME = 64  # characters
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test",),
+}
+SUFFIXES = {
+    "text": ("txt", "text"),
+    "json": ("jsonl", "ndjson", "json"),
+    "csv": ("csv",),
+    "tsv": ("tsv", "tab"),
+    "parquet": ("parquet", "pq"),
+    "arrow": ("arrow",),
+    "array_record": ("array_record", "arrayrecord"),
+    "conll": ("conll", "bio", "iob", "iob2"),
+}
+KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A source, the splits and fields it has, and what to tell the user about them."""
+
+    source: Files
+    splits: tuple[str, ...]
+    fields: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def find(spec: str) -> Found:
+    """The source that `spec` means:
+
+        reviews.csv                          one file, split by hash into 90% train, 5% validation, 5% test
+        shards/part-*.jsonl.gz               several as one, split by hash
+        train=a.csv,validation=b.csv         a file for each split
+        data/mrpc                            a directory: train.tsv, dev.tsv and so on, or Hugging Face's save_to_disk
+        train=train.{en,de},test=test.{en,de}   files that belong together line by line, a field for each
+
+    Formats go by the last part of the name (SUFFIXES), before .gz. ConfigError for what cannot be understood.
+    """
+    files = _files(spec)
+    paths = [path for pattern in ([files] if isinstance(files, str) else files.values()) for path in matching(pattern)]
+    form, notes = _format(*paths)
+    source = Files(files, form)
+    splits = tuple(PERCENT) if isinstance(files, str) else tuple(files)
+    fields = tuple(source.split(splits[0])[0])
+    if not isinstance(files, str):
+        kept, more = _alike(files, form, fields)
+        source, splits, notes = Files(kept, form), tuple(kept), [*notes, *more]
+    counts = ", ".join(f"{name} {len(source.split(name)):,}" for name in splits)
+    how = "split by hash" if isinstance(files, str) else "splits"
+    return Found(source, splits, fields, (f"{spec}: {notes[0]}; {how}: {counts}", *notes[1:]))
+
+
+# -------------------------------------------------------------------------------------------------------------- splits
+
+
+def _files(spec: str) -> dict[str, str] | str:
+    named = re.findall(r"(?:^|,)\s*(\w+)=((?:[^,{]|\{[^}]*\})+)", spec)
+    if named and not Path(spec).exists():
+        wrong = [name for name, _ in named if _split_of(name) is None]
+        if wrong:
+            raise ConfigError(f"data.files={spec!r}: {wrong[0]!r} is no split; name them train, validation and test")
+        return {str(_split_of(name)): path.strip() for name, path in named}
+    if Path(spec).is_dir():
+        return _of_directory(Path(spec))
+    return spec
+
+
+def _split_of(name: str) -> str | None:
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
+def _of_directory(directory: Path) -> dict[str, str] | str:
+    """{split: file} of the files in it that are named for one; for `save_to_disk` its Arrow files."""
+    arrow = {_split_of(p.parent.name) or "train": str(p.parent / "*.arrow") for p in sorted(directory.rglob("*.arrow"))}
+    if arrow:
+        return next(iter(arrow.values())) if list(arrow) == ["train"] else arrow
+    files = sorted(p for p in directory.iterdir() if p.is_file() and _kind(p.name))
+    where = f"data.files={str(directory)!r}"
+    found = {}
+    for split in SPLIT_NAMES:
+        paths = [p for p in files if _split_of(p.name.split(".")[0]) == split]
+        paths = paths or [p for p in files if split in map(_split_of, re.split(r"[._-]", p.name))]
+        if len(paths) > 1:
+            names = ", ".join(p.name for p in paths)
+            raise ConfigError(
+                f"{where}: which is {split}, {names}? Say train={directory}/FILE,validation={directory}/FILE"
+            )
+        if paths:
+            found[split] = str(paths[0])
+    if "train" not in found:
+        names = ", ".join(p.name for p in files[:8]) or "none of a known kind"
+        raise ConfigError(f"{where}: no file is named for train ({names}); say train={directory}/FILE")
+    return found
+
+
+def _alike(files: Mapping[str, str], form: Format, fields: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The splits that have the fields of the first, and what to say about those that are left out."""
+    kept, notes = {}, []
+    for name, path in files.items():
+        own, _ = _format(*matching(path))
+        if isinstance(own, records.Table) and isinstance(form, records.Table):
+            own = dataclasses.replace(own, quoting=form.quoting)  # which was found by looking at all of them
+        theirs = tuple(Files({name: path}, own).split(name)[0])
+        if own == form and set(fields) <= set(theirs):
+            kept[name] = path
+        else:
+            notes.append(f"{path} is left out: it is not like train's, with {', '.join(theirs)}")
+    return kept, notes
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+
+def _kind(name: str) -> str | None:
+    return KIND_OF_SUFFIX.get(name.lower().removesuffix(".gz").rpartition(".")[2])
+
+
+def _format(path: str, *more: str) -> tuple[Format, list[str]]:
+    """How to read a file and more like it, and what to call it."""
+    if fields := records.braces(path):
+        return records.ParallelLines(), [f"text files, a line each: {', '.join(fields)}"]
+    kind = _kind(path)
+    if kind is None:
+        near = suggest(Path(path).suffix.removeprefix("."), KIND_OF_SUFFIX)
+        known = ", ".join(f".{suffix}" for suffix in KIND_OF_SUFFIX)
+        raise ConfigError(
+            f"data.files: {path!r} has no name of a known kind{f' (.{near[0]}?)' if near else ''}: {known}, each also "
+            ".gz; or two files that belong together, as train.{en,de}"
+        )
+    if kind in ("csv", "tsv"):
+        return _table(path, more, kind)
+    if kind == "conll":
+        return _conll(path)
+    if kind == "text":
+        blank = [not line.strip() for line in _sample(path)]
+        if 100 * sum(blank[1:-1]) >= len(blank) > 2:  # else a stray one
+            return records.Paragraphs(), ["text, an example a paragraph (blank lines between them)"]
+        return records.TextLines(), ["text, an example a line"]
+    simple: dict[str, tuple[Format, str]] = {
+        "json": (records.JsonLines(), "JSON lines"),
+        "parquet": (records.ParquetRows(), "Parquet"),
+        "arrow": (records.ArrowRows(), "Arrow"),
+        "array_record": (records.ArrayRecordRows(), "ArrayRecord of JSON"),
+    }
+    form, words = simple[kind]
+    fields = tuple(records.open_records(path, form)[0])
+    return form, [f"{words} with the fields {', '.join(fields)}"]
+
+
+def _table(path: str, more: Sequence[str], kind: str) -> tuple[Format, list[str]]:
+    lines = _sample(path)
+    delimiter = "\t" if kind == "tsv" else max(",;\t|", key=lambda d: len(next(_rows(lines, d, True), [])))
+    quoting = kind == "csv" or _quotes_cells((line for p in (path, *more) for line in records.lines_of(p)), delimiter)
+    rows = list(_rows(lines, delimiter, quoting))
+    words = {",": "CSV", "\t": "TSV"}.get(delimiter, f"CSV with {delimiter!r} between columns")
+    words += "" if quoting == (kind == "csv") else ", cells quoted"
+    if not rows or _has_header(rows):
+        return records.Table(delimiter, (), quoting), [f"{words} with the columns {', '.join(rows[0] if rows else [])}"]
+    columns = tuple(f"column_{n + 1}" for n in range(len(rows[0])))
+    example = " | ".join(cell[:30] for cell in rows[0])
+    return records.Table(delimiter, columns, quoting), [
+        f"{words} without a header, {len(columns)} columns",
+        f"the columns are called {', '.join(columns)}; the first row is {example}",
+    ]
+
+
+def _sample(path: str) -> list[str]:
+    return list(itertools.islice(records.lines_of(path), SAMPLED_LINES))
+
+
+def _rows(lines: Sequence[str], delimiter: str, quoting: bool) -> Iterator[list[str]]:
+    """The rows of a sample, as far as they can be read."""
+    csv.field_size_limit(records.MAX_RECORD_BYTES)
+    style = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
+    try:
+        yield from (row for row in csv.reader(lines, delimiter=delimiter, quoting=style) if row)
+    except csv.Error:  # reading the whole file says where
+        return
+
+
+def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
+    """Whether quotes are put around cells: all that begin with one end with one, and hold none that is not doubled.
+
+    >>> _quotes_cells(['"so, so"|no'], "|"), _quotes_cells(['"so" so|"no"'], "|")
+    (True, False)
+    """
+    some = False
+    for cell in (cell for line in lines if '"' in line for cell in line.split(delimiter) if cell.startswith('"')):
+        if not re.fullmatch(r'"(?:[^"]|"")*"', cell):
+            return False
+        some = True
+    return some
+
+
+def _has_header(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row names the columns: short names, none twice, no numbers, none a value of its column.
+
+    >>> _has_header([["text", "label"], ["good", "1"]]), _has_header([["good", "yes"], ["bad", "no"], ["fair", "yes"]])
+    (True, False)
+    """
+    first, rest = rows[0], rows[1:]
+    if len(set(first)) < len(first) or not all(0 < len(cell.strip()) <= LONGEST_COLUMN_NAME for cell in first):
+        return False
+    if any(_is_number(cell) for cell in first):
+        return False
+    return not any(cell in (row[n] for row in rest if n < len(row)) for n, cell in enumerate(first))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _conll(path: str) -> tuple[Format, list[str]]:
+    lines = [line for line in _sample(path) if line.strip(" \t")]
+    count = len(re.split(r"\t" if lines and "\t" in lines[0] else " ", lines[0])) if lines else 2
+    columns = ("tokens", *(f"column_{n + 2}" for n in range(count - 2)), "tags")[-max(count, 1) :]
+    return records.Sentences(columns), [f"sentences in CoNLL's columns: {', '.join(columns)}"]
+
+
+# ----------------------------------------------------------------------------------------------------------- templates
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A source whose examples are texts made from those of another: {name: template}.
+
+    A template is a text with fields in braces: "{title}: {body}", "{answers[0]}". A list is its parts with spaces
+    between them; true and false are written so. A field that is missing or null is a DataError that names its line.
+    labels: what "targets" may be; others are a DataError.
+    """
+
+    source: Files
+    templates: tuple[tuple[str, str], ...]
+    labels: tuple[str, ...] = ()
+
+    def split(self, name: str) -> "FilledRecords":
+        return FilledRecords(self.source.split(name), dict(self.templates), self.labels)
+
+    def fingerprint(self, split: str) -> str:
+        """Another text whenever an example is another."""
+        return f"{self.source.fingerprint(split)} {self.templates}"
+
+
+class FilledRecords(Sequence[Example]):
+    def __init__(self, rows: Records | Chained, templates: Mapping[str, str], labels: tuple[str, ...]):
+        self._rows, self._labels = rows, labels
+        self._pieces = {name: pieces(template) for name, template in templates.items()}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> Example:  # type: ignore[override]  (nobody slices)
+        row = self._rows[place]
+        example = {name: self._fill(name, row, place) for name in self._pieces}
+        if self._labels and example["targets"].strip() not in self._labels:
+            raise DataError(
+                f"{self.where(place)}: label {example['targets']!r} is not one of {', '.join(self._labels)}; correct "
+                "it, or add it to data.labels"
+            )
+        return example
+
+    def text(self, name: str, place: int) -> str:
+        """One field of an example."""
+        return self._fill(name, self._rows[place], place)
+
+    def where(self, place: int) -> str:
+        """File and line of an example, for messages."""
+        return self._rows.where(place)
+
+    def _fill(self, name: str, row: Example, place: int) -> str:
+        try:
+            return "".join(literal + (_written(row, field) if field else "") for literal, field in self._pieces[name])
+        except ValueError as error:
+            raise DataError(
+                f"{self.where(place)}: {error}, which {name} needs; the record has {', '.join(map(str, row))[:200]}"
+            ) from None
+
+
+def pieces(template: str) -> list[tuple[str, str]]:
+    """(literal, field) pairs of a template.
+
+    >>> pieces("{title}: {body}!")
+    [('', 'title'), (': ', 'body'), ('!', '')]
+    """
+    try:
+        found = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"template {template!r}: {error}; write a brace that is text as {{{{ or }}}}") from None
+    for _, field, form, conversion in found:
+        if field == "" or form or conversion:
+            raise ConfigError(f"template {template!r}: put the name of a field in the braces, and nothing else")
+    return [(literal, field or "") for literal, field, _, _ in found]
+
+
+def root(field: str) -> str:
+    """The field of a record that a template's field begins with: "answers" of "answers[text][0]"."""
+    return field.partition("[")[0]
+
+
+def _written(row: Example, field: str) -> str:
+    """The text of a field; ValueError says why there is none."""
+    value: Any = row
+    for step in [field] if field in row else [root(field), *re.findall(r"\[([^\]]*)\]", field)]:
+        if isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        elif isinstance(value, Mapping) and step in value:
+            value = value[step]
+        else:
+            raise ValueError(f"it has no {step!r}" if value is row else f"in {field!r} there is no {step!r}")
+    return _text(value, field)
+
+
+def _text(value: Any, field: str) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise ValueError(f"the field {field!r} is null")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return " ".join(_text(part, field) for part in value)
+    if isinstance(value, Mapping):
+        raise ValueError(f"the field {field!r} is an object, not a text (name one of its keys, {field}[KEY])")
+    return str(value)

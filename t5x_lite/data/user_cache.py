@@ -1,0 +1,46 @@
+"""The user's cache directory: what can be made again, kept so that it need not be."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from t5x_lite.errors import DataError
+
+
+def cache_dir() -> Path:
+    """$T5X_LITE_CACHE, else t5x_lite in $XDG_CACHE_HOME, else ~/.cache/t5x_lite."""
+    if own := os.environ.get("T5X_LITE_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "t5x_lite"
+    return Path.home() / ".cache" / "t5x_lite"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which appears at `path` whole when the block ends, and not at all when it fails: readers, and
+    other processes writing the same, never see a part of it. DataError when it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                yield file  # type: ignore[misc]
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}. Set T5X_LITE_CACHE to a directory you may write to."
+        ) from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes the whole file or nothing."""
+    with atomic_file(path) as file:
+        file.write(content)

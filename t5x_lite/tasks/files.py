@@ -1,0 +1,174 @@
+"""Any local file as a task, in one line.
+
+    registry.add(task_from_files("reviews.csv", inputs="{title}: {body}", targets="{label}"))
+    registry.add(task_from_files("articles/*.txt.gz"))
+
+or without a line, on the command line: --config.data.files=reviews.csv --config.data.inputs="{title}: {body}"
+--config.data.targets="{label}".
+"""
+
+import collections
+import dataclasses
+import logging
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from t5x_lite.data.files import Filled, Found, find, pieces, root
+from t5x_lite.data.registry import REGISTRY, Feature, Task
+from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.lookup import suggest
+from t5x_lite.tasks.metrics import accuracy, exact_match, macro_f1, pearson, rouge, spearman
+
+# Targets are labels where they are few, short, and come again and again; else numbers; else free text.
+MOST_LABELS = 64
+LONGEST_LABEL = 48  # characters
+FEWEST_PER_LABEL = 4  # examples, on average
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTask:
+    """A task, and what was found out about its files, in words."""
+
+    task: Task
+    notes: tuple[str, ...]
+
+
+def task_from_files(
+    files: str,
+    *,
+    inputs: str = "",
+    targets: str = "",
+    text: str = "",
+    labels: Sequence[str] | None = None,
+    name: str = "",
+    vocabulary: Vocabulary | None = None,
+) -> Task:
+    """A task of local files; what was found out about them is logged. See `discover`."""
+    found = discover(files, inputs=inputs, targets=targets, text=text, labels=labels, name=name, vocabulary=vocabulary)
+    for note in found.notes:
+        logging.getLogger(__name__).info("%s", note)
+    return found.task
+
+
+def discover(
+    files: str,
+    *,
+    inputs: str = "",
+    targets: str = "",
+    text: str = "",
+    labels: Sequence[str] | None = None,
+    name: str = "",
+    vocabulary: Vocabulary | None = None,
+) -> FileTask:
+    """A task of local files and what was found out about them.
+
+    files: as `data.files.find` reads them: a path, wildcards, a directory, "train=…,validation=…".
+    inputs, targets: templates over a record's fields; text: the same, for a corpus. Without any, fields of these names.
+    labels: the classes; None finds them (and takes other targets for numbers or free text), () means free text.
+    name: of the task; the file's by default.
+    Raises ConfigError for templates that name no field, DataError for files that cannot be read.
+    """
+    found = find(files)
+    templates = _templates(found, files, {"inputs": inputs, "targets": targets, "text": text})
+    source = Filled(found.source, tuple(templates.items()))
+    name = name or _name(files)
+    features = {field: Feature(vocabulary) for field in templates}
+    if "text" in templates:
+        notes = (*found.notes, f"a corpus of the texts {templates['text']!r}")
+        return FileTask(Task(name, source, features=features), notes)
+    kind, shown = _kind_of_targets(files, source, found.splits, labels)
+    task = Task(name, dataclasses.replace(source, labels=kind.get("labels", ())), features=features, **kind)
+    return FileTask(task, (*found.notes, f"targets {templates['targets']!r}: {shown}"))
+
+
+def _templates(found: Found, files: str, given: dict[str, str]) -> dict[str, str]:
+    """Those that were given, else the fields of these names; a ConfigError says which fields there are."""
+    given = {name: template for name, template in given.items() if template}
+    usual: dict[str, str] = {}
+    for names in (("inputs", "targets"), ("text",)):
+        if not given and not usual and set(names) <= set(found.fields):
+            usual = {name: "{" + name + "}" for name in names}
+    templates = given or usual
+    if set(templates) not in ({"inputs", "targets"}, {"text"}):
+        has = f"only {', '.join(templates)} set" if templates else "nothing says what the texts are"
+        raise ConfigError(
+            f"data.files={files!r}: {has}; set data.inputs and data.targets, or data.text, to templates over its "
+            f"fields {', '.join(found.fields)}: --config.data.inputs='{{{found.fields[0]}}}'"
+        )
+    for name, template in templates.items():
+        fields = [field for _, field in pieces(template) if field]
+        missing = [f for f in fields if f not in found.fields and root(f) not in found.fields]
+        if missing or not fields:
+            near = suggest(missing[0], found.fields) if missing else []
+            what = f"there is no field {missing[0]!r}" if missing else "it names no field"
+            hint = f"; did you mean {{{near[0]}}}?" if near else ""
+            raise ConfigError(f"data.{name}={template!r}: {what}{hint} (fields: {', '.join(found.fields)})")
+    return templates
+
+
+def _kind_of_targets(
+    files: str, source: Filled, splits: Sequence[str], labels: Sequence[str] | None
+) -> tuple[dict, str]:
+    """The fields of a Task that follow from its targets, and how to say it. Every target is looked at."""
+    if labels:
+        return _classes(labels), f"the {len(labels)} labels {', '.join(labels)}; scored by accuracy and macro F1"
+    free = {"metrics": (exact_match, rouge), "baseline": "copy"}
+    if labels is not None:
+        return free, "free text; scored by exact match and ROUGE"
+    counts: collections.Counter[str] = collections.Counter()
+    all_numbers, some_fraction, total = True, False, 0
+    for split in splits:
+        rows = source.split(split)
+        for place in range(len(rows)):
+            target = rows.text("targets", place).strip()
+            total += 1
+            if len(counts) <= MOST_LABELS:
+                counts[target] += 1
+            if all_numbers:
+                number = _number(target)
+                all_numbers, some_fraction = number is not None, some_fraction or "." in target
+            if not all_numbers and (len(counts) > MOST_LABELS or len(target) > LONGEST_LABEL):
+                return free, "free text; scored by exact match and ROUGE"
+    if all_numbers and (some_fraction or len(counts) > MOST_LABELS):
+        kind = {"regression": True, "metrics": (pearson, spearman), "postprocess": _number}
+        return kind, "numbers; scored by Pearson's and Spearman's correlation"
+    if len(counts) == 1 and total > 1:
+        raise DataError(
+            f"{files}: all {total} targets are {next(iter(counts))!r}; there is nothing to learn. Is the template "
+            "right?"
+        )
+    if len(counts) > MOST_LABELS or total < FEWEST_PER_LABEL * len(counts):
+        return free, "free text; scored by exact match and ROUGE"
+    names = sorted(counts)
+    shown = ", ".join(f"{label or '(empty)'} {100 * counts[label] / total:.1f}%" for label in names[:10])
+    more = f", … {len(names)} in all" if len(names) > 10 else ""
+    return _classes(names), f"{len(names)} labels found, {shown}{more}; scored by accuracy and macro F1"
+
+
+def _classes(labels: Sequence[str]) -> dict:
+    return {"labels": tuple(labels), "metrics": (accuracy, macro_f1), "baseline": "majority"}
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _name(files: str) -> str:
+    """A task's name from that of its file.
+
+    >>> _name("data/my reviews.csv.gz"), _name("train=glue/cola/train.tsv,validation=glue/cola/dev.tsv")
+    ('my_reviews', 'train')
+    """
+    path = re.sub(r"^\w+=", "", files)
+    stem = Path(path.split(",")[0].rstrip("/")).name.split(".")[0]
+    name = re.sub(r"\W+", "_", stem).strip("_") or "files"
+    there = REGISTRY.get(name)
+    is_ours = isinstance(there, Task) and isinstance(there.source, Filled)  # the same files, looked at again
+    return name if there is None or is_ours else f"{name}_file"

@@ -1,0 +1,272 @@
+"""Any local file as a task: what is found out about it, what is said, and what is refused."""
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5x_lite import cli, config, experiment
+from t5x_lite.data import files, records, registry
+from t5x_lite.data.files import find, pieces
+from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.tasks.files import discover, task_from_files
+
+
+@pytest.fixture(autouse=True)
+def own_cache_and_table(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+
+
+def write(path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def reviews(count: int = 400) -> str:
+    return "title,body,label\n" + "".join(f'No {i},"good, {i}",{"good" if i % 4 else "bad"}\n' for i in range(count))
+
+
+# --------------------------------------------------------------------------------------------------------- one line
+
+
+def test_a_table_of_reviews_is_a_classification_task(tmp_path):
+    path = write(tmp_path / "reviews.csv", reviews())
+    found = discover(path, inputs="{title}: {body}", targets="{label}")
+    task = found.task
+    assert (task.name, task.labels, task.baseline, task.is_corpus) == ("reviews", ("bad", "good"), "majority", False)
+    assert [m.__name__ for m in task.metrics] == ["accuracy", "macro_f1"]
+    examples = [example for split in records.PERCENT for example in task.source.split(split)]
+    assert len(examples) == 400 and {"inputs": "No 7: good, 7", "targets": "good"} in examples
+    assert found.notes[0].startswith(f"{path}: CSV with the columns title, body, label; split by hash: train 3")
+    assert found.notes[1] == (
+        "targets '{label}': 2 labels found, bad 25.0%, good 75.0%; scored by accuracy and macro F1"
+    )
+    assert task_from_files(path, inputs="{title}", targets="{label}", name="mine").name == "mine"
+
+
+def test_numbers_and_free_text_are_told_from_labels(tmp_path):
+    def kind(targets: list[str], **kwargs) -> str:
+        rows = "".join(json.dumps({"inputs": str(i), "targets": t}) + "\n" for i, t in enumerate(targets))
+        task = discover(f"train={write(tmp_path / 'a.jsonl', rows)}", **kwargs).task
+        return "labels" if task.labels else "numbers" if task.regression else "text"
+
+    assert kind(["yes", "no"] * 10) == "labels"
+    assert kind(["0", "1", "2"] * 10) == "labels"
+    assert kind(["0.0", "2.5", "5"] * 10) == "numbers"
+    assert kind([str(i) for i in range(100)]) == "numbers"
+    assert kind([f"answer {i}" for i in range(20)]) == "text"
+    assert kind([f"answer {i}" for i in range(100)] * 10) == "text"
+    assert kind(["a long answer " * 9, "another"] * 10) == "text"
+    assert kind(["yes", "no"] * 10, labels=()) == "text"
+    assert kind(["yes", "no"] * 10, labels=["yes", "no", "perhaps"]) == "labels"
+    with pytest.raises(DataError, match="all 20 targets are 'yes'; there is nothing to learn"):
+        kind(["yes"] * 20)
+
+
+def test_a_corpus_needs_nothing_said(tmp_path):
+    lines = discover(write(tmp_path / "lines.txt", "one\ntwo\n" * 20))
+    assert lines.task.is_corpus and "an example a line" in lines.notes[0]
+    path = write(tmp_path / "my poems.txt", "Tyger\nburning\n\nbright\n" * 20)
+    poems = discover(f"train={path}")
+    assert poems.task.name == "my_poems" and "an example a paragraph" in poems.notes[0]
+    assert [e["text"] for e in poems.task.source.split("train")][:2] == ["Tyger\nburning", "bright\nTyger\nburning"]
+    assert discover(write(tmp_path / "a.jsonl", '{"text": "x", "n": 1}\n' * 9)).task.is_corpus
+    own = discover(write(tmp_path / "b.jsonl", '{"title": "t", "body": "b"}\n' * 9), text="{title}\n{body}")
+    assert own.task.source.split("train")[0] == {"text": "t\nb"}
+
+
+# ------------------------------------------------------------------------------------------------------------ splits
+
+
+def test_a_directory_has_its_splits_by_name(tmp_path):
+    for name in ("train", "dev", "in_domain_dev"):
+        write(tmp_path / "cola" / f"{name}.tsv", f'gj04\t1\t\tHe said "{name}.\nbc\t0\t*\tNo said he.\n')
+    write(tmp_path / "cola" / "test.tsv", "index\tsentence\n0\tBill whistled.\n")
+    write(tmp_path / "cola" / "README.md", "not data")
+    found = find(str(tmp_path / "cola"))
+    assert found.splits == ("train", "validation")
+    assert found.fields == ("column_1", "column_2", "column_3", "column_4")
+    assert found.source.split("validation")[0]["column_4"] == 'He said "dev.'
+    assert "TSV without a header" in found.notes[0] and "gj04 | 1 |  | He said" in found.notes[1]
+    assert found.notes[2].endswith("test.tsv is left out: it is not like train's, with index, sentence")
+
+
+def test_directories_that_cannot_be_understood(tmp_path):
+    write(tmp_path / "a" / "set.dev.jsonl", "{}\n")
+    with pytest.raises(ConfigError, match=r"no file is named for train \(set\.dev\.jsonl\); say train="):
+        find(str(tmp_path / "a"))
+    write(tmp_path / "a" / "one.train.jsonl", "{}\n")
+    write(tmp_path / "a" / "two.train.jsonl", "{}\n")
+    with pytest.raises(ConfigError, match=r"which is train, one\.train\.jsonl, two\.train\.jsonl\?"):
+        find(str(tmp_path / "a"))
+
+
+def test_what_save_to_disk_writes(tmp_path):
+    import pyarrow
+    import pyarrow.ipc
+
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        for shard in range(2):
+            table = pyarrow.table({"text": [f"{split} {shard} {i}" for i in range(3)], "label": [0, 1, 0]})
+            path = tmp_path / split / f"data-{shard:05}-of-00002.arrow"
+            with path.open("wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+    task = discover(str(tmp_path), inputs="{text}", targets="{label}").task
+    assert task.labels == ("0", "1") and len(task.source.split("train")) == 6
+    assert task.source.split("validation")[4] == {"inputs": "validation 1 1", "targets": "1"}
+
+
+def test_files_for_each_split_and_pairs_of_files(tmp_path):
+    for split in ("train", "val"):
+        for language in ("en", "de"):
+            (tmp_path / f"{split}.{language}.gz").write_bytes(gzip.compress(f"{split} {language}\n".encode() * 5))
+    spec = f"train={tmp_path}/train.{{en,de}}.gz,val={tmp_path}/val.{{en,de}}.gz"
+    task = discover(spec, inputs="translate: {en}", targets="{de}", labels=()).task
+    assert task.source.split("validation")[4] == {"inputs": "translate: val en", "targets": "val de"}
+    with pytest.raises(ConfigError, match="'trian' is no split; name them train, validation and test"):
+        find("trian=a.csv,validation=b.csv")
+
+
+# -------------------------------------------------------------------------------------------------- what is guessed
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "row"),
+    [
+        ("a.csv", "text;label\nfine, really;1\n", {"text": "fine, really", "label": "1"}),
+        ("a.csv", "text|label\nfine|1\n", {"text": "fine", "label": "1"}),
+        ("a.csv", "text\nfine\n", {"text": "fine"}),
+        ("a.csv", "good,yes\nbad,no\nfair,yes\n", {"column_1": "good", "column_2": "yes"}),
+        ("a.tsv", '"a "quoted" word\t1\n', {"column_1": '"a "quoted" word', "column_2": "1"}),
+        ("a.tsv", 'text\tn\n"say ""so"""\tx\n', {"text": 'say "so"', "n": "x"}),
+        ("a.tsv", "\ufeffQuality\t#1 String\r\n1\tx\r\n", {"Quality": "1", "#1 String": "x"}),
+        ("a.conll", "EU\tNNP\tB-org\n", {"tokens": "EU", "column_2": "NNP", "tags": "B-org"}),
+    ],
+)
+def test_tables_are_understood(tmp_path, name, text, row):
+    found = find(f"train={write(tmp_path / name, text)}")
+    assert found.source.split("train")[0] == row and found.fields == tuple(row)
+
+
+@given(st.lists(st.lists(st.text(st.characters(codec="ascii", categories=["L"]), max_size=5), min_size=2, max_size=2)))
+def test_a_header_is_never_a_value_of_its_column(rows):
+    if rows and files._has_header(rows):
+        assert not any(cell == row[n] for row in rows[1:] for n, cell in enumerate(rows[0]))
+
+
+# ------------------------------------------------------------------------------------------------------- templates
+
+
+def test_templates_write_values_as_json_would(tmp_path):
+    row = {"a": ["x", "y"], "b": True, "n": 1.5, "o": {"k": ["z"]}, "odd name": "u", "none": None}
+    path = write(tmp_path / "a.jsonl", json.dumps(row) + "\n")
+
+    def fill(template: str) -> str:
+        return discover(f"train={path}", text=template).task.source.split("train")[0]["text"]
+
+    assert fill("{a}|{b}|{n}|{o[k]}|{o[k][0]}|{odd name}|{{}}") == "x y|true|1.5|z|z|u|{}"
+    for template, message in (
+        ("{none}", "the field 'none' is null"),
+        ("{o}", r"the field 'o' is an object, not a text \(name one of its keys, o\[KEY\]\)"),
+        ("{o[q]}", r"in 'o\[q\]' there is no 'q'"),
+        ("{a[7]}", r"in 'a\[7\]' there is no '7'"),
+        ("{n[k]}", r"in 'n\[k\]' there is no 'k'"),
+    ):
+        with pytest.raises(DataError, match=rf"a\.jsonl:1: {message}, which text needs; the record has a, b, n"):
+            fill(template)
+    for template, message in (
+        ("{", r"expected '}'|single '{'|Single '{'"),
+        ("{}", "put the name of a field in the braces"),
+        ("{n:.2f}", "put the name of a field in the braces"),
+        ("no field", "it names no field"),
+        ("{bb}", r"no field 'bb'; did you mean \{b\}\? \(fields: a, b, n, o"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fill(template)
+    assert pieces("{a}{b}") == [("", "a"), ("", "b")]
+
+
+def test_what_is_wrong_in_a_record_names_its_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"q": "x", "a": "yes"}\n\n{"q": "y"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:3: it has no 'a', which targets needs; the record has q"):
+        discover(f"train={path}", inputs="{q}", targets="{a}")
+    path = write(tmp_path / "b.csv", "q,a\n" + "x,yes\nx,no\n" * 5 + "z,maybe\n")
+    task = discover(f"train={path}", inputs="{q}", targets="{a}", labels=["yes", "no"]).task
+    with pytest.raises(DataError, match=r"b\.csv:12: label 'maybe' is not one of yes, no; correct it, or add"):
+        list(task.source.split("train"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("a.docx", r"no name of a known kind: \.txt"),
+        ("a.jsnol", r"no name of a known kind \(\.jsonl\?\)"),
+        ("nowhere.csv", "cannot read nowhere.csv: No such file"),
+        ("nowhere/*.csv", "no file matches 'nowhere/"),
+        ("nowhere.{en,de}", "cannot read nowhere.en"),
+    ],
+)
+def test_what_is_no_data_is_refused(spec, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        find(spec)
+
+
+def test_templates_that_are_missing_are_asked_for(tmp_path):
+    path = write(tmp_path / "reviews.csv", reviews())
+    for given_templates, message in (
+        ({}, "nothing says what the texts are; set data.inputs and data.targets, or data.text"),
+        ({"inputs": "{body}"}, "only inputs set"),
+        ({"inputs": "{body}", "targets": "{label}", "text": "{body}"}, "only inputs, targets, text set"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            discover(path, **given_templates)
+
+
+# --------------------------------------------------------------------------------------------- the command line
+
+
+def test_inspect_shows_a_file_at_once(tmp_path, capsys):
+    path = write(tmp_path / "reviews.csv", reviews())
+    flags = [f"--config.data.files={path}", "--config.data.inputs={title}: {body}", "--config.data.targets={label}"]
+    for preset in ("t5_tiny", "gpt2_tiny", "bert_tiny"):
+        size = [f"--config.model.preset={preset}", "--config.data.length=64", "--config.data.batch_rows=4", "-n", "2"]
+        assert cli.run(["inspect", *flags, *size]) == 0
+        shown = capsys.readouterr()
+        assert "2 labels found, bad 25.0%, good 75.0%" in shown.err and "vocabulary: bytes" in shown.err
+        assert "row 1" in shown.out and "good, " in shown.out
+    assert cli.run(["inspect", *flags, "--config.data.vocabulary=nowhere.model"]) == 2
+    assert "cannot read the vocabulary nowhere.model" in capsys.readouterr().err
+    assert cli.run(["inspect", "quickstart", *flags]) == 2
+    assert "NAME 'quickstart' and config.data.files=" in capsys.readouterr().err
+    assert cli.run(["inspect", "--config.data.inputs={title}"]) == 2
+    assert "give data.files" in capsys.readouterr().err
+    assert cli.run(["inspect", "quickstart", "--config.data.inputs={title}"]) == 2
+    assert "is about data.files, which is empty" in capsys.readouterr().err
+
+
+def test_a_run_of_files_keeps_its_labels(tmp_path):
+    cfg = config.base()
+    cfg.data.mixture = "quickstart"
+    cfg.data.files = write(tmp_path / "reviews.csv", reviews())
+    cfg.data.inputs, cfg.data.targets = "{body}", "{label}"
+    config.validate(cfg)
+    resolved = experiment.resolve(cfg)
+    assert resolved.tasks[0].name == cfg.data.mixture == "reviews" and resolved.vocabulary == ByteVocabulary()
+    assert cfg.data.labels == ("bad", "good")
+    assert resolved.notes[-1] == "trained on in place of the mixture 'quickstart'"
+    experiment.resolve(cfg)  # again, as a resumed run does
+    assert cfg.data.mixture == "reviews"
+    assert discover(write(tmp_path / "quickstart.txt", "a\nb\n")).task.name == "quickstart_file"
+    write(tmp_path / "config.json", config.to_json(cfg))
+    again = config.from_json(tmp_path / "config.json")
+    with (tmp_path / "reviews.csv").open("a") as file:
+        file.write("New,new,ugly\n" * 100)
+    with pytest.raises(DataError, match=r"reviews\.csv:\d+: label 'ugly' is not one of bad, good"):
+        for split in records.PERCENT:
+            list(experiment.resolve(again).tasks[0].source.split(split))
