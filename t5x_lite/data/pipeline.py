@@ -31,7 +31,8 @@ from t5x_lite.errors import CheckpointError, ConfigError, DataError
 MAX_STREAMS = 64  # at most so many hosts read data
 TEXTS_PER_WINDOW = 64  # of a task, encoded together; the documents of a corpus are joined before they are cut
 FEWEST_TEXTS_PER_WINDOW = 16  # of a task with a small share of a mixture
-ROWS_PER_WINDOW = 64  # packed together; the last may stay half empty: about 0.8% of them
+ROWS_PER_WINDOW = 1024  # packed together, over all streams; of each at least FEWEST_ROWS_PER_WINDOW
+FEWEST_ROWS_PER_WINDOW = 64  # the last may stay half empty: about 0.8% of them
 ROWS_PER_UNPACKED_WINDOW = 16  # noised together: they wait for no others to fit beside them
 MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window of examples that are next to empty
 EXAMPLES_PER_EVAL_WINDOW = 1024
@@ -329,6 +330,7 @@ class _Stream:
         self._specs = setting.converter.specs()
         self._sizes = setting.converter.sizes(setting.pack)
         self._capacity = np.array(list(self._sizes.values()))
+        self._window_rows = max(FEWEST_ROWS_PER_WINDOW, ROWS_PER_WINDOW // setting.streams)
         self._blocks: dict[int, np.ndarray] = {}  # of draws
         positions = [feed.get_position() for feed in self._feeds]
         self.set_state({"drawn": 0, "tasks": positions, "tokens": [0.0] * len(self._feeds), "emitted": 0})
@@ -403,17 +405,17 @@ class _Stream:
         self.read = np.vstack([self._token_counts, counts])
 
     def _draw(self) -> np.ndarray:
-        """The tasks of the next examples, as many as make up `ROWS_PER_WINDOW` full rows."""
-        count = ROWS_PER_WINDOW
+        """The tasks of the next examples, as many as make up the full rows of a window."""
+        count = self._window_rows
         while True:
             tasks = self._tasks_from(self._drawn, count)
             counts = np.bincount(tasks, minlength=len(self._feeds)).tolist()
             lengths = np.concatenate([feed.lengths(n) for feed, n in zip(self._feeds, counts, strict=True) if n])
             filled = (np.cumsum(lengths[_ranks(tasks)], axis=0) / self._capacity).max(axis=1)
-            if filled[-1] >= ROWS_PER_WINDOW or count >= MOST_EXAMPLES_PER_WINDOW:
-                needed = int(np.searchsorted(filled, ROWS_PER_WINDOW)) + 1
+            if filled[-1] >= self._window_rows or count >= MOST_EXAMPLES_PER_WINDOW:
+                needed = int(np.searchsorted(filled, self._window_rows)) + 1
                 return tasks[:needed]
-            count = min(int(count * ROWS_PER_WINDOW / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
+            count = min(int(count * self._window_rows / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
 
     def _tasks_from(self, first: int, count: int) -> np.ndarray:
         """Which task each of the examples number `first` and on is from: a function of their numbers alone."""
