@@ -211,11 +211,12 @@ def packed(args: argparse.Namespace, vocabulary) -> dict:
     rng = np.random.default_rng(0)
     drawn = np.clip(rng.lognormal(5.5, 1.0, 20_000).astype(int), 1, 512)[:, None]
     capacity = np.array([512])
+    rows_per_window = pipeline.ROWS_PER_WINDOW // pipeline.stream_count(args.batch_rows)
     windows, window, total = [], [], 0
     for length in drawn[:, 0].tolist():
         window.append(length)
         total += length
-        if total >= pipeline.ROWS_PER_WINDOW * 512:
+        if total >= rows_per_window * 512:
             windows.append(np.array(window)[:, None])
             window, total = [], 0
     speeds, rows = [], 0

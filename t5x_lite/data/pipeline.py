@@ -30,8 +30,9 @@ from t5x_lite.errors import CheckpointError, ConfigError, DataError
 
 MAX_STREAMS = 64  # at most so many hosts read data
 TEXTS_PER_WINDOW = 64  # of a task, encoded together; the documents of a corpus are joined before they are cut
-FEWEST_TEXTS_PER_WINDOW = 8  # of a task with a small share of a mixture
-ROWS_PER_WINDOW = 64  # packed together; the last may stay half empty: about 0.8% of them
+FEWEST_TEXTS_PER_WINDOW = 16  # of a task with a small share of a mixture
+ROWS_PER_WINDOW = 1024  # packed together, over all streams; of each at least FEWEST_ROWS_PER_WINDOW
+FEWEST_ROWS_PER_WINDOW = 64  # the last may stay half empty: about 0.8% of them
 ROWS_PER_UNPACKED_WINDOW = 16  # noised together: they wait for no others to fit beside them
 MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window of examples that are next to empty
 EXAMPLES_PER_EVAL_WINDOW = 1024
@@ -228,14 +229,15 @@ class _Feed:
         self._window_size = max(FEWEST_TEXTS_PER_WINDOW, round(TEXTS_PER_WINDOW * share))
         self._seed = key(setting.seed, task.name, "order")
         self._survives = False
-        self.set_position([0, 0, 0, 0, 0])
+        self.set_position([0, 0, 0, 0, 0, 0])
 
     def get_position(self) -> list[int]:
-        """[window, offset, produced, converted, truncated]: the next example is number `offset` of `window`."""
-        return [self._window, self._offset, *self._counts]
+        """[window, offset, size, produced, converted, truncated]: the next example is number `offset` of `window`,
+        which has `size` (0 where the window has not been begun)."""
+        return [self._window, self._offset, self._size, *self._counts]
 
     def set_position(self, position: Sequence[int]) -> None:
-        self._window, self._offset, *self._counts = position
+        self._window, self._offset, self._size, *self._counts = position
         self._loaded: collections.deque[_Texts] = collections.deque()  # windows from `_window` on
 
     def lengths(self, count: int) -> np.ndarray:
@@ -259,17 +261,17 @@ class _Feed:
                 out.append(packing.piece(texts.examples, self._offset, end))
             self._counts[0] += end - self._offset
             count -= end - self._offset
-            self._offset = end
+            self._offset, self._size = end, size
             if end == size:
                 self._loaded.popleft()
-                self._window, self._offset = self._window + 1, 0
+                self._window, self._offset, self._size = self._window + 1, 0, 0
         return out
 
     @property
     def epochs(self) -> float:
         """How often this stream's share of the source has been read."""
-        done = self._offset / len(self._loaded[0].lengths) if self._offset else 0
-        return (self._window + done) * self._window_size * self._setting.streams / len(self._source)
+        windows = self._window + self._offset / max(self._size, 1)
+        return windows * self._window_size * self._setting.streams / len(self._source)
 
     def _load(self, count: int) -> None:
         """Converts windows until the next `count` examples are there."""
@@ -328,6 +330,7 @@ class _Stream:
         self._specs = setting.converter.specs()
         self._sizes = setting.converter.sizes(setting.pack)
         self._capacity = np.array(list(self._sizes.values()))
+        self._window_rows = max(FEWEST_ROWS_PER_WINDOW, ROWS_PER_WINDOW // setting.streams)
         self._blocks: dict[int, np.ndarray] = {}  # of draws
         positions = [feed.get_position() for feed in self._feeds]
         self.set_state({"drawn": 0, "tasks": positions, "tokens": [0.0] * len(self._feeds), "emitted": 0})
@@ -398,21 +401,21 @@ class _Stream:
             self._rows |= _task_ids(tasks, row_of, self._rows)
         self._tasks, self._row_of, self._tokens = tasks, row_of, _tokens(examples, self._specs)
         self._token_counts = self._token_counts + np.bincount(tasks, self._tokens, minlength=len(self._feeds))
-        counts = np.array([[*feed.get_position()[2:], feed.epochs] for feed in self._feeds]).T
+        counts = np.array([[*feed.get_position()[3:], feed.epochs] for feed in self._feeds]).T
         self.read = np.vstack([self._token_counts, counts])
 
     def _draw(self) -> np.ndarray:
-        """The tasks of the next examples, as many as make up `ROWS_PER_WINDOW` full rows."""
-        count = ROWS_PER_WINDOW
+        """The tasks of the next examples, as many as make up the full rows of a window."""
+        count = self._window_rows
         while True:
             tasks = self._tasks_from(self._drawn, count)
             counts = np.bincount(tasks, minlength=len(self._feeds)).tolist()
             lengths = np.concatenate([feed.lengths(n) for feed, n in zip(self._feeds, counts, strict=True) if n])
             filled = (np.cumsum(lengths[_ranks(tasks)], axis=0) / self._capacity).max(axis=1)
-            if filled[-1] >= ROWS_PER_WINDOW or count >= MOST_EXAMPLES_PER_WINDOW:
-                needed = int(np.searchsorted(filled, ROWS_PER_WINDOW)) + 1
+            if filled[-1] >= self._window_rows or count >= MOST_EXAMPLES_PER_WINDOW:
+                needed = int(np.searchsorted(filled, self._window_rows)) + 1
                 return tasks[:needed]
-            count = min(int(count * ROWS_PER_WINDOW / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
+            count = min(int(count * self._window_rows / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
 
     def _tasks_from(self, first: int, count: int) -> np.ndarray:
         """Which task each of the examples number `first` and on is from: a function of their numbers alone."""
