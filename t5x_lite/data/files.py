@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5x_lite.data import records
+from t5x_lite.data import formats, records
 from t5x_lite.data.records import PERCENT, Chained, Example, Format, Records
 from t5x_lite.data.sources import Files, matching
 from t5x_lite.errors import ConfigError, DataError
@@ -120,7 +120,7 @@ def _alike(files: Mapping[str, str], form: Format, fields: Sequence[str]) -> tup
     kept, notes = {}, []
     for name, path in files.items():
         own, _ = _format(*matching(path))
-        if isinstance(own, records.Table) and isinstance(form, records.Table):
+        if isinstance(own, formats.Table) and isinstance(form, formats.Table):
             own = dataclasses.replace(own, quoting=form.quoting)  # which was found by looking at all of them
         theirs = tuple(Files({name: path}, own).split(name)[0])
         if own == form and set(fields) <= set(theirs):
@@ -140,7 +140,7 @@ def _kind(name: str) -> str | None:
 def _format(path: str, *more: str) -> tuple[Format, list[str]]:
     """How to read a file and more like it, and what to call it."""
     if fields := records.braces(path):
-        return records.ParallelLines(), [f"text files, a line each: {', '.join(fields)}"]
+        return formats.ParallelLines(), [f"text files, a line each: {', '.join(fields)}"]
     kind = _kind(path)
     if kind is None:
         near = suggest(Path(path).suffix.removeprefix("."), KIND_OF_SUFFIX)
@@ -156,13 +156,13 @@ def _format(path: str, *more: str) -> tuple[Format, list[str]]:
     if kind == "text":
         blank = [not line.strip() for line in _sample(path)]
         if 100 * sum(blank[1:-1]) >= len(blank) > 2:  # else a stray one
-            return records.Paragraphs(), ["text, an example a paragraph (blank lines between them)"]
-        return records.TextLines(), ["text, an example a line"]
+            return formats.Paragraphs(), ["text, an example a paragraph (blank lines between them)"]
+        return formats.TextLines(), ["text, an example a line"]
     simple: dict[str, tuple[Format, str]] = {
-        "json": (records.JsonLines(), "JSON lines"),
-        "parquet": (records.ParquetRows(), "Parquet"),
-        "arrow": (records.ArrowRows(), "Arrow"),
-        "array_record": (records.ArrayRecordRows(), "ArrayRecord of JSON"),
+        "json": (formats.JsonLines(), "JSON lines"),
+        "parquet": (formats.ParquetRows(), "Parquet"),
+        "arrow": (formats.ArrowRows(), "Arrow"),
+        "array_record": (formats.ArrayRecordRows(), "ArrayRecord of JSON"),
     }
     form, words = simple[kind]
     fields = tuple(records.open_records(path, form)[0])
@@ -177,10 +177,10 @@ def _table(path: str, more: Sequence[str], kind: str) -> tuple[Format, list[str]
     words = {",": "CSV", "\t": "TSV"}.get(delimiter, f"CSV with {delimiter!r} between columns")
     words += "" if quoting == (kind == "csv") else ", cells quoted"
     if not rows or _has_header(rows):
-        return records.Table(delimiter, (), quoting), [f"{words} with the columns {', '.join(rows[0] if rows else [])}"]
+        return formats.Table(delimiter, (), quoting), [f"{words} with the columns {', '.join(rows[0] if rows else [])}"]
     columns = tuple(f"column_{n + 1}" for n in range(len(rows[0])))
     example = " | ".join(cell[:30] for cell in rows[0])
-    return records.Table(delimiter, columns, quoting), [
+    return formats.Table(delimiter, columns, quoting), [
         f"{words} without a header, {len(columns)} columns",
         f"the columns are called {', '.join(columns)}; the first row is {example}",
     ]
@@ -240,7 +240,7 @@ def _conll(path: str) -> tuple[Format, list[str]]:
     lines = [line for line in _sample(path) if line.strip(" \t")]
     count = len(re.split(r"\t" if lines and "\t" in lines[0] else " ", lines[0])) if lines else 2
     columns = ("tokens", *(f"column_{n + 2}" for n in range(count - 2)), "tags")[-max(count, 1) :]
-    return records.Sentences(columns), [f"sentences in CoNLL's columns: {', '.join(columns)}"]
+    return formats.Sentences(columns), [f"sentences in CoNLL's columns: {', '.join(columns)}"]
 
 
 # ----------------------------------------------------------------------------------------------------------- templates

@@ -1,6 +1,6 @@
 """Sources: where a task's examples come from. All give random access, so order and resumption cost nothing.
 
-Files are read strictly (records.py): a bad byte or a ragged row is a DataError with file and line, never a guess.
+Files are read strictly (records.py, formats.py): a bad byte or a ragged row is a DataError with file and line.
 """
 
 import contextlib
@@ -12,24 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5x_lite.data.records import (
-    PERCENT,
+from t5x_lite.data.formats import (
     ArrayRecordRows,
     ArrowRows,
-    Chained,
-    Example,
-    Format,
     JsonLines,
     Paragraphs,
     ParallelLines,
     ParquetRows,
-    Records,
     Sentences,
     Table,
     TextLines,
-    open_records,
     texts,
 )
+from t5x_lite.data.records import PERCENT, Chained, Example, Format, Records, open_records
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import unknown
 
@@ -53,7 +48,7 @@ class Function:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Files in a format of records.py. `Text`, `Jsonl`, `Csv` and the other functions below make one.
+    """Files in a format of formats.py. `Text`, `Jsonl`, `Csv` and the other functions below make one.
 
     files: {split: path}, or one path whose examples are split by hash. A path may have wildcards (all that match, by
     name), end in .gz, or be a URL such as gs://…
