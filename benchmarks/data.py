@@ -108,11 +108,12 @@ def rates(batches: Iterator, args: argparse.Namespace) -> list[float]:
 
 
 def _rate(batches: Iterator, seconds: float) -> float:
-    tokens, spent = 0, 0.0
-    while spent < seconds:
+    tokens, spent, rows = 0, 0.0, 0
+    while spent < seconds or rows < 2 * pipeline.ROWS_PER_WINDOW:  # windows come in bursts: no part of one
         begin = time.process_time()
         batch = next(batches)
         spent += time.process_time() - begin
+        rows += len(next(iter(batch.values())))
         tokens += sum(int((ids > 0).sum()) for name, ids in batch.items() if name.endswith("segment_ids"))
     return tokens / spent
 

@@ -406,16 +406,19 @@ class _Stream:
 
     def _draw(self) -> np.ndarray:
         """The tasks of the next examples, as many as make up the full rows of a window."""
-        count = self._window_rows
+        wanted = self._window_rows
+        if self._drawn == 0:  # first windows of different sizes: later the streams do not all run dry in one batch
+            wanted = -(-wanted * (self._number + 1) // self._setting.streams)
+        count = wanted
         while True:
             tasks = self._tasks_from(self._drawn, count)
             counts = np.bincount(tasks, minlength=len(self._feeds)).tolist()
             lengths = np.concatenate([feed.lengths(n) for feed, n in zip(self._feeds, counts, strict=True) if n])
             filled = (np.cumsum(lengths[_ranks(tasks)], axis=0) / self._capacity).max(axis=1)
-            if filled[-1] >= self._window_rows or count >= MOST_EXAMPLES_PER_WINDOW:
-                needed = int(np.searchsorted(filled, self._window_rows)) + 1
+            if filled[-1] >= wanted or count >= MOST_EXAMPLES_PER_WINDOW:
+                needed = int(np.searchsorted(filled, wanted)) + 1
                 return tasks[:needed]
-            count = min(int(count * self._window_rows / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
+            count = min(int(count * wanted / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
 
     def _tasks_from(self, first: int, count: int) -> np.ndarray:
         """Which task each of the examples number `first` and on is from: a function of their numbers alone."""
