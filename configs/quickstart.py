@@ -13,21 +13,21 @@ def get_config():
     cfg = config.base()
     cfg.model.preset = "t5_tiny"
     cfg.data.mixture = "quickstart"
-    cfg.data.batch_rows = 16
+    cfg.data.batch_rows = 8
     cfg.data.length = 128
     cfg.data.targets_length = 48
 
     cfg.optimizer.name = "adafactor"  # steps relative to a parameter's size: T5's embeddings begin large
-    cfg.optimizer.learning_rate = 0.03
+    cfg.optimizer.learning_rate = 0.02
     cfg.schedule.name = "cosine"
-    cfg.schedule.warmup_steps = 100
-    cfg.train.total_steps = 1200
-    cfg.train.log_every_steps = 25
+    cfg.schedule.warmup_steps = 150
+    cfg.train.total_steps = 2400
+    cfg.train.log_every_steps = 50
 
-    cfg.eval.every_steps = 600
+    cfg.eval.every_steps = 1200
     cfg.eval.batch_rows = 64
     cfg.eval.max_examples = 192
     cfg.eval.max_decode_tokens = 32
-    cfg.checkpoint.every_steps = 200
+    cfg.checkpoint.every_steps = 400
     cfg.checkpoint.keep_best = "python_docs_classify/accuracy"
     return cfg
