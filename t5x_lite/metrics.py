@@ -42,6 +42,11 @@ def add(total: Mapping[str, Any] | None, metrics: Mapping[str, jax.Array | float
     return {**added, "steps": total.get("steps", 0.0) + 1}
 
 
+def lower_is_better(name: str) -> bool:
+    """Whether a metric of that name ("task/loss") is good when it is low."""
+    return name.endswith("loss")
+
+
 def finalise(total: Mapping[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:
     """What to report for the steps added up.
 

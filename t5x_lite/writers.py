@@ -22,16 +22,19 @@ WANDB_TIMEOUT_S = 20
 
 
 class Writers:
-    """All writers of a run behind `scalars`, `table` and `close`."""
+    """All writers of a run behind `scalars`, `table` and `close`.
 
-    def __init__(self, workdir: Path, run_name: str, config: Mapping, resume_step: int, active: bool = True):
+    resume_step: what stands in `metrics.jsonl` of later steps is dropped, as they will happen again; None: add to it.
+    """
+
+    def __init__(self, workdir: Path, run_name: str, config: Mapping, resume_step: int | None, active: bool = True):
         self._sinks: dict[str, Any] = {}
         if not active:
             return
         self._open("metrics.jsonl", lambda: _Jsonl(workdir, resume_step))
         self._open("TensorBoard", lambda: _TensorBoard(workdir, resume_step))
         if config["wandb"]["mode"] != "disabled":
-            self._open("wandb", lambda: _Wandb(workdir, run_name, config, resume_step))
+            self._open("wandb", lambda: _Wandb(workdir, run_name, config))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._each("scalars", step, dict(values))
@@ -60,9 +63,9 @@ class Writers:
 
 
 class _Jsonl:
-    def __init__(self, workdir: Path, resume_step: int):
+    def __init__(self, workdir: Path, resume_step: int | None):
         path = workdir / METRICS_FILE
-        if path.exists():  # steps after the checkpoint happen again: keep each once
+        if resume_step is not None and path.exists():
             kept = [json.dumps(row) + "\n" for row in read_metrics(workdir) if 0 < resume_step >= row["step"]]
             partial = path.with_suffix(".tmp")
             partial.write_text("".join(kept), encoding="utf-8")
@@ -70,7 +73,7 @@ class _Jsonl:
         self._file = path.open("a", encoding="utf-8")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
+        self._file.write(json.dumps({"step": step, **{k: float(f"{v:.6g}") for k, v in values.items()}}) + "\n")
         self._file.flush()
 
     def table(self, *_: Any) -> None:
@@ -81,7 +84,7 @@ class _Jsonl:
 
 
 class _TensorBoard:
-    def __init__(self, workdir: Path, resume_step: int):
+    def __init__(self, workdir: Path, resume_step: int | None):
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
@@ -100,7 +103,7 @@ class _TensorBoard:
 class _Wandb:
     """One wandb run per workdir, under the same id after a resume. Without a network it records offline."""
 
-    def __init__(self, workdir: Path, run_name: str, config: Mapping, resume_step: int):
+    def __init__(self, workdir: Path, run_name: str, config: Mapping):
         import wandb
 
         id_file = workdir / "wandb_id.txt"
@@ -125,7 +128,7 @@ class _Wandb:
         except wandb.errors.Error as error:
             _warn(f"wandb: {error}; recording offline")
             self._run = wandb.init(mode="offline", **arguments)
-        self._wandb, self._resume_step = wandb, resume_step
+        self._wandb = wandb
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)

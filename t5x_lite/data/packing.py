@@ -6,6 +6,7 @@ is a packed one with a single example: there is one code path.
 """
 
 import bisect
+import operator
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,35 +24,38 @@ def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
     """Which row each example goes to: best fit, the longest first.
 
     lengths: int [examples, dimensions]; capacity: int [dimensions]. Each example goes to the row that it leaves the
-    least room in, else to a new one; longest and least are of the dimension that the window fills most. Rows are
-    numbered by their first example, so that long examples do not come first.
+    least room in, else to a new one. An example is as long as its largest share of a dimension, and a row's room is
+    the sum of its shares: with one dimension that is best fit decreasing; with two, judged by the fuller one alone,
+    rows of T5's inputs and targets came out a tenth emptier. Rows are numbered by their first example, so that long
+    examples do not come first.
 
     >>> assign(np.array([[5], [6], [4], [3]]), np.array([10])).tolist()
     [0, 1, 1, 0]
     """
     assert (lengths <= capacity).all(), f"an example of {lengths.max(axis=0)} in rows of {capacity}"
-    main = int((lengths.sum(axis=0) / capacity).argmax())
-    others = [d for d in range(len(capacity)) if d != main]
-    order = np.argsort(-lengths[:, main], kind="stable")
-    # The longest, beside which not even the shortest fits, have rows of their own.
-    alone = int((lengths[order, main] > capacity[main] - lengths[order[-1], main]).sum()) if len(order) else 0
+    size = int(np.lcm.reduce(capacity))
+    shares = lengths * (size // capacity)  # whole numbers: of a row that holds `size` in every dimension
+    longest, needs = shares.max(axis=1), shares.sum(axis=1)
+    order = np.argsort(-longest, kind="stable")
+    # The longest, beside which not even the shortest fits in any dimension, have rows of their own.
+    alone = int((shares[order] + shares.min(axis=0) > size).any(axis=1).cumprod().sum()) if len(order) else 0
     row_of = np.empty(len(lengths), np.int64)
     row_of[order[:alone]] = np.arange(alone)
-    size = capacity.tolist()
     rooms: list[list[int]] = [[]] * alone  # of each row, by dimension
-    open_rows: list[tuple[int, int]] = []  # (room in the main dimension, row), sorted
-    for index in order[alone:].tolist():
-        need = lengths[index].tolist()
-        at = bisect.bisect_left(open_rows, (need[main],))
-        while at < len(open_rows) and any(rooms[open_rows[at][1]][d] < need[d] for d in others):
+    open_rows: list[tuple[int, int]] = []  # (sum of its room, row), sorted
+    empty, whole = [size] * len(capacity), size * len(capacity)
+    for index, need in zip(order[alone:].tolist(), needs[order[alone:]].tolist(), strict=True):
+        share = shares[index].tolist()
+        at = bisect.bisect_left(open_rows, (need,))
+        while at < len(open_rows) and any(map(operator.lt, rooms[open_rows[at][1]], share)):
             at += 1
         if at < len(open_rows):
-            row = open_rows.pop(at)[1]
+            room, row = open_rows.pop(at)
         else:
-            row = len(rooms)
-            rooms.append(size)
-        rooms[row] = [room - n for room, n in zip(rooms[row], need, strict=True)]
-        bisect.insort(open_rows, (rooms[row][main], row))
+            room, row = whole, len(rooms)
+            rooms.append(empty)
+        rooms[row] = list(map(operator.sub, rooms[row], share))
+        bisect.insort(open_rows, (room - need, row))
         row_of[index] = row
     _, first, inverse = np.unique(row_of, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
