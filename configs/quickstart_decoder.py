@@ -13,21 +13,20 @@ def get_config():
     cfg = config.base()
     cfg.model.preset = "gpt2_tiny"
     cfg.data.mixture = "quickstart"
-    cfg.data.batch_rows = 16
+    cfg.data.batch_rows = 8
     cfg.data.length = 160
 
-    cfg.optimizer.name = "adamw"
-    cfg.optimizer.learning_rate = 2e-3
-    cfg.optimizer.b2 = 0.98
+    cfg.optimizer.name = "adafactor"
+    cfg.optimizer.learning_rate = 0.03
     cfg.schedule.name = "cosine"
-    cfg.schedule.warmup_steps = 100
-    cfg.train.total_steps = 1200
-    cfg.train.log_every_steps = 25
+    cfg.schedule.warmup_steps = 150
+    cfg.train.total_steps = 2000
+    cfg.train.log_every_steps = 50
 
-    cfg.eval.every_steps = 600
+    cfg.eval.every_steps = 1000
     cfg.eval.batch_rows = 64
     cfg.eval.max_examples = 192
     cfg.eval.max_decode_tokens = 32
-    cfg.checkpoint.every_steps = 200
+    cfg.checkpoint.every_steps = 400
     cfg.checkpoint.keep_best = "python_docs_classify/accuracy"
     return cfg

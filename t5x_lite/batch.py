@@ -90,13 +90,11 @@ def zeros(architecture: str, sizes: Mapping[str, int], heads: tuple[str, ...] = 
     }
 
 
-def check(
-    batch: Mapping[str, np.ndarray], spec_of: Mapping[str, ArraySpec], vocab_size: int, num_classes: int = 0
-) -> None:
+def check(batch: Mapping[str, np.ndarray], spec_of: Mapping[str, ArraySpec], vocab_size: int) -> None:
     """Checks names, dtypes, ranks and value ranges on the host; raises DataError.
 
-    JAX clips or wraps indices out of range without a word (an id past the table reads NaN, a label of
-    -1 the last class), so a wrong tokenizer or label would train on silently.
+    JAX clips or wraps indices out of range without a word, so a wrong tokenizer would train on silently. (Labels are
+    checked where they are read: data/convert.py.)
     """
     for name, spec in spec_of.items():
         if name not in batch:
@@ -116,8 +114,3 @@ def check(
                 )
         if spec.dtype == np.float32 and not np.isfinite(array).all():
             raise DataError(f"batch {name!r} holds a value that is not finite")
-    if num_classes and "class_targets" in batch:
-        labels = batch["class_targets"]
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= num_classes:
-            raise DataError(f"class label {low if low < 0 else high}; allowed 0 to {num_classes - 1}")

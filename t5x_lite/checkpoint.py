@@ -5,9 +5,11 @@ process that dies while saving leaves the older steps alone. Restoring takes the
 another mesh or process count reads the same files.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from t5x_lite.errors import CheckpointError
+from t5x_lite.sharding import path_text
 from t5x_lite.step import TrainState
 
 DIRECTORY = "checkpoints"
@@ -25,7 +28,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep_last: int):
         self.directory = Path(workdir).absolute() / DIRECTORY
-        self.keep_last = keep_last
+        self.keep_last, self._keep = keep_last, frozenset[int]()
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -35,15 +38,18 @@ class Checkpoints:
             raise CheckpointError(f"cannot use {self.directory}: {error}; is the workdir writable?") from error
 
     def steps(self) -> list[int]:
-        """The complete steps on disk, oldest first."""
+        """The steps saved, oldest first; the newest may still be on its way to the disk."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, data_state: dict, config_json: str, keep: set[int] = frozenset()) -> None:
-        """Saves `state` under its own step, then drops all but the newest `keep_last` steps and those in `keep`."""
+    def save(self, state: TrainState, data_state: dict, config_json: str, keep: Iterable[int] = ()) -> None:
+        """Saves `state` under its own step. All but the newest `keep_last` steps and those in `keep` are dropped, once
+        the newest is on disk: until then there is one more."""
         step = int(state.step)
+        self._keep = frozenset(keep)
+        self.wait()
         if step in self._manager.all_steps():
             return
-        try:
+        with self._saying(f"cannot save step {step}"):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -53,12 +59,6 @@ class Checkpoints:
                     config=ocp.args.JsonSave(json.loads(config_json)),
                 ),
             )
-            newest = sorted(self._manager.all_steps())
-            for old in newest[: -self.keep_last]:
-                if old not in keep:
-                    self._manager.delete(old)
-        except OSError as error:
-            raise CheckpointError(f"cannot save step {step} to {self.directory}: {error}; is the disk full?") from error
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """The state of `step` in the shapes, dtypes and shardings of `like` (arrays or ShapeDtypeStructs),
@@ -83,15 +83,24 @@ class Checkpoints:
         ), restored["progress"]["data"]
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises CheckpointError if it failed."""
-        try:
+        """Returns when the last save is on disk and what it replaces is gone; CheckpointError if it failed."""
+        with self._saying("cannot save"):
             self._manager.wait_until_finished()
-        except OSError as error:
-            raise CheckpointError(f"cannot save to {self.directory}: {error}; is the disk full?") from error
+            for step in self.steps()[: -self.keep_last]:
+                if step not in self._keep:
+                    self._manager.delete(step)
 
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _saying(self, what: str) -> Iterator[None]:
+        """What Orbax and TensorStore raise while writing (a full disk is a ValueError to the latter) in a line."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{what} to {self.directory}: {_first_line(error)}; is the disk full?") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +129,11 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     """
     directory = find(source) / "params"
     checkpointer = ocp.PyTreeCheckpointer()
-    stored = _flat(checkpointer.metadata(directory).item_metadata.tree)
     ours = _flat(params)
+    try:
+        stored = _flat(checkpointer.metadata(directory).item_metadata.tree)  # pyright: ignore  (None: damaged)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"cannot read {directory}: {_first_line(error)}; is it damaged?") from error
     shapes_differ = [p for p in ours if p in stored and tuple(stored[p].shape) != ours[p].shape]
     loaded = [p for p in ours if p in stored and p not in shapes_differ]
     if not loaded:
@@ -130,16 +142,13 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
             f"the model {next(iter(ours))}. Is it of the same family, with the same model.scan_layers?"
         )
     wanted = _nest({p: _abstract(ours[p]) for p in loaded})
-    values = _flat(
-        checkpointer.restore(
-            directory,
-            args=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                partial_restore=True,
-            ),
-        )
+    arguments = ocp.args.PyTreeRestore(
+        item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
     )
+    try:
+        values = _flat(checkpointer.restore(directory, args=arguments))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read {directory}: {_first_line(error)}; is it damaged?") from error
     report = LoadReport(
         loaded,
         fresh=[p for p in ours if p not in stored],
@@ -149,22 +158,31 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     return _nest(ours | values), report
 
 
+def load_model(workdir: Path, step: int, params: Any) -> Any:
+    """The parameters of a workdir's step in the shapes and shardings of `params`; CheckpointError unless it has all."""
+    loaded, report = load_params(workdir / DIRECTORY / str(step), params)
+    if report.fresh or report.reshaped:
+        raise CheckpointError(f"step {step} of {workdir} does not hold the model of its config.json: {report}")
+    return loaded
+
+
+def saved_steps(workdir: str | Path) -> list[int]:
+    """The steps saved in a workdir, oldest first."""
+    root = Path(workdir) / DIRECTORY
+    return sorted(int(d.name) for d in root.iterdir() if re.fullmatch(r"\d+", d.name)) if root.is_dir() else []
+
+
 def find(source: str | Path) -> Path:
     """The step directory that `source` (a workdir or a step directory) stands for."""
     path = Path(source).absolute()
     if (path / "params").is_dir():
         return path
-    root = path if path.name == DIRECTORY else path / DIRECTORY
-    steps = [int(d.name) for d in root.iterdir() if re.fullmatch(r"\d+", d.name)] if root.is_dir() else []
-    if not steps:
-        raise CheckpointError(f"no checkpoint in {str(source)!r}; give the workdir of a `t5x-lite train`")
-    return root / str(max(steps))
+    return path / DIRECTORY / str(choose(source, "latest", None)[0])
 
 
-def choose(workdir: Path, which: str, best: int | None) -> list[int]:
+def choose(workdir: str | Path, which: str, best: int | None) -> list[int]:
     """The steps that "latest", "best", "all" or a number names; CheckpointError lists those there are."""
-    root = Path(workdir) / DIRECTORY
-    steps = sorted(int(d.name) for d in root.iterdir() if re.fullmatch(r"\d+", d.name)) if root.is_dir() else []
+    steps = saved_steps(workdir)
     if not steps:
         raise CheckpointError(f"no checkpoint in {str(workdir)!r}; give the workdir of a `t5x-lite train`")
     if which == "all":
@@ -173,7 +191,10 @@ def choose(workdir: Path, which: str, best: int | None) -> list[int]:
         return steps[-1:]
     if which == "best":
         if best is None:
-            raise CheckpointError("no best checkpoint; train with --config.checkpoint.keep_best=TASK/METRIC")
+            raise CheckpointError(
+                "no saved step was evaluated by checkpoint.keep_best; train with "
+                "--config.checkpoint.keep_best=TASK/METRIC"
+            )
         which = str(best)
     if not which.isdigit() or int(which) not in steps:
         raise CheckpointError(
@@ -187,10 +208,7 @@ def _abstract(tree: Any) -> Any:
 
 
 def _flat(tree: Any) -> dict[str, Any]:
-    return {
-        "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
+    return {path_text(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _nest(flat: dict[str, Any]) -> dict:

@@ -14,7 +14,7 @@ import absl.logging
 from t5x_lite.errors import INTERNAL, ConfigError, UserError
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
+    from t5x_lite.config import Config
 
 # Without huge pages XLA's CPU backend spends a fifth of a step in page faults on its fresh output buffers
 # (benchmarks/README.md). glibc reads the tunable before main, hence the exec.
@@ -210,7 +210,7 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
     return out
 
 
-def _resolved(cfg: "ConfigDict"):
+def _resolved(cfg: "Config"):
     """The experiment of a config, after saying what was found out about its files."""
     from t5x_lite import experiment
 
@@ -220,7 +220,7 @@ def _resolved(cfg: "ConfigDict"):
     return resolved
 
 
-def _config(spec: str, overrides: dict[str, str]) -> "ConfigDict":
+def _config(spec: str, overrides: dict[str, str]) -> "Config":
     from t5x_lite import config
 
     cfg = config.load(spec)
@@ -230,7 +230,7 @@ def _config(spec: str, overrides: dict[str, str]) -> "ConfigDict":
     return cfg
 
 
-def _named_config(arguments: argparse.Namespace, overrides: dict[str, str]) -> "ConfigDict":
+def _named_config(arguments: argparse.Namespace, overrides: dict[str, str]) -> "Config":
     """The config of a verb that is about the task or mixture NAME, whatever a --config trains on."""
     from t5x_lite import config
 
@@ -245,7 +245,7 @@ def _named_config(arguments: argparse.Namespace, overrides: dict[str, str]) -> "
     return cfg
 
 
-def _workdir_config(workdir: str, spec: str, overrides: dict[str, str]) -> "ConfigDict":
+def _workdir_config(workdir: str, spec: str, overrides: dict[str, str]) -> "Config":
     """The config a run was made with, for the verbs that start from its workdir."""
     from t5x_lite import config
 

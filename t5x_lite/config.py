@@ -7,6 +7,7 @@ locked and typed: a misspelt key or a wrong type is an error with "did you mean"
 import dataclasses
 import importlib.util
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ml_collections.config_dict import placeholder
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import suggest, unknown
 from t5x_lite.models.config import HEADS, ModelConfig
+
+Config = Any  # an ml_collections.ConfigDict: it checks keys and types itself, when it runs
 
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
@@ -56,9 +59,9 @@ OBJECTIVES = {  # their meaning: data/denoise.py
 WANDB_MODES = ("disabled", "offline", "online")
 
 
-def base() -> ConfigDict:
+def base() -> Config:
     """All keys with their defaults. A key whose comment says "unset" may stay None."""
-    cfg = ConfigDict()
+    cfg: Config = ConfigDict()
     cfg.name = ""  # of the run, in the report and in wandb; "" takes the workdir's name
     cfg.seed = 0  # initialisation, dropout, order of the data: everything random follows from it
 
@@ -100,7 +103,7 @@ def base() -> ConfigDict:
     cfg.optimizer.b1 = 0.9  # adamw
     cfg.optimizer.b2 = 0.999  # adamw
     cfg.optimizer.epsilon = 1e-8  # adamw
-    cfg.optimizer.weight_decay = 0.0  # adamw; never on biases and norms
+    cfg.optimizer.weight_decay = 0.0  # decoupled, times the learning rate; never on biases and norms
     cfg.optimizer.clip_norm = 1.0  # of the global gradient; 0: no clipping
 
     cfg.schedule = ConfigDict()
@@ -144,7 +147,7 @@ def base() -> ConfigDict:
     return cfg.lock()
 
 
-def validate(cfg: ConfigDict) -> None:
+def validate(cfg: Config) -> None:
     """Raises ConfigError on values and combinations that need no data and no device to be seen as wrong."""
 
     def choice(key: str, allowed: tuple[str, ...]) -> None:
@@ -164,6 +167,16 @@ def validate(cfg: ConfigDict) -> None:
     choice("wandb.mode", WANDB_MODES)
     if cfg.data.objective:
         choice("data.objective", tuple(dict.fromkeys(name for names in OBJECTIVES.values() for name in names)))
+    for key, value in flat(cfg).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}={value}; it must be a finite number")
+    if cfg.seed >= 2**32:
+        raise ConfigError(f"seed={cfg.seed}; it must be below 2**32")
+    for key in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= cfg[key] < 1:
+            raise ConfigError(f"{key}={cfg[key]}; it must be at least 0 and below 1")
+    if cfg.optimizer.epsilon <= 0:
+        raise ConfigError(f"optimizer.epsilon={cfg.optimizer.epsilon}; it must be above 0")
     for key in AT_LEAST_ONE:
         at_least(key, 1)
     for key in NOT_NEGATIVE:
@@ -200,7 +213,7 @@ def validate(cfg: ConfigDict) -> None:
             raise ConfigError(f"{key}={cfg[key]!r} is about data.files, which is empty; set it too")
 
 
-def load(spec: str) -> ConfigDict:
+def load(spec: str) -> Config:
     """The config of `FILE.py` or `FILE.py:ARGUMENT` (passed to its get_config). Running the file also registers
     the tasks it defines. The file is the user's own code; it is never fetched from anywhere."""
     path, _, argument = spec.partition(":")
@@ -219,7 +232,10 @@ def load(spec: str) -> ConfigDict:
             raise ConfigError(
                 f"config file {path!r} has no get_config(); it must return a config made from config.base()"
             )
-        return module.get_config(argument) if argument else module.get_config()
+        cfg = module.get_config(argument) if argument else module.get_config()
+        if not isinstance(cfg, ConfigDict):
+            raise ConfigError(f"get_config() of {path!r} returned {cfg!r}; it must return a config from config.base()")
+        return cfg
     except ConfigError:
         raise
     except (AttributeError, KeyError) as error:  # what ml_collections raises for a key that base() lacks
@@ -231,7 +247,7 @@ def load(spec: str) -> ConfigDict:
         raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
 
 
-def override(cfg: ConfigDict, key: str, text: str) -> None:
+def override(cfg: Config, key: str, text: str) -> None:
     """Sets `key` ("train.total_steps") from its command-line text, read as the key's type.
 
     Raises ConfigError for a key that does not exist (with the nearest that do) or a text of another type.
@@ -252,27 +268,32 @@ def override(cfg: ConfigDict, key: str, text: str) -> None:
         ) from None
 
 
-def to_json(cfg: ConfigDict) -> str:
+def to_json(cfg: Config) -> str:
     """The resolved config as data, as it stands in `config.json` of a workdir."""
     return json.dumps(cfg.to_dict(), indent=2, default=list)
 
 
-def from_json(path: Path) -> ConfigDict:
+def from_json(path: Path) -> Config:
     """The config that `to_json` wrote. Keys this version lacks are an error; keys added since keep their default."""
     cfg = base()
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}; is this the workdir of a run?") from error
+    if not isinstance(stored, dict):
+        raise ConfigError(f"cannot read {path}: it holds no object; is this the workdir of a run?")
     for key, value in _flatten(stored).items():
         if key not in flat(cfg):
             raise ConfigError(f"{path}: " + _unknown_key(key, cfg))
         section, _, leaf = key.rpartition(".")
-        (cfg[section] if section else cfg)[leaf] = tuple(value) if isinstance(value, list) else value
+        try:
+            (cfg[section] if section else cfg)[leaf] = tuple(value) if isinstance(value, list) else value
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: {key}={value!r} is of the wrong type: {error}") from None
     return cfg
 
 
-def flat(cfg: ConfigDict) -> dict[str, Any]:
+def flat(cfg: Config) -> dict[str, Any]:
     """All keys by full name: {"seed": 0, "train.total_steps": 1000, …}."""
     return _flatten(cfg.to_dict())
 
@@ -307,7 +328,7 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _unknown_key(key: str, cfg: ConfigDict) -> str:
+def _unknown_key(key: str, cfg: Config) -> str:
     """The message for a key that is not there: the nearest by full name, then by its last part."""
     keys = list(flat(cfg))
     near = suggest(key, keys)

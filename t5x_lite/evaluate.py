@@ -7,6 +7,7 @@ import collections
 import itertools
 import json
 import re
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ import jax
 from rich.table import Table
 
 from t5x_lite import metrics, predict, report, runtime, sharding
-from t5x_lite.checkpoint import choose, load_params
+from t5x_lite.checkpoint import choose, load_model, saved_steps
 from t5x_lite.data import pipeline
 from t5x_lite.data.registry import Task
-from t5x_lite.errors import CheckpointError
 from t5x_lite.experiment import Experiment
 from t5x_lite.runtime import Runtime
 from t5x_lite.step import make_eval_step
 from t5x_lite.writers import Writers, read_metrics
+
+
+class Stopped(Exception):
+    """An evaluation was asked to end before its time."""
 
 
 class Evaluator:
@@ -32,14 +36,16 @@ class Evaluator:
         self._predictor = predict.Predictor(experiment, on_devices)
         self._eval_step = make_eval_step(on_devices.module, on_devices.layout, on_devices.abstract_params())
 
-    def evaluate(self, params: Any, step: int) -> tuple[dict[str, float], dict[str, list[dict]]]:
-        """({"eval/TASK/METRIC": value}, {task: its first few predictions})."""
+    def evaluate(
+        self, params: Any, step: int, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], dict[str, list[dict]]]:
+        """({"eval/TASK/METRIC": value}, {task: its first few predictions}). Raises Stopped once `stop()` says so."""
         values: dict[str, float] = {}
         samples: dict[str, list[dict]] = {}
         for task in self.experiment.eval_tasks:
-            scores = self._loss(params, task)
+            scores = self._loss(params, task, stop)
             if not task.is_corpus:
-                rows = self._predictions(params, task)
+                rows = self._predictions(params, task, stop)
                 targets = [task.postprocess(row["target"]) for row in rows]
                 predictions = [task.postprocess(row["prediction"]) for row in rows]
                 for metric in task.metrics:
@@ -68,7 +74,7 @@ class Evaluator:
                 values |= {f"baseline/{task.name}/{name}": value for name, value in scores.items()}
         return values
 
-    def _loss(self, params: Any, task: Task) -> dict[str, float]:
+    def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
         cfg, total = self.experiment.cfg, None
         batches = pipeline.eval_batches(
             task,
@@ -82,6 +88,7 @@ class Evaluator:
             shard_count=jax.process_count(),
         )
         for batch in batches:
+            _stop_if(stop)
             total = metrics.add(total, self._eval_step(params, sharding.put_batch(batch, self.on_devices.layout)))
         if total is None:
             return {}
@@ -102,9 +109,10 @@ class Evaluator:
             shard_count=jax.process_count(),
         )
 
-    def _predictions(self, params: Any, task: Task) -> list[dict]:
+    def _predictions(self, params: Any, task: Task, stop: Callable[[], bool]) -> list[dict]:
         rows = []
         for batch, indices, examples in self._prompts(task):
+            _stop_if(stop)
             predictions = self._predictor.predict(params, batch, task)[: len(indices)]
             for index, example, prediction in zip(indices, examples, predictions, strict=True):
                 rows.append(
@@ -131,23 +139,25 @@ def run(experiment: Experiment, workdir: Path, which: str) -> None:
     from rich.console import Console
 
     rows = read_metrics(workdir)
-    steps = choose(workdir, which, best_step(rows, experiment.cfg.checkpoint.keep_best))
+    saved = saved_steps(workdir)
+    steps = choose(workdir, which, best_step(rows, experiment.cfg.checkpoint.keep_best, saved))
     on_devices = runtime.start(experiment)
     evaluator = Evaluator(experiment, on_devices, workdir)
     target = on_devices.abstract_params()
-    last = max((row["step"] for row in rows), default=0)
-    writers = Writers(workdir, report.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), last)
+    writers = Writers(workdir, report.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), None)
     try:
         for step in steps:
-            params, loaded = load_params(workdir / "checkpoints" / str(step), target)
-            if loaded.fresh or loaded.reshaped:
-                raise CheckpointError(f"step {step} does not hold the model of its config.json: {loaded}")
-            values, _ = evaluator.evaluate(params, step)
+            values, _ = evaluator.evaluate(load_model(workdir, step, target), step)
             writers.scalars(step, values)
             Console().print(results_table(read_metrics(workdir), step))
     finally:
         writers.close()
     report.write(workdir, experiment.cfg.eval.predictions_shown)
+
+
+def _stop_if(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise Stopped
 
 
 def _named(out: dict[str, float]) -> dict[str, float]:
@@ -163,14 +173,20 @@ def _named(out: dict[str, float]) -> dict[str, float]:
     return named
 
 
-def best_step(rows: list[dict], key: str) -> int | None:
-    """The step whose `eval/KEY` is highest (the earliest of equals); None without a key or a value."""
-    scored = [(row[f"eval/{key}"], -row["step"]) for row in rows if key and f"eval/{key}" in row and row["step"]]
-    return -max(scored)[1] if scored else None
+def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
+    """The step of `saved` whose `eval/KEY` is best (the earliest of equals); None without a key or a value."""
+    points = [
+        (step, value) for step, value in report.curves(rows, f"eval/{key}").get(f"eval/{key}", ()) if step in saved
+    ]
+    if not points:
+        return None
+    return (min if metrics.lower_is_better(key) else max)(points, key=lambda point: point[1])[0]
 
 
-def was_evaluated(rows: list[dict], step: int) -> bool:
-    return any(row["step"] == step and any(key.startswith("eval/") for key in row) for row in rows)
+def was_evaluated(rows: list[dict], step: int, tasks: Iterable[Task]) -> bool:
+    """Whether every task has a loss at that step."""
+    found = {key for row in rows if row["step"] == step for key in row}
+    return all(f"eval/{task.name}/loss" in found for task in tasks)
 
 
 def first_sentence(inputs: str) -> str:

@@ -5,9 +5,7 @@ Everything that can be wrong between them is found here, before a device is touc
 
 import dataclasses
 
-from ml_collections import ConfigDict
-
-from t5x_lite.config import OBJECTIVES
+from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
@@ -23,7 +21,7 @@ VOCABULARY_MULTIPLE = 128  # tables are padded to it, as T5's (32 100 → 32 128
 class Experiment:
     """A config with its names resolved."""
 
-    cfg: ConfigDict
+    cfg: Config
     tasks: tuple[Task, ...]  # trained on
     eval_tasks: tuple[Task, ...]
     vocabulary: Vocabulary
@@ -32,7 +30,7 @@ class Experiment:
     notes: tuple[str, ...] = ()  # what was found out about data.files
 
 
-def resolve(cfg: ConfigDict) -> Experiment:
+def resolve(cfg: Config) -> Experiment:
     """Raises ConfigError for names that do not exist and combinations that cannot work."""
     import t5x_lite.tasks  # noqa: F401  (registers the built-in tasks)
 
@@ -42,11 +40,14 @@ def resolve(cfg: ConfigDict) -> Experiment:
     vocabulary = _vocabulary(cfg, (*tasks, *eval_tasks))
     model = _model(cfg, tasks, vocabulary)
     for task in (*tasks, *eval_tasks):
-        _check_trainable(task, model)
+        _check_trainable(task, model, tasks)
+    best_task = cfg.checkpoint.keep_best.rpartition("/")[0]
+    if cfg.checkpoint.keep_best:
+        lookup("task of checkpoint.keep_best=TASK/METRIC", best_task, {task.name: task for task in eval_tasks})
     return Experiment(cfg, tasks, eval_tasks, vocabulary, model, _converter(cfg, model), notes)
 
 
-def _add_files(cfg: ConfigDict) -> tuple[str, ...]:
+def _add_files(cfg: Config) -> tuple[str, ...]:
     """Registers the task of `data.files`, which takes the place of the mixture, and returns what was found out about
     the files. Bytes are its vocabulary where the config names none."""
     from t5x_lite.tasks import files
@@ -72,7 +73,7 @@ def _all_tasks() -> dict[str, Task]:
     return {name: entry for name, entry in registry.REGISTRY.items() if isinstance(entry, Task)}
 
 
-def _vocabulary(cfg: ConfigDict, tasks: tuple[Task, ...]) -> Vocabulary:
+def _vocabulary(cfg: Config, tasks: tuple[Task, ...]) -> Vocabulary:
     """The run's one vocabulary: the config's, or the one that all features of all tasks share."""
     if cfg.data.vocabulary:
         return vocabularies.load(cfg.data.vocabulary)
@@ -86,7 +87,7 @@ def _vocabulary(cfg: ConfigDict, tasks: tuple[Task, ...]) -> Vocabulary:
     return own.pop()
 
 
-def _model(cfg: ConfigDict, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> ModelConfig:
+def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> ModelConfig:
     overrides = {k: v for k, v in cfg.model.items() if k != "preset" and v is not None}
     config = lookup("model preset", cfg.model.preset, presets.PRESETS)
     if "vocab_size" not in overrides:
@@ -109,6 +110,14 @@ def _model(cfg: ConfigDict, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> 
             f"data.length={longest} is longer than model.max_positions={model.max_positions}, the table of "
             "learned positions; shorten the rows or raise model.max_positions"
         )
+    new_tokens = cfg.eval.max_decode_tokens
+    if model.positions == "learned" and model.architecture != "encoder_only" and not all(t.is_corpus for t in tasks):
+        read = max(longest - new_tokens, longest // 2) if model.architecture == "decoder_only" else 1
+        if read + new_tokens - 1 > model.max_positions:
+            raise ConfigError(
+                f"eval.max_decode_tokens={new_tokens} behind prompts of up to {read} tokens need more than "
+                f"model.max_positions={model.max_positions}; lower eval.max_decode_tokens or data.length"
+            )
     return model
 
 
@@ -134,7 +143,7 @@ def _labels(tasks: tuple[Task, ...]) -> tuple[str, ...]:
     return labelled[0].labels
 
 
-def _check_trainable(task: Task, model: ModelConfig) -> None:
+def _check_trainable(task: Task, model: ModelConfig, trained: tuple[Task, ...]) -> None:
     if model.architecture != "encoder_only":
         return
     needed = "mlm" if task.is_corpus else "classification" if task.labels else "regression" if task.regression else None
@@ -145,9 +154,14 @@ def _check_trainable(task: Task, model: ModelConfig) -> None:
         )
     if needed not in model.heads:
         raise ConfigError(f"task {task.name!r} needs the head {needed!r}; model.heads={model.heads}")
+    if task.labels and task.labels != _labels(trained):
+        raise ConfigError(
+            f"task {task.name!r} has the labels {', '.join(task.labels)}; the classification head was made for "
+            f"{', '.join(_labels(trained))}. Evaluate on tasks with the labels trained on"
+        )
 
 
-def _converter(cfg: ConfigDict, model: ModelConfig) -> convert.Converter:
+def _converter(cfg: Config, model: ModelConfig) -> convert.Converter:
     data = cfg.data
     noise = {
         "noise_density": data.noise_density,

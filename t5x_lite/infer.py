@@ -1,7 +1,8 @@
 """Bulk prediction: every line of a JSONL file in, one line out in the same order, resumable.
 
-Output lines repeat the input's fields and add "prediction" and "score" (or, scoring, "logprob" and "tokens").
-Chunks are written whole; after a kill the same command goes on behind the last complete line.
+Output lines repeat the input's fields and add "prediction" and "score" (or, scoring, "logprob" and "tokens"), and
+"step", the checkpoint's. Chunks are written whole; after a kill the same command goes on behind the last complete
+line. What else stands in the output file is never touched: it is an error.
 """
 
 import json
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from t5x_lite import predict, runtime
-from t5x_lite.checkpoint import choose, load_params
+from t5x_lite.checkpoint import choose, load_model, saved_steps
 from t5x_lite.data import pipeline
 from t5x_lite.data.registry import Task
 from t5x_lite.errors import ConfigError, DataError
@@ -28,12 +29,12 @@ def run(
     if mode == "score" and experiment.model.architecture == "encoder_only":
         raise ConfigError("--mode=score needs a model that gives text a probability; encoder-only models have none")
     examples = list(_read(source, needed=("inputs", "targets") if mode == "score" else ("inputs",)))
-    done = _complete_lines(output)
-    if done > len(examples):
-        raise ConfigError(f"{output} has {done} lines, {source} only {len(examples)}; give another --output")
-    steps = choose(workdir, which, best_step(read_metrics(workdir), cfg.checkpoint.keep_best))
+    best = best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved_steps(workdir))
+    step = choose(workdir, which, best)[-1]
+    added = {"step": step, **dict.fromkeys(("prediction", "score") if mode == "predict" else ("logprob", "tokens"))}
+    done = _resume(output, examples, added)
     on_devices = runtime.start(experiment)
-    params, _ = load_params(workdir / "checkpoints" / str(steps[-1]), on_devices.abstract_params())
+    params = load_model(workdir, step, on_devices.abstract_params())
     predictor = predict.Predictor(experiment, on_devices)
     with output.open("a", encoding="utf-8") as out:
         for begin in range(done, len(examples), cfg.eval.batch_rows):
@@ -47,7 +48,7 @@ def run(
             else:
                 batch = pipeline.example_batch(chunk, task, experiment.converter, experiment.vocabulary, **shape)
                 extra = [{"logprob": round(lp, 5), "tokens": n} for lp, n in predictor.score(params, batch)]
-            lines = [json.dumps(e | x, ensure_ascii=False) for e, x in zip(chunk, extra, strict=False)]
+            lines = [_dumps(e | x | {"step": step}) for e, x in zip(chunk, extra, strict=False)]
             out.write("\n".join(lines) + "\n")
             out.flush()
     print(f"{len(examples)} lines in {output}" + (f", {done} of them from before" if done else ""))
@@ -82,13 +83,40 @@ def _read(path: Path, needed: tuple[str, ...]) -> Iterator[dict]:
         yield row
 
 
-def _complete_lines(path: Path) -> int:
-    """Lines already written; a last one without its newline is cut off the file."""
-    if not path.exists():
-        return 0
-    data = path.read_bytes()
+def _resume(path: Path, examples: list[dict], added: dict) -> int:
+    """How many lines of `path` are done; a last one cut off by a kill is removed. ConfigError, and nothing changed,
+    where the file holds anything but first results of these examples: with the fields of `added`, and its values where
+    they are not None."""
+    try:
+        path.open("a").close()
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; give another --output") from error
     whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    lines, rest = data[:whole].splitlines(), data[whole:]
+
+    def ours(number: int, raw: bytes) -> bool:
+        try:
+            row = json.loads(raw)
+        except ValueError:
+            return False
+        wanted = examples[number] | added
+        return isinstance(row, dict) and all(k in row and v in (None, row[k]) for k, v in wanted.items())
+
+    fits = len(lines) <= len(examples) and all(ours(*line) for line in enumerate(lines))
+    if rest and fits:
+        begins = _dumps(examples[len(lines)])[:-1].encode() if len(lines) < len(examples) else b""
+        fits = bool(begins) and rest[: len(begins)] == begins[: len(rest)]
+    if not fits:
+        raise ConfigError(
+            f"{path} holds something else than the first results of this input, --mode and --checkpoint; "
+            "give another --output, or remove the file"
+        )
+    if rest:
         with path.open("r+b") as file:
             file.truncate(whole)
-    return data[:whole].count(b"\n")
+    return len(lines)
+
+
+def _dumps(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False)

@@ -110,12 +110,13 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
     """
     cfg, rates = experiment.cfg, registry.rates(experiment.cfg.data.mixture)
     lengths: dict[str, dict[str, list]] = collections.defaultdict(lambda: collections.defaultdict(list))
-    tokens, padding = collections.Counter(), collections.Counter()
+    tokens: dict[str, int] = collections.defaultdict(int)
+    padding: dict[str, float] = collections.defaultdict(float)
     names = sorted(rates)
     for batch in batches:
         task_of, sides = _task_table(batch), [s for s in ("encoder", "decoder") if f"{s}_segment_ids" in batch]
         of = {side: _segment_lengths(batch[f"{side}_segment_ids"], task_of.shape[1]) for side in sides}
-        whole = sum(of.values())
+        whole = np.sum(list(of.values()), axis=0)
         room = sum(batch[f"{side}_segment_ids"].shape[1] for side in sides)
         part = (room - whole.sum(axis=1, keepdims=True)) * whole / np.maximum(whole.sum(axis=1, keepdims=True), 1)
         for number, name in enumerate(names, 1):

@@ -67,9 +67,6 @@ def _progress(n: jax.Array, begin: int, end: int) -> jax.Array:
     return jnp.clip((jnp.asarray(n, jnp.float32) - begin) / (end - begin), 0, 1)
 
 
-SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
-
-
 def make_schedule(
     name: str, learning_rate: float, warmup_steps: int = 0, total_steps: int = 0, final_fraction: float = 0.0
 ) -> Schedule:
@@ -100,7 +97,6 @@ def make_schedule(
 
 # Optimizers -----------------------------------------------------------------------------------------------------------
 
-OPTIMIZERS = ("adamw", "adafactor")
 NO_DECAY = (r"(.*/)?(bias|scale)",)  # biases and norm scales, by the last name of their path
 
 
@@ -118,7 +114,7 @@ def make_optimizer(
     decay_exponent: float = 0.8,
     min_dim_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
-    """The optimizer of that name (of OPTIMIZERS) with global-norm clipping before and weight decay after it.
+    """The optimizer of that name (adamw, adafactor) with global-norm clipping before and weight decay after it.
 
     Args:
       schedule: number of updates made -> learning rate.
@@ -133,14 +129,15 @@ def make_optimizer(
         "adamw": lambda: optax.scale_by_adam(b1, b2, epsilon),
         "adafactor": lambda: scale_by_adafactor(param_axes, decay_exponent, min_dim_size_to_factor),
     }
-    chain = [lookup("optimizer", name, table)()]
     if clip_norm < 0 or weight_decay < 0:
         raise ConfigError(f"clip_norm={clip_norm}, weight_decay={weight_decay}; neither can be negative; 0 is off")
-    if clip_norm:
-        chain.insert(0, optax.clip_by_global_norm(clip_norm))
-    if weight_decay:
-        chain.append(optax.add_decayed_weights(weight_decay, decay_mask(param_axes, no_decay)))
-    return optax.chain(*chain, optax.scale_by_learning_rate(schedule))
+    # Four parts whatever is off, so that a resumed run may turn clipping or decay on.
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        lookup("optimizer", name, table)(),
+        optax.add_decayed_weights(weight_decay, decay_mask(param_axes, no_decay)),
+        optax.scale_by_learning_rate(schedule),
+    )
 
 
 def decay_mask(param_axes: Any, no_decay: tuple[str, ...] = NO_DECAY) -> Any:

@@ -1,6 +1,7 @@
 """Batches in, predicted texts and scores out, for every architecture: what evaluation and inference share."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,9 +32,7 @@ class Predictor:
         self.experiment, self.on_devices = experiment, on_devices
         module = on_devices.module
         self._forward = jax.jit(lambda params, batch: module.apply({"params": params}, batch))
-        self._score = jax.jit(
-            lambda params, batch: _target_logprobs(module.apply({"params": params}, batch)["lm"], batch)
-        )
+        self._score = jax.jit(lambda params, batch: _target_logprobs(module.apply({"params": params}, batch), batch))
 
     def predict(self, params: Any, batch: Batch, task: Task) -> list[Prediction]:
         """One prediction for each row of this process's `batch` (one example per row)."""
@@ -66,9 +65,9 @@ class Predictor:
         return [(float(lp), int(n)) for lp, n in zip(logprobs, tokens, strict=True)]
 
 
-def _target_logprobs(logits_BLV: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """Σ weight · log p(target) and Σ weight of each row, [B] both."""
-    losses_BL, _ = token_losses(logits_BLV, batch["decoder_target_tokens"])
+    losses_BL, _ = token_losses(outputs["lm"], batch["decoder_target_tokens"])  # pyright: ignore  (a custom_vjp)
     weights_BL = batch["decoder_loss_weights"]
     return -jnp.sum(losses_BL * weights_BL, axis=1), jnp.sum(weights_BL, axis=1)
 

@@ -5,6 +5,7 @@ import html
 import json
 from pathlib import Path
 
+from t5x_lite import metrics
 from t5x_lite.writers import read_metrics
 
 STYLE = """
@@ -50,20 +51,18 @@ def title(config: dict, workdir: Path) -> str:
 
 
 def results(rows: list[dict]) -> list[dict]:
-    """One row per task and metric: baseline, untrained model, each later evaluation's last and best value."""
-    series: dict[str, list[tuple[int, float]]] = {}
-    baselines: dict[str, float] = {}
-    for row in rows:
-        for key, value in row.items():
-            if key.startswith("eval/"):
-                series.setdefault(key.removeprefix("eval/"), []).append((row["step"], value))
-            elif key.startswith("baseline/"):
-                baselines[key.removeprefix("baseline/")] = value
+    """One row per task and metric: baseline, untrained model, the value at the last step evaluated and the best."""
+    baselines = {
+        key.removeprefix("baseline/"): value
+        for row in rows
+        for key, value in row.items()
+        if key.startswith("baseline/")
+    }
     table = []
-    for name, points in sorted(series.items()):
-        lower_is_better = name.endswith("loss")
+    for name, points in sorted(curves(rows, "eval/").items()):
+        name = name.removeprefix("eval/")
         untrained = next((v for s, v in points if s == 0), None)
-        best_step, best = (min if lower_is_better else max)(points, key=lambda p: p[1])
+        best_step, best = (min if metrics.lower_is_better(name) else max)(points, key=lambda p: p[1])
         task, _, metric = name.rpartition("/")
         table.append(
             {
@@ -104,6 +103,16 @@ def seen(rows: list[dict]) -> list[dict]:
     ]
 
 
+def curves(rows: list[dict], prefix: str) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every metric whose name begins so, by step; of a step evaluated again, the later value."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith(prefix):
+                found.setdefault(key, {})[row["step"]] = value
+    return {key: sorted(values.items()) for key, values in found.items()}
+
+
 def draw_curves(rows: list[dict], path: Path) -> Path:
     """Training loss and every task's evaluation loss against steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -112,12 +121,9 @@ def draw_curves(rows: list[dict], path: Path) -> Path:
     figure = Figure(figsize=(9, 4.2), dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
-        for key, value in row.items():
-            if key == "train/loss" or (key.startswith("eval/") and key.endswith("/loss")):
-                curves.setdefault(key, []).append((row["step"], value))
-    for name, points in curves.items():
+    evaluated = {name: points for name, points in curves(rows, "eval/").items() if name.endswith("/loss")}
+    drawn = evaluated | curves(rows, "train/loss")
+    for name, points in drawn.items():
         steps, values = zip(*points, strict=True)
         training = name == "train/loss"
         axes.plot(
@@ -125,7 +131,7 @@ def draw_curves(rows: list[dict], path: Path) -> Path:
         )
     axes.set(xlabel="step", ylabel="loss (nats per target token)")
     axes.grid(alpha=0.3)
-    if curves:
+    if drawn:
         axes.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path)
@@ -147,7 +153,9 @@ def _table(rows: list[dict], empty: str) -> str:
     def cell(value: object) -> str:
         if isinstance(value, float):
             return f'<td class="number">{value:.2f}</td>'
-        return f"<td>{'–' if value is None else html.escape(str(value))}</td>"
+        if value is None:
+            return '<td class="number">–</td>'
+        return f"<td>{html.escape(str(value))}</td>"
 
     head = "".join(f"<th>{html.escape(k)}</th>" for k in rows[0])
     body = "".join(f"<tr>{''.join(cell(v) for v in row.values())}</tr>" for row in rows)

@@ -36,7 +36,7 @@ def start(experiment: Experiment) -> Runtime:
     sharding.check_batch(cfg.data.batch_rows, sizes, microbatches=cfg.train.microbatches)
     sharding.check_batch(cfg.eval.batch_rows, sizes)
     sharding.check_model(experiment.model, sizes)
-    layout = Layout(sharding.make_mesh(**sizes))
+    layout = Layout(sharding.make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"]))
     dims = {"B": cfg.data.batch_rows, "S": cfg.data.length, "L": cfg.data.length, "P": 1, "E": 1}
     if experiment.model.architecture == "text_to_text":
         dims["L"] = cfg.data.targets_length

@@ -11,6 +11,7 @@ replicates in silence. A mesh is always passed, nothing is global; what does not
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,7 +139,7 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
             raise ConfigError(unknown("mesh axis", name, MESH_AXES))
         if name in sizes:
             raise ConfigError(f"mesh={text!r} gives {name!r} twice; give each axis once")
-        if not equals or not value.lstrip("-").isdigit() or (int(value) < 1 and int(value) != -1):
+        if not equals or not re.fullmatch(r"-1|0*[1-9]\d*", value):
             raise ConfigError(f"mesh={text!r}: {part!r} is not AXIS=SIZE, a positive integer or -1 for the rest")
         sizes[name] = int(value)
     open_axes = [name for name, size in sizes.items() if size == -1]
@@ -205,8 +206,7 @@ def check_model(config: ModelConfig, mesh: Mapping[str, int], rules: AxisRules =
         if size % parts:
             by = _mesh_text(getattr(rules, axis), mesh)
             raise ConfigError(
-                f"model.{field}={size} is not divisible by {by}; use {_nearest(size, parts)}, "
-                f"another mesh, or the axis rule {axis}=None to keep it whole"
+                f"model.{field}={size} is not divisible by {by}; use {_nearest(size, parts)}, or another mesh"
             )
 
 
@@ -272,7 +272,7 @@ def shardings(boxed: Any, layout: Layout) -> Any:
             if size % parts:
                 raise ConfigError(
                     f"{path_text(path)} has {size} {name}, not divisible by {_mesh_text(by, layout.mesh.shape)}; "
-                    f"use {_nearest(size, parts)}, another mesh, or the axis rule {name}=None"
+                    f"use {_nearest(size, parts)}, or another mesh"
                 )
         return sharding
 

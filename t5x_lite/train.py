@@ -1,5 +1,7 @@
 """`run`: one training run from config to report, top to bottom. Everything meets here and nowhere else."""
 
+import contextlib
+import dataclasses
 import functools
 import json
 import signal
@@ -10,30 +12,36 @@ import jax
 
 from t5x_lite import config as configs
 from t5x_lite import evaluate, losses, metrics, optim, predict, report, runtime, sharding
-from t5x_lite.checkpoint import Checkpoints, load_params
+from t5x_lite.checkpoint import Checkpoints, load_params, saved_steps
 from t5x_lite.data import pipeline
 from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError
 from t5x_lite.experiment import Experiment
-from t5x_lite.step import abstract_params, abstract_state, init_state, make_train_step
+from t5x_lite.step import LossFn, abstract_params, abstract_state, init_state, make_train_step
 from t5x_lite.writers import Terminal, Writers, read_metrics
 
-# A run may be resumed with another value of any key but these: they decide what its steps are.
+# A run that has a checkpoint goes on with another value of any key but these: they decide what its steps are.
 FIXED_ON_RESUME = ("seed", "model.", "data.", "optimizer.name")
 FREE_ON_RESUME = ("data.prefetch_batches", "data.cache_dir", "model.remat")
 
 
-def run(experiment: Experiment, workdir: Path) -> int:
+def run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None = None) -> int:
     """Trains to `train.total_steps`, evaluating and saving on the way; returns the exit status.
 
     A workdir that holds checkpoints is resumed from the newest, bit for bit. Returns 0, or 75 after an
     interruption (Ctrl-C, SIGTERM) that was saved. Raises a UserError for all else that a user can mend.
+    loss_fn: (outputs, batch) -> {head: LossSum}, in place of the config's cross entropy.
     """
+    with contextlib.ExitStack() as closing:
+        return _run(experiment, workdir, loss_fn, closing)
+
+
+def _run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None, closing: contextlib.ExitStack) -> int:
     cfg = experiment.cfg
     main_process = jax.process_index() == 0
     started_s = time.monotonic()
 
     # ------------------------------------------------------------------------------------ workdir, devices, model
-    _open_workdir(cfg, workdir)
+    _check_workdir(cfg, workdir)
     on_devices = runtime.start(experiment)
     layout, module = on_devices.layout, on_devices.module
     schedule = optim.make_schedule(
@@ -68,12 +76,15 @@ def run(experiment: Experiment, workdir: Path) -> int:
         cache_dir=cfg.data.cache_dir,
         task_ids=len(experiment.tasks) > 1,
     )
+    closing.callback(data.close)
     told_apart = data.tasks if len(data.tasks) > 1 else ()
 
     # -------------------------------------------- state: this workdir's newest checkpoint, another's parameters, fresh
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last)
+    closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
     first_step = max(checkpoints.steps(), default=0)
     terminal = Terminal(cfg.train.total_steps, first_step, active=main_process)
+    closing.callback(terminal.close)
     if first_step:
         target = abstract_state(module, optimizer, layout, on_devices.example)
         state, data_state = checkpoints.restore(first_step, target)
@@ -83,15 +94,18 @@ def run(experiment: Experiment, workdir: Path) -> int:
         state = init_state(module, optimizer, layout, on_devices.example, cfg.seed)
         if cfg.init.checkpoint:
             params, loaded = load_params(cfg.init.checkpoint, state.params)
-            state = state.replace(params=params)
+            state = dataclasses.replace(state, params=params)
             terminal.line(f"from {cfg.init.checkpoint}: {loaded}")
+    if main_process:
+        _write_config(cfg, workdir)  # now that it is known to work
     train_step = make_train_step(
         module,
         optimizer,
         schedule,
         layout,
         state,
-        loss_fn=functools.partial(
+        loss_fn=loss_fn
+        or functools.partial(
             losses.loss_sums,
             z_loss=cfg.loss.z_loss,
             label_smoothing=cfg.loss.label_smoothing,
@@ -103,6 +117,7 @@ def run(experiment: Experiment, workdir: Path) -> int:
     evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
     run_name = report.title(cfg.to_dict(), workdir)
     writers = Writers(workdir, run_name, cfg.to_dict(), first_step, active=main_process)
+    closing.callback(writers.close)
     size = sum(p.size for p in jax.tree.leaves(state.params))
     terminal.line(
         f"{cfg.model.preset}: {size:,} parameters on {jax.device_count()} {jax.devices()[0].device_kind} device(s), "
@@ -110,7 +125,7 @@ def run(experiment: Experiment, workdir: Path) -> int:
     )
 
     def save(step: int) -> None:
-        best = evaluate.best_step(read_metrics(workdir), cfg.checkpoint.keep_best)
+        best = evaluate.best_step(read_metrics(workdir), cfg.checkpoint.keep_best, checkpoints.steps())
         data_state = pipeline.merge_states(predict.gather([data.get_state()]))
         checkpoints.save(state, data_state, configs.to_json(cfg), keep={best} if best else set())
 
@@ -119,9 +134,17 @@ def run(experiment: Experiment, workdir: Path) -> int:
         return step == cfg.train.total_steps or (every > 0 and step % every == 0)
 
     def evaluate_now(step: int) -> None:
-        """Evaluates; the checkpoint of this step, if there is one, is on disk by then."""
+        """Evaluates; the checkpoint of this step, if there is one, is on disk by then. An interruption ends it early:
+        the resumed run makes up for it."""
         checkpoints.wait()
-        values, samples = evaluator.evaluate(state.params, step)
+        try:
+            values, samples = evaluator.evaluate(state.params, step, stop=lambda: interruption.requested)
+        except evaluate.Stopped:
+            return
+        best_by = cfg.checkpoint.keep_best
+        if best_by and f"eval/{best_by}" not in values:
+            there_are = ", ".join(sorted(key.removeprefix("eval/") for key in values))
+            terminal.line(f"checkpoint.keep_best={best_by!r} is no metric of this run; there are {there_are}")
         writers.scalars(step, values)
         for task, rows in samples.items():
             writers.table(step, f"predictions/{task}", rows)
@@ -156,44 +179,47 @@ def run(experiment: Experiment, workdir: Path) -> int:
             total, logged_s, waited_s = None, now_s, 0.0
 
     with _Interruption() as interruption:
-        try:
-            if first_step == 0:
-                writers.scalars(0, evaluator.baselines())
-                if cfg.eval.untrained:
-                    terminal.line("evaluating the untrained model")
-                    evaluate_now(0)
-            elif evaluation_is_due(first_step) and not evaluate.was_evaluated(read_metrics(workdir), first_step):
-                evaluate_now(first_step)  # the process died between this checkpoint and its evaluation
-            logged_s = time.monotonic()
-            for step in range(first_step + 1, cfg.train.total_steps + 1):
-                asked_s = time.monotonic()
-                batch = next(data)
-                waited_s += time.monotonic() - asked_s
-                state, values = train_step(state, sharding.put_batch(batch, layout))
+        if first_step == 0:
+            writers.scalars(0, evaluator.baselines())
+            if cfg.eval.untrained:
+                terminal.line("evaluating the untrained model")
+                evaluate_now(0)
+        elif evaluation_is_due(first_step) and not evaluate.was_evaluated(
+            read_metrics(workdir), first_step, experiment.eval_tasks
+        ):
+            evaluate_now(first_step)  # the process died between this checkpoint and its evaluation
+        logged_s = time.monotonic()
+        for step in range(first_step + 1, cfg.train.total_steps + 1):
+            if interruption.requested:  # while evaluating; what came before is saved
+                break
+            asked_s = time.monotonic()
+            batch = next(data)
+            waited_s += time.monotonic() - asked_s
+            state, values = train_step(state, sharding.put_batch(batch, layout))
+            settle(pending)
+            pending = (step, values)
+            due = evaluation_is_due(step)
+            if due or interruption.requested or step % cfg.checkpoint.every_steps == 0:
                 settle(pending)
-                pending = (step, values)
-                last = step == cfg.train.total_steps
-                if last or interruption.requested or step % cfg.checkpoint.every_steps == 0:
-                    settle(pending)
-                    pending = None
+                pending = None
+            if interruption.requested or step % cfg.checkpoint.every_steps == 0 or step == cfg.train.total_steps:
+                save(step)
+            if due and not interruption.requested:
+                pause_s = time.monotonic()
+                evaluate_now(step)
+                logged_s += time.monotonic() - pause_s
+                if interruption.requested:
                     save(step)
-                if interruption.requested and not last:
-                    break
-                if evaluation_is_due(step):
-                    settle(pending)
-                    pending = None
-                    pause_s = time.monotonic()
-                    evaluate_now(step)
-                    logged_s += time.monotonic() - pause_s
-        finally:
-            terminal.close()
-            checkpoints.close()  # a save that is under way is finished whatever ends the run
-            writers.close()
-            data.close()
 
     # --------------------------------------------------------------------------------------------------------- end
-    if interruption.requested and int(state.step) < cfg.train.total_steps:
-        terminal.line(f"stopped and saved at step {int(state.step)}; the same command goes on from there")
+    reached = int(state.step)
+    closing.close()
+    complete = reached == cfg.train.total_steps and evaluate.was_evaluated(
+        read_metrics(workdir), reached, experiment.eval_tasks
+    )
+    if interruption.requested and not complete:
+        where = f"stopped and saved at step {reached}" if reached else "stopped before the first step"
+        terminal.line(f"{where}; the same command goes on from there")
         return RESTART_ME
     if main_process:
         for line in evaluate.sample_lines(workdir, cfg.train.total_steps, cfg.eval.predictions_shown):
@@ -224,29 +250,35 @@ class _Interruption:
         self._restore()
 
 
-def _open_workdir(cfg, workdir: Path) -> None:
-    """Creates the workdir and its config.json; refuses to resume a run whose steps would mean something else."""
-    path = workdir / "config.json"
+def _check_workdir(cfg, workdir: Path) -> None:
+    """Refuses to resume a run whose steps would mean something else, and a workdir that cannot be made."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            old, new = configs.flat(configs.from_json(path)), configs.flat(cfg)
-            changed = [
-                f"{key}: {old[key]!r} → {new[key]!r}"
-                for key in new
-                if key.startswith(FIXED_ON_RESUME) and not key.startswith(FREE_ON_RESUME) and old[key] != new[key]
-            ]
-            if changed:
-                raise ConfigError(
-                    f"{workdir} holds a run with another config ({'; '.join(changed[:5])}). "
-                    "Take the old values to resume it, or another --workdir for a new run"
-                )
-        if jax.process_index() == 0:
-            partial = path.with_suffix(".tmp")
-            partial.write_text(configs.to_json(cfg), encoding="utf-8")
-            partial.replace(path)
     except OSError as error:
-        raise CheckpointError(f"cannot write to the workdir {workdir}: {error}") from error
+        raise CheckpointError(f"cannot make the workdir {workdir}: {error.strerror}") from error
+    if not saved_steps(workdir):
+        return  # nothing to resume: whatever was tried here before may be mended
+    old, new = configs.flat(configs.from_json(workdir / "config.json")), configs.flat(cfg)
+    changed = [
+        f"{key}: {old[key]!r} → {new[key]!r}"
+        for key in new
+        if key.startswith(FIXED_ON_RESUME) and not key.startswith(FREE_ON_RESUME) and old[key] != new[key]
+    ]
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run with another config ({'; '.join(changed[:5])}). "
+            "Take the old values to resume it, or another --workdir for a new run"
+        )
+
+
+def _write_config(cfg, workdir: Path) -> None:
+    path = workdir / "config.json"
+    partial = path.with_suffix(".tmp")
+    try:
+        partial.write_text(configs.to_json(cfg), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
 
 
 def _divergence(step: int, values: dict, saved: list[int]) -> str:

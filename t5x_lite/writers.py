@@ -105,6 +105,7 @@ class _Wandb:
 
     def __init__(self, workdir: Path, run_name: str, config: Mapping):
         import wandb
+        import wandb.errors
 
         id_file = workdir / "wandb_id.txt"
         if not id_file.exists():

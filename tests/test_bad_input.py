@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite import cli
+from t5x_lite import cli, infer
+from t5x_lite.errors import ConfigError
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
 
@@ -50,6 +51,12 @@ def get_config():
         (["--config.data.vocabulary=missing.model"], 2, "cannot read the vocabulary missing.model"),
         (["--config.eval.tasks=tiny_animals"], 2, "did you mean 'tiny_animal'"),
         (["--config.init.checkpoint=nowhere"], 74, "no checkpoint in 'nowhere'"),
+        (["--config.mesh=data=--1"], 2, "is not AXIS=SIZE"),
+        (["--config.seed=5e9"], 2, "must be below 2**32"),
+        (["--config.optimizer.b2=1"], 2, "optimizer.b2=1.0; it must be at least 0 and below 1"),
+        (["--config.optimizer.epsilon=0"], 2, "optimizer.epsilon=0.0; it must be above 0"),
+        (["--config.loss.z_loss=nan"], 2, "loss.z_loss=nan; it must be a finite number"),
+        (["--config.checkpoint.keep_best=tiny_animals/accuracy"], 2, "did you mean 'tiny_animal'"),
         (["--verbose"], 2, "unknown argument '--verbose'"),
         (["--config.train.total_steps"], 2, "has no value"),
     ],
@@ -121,13 +128,56 @@ def test_verbs_on_what_is_not_a_run(tmp_path, capsys):
     assert not (tmp_path / "v.model").exists()
 
 
+def test_an_output_of_infer_that_is_something_else_is_left_alone(tmp_path, capsys):
+    examples = [{"inputs": "a"}, {"inputs": "b"}]
+    added = {"step": 7, "prediction": None, "score": None}
+    done = json.dumps(examples[0] | {"prediction": "x", "score": -1.0, "step": 7}) + "\n"
+    output = tmp_path / "out.jsonl"
+    for content in (
+        '{"one": "object, and no newline"}',
+        '{"inputs": "a"}\n{"inputs": "b"}\n',  # the input itself
+        done.replace('"step": 7', '"step": 6'),  # of another checkpoint
+        done.replace('"a"', '"c"'),  # of another input
+        done.replace('"prediction"', '"logprob"'),  # of another mode
+        done * 3,
+    ):
+        output.write_text(content)
+        with pytest.raises(ConfigError, match=r"out\.jsonl .*--output"):
+            infer._resume(output, examples, added)
+        assert output.read_text() == content
+    output.write_text(done + '{"inputs": "b", "pred')  # as a kill leaves it
+    assert infer._resume(output, examples, added) == 1
+    assert output.read_text() == done
+    with pytest.raises(ConfigError, match="directory"):
+        infer._resume(tmp_path, examples, added)
+
+
+def test_a_config_that_is_none(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("def get_config():\n    pass\n")
+    assert cli.run(["train", f"--config={file}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "get_config() of" in capsys.readouterr().err
+    for content in ("[]", '{"train": {"total_steps": "many"}}'):
+        (tmp_path / "config.json").write_text(content)
+        assert cli.run(["eval", f"--workdir={tmp_path}"]) == 2
+        assert "config.json" in capsys.readouterr().err
+
+
+def test_a_start_that_failed_does_not_lock_its_workdir(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    train = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}"]
+    assert cli.run([*train, "--config.data.batch_rows=12"]) == 2
+    assert "12" in capsys.readouterr().err
+    assert not (workdir / "config.json").exists()
+
+
 def test_inspect_and_tasks_show_what_there_is(capsys):
     assert cli.run(["tasks", f"--config={CONFIG}"]) == 0
     assert "tiny_animal" in capsys.readouterr().out
     for preset in ("t5_tiny", "bert_tiny", "gpt2_tiny"):
-        assert cli.run(["inspect", "tiny", f"--config={CONFIG}:{preset}", "-n", "3"]) == 0
+        assert cli.run(["inspect", "tiny", f"--config={CONFIG}:{preset}", "-n", "24"]) == 0
         shown = capsys.readouterr().out
-        assert "row 2" in shown and "animal: the" in shown and "padding" in shown
+        assert "row 23" in shown and "animal: the" in shown and "padding" in shown
 
 
 def test_a_broken_line_for_infer(tmp_path, capsys):

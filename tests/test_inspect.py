@@ -20,7 +20,7 @@ def entries(monkeypatch):
     registry.add(Mixture("mixed", {"texts": 1, "pairs": 3}))
 
 
-def settings(pack=True, steps=256):
+def settings(pack=True, steps=1024):
     cfg = config.base()
     cfg.data.mixture, cfg.data.vocabulary = "mixed", "bytes"
     cfg.data.length, cfg.data.targets_length, cfg.data.batch_rows = 64, 32, 16
@@ -36,7 +36,7 @@ def test_the_plan_comes_true(pack):
         "mixed", resolved.converter, resolved.vocabulary, batch_rows=16, seed=0, pack=pack, prefetch_batches=0
     )
     filled = size = 0
-    for _ in range(256):
+    for _ in range(1024):
         batch = next(batches)
         for side in ("encoder", "decoder"):
             filled += int((batch[f"{side}_segment_ids"] > 0).sum())
@@ -45,7 +45,7 @@ def test_the_plan_comes_true(pack):
     assert [task["task"] for task in told["tasks"]] == ["pairs", "texts"]
     for task in told["tasks"]:
         for what in ("examples", "tokens", "epochs"):
-            # The shares are drawn, and epochs count what is read ahead, up to a window in eight.
+            # The shares are drawn, and epochs count what is read ahead, up to a window in four of a thousand rows.
             assert task["run"][what] == pytest.approx(seen[f"{what}/{task['task']}"], rel=0.08), (task["task"], what)
     assert told["padding"] == pytest.approx(1 - filled / size, abs=0.02)
     assert sum(task["rate"] for task in told["tasks"]) == pytest.approx(1)

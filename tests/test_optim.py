@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_lite import optim
+from t5x_lite import config, optim
 from t5x_lite.errors import ConfigError
 
 
@@ -43,7 +43,7 @@ def test_schedules_compose():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(optim.SCHEDULES),
+    name=st.sampled_from(config.SCHEDULES),
     warmup=st.integers(0, 50),
     decay=st.integers(1, 200),
     final=st.floats(0, 1),

@@ -26,3 +26,23 @@ def test_what_was_seen_of_each_task_is_that_of_the_last_log_line():
     }
     assert (b["epochs"], b["training loss"]) == (0.06, 1.5)
     assert report.seen([{"step": 0}]) == []
+
+
+def test_results_go_by_step_and_the_later_evaluation_of_a_step_counts():
+    rows = [
+        {"step": 0, "baseline/t/accuracy": 10.0, "eval/t/accuracy": 5.0, "eval/t/loss": 4.0},
+        {"step": 20, "eval/t/accuracy": 60.0, "eval/t/loss": 1.0},
+        {"step": 10, "eval/t/accuracy": 70.0, "eval/t/loss": 2.0},  # `t5x-lite eval --checkpoints=10`, afterwards
+        {"step": 20, "eval/t/accuracy": 61.0},
+    ]
+    accuracy, loss = report.results(rows)
+    assert accuracy == {
+        "task": "t",
+        "metric": "accuracy",
+        "baseline": 10.0,
+        "untrained": 5.0,
+        "last": 61.0,
+        "best": 70.0,
+        "best step": 10,
+    }
+    assert (loss["last"], loss["best"], loss["best step"]) == (1.0, 1.0, 20)

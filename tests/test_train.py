@@ -1,5 +1,6 @@
 """The whole loop, with real processes, signals and files."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from t5x_lite import cli
+from t5x_lite import config as configs
+from t5x_lite.data import registry
 
 TESTS = Path(__file__).parent
 CONFIG = str(TESTS / "experiments" / "tiny.py")
@@ -143,13 +146,42 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
     results = [json.loads(line) for line in first.splitlines()]
     assert [r["inputs"] for r in results] == [json.loads(line)["inputs"] for line in source.read_text().splitlines()]
     assert all("prediction" in r and r["score"] <= 0 for r in results)
-    output.write_text("\n".join(first.splitlines()[:4]) + "\n" + '{"inputs": "cut o')  # as a kill would leave it
+    output.write_text(first[: first.index("cat 4") + 3])  # as a kill would leave it
     assert cli.run(infer) == 0
     assert output.read_text() == first
     if preset != "bert_tiny":
         scores = tmp_path / "scores.jsonl"
         assert cli.run([*infer[:3], f"--output={scores}", infer[4], "--mode=score"]) == 0
         assert all(json.loads(line)["logprob"] < 0 for line in scores.read_text().splitlines())
+
+
+def test_a_signal_ends_an_evaluation_and_nothing_is_lost(tmp_path, capsys):
+    """SIGTERM while the untrained model is evaluated, and while step 2 is: the run ends at once, and goes on."""
+
+    def interrupting(targets, predictions):
+        if calls.pop(0):
+            signal.raise_signal(signal.SIGTERM)
+        return {"share": 1.0}
+
+    configs.load(CONFIG)  # registers its tasks
+    animal = registry.get("tiny_animal")
+    registry.add(dataclasses.replace(animal, name="tiny_interrupting", metrics=(interrupting,)))
+    workdir = tmp_path / "run"
+    run = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", "--config.data.mixture=tiny_animal"]
+    run += ["--config.eval.tasks=tiny_interrupting,tiny_animal", "--config.train.total_steps=4"]
+    run += ["--config.eval.every_steps=2", "--config.checkpoint.every_steps=4", "--config.checkpoint.keep_last=9"]
+    calls = [False, True]  # the first is about the baseline
+    assert cli.run(run) == 75
+    assert "stopped before the first step" in capsys.readouterr().out
+    calls = [False, False, True]
+    assert cli.run(run) == 75
+    assert "stopped and saved at step 2" in capsys.readouterr().out
+    calls = [False, False]
+    assert cli.run(run) == 0
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval/tiny_animal/loss" in row] == [0, 2, 4]
+    assert sorted(train_losses(workdir)) == [1, 2, 3, 4]
+    assert "baseline/tiny_animal/accuracy" in rows[0]
 
 
 def test_resuming_with_another_config_is_refused(tmp_path, capsys):

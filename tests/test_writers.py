@@ -11,7 +11,7 @@ from t5x_lite.writers import Writers, read_metrics
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so it refuses at once
 
 
-def writers(workdir: Path, mode: str = "disabled", resume_step: int = 0) -> Writers:
+def writers(workdir: Path, mode: str = "disabled", resume_step: int | None = 0) -> Writers:
     workdir.mkdir(exist_ok=True)
     cfg = config.base()
     cfg.wandb.mode = mode
@@ -76,6 +76,19 @@ def test_steps_after_the_checkpoint_are_kept_once(tmp_path):
     again.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [{"step": s, "train/loss": loss} for s, loss in ((1, 1.0), (2, 2.0), (3, 30.0))]
+
+
+def test_an_evaluation_adds_to_a_run_that_goes_on(tmp_path):
+    """`t5x-lite eval` beside a running `train`: neither loses a line of the other."""
+    run = writers(tmp_path)
+    run.scalars(50, {"train/loss": 2.0})
+    evaluation = writers(tmp_path, resume_step=None)
+    evaluation.scalars(25, {"eval/task/loss": 1.0})
+    evaluation.close()
+    run.scalars(75, {"train/loss": 3.7e-7})
+    run.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [50, 25, 75]
+    assert read_metrics(tmp_path)[-1]["train/loss"] == 3.7e-7  # as many digits, however small
 
 
 def test_only_the_first_process_writes(tmp_path):

@@ -68,6 +68,10 @@ class Converter(Protocol):
         """What a model reads to predict each example's target."""
         ...
 
+    def prompt_sizes(self, max_new_tokens: int) -> dict[str, int]:
+        """The size of each dimension of a row that holds one prompt, with room for so many more tokens."""
+        ...
+
 
 class Encoded(dict[str, Any]):
     """An example out of a cache: ids in place of each text (of a corpus that an encoder reads, those of each
@@ -131,6 +135,9 @@ class TextToText:
         inputs = _encode(examples, "inputs", task, vocabulary)
         return {"encoder_input_tokens": _cut(inputs, self.length, vocabulary, task, "inputs")}
 
+    def prompt_sizes(self, max_new_tokens):
+        return self.sizes(pack=False)
+
     def _examples(self, inputs: Ragged, targets: Ragged, vocabulary: Vocabulary) -> Examples:
         return {"encoder_input_tokens": inputs, **_shifted(targets, 1.0, vocabulary)}
 
@@ -187,10 +194,13 @@ class DecoderOnly:
         return _continued(short_inputs, short_targets, vocabulary), int(truncated.sum())
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
-        room = max(self.length - max_new_tokens, self.length // 2)
+        room = self.prompt_sizes(max_new_tokens)["L"]
         inputs = _cut(_encode(examples, "inputs", task, vocabulary), room - 1, vocabulary, task, "inputs")
         start = ragged.constant(vocabulary.pad_id, len(inputs))  # what a shifted sequence begins with
         return {"decoder_input_tokens": ragged.join(start, inputs)}
+
+    def prompt_sizes(self, max_new_tokens):
+        return {"L": max(self.length - max_new_tokens, self.length // 2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,6 +280,9 @@ class EncoderOnly:
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         tokens, types, _ = self._segments(examples, task, vocabulary)
         return self._unlabelled(tokens, types)
+
+    def prompt_sizes(self, max_new_tokens):
+        return self.sizes(pack=False)
 
     def _segments(self, examples, task, vocabulary) -> tuple[Ragged, np.ndarray, int]:
         """[CLS] first [SEP] second [SEP] of each example, its token types, and how many were truncated."""

@@ -585,7 +585,7 @@ def prompt_batch(
 ) -> Batch:
     """The prompts of some text examples as one batch; missing rows are padding."""
     found = converter.prompts(examples, task, vocabulary, max_new_tokens) if examples else {}
-    return _one_per_row(found, converter, vocabulary, batch_rows)
+    return _one_per_row(found, converter, vocabulary, batch_rows, converter.prompt_sizes(max_new_tokens))
 
 
 def example_batch(
@@ -593,13 +593,15 @@ def example_batch(
 ) -> Batch:
     """Supervised text examples with their targets as one batch, one a row."""
     found = converter.supervised(examples, task, vocabulary)[0] if examples else {}
-    return _one_per_row(found, converter, vocabulary, batch_rows)
+    return _one_per_row(found, converter, vocabulary, batch_rows, converter.sizes(pack=False))
 
 
-def _one_per_row(examples: Examples, converter: Converter, vocabulary: Vocabulary, batch_rows: int) -> Batch:
+def _one_per_row(
+    examples: Examples, converter: Converter, vocabulary: Vocabulary, batch_rows: int, sizes: Mapping[str, int]
+) -> Batch:
     specs = converter.specs()
     number = packing.count(examples) if examples else 0
-    batch = packing.fill(examples, np.arange(number), batch_rows, specs, converter.sizes(False))
+    batch = packing.fill(examples, np.arange(number), batch_rows, specs, sizes)
     batches.check(batch, specs, vocabulary.size)
     return batch
 

@@ -35,5 +35,5 @@ def init_params(module: nn.Module, key: jax.Array, batch: Mapping[str, jax.Array
     """
     config = module.config  # type: ignore[attr-defined]
     scanned = build(dataclasses.replace(config, scan_layers=True), module.constrain)  # type: ignore[attr-defined]
-    params = scanned.init(key, batch)["params"]
+    params: Any = scanned.init(key, batch)["params"]
     return params if config.scan_layers else unstack_layers(params)
