@@ -172,7 +172,7 @@ def digest(batches: list[dict]) -> str:
 
 
 def test_another_process_makes_the_same_batches():
-    """No `hash()` of a string, no order of a set: another process has other ones. And none needs jax or grain."""
+    """No `hash()` of a string, no order of a set: another process has other ones. And none needs jax."""
     code = (
         "import sys, test_data_pipeline as t\n"
         "t.register()\n"
@@ -403,7 +403,7 @@ def test_neither_jax_nor_tensorflow_is_imported():
     code = (
         "import sys, pkgutil, importlib, t5x_lite.data as d\n"
         "[importlib.import_module('t5x_lite.data.' + m.name) for m in pkgutil.iter_modules(d.__path__)]\n"
-        "print([m for m in ('jax', 'tensorflow', 'grain', 'tensorflow_datasets', 'torch') if m in sys.modules])"
+        "print([m for m in ('jax', 'tensorflow', 'tensorflow_datasets', 'torch') if m in sys.modules])"
     )
     root = str(Path(__file__).parents[1])
     done = subprocess.run(

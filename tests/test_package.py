@@ -116,7 +116,7 @@ def test_no_call_that_runs_what_a_file_says(file):
 def test_a_training_process_holds_no_tensorflow_and_no_torch():
     code = (
         "import sys, t5x_lite.cli, t5x_lite.train, t5x_lite.infer, t5x_lite.tasks, t5x_lite.data.sources\n"
-        "import tensorflow_datasets, grain\n"
+        "import tensorflow_datasets, array_record, pyarrow.parquet\n"
         "print(sorted({'tensorflow', 'tensorflow_text', 'torch'} & set(sys.modules)))"
     )
     done = fresh("-c", code)
