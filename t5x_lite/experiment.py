@@ -66,6 +66,9 @@ def _add_files(cfg: Config) -> tuple[str, ...]:
     if data.mixture not in ("", found.task.name):
         notes.append(f"trained on in place of the mixture {data.mixture!r}")
     cfg.data.mixture = found.task.name
+    if cfg.checkpoint.keep_best and cfg.checkpoint.keep_best.rpartition("/")[0] != found.task.name:
+        notes.append(f"checkpoint.keep_best={cfg.checkpoint.keep_best!r} is of another task: not used")
+        cfg.checkpoint.keep_best = ""
     return (*found.notes, *notes)
 
 
