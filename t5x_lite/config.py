@@ -317,7 +317,7 @@ _PARSERS = {
     int: _parse_int,
     float: float,
     str: str,
-    tuple: lambda text: tuple(part for part in text.strip("()").replace(" ", "").split(",") if part),
+    tuple: lambda text: tuple(part.strip() for part in text.strip("()").split(",") if part.strip()),
 }
 
 

@@ -18,6 +18,7 @@ from t5x_lite import metrics, predict, report, runtime, sharding
 from t5x_lite.checkpoint import choose, load_model, saved_steps
 from t5x_lite.data import pipeline
 from t5x_lite.data.registry import Task
+from t5x_lite.errors import DataError
 from t5x_lite.experiment import Experiment
 from t5x_lite.runtime import Runtime
 from t5x_lite.step import make_eval_step
@@ -33,6 +34,9 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment, on_devices: Runtime, workdir: Path):
         self.experiment, self.on_devices, self.workdir = experiment, on_devices, workdir
+        for task in experiment.eval_tasks:
+            if not len(task.source.split(experiment.cfg.eval.split)):
+                raise DataError(f"task {task.name!r} has no example in split {experiment.cfg.eval.split!r} to evaluate")
         self._predictor = predict.Predictor(experiment, on_devices)
         self._eval_step = make_eval_step(on_devices.module, on_devices.layout, on_devices.abstract_params())
 

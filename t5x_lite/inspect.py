@@ -201,7 +201,7 @@ def _print(description: dict[str, Any], console: Console) -> None:
     for task in description["tasks"]:
         if "labels" in task:
             shown = ", ".join(f"{label} {count}" for label, count in task["labels"].items())
-            console.print(f"labels of {task['task']}: {shown}", highlight=False)
+            console.print(f"labels of {task['task']}: {shown}", highlight=False, markup=False)
     for number, row in enumerate(description["rows"]):
         console.rule(f"row {number}", align="left")
         for segment, example in enumerate(row, 1):

@@ -8,6 +8,7 @@ import pytest
 from t5x_lite.data import packing, pipeline, registry, sources
 from t5x_lite.data.convert import TEXT, DecoderOnly, EncoderOnly, TextToText
 from t5x_lite.data.denoise import Denoiser
+from t5x_lite.data.preprocess import template
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.sources import Function
 from t5x_lite.data.vocabularies import ByteVocabulary
@@ -191,3 +192,76 @@ def test_tfds_reads_a_real_data_set_without_tensorflow(tmp_path):
     assert sorted(examples[i]["text"] for i in range(len(examples))) == [f"Grüße {i}" for i in range(5)]
     with pytest.raises(DataError, match="cannot open the TFDS data set 'tiny_reviewz'"):
         sources.Tfds("tiny_reviewz", data_dir=str(tmp_path)).split("train")
+
+
+@pytest.mark.parametrize("converter", [TextToText(16, 8), DecoderOnly(32)])
+def test_a_host_without_an_example_in_the_last_group_takes_part(converter):
+    """5 examples in rows of 4 over two hosts: the second has none of the last group, and must not fall out of step."""
+    pairs = registry.add(task(rows=[{"inputs": f"{i}", "targets": "x"} for i in range(5)]))
+    per_host = [
+        list(
+            pipeline.prompt_batches(
+                pairs,
+                converter,
+                ByteVocabulary(),
+                batch_rows=4,
+                max_new_tokens=4,
+                split="train",
+                shard_index=host,
+                shard_count=2,
+            )
+        )
+        for host in range(2)
+    ]
+    assert [[indices for _, indices, _ in batches] for batches in per_host] == [[[0, 1], [4]], [[2, 3], []]]
+    empty = per_host[1][1][0]
+    assert {name: array.shape for name, array in empty.items()} == {
+        name: array.shape for name, array in per_host[0][0][0].items()
+    }
+    assert not any(array.any() for array in empty.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"labels": ("y", "x")}, "labels"),
+        ({"segments": ("inputs", "more")}, "segments"),
+        ({"features": {"inputs": Feature(add_eos=False), "targets": Feature()}}, "add_eos.inputs True → False"),
+    ],
+)
+def test_what_makes_targets_of_examples_is_part_of_a_tasks_identity(change, says):
+    rows = [{"inputs": "a", "targets": "x"}]
+    before, after = (
+        registry.identity(task(rows=rows, labels=("x", "y"))),
+        registry.identity(task(rows=rows, **{"labels": ("x", "y")} | change)),
+    )
+    (difference,) = registry.differences(before, after)
+    assert says in difference
+    changed = [{"inputs": str(i), "targets": "x"} for i in range(1000)]
+    assert registry.identity(task(rows=changed)) != registry.identity(
+        task(rows=[*changed[:5], {"inputs": "5!", "targets": "x"}, *changed[6:]])
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "example", "says"),
+    [
+        ("{title}", {"title": None}, "is null"),
+        ("{titel}", {"title": "t"}, "has no 'titel'"),
+        ("{a[b]}", {"a": {"c": "d"}}, "there is no 'b'"),
+        ("{a}", {"a": {"c": "d"}}, "is an object"),
+    ],
+)
+def test_a_template_writes_no_none(text, example, says):
+    with pytest.raises(DataError, match=says):
+        template(inputs=text)(example)
+    assert template(inputs="{a[0]} {b}")({"a": ["x"], "b": ["y", "z"]})["inputs"] == "x y z"
+    for wrong in ("{", "{0!r}", "{:>3}"):
+        with pytest.raises(ConfigError, match="template"):
+            template(inputs=wrong)
+
+
+def test_a_table_may_begin_with_an_empty_line(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("\ntext,label\nfine,a\n")
+    assert list(sources.Csv({"train": str(path)}).split("train")) == [{"text": "fine", "label": "a"}]

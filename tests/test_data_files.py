@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from t5x_lite import cli, config, experiment
 from t5x_lite.data import files, records, registry
-from t5x_lite.data.files import find, pieces
+from t5x_lite.data.files import find
+from t5x_lite.data.preprocess import pieces
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.tasks.files import discover, task_from_files
@@ -270,3 +271,49 @@ def test_a_run_of_files_keeps_its_labels(tmp_path):
     with pytest.raises(DataError, match=r"reviews\.csv:\d+: label 'ugly' is not one of bad, good"):
         for split in records.PERCENT:
             list(experiment.resolve(again).tasks[0].source.split(split))
+
+
+def test_files_that_would_be_dropped_are_an_error(tmp_path):
+    for name in "abc":
+        write(tmp_path / f"{name}.csv", reviews(40))
+    a, b, c = (str(tmp_path / f"{name}.csv") for name in "abc")
+    for spec in (f"train={a},{b}", f"train={a},train={b}", f"train={a},dev={b},validation={c}"):
+        with pytest.raises(ConfigError, match="each split once"):
+            find(spec)
+
+
+def test_two_files_of_one_name_are_two_tasks(tmp_path):
+    how = {"inputs": "{body}", "targets": "{label}"}
+    first = registry.add(discover(write(tmp_path / "a" / "train.csv", reviews(40)), **how).task)
+    second = registry.add(discover(write(tmp_path / "b" / "train.csv", reviews(80)), **how).task)
+    assert first.name != second.name
+    assert discover(str(tmp_path / "b" / "train.csv"), **how).task.name == second.name
+
+
+def test_a_file_of_one_record_is_read(tmp_path):
+    for n in range(20):  # whatever split its hash puts it in
+        assert find(write(tmp_path / f"{n}.jsonl", f'{{"text": "number {n}"}}\n')).fields == ("text",)
+    with pytest.raises(DataError, match="is empty"):
+        find(write(tmp_path / "empty.jsonl", ""))
+
+
+def test_splits_of_save_to_disk_are_those_of_its_directories(tmp_path):
+    import pyarrow
+    import pyarrow.ipc
+
+    def shard(*parts: str) -> None:
+        path = tmp_path.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = pyarrow.table({"text": [f"{path.parent.name} {i}" for i in range(3)]})
+        with path.open("wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+
+    for folder in ("train", "test", "unsupervised"):
+        shard("imdb", folder, "data-00000-of-00001.arrow")
+    shard("imdb", "train", "cache-123.arrow")
+    found = find(str(tmp_path / "imdb"))
+    assert sorted(found.splits) == ["test", "train"]
+    assert [row["text"] for row in found.source.split("train")] == ["train 0", "train 1", "train 2"]
+    shard("imdb", "other", "train", "data-00000-of-00001.arrow")
+    with pytest.raises(ConfigError, match="which is train"):
+        find(str(tmp_path / "imdb"))

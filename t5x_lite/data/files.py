@@ -6,12 +6,11 @@ import csv
 import dataclasses
 import itertools
 import re
-import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from t5x_lite.data import formats, records
+from t5x_lite.data.preprocess import pieces, written
 from t5x_lite.data.records import PERCENT, Chained, Example, Format, Records
 from t5x_lite.data.sources import Files, matching
 from t5x_lite.errors import ConfigError, DataError
@@ -63,7 +62,10 @@ def find(spec: str) -> Found:
     form, notes = _format(*paths)
     source = Files(files, form)
     splits = tuple(PERCENT) if isinstance(files, str) else tuple(files)
-    fields = tuple(source.split(splits[0])[0])
+    first = next((split for split in splits if len(source.split(split))), None)
+    if first is None:
+        raise DataError(f"data.files={spec!r}: there is no record in it")
+    fields = tuple(source.split(first)[0])
     if not isinstance(files, str):
         kept, more = _alike(files, form, fields)
         source, splits, notes = Files(kept, form), tuple(kept), [*notes, *more]
@@ -81,7 +83,15 @@ def _files(spec: str) -> dict[str, str] | str:
         wrong = [name for name, _ in named if _split_of(name) is None]
         if wrong:
             raise ConfigError(f"data.files={spec!r}: {wrong[0]!r} is no split; name them train, validation and test")
-        return {str(_split_of(name)): path.strip() for name, path in named}
+        splits = [str(_split_of(name)) for name, _ in named]
+        if len(set(splits)) < len(splits) or ",".join(f"{n}={p}" for n, p in named).replace(" ", "") != spec.replace(
+            " ", ""
+        ):
+            raise ConfigError(
+                f"data.files={spec!r}: give each split once, train=FILE,validation=FILE; several files are one pattern "
+                "(train=part-*.csv)"
+            )
+        return {split: path.strip() for split, (_, path) in zip(splits, named, strict=True)}
     if Path(spec).is_dir():
         return _of_directory(Path(spec))
     return spec
@@ -91,10 +101,26 @@ def _split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
+def _arrow_splits(directory: Path) -> dict[str, str]:
+    """{split: pattern} of what `save_to_disk` left: data-*.arrow in the directory, or in one for each split. (The
+    cache-*.arrow beside them are `datasets`' own.)"""
+    found: dict[str, str] = {}
+    for folder in sorted({path.parent for path in directory.rglob("data-*.arrow")}):
+        split = "train" if folder == directory else _split_of(folder.name)
+        if split is None:
+            continue  # unsupervised, test_matched, …: of no use here
+        if split in found:
+            raise ConfigError(
+                f"data.files={str(directory)!r}: which is {split}, {found[split]} or {folder}? "
+                "Say train=DIRECTORY,validation=DIRECTORY"
+            )
+        found[split] = str(folder / "data-*.arrow")
+    return found
+
+
 def _of_directory(directory: Path) -> dict[str, str] | str:
     """{split: file} of the files in it that are named for one; for `save_to_disk` its Arrow files."""
-    arrow = {_split_of(p.parent.name) or "train": str(p.parent / "*.arrow") for p in sorted(directory.rglob("*.arrow"))}
-    if arrow:
+    if arrow := _arrow_splits(directory):
         return next(iter(arrow.values())) if list(arrow) == ["train"] else arrow
     files = sorted(p for p in directory.iterdir() if p.is_file() and _kind(p.name))
     where = f"data.files={str(directory)!r}"
@@ -295,56 +321,8 @@ class FilledRecords(Sequence[Example]):
 
     def _fill(self, name: str, row: Example, place: int) -> str:
         try:
-            return "".join(literal + (_written(row, field) if field else "") for literal, field in self._pieces[name])
+            return "".join(literal + (written(row, field) if field else "") for literal, field in self._pieces[name])
         except ValueError as error:
             raise DataError(
                 f"{self.where(place)}: {error}, which {name} needs; the record has {', '.join(map(str, row))[:200]}"
             ) from None
-
-
-def pieces(template: str) -> list[tuple[str, str]]:
-    """(literal, field) pairs of a template.
-
-    >>> pieces("{title}: {body}!")
-    [('', 'title'), (': ', 'body'), ('!', '')]
-    """
-    try:
-        found = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigError(f"template {template!r}: {error}; write a brace that is text as {{{{ or }}}}") from None
-    for _, field, form, conversion in found:
-        if field == "" or form or conversion:
-            raise ConfigError(f"template {template!r}: put the name of a field in the braces, and nothing else")
-    return [(literal, field or "") for literal, field, _, _ in found]
-
-
-def root(field: str) -> str:
-    """The field of a record that a template's field begins with: "answers" of "answers[text][0]"."""
-    return field.partition("[")[0]
-
-
-def _written(row: Example, field: str) -> str:
-    """The text of a field; ValueError says why there is none."""
-    value: Any = row
-    for step in [field] if field in row else [root(field), *re.findall(r"\[([^\]]*)\]", field)]:
-        if isinstance(value, list) and step.isdecimal() and int(step) < len(value):
-            value = value[int(step)]
-        elif isinstance(value, Mapping) and step in value:
-            value = value[step]
-        else:
-            raise ValueError(f"it has no {step!r}" if value is row else f"in {field!r} there is no {step!r}")
-    return _text(value, field)
-
-
-def _text(value: Any, field: str) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None:
-        raise ValueError(f"the field {field!r} is null")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return " ".join(_text(part, field) for part in value)
-    if isinstance(value, Mapping):
-        raise ValueError(f"the field {field!r} is an object, not a text (name one of its keys, {field}[KEY])")
-    return str(value)

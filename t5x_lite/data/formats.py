@@ -158,7 +158,8 @@ class Table(_OfLines):
             ) from None
 
     def reader(self, path: Path, file: File) -> Callable[[int, int], Example]:
-        header = list(self.columns) or next(self._cells(line.text + "\n" for line in read_lines(path, file.name)))
+        rows = self._cells(line.text + "\n" for line in read_lines(path, file.name))
+        header = list(self.columns) or next(filter(None, rows))
         read = dataclasses.replace(self, columns=tuple(header))
         return super(Table, read).reader(path, file)
 

@@ -79,11 +79,13 @@ def fill(
         encoder_segment_ids    1 1 1 1 | 2 2 2 2 2 | 0
         encoder_positions      0 1 2 3 | 0 1 2 3 4 | 0
     """
+    out = {name: np.zeros((rows, sizes[spec.dims[1]]), spec.dtype) for name, spec in specs.items()}
+    if not examples:
+        return out  # padding alone: a host may have no example of an evaluation's last group
     order = np.argsort(row_of, kind="stable")
     examples, row_of = take(examples, order), row_of[order]
     first = np.searchsorted(row_of, row_of)  # the first example in the row of each
     numbers = np.arange(1, len(row_of) + 1, dtype=np.int32) - first.astype(np.int32)
-    out = {name: np.zeros((rows, sizes[spec.dims[1]]), spec.dtype) for name, spec in specs.items()}
     used, begins = {}, {}
     for letter, lengths in {specs[name].dims[1]: column.lengths for name, column in examples.items()}.items():
         filled = np.bincount(row_of, lengths, minlength=rows)

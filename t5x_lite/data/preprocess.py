@@ -4,42 +4,50 @@ import ast
 import functools
 import hashlib
 import inspect
+import re
+import string
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from t5x_lite.errors import DataError
+from t5x_lite.errors import ConfigError, DataError
 
 Example = Mapping[str, Any]
 
 
 def template(**fields: str) -> Callable[[Example], dict]:
-    """New fields from format strings over the old ones; the old ones stay.
+    """New fields from format strings over the old ones; the old ones stay. `{answers[text][0]}` reaches into an object.
 
     >>> template(inputs="summarize: {body}", targets="{title}")({"body": "b", "title": "t"})["inputs"]
     'summarize: b'
+
+    Raises ConfigError for what is no template, and (when applied) DataError for a field that is missing or null.
     """
+    for text in fields.values():
+        pieces(text)
 
     def apply(example: Example) -> dict:
-        try:
-            return {**example, **{name: text.format_map(example) for name, text in fields.items()}}
-        except KeyError as error:
-            raise DataError(
-                f"a template names the field {error}; the example has {', '.join(sorted(example))}"
-            ) from None
+        return {**example, **{name: _filled(name, text, example) for name, text in fields.items()}}
 
     return apply
 
 
 def rename(**fields: str) -> Callable[[Example], dict]:
-    """`rename(text="content")` makes a field `text` of the field `content`.
+    """`rename(text="content")` makes a field `text` of the field `content`, whatever it holds.
 
     >>> rename(text="content")({"content": "c"})["text"]
     'c'
     """
-    return template(**{new: "{" + old + "}" for new, old in fields.items()})
+
+    def apply(example: Example) -> dict:
+        for old in fields.values():
+            if old not in example:
+                raise DataError(f"rename: there is no field {old!r}; the example has {', '.join(sorted(example))}")
+        return {**example, **{new: example[old] for new, old in fields.items()}}
+
+    return apply
 
 
 def keep(condition: Callable[[Example], bool]) -> Callable[[Example], Example | None]:
@@ -120,3 +128,64 @@ def _source_digest(thing: Any) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:8]
+
+
+# ---------------------------------------------------------------------------------------------------- templates
+
+
+def _filled(name: str, template: str, example: Example) -> str:
+    try:
+        return "".join(literal + (written(example, field) if field else "") for literal, field in pieces(template))
+    except ValueError as error:
+        raise DataError(
+            f"the template {name}={template!r}: {error}; the example has {', '.join(sorted(map(str, example)))}"
+        ) from None
+
+
+@functools.lru_cache(maxsize=1024)  # asked for every example
+def pieces(template: str) -> list[tuple[str, str]]:
+    """(literal, field) pairs of a template.
+
+    >>> pieces("{title}: {body}!")
+    [('', 'title'), (': ', 'body'), ('!', '')]
+    """
+    try:
+        found = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"template {template!r}: {error}; write a brace that is text as {{{{ or }}}}") from None
+    for _, field, form, conversion in found:
+        if field == "" or form or conversion:
+            raise ConfigError(f"template {template!r}: put the name of a field in the braces, and nothing else")
+    return [(literal, field or "") for literal, field, _, _ in found]
+
+
+def root(field: str) -> str:
+    """The field of a record that a template's field begins with: "answers" of "answers[text][0]"."""
+    return field.partition("[")[0]
+
+
+def written(row: Example, field: str) -> str:
+    """The text of a field; ValueError says why there is none."""
+    value: Any = row
+    for step in [field] if field in row else [root(field), *re.findall(r"\[([^\]]*)\]", field)]:
+        if isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        elif isinstance(value, Mapping) and step in value:
+            value = value[step]
+        else:
+            raise ValueError(f"it has no {step!r}" if value is row else f"in {field!r} there is no {step!r}")
+    return _text(value, field)
+
+
+def _text(value: Any, field: str) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise ValueError(f"the field {field!r} is null")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return " ".join(_text(part, field) for part in value)
+    if isinstance(value, Mapping):
+        raise ValueError(f"the field {field!r} is an object, not a text (name one of its keys, {field}[KEY])")
+    return str(value)

@@ -13,7 +13,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
 
 Example = Mapping[str, Any]
-SAMPLED = 64  # examples that stand for a source which cannot fingerprint itself
+SAMPLED = 10_000  # examples that stand for a larger source which cannot fingerprint itself
 
 
 class Source(Protocol):
@@ -120,8 +120,8 @@ def proportional(cap: float = float("inf"), scale: float = 1.0, temperature: flo
 def identity(task: Task, split: str = "train") -> dict[str, Any]:
     """What a split of a task is, as JSON-able data: another value means other examples.
 
-    examples: the source's size; source: its own fingerprint, or a digest of examples spread over it; preprocessors:
-    `preprocess.identity` of each.
+    examples: the source's size; source: its own fingerprint, or a digest of its examples (of many, a sample);
+    preprocessors: `preprocess.identity` of each; and what makes targets and segments of them.
     """
     examples = task.source.split(split)
     own = getattr(task.source, "fingerprint", None)
@@ -129,6 +129,10 @@ def identity(task: Task, split: str = "train") -> dict[str, Any]:
         "examples": len(examples),
         "source": own(split) if own else _digest(examples),
         "preprocessors": [preprocess.identity(function) for function in task.preprocessors],
+        "labels": list(task.labels),
+        "regression": task.regression,
+        "segments": list(task.segments),
+        "add_eos": {name: feature.add_eos for name, feature in task.features.items()},
     }
 
 

@@ -9,14 +9,17 @@ or without a line, on the command line: --config.data.files=reviews.csv --config
 
 import collections
 import dataclasses
+import itertools
 import logging
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from t5x_lite.data.files import Filled, Found, find, pieces, root
+from t5x_lite.data.files import Filled, Found, find
+from t5x_lite.data.preprocess import pieces, root
 from t5x_lite.data.registry import REGISTRY, Feature, Task
+from t5x_lite.data.sources import Files
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
@@ -74,7 +77,7 @@ def discover(
     found = find(files)
     templates = _templates(found, files, {"inputs": inputs, "targets": targets, "text": text})
     source = Filled(found.source, tuple(templates.items()))
-    name = name or _name(files)
+    name = name or _name(files, found.source)
     features = {field: Feature(vocabulary) for field in templates}
     if "text" in templates:
         notes = (*found.notes, f"a corpus of the texts {templates['text']!r}")
@@ -160,15 +163,15 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _name(files: str) -> str:
-    """A task's name from that of its file.
-
-    >>> _name("data/my reviews.csv.gz"), _name("train=glue/cola/train.tsv,validation=glue/cola/dev.tsv")
-    ('my_reviews', 'train')
-    """
-    path = re.sub(r"^\w+=", "", files)
+def _name(spec: str, source: Files) -> str:
+    """A task's name from that of its first file; the same for the same files, another for others."""
+    path = re.sub(r"^\w+=", "", spec)
     stem = Path(path.split(",")[0].rstrip("/")).name.split(".")[0]
     name = re.sub(r"\W+", "_", stem).strip("_") or "files"
-    there = REGISTRY.get(name)
-    is_ours = isinstance(there, Task) and isinstance(there.source, Filled)  # the same files, looked at again
-    return name if there is None or is_ours else f"{name}_file"
+    for candidate in itertools.chain([name, f"{name}_file"], (f"{name}_file_{n}" for n in itertools.count(2))):
+        there = REGISTRY.get(candidate)
+        if there is None:
+            return candidate
+        if isinstance(there, Task) and isinstance(there.source, Filled) and there.source.source.files == source.files:
+            return candidate
+    raise AssertionError  # count() has no end
