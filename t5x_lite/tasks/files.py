@@ -16,9 +16,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from t5x_lite.data import registry
 from t5x_lite.data.files import Filled, Found, find
 from t5x_lite.data.preprocess import pieces, root
-from t5x_lite.data.registry import REGISTRY, Feature, Task
+from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Files
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -169,7 +170,7 @@ def _name(spec: str, source: Files) -> str:
     stem = Path(path.split(",")[0].rstrip("/")).name.split(".")[0]
     name = re.sub(r"\W+", "_", stem).strip("_") or "files"
     for candidate in itertools.chain([name, f"{name}_file"], (f"{name}_file_{n}" for n in itertools.count(2))):
-        there = REGISTRY.get(candidate)
+        there = registry.REGISTRY.get(candidate)
         if there is None:
             return candidate
         if isinstance(there, Task) and isinstance(there.source, Filled) and there.source.source.files == source.files:
