@@ -383,7 +383,8 @@ def mask_tokens(
     out = tokens.values.copy()
     out[selected[draw < 0.8]] = vocabulary.mask_id
     randomised = selected[(draw >= 0.8) & (draw < 0.9)]
-    out[randomised] = rng.integers(3, vocabulary.size, len(randomised))
+    ordinary = ordinary_ids(vocabulary)
+    out[randomised] = ordinary[rng.integers(len(ordinary), size=len(randomised))]
     counts = np.bincount(rows[selected], minlength=len(tokens))
     return out, Ragged(selected - np.repeat(tokens.starts, counts), counts)
 
@@ -426,6 +427,13 @@ def _choose(sizes: np.ndarray, rows: np.ndarray, room: np.ndarray, rng: np.rando
         left -= np.bincount(rows[order[fits]], sizes[order[fits]], minlength=len(room)).astype(np.int64)
         order = order[~fits]
     return chosen
+
+
+@functools.lru_cache(maxsize=4)
+def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
+    """All ids but those with a role ([CLS], [SEP], [MASK], padding, the end, the unknown): what a text may hold."""
+    roles = [getattr(vocabulary, f"{role}_id") for role in ("pad", "eos", "unk", "cls", "sep", "mask")]
+    return np.setdiff1d(np.arange(vocabulary.size, dtype=np.int32), roles)
 
 
 @functools.lru_cache(maxsize=4)
