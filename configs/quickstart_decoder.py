@@ -3,8 +3,8 @@
     t5x-lite train --config=configs/quickstart_decoder.py --workdir=runs/decoder
 
 The same mixture as configs/quickstart.py through the same loop: text and its summary (or label) are one sequence,
-and only the summary counts in the loss. Results on 2 CPU cores, 5:26 minutes: classify 50.0% (majority 20.8%), summarise
-ROUGE-1/2/Lsum 14.4/2.9/13.9 (copying the name's words: 20.1/2.9/17.6).
+and only the summary counts in the loss. Results on 2 CPU cores, 5:26 minutes: classify 50.0% (majority 20.8%),
+summarise ROUGE-1/2/Lsum 14.4/2.9/13.9 (copying the name's words: 20.1/2.9/17.6).
 """
 
 from t5x_lite import config

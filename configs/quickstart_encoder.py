@@ -5,8 +5,8 @@
         --config.init.checkpoint=runs/encoder
 
 Without --config.init.checkpoint the second command trains the classifier from scratch, for comparison.
-Results on 2 CPU cores: pre-training 8 minutes, next-sentence accuracy 80.5, masked-token loss 5.64; classification from it
-66.2% (macro F1 63.4), from scratch 47.7% (37.3), majority class 18.5% (3.5).
+Results on 2 CPU cores: pre-training 8 minutes, next-sentence accuracy 80.5, masked-token loss 5.64; classification
+from it 66.2% (macro F1 63.4), from scratch 47.7% (37.3), majority class 18.5% (3.5).
 """
 
 from t5x_lite import config

@@ -189,8 +189,9 @@ def _run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None, closing:
         ):
             evaluate_now(first_step)  # the process died between this checkpoint and its evaluation
         logged_s = time.monotonic()
+        stop = interruption.requested  # while evaluating: there is nothing to save
         for step in range(first_step + 1, cfg.train.total_steps + 1):
-            if interruption.requested:  # while evaluating; what came before is saved
+            if stop:
                 break
             asked_s = time.monotonic()
             batch = next(data)
@@ -199,16 +200,19 @@ def _run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None, closing:
             settle(pending)
             pending = (step, values)
             due = evaluation_is_due(step)
-            if due or interruption.requested or step % cfg.checkpoint.every_steps == 0:
+            stop = interruption.requested  # asked once a step: a later request is the next step's, so none goes unsaved
+            saves = stop or step % cfg.checkpoint.every_steps == 0 or step == cfg.train.total_steps
+            if due or saves:
                 settle(pending)
                 pending = None
-            if interruption.requested or step % cfg.checkpoint.every_steps == 0 or step == cfg.train.total_steps:
+            if saves:
                 save(step)
-            if due and not interruption.requested:
+            if due and not stop:
                 pause_s = time.monotonic()
                 evaluate_now(step)
                 logged_s += time.monotonic() - pause_s
-                if interruption.requested:
+                stop = interruption.requested
+                if stop:
                     save(step)
 
     # --------------------------------------------------------------------------------------------------------- end

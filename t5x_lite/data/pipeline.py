@@ -66,7 +66,7 @@ class TrainBatches:
         shard_count: int,
         prefetch_batches: int,
     ):
-        self._setting, self._batch_rows, self._prefetch = setting, batch_rows, prefetch_batches
+        self._setting, self._prefetch = setting, prefetch_batches
         per_host = setting.streams // shard_count
         self._mine = range(shard_index * per_host, (shard_index + 1) * per_host)
         self._streams = {s: _Stream(rates, setting, s) for s in self._mine}
