@@ -5,7 +5,7 @@ import html
 import json
 from pathlib import Path
 
-from t5x_lite import metrics
+from t5x_lite import atomic, metrics
 from t5x_lite.writers import read_metrics
 
 STYLE = """
@@ -40,9 +40,7 @@ def write(workdir: Path, predictions_shown: int) -> Path:
         f"<pre>{html.escape(json.dumps(config, indent=2))}</pre></html>",
     ]
     path = workdir / "report.html"
-    partial = path.with_suffix(".tmp")
-    partial.write_text("\n".join(page), encoding="utf-8")
-    partial.replace(path)
+    atomic.write(path, "\n".join(page))
     return path
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
+from t5x_lite import atomic, evaluate, losses, metrics, optim, predict, report, runtime, sharding
 from t5x_lite import config as configs
-from t5x_lite import evaluate, losses, metrics, optim, predict, report, runtime, sharding
 from t5x_lite.checkpoint import Checkpoints, load_params, saved_steps
 from t5x_lite.data import pipeline
 from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError
@@ -276,11 +276,8 @@ def _check_workdir(cfg, workdir: Path) -> None:
 
 
 def _write_config(cfg, workdir: Path) -> None:
-    path = workdir / "config.json"
-    partial = path.with_suffix(".tmp")
     try:
-        partial.write_text(configs.to_json(cfg), encoding="utf-8")
-        partial.replace(path)
+        atomic.write(workdir / "config.json", configs.to_json(cfg))
     except OSError as error:
         raise CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
 

@@ -17,6 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from t5x_lite import atomic
+
 METRICS_FILE = "metrics.jsonl"
 WANDB_TIMEOUT_S = 20
 
@@ -67,9 +69,7 @@ class _Jsonl:
         path = workdir / METRICS_FILE
         if resume_step is not None and path.exists():
             kept = [json.dumps(row) + "\n" for row in read_metrics(workdir) if 0 < resume_step >= row["step"]]
-            partial = path.with_suffix(".tmp")
-            partial.write_text("".join(kept), encoding="utf-8")
-            partial.replace(path)
+            atomic.write(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 
+from t5x_lite import atomic
 from t5x_lite.data import preprocess, registry
 from t5x_lite.data.convert import Encoded, EncoderOnly, label, sentences, text_of
 from t5x_lite.data.registry import Task
@@ -162,7 +163,7 @@ def begin(job: Job) -> None:
         job.directory.mkdir(parents=True, exist_ok=True)
         if (job.directory / "recipe.json").exists():
             _require(job, _read_json(job.directory / "recipe.json"), f"{job.directory} holds another cache")
-        _write(job.directory / "recipe.json", json.dumps(job.recipe, indent=1).encode())
+        atomic.write(job.directory / "recipe.json", json.dumps(job.recipe, indent=1).encode())
     except OSError as error:
         raise ConfigError(f"cannot write the cache {job.directory}: {error.strerror}; give another --output") from error
 
@@ -183,8 +184,8 @@ def make_shard(job: Job, shard: int) -> dict[str, Any]:
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     try:
-        _write(job.path(shard, ".safetensors"), data)
-        _write(job.path(shard, ".json"), json.dumps(counts).encode())
+        atomic.write(job.path(shard, ".safetensors"), data)
+        atomic.write(job.path(shard, ".json"), json.dumps(counts).encode())
     except OSError as error:
         raise ConfigError(
             f"cannot write the cache {job.directory}: {error.strerror}; make room and run again"
@@ -201,7 +202,7 @@ def finish(job: Job) -> dict[str, Any]:
     for partial in job.directory.glob(".*"):  # of processes that were killed
         partial.unlink(missing_ok=True)
     manifest = {"recipe": dict(job.recipe), **totals, "shards": shards}
-    _write(job.directory / "manifest.json", json.dumps(manifest, indent=1).encode())
+    atomic.write(job.directory / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
 
 
@@ -332,16 +333,6 @@ def _is_whole(job: Job, shard: int) -> bool:
         return True
     with data.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == expected["sha256"]
-
-
-def _write(path: Path, data: bytes) -> None:
-    """The file appears whole, and stays so when the power fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

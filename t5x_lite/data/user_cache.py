@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from t5x_lite import atomic
 from t5x_lite.errors import DataError
 
 
@@ -21,19 +21,11 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which appears at `path` whole when the block ends, and not at all when it fails: readers, and
-    other processes writing the same, never see a part of it. DataError when it cannot be written."""
+    """`atomic.file` in a directory made if need be; DataError when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                yield file  # type: ignore[misc]
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with atomic.file(path) as file:
+            yield file
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror or error}. Set T5X_LITE_CACHE to a directory you may write to."

@@ -11,13 +11,13 @@ import io
 import itertools
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from t5x_lite import atomic
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 
@@ -593,10 +593,7 @@ def train_sentencepiece(
         ) from error
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=output.parent, delete=False) as file:
-        file.write(model.getvalue())
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(output)
+    atomic.write(output, model.getvalue())
     return SentencePieceVocabulary(output, extra_ids)
 
 
