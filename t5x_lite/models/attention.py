@@ -44,14 +44,39 @@ def attend(
     dropout_key: jax.Array | None = None,
     dropout_broadcasts_queries: bool = False,
 ) -> jax.Array:
-    """softmax(q·kᵀ + bias)·v, [B, L, H, K]; logits and softmax in float32, whatever the inputs' dtype."""
-    logits_BHLM = jnp.einsum("BLHK,BMHK->BHLM", query_BLHK, key_BMHK, preferred_element_type=jnp.float32)
+    """softmax(q·kᵀ + bias)·v, [B, L, H, K]; logits and softmax in float32, whatever the inputs' dtype.
+
+    `bias`: [1, H, L, M], or [B, H, L, M] where rows differ (cached decoding).
+    """
+    # Heads before positions, turned round here and not inside the products: XLA's CPU backend then multiplies plain
+    # matrices, and copies [B, L, H, K] once where it would copy it for every product of the backward pass.
+    query_BHLK, key_BHMK, value_BHMK = (x.swapaxes(1, 2) for x in (query_BLHK, key_BMHK, value_BMHK))
+    logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
     if bias_1HLM is not None:
-        logits_BHLM += bias_1HLM
+        shared = bias_1HLM.shape[0] == 1
+        logits_BHLM = add_shared_bias(logits_BHLM, bias_1HLM) if shared else logits_BHLM + bias_1HLM
     logits_BHLM = jnp.where(mask_B1LM, logits_BHLM, MASKED)
-    weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1).astype(value_BMHK.dtype)
+    weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1).astype(value_BHMK.dtype)
     weights_BHLM = dropout(weights_BHLM, dropout_rate, dropout_key, 2 if dropout_broadcasts_queries else None)
-    return jnp.einsum("BHLM,BMHK->BLHK", weights_BHLM, value_BMHK)
+    return jnp.einsum("BHLM,BHMK->BHLK", weights_BHLM, value_BHMK).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def add_shared_bias(logits_BHLM: jax.Array, bias_1HLM: jax.Array) -> jax.Array:
+    """Their sum. The bias's gradient is a product with ones: as a reduction over the rows it took XLA's CPU backend
+    thirty times as long, 5 % of a T5-small step."""
+    return logits_BHLM + bias_1HLM
+
+
+def _add_shared_bias_backward(_: None, d_logits_BHLM: jax.Array) -> tuple[jax.Array, jax.Array]:
+    B, H, L, M = d_logits_BHLM.shape
+    ones_1B = jnp.ones((1, B), d_logits_BHLM.dtype)
+    # A sum in full float32, as it stands for: accelerators would multiply in fewer bits by default.
+    d_bias = jnp.matmul(ones_1B, d_logits_BHLM.reshape(B, -1), precision=lax.Precision.HIGHEST)
+    return d_logits_BHLM, d_bias.reshape(1, H, L, M)
+
+
+add_shared_bias.defvjp(lambda logits, bias: (logits + bias, None), _add_shared_bias_backward)
 
 
 class Attention(nn.Module):

@@ -122,7 +122,7 @@ class Norm(nn.Module):
         y = x.astype(jnp.float32)
         if config.norm == "layer":
             y -= jnp.mean(y, axis=-1, keepdims=True)
-        y *= lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_epsilon) * scale
+        y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_epsilon) * scale
         if config.norm == "layer":
             y += self.param("bias", named(nn.initializers.zeros, ("norm",)), shape, jnp.float32)
         return y.astype(config.dtype)
