@@ -73,7 +73,7 @@ def loss_sums(
             losses = jnp.square(predicted.astype(jnp.float32) - targets)
             correct = jnp.zeros_like(losses)
         else:
-            losses, correct = token_losses(predicted, targets, z_loss, label_smoothing)  # type: ignore[misc]
+            losses, correct = token_losses(predicted, targets, z_loss, label_smoothing)
         by_task = _by_task(head, losses, weights, batch, tasks) if tasks else (None, None)
         sums[head] = LossSum((losses * weights).sum(), weights.sum(), (correct * weights).sum(), *by_task)
     return sums
@@ -99,7 +99,6 @@ def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) ->
     return total
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def token_losses(
     logits: jax.Array, targets: jax.Array, z_loss: float = 0.0, label_smoothing: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
@@ -121,32 +120,34 @@ def token_losses(
     Returns:
       loss [...] in nats and correct [...] (1 or 0), float32.
     """
-    return _token_losses(logits, targets, z_loss, label_smoothing)[0]
+    # Flat, as the product that made the logits is (Embedding.attend): XLA copies none of them then.
+    losses, correct = _token_losses(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), z_loss, label_smoothing)
+    return losses.reshape(targets.shape), correct.reshape(targets.shape)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _token_losses(logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float):
-    logits = logits.astype(jnp.float32)
-    V = logits.shape[-1]
+    return _token_losses_forward(logits, targets, z_loss, label_smoothing)[0]
+
+
+def _token_losses_forward(logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float):
+    x = logits.astype(jnp.float32)
+    V = x.shape[-1]
     on, off = _target_probabilities(V, label_smoothing)
-    top = logits.max(-1)
-    log_z = jnp.log(jnp.exp(logits - top[..., None]).sum(-1)) + top
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]  # past the end: NaN, which stops the run
+    top = x.max(-1)
+    log_z = jnp.log(jnp.exp(x - top[..., None]).sum(-1)) + top
+    picked = jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]  # past the end: NaN, which stops the run
     loss = log_z - (on - off) * picked
     if off:
-        loss += on * math.log(on) + (V - 1) * off * math.log(off) - off * logits.sum(-1)
+        loss += on * math.log(on) + (V - 1) * off * math.log(off) - off * x.sum(-1)
     if z_loss:
         loss += z_loss * jnp.square(log_z)
-    return (loss, (picked == top).astype(jnp.float32)), log_z
+    return (loss, (picked == top).astype(jnp.float32)), (logits, targets, log_z)
 
 
 def _target_probabilities(V: int, label_smoothing: float) -> tuple[float, float]:
     """(probability of the target, of each other class)."""
     return 1.0 - label_smoothing, label_smoothing / (V - 1) if V > 1 else 0.0
-
-
-def _token_losses_forward(logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float):
-    out, log_z = _token_losses(logits, targets, z_loss, label_smoothing)
-    return out, (logits, targets, log_z)
 
 
 def _token_losses_backward(z_loss: float, label_smoothing: float, kept, cotangents):
@@ -160,4 +161,4 @@ def _token_losses_backward(z_loss: float, label_smoothing: float, kept, cotangen
     return d_logits.astype(logits.dtype), None
 
 
-token_losses.defvjp(_token_losses_forward, _token_losses_backward)
+_token_losses.defvjp(_token_losses_forward, _token_losses_backward)

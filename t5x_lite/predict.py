@@ -67,7 +67,7 @@ class Predictor:
 
 def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """Σ weight · log p(target) and Σ weight of each row, [B] both."""
-    losses_BL, _ = token_losses(outputs["lm"], batch["decoder_target_tokens"])  # pyright: ignore  (a custom_vjp)
+    losses_BL, _ = token_losses(outputs["lm"], batch["decoder_target_tokens"])
     weights_BL = batch["decoder_loss_weights"]
     return -jnp.sum(losses_BL * weights_BL, axis=1), jnp.sum(weights_BL, axis=1)
 

@@ -178,10 +178,15 @@ class Embedding(nn.Module):
         return x * math.sqrt(self.config.d_model) if self.scaled else x
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """[…, D] → float32 […, rows]: x·tableᵀ, accumulated in float32."""
+        """[…, D] → float32 […, rows]: x·tableᵀ, accumulated in float32.
+
+        Two axes in the product, whatever x has: for the table's gradient, a sum over all positions, XLA would copy the
+        transposed logits else.
+        """
         table = self.embedding.astype(self.config.dtype)
-        contracted = ((x.ndim - 1,), (1,)), ((), ())
-        return lax.dot_general(x.astype(table.dtype), table, contracted, preferred_element_type=jnp.float32)
+        flat = x.reshape(-1, x.shape[-1]).astype(table.dtype)
+        logits = lax.dot_general(flat, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        return logits.reshape(*x.shape[:-1], -1)
 
 
 class LanguageModelLogits(nn.Module):
