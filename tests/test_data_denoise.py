@@ -22,7 +22,6 @@ from t5x_lite.data.denoise import (
     plan_lengths,
     span_corruption,
     span_corruption_lengths,
-    word_starts,
 )
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabularies import ByteVocabulary
@@ -374,8 +373,3 @@ def test_units_never_span_rows_or_special_tokens():
         _, positions = mask_tokens(tokens, maskable, np.random.default_rng(seed), VOCABULARY, 0.5, True, 3)
         assert 3 not in positions[0] and 3 not in positions[1]  # place 10 is the fourth of the second row
         assert len(positions[0]) in (0, 3) and len(positions[1]) in (0, 3)  # the words between the special tokens
-
-
-def test_words_begin_at_spaces():
-    starts = word_starts(ByteVocabulary())
-    assert [chr(i - 3) for i in np.flatnonzero(starts) if i - 3 < 128 and chr(i - 3).isprintable()] == [" "]

@@ -1,11 +1,14 @@
 """Sources and preprocessors: what they read, and what they say about what they cannot read."""
 
 import gzip
+import hashlib
 import json
 import os
 import pickle
 import tracemalloc
 
+import fsspec
+import fsspec.implementations.memory
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,6 +27,7 @@ def forget() -> None:
     """What a new process does not know."""
     records._opened.cache_clear()
     records._indexed.cache_clear()
+    records._fetched.cache_clear()
 
 
 def write(tmp_path, name: str, data: bytes) -> str:
@@ -314,23 +318,50 @@ def test_a_cut_off_table_is_no_shorter_table(tmp_path):
                 list(FORMATS[suffix]({"train": write(tmp_path, f"cut.{suffix}", data[:keep])}).split("train"))
 
 
-def test_a_remote_file_is_fetched_once(tmp_path, monkeypatch):
-    class Remote:
-        opened = 0
+class Remote(fsspec.implementations.memory.MemoryFileSystem):
+    """Files somewhere else, with or without an ETag, and how often one was opened."""
 
-        def stat(self):
-            return type("Stat", (), {"length": 4, "mtime": 7.0})
+    protocol, store, pseudo_dirs, etags, opened = "elsewhere", {}, [""], True, 0
 
-        def open(self, mode):
-            Remote.opened += 1
-            return (tmp_path / "there.txt").open(mode)
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("elsewhere://", "memory://"))
 
-    write(tmp_path, "there.txt", b"a\nb\n")
-    monkeypatch.setattr(records, "_remote", lambda name: Remote())
-    for _ in range(2):
-        forget()
-        assert len(sources.Text({"train": "gs://bucket/there.txt"}).split("train")) == 2
-    assert Remote.opened == 1
+    def info(self, path, **kwargs):
+        found = super().info(path, **kwargs)
+        content = self.store[self._strip_protocol(path)].getvalue()
+        return found | ({"ETag": hashlib.md5(content).hexdigest()} if Remote.etags else {"created": 0})
+
+    def _open(self, path, mode="rb", **kwargs):
+        Remote.opened += mode == "rb"
+        return super()._open(path, mode, **kwargs)
+
+
+@pytest.mark.parametrize("etags", [True, False])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_remote_file_is_fetched_once_a_version(monkeypatch, etags, suffix):
+    """Where a file system has no time of change (Amazon's has none that epath shows), another file of the same size
+    must not be read from the copy of the first."""
+    fsspec.register_implementation("elsewhere", Remote, clobber=True)
+    monkeypatch.setattr(Remote, "etags", etags)
+    monkeypatch.setattr(Remote, "opened", 0)
+    packed = (lambda text: gzip.compress(text, mtime=0)) if suffix else bytes
+    name, system = f"elsewhere://bucket/there.txt{suffix}", fsspec.filesystem("elsewhere")
+
+    def read() -> list[str]:
+        forget()  # what another process would not know
+        return [row["text"] for row in sources.Text({"train": name}).split("train")]
+
+    system.pipe("/bucket/there.txt" + suffix, packed(b"a\nb\n"))
+    assert read() == read() == ["a", "b"]
+    assert Remote.opened == (1 if etags else 2)
+    system.pipe("/bucket/there.txt" + suffix, packed(b"c\nd\n"))
+    assert read() == ["c", "d"]
+    assert Remote.opened == (2 if etags else 3)
+    with pytest.raises(DataError, match=r"cannot read elsewhere://bucket/nowhere.txt: there is no such file"):
+        sources.Text({"train": "elsewhere://bucket/nowhere.txt"}).split("train")
+    with pytest.raises(DataError, match=r"cannot read nosuch://a: .*nosuch"):
+        sources.Text({"train": "nosuch://a"}).split("train")
 
 
 def test_json_that_others_read_without_a_word(tmp_path):

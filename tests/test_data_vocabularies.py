@@ -222,6 +222,40 @@ def test_word_pieces(tmp_path):
     assert load(str(word_piece_file(tmp_path, [*PIECES, "The"]))).encode(["The fox"])[0].tolist() == [13, 6]
 
 
+def words(vocabulary, text: str) -> list[str]:
+    """A text's tokens put together by `word_starts`; the first begins one wherever it is."""
+    out: list[list[int]] = []
+    for i in vocabulary.encode([text])[0].tolist():
+        if out and not vocabulary.word_starts[i]:
+            out[-1].append(i)
+        else:
+            out.append([i])
+    return [vocabulary.decode(word).strip() for word in out]
+
+
+def test_words_are_found_from_pieces(tmp_path, trained):
+    """A decoder's text will not do: WordPiece's has no space before a full stop or an apostrophe."""
+    pieces = [*PIECES, ".", "'", "s", "##s", "-"]
+    pairs = load(str(byte_pair_files(tmp_path, ["<|endoftext|>"], ["t h", "Ġ th", "Ġ d"])))
+    word_piece = load(str(word_piece_file(tmp_path, pieces)))
+    assert words(word_piece, "The fox's a-foxes.") == ["the", "fox", "'", "s", "a", "-", "foxes", "."]
+    word_piece._tokenizer.save(str(tmp_path / "tokenizer.json"))  # type: ignore[attr-defined]
+    assert (load(str(tmp_path / "tokenizer.json")).word_starts == word_piece.word_starts).all()
+    assert words(pairs, "the dog's\n\tthe  end.") == ["the", "dog's", "", "the", "", "end."]
+    assert words(trained, "the dog saw baba, fox.") == ["the", "dog", "saw", "baba,", "fox."]
+    assert words(ByteVocabulary(), "the dog's é.") == ["the", "dog's", "é."]
+    for vocabulary in (word_piece, pairs, trained, ByteVocabulary(5)):
+        assert vocabulary.word_starts.shape == (vocabulary.size,)
+
+
+@needs_shared
+def test_words_of_the_real_vocabularies():
+    text = "The fox's tail, unbelievably, isn't (quite) end-to-end."
+    bert, gpt2, t5 = (load(str(SHARED / "vocab" / name)) for name in ("bert-base-uncased", "gpt2", "t5"))
+    assert " ".join(words(bert, text)) == "the fox ' s tail , unbelievably , isn ' t ( quite ) end - to - end ."
+    assert words(gpt2, text) == words(t5, text) == text.split()
+
+
 def test_a_tokenizer_file_is_used_without_its_truncation_and_padding(tmp_path):
     tokenizer = load(str(word_piece_file(tmp_path)))._tokenizer  # type: ignore[attr-defined]
     tokenizer.add_special_tokens(["[MASK]", "<extra_id_0>"])

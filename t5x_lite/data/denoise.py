@@ -401,7 +401,7 @@ def _units(
     """The number of the unit that each candidate belongs to: what is selected together, counted from 0."""
     apart = np.diff(candidates, prepend=-2) > 1  # another row, or a special token between
     apart |= np.diff(rows[candidates], prepend=-1) > 0
-    begins = apart | word_starts(vocabulary)[tokens.values[candidates]] if whole_words else np.ones_like(apart)
+    begins = apart | vocabulary.word_starts[tokens.values[candidates]] if whole_words else np.ones_like(apart)
     if longest_ngram > 1:
         lengths = np.arange(1, longest_ngram + 1)
         words = np.cumsum(begins) - 1
@@ -434,17 +434,6 @@ def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
     """All ids but those with a role ([CLS], [SEP], [MASK], padding, the end, the unknown): what a text may hold."""
     roles = [getattr(vocabulary, f"{role}_id") for role in ("pad", "eos", "unk", "cls", "sep", "mask")]
     return np.setdiff1d(np.arange(vocabulary.size, dtype=np.int32), roles)
-
-
-@functools.lru_cache(maxsize=4)
-def word_starts(vocabulary: Vocabulary) -> np.ndarray:
-    """bool [vocabulary.size]: the ids before which a text has a space, or which are one.
-
-    Asked of the vocabulary by decoding each id behind a letter: "▁dog", "dog" without "##" and "Ġdog" all begin words.
-    """
-    letter = vocabulary.encode(["a"])[0].tolist()
-    alone = len(vocabulary.decode(letter))
-    return np.array([vocabulary.decode([*letter, i])[alone : alone + 1].isspace() for i in range(vocabulary.size)])
 
 
 def mlm_capacity(length: int, rate: float, examples: int) -> int:

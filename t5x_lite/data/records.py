@@ -38,6 +38,9 @@ VERSION = 1  # of the index; raise it when what a format makes of a file changes
 MAX_RECORD_BYTES = 1 << 28  # longer lines are no text: they would fill the memory
 SMALL_BYTES = 1 << 20  # smaller files are read again rather than their index kept
 OPEN_FILES = 128
+# What file systems of fsspec tell of a file that is another when its contents are: Google's, Amazon's, Azure's, HTTP's.
+VERSION_MARKS = ("generation", "etag", "ETag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified")
+FETCHED = "sha256="  # begins the version of a file of which they tell nothing
 BLOCK_BYTES = 1 << 20
 # begin: byte of a record in its file, or its row in a table; length: bytes; check: of a hash of its contents;
 # split: index into PERCENT.
@@ -82,26 +85,25 @@ class File:
     name: str
     size: int
     mtime_ns: int
+    version: str = ""  # of a remote file, in its file system's own terms
 
     @staticmethod
     def of(name: str) -> "File":
         """DataError when it is not there, or empty."""
         if parts := [File.of(part) for part in braces(name).values()]:
-            return File(name, sum(part.size for part in parts), sum(part.mtime_ns for part in parts))
+            sizes, times, versions = zip(*((part.size, part.mtime_ns, part.version) for part in parts), strict=True)
+            return File(name, sum(sizes), sum(times), " ".join(versions))
         try:
             if "://" in name:
-                stat = _remote(name).stat()
-                size, mtime_ns = stat.length, int((stat.mtime or 0) * 1e9)
+                file = _remote_file(name)
             else:
                 stat = Path(name).stat()
-                size, mtime_ns = stat.st_size, stat.st_mtime_ns
+                file = File(name, stat.st_size, stat.st_mtime_ns)
         except OSError as error:
             raise _cannot_read(name, error) from None
-        except Exception as error:  # each remote file system has its own
-            raise DataError(f"cannot read {name}: {one_line(error)}; are you logged in there?") from error
-        if size == 0:
+        if file.size == 0:
             raise DataError(f"{name} is empty (0 bytes); is it the right file?")
-        return File(name, size, mtime_ns)
+        return file
 
     @functools.cached_property
     def key(self) -> str:
@@ -115,7 +117,7 @@ class File:
                 file.seek(max(self.size - (1 << 16), 0))
                 ends += file.read(1 << 16)
         place = self.name if "://" in self.name else str(Path(self.name).absolute())
-        return _digest(repr((VERSION, place, self.size, self.mtime_ns)).encode() + ends)
+        return _digest(repr((VERSION, place, self.size, self.mtime_ns, self.version)).encode() + ends)
 
 
 def open_records(name: str, form: Format, split: str = "") -> "Records":
@@ -307,13 +309,15 @@ def plain(file: File) -> Path:
     is_remote, is_packed = "://" in file.name, file.name.endswith(".gz")
     if not is_remote and not is_packed:
         return Path(file.name)
+    if not is_packed and file.version.startswith(FETCHED):
+        return _fetched(file.name)[0]
     copy = cache_dir() / "files" / f"{file.key}-{Path(file.name.removesuffix('.gz')).name}"
     if copy.exists():
         return copy
     with atomic_file(copy) as out:
         written = 0
         try:
-            with _remote(file.name).open("rb") if is_remote else open_file(file.name) as raw:
+            with _open_remote(file) if is_remote else open_file(file.name) as raw:
                 source = gzip.GzipFile(fileobj=raw) if is_packed else raw  # type: ignore[call-overload]
                 while block := source.read(BLOCK_BYTES):
                     out.write(block)
@@ -328,14 +332,47 @@ def plain(file: File) -> Path:
     return copy
 
 
-def _remote(name: str):
-    from etils import epath
+def _remote_file(name: str) -> File:
+    """What a file system says of a file. Few have a time of change; where one has nothing that changes with the
+    contents, these are fetched once a process and their hash is the version."""
+    info = _remotely(name, lambda system, path: system.info(path))
+    marks = " ".join(f"{mark}={info[mark]}" for mark in VERSION_MARKS if info.get(mark) is not None)
+    if marks and info.get("size") is not None:
+        return File(name, info["size"], 0, marks)
+    copy, version = _fetched(name)
+    return File(name, copy.stat().st_size, 0, version)
 
+
+@functools.lru_cache(maxsize=4096)
+def _fetched(name: str) -> tuple[Path, str]:
+    """A copy of a remote file as it is now, named by the hash of its contents, and that hash."""
+    directory, hashed = cache_dir() / "files", hashlib.sha256()
+    passing = directory / f"{_digest(name.encode())}-{os.getpid()}"
+    with atomic_file(passing) as out, _remotely(name, lambda system, path: system.open(path, "rb")) as raw:
+        while block := raw.read(BLOCK_BYTES):
+            hashed.update(block)
+            out.write(block)
+    return passing.replace(directory / f"{hashed.hexdigest()}.raw"), f"{FETCHED}{hashed.hexdigest()}"
+
+
+def _open_remote(file: File):
+    if file.version.startswith(FETCHED):
+        return _fetched(file.name)[0].open("rb")
+    return _remotely(file.name, lambda system, path: system.open(path, "rb"))
+
+
+def _remotely(name: str, do: Callable[[Any, str], Any]) -> Any:
+    """`do(file system, path)` of a URL; whatever it raises as a DataError."""
     try:
-        return epath.Path(name)
-    except Exception as error:
+        import fsspec
+
+        return do(*fsspec.core.url_to_fs(name))
+    except FileNotFoundError:
+        raise DataError(f"cannot read {name}: there is no such file; is the path right?") from None
+    except Exception as error:  # each remote file system has its own
         raise DataError(
-            f"cannot read {name}: {one_line(error)}; gs:// needs `pip install gcsfs`, s3:// `pip install s3fs`"
+            f"cannot read {name}: {one_line(error)}; are you logged in there? (gs:// needs `pip install gcsfs`, s3:// "
+            "`pip install s3fs`)"
         ) from error
 
 

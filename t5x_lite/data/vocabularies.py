@@ -21,6 +21,7 @@ from t5x_lite import atomic
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 
+WHITE_SPACE = " \t\n\r\v\f"  # byte-level BPE writes each as the character 256 behind it
 CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")
 HOW_TO_GET_ONE = (
     "`t5x-lite vocab` trains one, and `hf download google-bert/bert-base-uncased tokenizer.json --local-dir .` "
@@ -92,6 +93,12 @@ class Vocabulary(Protocol):
         """The id that marks the k-th hidden span, from 0."""
         ...
 
+    @property
+    def word_starts(self) -> np.ndarray:
+        """bool [size]: the ids that begin a word, wherever they stand. Read off the pieces, as a decoder's text has
+        had its spaces tidied up."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class ByteVocabulary:
@@ -141,6 +148,11 @@ class ByteVocabulary:
         if not 0 <= k < count:
             raise _too_few_sentinels(k, count)
         return self.size - 1 - k
+
+    @property
+    def word_starts(self) -> np.ndarray:
+        """White space, which the word behind it is read with."""
+        return np.isin(np.arange(self.size), np.frombuffer(WHITE_SPACE.encode(), np.uint8) + 3)
 
     def _sentinel_index(self, i: int) -> int | None:
         return self.size - 1 - i if i >= 259 else None
@@ -273,6 +285,14 @@ class SentencePieceVocabulary:
         if not 0 <= k < len(self._sentinels):
             raise _too_few_sentinels(k, len(self._sentinels))
         return self._sentinels[k]
+
+    @functools.cached_property
+    def word_starts(self) -> np.ndarray:
+        """The pieces that begin with "▁", as fairseq has it: punctuation without one belongs to the word before it."""
+        pieces = self._processor.id_to_piece(list(range(len(self._processor))))
+        out = np.zeros(self.size, bool)
+        out[: len(pieces)] = [piece.startswith("▁") for piece in pieces]
+        return out
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._processor.decode([i for i in ids if i < len(self._processor)])
@@ -491,6 +511,23 @@ class TokenizerVocabulary:
         if not 0 <= k < len(self._sentinels):
             raise _too_few_sentinels(k, len(self._sentinels))
         return list(self._sentinels)[k]
+
+    @functools.cached_property
+    def word_starts(self) -> np.ndarray:
+        """WordPiece: the pieces without "##", punctuation too, as in BERT's own whole-word masks. Others: the pieces
+        that begin with white space, "▁" or in byte-level BPE "Ġ" and its like; punctuation belongs to the word before
+        it, as in fairseq's."""
+        from tokenizers import models
+
+        pieces = [self._tokenizer.id_to_token(i) or "" for i in range(self.size)]
+        model = self._tokenizer.model
+        if isinstance(model, models.WordPiece):
+            return np.array([not piece.startswith(model.continuing_subword_prefix) for piece in pieces])
+        # "Ġ" is a letter to all other models: who writes bytes says so in the tokenizer's file.
+        steps = (self._tokenizer.pre_tokenizer, self._tokenizer.decoder)
+        by_bytes = any(step is not None and b'"ByteLevel"' in step.__getstate__() for step in steps)
+        marks = tuple(chr(256 + ord(c)) for c in WHITE_SPACE) if by_bytes else ("▁",)
+        return np.array([piece.startswith(marks) for piece in pieces])
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([i for i in ids if i < self.size], skip_special_tokens=False)
