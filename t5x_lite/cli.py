@@ -117,7 +117,6 @@ def _cache(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
         resolved.converter,
         resolved.vocabulary,
         Path(arguments.output).absolute(),
-        split=arguments.split,
         workers=arguments.workers or os.cpu_count() or 1,
         beam_flags=shlex.split(arguments.beam) if arguments.runner == "beam" else None,
     )
@@ -186,7 +185,6 @@ def _parser() -> argparse.ArgumentParser:
         "--output", required=True, metavar="DIR", help="run again after a kill: it makes what is missing"
     )
     cache.add_argument("--config", default="", metavar="FILE.py", help="of the run: its vocabulary and kind of model")
-    cache.add_argument("--split", default="train")
     cache.add_argument("--workers", type=int, default=0, metavar="N", help="processes; default: one for each core")
     cache.add_argument("--runner", default="local", choices=("local", "beam"), help="beam: needs t5x-lite[beam]")
     cache.add_argument("--beam", default="", metavar="FLAGS", help="Beam's own, in quotes (data/cache.py lists some)")

@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import t5x_lite.tasks  # noqa: F401  (registers its tasks once, before the table is replaced)
 from t5x_lite import cli
@@ -154,7 +157,7 @@ def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
         "t.cache.make_shard = lambda job, shard: (make(job, shard), time.sleep(1e3 * (shard > 1)))[0]\n"
         "t.cache.make(t.job_of(Path(sys.argv[1])), workers=2)"
     )
-    directory = tmp_path / "numbers" / "train"
+    directory = tmp_path / "numbers"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment(), start_new_session=True)
     end = time.monotonic() + 300
     while len(list(directory.glob("*.json"))) < 4:  # the recipe, and three shards: two workers hang after theirs
@@ -169,6 +172,7 @@ def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
         cache.Cache(job_of(tmp_path))
     (directory / "00001-of-00005.safetensors").write_bytes(b"half")  # as a crash of the machine leaves it
     (directory / ".00004-of-00005.safetensors.1").write_bytes(b"part")
+    os.utime(directory / ".00004-of-00005.safetensors.1", (0, 0))
     before = {path: path.stat().st_mtime_ns for path in directory.glob("*.safetensors")}
     lines: list[str] = []
     cache.make(job_of(tmp_path), report=lines.append)
@@ -176,7 +180,7 @@ def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
     kept = [path for path, time_ns in before.items() if path.stat().st_mtime_ns == time_ns]
     assert len(kept) == len(before) - 1 >= 2
     cache.make(job_of(tmp_path / "whole"), report=silent)
-    assert contents(directory) == contents(tmp_path / "whole" / "numbers" / "train")
+    assert contents(directory) == contents(tmp_path / "whole" / "numbers")
 
 
 def _alive(session: int) -> bool:
@@ -191,7 +195,7 @@ def test_run_again_a_whole_cache_is_checked_and_mended(tmp_path):
     job = job_of(tmp_path)
     cache.make(job, report=silent)
     expected = contents(tmp_path)
-    path = tmp_path / "numbers" / "train" / "00002-of-00005.safetensors"
+    path = tmp_path / "numbers" / "00002-of-00005.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -199,6 +203,40 @@ def test_run_again_a_whole_cache_is_checked_and_mended(tmp_path):
     cache.make(job, report=lines.append)
     assert "4 there" in lines[0] and len(lines) == 2
     assert contents(tmp_path) == expected
+
+
+def test_a_cache_made_again_is_not_read_from_the_old_memory_map(tmp_path):
+    """The same process, directory and sizes; only the texts are others."""
+    for number in range(2):
+        source = sources.Function(lambda split, n=number: [{"inputs": f"{n}{i:03}", "targets": "x"} for i in range(90)])
+        job = job_of(tmp_path, Task("again", source))
+        cache.make(job, report=silent)
+        read = cache.Cache(job).read(range(90))
+        assert [VOCABULARY.decode(example["inputs"]) for example in read] == [f"{number}{i:03}" for i in range(90)]
+        shutil.rmtree(job.directory)
+
+
+def test_a_job_leaves_what_another_is_writing(tmp_path):
+    job = job_of(tmp_path)
+    cache.begin(job)
+    partial = job.directory / ".00001-of-00005.safetensors.abc"
+    partial.write_bytes(b"more is coming")
+    cache.make(job, report=silent)
+    assert partial.exists()
+
+
+def test_a_large_shard_is_made_in_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "EXAMPLES_TOGETHER", 8)
+    monkeypatch.setattr(cache, "MIN_SHARD_EXAMPLES", 300)
+    source = sources.Function(lambda split: [{"text": "x" * 20_000}] * 300)
+    job = job_of(tmp_path, Task("large", source, features={"text": Feature()}))
+    cache.begin(job)
+    tracemalloc.start()
+    counts = cache.make_shard(job, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert counts["bytes"] > 12e6 and peak < 5e6
+    assert sum(len(array) for array in safetensors.numpy.load_file(job.path(0, ".safetensors")).values()) == 6_000_601
 
 
 def test_a_bad_record_ends_the_job_with_its_own_message(tmp_path):
@@ -271,14 +309,14 @@ def test_a_cache_that_lost_a_file_or_part_of_one(tmp_path):
     with pytest.raises(DataError, match="not there; `t5x-lite cache numbers"):
         cache.Cache(job)
     cache.make(job, report=silent)
-    path = tmp_path / "numbers" / "train" / "00003-of-00005.safetensors"
+    path = tmp_path / "numbers" / "00003-of-00005.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(DataError, match=r"00003-of-00005.safetensors has \d+ bytes instead of"):
         cache.Cache(job)
     path.unlink()
     with pytest.raises(DataError, match=r"00003-of-00005.safetensors is not there"):
         cache.Cache(job)
-    (tmp_path / "numbers" / "train" / "manifest.json").write_text("{")
+    (tmp_path / "numbers" / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"cannot read .*manifest.json"):
         cache.Cache(job)
 
@@ -300,7 +338,7 @@ def test_a_name_that_is_no_directory_is_refused(tmp_path, name):
 
 def test_nothing_to_cache(tmp_path):
     nothing = dataclasses.replace(NUMBERS, source=sources.Function(lambda split: []))
-    with pytest.raises(DataError, match="no example in split 'train'"):
+    with pytest.raises(DataError, match="has no training example"):
         job_of(tmp_path, nothing)
     dropped = dataclasses.replace(NUMBERS, preprocessors=(preprocess.keep(lambda e: False),))
     with pytest.raises(DataError, match="no example left of 230"):
@@ -318,6 +356,6 @@ def test_the_verb(tmp_path, capsys):
     assert cli.run(["cache", "both", f"--output={tmp_path}", *flags]) == 0
     said = capsys.readouterr().out
     assert "random: left out" in said and f"--config.data.cache_dir={tmp_path}" in said
-    manifest = json.loads((tmp_path / "numbers" / "train" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "numbers" / "manifest.json").read_text())
     assert manifest["kept"] == 207 and len(manifest["shards"]) == 5
     assert cli.run(["cache", "numbers", f"--output={tmp_path}", "--config.data.vocabulary=bytez", *flags[1:]]) == 2

@@ -3,10 +3,10 @@
 What is the same in every epoch is cached, which is the task's own part: its preprocessors and its token ids. The
 objective's noise, packing and order stay with the run, so the batches are those of the uncached task, bit for bit.
 
-    DIR/TASK/train/recipe.json                       what it is made from; another recipe is another cache
-    DIR/TASK/train/00003-of-00016.safetensors        the examples 3·n to 4·n − 1 of the source, by its own numbers
-    DIR/TASK/train/00003-of-00016.json               that shard is whole: its counts, bytes and sha256
-    DIR/TASK/train/manifest.json                     the cache is whole: recipe, totals and all shards
+    DIR/TASK/recipe.json                       what it is made from; another recipe is another cache
+    DIR/TASK/00003-of-00016.safetensors        training examples 3·n to 4·n − 1 of the source, by its own numbers
+    DIR/TASK/00003-of-00016.json               that shard is whole: its counts, bytes and sha256
+    DIR/TASK/manifest.json                     the cache is whole: recipe, totals and all shards
 
 A shard holds, for each field, `FIELD.ids` (all texts one after the other; uint16 where the vocabulary allows, else
 int32) and `FIELD.offsets` (int64: where each begins, and the last ends); `kept` (bool: not dropped by a preprocessor);
@@ -17,10 +17,12 @@ safetensors and not ArrayRecord, because training reads in a shuffled order: out
 an ArrayRecord's random access 40 µs (array_record 0.8, groups of one, batches of 64), which for texts of 100 tokens is
 2 million tokens a second before anything is done with them.
 
-Every file appears under its name whole or not at all, so a job that was killed goes on with the shards it lacks.
+Every file appears under its name whole or not at all, so a job that was killed goes on with the shards it lacks. A
+shard is made in constant memory, however large.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -29,11 +31,12 @@ import mmap
 import multiprocessing
 import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -44,16 +47,19 @@ from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
-FORMAT = 1  # of the files; another one is another recipe
-SHARDS = 64  # at most, as each is a memory map of the training process
+FORMAT = 2  # of the files; another one is another recipe
+SHARDS = 1024  # at most: so many machines can make a cache
 MIN_SHARD_EXAMPLES = 4096
 EXAMPLES_TOGETHER = 256  # tokenised in one call
 OPEN_SHARDS = 512  # memory maps kept, of all tasks; each holds a file descriptor
+STALE_S = 3600  # a partial file that nobody has written to for so long was left by a process that was killed
+# By their names in safetensors; the widest first, so that every column begins where its numbers may.
+DTYPES = {"I64": np.int64, "F64": np.float64, "I32": np.int32, "U16": np.uint16, "BOOL": np.bool_}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One split of one task, to be cached in `directory`."""
+    """A task's training examples, to be cached in `directory`."""
 
     task: Task
     vocabulary: Vocabulary
@@ -68,8 +74,8 @@ class Job:
         return self.directory / f"{shard:05d}-of-{self.shards:05d}{suffix}"
 
 
-def job(task: Task, converter: Any, vocabulary: Vocabulary, output: Path, split: str = "train") -> Job:
-    """What there is to do for a task; ConfigError where it cannot be cached, DataError where it has no such split."""
+def job(task: Task, converter: Any, vocabulary: Vocabulary, output: Path) -> Job:
+    """What there is to do for a task; ConfigError where it cannot be cached, DataError where it has no example."""
     if reason := random_preprocessor(task):
         raise ConfigError(
             f"task {task.name!r} cannot be cached: its preprocessor {reason} draws at random, so that every epoch "
@@ -77,20 +83,19 @@ def job(task: Task, converter: Any, vocabulary: Vocabulary, output: Path, split:
         )
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", task.name) or set(task.name) <= {"."}:
         raise ConfigError(f"task {task.name!r} cannot name a directory; use letters, digits and _.- (at most 128)")
-    identity = registry.identity(task, split)
+    identity = registry.identity(task)
     examples = identity["examples"]
     if not examples:
-        raise DataError(f"task {task.name!r} has no example in split {split!r}; check its source")
+        raise DataError(f"task {task.name!r} has no training example; check its source")
     recipe = {
         "format": FORMAT,
         "task": task.name,
-        "split": split,
         **identity,
         "vocabulary": vocabulary.fingerprint,
         **_reading(task, converter),
         "shard_examples": max(MIN_SHARD_EXAMPLES, -(-examples // SHARDS)),
     }
-    return Job(task, vocabulary, recipe, Path(output) / task.name / split)
+    return Job(task, vocabulary, recipe, Path(output) / task.name)
 
 
 def random_preprocessor(task: Task) -> str:
@@ -116,12 +121,11 @@ def run(
     vocabulary: Vocabulary,
     output: Path,
     *,
-    split: str = "train",
     workers: int = 1,
     beam_flags: Sequence[str] | None = None,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Caches a split of each task; of several, those that draw at random are left out, as training does without.
+    """Caches each task; of several, those that draw at random are left out, as training does without.
 
     workers: processes. beam_flags: not None to do it on Apache Beam.
     """
@@ -129,7 +133,7 @@ def run(
     for task in tasks:
         if not alone and (reason := random_preprocessor(task)):
             report(f"{task.name}: left out, its preprocessor {reason} draws at random; it is read without a cache")
-    jobs = [job(t, converter, vocabulary, output, split) for t in tasks if alone or not random_preprocessor(t)]
+    jobs = [job(t, converter, vocabulary, output) for t in tasks if alone or not random_preprocessor(t)]
     manifests = make_on_beam(jobs, beam_flags) if beam_flags is not None else [make(j, workers, report) for j in jobs]
     for made, manifest in zip(jobs, manifests, strict=True):
         report(
@@ -170,21 +174,24 @@ def begin(job: Job) -> None:
 
 def make_shard(job: Job, shard: int) -> dict[str, Any]:
     """Writes one shard and its counts, which it returns."""
-    size = job.recipe["shard_examples"]
-    arrays = _arrays_of(job, range(shard * size, min((shard + 1) * size, job.recipe["examples"])))
-    from safetensors.numpy import save
-
-    data = save(arrays)
-    ids = [arrays[f"{field}.ids"] for field in job.recipe["fields"]]
-    counts = {
-        "examples": len(arrays["kept"]),
-        "kept": int(arrays["kept"].sum()),
-        "tokens": sum(map(len, ids)),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+    size, columns = job.recipe["shard_examples"], _columns(job)
+    end = min((shard + 1) * size, job.recipe["examples"])
+    counts = {"examples": end - shard * size, "kept": 0, "tokens": 0}
     try:
-        atomic.write(job.path(shard, ".safetensors"), data)
+        with contextlib.ExitStack() as stack:
+            parts = {name: stack.enter_context(tempfile.TemporaryFile(dir=job.directory)) for name in columns}
+            before = {name: np.zeros(1, np.int64) for name in columns if name.endswith(".offsets")}
+            for name in before:
+                parts[name].write(before[name].tobytes())
+            for at in range(shard * size, end, EXAMPLES_TOGETHER):
+                arrays = _arrays_of(job, range(at, min(at + EXAMPLES_TOGETHER, end)))
+                counts["kept"] += int(arrays["kept"].sum())
+                counts["tokens"] += sum(len(arrays[f"{field}.ids"]) for field in job.recipe["fields"])
+                for name, array in arrays.items():
+                    if name in before:
+                        array = before[name] = before[name][-1] + array
+                    parts[name].write(array.astype(DTYPES[columns[name]], copy=False).tobytes())
+            counts |= _write(job.path(shard, ".safetensors"), columns, parts)
         atomic.write(job.path(shard, ".json"), json.dumps(counts).encode())
     except OSError as error:
         raise ConfigError(
@@ -193,14 +200,52 @@ def make_shard(job: Job, shard: int) -> dict[str, Any]:
     return counts
 
 
+def _columns(job: Job) -> dict[str, str]:
+    """{column of a shard: its type}, in the order of the file."""
+    ids = "U16" if job.vocabulary.size <= 2**16 else "I32"
+    fields = dict.fromkeys(job.recipe["fields"], ids) | ({"sentences": "I32"} if job.recipe["sentences"] else {})
+    types = {f"{field}.offsets": "I64" for field in fields} | {f"{field}.ids": kind for field, kind in fields.items()}
+    types |= {"kept": "BOOL"} | ({"label": "F64"} if job.recipe["labels"] else {})
+    return dict(sorted(types.items(), key=lambda item: list(DTYPES).index(item[1])))
+
+
+def _write(path: Path, columns: Mapping[str, str], parts: Mapping[str, BinaryIO]) -> dict[str, Any]:
+    """A safetensors file of columns that stand in files of their own; its bytes and sha256."""
+    header, at, hashed = {}, 0, hashlib.sha256()
+    for name, kind in columns.items():
+        size = parts[name].tell()
+        header[name] = {
+            "dtype": kind,
+            "shape": [size // np.dtype(DTYPES[kind]).itemsize],
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with atomic.file(path) as out:
+
+        def write(block: bytes) -> None:
+            hashed.update(block)
+            out.write(block)
+
+        write(len(head).to_bytes(8, "little") + head)
+        for name in columns:
+            parts[name].seek(0)
+            while block := parts[name].read(1 << 20):
+                write(block)
+    return {"bytes": 8 + len(head) + at, "sha256": hashed.hexdigest()}
+
+
 def finish(job: Job) -> dict[str, Any]:
     """The manifest of a cache whose shards are all there: totals, so that nothing else need be opened to know it."""
     shards = [_read_json(job.path(shard, ".json")) for shard in range(job.shards)]
     totals = {name: sum(shard[name] for shard in shards) for name in ("examples", "kept", "tokens", "bytes")}
     if not totals["kept"]:
         raise DataError(f"task {job.task.name!r} has no example left of {totals['examples']} after its preprocessors")
-    for partial in job.directory.glob(".*"):  # of processes that were killed
-        partial.unlink(missing_ok=True)
+    for partial in job.directory.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):
+            if partial.stat().st_mtime < time.time() - STALE_S:
+                partial.unlink()
     manifest = {"recipe": dict(job.recipe), **totals, "shards": shards}
     atomic.write(job.directory / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
@@ -283,37 +328,25 @@ def _make_adopted(shard: int) -> dict[str, Any]:
 
 
 def _arrays_of(job: Job, indices: range) -> dict[str, np.ndarray]:
-    """The contents of a shard: examples of the source, preprocessed and tokenised."""
+    """Some examples of the source, preprocessed and tokenised, as columns; of offsets, those behind each example."""
     task, vocabulary, recipe = job.task, job.vocabulary, job.recipe
-    source = task.source.split(recipe["split"])
-    kept = np.zeros(len(indices), bool)
-    labels = np.zeros(len(indices))
-    columns: dict[str, list[np.ndarray]] = {field: [] for field in recipe["fields"]}
-    if recipe["sentences"]:
-        columns["sentences"] = []
-    for at in range(0, len(indices), EXAMPLES_TOGETHER):
-        group = indices[at : at + EXAMPLES_TOGETHER]
-        examples = [preprocess.apply(task.preprocessors, source[index], _no_rng) for index in group]
-        for index, example in zip(group, examples, strict=True):
-            kept[index - indices.start] = example is not None
-            if example is not None and recipe["labels"]:
-                labels[index - indices.start] = label(example, task)
-        for field in recipe["fields"]:
-            texts = ["" if e is None else text_of(e, field, task) for e in examples]
-            if not recipe["sentences"]:
-                columns[field] += vocabulary.encode(texts)
-                continue
-            for text in texts:
-                parts = [ids for ids in vocabulary.encode(sentences(text)) if len(ids)]
-                columns[field].append(np.concatenate([*parts, np.zeros(0, np.int32)]))
-                columns["sentences"].append(np.fromiter(map(len, parts), np.int32, len(parts)))
-    dtype = np.uint16 if vocabulary.size <= 2**16 else np.int32
-    arrays: dict[str, np.ndarray] = {"kept": kept}
+    source = task.source.split("train")
+    examples = [preprocess.apply(task.preprocessors, source[index], _no_rng) for index in indices]
+    arrays = {"kept": np.array([example is not None for example in examples])}
+    columns: dict[str, list[np.ndarray]] = {}
+    for field in recipe["fields"]:
+        texts = ["" if e is None else text_of(e, field, task) for e in examples]
+        if recipe["sentences"]:
+            parts = [[ids for ids in vocabulary.encode(sentences(text)) if len(ids)] for text in texts]
+            columns[field] = [np.concatenate([*document, np.zeros(0, np.int32)]) for document in parts]
+            columns["sentences"] = [np.fromiter(map(len, document), np.int32, len(document)) for document in parts]
+        else:
+            columns[field] = vocabulary.encode(texts)
     for field, rows in columns.items():
-        arrays[f"{field}.ids"] = np.concatenate(rows).astype(np.int32 if field == "sentences" else dtype)
-        arrays[f"{field}.offsets"] = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        arrays[f"{field}.ids"] = np.concatenate(rows)
+        arrays[f"{field}.offsets"] = np.cumsum([len(row) for row in rows], dtype=np.int64)
     if recipe["labels"]:
-        arrays["label"] = labels
+        arrays["label"] = np.array([0 if example is None else label(example, task) for example in examples])
     return arrays
 
 
@@ -359,7 +392,7 @@ class Cache:
     def __init__(self, job: Job):
         """Raises DataError for a cache that is not there, not whole, or made from something else."""
         self._job = job
-        again = f"`t5x-lite cache {job.task.name} --output={job.directory.parent.parent}`, with the run's --config,"
+        again = f"`t5x-lite cache {job.task.name} --output={job.directory.parent}`, with the run's --config,"
         if not (job.directory / "manifest.json").exists():
             begun = (job.directory / "recipe.json").exists()
             raise DataError(
@@ -374,7 +407,8 @@ class Cache:
             if size != expected["bytes"]:
                 found = "is not there" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
                 raise DataError(f"{path} {found}; {again} makes it again")
-        self._paths = [str(job.path(shard, ".safetensors")) for shard in range(job.shards)]
+        hashes = (shard["sha256"] for shard in manifest["shards"])
+        self._files = [(str(job.path(n, ".safetensors")), sha256) for n, sha256 in enumerate(hashes)]
 
     def __len__(self) -> int:
         return self._job.recipe["examples"]
@@ -385,7 +419,7 @@ class Cache:
         recipe, out = self._job.recipe, []
         for index in indices:
             shard, i = divmod(index, recipe["shard_examples"])
-            arrays = _arrays(self._paths[shard])
+            arrays = _arrays(*self._files[shard])
             if not arrays["kept"][i]:
                 continue
             example = Encoded((field, _row(arrays, field, i)) for field in recipe["fields"])
@@ -404,19 +438,17 @@ def _row(arrays: Mapping[str, np.ndarray], column: str, i: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
-def _arrays(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file as views of a memory map: nothing is read before it is looked at."""
+def _arrays(path: str, sha256: str) -> dict[str, np.ndarray]:
+    """The columns of a shard as views of a memory map: nothing is read before it is looked at. sha256: of what should
+    be there; a cache that was made again is another one."""
     with Path(path).open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     begin = 8 + int.from_bytes(data[:8], "little")
-    dtypes = {"BOOL": np.bool_, "U16": np.uint16, "I32": np.int32, "I64": np.int64, "F64": np.float64}
-    return {
-        name: np.frombuffer(
-            data[begin + entry["data_offsets"][0] : begin + entry["data_offsets"][1]], dtypes[entry["dtype"]]
-        )
-        for name, entry in json.loads(bytes(data[8:begin])).items()
-        if name != "__metadata__"
-    }
+    columns = {}
+    for name, entry in json.loads(bytes(data[8:begin])).items():
+        first, end = entry["data_offsets"]
+        columns[name] = np.frombuffer(data[begin + first : begin + end], DTYPES[entry["dtype"]])
+    return columns
 
 
 def _require(job: Job, theirs: Mapping[str, Any], what: str) -> None:
@@ -425,5 +457,5 @@ def _require(job: Job, theirs: Mapping[str, Any], what: str) -> None:
     if differing:
         raise DataError(
             f"{what}: {'; '.join(differing)[:600]}. Delete {job.directory} and make it again with "
-            f"`t5x-lite cache {job.task.name} --output={job.directory.parent.parent}`, or take another directory"
+            f"`t5x-lite cache {job.task.name} --output={job.directory.parent}`, or take another directory"
         )

@@ -286,8 +286,12 @@ class SentencePieceVocabulary:
             raise _too_few_sentinels(k, len(self._sentinels))
         return self._sentinels[k]
 
-    @functools.cached_property
+    @property
     def word_starts(self) -> np.ndarray:
+        return self._word_starts
+
+    @functools.cached_property
+    def _word_starts(self) -> np.ndarray:
         """The pieces that begin with "▁", as fairseq has it: punctuation without one belongs to the word before it."""
         pieces = self._processor.id_to_piece(list(range(len(self._processor))))
         out = np.zeros(self.size, bool)
@@ -512,8 +516,12 @@ class TokenizerVocabulary:
             raise _too_few_sentinels(k, len(self._sentinels))
         return list(self._sentinels)[k]
 
-    @functools.cached_property
+    @property
     def word_starts(self) -> np.ndarray:
+        return self._word_starts
+
+    @functools.cached_property
+    def _word_starts(self) -> np.ndarray:
         """WordPiece: the pieces without "##", punctuation too, as in BERT's own whole-word masks. Others: the pieces
         that begin with white space, "▁" or in byte-level BPE "Ġ" and its like; punctuation belongs to the word before
         it, as in fairseq's."""
