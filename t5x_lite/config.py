@@ -56,6 +56,7 @@ OBJECTIVES = {  # their meaning: data/denoise.py
     "decoder_only": ("full_lm", "prefix_lm", "span_corruption", *_DENOISING),
     "encoder_only": ("mlm", "mlm_sentence_order"),  # the head nsp judges the next sentence, or the order of two
 }
+ON_LONG = ("truncate", "skip", "error")  # their meaning: data/convert.py
 WANDB_MODES = ("disabled", "offline", "online")
 
 
@@ -80,10 +81,12 @@ def base() -> Config:
     cfg.data.targets = ""  # the same for the targets, "{label}"
     cfg.data.text = ""  # or instead of both for a corpus, "{text}"
     cfg.data.labels = placeholder(tuple)  # of data.files: the classes; unset: found by looking at the targets
+    cfg.data.max_bad_fraction = 0.0  # of a task's records that may be bad: left out and counted; 0: an error
     cfg.data.vocabulary = ""  # "bytes", a .model, tokenizer.json or vocab.txt, or a directory with one; "": the tasks'
     cfg.data.batch_rows = 32  # rows of the global batch
     cfg.data.length = 512  # tokens per row; text-to-text: of the encoder
     cfg.data.targets_length = 114  # tokens per row of the decoder; text-to-text only
+    cfg.data.on_long = "truncate"  # | skip | error: an example longer than its row (not of a corpus); counted
     cfg.data.pack = True  # several examples in a row
     cfg.data.max_examples_per_row = 16  # capacity for packed encoder-only examples
     cfg.data.objective = ""  # of a corpus, by OBJECTIVES; "": the first there of the model's architecture
@@ -165,6 +168,7 @@ def validate(cfg: Config) -> None:
     choice("optimizer.name", OPTIMIZERS)
     choice("schedule.name", SCHEDULES)
     choice("wandb.mode", WANDB_MODES)
+    choice("data.on_long", ON_LONG)
     if cfg.data.objective:
         choice("data.objective", tuple(dict.fromkeys(name for names in OBJECTIVES.values() for name in names)))
     for key, value in flat(cfg).items():
@@ -184,6 +188,8 @@ def validate(cfg: Config) -> None:
     at_least("data.mean_noise_span_length", 1)
     for key in ("data.noise_density", "data.mlm_rate"):
         open_unit(key)
+    if not 0 <= cfg.data.max_bad_fraction < 1:
+        raise ConfigError(f"data.max_bad_fraction={cfg.data.max_bad_fraction}; it must be at least 0 and below 1")
     if cfg.loss.label_smoothing >= 1:
         raise ConfigError(f"loss.label_smoothing={cfg.loss.label_smoothing}; it must be below 1")
     if not 0 <= cfg.schedule.final_fraction <= 1:

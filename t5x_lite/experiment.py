@@ -35,6 +35,9 @@ def resolve(cfg: Config) -> Experiment:
     import t5x_lite.tasks  # noqa: F401  (registers the built-in tasks)
 
     notes = _add_files(cfg) if cfg.data.files else ()
+    if cfg.data.max_bad_fraction:
+        for name in (cfg.data.mixture, *cfg.eval.tasks):
+            registry.tolerate(name, cfg.data.max_bad_fraction)
     tasks = registry.tasks(cfg.data.mixture)
     eval_tasks = tuple(lookup("evaluation task", name, _all_tasks()) for name in cfg.eval.tasks) or tasks
     vocabulary = _vocabulary(cfg, (*tasks, *eval_tasks))
@@ -56,7 +59,13 @@ def _add_files(cfg: Config) -> tuple[str, ...]:
     vocabulary = None if data.vocabulary else vocabularies.ByteVocabulary()
     labels = tuple(data.labels) if data.labels is not None else None
     found = files.discover(
-        data.files, inputs=data.inputs, targets=data.targets, text=data.text, labels=labels, vocabulary=vocabulary
+        data.files,
+        inputs=data.inputs,
+        targets=data.targets,
+        text=data.text,
+        labels=labels,
+        vocabulary=vocabulary,
+        max_bad_fraction=data.max_bad_fraction,
     )
     if not data.vocabulary:
         notes.append("vocabulary: bytes; config.data.vocabulary takes another")
@@ -178,10 +187,10 @@ def _converter(cfg: Config, model: ModelConfig) -> convert.Converter:
         raise ConfigError(f"{model.architecture} models: " + unknown("data.objective", objective, objectives))
     if model.architecture == "text_to_text":
         denoisers = denoise.denoisers(objective, **noise)
-        return convert.TextToText(length=data.length, targets_length=data.targets_length, denoisers=denoisers)
+        return convert.TextToText(data.length, data.targets_length, denoisers, data.on_long)
     if model.architecture == "decoder_only":
         denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()
-        return convert.DecoderOnly(length=data.length, denoisers=denoisers)
+        return convert.DecoderOnly(data.length, denoisers, data.on_long)
     return convert.EncoderOnly(
         length=data.length,
         heads=model.heads,
@@ -190,4 +199,5 @@ def _converter(cfg: Config, model: ModelConfig) -> convert.Converter:
         whole_words=data.mlm_whole_words,
         longest_ngram=data.mlm_longest_ngram,
         sentence_order=objective == "mlm_sentence_order",
+        on_long=data.on_long,
     )

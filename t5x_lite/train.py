@@ -21,7 +21,7 @@ from t5x_lite.writers import Terminal, Writers, read_metrics
 
 # A run that has a checkpoint goes on with another value of any key but these: they decide what its steps are.
 FIXED_ON_RESUME = ("seed", "model.", "data.", "optimizer.name")
-FREE_ON_RESUME = ("data.prefetch_batches", "data.cache_dir", "model.remat")
+FREE_ON_RESUME = ("data.prefetch_batches", "data.max_bad_fraction", "data.cache_dir", "model.remat")
 
 
 def run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None = None) -> int:

@@ -1,6 +1,7 @@
 """The order contract: the global batch at a step is a function of (seed, mixture, step), whatever there is of hosts,
 threads, caches and interruptions, and however tasks are mixed, filtered and packed."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -19,6 +20,7 @@ from t5x_lite.data import cache, pipeline, preprocess, registry, sources
 from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
 from t5x_lite.data.registry import Feature, Mixture, Task, proportional
 from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.errors import CheckpointError
 
 VOCABULARY = ByteVocabulary(extra_ids=50)
 ROWS, STEPS = 16, 12  # 8 streams, two rows of each in a batch
@@ -156,7 +158,7 @@ def test_far_into_a_run_the_state_is_small_and_restores_at_once(monkeypatch):
     assert len(json.dumps(state)) < 100_000
     for stream in state["streams"].values():
         stream["drawn"] += 10**9
-        stream["tasks"] = [[10**8, 0, *counts] for _, _, *counts in stream["tasks"]]
+        stream["tasks"] = pipeline._encoded(np.tile([10**8, 0, 0], (len(TASKS), 1)))
     converted = []
     convert = pipeline._Feed._convert
     monkeypatch.setattr(pipeline._Feed, "_convert", lambda self, n: converted.append(n) or convert(self, n))
@@ -167,6 +169,48 @@ def test_far_into_a_run_the_state_is_small_and_restores_at_once(monkeypatch):
     restored = len(converted)
     next(make())
     assert restored < 2 * (len(converted) - restored)  # the first batch after a restore is like any first
+
+
+def test_the_state_of_a_hundred_tasks_in_64_streams_is_small():
+    for n in range(100):
+        registry.add(dataclasses.replace(TASKS["plain"], name=f"a_task_with_a_long_name_{n:03}"))
+    registry.add(Mixture("hundred", {f"a_task_with_a_long_name_{n:03}": n + 1 for n in range(100)}))
+    batches = pipeline.train_batches("hundred", TextToText(48, 24), VOCABULARY, batch_rows=512, seed=0)
+    state = batches.get_state()
+    rng = np.random.default_rng(0)
+    positions = rng.integers(0, [10**7, 400, 400], (100, 3))  # as different as a long run can make them
+    for stream in state["streams"].values():
+        stream |= {
+            "drawn": 10**9,
+            "emitted": 63,
+            "tasks": pipeline._encoded(positions + rng.integers(0, 200, (100, 3))),
+        }
+    state["counts"] = (np.array(state["counts"]) + 123_456_789_012).tolist()
+    assert len(json.dumps(state)) < 100_000
+    batches.set_state(state)
+    with pytest.raises(CheckpointError, match="data state is damaged"):
+        batches.set_state(state | {"streams": {n: s | {"tasks": s["tasks"][:-5]} for n, s in state["streams"].items()}})
+
+
+def test_counts_are_of_the_whole_run_whoever_reads_them():
+    make = functools.partial(
+        pipeline.train_batches, "filtered", TextToText(48, 24), VOCABULARY, batch_rows=ROWS, seed=0, prefetch_batches=0
+    )
+    parts = [make(shard_index=host, shard_count=2) for host in range(2)]
+    for part in parts:
+        take(part, 7)
+    state = pipeline.merge_states([part.get_state() for part in parts])
+    whole, halves = make(), [make(shard_index=host, shard_count=2) for host in range(2)]
+    undisturbed = make()
+    take(undisturbed, 7)
+    for resumed in (whole, *halves):
+        resumed.set_state(state)
+    for batches in (whole, undisturbed, *halves):
+        take(batches, 4)
+    expected = undisturbed.counters()
+    assert whole.counters() == pytest.approx(expected)
+    summed = sum(half.counters()["tokens/filtered"] for half in halves)
+    assert summed == pytest.approx(expected["tokens/filtered"])
 
 
 def test_the_rows_of_a_window_do_not_come_in_waves():

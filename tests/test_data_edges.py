@@ -1,5 +1,7 @@
 """Where data goes wrong in silence, or forever: each case here once did."""
 
+import dataclasses
+import json
 import threading
 
 import numpy as np
@@ -121,6 +123,82 @@ def test_counters_go_on_after_a_restart_as_if_there_had_been_none(pack, prefetch
             next(again)
             assert again.counters() == pytest.approx(expected)
         again.close()
+
+
+CONVERTERS = (TextToText(16, 8), DecoderOnly(24), EncoderOnly(16, ("classification",)))
+
+
+@pytest.mark.parametrize("converter", CONVERTERS, ids=lambda converter: type(converter).__name__)
+def test_what_is_too_long_is_truncated_skipped_or_an_error(converter):
+    task(rows=[{"inputs": "i" * (99 if i % 4 == 2 else 3), "targets": "t"} for i in range(40)], labels=("t", "u"))
+    side = "decoder" if isinstance(converter, DecoderOnly) else "encoder"
+
+    def lengths(on_long: str) -> tuple[set[int], dict[str, float]]:
+        batches = train("task", dataclasses.replace(converter, on_long=on_long), pack=False)
+        segments = [next(batches)[f"{side}_segment_ids"] for _ in range(20)]
+        return set(np.concatenate(segments).sum(axis=1).tolist()), batches.counters()
+
+    (truncated, counted), (left, also_counted) = lengths("truncate"), lengths("skip")
+    assert len(truncated) == 2 and left == {min(truncated)} and max(truncated) == converter.length
+    assert counted["truncated"] == pytest.approx(0.25, abs=0.1) and "skipped_long" not in counted
+    assert also_counted["skipped_long"] == pytest.approx(0.25, abs=0.1) and "truncated" not in also_counted
+    with pytest.raises(DataError, match=r"task 'task', example \d+ of 'train': .* does not fit in a row \(.*coder \d"):
+        lengths("error")
+    task(rows=[{"inputs": "i" * 99, "targets": "t"}], labels=("t", "u"))
+    with pytest.raises(DataError, match=r"no example left of 1 .*all too long"):
+        lengths("skip")
+
+
+def broken(example):
+    return {**example, "inputs": example["inputs"] + example["more"]}
+
+
+BAD_EXAMPLES = {
+    "label": ({"targets": "z"}, r"label 'z' is not one of x, y"),
+    "field": ({"more": None}, r"the field 'more' is null"),
+    "bug": ({"more": 7}, r"the preprocessor broken failed \(test_data_edges.py:\d+\) with TypeError: .*; it was given"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_EXAMPLES)
+def test_a_bad_example_is_an_error_that_says_where_or_left_out_and_counted(tmp_path, kind, caplog):
+    """Also of a Python function, and of a file behind preprocessors of a task's own."""
+    change, says = BAD_EXAMPLES[kind]
+    rows = [{"inputs": f"{i}", "more": "m", "targets": "xy"[i % 2]} for i in range(40)]
+    for i in (5, 18):
+        rows[i] |= change
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = {"preprocessors": (template(note="{more}"), broken), "labels": ("x", "y")}
+    of_file = Task("of_file", sources.Jsonl({"train": str(path)}), **how)  # type: ignore[arg-type]
+    of_function = Task("of_function", Function(lambda split: rows), **how)  # type: ignore[arg-type]
+    for bad, where in ((of_file, rf"{path}:(6|19): "), (of_function, r"example (5|18) of 'train': ")):
+        registry.add(bad)
+        with pytest.raises(DataError, match=f"{where}.*{says}"):
+            [next(train(bad.name, pack=False)) for _ in range(9)]
+        with pytest.raises(DataError, match=f"{where}.*{says}"):
+            list(pipeline.text_examples(bad, "train"))
+        registry.tolerate(bad.name, 0.01)
+        with pytest.raises(
+            DataError, match=r"2 of 40 examples are bad, .*max_bad_fraction=0.01; the first: .*" + where
+        ):
+            [next(train(bad.name, pack=False)) for _ in range(9)]
+        registry.tolerate(bad.name, 0.05)
+        batches = train(bad.name, pack=False)
+        seen = {BYTES.decode(row) for _ in range(20) for row in next(batches)["decoder_target_tokens"]}
+        assert any(text.startswith("4m") for text in seen) and not any(text.startswith("5") for text in seen)
+        assert batches.counters()["bad"] > 2
+        assert len(list(pipeline.text_examples(registry.REGISTRY[bad.name], "train"))) == 38  # type: ignore[arg-type]
+        assert f"task {bad.name!r}: bad examples are left out, 2 of the 40 looked at" in caplog.text
+
+
+def test_a_bad_record_of_a_tasks_own_file_is_left_out_too(tmp_path):
+    path = tmp_path / "rows.txt"
+    path.write_bytes(b"fine\n" * 30 + b"caf\xe9\n")
+    source = sources.Text({"train": str(path)})
+    assert len(Task("lines", source, features=CORPUS, max_bad_fraction=0.1).source.split("train")) == 30
+    with pytest.raises(DataError, match=r"rows.txt:31: byte 0xe9"):
+        Task("lines", source, features=CORPUS).source.split("train")
 
 
 def test_closing_leaves_no_thread_and_costs_no_batch():

@@ -1,5 +1,6 @@
 """Sources and preprocessors: what they read, and what they say about what they cannot read."""
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -75,8 +76,8 @@ def test_hash_split_is_stable_and_keeps_equal_texts_together(tmp_path):
     parts = {name: {r["text"] for r in sources.Jsonl(path).split(name)} for name in ("train", "validation", "test")}
     assert sum(map(len, parts.values())) == 500 == len(set.union(*parts.values()))
     assert 420 < len(parts["train"]) < 475
-    assert [records.hash_split(t) for t in ("a", "b", "c", "w")] == ["train", "train", "train", "train"]
-    assert records.hash_split("text number 12") == records.hash_split("text number 12")
+    pinned = write(tmp_path, "b.jsonl", b"".join(b'{"text": "%d"}\n' % i for i in range(60)))
+    assert [row["text"] for row in sources.Jsonl(pinned).split("validation")] == ["39", "53"]
 
 
 BAD_FILES = {
@@ -100,6 +101,42 @@ def test_bad_files_say_where(tmp_path, name):
     for _ in range(2):  # what failed once is not remembered as read
         with pytest.raises(DataError, match=message):
             kind({"train": write(tmp_path, name, data)}).split("train")
+
+
+SOME_BAD = {  # a file, the rows that are left without the bad records, and how many these are
+    "a.txt": (b"one\ncaf\xe9\ntwo\nthr\0ee\nfour\n", ["one", "two", "four"], 2),
+    "a.jsonl": (b'{"text": "one"}\n{"text": \n["x"]\n{"text": "\xff"}\n{"text": "two"}\n', ["one", "two"], 3),
+    "a.csv": (b'text,n\none,1\ntwo\nthree,3\n"fo"ur,4\nfi\xffve,5\nsix,6\n', ["one", "three", "six"], 3),
+    "b.csv": (b'text,n\none,1\n"two\nl\xffnes",2\n"three\nlines",3\n', ["one", "three\nlines"], 1),
+    "a.conll": (b"one O\n\ntwo\nx O\n\nthr\xffee O\nx O\n\nfour O\nx O\n", ["one", "four x"], 2),
+}
+
+
+@pytest.mark.parametrize("name", SOME_BAD)
+@pytest.mark.parametrize("small", [True, False])
+def test_bad_records_are_left_out_and_counted_where_some_may_be(tmp_path, monkeypatch, caplog, name, small):
+    data, left, bad = SOME_BAD[name]
+    monkeypatch.setattr(records, "SMALL_BYTES", 1 << 20 if small else 0)
+    kinds = {"txt": sources.Text, "jsonl": sources.Jsonl, "csv": sources.Csv, "conll": sources.Conll}
+    source = kinds[name.split(".")[1]]({"train": write(tmp_path, name, data)})
+    for _ in range(2):  # an index that was kept says the same
+        forget()
+        with pytest.raises(DataError, match=rf"{name}:[234]: "):
+            source.split("train")
+        found = source.tolerant(0.7).split("train")
+        assert [row.get("text", row.get("tokens")) for row in found] == left
+        assert (found.bad, found.total) == (bad, bad + len(left))
+        with pytest.raises(DataError, match=rf"{name}: {bad} of {bad + len(left)} records are bad, .*=0.1;"):
+            source.tolerant(0.1).split("train")
+    assert f"left out: {tmp_path / name}:" in caplog.text
+    by_hash = dataclasses.replace(source.tolerant(0.7), files=source.files["train"])  # type: ignore[index]
+    assert sum(len(by_hash.split(split)) for split in records.PERCENT) == len(left)
+
+
+def test_what_swallows_the_rest_of_a_file_is_no_bad_record(tmp_path):
+    for name, data in (("open.csv", b'a,b\n1,2\n3,"4\n5,6\n7,8\n'), ("head.csv", b'a,"b"c\n1,2\n3,4\n')):
+        with pytest.raises(DataError, match=rf"{name}:\d: .* in the record that begins here"):
+            sources.Csv({"train": write(tmp_path, name, data)}).tolerant(0.9).split("train")
 
 
 def test_missing_files_and_splits(tmp_path):

@@ -43,6 +43,7 @@ import numpy as np
 from t5x_lite import atomic
 from t5x_lite.data import preprocess, registry
 from t5x_lite.data.convert import Encoded, EncoderOnly, label, sentences, text_of
+from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -176,7 +177,7 @@ def make_shard(job: Job, shard: int) -> dict[str, Any]:
     """Writes one shard and its counts, which it returns."""
     size, columns = job.recipe["shard_examples"], _columns(job)
     end = min((shard + 1) * size, job.recipe["examples"])
-    counts = {"examples": end - shard * size, "kept": 0, "tokens": 0}
+    reader, counts = Reader(job.task, "train"), {"examples": end - shard * size, "kept": 0, "tokens": 0}
     try:
         with contextlib.ExitStack() as stack:
             parts = {name: stack.enter_context(tempfile.TemporaryFile(dir=job.directory)) for name in columns}
@@ -184,7 +185,7 @@ def make_shard(job: Job, shard: int) -> dict[str, Any]:
             for name in before:
                 parts[name].write(before[name].tobytes())
             for at in range(shard * size, end, EXAMPLES_TOGETHER):
-                arrays = _arrays_of(job, range(at, min(at + EXAMPLES_TOGETHER, end)))
+                arrays = _arrays_of(job, reader, range(at, min(at + EXAMPLES_TOGETHER, end)))
                 counts["kept"] += int(arrays["kept"].sum())
                 counts["tokens"] += sum(len(arrays[f"{field}.ids"]) for field in job.recipe["fields"])
                 for name, array in arrays.items():
@@ -327,11 +328,10 @@ def _make_adopted(shard: int) -> dict[str, Any]:
     return make_shard(_adopted, shard)
 
 
-def _arrays_of(job: Job, indices: range) -> dict[str, np.ndarray]:
+def _arrays_of(job: Job, reader: Reader, indices: range) -> dict[str, np.ndarray]:
     """Some examples of the source, preprocessed and tokenised, as columns; of offsets, those behind each example."""
     task, vocabulary, recipe = job.task, job.vocabulary, job.recipe
-    source = task.source.split("train")
-    examples = [preprocess.apply(task.preprocessors, source[index], _no_rng) for index in indices]
+    examples = [reader.read(index, _no_rng) for index in indices]
     arrays = {"kept": np.array([example is not None for example in examples])}
     columns: dict[str, list[np.ndarray]] = {}
     for field in recipe["fields"]:
@@ -413,14 +413,15 @@ class Cache:
     def __len__(self) -> int:
         return self._job.recipe["examples"]
 
-    def read(self, indices: Sequence[int]) -> list[Encoded]:
-        """The examples of these numbers, in this order, without those that the preprocessors drop: views of the files,
-        ids in their dtype."""
+    def read(self, indices: Sequence[int]) -> list[Encoded | None]:
+        """The examples of these numbers, in this order, None for those that were dropped: views of the files, ids in
+        their dtype."""
         recipe, out = self._job.recipe, []
         for index in indices:
             shard, i = divmod(index, recipe["shard_examples"])
             arrays = _arrays(*self._files[shard])
             if not arrays["kept"][i]:
+                out.append(None)
                 continue
             example = Encoded((field, _row(arrays, field, i)) for field in recipe["fields"])
             if recipe["sentences"]:

@@ -36,6 +36,11 @@ TEXT, WHICH = "text", "which_denoiser"  # features of a piece of a corpus before
 class Converter(Protocol):
     """What the pipeline asks of a converter; frozen, so that its repr fingerprints it."""
 
+    @property
+    def on_long(self) -> str:
+        """What becomes of a supervised example that does not fit in a row: "truncate" or "skip" (counted), "error"."""
+        ...
+
     def specs(self) -> dict[str, ArraySpec]:
         """The arrays of a batch."""
         ...
@@ -58,8 +63,8 @@ class Converter(Protocol):
 
     def supervised(
         self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary
-    ) -> tuple[Examples, int]:
-        """An example for each supervised one, in order, and how many of them were truncated."""
+    ) -> tuple[Examples, np.ndarray]:
+        """An example for each supervised one, in order, and which of them had to be truncated (bool [examples])."""
         ...
 
     def prompts(
@@ -99,6 +104,7 @@ class TextToText:
     length: int
     targets_length: int
     denoisers: tuple[Denoiser, ...] = (Denoiser(),)  # of a corpus, equally often
+    on_long: str = "truncate"
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("text_to_text")
@@ -129,7 +135,7 @@ class TextToText:
         short_inputs = _cut(inputs, self.length, vocabulary, task, "inputs")
         short_targets = _cut(targets, self.targets_length, vocabulary, task, "targets")
         truncated = (short_inputs.lengths < inputs.lengths) | (short_targets.lengths < targets.lengths)
-        return self._examples(short_inputs, short_targets, vocabulary), int(truncated.sum())
+        return self._examples(short_inputs, short_targets, vocabulary), truncated
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         inputs = _encode(examples, "inputs", task, vocabulary)
@@ -158,6 +164,7 @@ class DecoderOnly:
 
     length: int
     denoisers: tuple[Denoiser, ...] = ()  # of a corpus, equally often; none: every token is a target
+    on_long: str = "truncate"
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("decoder_only")
@@ -191,7 +198,7 @@ class DecoderOnly:
         short_targets = _cut(targets, room, vocabulary, task, "targets")
         short_inputs = _cut(inputs, self.length - short_targets.lengths, vocabulary, task, "inputs")
         truncated = (short_inputs.lengths < inputs.lengths) | (short_targets.lengths < targets.lengths)
-        return _continued(short_inputs, short_targets, vocabulary), int(truncated.sum())
+        return _continued(short_inputs, short_targets, vocabulary), truncated
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         room = self.prompt_sizes(max_new_tokens)["L"]
@@ -227,6 +234,7 @@ class EncoderOnly:
     whole_words: bool = False  # masked with all their tokens or not at all
     longest_ngram: int = 1  # words, or tokens, masked together
     sentence_order: bool = False  # instead of next sentence: is the pair in order, or exchanged (ALBERT)?
+    on_long: str = "truncate"
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("encoder_only", self.heads)
@@ -284,8 +292,8 @@ class EncoderOnly:
     def prompt_sizes(self, max_new_tokens):
         return self.sizes(pack=False)
 
-    def _segments(self, examples, task, vocabulary) -> tuple[Ragged, np.ndarray, int]:
-        """[CLS] first [SEP] second [SEP] of each example, its token types, and how many were truncated."""
+    def _segments(self, examples, task, vocabulary) -> tuple[Ragged, np.ndarray, np.ndarray]:
+        """[CLS] first [SEP] second [SEP] of each example, its token types, and which were truncated."""
         parts = [ragged.of(_ids([text_of(e, field, task) for e in examples], vocabulary)) for field in task.segments]
         lengths = np.stack([part.lengths for part in parts], axis=1)
         room = self.length - 1 - len(parts)
@@ -295,7 +303,7 @@ class EncoderOnly:
             kept[row] = _longest_first(lengths[row].tolist(), room)
         short = [ragged.cut(part, n) for part, n in zip(parts, kept.T, strict=True)]
         tokens, types, _ = _with_marks(short, [np.ones(len(examples), bool)] * len(short), vocabulary)
-        return tokens, types, int(over.sum())
+        return tokens, types, over
 
     def _masked(
         self, first: Ragged, second: Ragged, wrong: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
@@ -491,7 +499,9 @@ def label(example: Mapping[str, Any], task: Task) -> int | float:
     if isinstance(example, Encoded):
         return example.label
     target = text_of(example, "targets", task).strip()
-    where = ", ".join(f"{name} {str(example[name])[:80]!r}" for name in ("inputs", *task.segments) if name in example)
+    where = ", ".join(
+        f"{name} {str(example[name])[:80]!r}" for name in dict.fromkeys(("inputs", *task.segments)) if name in example
+    )
     if task.regression:
         try:
             number = float(target)

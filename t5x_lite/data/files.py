@@ -46,8 +46,8 @@ class Found:
     notes: tuple[str, ...]
 
 
-def find(spec: str) -> Found:
-    """The source that `spec` means:
+def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
+    """The source that `spec` means (of its records so many may be bad, and are left out):
 
         reviews.csv                          one file, split by hash into 90% train, 5% validation, 5% test
         shards/part-*.jsonl.gz               several as one, split by hash
@@ -59,16 +59,16 @@ def find(spec: str) -> Found:
     """
     files = _files(spec)
     paths = [path for pattern in ([files] if isinstance(files, str) else files.values()) for path in matching(pattern)]
-    form, notes = _format(*paths)
-    source = Files(files, form)
+    form, notes = _format(*paths, tolerant=max_bad_fraction > 0)
+    source = Files(files, form, max_bad_fraction)
     splits = tuple(PERCENT) if isinstance(files, str) else tuple(files)
     first = next((split for split in splits if len(source.split(split))), None)
     if first is None:
         raise DataError(f"data.files={spec!r}: there is no record in it")
     fields = tuple(source.split(first)[0])
     if not isinstance(files, str):
-        kept, more = _alike(files, form, fields)
-        source, splits, notes = Files(kept, form), tuple(kept), [*notes, *more]
+        kept, more = _alike(files, form, fields, max_bad_fraction)
+        source, splits, notes = Files(kept, form, max_bad_fraction), tuple(kept), [*notes, *more]
     counts = ", ".join(f"{name} {len(source.split(name)):,}" for name in splits)
     how = "split by hash" if isinstance(files, str) else "splits"
     return Found(source, splits, fields, (f"{spec}: {notes[0]}; {how}: {counts}", *notes[1:]))
@@ -141,14 +141,16 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
     return found
 
 
-def _alike(files: Mapping[str, str], form: Format, fields: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _alike(
+    files: Mapping[str, str], form: Format, fields: Sequence[str], max_bad_fraction: float
+) -> tuple[dict[str, str], list[str]]:
     """The splits that have the fields of the first, and what to say about those that are left out."""
     kept, notes = {}, []
     for name, path in files.items():
-        own, _ = _format(*matching(path))
+        own, _ = _format(*matching(path), tolerant=max_bad_fraction > 0)
         if isinstance(own, formats.Table) and isinstance(form, formats.Table):
             own = dataclasses.replace(own, quoting=form.quoting)  # which was found by looking at all of them
-        theirs = tuple(Files({name: path}, own).split(name)[0])
+        theirs = tuple(Files({name: path}, own, max_bad_fraction).split(name)[0])
         if own == form and set(fields) <= set(theirs):
             kept[name] = path
         else:
@@ -163,7 +165,7 @@ def _kind(name: str) -> str | None:
     return KIND_OF_SUFFIX.get(name.lower().removesuffix(".gz").rpartition(".")[2])
 
 
-def _format(path: str, *more: str) -> tuple[Format, list[str]]:
+def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
     """How to read a file and more like it, and what to call it."""
     if fields := records.braces(path):
         return formats.ParallelLines(), [f"text files, a line each: {', '.join(fields)}"]
@@ -191,7 +193,7 @@ def _format(path: str, *more: str) -> tuple[Format, list[str]]:
         "array_record": (formats.ArrayRecordRows(), "ArrayRecord of JSON"),
     }
     form, words = simple[kind]
-    fields = tuple(records.open_records(path, form)[0])
+    fields = tuple(records.open_records(path, form, tolerant=tolerant)[0])
     return form, [f"{words} with the fields {', '.join(fields)}"]
 
 
@@ -287,6 +289,10 @@ class Filled:
 
     def split(self, name: str) -> "FilledRecords":
         return FilledRecords(self.source.split(name), dict(self.templates), self.labels)
+
+    def tolerant(self, max_bad_fraction: float) -> "Filled":
+        """The same, over records of which so many may be bad."""
+        return dataclasses.replace(self, source=self.source.tolerant(max_bad_fraction))
 
     def fingerprint(self, split: str) -> str:
         """Another text whenever an example is another."""

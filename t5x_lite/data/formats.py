@@ -17,6 +17,7 @@ from t5x_lite.data.records import (
     Example,
     File,
     Line,
+    OnBad,
     Records,
     Scanned,
     bare,
@@ -71,9 +72,11 @@ class TextLines(_OfLines):
     field: str = "text"
     keep_blank: bool = False
 
-    def scan(self, path: Path, file: File) -> Iterator[Scanned]:
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
         for line in read_lines(path, file.name):
-            if self.keep_blank or line.text.strip():
+            if line.error:
+                bad(line.error, 1)
+            elif self.keep_blank or line.text.strip():
                 yield Scanned(line.begin, line.end - line.begin, {self.field: line.text})
 
     def parse(self, text: str, where: str) -> Example:
@@ -86,8 +89,8 @@ class Paragraphs(_OfLines):
 
     field: str = "text"
 
-    def scan(self, path: Path, file: File) -> Iterator[Scanned]:
-        for lines in _blocks(path, file.name):
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        for lines in _blocks(path, file.name, bad):
             text = "\n".join(line.text for line in lines)
             yield Scanned(lines[0].begin, lines[-1].end - lines[0].begin, {self.field: text})
 
@@ -99,10 +102,17 @@ class Paragraphs(_OfLines):
 class JsonLines(_OfLines):
     """JSON objects, one a line. A key that comes twice and numbers that JSON does not know (NaN) are errors."""
 
-    def scan(self, path: Path, file: File) -> Iterator[Scanned]:
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
         for line in read_lines(path, file.name):
-            if line.text.strip():
+            try:
+                if line.error:
+                    raise line.error
+                if not line.text.strip():
+                    continue
                 row = self._strictly(line.text, f"{file.name}:{line.number}")
+            except DataError as error:
+                bad(error, 1)
+            else:
                 yield Scanned(line.begin, line.end - line.begin, row)
 
     def parse(self, text: str, where: str) -> Example:
@@ -133,7 +143,7 @@ class Table(_OfLines):
     columns: tuple[str, ...] = ()
     quoting: bool = True
 
-    def scan(self, path: Path, file: File) -> Iterator[Scanned]:
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
         lines: list[Line] = []  # of the record being read: with quotes it may go on over several
 
         def fed() -> Iterator[str]:
@@ -142,20 +152,34 @@ class Table(_OfLines):
                 yield line.text + "\n"
 
         header = list(self.columns)
-        try:
-            for cells in self._cells(fed()):
-                where, begin, end = f"{file.name}:{lines[0].number}", lines[0].begin, lines[-1].end
-                lines.clear()
-                if not header:
+        rows = self._cells(fed())
+        while True:
+            lines.clear()
+            try:
+                cells = next(rows, None)
+                if cells is None:
+                    return
+                where = f"{file.name}:{lines[0].number}"
+                if wrong := next((line.error for line in lines if line.error), None):
+                    if not header:
+                        raise wrong
+                    bad(wrong, 1)
+                elif not header:
                     header = cells
                     if repeated := [name for name in header if header.count(name) > 1]:
                         raise DataError(f"{where}: two columns are named {repeated[0]!r}; rename one")
+                elif cells and len(cells) != len(header):
+                    bad(self._ragged(header, cells, where), 1)
                 elif cells:
-                    yield Scanned(begin, end - begin, self._row(header, cells, where))
-        except csv.Error as error:
-            raise DataError(
-                f"{file.name}:{lines[0].number}: {error} in the record that begins here; is a quote left open?"
-            ) from None
+                    begin, end = lines[0].begin, lines[-1].end
+                    yield Scanned(begin, end - begin, dict(zip(header, cells, strict=True)))
+            except csv.Error as error:
+                found = DataError(
+                    f"{file.name}:{lines[0].number}: {error} in the record that begins here; is a quote left open?"
+                )
+                if not header or "end of data" in str(error):  # it has swallowed all that is left, maybe nearly all
+                    raise found from None
+                bad(found, len(lines))
 
     def reader(self, path: Path, file: File) -> Callable[[int, int], Example]:
         rows = self._cells(line.text + "\n" for line in read_lines(path, file.name))
@@ -165,20 +189,18 @@ class Table(_OfLines):
 
     def parse(self, text: str, where: str) -> Example:
         lines = (bare(line) + "\n" for line in bare(text).split("\n"))
-        return self._row(self.columns, next(self._cells(lines)), where)
+        return dict(zip(self.columns, next(self._cells(lines)), strict=True))
 
     def _cells(self, lines: Iterable[str]):
         style = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
         csv.field_size_limit(MAX_RECORD_BYTES)  # 131,072 by default: less than a long document
         return csv.reader(lines, delimiter=self.delimiter, quoting=style, strict=self.quoting)
 
-    def _row(self, header: Sequence[str], cells: Sequence[str], where: str) -> Example:
-        if len(cells) != len(header):
-            raise DataError(
-                f"{where}: {len(cells)} columns; the header has {len(header)} "
-                f"({', '.join(header)}). Quote cells that hold the delimiter {self.delimiter!r}"
-            )
-        return dict(zip(header, cells, strict=True))
+    def _ragged(self, header: Sequence[str], cells: Sequence[str], where: str) -> DataError:
+        return DataError(
+            f"{where}: {len(cells)} columns; the header has {len(header)} "
+            f"({', '.join(header)}). Quote cells that hold the delimiter {self.delimiter!r}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,10 +213,15 @@ class Sentences(_OfLines):
 
     columns: tuple[str, ...] = ("tokens", "tags")
 
-    def scan(self, path: Path, file: File) -> Iterator[Scanned]:
-        for lines in _blocks(path, file.name):
-            if row := self._row([(f"{file.name}:{line.number}", line.text) for line in lines]):
-                yield Scanned(lines[0].begin, lines[-1].end - lines[0].begin, row)
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        for lines in _blocks(path, file.name, bad):
+            try:
+                row = self._row([(f"{file.name}:{line.number}", line.text) for line in lines])
+            except DataError as error:
+                bad(error, 1)
+            else:
+                if row:
+                    yield Scanned(lines[0].begin, lines[-1].end - lines[0].begin, row)
 
     def parse(self, text: str, where: str) -> Example:
         lines = text.removesuffix("\n").split("\n")
@@ -219,13 +246,14 @@ class Sentences(_OfLines):
 class ParallelLines:
     """Files whose lines belong together, as one: "train.{en,de}.gz" gives examples {"en": …, "de": …}.
 
-    Pairs that are blank on all sides are left out. Files of different length are an error.
+    Pairs that are blank on all sides are left out. Files of different length are an error, and so is any bad
+    line: without it, those behind it would belong to others.
     """
 
     def local(self, file: File) -> Path:
         return Path(file.name)
 
-    def scan(self, path: Path, file: File) -> Iterator[Scanned]:
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
         sides = self._sides(file)
         lengths = {name: len(side) for name, side in sides.items()}
         if len(set(lengths.values())) > 1:
@@ -267,7 +295,7 @@ class ArrowRows(_OfRows):
     def local(self, file: File) -> Path:
         return plain(file)
 
-    def scan(self, path: Path, file: File) -> Iterator[Scanned]:
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
         row = 0
         for batch in _batches(path, file):
             for begin in range(0, len(batch), 1024):
@@ -278,7 +306,12 @@ class ArrowRows(_OfRows):
                 except (ValueError, TypeError, ArithmeticError, OSError) as error:
                     raise DataError(f"{file.name}: damaged about row {row} ({one_line(error)}); get it again") from None
                 for example in examples:
-                    yield Scanned(row, 0, texts(example, f"{file.name}, row {row}"))
+                    try:
+                        found = texts(example, f"{file.name}, row {row}")
+                    except DataError as error:
+                        bad(error, 1)
+                    else:
+                        yield Scanned(row, 0, found)
                     row += 1
 
     def reader(self, path: Path, file: File) -> Callable[[int, int], Example]:
@@ -327,11 +360,16 @@ class ArrayRecordRows(_OfRows):
     def local(self, file: File) -> Path:
         return plain(file)
 
-    def scan(self, path: Path, file: File) -> Iterator[Scanned]:
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
         read = self.reader(path, file)
         reader = self._opened(path, file)
         for row in range(reader.num_records()):
-            yield Scanned(row, 0, read(row, 0))
+            try:
+                found = read(row, 0)
+            except DataError as error:
+                bad(error, 1)
+            else:
+                yield Scanned(row, 0, found)
 
     def reader(self, path: Path, file: File) -> Callable[[int, int], Example]:
         reader = self._opened(path, file)
@@ -388,11 +426,16 @@ def _batches(path: Path, file: File) -> list:
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
-def _blocks(path: Path, name: str) -> Iterator[list[Line]]:
+def _blocks(path: Path, name: str, bad: OnBad) -> Iterator[list[Line]]:
     """Runs of lines that are not blank."""
-    for is_blank, lines in itertools.groupby(read_lines(path, name), lambda line: not line.text.strip()):
-        if not is_blank:
-            yield list(lines)
+    for is_blank, run in itertools.groupby(
+        read_lines(path, name), lambda line: not line.text.strip() and not line.error
+    ):
+        lines = [] if is_blank else list(run)
+        if wrong := next((line.error for line in lines if line.error), None):
+            bad(wrong, 1)
+        elif lines:
+            yield lines
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

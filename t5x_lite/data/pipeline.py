@@ -3,15 +3,19 @@
 The rows of a global batch are cut into S streams, S fixed by the number of rows alone. Stream s takes the elements
 s, s + S, s + 2S, … of each task's shuffled, endlessly repeated order, draws its examples from the tasks by their
 rates, and packs them into its rows. A host computes only the streams of its rows, so any number of hosts up to S sees
-the same global batch, row by row. The state of a stream is where it stands: a few integers per task. Restoring
-works through one packing window again at most.
+the same global batch, row by row. The state of a stream is where it stands: three integers per task, packed tightly.
+Restoring works through one packing window again at most.
 """
 
+import base64
+import binascii
 import collections
 import dataclasses
 import itertools
+import json
 import queue
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +23,12 @@ import numpy as np
 
 from t5x_lite import batch as batches
 from t5x_lite.batch import ArraySpec, Batch
-from t5x_lite.data import cache, packing, preprocess, registry
+from t5x_lite.data import cache, packing, registry
 from t5x_lite.data.cache import Cache
-from t5x_lite.data.convert import TEXT, Converter, label, text_of
+from t5x_lite.data.convert import TEXT, Converter, text_of
 from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.packing import Examples
+from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
@@ -36,6 +41,8 @@ FEWEST_ROWS_PER_WINDOW = 64  # the last may stay half empty: about 0.8% of them
 ROWS_PER_UNPACKED_WINDOW = 16  # noised together: they wait for no others to fit beside them
 MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window of examples that are next to empty
 EXAMPLES_PER_EVAL_WINDOW = 1024
+COUNTED = ("tokens", "examples", "converted", "too long", "bad")  # by task
+BRIEF = 40  # characters of a value in a state's fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,19 +76,21 @@ class TrainBatches:
         self._setting, self._prefetch = setting, prefetch_batches
         per_host = setting.streams // shard_count
         self._mine = range(shard_index * per_host, (shard_index + 1) * per_host)
-        self._streams = {s: _Stream(rates, setting, s) for s in self._mine}
         self.tasks = tuple(sorted(rates))  # task_ids are their numbers here, from 1
+        readers = [Reader(registry.REGISTRY[name], "train") for name in self.tasks]  # type: ignore[arg-type]
+        self._streams = {s: _Stream(readers, rates, setting, s) for s in self._mine}
         self._rows_per_stream = batch_rows // setting.streams
+        self._before = np.zeros((len(COUNTED), len(rates)))  # counted before the state that was restored
         self._state = self._stream_states()
         self._counted: list[Callable[[], np.ndarray]] = []
         self._worker: _Worker | None = None
         vocabulary = setting.vocabulary
         self._fingerprint = {
             "mixture": {name: round(rate, 9) for name, rate in rates.items()},
-            "tasks": {name: registry.identity(registry.REGISTRY[name]) for name in rates},  # type: ignore[arg-type]
+            "tasks": {name: _brief(registry.identity(registry.REGISTRY[name])) for name in rates},  # type: ignore[arg-type]
             "converter": repr(setting.converter),
             "vocabulary": vocabulary.fingerprint,
-            "format": 2,  # of this state, and of the order it stands for
+            "format": 3,  # of this state, and of the order it stands for
             "seed": setting.seed,
             "batch_rows": batch_rows,
             "pack": setting.pack,
@@ -98,8 +107,18 @@ class TrainBatches:
         return batch
 
     def get_state(self) -> dict:
-        """Where the batches handed out so far have led, as JSON-able data; of this host's streams only."""
-        return {"fingerprint": self._fingerprint, "streams": self._state}
+        """Where the batches handed out so far have led, as JSON-able data; of this host's streams only. 100 tasks in 64
+        streams take less than 100 kB.
+
+        streams: of each, the examples drawn when its packing window began (`drawn`), the rows of it that are out
+        (`emitted`), and where its tasks stood (`_encoded`). counts: COUNTED by task, when these windows began.
+        """
+        streams = {
+            str(number): {"drawn": start.drawn, "emitted": emitted, "tasks": _encoded(start.positions)}
+            for number, (start, emitted) in self._state.items()
+        }
+        counts = self._before + sum(start.counts for start, _ in self._state.values())
+        return {"fingerprint": self._fingerprint, "counts": counts.tolist(), "streams": streams}
 
     def set_state(self, state: dict) -> None:
         """Goes on from `get_state()` of any host count (merged). CheckpointError when it was another pipeline's."""
@@ -114,27 +133,37 @@ class TrainBatches:
             raise CheckpointError(
                 f"the data state lacks streams {missing}; it is of some hosts only. Give merge_states() of all hosts"
             )
+        zero = np.zeros_like(self._before)
+        starts = {}
+        for number in self._mine:
+            stream = state["streams"][str(number)]
+            positions = _decoded(stream["tasks"], len(self.tasks))
+            starts[number] = _Start(stream["drawn"], positions, zero), stream["emitted"]
         self.close()
-        for number, stream in self._streams.items():
-            stream.set_state(state["streams"][str(number)])
-        self._state = self._stream_states()
+        self._before = np.array(state["counts"]) * (len(self._mine) / self._setting.streams)
+        self._go_to(starts)
 
     def counters(self) -> dict[str, float]:
         """Totals of this host since step 0, over resumptions: examples and tokens in the batches handed out and epochs
-        per task (read for packing, so up to a window ahead), and the share of converted examples that were truncated.
+        per task (read for packing, so up to a window ahead); of the converted examples the share that did not fit,
+        as "truncated" or "skipped_long"; and where there were any, "bad" examples, which were left out.
         """
         if not self._counted:
             return {}
-        tokens, examples, converted, truncated, epochs = np.sum([count() for count in self._counted], axis=0)
+        found = np.sum([count() for count in self._counted], axis=0)
+        tokens, examples, converted, too_long, bad = found[: len(COUNTED)] + self._before
+        epochs = found[-1]
         out = {f"examples/{name}": float(n) for name, n in zip(self.tasks, examples, strict=True)}
         out |= {f"tokens/{name}": float(n) for name, n in zip(self.tasks, tokens, strict=True)}
         out |= {f"epochs/{name}": float(n) / len(self._counted) for name, n in zip(self.tasks, epochs, strict=True)}
-        return out | {"truncated": float(truncated.sum() / max(converted.sum(), 1))}
+        name = "skipped_long" if self._setting.converter.on_long == "skip" else "truncated"
+        out[name] = float(too_long.sum() / max(converted.sum(), 1))
+        return out | ({"bad": float(bad.sum())} if bad.any() else {})
 
     def epochs_per_example(self) -> dict[str, float]:
         """{"epochs_per_example/TASK": …}: how far an example gets in its source, by what was read up to now."""
         read = np.sum([stream.read for stream in self._streams.values()], axis=0)
-        ratios = read[4] / np.maximum(read[1], 1) / self._setting.streams
+        ratios = read[-1] / np.maximum(read[1], 1) / self._setting.streams
         return {f"epochs_per_example/{name}": float(ratio) for name, ratio in zip(self.tasks, ratios, strict=True)}
 
     def close(self) -> None:
@@ -142,8 +171,12 @@ class TrainBatches:
         if self._worker:
             self._worker.close()
             self._worker = None
-            for number, stream in self._streams.items():
-                stream.set_state(self._state[str(number)])
+            self._go_to(self._state)
+
+    def _go_to(self, state: "dict[int, tuple[_Start, int]]") -> None:
+        for number, stream in self._streams.items():
+            stream.set_state(*state[number])
+        self._state = self._stream_states()
 
     def _produce(self) -> tuple[Batch, dict, list]:
         parts = [part for stream in self._streams.values() for part in stream.take(self._rows_per_stream)]
@@ -151,8 +184,8 @@ class TrainBatches:
         batches.check(batch, self._setting.converter.specs(), self._setting.vocabulary.size)
         return batch, self._stream_states(), [stream.counter() for stream in self._streams.values()]
 
-    def _stream_states(self) -> dict:
-        return {str(number): stream.get_state() for number, stream in self._streams.items()}
+    def _stream_states(self) -> "dict[int, tuple[_Start, int]]":
+        return {number: stream.get_state() for number, stream in self._streams.items()}
 
 
 def train_batches(
@@ -206,7 +239,36 @@ def stream_count(batch_rows: int) -> int:
 def merge_states(states: Iterable[dict]) -> dict:
     """The states of all hosts as one."""
     states = list(states)
-    return states[0] | {"streams": {k: v for state in states for k, v in state["streams"].items()}}
+    counts = np.sum([state["counts"] for state in states], axis=0).tolist()
+    return states[0] | {"counts": counts, "streams": {k: v for state in states for k, v in state["streams"].items()}}
+
+
+def _brief(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's identity without what is empty, long values by a digest: a hundred of them are part of every state."""
+    texts = {name: json.dumps(value) for name, value in identity.items() if value}
+    return {
+        name: identity[name] if len(text) <= BRIEF else f"{text[: BRIEF // 2]}…{key(text):016x}"
+        for name, text in texts.items()
+    }
+
+
+def _encoded(positions: np.ndarray) -> str:
+    """Integers as text, in few characters: byte by byte of all of them, as the high ones are mostly alike.
+
+    >>> _decoded(_encoded(np.array([[3, 10**9, 0], [1, 2, 3]])), 2).tolist()
+    [[3, 1000000000, 0], [1, 2, 3]]
+    """
+    planes = np.ascontiguousarray(positions.T).astype("<u8").view(np.uint8).reshape(-1, 8).T
+    return base64.b85encode(zlib.compress(planes.tobytes(), 9)).decode("ascii")
+
+
+def _decoded(text: str, tasks: int) -> np.ndarray:
+    """CheckpointError where it is not what `_encoded` wrote of so many tasks."""
+    try:
+        planes = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(8, 3 * tasks)
+    except (ValueError, zlib.error, binascii.Error) as error:
+        raise CheckpointError(f"the data state is damaged ({error}); take an earlier checkpoint") from None
+    return np.ascontiguousarray(planes.T).view("<u8").reshape(3, tasks).T.astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,29 +277,38 @@ class _Texts:
 
     examples: Examples
     lengths: np.ndarray  # int [examples, dimensions]
-    truncated: int
+    counts: np.ndarray  # int [3]: converted, too long, bad
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """Where a stream stood when its packing window began."""
+
+    drawn: int  # examples
+    positions: np.ndarray  # int [tasks, 3], of `_Feed.get_position`
+    counts: np.ndarray  # float [COUNTED, tasks], since the state that was restored
 
 
 class _Feed:
     """The examples of one task in one stream: window after window of its elements, converted together."""
 
-    def __init__(self, task: Task, share: float, setting: Setting, stream: int):
-        self.task, self._setting, self._stream = task, setting, stream
-        self._source = task.source.split("train")
-        if not len(self._source):
-            raise DataError(f"task {task.name!r} has no training example; check its source")
+    def __init__(self, reader: Reader, share: float, setting: Setting, stream: int):
+        self.task, self._reader, self._setting, self._stream = reader.task, reader, setting, stream
+        if not len(reader):
+            raise DataError(f"task {self.task.name!r} has no training example; check its source")
         self._window_size = max(FEWEST_TEXTS_PER_WINDOW, round(TEXTS_PER_WINDOW * share))
-        self._seed = key(setting.seed, task.name, "order")
+        self._seed = key(setting.seed, self.task.name, "order")
         self._survives = False
-        self.set_position([0, 0, 0, 0, 0, 0])
+        self.counts = np.zeros(4, np.int64)  # produced, converted, too long, bad
+        self.set_position([0, 0, 0])
 
     def get_position(self) -> list[int]:
-        """[window, offset, size, produced, converted, truncated]: the next example is number `offset` of `window`,
-        which has `size` (0 where the window has not been begun)."""
-        return [self._window, self._offset, self._size, *self._counts]
+        """[window, offset, size]: the next example is number `offset` of `window`, which has `size` (0 where the window
+        has not been begun)."""
+        return [self._window, self._offset, self._size]
 
     def set_position(self, position: Sequence[int]) -> None:
-        self._window, self._offset, self._size, *self._counts = position
+        self._window, self._offset, self._size = position
         self._loaded: collections.deque[_Texts] = collections.deque()  # windows from `_window` on
 
     def lengths(self, count: int) -> np.ndarray:
@@ -254,12 +325,11 @@ class _Feed:
             texts = self._loaded[0]
             size = len(texts.lengths)
             if self._offset == 0:  # not when a restored state goes on in the middle: it was counted then
-                self._counts[1] += size
-                self._counts[2] += texts.truncated
+                self.counts[1:] += texts.counts
             end = min(self._offset + count, size)
             if end > self._offset:
                 out.append(packing.piece(texts.examples, self._offset, end))
-            self._counts[0] += end - self._offset
+            self.counts[0] += end - self._offset
             count -= end - self._offset
             self._offset, self._size = end, size
             if end == size:
@@ -271,7 +341,7 @@ class _Feed:
     def epochs(self) -> float:
         """How often this stream's share of the source has been read."""
         windows = self._window + self._offset / max(self._size, 1)
-        return windows * self._window_size * self._setting.streams / len(self._source)
+        return windows * self._window_size * self._setting.streams / len(self._reader)
 
     def _load(self, count: int) -> None:
         """Converts windows until the next `count` examples are there."""
@@ -282,70 +352,70 @@ class _Feed:
             self._loaded.append(texts)
             missing -= len(texts.lengths)
             empty_windows = 0 if len(texts.lengths) else empty_windows + 1
-            if empty_windows * self._window_size > len(self._source):
+            if empty_windows * self._window_size > len(self._reader):
                 self._require_survivor()
 
     def _require_survivor(self) -> None:
         """DataError unless an element of the source makes an example: a rare one may just not have come up yet."""
         if self._survives:
             return
+        setting = self._setting
         for group in _groups(text_examples(self.task, "train"), self._window_size):
-            rng = generator(self._setting.seed, self.task.name, "survivor")
-            converted = [e for _, e in group], self.task, self._setting.converter, self._setting.vocabulary, rng
-            if packing.count(_converted(*converted)[0]):
+            rng = generator(setting.seed, self.task.name, "survivor")
+            if packing.count(_converted(group, self._reader, setting.converter, setting.vocabulary, rng)[0]):
                 self._survives = True
                 return
         raise DataError(
-            f"task {self.task.name!r} has no example left of {len(self._source)} after its preprocessors; "
-            "do they drop everything, or are all texts empty?"
+            f"task {self.task.name!r} has no example left of {len(self._reader)} after its preprocessors; "
+            "do they drop everything, or are all texts empty (or, with data.on_long=skip, all too long)?"
         )
 
     def _convert(self, window: int) -> _Texts:
         setting, task = self._setting, self.task
         places = np.arange(window * self._window_size, (window + 1) * self._window_size)
         places = places * setting.streams + self._stream
-        indices = shuffled(places, len(self._source), self._seed).tolist()
+        indices = shuffled(places, len(self._reader), self._seed).tolist()
+        bad = self._reader.bad
         if task.name in setting.caches:
             found = setting.caches[task.name].read(indices)
         else:
-            found = [self._preprocessed(place, index) for place, index in zip(places.tolist(), indices, strict=True)]
-            found = [example for example in found if example is not None]
+            found = [
+                self._reader.read(index, lambda place=place: generator(setting.seed, task.name, "element", place))
+                for place, index in zip(places.tolist(), indices, strict=True)
+            ]
+        kept = [(index, example) for index, example in zip(indices, found, strict=True) if example is not None]
         rng = generator(setting.seed, task.name, "window", self._stream, window)
-        examples, truncated = _converted(found, task, setting.converter, setting.vocabulary, rng)
-        return _Texts(examples, setting.converter.lengths(examples, setting.vocabulary), truncated)
-
-    def _preprocessed(self, place: int, index: int) -> registry.Example | None:
-        rng = lambda: generator(self._setting.seed, self.task.name, "element", place)  # noqa: E731
-        return preprocess.apply(self.task.preprocessors, self._source[index], rng)
+        examples, too_long = _converted(kept, self._reader, setting.converter, setting.vocabulary, rng)
+        lengths = setting.converter.lengths(examples, setting.vocabulary)
+        skipped = too_long if setting.converter.on_long == "skip" else 0
+        return _Texts(examples, lengths, np.array([len(lengths) + skipped, too_long, self._reader.bad - bad]))
 
 
 class _Stream:
     """The rows of one stream: examples drawn from the tasks by their rates, packed window by window."""
 
-    def __init__(self, rates: Mapping[str, float], setting: Setting, number: int):
+    def __init__(self, readers: Sequence[Reader], rates: Mapping[str, float], setting: Setting, number: int):
         self._setting, self._number = setting, number
-        names = sorted(rates)  # the order a mixture is written in does not matter
-        self._shares = np.array([rates[name] for name in names])
-        self._feeds = [_Feed(registry.REGISTRY[name], rates[name], setting, number) for name in names]  # type: ignore[arg-type]
+        self._shares = np.array([rates[reader.task.name] for reader in readers])
+        self._feeds = [_Feed(reader, rates[reader.task.name], setting, number) for reader in readers]
         self._specs = setting.converter.specs()
         self._sizes = setting.converter.sizes(setting.pack)
         self._capacity = np.array(list(self._sizes.values()))
         self._window_rows = max(FEWEST_ROWS_PER_WINDOW, ROWS_PER_WINDOW // setting.streams)
         self._blocks: dict[int, np.ndarray] = {}  # of draws
-        positions = [feed.get_position() for feed in self._feeds]
-        self.set_state({"drawn": 0, "tasks": positions, "tokens": [0.0] * len(self._feeds), "emitted": 0})
+        nothing = np.zeros((len(COUNTED), len(readers)))
+        self.set_state(_Start(0, np.zeros((len(readers), 3), np.int64), nothing), 0)
 
-    def get_state(self) -> dict:
+    def get_state(self) -> tuple[_Start, int]:
         """Where the window that is being handed out began, and how many of its rows are out."""
-        return self._start | {"emitted": self._emitted}
+        return self._start, self._emitted
 
-    def set_state(self, state: dict) -> None:
-        self._drawn = state["drawn"]
-        for feed, position in zip(self._feeds, state["tasks"], strict=True):
+    def set_state(self, start: _Start, emitted: int) -> None:
+        self._start, self._emitted, self._drawn = start, emitted, start.drawn
+        self._token_counts = start.counts[0]
+        for feed, position, counts in zip(self._feeds, start.positions.tolist(), start.counts[1:].T, strict=True):
             feed.set_position(position)
-        self._token_counts = np.array(state["tokens"])
-        self._start = {name: state[name] for name in ("drawn", "tasks", "tokens")}
-        self._emitted = state["emitted"]
+            feed.counts = counts.copy()
         self._rows: Batch | None = None  # made when asked for
         self._count = 0
 
@@ -356,12 +426,8 @@ class _Stream:
             if self._rows is None:
                 self._fill_window()
             elif self._emitted == self._count:
-                self._start = {
-                    "drawn": self._drawn,
-                    "tasks": [feed.get_position() for feed in self._feeds],
-                    "tokens": self._token_counts.tolist(),
-                }
-                self._emitted = 0
+                positions = np.array([feed.get_position() for feed in self._feeds])
+                self._start, self._emitted = _Start(self._drawn, positions, self.read[: len(COUNTED)]), 0
                 self._fill_window()
             end = min(self._emitted + count, self._count)
             out.append({name: array[self._emitted : end] for name, array in self._rows.items()})  # type: ignore[union-attr]
@@ -370,8 +436,8 @@ class _Stream:
         return out
 
     def counter(self) -> Callable[[], np.ndarray]:
-        """A function for float [5, tasks]: tokens and examples in the rows handed out up to now; converted; truncated;
-        epochs. Counting waits until somebody asks."""
+        """A function for float [COUNTED and epochs, tasks], tokens and examples only of the rows handed out up to now.
+        Counting waits until somebody asks."""
         read, tasks, row_of, emitted = self.read, self._tasks, self._row_of, self._emitted
         tokens = self._tokens
 
@@ -401,7 +467,7 @@ class _Stream:
             self._rows |= _task_ids(tasks, row_of, self._rows)
         self._tasks, self._row_of, self._tokens = tasks, row_of, _tokens(examples, self._specs)
         self._token_counts = self._token_counts + np.bincount(tasks, self._tokens, minlength=len(self._feeds))
-        counts = np.array([[*feed.get_position()[3:], feed.epochs] for feed in self._feeds]).T
+        counts = np.array([[*feed.counts, feed.epochs] for feed in self._feeds]).T
         self.read = np.vstack([self._token_counts, counts])
 
     def _draw(self) -> np.ndarray:
@@ -505,19 +571,18 @@ class _Worker:
 
 def text_examples(task: Task, split: str) -> Iterator[tuple[int, registry.Example]]:
     """(index, preprocessed example) of a split, in the source's order; dropped ones are left out."""
-    source = task.source.split(split)
-    if not len(source):
+    reader = Reader(task, split)
+    if not len(reader):
         raise DataError(f"task {task.name!r} has no example in split {split!r}")
     found = False
-    for index in range(len(source)):
-        rng = lambda n=index: generator(0, task.name, split, n)  # noqa: E731
-        example = preprocess.apply(task.preprocessors, source[index], rng)
+    for index in range(len(reader)):
+        example = reader.read(index, lambda n=index: generator(0, task.name, split, n))
         if example is not None:
             found = True
             yield index, example
     if not found:
         raise DataError(
-            f"task {task.name!r} has no example left of {len(source)} in split {split!r} after its preprocessors; "
+            f"task {task.name!r} has no example left of {len(reader)} in split {split!r} after its preprocessors; "
             "do they drop everything?"
         )
 
@@ -611,9 +676,10 @@ def _eval_windows(
 ) -> Iterator[Examples]:
     """The examples of a split, at least `fewest` together except at its end."""
     ready: list[Examples] = []
+    reader = Reader(task, split)
     for window, group in enumerate(_groups(_limited(text_examples(task, split), limit), TEXTS_PER_WINDOW)):
         rng = generator(0, task.name, split, "window", window)
-        pieces = [_converted([e for _, e in group], task, converter, vocabulary, rng)[0]]
+        pieces = [_converted(group, reader, converter, vocabulary, rng)[0]]
         ready.append(_finished(pieces, converter, vocabulary, rng))
         if sum(map(packing.count, ready)) >= fewest:
             yield packing.concatenate(ready)
@@ -653,15 +719,32 @@ def _of_rows(blocks: Iterable[Batch], rows: int) -> Iterator[Batch]:
 
 
 def _converted(
-    examples: Sequence[Mapping], task: Task, converter: Converter, vocabulary: Vocabulary, rng: np.random.Generator
+    numbered: Sequence[tuple[int, Mapping]],
+    reader: Reader,
+    converter: Converter,
+    vocabulary: Vocabulary,
+    rng: np.random.Generator,
 ) -> tuple[Examples, int]:
-    """Text examples as model features, or as texts to denoise; empty texts give none."""
+    """Text examples, with their numbers in the source, as model features, or as texts to denoise (empty texts give
+    none); and how many did not fit in a row."""
+    task, examples = reader.task, [example for _, example in numbered]
     if task.is_corpus:
         return converter.corpus([text_of(e, "text", task) for e in examples], vocabulary, rng), 0
-    if task.labels or task.regression:
-        for example in examples:
-            label(example, task)  # a wrong label is wrong for every architecture, also where it is just text
-    return converter.supervised(examples, task, vocabulary)
+    found, is_long = converter.supervised(examples, task, vocabulary)
+    if converter.on_long == "error" and is_long.any():
+        index = numbered[int(is_long.argmax())][0]
+        raise DataError(
+            f"{reader.where(index)}: the example does not fit in a row ({_sizes(converter)}). Raise data.length or "
+            "data.targets_length, shorten it, or set data.on_long to truncate or skip"
+        )
+    if converter.on_long == "skip":
+        found = packing.take(found, np.flatnonzero(~is_long))
+    return found, int(is_long.sum())
+
+
+def _sizes(converter: Converter) -> str:
+    names = {"S": "encoder", "L": "decoder"}
+    return ", ".join(f"{names[d]} {size} tokens" for d, size in converter.sizes(pack=False).items() if d in names)
 
 
 def _finished(

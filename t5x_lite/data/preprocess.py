@@ -7,12 +7,14 @@ import inspect
 import re
 import string
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.errors import ConfigError, DataError, UserError
 
 Example = Mapping[str, Any]
 
@@ -56,9 +58,19 @@ def keep(condition: Callable[[Example], bool]) -> Callable[[Example], Example | 
 
 
 def apply(functions, example: Example, rng: Callable[[], np.random.Generator]) -> Example | None:
-    """All preprocessors in order; `rng()` makes the generator for those with a parameter of that name."""
+    """All preprocessors in order; `rng()` makes the generator for those with a parameter of that name. What one raises
+    is a DataError that names it."""
     for function in functions:
-        found = function(example, rng=rng()) if takes_rng(function) else function(example)
+        try:
+            found = function(example, rng=rng()) if takes_rng(function) else function(example)
+        except UserError:
+            raise
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise DataError(
+                f"the preprocessor {identity(function).split('#')[0]} failed ({Path(frame.filename).name}:"
+                f"{frame.lineno}) with {type(error).__name__}: {error}; it was given {', '.join(map(str, example))}"
+            ) from error
         if found is None:
             return None
         example = found

@@ -1,9 +1,9 @@
 """A file as a sequence of examples: any of them at once, in constant memory, however long the file is.
 
 The first time a file is opened all of it is read, record by record, so that whatever is wrong is found then, named
-by file and line, and not hours into a run. What is kept is an index of 17 bytes a record, for larger files in the
-user's cache, which later openings map into memory. A compressed or remote file is copied there first, a Parquet file
-as Arrow.
+by file and line, and not hours into a run. (Where some may be bad they are left out, and counted.) What is kept is an
+index of 17 bytes a record, for larger files in the user's cache, which later openings map into memory. A compressed
+or remote file is copied there first, a Parquet file as Arrow.
 """
 
 import array
@@ -16,10 +16,11 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -43,8 +44,13 @@ VERSION_MARKS = ("generation", "etag", "ETag", "md5Hash", "content_md5", "mtime"
 FETCHED = "sha256="  # begins the version of a file of which they tell nothing
 BLOCK_BYTES = 1 << 20
 # begin: byte of a record in its file, or its row in a table; length: bytes; check: of a hash of its contents;
-# split: index into PERCENT.
+# split: index into PERCENT, or BAD. Sorted by it.
 INDEX = np.dtype([("begin", "<i8"), ("length", "<u4"), ("check", "<u4"), ("split", "u1")])
+
+
+BAD = 255  # the split of a record that is left out
+SHOWN_BAD = 3  # of a file, in the log
+OnBad = Callable[[DataError, int], None]  # what to do about so many records that are bad: raise it, or go on
 
 
 class Scanned(NamedTuple):
@@ -62,8 +68,9 @@ class Format(Protocol):
         """The file to read from: itself, or a copy in the cache that allows random access."""
         ...
 
-    def scan(self, path: Path, file: "File") -> Iterator[Scanned]:
-        """Every record, checked. DataError names `file` and the place of the first that is wrong."""
+    def scan(self, path: Path, file: "File", bad: OnBad) -> Iterator[Scanned]:
+        """Every record, checked; those that are wrong go to `bad`, as errors that name `file` and their place. Raises
+        what makes the whole file unreadable."""
         ...
 
     def reader(self, path: Path, file: "File") -> Callable[[int, int], Example]:
@@ -120,16 +127,21 @@ class File:
         return _digest(repr((VERSION, place, self.size, self.mtime_ns, self.version)).encode() + ends)
 
 
-def open_records(name: str, form: Format, split: str = "") -> "Records":
-    """The records of a file; with `split`, those whose hash puts them there. DataError when it holds none at all."""
-    return _opened(File.of(name), form, split)
+def open_records(name: str, form: Format, split: str = "", tolerant: bool = False) -> "Records":
+    """The records of a file; with `split`, those whose hash puts them there. DataError when it holds none at all, or a
+    bad one; these are left out and counted where `tolerant`."""
+    return _opened(File.of(name), form, split, tolerant)
 
 
 class Records(Sequence[Example]):
-    """The records of an index, each read when asked for. Travels to other processes as a path and the index."""
+    """The records of an index, each read when asked for. Travels to other processes as a path and the index.
 
-    def __init__(self, file: File, path: Path, form: Format, index: np.ndarray):
+    bad: how many of the whole file, whatever the split, were left out; total: how many it has with them.
+    """
+
+    def __init__(self, file: File, path: Path, form: Format, index: np.ndarray, bad: int, total: int):
         self.file, self.path, self._form, self._index = file, path, form, index
+        self.bad, self.total = bad, total
 
     def __len__(self) -> int:
         return len(self._index)
@@ -182,33 +194,26 @@ class Chained(Sequence[Example]):
         return self._parts[number], place - int(self._ends[number] - len(self._parts[number]))
 
 
-def hash_split(key: str) -> str:
-    """The split a text belongs to, by its hash: 90% train, 5% validation, 5% test. Equal texts stay together."""
-    return list(PERCENT)[_CODES[_hash(key) % 100]]
-
-
 def _hash(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big")
 
 
 @functools.lru_cache(maxsize=4096)
-def _opened(file: File, form: Format, split: str) -> Records:
-    path, index = _indexed(file, form, bool(split))
-    if split:  # the index is sorted by it
-        code = list(PERCENT).index(split)
-        low, high = (bisect.bisect_left(index["split"], c) for c in (code, code + 1))
-        index = index[low:high]
-    return Records(file, path, form, index)
+def _opened(file: File, form: Format, split: str, tolerant: bool) -> Records:
+    path, index = _indexed(file, form, bool(split), tolerant)
+    code = list(PERCENT).index(split) if split else 0
+    low, high, good = (bisect.bisect_left(index["split"], c) for c in (code, code + 1, BAD))
+    return Records(file, path, form, index[low:high], len(index) - good, len(index))
 
 
 @functools.lru_cache(maxsize=4096)
-def _indexed(file: File, form: Format, by_hash: bool) -> tuple[Path, np.ndarray]:
+def _indexed(file: File, form: Format, by_hash: bool, tolerant: bool) -> tuple[Path, np.ndarray]:
     path = form.local(file)
     stored = cache_dir() / "indices" / f"{_digest(repr((file.key, form, by_hash)).encode())}.npy"
     index = _load(stored)
-    if index is None:
-        index = _scanned(form.scan(path, file), by_hash)
-        if not len(index):
+    if index is None or (not tolerant and index["split"][-1] == BAD):  # what is bad is found again, to say it
+        index = _scanned(form, path, file, by_hash, tolerant)
+        if not (index["split"] < BAD).any():
             raise DataError(f"{file.name} holds no example ({file.size} bytes); is it the right file?")
         if file.size >= SMALL_BYTES:
             with contextlib.suppress(DataError):  # nowhere to keep it: it is made again next time
@@ -225,12 +230,23 @@ def _load(path: Path) -> np.ndarray | None:
         index = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    return index if index.dtype == INDEX and index.ndim == 1 else None
+    return index if index.dtype == INDEX and index.ndim == 1 and len(index) else None
 
 
-def _scanned(records: Iterable[Scanned], by_hash: bool) -> np.ndarray:
+def _scanned(form: Format, path: Path, file: File, by_hash: bool, tolerant: bool) -> np.ndarray:
+    """The index of a file: its records sorted by split, then as many entries as were bad."""
     begins, lengths, hashes = array.array("q"), array.array("L"), array.array("Q")
-    for begin, length, row in records:
+    bad = 0
+
+    def note(error: DataError, records: int = 1) -> None:
+        nonlocal bad
+        if not tolerant:
+            raise error from None
+        bad += records
+        if bad <= SHOWN_BAD:
+            logging.getLogger(__name__).warning("left out: %s", error)
+
+    for begin, length, row in form.scan(path, file, note):
         begins.append(begin)
         lengths.append(length)
         hashes.append(_hash(_SORTED.encode(row)))
@@ -240,7 +256,7 @@ def _scanned(records: Iterable[Scanned], by_hash: bool) -> np.ndarray:
     index["split"] = np.array(_CODES, np.uint8)[(hashed % np.uint64(100)).astype(np.intp)] if by_hash else 0
     if by_hash:
         index = index[np.argsort(index["split"], kind="stable")]
-    return index
+    return np.concatenate([index, np.array([(0, 0, 0, BAD)] * bad, INDEX)]) if bad else index
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -250,11 +266,12 @@ class Line(NamedTuple):
     number: int  # from 1
     begin: int  # in bytes
     end: int  # behind its newline
-    text: str  # without byte-order mark, carriage return and newline
+    text: str  # without byte-order mark, carriage return and newline; as far as it is one where there is an error
+    error: DataError | None  # names its first bad byte
 
 
 def read_lines(path: Path, name: str) -> Iterator[Line]:
-    """The lines of a UTF-8 file, ended by newline alone; DataError names the first bad byte."""
+    """The lines of a UTF-8 file, ended by newline alone."""
     begin = 0
     with open_file(str(path)) as file:
         for number in itertools.count(1):
@@ -267,21 +284,24 @@ def read_lines(path: Path, name: str) -> Iterator[Line]:
             end = begin + len(raw)
             if len(raw) == MAX_RECORD_BYTES:
                 raise DataError(f"{name}:{number}: a line of more than {MAX_RECORD_BYTES >> 20} MB; is it a text file?")
+            wrong = None
             try:
                 text = raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise DataError(
+                text = raw.decode("utf-8", errors="replace").replace("\0", "")
+                wrong = DataError(
                     f"{name}:{number}: byte 0x{raw[error.start]:02x} at offset {begin + error.start} is not UTF-8; "
                     "convert the file, for example with iconv -t utf-8"
-                ) from None
+                )
             if "\0" in text:
-                raise DataError(
+                text = text.replace("\0", "")
+                wrong = DataError(
                     f"{name}:{number}: a NUL byte at offset {begin + raw.index(0)}; the file is damaged, or is not "
                     "UTF-8 (iconv -f utf-16 -t utf-8 converts it)"
                 )
             if number == 1 and text.startswith("\ufeff"):  # a byte-order mark
                 text, begin = text[1:], 3
-            yield Line(number, begin, end, bare(text))
+            yield Line(number, begin, end, bare(text), wrong)
             begin = end
 
 
@@ -296,7 +316,7 @@ def braces(pattern: str) -> dict[str, str]:
 
 
 def lines_of(name: str) -> Iterator[str]:
-    """The lines of a text file that may be compressed or remote."""
+    """The lines of a text file that may be compressed or remote, to guess from: what is wrong in one is not said."""
     return (line.text for line in read_lines(plain(File.of(name)), name))
 
 

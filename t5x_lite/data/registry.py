@@ -19,7 +19,9 @@ SAMPLED = 10_000  # examples that stand for a larger source which cannot fingerp
 class Source(Protocol):
     """Where examples come from: random access, so that order and resumption cost nothing.
 
-    A source may also have `fingerprint(split) -> str`: another text whenever an example is another.
+    A source may also have `fingerprint(split) -> str`: another text whenever an example is another; and
+    `tolerant(max_bad_fraction) -> Source`: the same, without the records that are bad, which may be so many.
+    The examples of a split may have `where(index) -> str`: file and line of one, for messages.
     """
 
     def split(self, name: str) -> Sequence[Example]:
@@ -49,6 +51,8 @@ class Task:
     metrics: functions `(targets, predictions) -> {name: value}` over postprocessed values.
     postprocess: from target or predicted text to what the metrics compare.
     baseline: "majority" (the commonest training target), "copy" (the first sentence of the inputs) or "".
+    max_bad_fraction: share of its records and examples that may be bad (unreadable, a field missing, a wrong label):
+        they are left out and counted. With 0 the first is a DataError.
     """
 
     name: str
@@ -63,6 +67,11 @@ class Task:
     metrics: tuple[Callable[[Sequence, Sequence], dict[str, float]], ...] = ()
     postprocess: Callable[[str], Any] = str.strip
     baseline: str = ""
+    max_bad_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_bad_fraction and (tolerant := getattr(self.source, "tolerant", None)):
+            object.__setattr__(self, "source", tolerant(self.max_bad_fraction))
 
     @property
     def is_corpus(self) -> bool:
@@ -85,6 +94,12 @@ def add(entry: Task | Mixture) -> Task | Mixture:
     """Registers a task or mixture under its name and returns it; a second one of that name replaces the first."""
     REGISTRY[entry.name] = entry
     return entry
+
+
+def tolerate(name: str, max_bad_fraction: float) -> None:
+    """Of every task under a task or mixture so many examples may be bad, whatever the tasks themselves say."""
+    for task in tasks(name):
+        add(dataclasses.replace(task, max_bad_fraction=max_bad_fraction))
 
 
 def rates(name: str) -> dict[str, float]:

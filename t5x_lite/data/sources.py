@@ -52,18 +52,32 @@ class Files:
 
     files: {split: path}, or one path whose examples are split by hash. A path may have wildcards (all that match, by
     name), end in .gz, or be a URL such as gs://…
+    max_bad_fraction: share of the records that may be bad: they are left out; with 0 the first is a DataError.
     """
 
     files: Mapping[str, str] | str
     form: Format
+    max_bad_fraction: float = 0.0
 
     def split(self, name: str) -> Records | Chained:
         by_hash = isinstance(self.files, str)
         if name not in (PERCENT if by_hash else self.files):
             raise ConfigError(unknown("split", name, PERCENT if by_hash else self.files))
         paths = matching(self.files if by_hash else self.files[name])  # type: ignore[arg-type, index]
-        parts = [open_records(path, self.form, name if by_hash else "") for path in paths]
+        tolerant = self.max_bad_fraction > 0
+        parts = [open_records(path, self.form, name if by_hash else "", tolerant) for path in paths]
+        bad, total = sum(part.bad for part in parts), sum(part.total for part in parts)
+        if bad > self.max_bad_fraction * total:
+            first = next(path for path, part in zip(paths, parts, strict=True) if part.bad)
+            raise DataError(
+                f"{first}{', …' * (len(paths) > 1)}: {bad:,} of {total:,} records are bad, more than "
+                f"max_bad_fraction={self.max_bad_fraction:g}; with 0 the first is shown. Correct them, or allow more"
+            )
         return parts[0] if len(parts) == 1 else Chained(parts)
+
+    def tolerant(self, max_bad_fraction: float) -> "Files":
+        """The same files, of whose records so many may be bad."""
+        return dataclasses.replace(self, max_bad_fraction=max_bad_fraction)
 
     def fingerprint(self, split: str) -> str:
         """Another text whenever an example is another."""

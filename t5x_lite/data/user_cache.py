@@ -1,10 +1,11 @@
 """The user's cache directory: what can be made again, kept so that it need not be."""
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from t5x_lite import atomic
 from t5x_lite.errors import DataError
@@ -36,3 +37,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes the whole file or nothing."""
     with atomic_file(path) as file:
         file.write(content)
+
+
+def remembered(path: Path, make: Callable[[], Any]) -> Any:
+    """JSON-able data out of a file of the cache, or as `make` makes it, which is then kept there where it can be."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        found = make()
+    with contextlib.suppress(DataError):
+        write_atomically(path, json.dumps(found).encode())
+    return found

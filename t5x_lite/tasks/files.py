@@ -9,6 +9,7 @@ or without a line, on the command line: --config.data.files=reviews.csv --config
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 import logging
 import math
@@ -21,11 +22,13 @@ from t5x_lite.data.files import Filled, Found, find
 from t5x_lite.data.preprocess import pieces, root
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Files
+from t5x_lite.data.user_cache import cache_dir, remembered
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 from t5x_lite.tasks.metrics import accuracy, exact_match, macro_f1, pearson, rouge, spearman
 
+VERSION = 1  # of what is remembered of targets; raise it when they are looked at in another way
 # Targets are labels where they are few, short, and come again and again; else numbers; else free text.
 MOST_LABELS = 64
 LONGEST_LABEL = 48  # characters
@@ -49,9 +52,19 @@ def task_from_files(
     labels: Sequence[str] | None = None,
     name: str = "",
     vocabulary: Vocabulary | None = None,
+    max_bad_fraction: float = 0.0,
 ) -> Task:
     """A task of local files; what was found out about them is logged. See `discover`."""
-    found = discover(files, inputs=inputs, targets=targets, text=text, labels=labels, name=name, vocabulary=vocabulary)
+    found = discover(
+        files,
+        inputs=inputs,
+        targets=targets,
+        text=text,
+        labels=labels,
+        name=name,
+        vocabulary=vocabulary,
+        max_bad_fraction=max_bad_fraction,
+    )
     for note in found.notes:
         logging.getLogger(__name__).info("%s", note)
     return found.task
@@ -66,6 +79,7 @@ def discover(
     labels: Sequence[str] | None = None,
     name: str = "",
     vocabulary: Vocabulary | None = None,
+    max_bad_fraction: float = 0.0,
 ) -> FileTask:
     """A task of local files and what was found out about them.
 
@@ -73,18 +87,20 @@ def discover(
     inputs, targets: templates over a record's fields; text: the same, for a corpus. Without any, fields of these names.
     labels: the classes; None finds them (and takes other targets for numbers or free text), () means free text.
     name: of the task; the file's by default.
+    max_bad_fraction: of the records that may be bad, as in a Task.
     Raises ConfigError for templates that name no field, DataError for files that cannot be read.
     """
-    found = find(files)
+    found = find(files, max_bad_fraction)
     templates = _templates(found, files, {"inputs": inputs, "targets": targets, "text": text})
     source = Filled(found.source, tuple(templates.items()))
     name = name or _name(files, found.source)
     features = {field: Feature(vocabulary) for field in templates}
     if "text" in templates:
         notes = (*found.notes, f"a corpus of the texts {templates['text']!r}")
-        return FileTask(Task(name, source, features=features), notes)
-    kind, shown = _kind_of_targets(files, source, found.splits, labels)
-    task = Task(name, dataclasses.replace(source, labels=kind.get("labels", ())), features=features, **kind)
+        return FileTask(Task(name, source, features=features, max_bad_fraction=max_bad_fraction), notes)
+    kind, shown = _kind_of_targets(files, source, found.splits, labels, max_bad_fraction)
+    source = dataclasses.replace(source, labels=kind.get("labels", ()))
+    task = Task(name, source, features=features, max_bad_fraction=max_bad_fraction, **kind)
     return FileTask(task, (*found.notes, f"targets {templates['targets']!r}: {shown}"))
 
 
@@ -114,20 +130,50 @@ def _templates(found: Found, files: str, given: dict[str, str]) -> dict[str, str
 
 
 def _kind_of_targets(
-    files: str, source: Filled, splits: Sequence[str], labels: Sequence[str] | None
+    files: str, source: Filled, splits: Sequence[str], labels: Sequence[str] | None, max_bad_fraction: float
 ) -> tuple[dict, str]:
     """The fields of a Task that follow from its targets, and how to say it. Every target is looked at."""
     if labels:
         return _classes(labels), f"the {len(labels)} labels {', '.join(labels)}; scored by accuracy and macro F1"
-    free = {"metrics": (exact_match, rouge), "baseline": "copy"}
+    free = {"metrics": (exact_match, rouge), "baseline": "copy"}, "free text; scored by exact match and ROUGE"
     if labels is not None:
-        return free, "free text; scored by exact match and ROUGE"
+        return free
+    key = repr((VERSION, [source.fingerprint(split) for split in splits], max_bad_fraction))
+    path = cache_dir() / "targets" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    counts, total, kind = remembered(path, lambda: _looked_at(source, splits, max_bad_fraction))
+    if kind == "text":
+        return free
+    if kind == "fractions" or (kind == "numbers" and len(counts) > MOST_LABELS):
+        fields = {"regression": True, "metrics": (pearson, spearman), "postprocess": _number}
+        return fields, "numbers; scored by Pearson's and Spearman's correlation"
+    if len(counts) == 1 and total > 1:
+        raise DataError(
+            f"{files}: all {total} targets are {next(iter(counts))!r}; there is nothing to learn. Is the template "
+            "right?"
+        )
+    if len(counts) > MOST_LABELS or total < FEWEST_PER_LABEL * len(counts):
+        return free
+    names = sorted(counts)
+    shown = ", ".join(f"{label or '(empty)'} {100 * counts[label] / total:.1f}%" for label in names[:10])
+    more = f", … {len(names)} in all" if len(names) > 10 else ""
+    return _classes(names), f"{len(names)} labels found, {shown}{more}; scored by accuracy and macro F1"
+
+
+def _looked_at(source: Filled, splits: Sequence[str], max_bad_fraction: float) -> tuple[dict[str, int], int, str]:
+    """How often each target comes (of at most MOST_LABELS + 1), how many there are, and what they all are: "numbers",
+    "fractions" (numbers too, some with a point), "text", or "" where they are short enough for labels."""
     counts: collections.Counter[str] = collections.Counter()
-    all_numbers, some_fraction, total = True, False, 0
+    all_numbers, some_fraction, total, bad, first = True, False, 0, 0, None
     for split in splits:
         rows = source.split(split)
         for place in range(len(rows)):
-            target = rows.text("targets", place).strip()
+            try:
+                target = rows.text("targets", place).strip()
+            except DataError as error:
+                bad, first = bad + 1, first or error
+                if not max_bad_fraction:
+                    raise
+                continue
             total += 1
             if len(counts) <= MOST_LABELS:
                 counts[target] += 1
@@ -135,21 +181,10 @@ def _kind_of_targets(
                 number = _number(target)
                 all_numbers, some_fraction = number is not None, some_fraction or "." in target
             if not all_numbers and (len(counts) > MOST_LABELS or len(target) > LONGEST_LABEL):
-                return free, "free text; scored by exact match and ROUGE"
-    if all_numbers and (some_fraction or len(counts) > MOST_LABELS):
-        kind = {"regression": True, "metrics": (pearson, spearman), "postprocess": _number}
-        return kind, "numbers; scored by Pearson's and Spearman's correlation"
-    if len(counts) == 1 and total > 1:
-        raise DataError(
-            f"{files}: all {total} targets are {next(iter(counts))!r}; there is nothing to learn. Is the template "
-            "right?"
-        )
-    if len(counts) > MOST_LABELS or total < FEWEST_PER_LABEL * len(counts):
-        return free, "free text; scored by exact match and ROUGE"
-    names = sorted(counts)
-    shown = ", ".join(f"{label or '(empty)'} {100 * counts[label] / total:.1f}%" for label in names[:10])
-    more = f", … {len(names)} in all" if len(names) > 10 else ""
-    return _classes(names), f"{len(names)} labels found, {shown}{more}; scored by accuracy and macro F1"
+                return {}, total, "text"
+    if first and bad > max_bad_fraction * (total + bad):
+        raise DataError(f"{bad:,} of {total + bad:,} targets cannot be read, more than {max_bad_fraction=}; {first}")
+    return dict(counts), total, "fractions" if all_numbers and some_fraction else "numbers" if all_numbers else ""
 
 
 def _classes(labels: Sequence[str]) -> dict:
