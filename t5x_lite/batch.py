@@ -68,6 +68,7 @@ HEADS = {
     "nsp": POOLED | NSP,
     "classification": POOLED | CLASSIFICATION,
     "regression": POOLED | REGRESSION,
+    "pooled": POOLED,
 }
 
 

@@ -122,6 +122,26 @@ def _cache(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     )
 
 
+def _import(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from t5x_lite.hub import interchange
+
+    out = Path(arguments.output)
+    allow = tuple(name for name in arguments.allow.split(",") if name)
+    report = interchange.import_directory(Path(arguments.source), out, allow=allow, vocab_size=arguments.vocab_size)
+    print("\n".join(report.lines()) if arguments.verbose else report)
+    print(f"{out}: start from it with --config.model.preset={out} --config.init.checkpoint={out}")
+
+
+def _export(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from t5x_lite.hub import interchange, model
+
+    if arguments.config:
+        _config(arguments.config, overrides)  # running the file registers its tasks
+    loaded = model.load(arguments.workdir, arguments.checkpoint)
+    family = interchange.export_model(loaded, Path(arguments.output), family=arguments.family)
+    print(f"{arguments.output}: {family} in Hugging Face format")
+
+
 def _vocab(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from t5x_lite.data import vocabularies
 
@@ -188,6 +208,22 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--workers", type=int, default=0, metavar="N", help="processes; default: one for each core")
     cache.add_argument("--runner", default="local", choices=("local", "beam"), help="beam: needs t5x-lite[beam]")
     cache.add_argument("--beam", default="", metavar="FLAGS", help="Beam's own, in quotes (data/cache.py lists some)")
+
+    to_ours = verb("import", _import, "make a checkpoint of a directory in Hugging Face format", takes_config=False)
+    to_ours.add_argument("source", metavar="DIR", help="with config.json, model.safetensors and the tokenizer's files")
+    to_ours.add_argument("output", metavar="OUT", help="a new directory, to start runs from")
+    to_ours.add_argument("--vocab-size", type=int, default=0, metavar="N", help="rows of the embedding table")
+    to_ours.add_argument(
+        "--allow", default="", metavar="A,B", help="tensors that may be left out or missing; * matches"
+    )
+    to_ours.add_argument("--verbose", action="store_true", help="what became of every tensor")
+
+    to_theirs = verb("export", _export, "write a run's model in Hugging Face format")
+    to_theirs.add_argument("workdir", metavar="WORKDIR", help="of a run, or a directory that `import` made")
+    to_theirs.add_argument("output", metavar="OUT", help="a new directory")
+    to_theirs.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest, best or a step")
+    to_theirs.add_argument("--family", default="", metavar="NAME", help="model_type; default: the one it came from")
+    to_theirs.add_argument("--config", default="", metavar="FILE.py", help="needed when its tasks live in the file")
 
     vocab = verb("vocab", _vocab, "train a SentencePiece vocabulary", takes_config=False)
     vocab.add_argument("--input", required=True, nargs="+", metavar="FILE", help="text files, one sentence a line")

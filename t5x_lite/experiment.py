@@ -101,10 +101,17 @@ def _vocabulary(cfg: Config, tasks: tuple[Task, ...]) -> Vocabulary:
 
 def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> ModelConfig:
     overrides = {k: v for k, v in cfg.model.items() if k != "preset" and v is not None}
-    config = lookup("model preset", cfg.model.preset, presets.PRESETS)
+    config = presets.find(cfg.model.preset)
     if "vocab_size" not in overrides:
         padded = -(-vocabulary.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        fits = vocabulary.size <= config.vocab_size <= padded
+        imported = cfg.model.preset not in presets.PRESETS
+        if imported and config.vocab_size < vocabulary.size:
+            raise ConfigError(
+                f"the vocabulary has {vocabulary.size} ids, the model of {cfg.model.preset} was imported with "
+                f"{config.vocab_size}; import it again with --vocab-size={padded}, or set config.data.vocabulary to "
+                "its own directory"
+            )
+        fits = vocabulary.size <= config.vocab_size and (imported or config.vocab_size <= padded)
         overrides["vocab_size"] = config.vocab_size if fits else padded
     if overrides["vocab_size"] < vocabulary.size:
         raise ConfigError(
@@ -187,10 +194,12 @@ def _converter(cfg: Config, model: ModelConfig) -> convert.Converter:
         raise ConfigError(f"{model.architecture} models: " + unknown("data.objective", objective, objectives))
     if model.architecture == "text_to_text":
         denoisers = denoise.denoisers(objective, **noise)
-        return convert.TextToText(data.length, data.targets_length, denoisers, data.on_long)
+        return convert.TextToText(
+            data.length, data.targets_length, denoisers, data.on_long, start_id=model.decoder_start_id
+        )
     if model.architecture == "decoder_only":
         denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()
-        return convert.DecoderOnly(data.length, denoisers, data.on_long)
+        return convert.DecoderOnly(data.length, denoisers, data.on_long, start_id=model.decoder_start_id)
     return convert.EncoderOnly(
         length=data.length,
         heads=model.heads,

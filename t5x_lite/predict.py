@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from t5x_lite import decode, sharding
 from t5x_lite.batch import Batch
+from t5x_lite.data import convert
 from t5x_lite.data.registry import Task
 from t5x_lite.experiment import Experiment
 from t5x_lite.losses import token_losses
@@ -52,7 +53,7 @@ class Predictor:
                 on_mesh,
                 max_tokens=self.experiment.cfg.eval.max_decode_tokens,
                 eos_id=vocabulary.eos_id,
-                start_id=vocabulary.pad_id,
+                start_id=convert.start(self.experiment.model.decoder_start_id, vocabulary),
             )
         )
         rows = zip(out["tokens"], out["lengths"], out["logprob"], strict=True)

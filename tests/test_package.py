@@ -24,6 +24,7 @@ LAYERS = (
     "checkpoint writers runtime",
     "predict inspect report",
     "evaluate",
+    "hub",
     "infer train",
     "cli",
 )

@@ -105,6 +105,7 @@ class TextToText:
     targets_length: int
     denoisers: tuple[Denoiser, ...] = (Denoiser(),)  # of a corpus, equally often
     on_long: str = "truncate"
+    start_id: int = -1  # what the decoder reads first; -1: the vocabulary's pad
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("text_to_text")
@@ -145,7 +146,7 @@ class TextToText:
         return self.sizes(pack=False)
 
     def _examples(self, inputs: Ragged, targets: Ragged, vocabulary: Vocabulary) -> Examples:
-        return {"encoder_input_tokens": inputs, **_shifted(targets, 1.0, vocabulary)}
+        return {"encoder_input_tokens": inputs, **_shifted(targets, 1.0, start(self.start_id, vocabulary))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +166,7 @@ class DecoderOnly:
     length: int
     denoisers: tuple[Denoiser, ...] = ()  # of a corpus, equally often; none: every token is a target
     on_long: str = "truncate"
+    start_id: int = -1  # what is read first; -1: the vocabulary's pad
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("decoder_only")
@@ -177,12 +179,12 @@ class DecoderOnly:
             return _texts(texts, self._plan(vocabulary), vocabulary, rng)
         documents = ragged.of([ids for ids in _ids(texts, vocabulary) if len(ids)])
         tokens = ragged.append(documents, vocabulary.eos_id).values
-        return _shifted(chunks(tokens, [self.length], rng)[0], 1.0, vocabulary)
+        return _shifted(chunks(tokens, [self.length], rng)[0], 1.0, start(self.start_id, vocabulary))
 
     def denoise(self, texts, vocabulary, rng):
         inputs, targets = _corrupted(texts, self.denoisers, vocabulary, rng)
         short = ragged.cut(targets, self.length - 1 - inputs.lengths)
-        return _continued(inputs, ragged.append(short, vocabulary.eos_id), vocabulary)
+        return _continued(inputs, ragged.append(short, vocabulary.eos_id), start(self.start_id, vocabulary))
 
     def lengths(self, examples, vocabulary):
         return _lengths(examples, self, lambda: self._plan(vocabulary))
@@ -198,13 +200,14 @@ class DecoderOnly:
         short_targets = _cut(targets, room, vocabulary, task, "targets")
         short_inputs = _cut(inputs, self.length - short_targets.lengths, vocabulary, task, "inputs")
         truncated = (short_inputs.lengths < inputs.lengths) | (short_targets.lengths < targets.lengths)
-        return _continued(short_inputs, short_targets, vocabulary), truncated
+        out = _continued(short_inputs, short_targets, start(self.start_id, vocabulary))
+        return out, truncated
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         room = self.prompt_sizes(max_new_tokens)["L"]
         inputs = _cut(_encode(examples, "inputs", task, vocabulary), room - 1, vocabulary, task, "inputs")
-        start = ragged.constant(vocabulary.pad_id, len(inputs))  # what a shifted sequence begins with
-        return {"decoder_input_tokens": ragged.join(start, inputs)}
+        first = ragged.constant(start(self.start_id, vocabulary), len(inputs))  # what a shifted sequence begins with
+        return {"decoder_input_tokens": ragged.join(first, inputs)}
 
     def prompt_sizes(self, max_new_tokens):
         return {"L": max(self.length - max_new_tokens, self.length // 2)}
@@ -379,22 +382,27 @@ def _cut(ids: Ragged, limits: np.ndarray | int, vocabulary: Vocabulary, task: Ta
     return short
 
 
-def _shifted(targets: Ragged, weights: float | np.ndarray, vocabulary: Vocabulary) -> Examples:
+def start(start_id: int, vocabulary: Vocabulary) -> int:
+    """What a decoder reads first: the id that its model was trained with, or else the vocabulary's pad."""
+    return start_id if start_id >= 0 else vocabulary.pad_id
+
+
+def _shifted(targets: Ragged, weights: float | np.ndarray, start_id: int) -> Examples:
     """A decoder's three features; weights: one for all, or one a target."""
     weight_of = np.empty(len(targets.values), np.float32)
     weight_of[:] = weights
     return {
-        "decoder_input_tokens": ragged.shift(targets, vocabulary.pad_id),
+        "decoder_input_tokens": ragged.shift(targets, start_id),
         "decoder_target_tokens": targets,
         "decoder_loss_weights": Ragged(weight_of, targets.lengths),
     }
 
 
-def _continued(inputs: Ragged, targets: Ragged, vocabulary: Vocabulary) -> Examples:
+def _continued(inputs: Ragged, targets: Ragged, start_id: int) -> Examples:
     """Inputs and targets in one sequence, with the loss on the targets only."""
     parts = np.stack([inputs.lengths, targets.lengths], axis=1)
     weights = np.repeat(np.tile([0.0, 1.0], len(inputs)), parts.ravel())
-    return _shifted(ragged.join(inputs, targets), weights, vocabulary)
+    return _shifted(ragged.join(inputs, targets), weights, start_id)
 
 
 def _with_marks(

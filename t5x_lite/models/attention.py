@@ -9,6 +9,7 @@ from jax import lax
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, dropout, unconstrained
+from t5x_lite.models.positions import Rotation, rotate
 
 # Finite, so that a query with nothing to attend to (padding) reads a mean and not NaN.
 MASKED = -1e10
@@ -46,8 +47,13 @@ def attend(
 ) -> jax.Array:
     """softmax(q·kᵀ + bias)·v, [B, L, H, K]; logits and softmax in float32, whatever the inputs' dtype.
 
+    Keys and values may have fewer heads than queries: each then serves a group of them (Ainslie et al. 2023).
+
     `bias`: [1, H, L, M], or [B, H, L, M] where rows differ (cached decoding).
     """
+    groups = query_BLHK.shape[2] // key_BMHK.shape[2]
+    if groups > 1:  # several query heads share one of keys and values
+        key_BMHK, value_BMHK = (jnp.repeat(x, groups, axis=2) for x in (key_BMHK, value_BMHK))
     # Heads before positions, turned round here and not inside the products: XLA's CPU backend then multiplies plain
     # matrices, and copies [B, L, H, K] once where it would copy it for every product of the backward pass.
     query_BHLK, key_BHMK, value_BHMK = (x.swapaxes(1, 2) for x in (query_BLHK, key_BMHK, value_BMHK))
@@ -88,17 +94,19 @@ class Attention(nn.Module):
     def setup(self):
         config = self.config
         shape, axes = (config.d_model, config.num_heads, config.head_dim), ("embed", "heads", "kv")
-        bias = config.attention_bias
+        key_shape, bias = (config.d_model, config.kv_heads, config.head_dim), config.attention_bias
         self.query = Dense(config, shape, axes, "query", use_bias=bias)
-        self.key = Dense(config, shape, axes, "attention", use_bias=bias)
-        self.value = Dense(config, shape, axes, "attention", use_bias=bias)
+        self.key = Dense(config, key_shape, axes, "attention", use_bias=bias)
+        self.value = Dense(config, key_shape, axes, "attention", use_bias=bias)
         shape, axes = (*shape[1:], config.d_model), (*axes[1:], "embed")
+        bias = bias or config.attention_out_bias
         self.out = Dense(config, shape, axes, "attention_out", inputs=2, use_bias=bias)
 
-    def key_value(self, x_BMD: jax.Array) -> KeyValue:
+    def key_value(self, x_BMD: jax.Array, rotation: Rotation | None = None) -> KeyValue:
         """The keys and values of a sequence."""
         axes = ("batch", "length", "heads", "kv")
-        return {"key": self.constrain(self.key(x_BMD), axes), "value": self.constrain(self.value(x_BMD), axes)}
+        key_BMHK = rotate(self.key(x_BMD), rotation, self.config)
+        return {"key": self.constrain(key_BMHK, axes), "value": self.constrain(self.value(x_BMD), axes)}
 
     def __call__(
         self,
@@ -107,10 +115,11 @@ class Attention(nn.Module):
         mask_B1LM: jax.Array,
         bias_1HLM: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        rotation: Rotation | None = None,
     ) -> jax.Array:
         """[B, L, D] → [B, L, D]."""
         config = self.config
-        query_BLHK = self.query(x_BLD)
+        query_BLHK = rotate(self.query(x_BLD), rotation, config)
         if config.scale_attention:
             query_BLHK *= config.head_dim**-0.5
         heads_BLHK = attend(

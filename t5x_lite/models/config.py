@@ -15,14 +15,15 @@ CHOICES = {
     "architecture": ("text_to_text", "encoder_only", "decoder_only"),
     "norm": ("rms", "layer"),
     "norm_position": ("pre", "post"),
-    "activation": ("relu", "gelu_tanh", "gelu_erf"),
-    "positions": ("relative", "learned", "sinusoidal"),
+    "activation": ("relu", "gelu_tanh", "gelu_erf", "silu"),
+    "positions": ("relative", "learned", "sinusoidal", "rotary"),
+    "pooler_activation": ("tanh", "relu"),
     "logits_scale": ("none", "rsqrt_d_model"),
     "initializer": ("t5", "normal", "glorot"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "dots", "dots_no_batch"),
 }
-HEADS = ("mlm", "nsp", "classification", "regression")
+HEADS = ("mlm", "nsp", "classification", "regression", "pooled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +44,37 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
     activation: str = "relu"
     gated_mlp: bool = False  # activation(x·wi_0) * (x·wi_1)
+    num_kv_heads: int = 0  # of keys and values, each for a group of heads (Llama); 0: num_heads
     attention_bias: bool = False  # in the dense layers of attention
+    attention_out_bias: bool = False  # in its output alone (GPT-Neo)
     mlp_bias: bool = False
     positions: str = "relative"
-    max_positions: int = 0  # rows of the table; learned positions only
+    max_positions: int = 0  # learned: rows of the table; rotary: the longest text it was trained on
+    position_offset: int = 0  # learned: rows of the table before that of position 0 (RoBERTa, BART: 2)
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    rotary_dim: int = 0  # of head_dim, the first that are turned (GPT-J); 0: all
+    rotary_interleaved: bool = False  # pairs of neighbours (GPT-J); else the two halves (Llama)
+    rotary_base: float = 10000.0
+    rotary_factor: float = 1.0  # Llama 3.1: wavelengths beyond its original_positions are stretched so far
+    rotary_original_positions: int = 8192
+    local_window: int = 0  # every second layer sees so many latest tokens only (GPT-Neo)
+    parallel_block: bool = False  # attention and MLP side by side behind one norm (GPT-J)
+    share_layers: bool = False  # all layers of a stack are one (ALBERT)
+    embedding_dim: int = 0  # of the embedding tables where it is not d_model (ALBERT)
     scale_attention: bool = False  # divide q·k by sqrt(head_dim); T5 folds it into its initialiser
     scale_embeddings: bool = False  # multiply embeddings by sqrt(d_model) (Vaswani et al. 2017, §3.4)
     embedding_norm: bool = False  # a norm on the sum of embeddings (BERT)
     final_norm: bool = True  # a norm after the last layer of a pre-norm stack
     tie_embeddings: bool = True  # logits from the input embedding table
     logits_scale: str = "none"
+    logits_bias: bool = False
+    decoder_start_id: int = -1  # what a decoder reads first; -1: the vocabulary's pad (T5). BART: 2
     type_vocab_size: int = 0  # BERT's sentence A/B table
     # encoder-only heads
     heads: tuple[str, ...] = ()  # of HEADS
     num_classes: int = 0  # classification head
+    pooler_activation: str = "tanh"
     # training
     dropout_rate: float = 0.0  # embeddings, residual branches, pooled output before a classification head
     attention_dropout_rate: float = 0.0  # attention weights
@@ -75,6 +91,15 @@ class ModelConfig:
     @property
     def num_layers(self) -> int:
         return self.num_encoder_layers + self.num_decoder_layers
+
+    @property
+    def table_dim(self) -> int:
+        """Columns of the embedding tables."""
+        return self.embedding_dim or self.d_model
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
 
     @property
     def has_dropout(self) -> bool:
@@ -104,6 +129,14 @@ class ModelConfig:
             if (getattr(self, field) > 0) != bool(wanted):
                 need = "at least 1" if wanted else "0"
                 raise ConfigError(f"model.{field}={getattr(self, field)}; a {self.architecture} model needs {need}")
+        if self.num_heads % self.kv_heads:
+            raise ConfigError(
+                f"model.num_heads={self.num_heads} is not divisible by model.num_kv_heads={self.num_kv_heads}"
+            )
+        if self.positions == "rotary" and (self.rotary_dim > self.head_dim or (self.rotary_dim or self.head_dim) % 2):
+            raise ConfigError(
+                f"model.rotary_dim={self.rotary_dim} of head_dim={self.head_dim}; it must be even, and no larger"
+            )
         if self.positions == "learned" and self.max_positions < 1:
             raise ConfigError("model.max_positions=0; learned positions need a table of at least 1 row")
         if self.positions == "relative" and (

@@ -1,4 +1,4 @@
-"""Decoder-only language models: GPT-2."""
+"""Decoder-only language models: GPT-2, GPT-Neo, GPT-J, Llama."""
 
 import flax.linen as nn
 import jax

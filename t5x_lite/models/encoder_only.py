@@ -1,4 +1,4 @@
-"""Encoder-only models with heads: BERT."""
+"""Encoder-only models with heads: BERT, RoBERTa, DistilBERT, ALBERT."""
 
 import flax.linen as nn
 import jax
@@ -12,9 +12,9 @@ from t5x_lite.models.layers import (
     Embedding,
     Norm,
     dropout,
-    named,
     subkey,
     unconstrained,
+    vocabulary_bias,
 )
 from t5x_lite.models.transformer import Stack
 
@@ -28,7 +28,7 @@ class EncoderOnly(nn.Module):
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
         """One float32 output per head: "mlm" [B, P, V], "nsp" [B, E, 2], "classification" [B, E, C],
-        "regression" [B, E]; without heads, "hidden" [B, S, D].
+        "regression" [B, E], "pooled" [B, E, D]; without heads, "hidden" [B, S, D].
         """
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
@@ -45,7 +45,8 @@ class EncoderOnly(nn.Module):
             type_embedding = Embedding(
                 config, config.type_vocab_size, "types", constrain=self.constrain, name="type_embedding"
             )
-            x_BSD += type_embedding(batch["token_type_ids"])
+            # A table of one row (RoBERTa) knows no second sentence.
+            x_BSD += type_embedding(jnp.minimum(batch["token_type_ids"], config.type_vocab_size - 1))
         encoder = Stack(config, config.num_encoder_layers, causal=False, constrain=self.constrain, name="encoder")
         hidden_BSD, _ = encoder(x_BSD, batch["encoder_segment_ids"], batch["encoder_positions"], key=subkey(key, 0))
         if not config.heads:
@@ -56,7 +57,7 @@ class EncoderOnly(nn.Module):
             outputs["mlm"] = mlm(rows_at(hidden_BSD, batch["mlm_positions"]), token_embedding)
         if config.pooled_heads:
             first_BED = rows_at(hidden_BSD, batch["pooled_positions"])
-            pooled_BED = jnp.tanh(square_dense(config, "pooler")(first_BED))
+            pooled_BED = ACTIVATIONS[config.pooler_activation](square_dense(config, "pooler")(first_BED))
             dropped_BED = dropout(pooled_BED, config.dropout_rate, subkey(key, 1))
         if "nsp" in config.heads:
             outputs["nsp"] = class_dense(config, 2, "nsp")(pooled_BED)
@@ -64,6 +65,8 @@ class EncoderOnly(nn.Module):
             outputs["classification"] = class_dense(config, config.num_classes, "classification")(dropped_BED)
         if "regression" in config.heads:
             outputs["regression"] = class_dense(config, 1, "regression")(dropped_BED)[..., 0]
+        if "pooled" in config.heads:
+            outputs["pooled"] = pooled_BED.astype(jnp.float32)
         return outputs
 
 
@@ -77,13 +80,14 @@ class MaskedLanguageModelHead(nn.Module):
     def __call__(self, hidden_BPD: jax.Array, token_embedding: Embedding) -> jax.Array:
         """[B, P, D] → [B, P, V]."""
         config = self.config
-        x_BPD = ACTIVATIONS[config.activation](square_dense(config, "transform")(hidden_BPD))
+        shape = (config.d_model, config.table_dim)
+        transform = Dense(config, shape, ("embed", "mlp"), "head", use_bias=True, name="transform")
+        x_BPD = ACTIVATIONS[config.activation](transform(hidden_BPD))
         # Without this, XLA (jax 0.10.2) splits x over `tensor`, contracts it with a table split over both `tensor` and
         # `fsdp`, and returns a wrong gradient on meshes of data × fsdp × tensor; tests/test_step_devices.py sees it.
         x_BPD = self.constrain(Norm(config, name="norm")(x_BPD), ("batch", "length", "embed"))
-        bias_init = named(nn.initializers.zeros, ("vocab",))
-        bias_V = self.param("bias", bias_init, (config.vocab_size,), jnp.float32)
-        return self.constrain(token_embedding.attend(x_BPD) + bias_V, ("batch", "length", "vocab"))
+        logits_BPV = token_embedding.attend(x_BPD) + vocabulary_bias(self, config)
+        return self.constrain(logits_BPV, ("batch", "length", "vocab"))
 
 
 def rows_at(x_BSD: jax.Array, indices_BP: jax.Array) -> jax.Array:

@@ -20,6 +20,8 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
 }
 
 
@@ -167,7 +169,7 @@ class Embedding(nn.Module):
 
     def setup(self):
         init = named(embedding_init(self.config), (self.axis, "embed"))
-        table = self.param("embedding", init, (self.rows, self.config.d_model), jnp.float32)
+        table = self.param("embedding", init, (self.rows, self.config.table_dim), jnp.float32)
         # Whole along D when used, as every parameter split over `fsdp` is; the rows stay split over `tensor`. Left to
         # itself XLA gathers rows that are split along D, then copies the whole activation everywhere to split it by B.
         self.embedding = self.constrain(table, (self.axis, None))
@@ -187,6 +189,11 @@ class Embedding(nn.Module):
         flat = x.reshape(-1, x.shape[-1]).astype(table.dtype)
         logits = lax.dot_general(flat, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
         return logits.reshape(*x.shape[:-1], -1)
+
+
+def vocabulary_bias(module: nn.Module, config: ModelConfig) -> jax.Array:
+    """A bias on the logits of each token, [V], as the parameter `bias` of `module`."""
+    return module.param("bias", named(nn.initializers.zeros, ("vocab",)), (config.vocab_size,), jnp.float32)
 
 
 class LanguageModelLogits(nn.Module):
@@ -209,4 +216,6 @@ class LanguageModelLogits(nn.Module):
         else:
             shape = (config.d_model, config.vocab_size)
             logits = Dense(config, shape, ("embed", "vocab"), "head", dtype="float32", name="dense")(x)
+        if config.logits_bias:
+            logits += vocabulary_bias(self, config)
         return self.constrain(logits, ("batch", "length", "vocab") if x.ndim == 3 else ("batch", "vocab"))

@@ -1,4 +1,6 @@
-"""Where a token stands: T5's relative buckets, learned tables, sinusoids."""
+"""Where a token stands: T5's relative buckets, sinusoids, rotations."""
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -97,3 +99,47 @@ def sinusoids(positions_BL: jax.Array, d_model: int) -> jax.Array:
     angles = positions_BL[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
     pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return pairs.reshape(*positions_BL.shape, -1)[..., :d_model]
+
+
+class Rotation(NamedTuple):
+    """The angle of each position and pair of dimensions, both [B, L, 1, R / 2] float32."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rotary_frequencies(config: ModelConfig) -> np.ndarray:
+    """Radians per position of each pair of dimensions, float32 [R / 2] (Su et al. 2021, §3.2.2).
+
+    With `rotary_factor` those of wavelengths above `rotary_original_positions` are divided by it, those of wavelengths
+    below a quarter are kept, and those between are interpolated (Llama 3.1; the 1 and 4 of its configuration).
+    """
+    R = config.rotary_dim or config.head_dim
+    frequencies = config.rotary_base ** -(np.arange(0, R, 2) / R)
+    if config.rotary_factor != 1:
+        turns = frequencies * config.rotary_original_positions / (2 * np.pi)  # within the texts it was trained on
+        kept = np.clip((turns - 1) / (4 - 1), 0, 1)
+        frequencies *= kept + (1 - kept) / config.rotary_factor
+    return frequencies.astype(np.float32)
+
+
+def rotation(positions_BL: jax.Array, config: ModelConfig) -> Rotation:
+    """What `rotate` turns queries and keys at these positions by."""
+    angles = positions_BL[..., None, None].astype(jnp.float32) * rotary_frequencies(config)
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x_BLHK: jax.Array, by: Rotation | None, config: ModelConfig) -> jax.Array:
+    """Turns pairs of the first R dimensions of each head, (a, b) → (a·cos − b·sin, b·cos + a·sin); None: not at all.
+
+    A pair is dimensions 2i and 2i + 1 where `rotary_interleaved` says so (GPT-J), else i and i + R/2 (Llama).
+    """
+    if by is None:
+        return x_BLHK
+    R = config.rotary_dim or config.head_dim
+    turned, rest = x_BLHK[..., :R], x_BLHK[..., R:]
+    pairs = (R // 2, 2) if config.rotary_interleaved else (2, R // 2)
+    axis = -1 if config.rotary_interleaved else -2
+    a, b = jnp.moveaxis(turned.reshape(*turned.shape[:-1], *pairs).astype(jnp.float32), axis, 0)
+    turned = jnp.stack([a * by.cos - b * by.sin, b * by.cos + a * by.sin], axis=axis).reshape(turned.shape)
+    return jnp.concatenate([turned.astype(x_BLHK.dtype), rest], axis=-1)

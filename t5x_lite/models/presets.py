@@ -1,6 +1,8 @@
 """Published models as configurations. Sizes and parameter counts are those of the released checkpoints."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 from t5x_lite.errors import ConfigError
@@ -102,6 +104,133 @@ def gpt2(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
     )
 
 
+def roberta(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
+    """RoBERTa (Liu et al. 2019): BERT without sentence pairs; its table of positions begins with two spare rows."""
+    new = {"vocab_size": 50265, "norm_epsilon": 1e-5, "type_vocab_size": 1, "position_offset": 2, "heads": ("mlm",)}
+    return bert(d_model, num_heads, num_layers, **(new | changes))
+
+
+def distilbert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
+    """DistilBERT (Sanh et al. 2019): half of BERT's layers, no sentence types, a relu before the classifier."""
+    new = {"type_vocab_size": 0, "pooler_activation": "relu", "heads": ("mlm",)}
+    return bert(d_model, num_heads, num_layers, **(new | changes))
+
+
+def albert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
+    """ALBERT v2 (Lan et al. 2020): one layer for all, small embeddings, sentence order, no dropout."""
+    new = {
+        "vocab_size": 30000,
+        "embedding_dim": 128,
+        "share_layers": True,
+        "activation": "gelu_tanh",
+        "dropout_rate": 0.0,
+        "attention_dropout_rate": 0.0,
+    }
+    return bert(d_model, num_heads, num_layers, **(new | changes))
+
+
+def gpt_neo(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
+    """GPT-Neo (Black et al. 2021): every second layer sees 256 tokens; attention is not scaled, and biased last."""
+    new = {
+        "max_positions": 2048,
+        "local_window": 256,
+        "scale_attention": False,
+        "attention_bias": False,
+        "attention_out_bias": True,
+        "dropout_rate": 0.0,
+        "attention_dropout_rate": 0.0,
+        "scale_residual_init": False,
+    }
+    return gpt2(d_model, num_heads, num_layers, **(new | changes))
+
+
+def gpt_j(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
+    """GPT-J (Wang and Komatsuzaki 2021): rotary positions, attention and MLP side by side, logits of their own."""
+    new = {
+        "vocab_size": 50400,
+        "max_positions": 2048,
+        "positions": "rotary",
+        "rotary_dim": 64,
+        "rotary_interleaved": True,
+        "parallel_block": True,
+        "attention_bias": False,
+        "tie_embeddings": False,
+        "logits_bias": True,
+        "dropout_rate": 0.0,
+        "attention_dropout_rate": 0.0,
+        "scale_residual_init": False,
+    }
+    return gpt2(d_model, num_heads, num_layers, **(new | changes))
+
+
+def llama(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
+    """Llama (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, no biases, logits of their own."""
+    return ModelConfig(
+        **{
+            "architecture": "decoder_only",
+            "vocab_size": 32000,
+            "d_model": d_model,
+            "d_ff": d_ff,
+            "num_heads": num_heads,
+            "head_dim": d_model // num_heads,
+            "num_decoder_layers": num_layers,
+            "norm_epsilon": 1e-5,
+            "activation": "silu",
+            "gated_mlp": True,
+            "positions": "rotary",
+            "max_positions": 4096,
+            "scale_attention": True,
+            "tie_embeddings": False,
+            "initializer": "normal",
+        }
+        | changes
+    )
+
+
+def llama3(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
+    """Llama 3.1 and 3.2 (Grattafiori et al. 2024): shared keys and values, long texts by stretched rotations."""
+    new = {
+        "vocab_size": 128256,
+        "max_positions": 131072,
+        "num_kv_heads": 8,
+        "rotary_base": 500000.0,
+        "rotary_factor": 8.0,
+    }
+    return llama(d_model, num_heads, num_layers, d_ff, **(new | changes))
+
+
+def bart(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
+    """BART (Lewis et al. 2020): post-norm, learned positions with two spare rows, starts from its end of text."""
+    return ModelConfig(
+        **{
+            "architecture": "text_to_text",
+            "vocab_size": 50265,
+            "d_model": d_model,
+            "d_ff": 4 * d_model,
+            "num_heads": num_heads,
+            "head_dim": d_model // num_heads,
+            "num_encoder_layers": num_layers,
+            "num_decoder_layers": num_layers,
+            "norm": "layer",
+            "norm_position": "post",
+            "norm_epsilon": 1e-5,
+            "activation": "gelu_erf",
+            "attention_bias": True,
+            "mlp_bias": True,
+            "positions": "learned",
+            "max_positions": 1024,
+            "position_offset": 2,
+            "scale_attention": True,
+            "embedding_norm": True,
+            "logits_bias": True,
+            "decoder_start_id": 2,
+            "dropout_rate": 0.1,
+            "initializer": "normal",
+        }
+        | changes
+    )
+
+
 def transformer(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
     """The original Transformer (Vaswani et al. 2017): sinusoids, post-norm, one scaled table for everything."""
     return ModelConfig(
@@ -138,12 +267,39 @@ PRESETS: dict[str, ModelConfig] = {
     "t5_1_1_large": t5_1_1(1024, 16, 24, 64, 2816),
     "t5_1_1_xl": t5_1_1(2048, 32, 24, 64, 5120),
     "t5_1_1_xxl": t5_1_1(4096, 64, 24, 64, 10240),
+    "mt5_small": t5_1_1(512, 6, 8, 64, 1024, vocab_size=250112),
+    "mt5_base": t5_1_1(768, 12, 12, 64, 2048, vocab_size=250112),
+    "mt5_large": t5_1_1(1024, 16, 24, 64, 2816, vocab_size=250112),
+    "mt5_xl": t5_1_1(2048, 32, 24, 64, 5120, vocab_size=250112),
+    "mt5_xxl": t5_1_1(4096, 64, 24, 64, 10240, vocab_size=250112),
+    "byt5_small": t5_1_1(1472, 6, 12, 64, 3584, num_decoder_layers=4, vocab_size=384),
+    "byt5_base": t5_1_1(1536, 12, 18, 64, 3968, num_decoder_layers=6, vocab_size=384),
+    "byt5_large": t5_1_1(1536, 16, 36, 64, 3840, num_decoder_layers=12, vocab_size=384),
+    "byt5_xl": t5_1_1(2560, 32, 36, 64, 6720, num_decoder_layers=12, vocab_size=384),
+    "byt5_xxl": t5_1_1(4672, 64, 36, 64, 12352, num_decoder_layers=12, vocab_size=384),
+    "ul2": t5_1_1(4096, 16, 32, 256, 16384, activation="silu"),
     "bert_base": bert(768, 12, 12),
     "bert_large": bert(1024, 16, 24),
+    "roberta_base": roberta(768, 12, 12),
+    "roberta_large": roberta(1024, 16, 24),
+    "distilbert_base": distilbert(768, 12, 6),
+    "albert_base": albert(768, 12, 12),
+    "albert_large": albert(1024, 16, 24),
+    "albert_xlarge": albert(2048, 16, 24),
+    "albert_xxlarge": albert(4096, 64, 12),
     "gpt2": gpt2(768, 12, 12),
     "gpt2_medium": gpt2(1024, 16, 24),
     "gpt2_large": gpt2(1280, 20, 36),
     "gpt2_xl": gpt2(1600, 25, 48),
+    "gpt_neo_125m": gpt_neo(768, 12, 12),
+    "gpt_neo_1_3b": gpt_neo(2048, 16, 24),
+    "gpt_neo_2_7b": gpt_neo(2560, 20, 32),
+    "gpt_j_6b": gpt_j(4096, 16, 28),
+    "llama_2_7b": llama(4096, 32, 32, 11008),
+    "llama_3_1_8b": llama3(4096, 32, 32, 14336),
+    "llama_3_2_1b": llama3(2048, 32, 16, 8192, tie_embeddings=True, rotary_factor=32.0),
+    "bart_base": bart(768, 12, 6),
+    "bart_large": bart(1024, 16, 12),
     "transformer_base": transformer(512, 8, 6, 2048),
     "transformer_big": transformer(1024, 16, 6, 4096, dropout_rate=0.3),
     # For a CPU: first steps and tests. The vocabulary is the data's: override vocab_size.
@@ -153,13 +309,32 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
+STORED = "model.json"  # the ModelConfig of a directory that `t5x-lite import` made
+
+
+def find(name: str) -> ModelConfig:
+    """The preset `name`, or the model of the directory `name` (`t5x-lite import` makes such directories)."""
+    return stored(Path(name)) if (Path(name) / STORED).is_file() else lookup("model preset", name, PRESETS)
+
+
+def stored(directory: Path) -> ModelConfig:
+    """The model of a directory's model.json; ConfigError when it is none."""
+    path = directory / STORED
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8")).items()
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored}
+        return ModelConfig(**fields).validate()
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; `t5x-lite import` makes such a file") from None
+
+
 def preset(name: str, **overrides: Any) -> ModelConfig:
-    """The preset `name` with some fields replaced, validated.
+    """The preset or stored model `name` with some fields replaced, validated.
 
     >>> preset("t5_small", num_decoder_layers=2).num_layers
     8
     """
-    config = lookup("model preset", name, PRESETS)
+    config = find(name)
     fields = [field.name for field in dataclasses.fields(ModelConfig)]
     for field in overrides:
         if field not in fields:

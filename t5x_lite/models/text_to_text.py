@@ -1,4 +1,4 @@
-"""Encoder-decoder: T5, T5 1.1, the original Transformer."""
+"""Encoder-decoder: T5 and its kin, BART, the original Transformer."""
 
 import flax.linen as nn
 import jax

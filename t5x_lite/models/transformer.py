@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from t5x_lite.models.attention import Attention, extend, segment_mask
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layers import Constrain, Embedding, Mlp, Norm, residual_dropout, subkey, unconstrained
-from t5x_lite.models.positions import RelativeBias, sinusoids
+from t5x_lite.models.layers import Constrain, Dense, Embedding, Mlp, Norm, residual_dropout, subkey, unconstrained
+from t5x_lite.models.positions import RelativeBias, Rotation, rotation, sinusoids
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -33,17 +34,22 @@ class Context(NamedTuple):
     encoded: jax.Array | None = None  # [B, S, D]; None where the cache holds its keys and values
     encoded_mask: Any = None  # [B, 1, L, S]; None without an encoder
     index: Any = 0  # slot of the first query; 0 without a cache
+    rotation: Rotation | None = None  # of queries and new keys
+    near: Any = None  # [B, 1, L, M]: the mask of a layer that sees the latest tokens only
 
 
 class Block(nn.Module):
-    """Self-attention, attention to an encoder if `cross`, and an MLP, each on a residual branch."""
+    """Self-attention, attention to an encoder if `cross`, and an MLP, each on a residual branch.
+
+    `is_local`: it sees the latest tokens only.
+    """
 
     config: ModelConfig
     cross: bool = False
     constrain: Constrain = unconstrained
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, context: Context, cache: Any, key: jax.Array | None):
+    def __call__(self, x_BLD: jax.Array, context: Context, cache: Any, key: jax.Array | None, is_local: Any = False):
         """Returns ([B, L, D], this layer's cache: None where none was given)."""
         config = self.config
         pre = config.norm_position == "pre"
@@ -58,11 +64,18 @@ class Block(nn.Module):
         attention = Attention(config, self.constrain, name="self_attention")
 
         def self_attention(x_BLD: jax.Array) -> jax.Array:
-            key_value = attention.key_value(x_BLD)
+            key_value = attention.key_value(x_BLD, context.rotation)
             if cache is not None:
                 key_value = new["self"] = extend(cache["self"], key_value, context.index)
-            return attention(x_BLD, key_value, context.mask, context.bias, subkey(key, 0))
+            mask = context.mask if context.near is None else jnp.where(is_local, context.near, context.mask)
+            return attention(x_BLD, key_value, mask, context.bias, subkey(key, 0), context.rotation)
 
+        mlp = Mlp(config, self.constrain, name="mlp")
+        if config.parallel_block:
+            y_BLD = Norm(config, name="self_attention_norm")(x_BLD)
+            x_BLD += residual_dropout(self_attention(y_BLD), config, subkey(key, 1))
+            x_BLD += residual_dropout(mlp(y_BLD, subkey(key, 4)), config, subkey(key, 5))
+            return self.constrain(x_BLD, ("batch", "length", "embed")), (None if cache is None else new)
         x_BLD = branch("self_attention", 1, self_attention, x_BLD)
         if self.cross:
             cross_attention = Attention(config, self.constrain, name="cross_attention")
@@ -77,7 +90,6 @@ class Block(nn.Module):
                 return cross_attention(x_BLD, key_value, context.encoded_mask, None, subkey(key, 2))
 
             x_BLD = branch("cross_attention", 3, attend_encoded, x_BLD)
-        mlp = Mlp(config, self.constrain, name="mlp")
         x_BLD = branch("mlp", 5, lambda x_BLD: mlp(x_BLD, subkey(key, 4)), x_BLD)
         return x_BLD, (None if cache is None else new)
 
@@ -113,6 +125,9 @@ class Stack(nn.Module):
         if config.embedding_norm:
             x_BLD = Norm(config, name="embedding_norm")(x_BLD)
         x_BLD = residual_dropout(x_BLD, config, subkey(key, 0))
+        if config.embedding_dim:
+            shape, axes = (config.embedding_dim, config.d_model), ("kv", "embed")
+            x_BLD = Dense(config, shape, axes, "head", use_bias=True, name="embedding_projection")(x_BLD)
         x_BLD = self.constrain(x_BLD, ("batch", "length", "embed"))
 
         index: Any = 0
@@ -133,12 +148,17 @@ class Stack(nn.Module):
         encoded_mask = None
         if encoded_segment_ids_BS is not None:
             encoded_mask = segment_mask(segment_ids_BL, encoded_segment_ids_BS)
+        mask, near = segment_mask(segment_ids_BL, key_segment_ids, causal=self.causal, index=index), None
+        if config.local_window:
+            near = mask & (positions_BL[:, :, None] - key_positions[:, None, :] < config.local_window)[:, None]
         context = Context(
-            mask=segment_mask(segment_ids_BL, key_segment_ids, causal=self.causal, index=index),
+            mask=mask,
             bias=bias,
             encoded=encoded_BSD,
             encoded_mask=encoded_mask,
             index=index,
+            rotation=rotation(positions_BL, config) if config.positions == "rotary" else None,
+            near=near,
         )
         layer_keys = None if key is None else jax.random.split(subkey(key, 1), self.num_layers)
         x_BLD, layer_caches = self.layers(x_BLD, context, None if cache is None else cache["layers"], layer_keys)
@@ -160,10 +180,9 @@ class Stack(nn.Module):
     def embed_positions(self, x_BLD: jax.Array, positions_BL: jax.Array) -> jax.Array:
         config = self.config
         if config.positions == "learned":
-            table = Embedding(
-                config, config.max_positions, "positions", constrain=self.constrain, name="position_embedding"
-            )
-            return x_BLD + table(positions_BL)
+            rows = config.max_positions + config.position_offset
+            table = Embedding(config, rows, "positions", constrain=self.constrain, name="position_embedding")
+            return x_BLD + table(positions_BL + config.position_offset)
         if config.positions == "sinusoidal":
             return x_BLD + sinusoids(positions_BL, config.d_model).astype(x_BLD.dtype)
         return x_BLD
@@ -175,21 +194,25 @@ class Stack(nn.Module):
         if config.remat != "none":
             # Inside a scan the loop already keeps XLA from merging the recomputation with the original.
             block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+        local = np.arange(self.num_layers) % 2 == 1
         if config.scan_layers:
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(nn.broadcast, 0, 0),  # pyright: ignore[reportArgumentType]  (one per argument)
+                variable_broadcast="params" if config.share_layers else False,
+                variable_axes={} if config.share_layers else {"params": 0},
+                split_rngs={"params": not config.share_layers},
+                in_axes=(nn.broadcast, 0, 0, 0),  # pyright: ignore[reportArgumentType]  (one per argument)
                 length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            return scanned(config, self.cross, self.constrain, name="layers")(x_BLD, context, caches, keys)
+            name = "shared_layer" if config.share_layers else "layers"
+            return scanned(config, self.cross, self.constrain, name=name)(x_BLD, context, caches, keys, local)
         new_caches = []
+        shared = block(config, self.cross, self.constrain, name="shared_layer") if config.share_layers else None
         for i in range(self.num_layers):
-            layer = block(config, self.cross, self.constrain, name=f"layers_{i}")
+            layer = shared or block(config, self.cross, self.constrain, name=f"layers_{i}")
             cache, key = (None if each is None else each[i] for each in (caches, keys))
-            x_BLD, cache = layer(x_BLD, context, cache, key)
+            x_BLD, cache = layer(x_BLD, context, cache, key, bool(local[i]))
             new_caches.append(cache)
         return x_BLD, (None if caches is None else tuple(new_caches))
 
@@ -202,7 +225,7 @@ def empty_cache(config: ModelConfig, batch_rows: int, capacity: int) -> Cache:
     """
 
     def key_value(*leading: int) -> Cache:
-        shape = (*leading, batch_rows, capacity, config.num_heads, config.head_dim)
+        shape = (*leading, batch_rows, capacity, config.kv_heads, config.head_dim)
         return {"self": {"key": jnp.zeros(shape, config.dtype), "value": jnp.zeros(shape, config.dtype)}}
 
     layers = config.num_decoder_layers

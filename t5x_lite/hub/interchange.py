@@ -1,0 +1,145 @@
+"""The verbs `import` and `export`: Hugging Face directories to checkpoints of ours, and back.
+
+An imported directory has all a run needs to start from it:
+
+    model.json         the model, as fields of ModelConfig          --config.model.preset=DIR
+    checkpoints/0      its parameters                               --config.init.checkpoint=DIR
+    tokenizer.json …   the tokenizer's files as they were           --config.data.vocabulary=DIR
+    huggingface.json   its config.json as it was; what we do not use of it goes back out on export
+    import.json        what became of every tensor
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from t5x_lite import checkpoint
+from t5x_lite.data import vocabularies
+from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.hub import mapping, parameters, weights
+from t5x_lite.hub.model import Model
+from t5x_lite.hub.report import ImportReport
+from t5x_lite.models import presets
+from t5x_lite.models.config import ModelConfig
+
+TOKENIZER_FILES = (
+    "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "tokenizer.json", "vocab.txt", "vocab.json",
+    "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+)  # fmt: skip
+SETTINGS = "huggingface.json"
+
+
+def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), vocab_size: int = 0) -> ImportReport:
+    """Makes the directory `out` from one in Hugging Face format; nothing is left of it where anything fails.
+
+    vocab_size: rows of the embedding table, for a vocabulary that is larger or smaller; 0: as it is.
+    allow: tensors and parameters that may go without the other; see `parameters.load`.
+    """
+    found = parameters.open_directory(source)
+    config = found.config
+    if vocab_size:
+        config = dataclasses.replace(config, vocab_size=vocab_size).validate()
+    _check_tokenizer(source, config)
+    with _new_directory(out) as directory:
+        params, report = parameters.load(found, config, parameters.layout_for(config), allow=allow)
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save((directory / checkpoint.DIRECTORY / "0" / "params").absolute(), params)
+        _write_json(directory / presets.STORED, dataclasses.asdict(config))
+        _write_json(directory / SETTINGS, dict(found.settings))
+        (directory / "import.json").write_text(report.to_json(), encoding="utf-8")
+        _copy_tokenizer(source, directory)
+    return report
+
+
+def export_directory(
+    config: ModelConfig,
+    params: Any,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    origin: Path | None = None,
+    family: str = "",
+) -> str:
+    """Writes a model in Hugging Face format and returns the family's name; `out` is there whole or not at all.
+
+    tokenizer: a directory whose tokenizer files go along. origin: an imported directory that the model began as:
+    settings of its config.json that we have no use for are kept.
+    """
+    settings: dict[str, Any] = {}
+    if origin is not None and (origin / SETTINGS).is_file():
+        settings = mapping.read_json(origin / SETTINGS)
+    chosen = mapping.family_for(config, family or settings.get("model_type", ""))
+    new = mapping.write_config(config, chosen)
+    if settings.get("model_type") == chosen.model_type:
+        kept = {k: v for k, v in settings.items() if k not in ("architectures", "id2label", "label2id", "problem_type")}
+        new = kept | {k: v for k, v in new.items() if k not in chosen.constants or k not in kept}
+    # The bare model's class reads names without the prefix that it has in the others.
+    bare = any(name.endswith("Model") for name in new.get("architectures", ()))
+    shapes, tensors = parameters.tensors(config, chosen, params, without_prefix=bare)
+    with _new_directory(out) as directory:
+        weights.write(directory, shapes, tensors)
+        _write_json(directory / "config.json", new)
+        if tokenizer is not None:
+            _copy_tokenizer(tokenizer, directory)
+    return chosen.model_type
+
+
+def export_model(model: Model, out: Path, family: str = "") -> str:
+    """Writes a loaded model; see `export_directory`."""
+    config, origin = dataclasses.replace(model.config, decoder_start_id=model.start_id), model.origin
+    return export_directory(
+        config, model.params, out, tokenizer=vocabulary_directory(model), origin=origin, family=family
+    )
+
+
+def vocabulary_directory(model: Model) -> Path | None:
+    """Where the files of the model's tokenizer are; None for bytes."""
+    path = getattr(model.vocabulary, "path", None)
+    return Path(path).parent if path is not None else None
+
+
+def _check_tokenizer(source: Path, config: ModelConfig) -> None:
+    """ConfigError where the tokenizer beside the weights has ids that the model has no row for."""
+    if not any((source / name).is_file() for name in TOKENIZER_FILES[:8]):
+        return
+    size = vocabularies.load(str(source)).size
+    if size > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer of {source} has {size} ids, the model {config.vocab_size} rows; "
+            f"--vocab-size={-(-size // 128) * 128} gives it more, or get the tokenizer that belongs to it"
+        )
+
+
+@contextlib.contextmanager
+def _new_directory(out: Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `out` when the block ends, and is gone when it fails."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already; give a new directory")
+    partial = out.absolute().with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            out.rmdir()
+        partial.replace(out.absolute())
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy_tokenizer(source: Path, directory: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,231 @@
+"""The tables of families.py at work: config.json to a ModelConfig and back, parameters to tensors and back. No jax."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.hub.families import FAMILIES, Family, Key
+from t5x_lite.lookup import lookup
+from t5x_lite.models.config import ModelConfig
+
+REQUIRED = ("vocab_size", "d_model", "num_heads", "num_encoder_layers", "num_decoder_layers")
+# Decide how a model is trained or run, not what it computes; a config.json may be silent about them.
+SILENT = (
+    "dtype", "scan_layers", "remat", "initializer", "initializer_stddev", "scale_residual_init", "dropout_rate",
+    "attention_dropout_rate", "dropout_hidden", "dropout_broadcasts_length", "heads", "num_classes", "decoder_start_id",
+    "max_positions",
+)  # fmt: skip
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+LARGEST_JSON = 10_000_000  # bytes; a config.json has some thousand
+
+
+# config.json ----------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that may be anything; CheckpointError names the file and the reason."""
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"it has {path.stat().st_size} bytes, more than {LARGEST_JSON}")
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {path}: {error.strerror}; give a directory in Hugging Face format"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {str(error)[:200]}; get the file again") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"cannot read {path}: it holds a {type(found).__name__}, no object; get the file again")
+    return found
+
+
+def family_of(settings: Mapping[str, Any], where: Path) -> Family:
+    """The family that a config.json names."""
+    name = settings.get("model_type")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{where} names no model_type; allowed: {', '.join(FAMILIES)}")
+    try:
+        return lookup("model_type", name, FAMILIES)
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> ModelConfig:
+    """The model that a config.json describes, without heads: those are told by the tensors.
+
+    Raises CheckpointError on a value of another type, or one that our models have no part for.
+    """
+    fields: dict[str, Any] = {}
+    try:
+        for field, key in family.settings.items():
+            value, default = settings.get(key), getattr(family.base, field)
+            if value is None:
+                if field in REQUIRED and default and key not in ("num_decoder_layers",):
+                    raise ValueError(f"it has no {key}")
+            elif type(value) is not type(default) and not (type(default) is float and type(value) is int):
+                raise ValueError(f"{key}={value!r} is no {type(default).__name__}")
+            else:
+                fields[field] = type(default)(value)
+        for key, table in family.choices.items():
+            if settings.get(key) is not None:
+                if not isinstance(settings[key], str | int | float) or settings[key] not in table:
+                    raise ValueError(f"{key}={settings[key]!r} is not supported; allowed: {', '.join(map(str, table))}")
+                fields |= table[settings[key]]
+        fields |= family.read(settings)
+        fields.setdefault("head_dim", fields["d_model"] // max(1, fields["num_heads"]))
+        fields.setdefault("d_ff", 4 * fields["d_model"])
+        return dataclasses.replace(family.base, **({"heads": (), "num_classes": 0} | fields)).validate()
+    except (ValueError, TypeError, KeyError, ConfigError) as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """The config.json of a model; ConfigError where the family cannot express it, naming the fields."""
+    out: dict[str, Any] = {"model_type": family.model_type}
+    out |= {key: getattr(config, field) for field, key in family.settings.items()}
+    out |= {key: out[source] for key, source in family.also.items()}
+    for key, table in family.choices.items():
+        for value, fields in table.items():
+            if all(getattr(config, field) == wanted for field, wanted in fields.items()):
+                out[key] = value
+                break
+    out |= dict(family.constants) | {"torch_dtype": "float32"} | family.write(config)
+    start = family.settings.get("decoder_start_id")
+    if start and out[start] == -1:  # ours: the pad
+        out[start] = family.constants.get(start, family.constants.get("pad_token_id"))
+    again = dataclasses.replace(read_config(out, family, Path("config.json")), tie_embeddings=config.tie_embeddings)
+    differ = [
+        f"{f.name}={getattr(config, f.name)!r} (there {getattr(again, f.name)!r})"
+        for f in dataclasses.fields(config)
+        if f.name not in SILENT and getattr(config, f.name) != getattr(again, f.name)
+    ]
+    if differ:
+        raise ConfigError(f"{family.model_type} of Hugging Face has no {', '.join(differ[:4])}")
+    for name, heads in family.classes.items():
+        if heads == tuple(h if h != "regression" else "classification" for h in config.heads):
+            out["architectures"] = [name]
+            break
+    if config.num_classes or "regression" in config.heads:
+        labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes if "classification" in config.heads else 1)}
+        out |= {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
+        if "regression" in config.heads:
+            out["problem_type"] = "regression"
+    return out
+
+
+def family_for(config: ModelConfig, name: str = "") -> Family:
+    """The family `name`, or the first that can express this model; ConfigError lists why none can."""
+    if name:
+        return lookup("family", name, FAMILIES)
+    reasons = []
+    for family in FAMILIES.values():
+        if family.base.architecture == config.architecture:
+            try:
+                write_config(config, family)
+                return family
+            except (ConfigError, CheckpointError) as error:
+                reasons.append(str(error))
+    fewest = min(reasons, key=lambda reason: reason.count("(there"), default="")
+    raise ConfigError(
+        f"no family of Hugging Face is like this model: {fewest}. Its checkpoint can be used by t5x_lite only"
+    )
+
+
+# Tensors --------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """One parameter of ours and the tensor of theirs that holds it.
+
+    shape: ours. third, leading: see `Key`. turned: rows and columns are exchanged.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    key: str
+    third: int | None = None
+    turned: bool = False
+    leading: bool = False
+
+    @property
+    def _matrix(self) -> tuple[int, ...]:
+        """Our shape as inputs and outputs, or as one dimension."""
+        if not self.path.endswith(("kernel", "embedding")):
+            return (math.prod(self.shape),)
+        inputs = 2 if self.path.endswith("/out/kernel") else 1
+        return math.prod(self.shape[:inputs]), math.prod(self.shape[inputs:])
+
+    @property
+    def their_shape(self) -> tuple[int, ...]:
+        shape = self._matrix[::-1] if self.turned else self._matrix
+        if self.third is not None:
+            shape = (*shape[:-1], 3 * shape[-1])
+        return (1, *shape) if self.leading else shape
+
+    def ours(self, tensor: np.ndarray) -> np.ndarray:
+        """Our parameter from their tensor."""
+        if self.third is not None:
+            tensor = np.split(tensor, 3, axis=-1)[self.third]
+        return (tensor.T if self.turned else tensor).reshape(self.shape)
+
+    def theirs(self, parameter: np.ndarray) -> np.ndarray:
+        """Their tensor, or its third, from our parameter."""
+        tensor = parameter.reshape(self._matrix)
+        return (tensor.T if self.turned else tensor)[(None,) if self.leading else ...]
+
+
+def bindings(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Binding]:
+    """The tensor of each of our parameters (by path, of an unrolled model), in the parameters' order.
+
+    Raises ConfigError for a parameter that the family has no tensor for.
+    """
+    found = []
+    for path, shape in shapes.items():
+        module, _, leaf = path.rpartition("/")
+        side = module.split("/")[0]
+        layer = re.search(r"layers_(\d+)", module)
+        general = re.sub(r"layers_\d+", "layers_{i}", path)
+        names = (general, general.replace(side + "/", "{s}/", 1))
+        row = next((family.modules[n] for n in names if n in family.modules), None)
+        suffix = ""
+        if row is None:
+            names = tuple(name.rpartition("/")[0] for name in names)
+            row = next((family.modules[n] for n in names if n in family.modules), None)
+            suffix = f".{LEAVES[leaf]}"
+        if row is None:
+            raise ConfigError(f"{family.model_type} of Hugging Face has no tensor for our parameter {path}")
+        row = row if isinstance(row, Key) else Key(row)
+        key = row.name.replace("{i}", layer[1] if layer else "").replace("{s}", side) + suffix
+        turned = row.turned or (leaf == "kernel" and family.kernels_turned)
+        found.append(Binding(path, tuple(shape), key, row.third, turned, row.leading))
+    return found
+
+
+def canonical_names(names: Collection[str], family: Family) -> dict[str, str]:
+    """{the name that the tables have: the name in the file}: old names of norms, and a prefix that is missing."""
+    known = re.compile("|".join([*patterns(family), *map(re.escape, family.tied)]))
+    out: dict[str, str] = {}
+    for name in names:
+        new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+        if not known.fullmatch(new) and known.fullmatch(family.prefix + new):
+            new = family.prefix + new
+        if new in out:
+            raise CheckpointError(f"the tensors {out[new]!r} and {name!r} are the same one under two names")
+        out[new] = name
+    return out
+
+
+def patterns(family: Family) -> Iterator[str]:
+    """Regular expressions that match all tensors of the family, with any heads."""
+    for module, row in family.modules.items():
+        name = re.escape(row.name if isinstance(row, Key) else row)
+        name = name.replace(r"\{i\}", r"\d+").replace(r"\{s\}", "(encoder|decoder)")
+        yield name if module.endswith("/bias") else rf"{name}\.(weight|bias)"

@@ -1,0 +1,244 @@
+"""`load(path)`: any model of ours or of Hugging Face as one object that reads text."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5x_lite import checkpoint, decode, evaluate, experiment, models
+from t5x_lite import config as configs
+from t5x_lite.batch import Batch
+from t5x_lite.data import convert, pipeline, vocabularies
+from t5x_lite.data.registry import Task
+from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.hub import mapping, parameters
+from t5x_lite.losses import token_losses
+from t5x_lite.models import presets
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.writers import read_metrics
+
+LENGTH_MULTIPLE = 32  # texts are padded to it, so that few lengths are compiled
+BATCH_ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A model with its parameters and vocabulary. Texts go in and come out in the form it was trained on.
+
+    labels: names of its classes. origin: the imported directory it began as.
+    """
+
+    config: ModelConfig
+    params: Any
+    vocabulary: Vocabulary
+    labels: tuple[str, ...] = ()
+    origin: Path | None = None
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The outputs of the model for a batch (t5x_lite/batch.py), {head: float32 array}."""
+        return self._forward(self.params, batch)
+
+    def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
+        """A batch with one text a row, as the model reads it; `pairs`: the second text of each, for an encoder."""
+        examples: list[dict[str, str]] = [{"inputs": text} for text in texts]
+        if pairs is not None:
+            examples = [{"inputs": a, "pair": b} for a, b in zip(texts, pairs, strict=True)]
+        return self._prompts(examples, len(examples), 1)
+
+    def generate(self, texts: Sequence[str], max_tokens: int = 64) -> list[str]:
+        """What follows each text: the most probable token at each step."""
+        self._require("text_to_text", "decoder_only")
+
+        def work(examples: list[dict[str, str]]) -> list[str]:
+            out = decode.greedy(
+                self.module,
+                self.params,
+                self._prompts(examples, _rows(examples), max_tokens),
+                max_tokens=max_tokens,
+                eos_id=self.vocabulary.eos_id,
+                start_id=self.start_id,
+            )
+            tokens, lengths = np.asarray(out["tokens"]), np.asarray(out["lengths"])
+            return [self.vocabulary.decode(t[:n]) for t, n in zip(tokens, lengths, strict=True)]
+
+        return _in_batches(work, [{"inputs": text} for text in texts])
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """The natural log-probability of each (inputs, targets) pair's targets and their end, given the inputs."""
+        self._require("text_to_text", "decoder_only")
+
+        def work(examples: list[dict[str, str]]) -> list[float]:
+            converter = self._converter(examples, ("inputs", "targets"))
+            batch = pipeline.example_batch(examples, _task(()), converter, self.vocabulary, batch_rows=_rows(examples))
+            return [float(x) for x in self._score(self.params, batch)]
+
+        return _in_batches(work, [{"inputs": inputs, "targets": targets} for inputs, targets in pairs])
+
+    def embed(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        """One vector per text, float32 [texts, D]: the mean of the encoder's hidden states, made of length 1."""
+        self._require("text_to_text", "encoder_only")
+
+        def work(examples: list[dict[str, str]]) -> list[np.ndarray]:
+            return list(np.asarray(self._embed(self.params, self._prompts(examples, _rows(examples), 1))))
+
+        vectors = np.array(_in_batches(work, [{"inputs": text} for text in texts]), np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
+
+    def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, float]]:
+        """The probability of each class for each text, or pair of texts."""
+        if "classification" not in self.config.heads:
+            raise ConfigError(f"this model has the heads {self.config.heads}; classifying needs `classification`")
+        logits_BC = np.asarray(self(self.tokenize(texts, pairs))["classification"])[:, 0].astype(np.float64)
+        probabilities_BC = np.exp(logits_BC - np.logaddexp.reduce(logits_BC, axis=1, keepdims=True))
+        return [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities_BC]
+
+    @functools.cached_property
+    def module(self) -> Any:
+        return models.build(self.config)
+
+    @functools.cached_property
+    def _forward(self) -> Callable:
+        return jax.jit(lambda params, batch: self.module.apply({"params": params}, batch))
+
+    @functools.cached_property
+    def _score(self) -> Callable:
+        def score(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+            logits_BLV = self.module.apply({"params": params}, batch)["lm"]  # type: ignore[index]
+            losses_BL, _ = token_losses(logits_BLV, batch["decoder_target_tokens"])  # pyright: ignore
+            return -jnp.sum(losses_BL * batch["decoder_loss_weights"], axis=1)
+
+        return jax.jit(score)
+
+    @functools.cached_property
+    def _embed(self) -> Callable:
+        def embed(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+            if self.config.architecture == "text_to_text":
+                hidden_BSD = self.module.apply({"params": params}, batch, method="encode")
+            else:
+                headless = models.build(dataclasses.replace(self.config, heads=(), num_classes=0))
+                hidden_BSD = headless.apply({"params": params}, batch)["hidden"]  # type: ignore[index]
+            real_BS1 = (batch["encoder_segment_ids"] > 0)[..., None]
+            return jnp.sum(hidden_BSD * real_BS1, axis=1) / jnp.maximum(jnp.sum(real_BS1, axis=1), 1)
+
+        return jax.jit(embed)
+
+    @property
+    def start_id(self) -> int:
+        """What its decoder reads first."""
+        return convert.start(self.config.decoder_start_id, self.vocabulary)
+
+    def _require(self, *architectures: str) -> None:
+        if self.config.architecture not in architectures:
+            allowed = " or ".join(architectures)
+            raise ConfigError(f"this needs a model of {allowed}; it is {self.config.architecture}")
+
+    def _prompts(self, examples: list[dict[str, str]], batch_rows: int, max_new_tokens: int) -> Batch:
+        fields = tuple(examples[0]) if examples else ("inputs",)
+        converter = self._converter(examples, fields, max_new_tokens)
+        return pipeline.prompt_batch(
+            examples, _task(fields), converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=max_new_tokens
+        )
+
+    def _converter(self, examples: list[dict[str, str]], fields: tuple[str, ...], max_new_tokens: int = 0) -> Any:
+        """Of rows as long as the longest example, or as the model can read."""
+        counts = {f: [len(ids) for ids in self.vocabulary.encode([e[f] for e in examples])] for f in fields}
+        longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + 1 + len(fields)
+        read = _rounded_up(longest)
+        if self.config.positions == "learned":
+            read = min(read, self.config.max_positions)
+        if self.config.architecture == "encoder_only":
+            return convert.EncoderOnly(length=read, heads=self.config.heads)
+        if self.config.architecture == "text_to_text":
+            targets = _rounded_up(max(counts.get("targets", [0]), default=0) + 1)
+            return convert.TextToText(length=read, targets_length=targets, start_id=self.start_id)
+        length = read + max_new_tokens
+        if self.config.positions == "learned":
+            length = min(length, self.config.max_positions)
+        return convert.DecoderOnly(length=length, start_id=self.start_id)
+
+
+def load(path: str | Path, which: str = "latest") -> Model:
+    """The model of a workdir or its `checkpoints/STEP`, of an imported directory, or of one in Hugging Face format.
+
+    which: of a workdir, latest, best or a step. Parameters are put on all devices, split where they divide.
+    Raises CheckpointError or ConfigError where there is none, or it cannot be used.
+    """
+    path = Path(path)
+    if (path / "params").is_dir():
+        path, which = path.absolute().parent.parent, path.name
+    if (path / presets.STORED).is_file():
+        return _stored(path)
+    settings = mapping.read_json(path / "config.json")
+    return _downloaded(path) if "model_type" in settings else _trained(path, which)
+
+
+def _stored(path: Path) -> Model:
+    config = presets.stored(path)
+    return Model(config, _restored(path, 0, config), vocabularies.load(str(path)), _labels(path, config), path)
+
+
+def _downloaded(path: Path) -> Model:
+    found = parameters.open_directory(path)
+    vocabulary = vocabularies.load(str(path))
+    params, _ = parameters.load(found, found.config, parameters.layout_for(found.config))
+    return Model(found.config, params, vocabulary, _class_names(found.settings, found.config))
+
+
+def _trained(path: Path, which: str) -> Model:
+    cfg = configs.from_json(path / "config.json")
+    resolved = experiment.resolve(cfg)
+    best = evaluate.best_step(read_metrics(path), cfg.checkpoint.keep_best, checkpoint.saved_steps(path))
+    step = checkpoint.choose(path, which, best)[-1]
+    labels = next((task.labels for task in resolved.tasks if task.labels), ())
+    origin = Path(cfg.model.preset) if (Path(cfg.model.preset) / presets.STORED).is_file() else None
+    return Model(resolved.model, _restored(path, step, resolved.model), resolved.vocabulary, labels, origin)
+
+
+def _restored(path: Path, step: int, config: ModelConfig) -> Any:
+    layout = parameters.layout_for(config)
+    return checkpoint.load_model(path, step, parameters.targets(config, layout))
+
+
+def _labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
+    try:
+        return _class_names(mapping.read_json(path / "huggingface.json"), config)
+    except CheckpointError:
+        return tuple(f"LABEL_{i}" for i in range(config.num_classes))
+
+
+def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    """The names of the classes in a config.json, or LABEL_0, LABEL_1, … as transformers calls them."""
+    names = settings.get("id2label")
+    if isinstance(names, dict) and all(isinstance(names.get(str(i)), str) for i in range(config.num_classes)):
+        return tuple(names[str(i)] for i in range(config.num_classes))
+    return tuple(f"LABEL_{i}" for i in range(config.num_classes))
+
+
+def _task(fields: tuple[str, ...]) -> Task:
+    return Task("text", source=None, segments=fields)  # type: ignore[arg-type]  (nothing is read from it)
+
+
+def _rounded_up(length: int) -> int:
+    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def _rows(examples: list) -> int:
+    """A power of two, so that few numbers of rows are compiled."""
+    return 1 << (len(examples) - 1).bit_length()
+
+
+def _in_batches(work: Callable[[list], list], examples: list[dict[str, str]]) -> list:
+    """work's results for all examples, in their order; those of like length go together."""
+    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i].values())))
+    out: list = [None] * len(examples)
+    for begin in range(0, len(order), BATCH_ROWS):
+        chosen = order[begin : begin + BATCH_ROWS]
+        for i, result in zip(chosen, work([examples[i] for i in chosen]), strict=False):
+            out[i] = result
+    return out

@@ -1,0 +1,329 @@
+"""Parameters out of a Hugging Face directory onto a mesh, tensor by tensor, and back.
+
+Host memory: one of our parameters at a time (of scanned layers, one stack), whatever the size of the model.
+"""
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from t5x_lite import batch as batches
+from t5x_lite import models, sharding
+from t5x_lite.errors import CheckpointError
+from t5x_lite.hub import mapping
+from t5x_lite.hub.families import Family
+from t5x_lite.hub.mapping import Binding
+from t5x_lite.hub.report import ImportReport, Row
+from t5x_lite.hub.weights import Weights
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.sharding import Layout, path_text
+
+Place = Callable[[str, np.ndarray], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A Hugging Face directory that can be read: its settings, the model they and the tensors' names describe."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    family: Family
+    config: ModelConfig
+    weights: Weights
+
+
+def open_directory(path: Path) -> Found:
+    """Reads config.json and the names and shapes of the tensors. CheckpointError when they cannot be used."""
+    where = path / "config.json"
+    settings = mapping.read_json(where)
+    family = mapping.family_of(settings, where)
+    config = mapping.read_config(settings, family, where)
+    weights = Weights(path)
+    if config.num_layers > len(weights.shapes):
+        raise CheckpointError(f"{where} speaks of {config.num_layers} layers; there are {len(weights.shapes)} tensors")
+    names = mapping.canonical_names(weights.shapes, family)
+    head_table = names.get("lm_head.weight")
+    tied = head_table is None or (config.tie_embeddings and _same(weights, names, "token_embedding", family))
+    if config.architecture != "encoder_only":
+        if (
+            head_table is None
+            and settings.get("tie_word_embeddings") is False
+            and family.model_type not in ("t5", "mt5")
+        ):
+            raise CheckpointError(f"{where} says tie_word_embeddings=false; there is no tensor lm_head.weight")
+        config = dataclasses.replace(config, tie_embeddings=tied)
+    return Found(path, settings, family, _with_heads(config, family, weights, names), weights)
+
+
+def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
+    """{path: (shape, logical axes)} of the model's parameters, in its own form (scanned or unrolled)."""
+    scanned = dataclasses.replace(config, scan_layers=True)
+    sizes = dict.fromkeys("BSLPE", 1)
+    example = batches.zeros(config.architecture, sizes, config.heads)
+    boxed = jax.eval_shape(models.build(scanned).init, jax.random.key(0), example)["params"]
+    leaves = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))[0]
+    out = {path_text(path[:-1] if path_text(path).endswith("/value") else path): leaf for path, leaf in leaves}
+    whole = {path: (tuple(leaf.value.shape), tuple(leaf.names)) for path, leaf in out.items()}
+    return whole if config.scan_layers else _unrolled(whole)
+
+
+def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
+    """The parameters as shapes with their places on the mesh: what a checkpoint is restored into."""
+    tree: dict[str, Any] = {}
+    for path, (shape, axes) in abstract(config).items():
+        _insert(tree, path, jax.ShapeDtypeStruct(shape, np.float32, sharding=layout.sharding(axes)))
+    return tree
+
+
+def load(
+    found: Found, config: ModelConfig, layout: Layout, *, allow: Sequence[str] = ()
+) -> tuple[dict[str, Any], ImportReport]:
+    """The parameters of a model that is like the directory's but for heads, vocabulary size and scanning.
+
+    allow: names of tensors, or of our parameters, that may be without a use or a source; `*` stands for anything.
+    Raises CheckpointError for any other that is, and for a tensor of another shape; nothing is read before.
+    """
+    shapes = abstract(config)
+    parts = {path: _parts(path, shape) for path, (shape, _) in shapes.items()}
+    disk_vocab = found.config.vocab_size
+    theirs = {}
+    for path, (shape, axes) in shapes.items():
+        on_disk = tuple(disk_vocab if axis == "vocab" else size for size, axis in zip(shape, axes, strict=True))
+        for part in parts[path]:
+            theirs[part] = on_disk if part == path else on_disk[1:]
+    bound = {binding.path: binding for binding in mapping.bindings(found.family, theirs)}
+    names = mapping.canonical_names(found.weights.shapes, found.family)
+    rows = _account(found, config, bound, names, allow)
+    fresh = [path for path in shapes if any(bound[part].key not in names for part in parts[path])]
+    values = _fresh(config, fresh)
+    tree: dict[str, Any] = {}
+    for path, (shape, axes) in shapes.items():
+        if path in values:
+            value = values[path]
+        else:
+            arrays = [_resized(_read(found, bound[part], names), theirs[part], axes, config) for part in parts[path]]
+            value = np.stack(arrays) if parts[path] != [path] else arrays[0]
+        _insert(tree, path, jax.device_put(value, layout.sharding(axes)))
+        assert value.shape == shape, (path, value.shape, shape)
+    return tree, ImportReport(tuple(rows))
+
+
+def tensors(
+    config: ModelConfig, family: Family, params: Any, without_prefix: bool = False
+) -> tuple[dict[str, tuple[int, ...]], Iterator[tuple[str, np.ndarray]]]:
+    """The shapes of their tensors by name, and each with its values in that order, read from the devices one by one."""
+    shapes = abstract(config)
+    unrolled = {path: shape for path, (shape, _) in _unrolled(shapes).items()}
+    grouped: dict[str, list[Binding]] = {}
+    for binding in mapping.bindings(family, unrolled):
+        name = binding.key.removeprefix(family.prefix) if without_prefix else binding.key
+        grouped.setdefault(name, []).append(binding)
+    flat = {path_text(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+
+    def value(binding: Binding) -> np.ndarray:
+        if binding.path in flat:
+            return np.asarray(flat[binding.path])
+        scanned, layer = re.sub(r"layers_(\d+)", "layers", binding.path), re.search(r"layers_(\d+)", binding.path)
+        return np.asarray(flat[scanned][int(layer[1])])  # type: ignore[index]
+
+    def each() -> Iterator[tuple[str, np.ndarray]]:
+        for key, group in grouped.items():
+            group = sorted(group, key=lambda binding: binding.third or 0)
+            yield key, np.concatenate([binding.theirs(value(binding)) for binding in group], axis=-1)
+
+    return {key: group[0].their_shape for key, group in grouped.items()}, each()
+
+
+def _parts(path: str, shape: tuple[int, ...]) -> list[str]:
+    """The paths of an unrolled model that a path stands for."""
+    if "/layers/" not in path:
+        return [path]
+    return [path.replace("/layers/", f"/layers_{i}/") for i in range(shape[0])]
+
+
+def _unrolled(shapes: dict) -> dict:
+    out = {}
+    for path, (shape, axes) in shapes.items():
+        for part in _parts(path, shape):
+            out[part] = (shape, axes) if part == path else (shape[1:], axes[1:])
+    return out
+
+
+def _same(weights: Weights, names: Mapping[str, str], module: str, family: Family) -> bool:
+    table = names.get(f"{family.modules[module]}.weight")
+    head = names["lm_head.weight"]
+    if table is None or weights.shapes[table] != weights.shapes[head]:
+        return False
+    return bool(np.array_equal(weights.read(table), weights.read(head)))
+
+
+def _with_heads(config: ModelConfig, family: Family, weights: Weights, names: Mapping[str, str]) -> ModelConfig:
+    """The heads whose tensors are there; one output of a classifier is a regression."""
+    heads = [head for head, tensor in family.heads.items() if tensor in names]
+    classes = 0
+    if "classification" in heads:
+        classes = weights.shapes[names[family.heads["classification"]]][0]
+        if classes == 1:
+            heads[heads.index("classification")], classes = "regression", 0
+    if set(heads) & {"nsp", "classification", "regression"} and "pooled" in heads:
+        heads.remove("pooled")
+    return dataclasses.replace(config, heads=tuple(heads), num_classes=classes)
+
+
+def _account(
+    found: Found, config: ModelConfig, bound: Mapping[str, Binding], names: Mapping[str, str], allow: Sequence[str]
+) -> list[Row]:
+    """A row for every tensor and every parameter without one; CheckpointError for what none explains."""
+    family, shapes = found.family, found.weights.shapes
+    rows, used, missing = [], {}, []
+    for binding in bound.values():
+        if binding.key in names:
+            got = shapes[names[binding.key]]
+            if got != binding.their_shape:
+                raise CheckpointError(
+                    f"{found.path}: {names[binding.key]} has the shape {list(got)}; config.json makes it "
+                    f"{list(binding.their_shape)}. The files are of different models, or damaged"
+                )
+            used.setdefault(binding.key, []).append(binding)
+            continue
+        group = _head_of(binding.path, config)
+        if group and not any(names.get(t) for h, t in family.heads.items() if h in group):
+            rows.append(Row("", binding.shape, "fresh", binding.path, f"the file has no head {' or '.join(group)}"))
+        elif _allowed(binding.path, allow) or _allowed(binding.key, allow):
+            rows.append(Row("", binding.shape, "fresh", binding.path, "allowed by name"))
+        elif binding.key == "final_logits_bias":
+            rows.append(Row("", binding.shape, "fresh", binding.path, "zeros, as transformers has it"))
+        else:
+            missing.append(binding)
+    if missing:
+        b = missing[0]
+        raise CheckpointError(
+            f"{found.path} lacks {len(missing)} tensors, the first is {b.key} (our {b.path}); files are "
+            f"missing, or config.json is another model's. --allow={b.path} starts it fresh"
+        )
+    any_head = re.compile("|".join(mapping.patterns(family)))
+    unexplained = []
+    for name, original in names.items():
+        shape = shapes[original]
+        if name in used:
+            rows.append(_used(original, shape, used[name], config, found.config))
+        elif reason := next((r for pattern, r in family.ignored.items() if re.fullmatch(pattern, name)), ""):
+            rows.append(Row(original, shape, "skipped", reason=reason))
+        elif source := _tied_to(name, family):
+            if source not in names or not np.array_equal(
+                found.weights.read(original), found.weights.read(names[source])
+            ):
+                raise CheckpointError(
+                    f"{found.path}: {original} is not the copy of {source} that it is in {family.model_type}"
+                )
+            rows.append(Row(original, shape, "tied", reason=f"the same as {source}"))
+        elif _allowed(original, allow):
+            rows.append(Row(original, shape, "skipped", reason="allowed by name"))
+        elif any_head.fullmatch(name) and _of_another_head(name, family):
+            rows.append(Row(original, shape, "skipped", reason=f"of a head that the model lacks; heads={config.heads}"))
+        else:
+            unexplained.append(original)
+    if unexplained:
+        raise CheckpointError(
+            f"{found.path} has {len(unexplained)} tensors that {family.model_type} has no place for, the first is "
+            f"{unexplained[0]}. --allow={unexplained[0]} leaves it out"
+        )
+    return rows
+
+
+def _used(name: str, shape: tuple[int, ...], bound: list[Binding], config: ModelConfig, disk: ModelConfig) -> Row:
+    ours = ", ".join(binding.path for binding in bound)
+    by_vocab = _of_vocabulary(bound[0].path)
+    if by_vocab and config.vocab_size != disk.vocab_size:
+        new = config.vocab_size - disk.vocab_size
+        how = f"{new} more rows, the mean of the others" if new > 0 else f"its last {-new} rows left out"
+        return Row(name, shape, "resized", ours, how)
+    return Row(name, shape, "transposed" if bound[0].turned else "loaded", ours)
+
+
+def _of_vocabulary(path: str) -> bool:
+    return path.startswith(("token_embedding/", "logits/")) or path == "mlm/bias"
+
+
+def _tied_to(name: str, family: Family) -> str:
+    if name in family.tied:
+        return family.tied[name]
+    return f"{family.modules['token_embedding']}.weight" if name == "lm_head.weight" else ""
+
+
+HEAD_PARTS = {
+    "mlm": ("mlm",),
+    "nsp": ("nsp",),
+    "classification": ("classification", "regression"),
+    "regression": ("classification", "regression"),
+    "pooler": ("nsp", "classification", "regression", "pooled"),
+}
+
+
+def _head_of(path: str, config: ModelConfig) -> tuple[str, ...]:
+    """The heads any of which explains a parameter of the top-level group; () for a part of the model proper."""
+    return HEAD_PARTS.get(path.split("/")[0], ()) if config.architecture == "encoder_only" else ()
+
+
+def _of_another_head(name: str, family: Family) -> bool:
+    for module, row in family.modules.items():
+        if module.split("/")[0] in HEAD_PARTS:
+            base = row if isinstance(row, str) else row.name
+            if name.startswith(base + ".") or name == base:
+                return True
+    return False
+
+
+def _allowed(name: str, allow: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in allow)
+
+
+def _read(found: Found, binding: Binding, names: Mapping[str, str]) -> np.ndarray:
+    return binding.ours(found.weights.read(names[binding.key]))
+
+
+def _resized(array: np.ndarray, shape: tuple[int, ...], axes: Sequence[str | None], config: ModelConfig) -> np.ndarray:
+    """With as many rows as the vocabulary has: cut, or the mean of all for those that are new."""
+    if "vocab" not in axes:
+        return array
+    axis = list(axes).index("vocab")
+    rows = config.vocab_size - shape[axis]
+    if rows <= 0:
+        return np.take(array, range(config.vocab_size), axis) if rows else array
+    mean = np.mean(array, axis=axis, keepdims=True, dtype=np.float64).astype(np.float32)
+    return np.concatenate([array, np.repeat(mean, rows, axis)], axis)
+
+
+def _fresh(config: ModelConfig, paths: list[str]) -> dict[str, Any]:
+    """Initial values of some parameters alone: the rest is never computed."""
+    if not paths:
+        return {}
+    example = batches.zeros(config.architecture, dict.fromkeys("BSLPE", 1), config.heads)
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        params = nn.meta.unbox(models.init_params(models.build(config), key, example))  # type: ignore[arg-type]
+        flat = {path_text(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+        return {path: flat[path] for path in paths}
+
+    return jax.jit(init)(jax.random.key(0))
+
+
+def _insert(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, name = path.split("/")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[name] = value
+
+
+def layout_for(config: ModelConfig) -> Layout:
+    """All devices, parameters split over them where they divide."""
+    devices = jax.device_count()
+    split = config.d_model % devices == 0 and config.table_dim % devices == 0
+    return Layout(sharding.make_mesh(fsdp=devices) if split else sharding.make_mesh(data=devices))

@@ -1,0 +1,132 @@
+"""Tensors in safetensors files, single or sharded, read one at a time. Nothing here unpickles."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.errors import CheckpointError
+from t5x_lite.hub.mapping import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
+HOW_TO_CONVERT = (
+    "where you trust it: `python -c \"from transformers import AutoModel as M; M.from_pretrained('DIR')"
+    ".save_pretrained('OUT')\"` with the model's own class writes safetensors"
+)
+NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
+METADATA = {"format": "pt"}  # older versions of transformers refuse a file without it
+SHARD_BYTES = 5_000_000_000
+
+
+class Weights:
+    """The tensors of a directory (or of one .safetensors file): names and shapes at once, values when asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file_of: dict[str, Any] = {}
+        for file, names in _files(path).items():
+            opened = _open(file)
+            inside = set(opened.keys())
+            for name in inside if names is None else names:
+                if not NAME.fullmatch(name):
+                    raise CheckpointError(
+                        f"{file} holds a tensor named {name[:80]!r}; a name has letters, digits, . _ -"
+                    )
+                if name not in inside:
+                    raise CheckpointError(
+                        f"{path / INDEX} says that {name!r} is in {file.name}; it is not. Get it again"
+                    )
+                self._file_of[name] = opened
+        self.shapes = {name: tuple(f.get_slice(name).get_shape()) for name, f in self._file_of.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32."""
+        try:
+            return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
+        except Exception as error:  # the library's own, and what numpy says of a dtype it lacks
+            raise CheckpointError(f"{self.path}: cannot read {name!r}: {_first_line(error)}") from error
+
+
+def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes float32 tensors, which come in the order of `shapes`, in files of at most SHARD_BYTES each.
+
+    More than one file: named as transformers does, with an index.
+    """
+    from safetensors.numpy import save_file
+
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, shape in shapes.items():
+        size = 4 * int(np.prod(shape))
+        if used and used + size > SHARD_BYTES:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    files = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    )
+    source = iter(tensors)
+    for file, names in zip(files, shards, strict=True):
+        held = {}
+        for name in names:
+            got, array = next(source)
+            assert got == name, (got, name)
+            held[name] = np.ascontiguousarray(array, np.float32)
+        save_file(held, directory / file, metadata=METADATA)
+    if len(files) > 1:
+        total = sum(4 * int(np.prod(shape)) for shape in shapes.values())
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _files(path: Path) -> dict[Path, list[str] | None]:
+    """The files with their tensors' names; None: all that are in it."""
+    if path.suffix in PICKLES:
+        raise CheckpointError(f"{path} may run code when it is read, and is refused; {HOW_TO_CONVERT}")
+    if path.is_file():
+        return {path: None}
+    if (path / INDEX).is_file():
+        where = read_json(path / INDEX).get("weight_map")
+        if not isinstance(where, dict) or not where or not all(isinstance(f, str) for f in where.values()):
+            raise CheckpointError(f"{path / INDEX} has no weight_map of tensors to files; get it again")
+        names: dict[Path, list[str] | None] = {}
+        for name, file in where.items():
+            if not NAME.fullmatch(file) or not file.endswith(".safetensors"):
+                raise CheckpointError(f"{path / INDEX}: {file[:80]!r} is no safetensors file beside it; get it again")
+            names.setdefault(path / file, []).append(name)  # type: ignore[union-attr]
+        return names
+    if (path / SINGLE).is_file():
+        return {path / SINGLE: None}
+    there = sorted(f.name for f in path.iterdir() if f.suffix in PICKLES) if path.is_dir() else []
+    if there:
+        raise CheckpointError(
+            f"{path} has {there[0]}, which may run code when it is read, and no {SINGLE}; {HOW_TO_CONVERT}"
+        )
+    raise CheckpointError(f"{path} has no {SINGLE} and no {INDEX}; give a directory in Hugging Face format")
+
+
+def _open(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with file.open("rb") as raw:
+            start = raw.read(9)
+        # A header of 1,152 bytes begins like a pickle too, but then there is an object behind its length.
+        if start.startswith((b"PK", b"\x80")) and not start.endswith(b"{"):
+            raise CheckpointError(f"{file} is a pickle under another name, and is refused; {HOW_TO_CONVERT}")
+        return safe_open(file, framework="numpy")
+    except (OSError, SafetensorError) as error:
+        size = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
+        raise CheckpointError(f"cannot read {file} ({size}): {_first_line(error)}; get it again") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

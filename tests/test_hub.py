@@ -1,0 +1,279 @@
+"""Hugging Face directories: there and back, what the report says, and what a broken or hostile one is answered."""
+
+import dataclasses
+import json
+import shutil
+import struct
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_models import SIZES, random_params
+
+from t5x_lite import cli
+from t5x_lite.errors import CheckpointError, ConfigError, UserError
+from t5x_lite.hub import interchange, mapping, parameters, weights
+from t5x_lite.hub.families import FAMILIES
+from t5x_lite.models import presets
+from t5x_lite.models.transformer import stack_layers
+
+LAYERS = {"text_to_text": ("num_encoder_layers", "num_decoder_layers"), "encoder_only": ("num_encoder_layers",)}
+
+
+def tiny(name: str, **changes):
+    """A small model of a family."""
+    base = FAMILIES[name].base
+    layers = dict.fromkeys(LAYERS.get(base.architecture, ("num_decoder_layers",)), 2)
+    sizes = SIZES | layers | {"max_positions": 16} if base.max_positions else SIZES | layers
+    if base.embedding_dim:
+        sizes["embedding_dim"] = 8
+    if base.rotary_dim:
+        sizes["rotary_dim"] = 4
+    return dataclasses.replace(base, **(sizes | changes)).validate()
+
+
+def theirs(tmp_path, name: str = "bert", **changes):
+    """(directory in Hugging Face format, its model, its parameters)"""
+    config = tiny(name, **changes)
+    params = random_params(config)
+    interchange.export_directory(config, params, tmp_path / name, family=name)
+    return tmp_path / name, config, params
+
+
+def assert_same(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def load(directory, config=None, **options):
+    found = parameters.open_directory(directory)
+    config = config or found.config
+    return parameters.load(found, config, parameters.layout_for(config), **options)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_there_and_back_is_bit_equal_scanned_or_not(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHARD_BYTES", 8000)
+    directory, config, params = theirs(tmp_path, name)
+    assert len(list(directory.glob("model-*.safetensors"))) > 1
+    found = parameters.open_directory(directory)
+    same = (
+        "dtype",
+        "initializer",
+        "scale_residual_init",
+        "dropout_hidden",
+        "dropout_broadcasts_length",
+        "decoder_start_id",
+    )
+    assert dataclasses.replace(found.config, **{f: getattr(config, f) for f in same}) == config
+    got, report = load(directory)
+    assert_same(got, params)
+    assert {row.status for row in report.rows} <= {"loaded", "transposed"}
+    assert {row.tensor for row in report.rows} == set(weights.Weights(directory).shapes)
+    scanned, _ = load(directory, dataclasses.replace(config, scan_layers=True))
+    assert_same(scanned, stack_layers(params))
+    if name in ("gpt2", "albert"):
+        interchange.export_directory(dataclasses.replace(config, scan_layers=True), scanned, tmp_path / "again")
+        assert_same(load(tmp_path / "again")[0], params)
+
+
+def test_old_names_and_copies_are_known(tmp_path):
+    """No prefix, gamma and beta, position_ids, a decoder that is the table again."""
+    directory, _, params = theirs(tmp_path)
+    tensors = load_file(directory / "model.safetensors")
+    old = {n.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma"): t for n, t in tensors.items()}
+    old = {n.replace("LayerNorm.bias", "LayerNorm.beta"): t for n, t in old.items()}
+    old |= {
+        "embeddings.position_ids": np.arange(16)[None],
+        "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"],
+    }
+    save_file(old, directory / "model.safetensors")
+    got, report = load(directory)
+    assert_same(got, params)
+    of = {row.tensor: row.status for row in report.rows}
+    assert of["embeddings.position_ids"] == "skipped" and of["cls.predictions.decoder.weight"] == "tied"
+    old["cls.predictions.decoder.weight"] = old["cls.predictions.decoder.weight"] + 1
+    save_file(old, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not the copy"):
+        load(directory)
+
+
+def test_heads_come_and_go_with_a_reason(tmp_path):
+    directory, config, params = theirs(tmp_path)
+    classifier = dataclasses.replace(config, heads=("classification",), num_classes=3)
+    got, report = load(directory, classifier)
+    np.testing.assert_array_equal(got["pooler"]["kernel"], params["pooler"]["kernel"])
+    assert got["classification"]["kernel"].shape == (16, 3) and "mlm" not in got
+    rows = {row.tensor or row.ours: row for row in report.rows}
+    assert rows["classification/kernel"].status == "fresh" and rows["cls.predictions.bias"].status == "skipped"
+    assert all(row.reason for row in report.rows if row.status in ("fresh", "skipped"))
+    assert "1 fresh" not in str(report) and "2 fresh" in str(report)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "gptj"])
+@pytest.mark.parametrize("vocab_size", [40, 64])
+def test_the_vocabulary_is_cut_or_grows_by_the_mean(name, vocab_size, tmp_path):
+    directory, config, params = theirs(tmp_path, name)
+    got, report = load(directory, dataclasses.replace(config, vocab_size=vocab_size))
+    old, new = params["token_embedding"]["embedding"], np.asarray(got["token_embedding"]["embedding"])
+    assert new.shape == (vocab_size, 16)
+    np.testing.assert_array_equal(new[:48], old[:vocab_size])
+    np.testing.assert_allclose(new[48:], np.broadcast_to(np.mean(old, 0), new[48:].shape), atol=1e-6)
+    resized = {row.ours for row in report.rows if row.status == "resized"}
+    extra = {"bert": {"mlm/bias"}, "t5": set(), "gptj": {"logits/dense/kernel", "logits/bias"}}[name]
+    assert resized == {"token_embedding/embedding"} | extra
+
+
+def test_an_import_is_what_a_run_starts_from(tmp_path, capsys):
+    directory, *_ = theirs(tmp_path)
+    (directory / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]) + "\n")
+    settings = json.loads((directory / "config.json").read_text()) | {"their_own": 1}
+    (directory / "config.json").write_text(json.dumps(settings))
+    out = tmp_path / "imported"
+    assert cli.run(["import", str(directory), str(out)]) == 0
+    assert "transposed" in capsys.readouterr().out
+    assert presets.preset(str(out)) == parameters.open_directory(directory).config
+    assert cli.run(["export", str(out), str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back" / "vocab.txt").read_bytes() == (directory / "vocab.txt").read_bytes()
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
+    again = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert again == settings
+    assert cli.run(["import", str(directory), str(out)]) == 2
+    assert "there already" in capsys.readouterr().err
+
+
+def rewrite_header(directory, change):
+    """The safetensors file with another header over the same bytes."""
+    file = directory / "model.safetensors"
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    new = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
+
+
+def renamed(old: str, new: str):
+    def change(directory):
+        rewrite_header(directory, lambda header: header.__setitem__(new, header.pop(old)))
+
+    return change
+
+
+def edited(**settings):
+    def change(directory):
+        path = directory / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return change
+
+
+def raw(name: str, content: bytes):
+    return lambda directory: (directory / name).write_bytes(content)
+
+
+def only_a_pickle(directory):
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+def truncated(directory):
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def reshaped(directory):
+    tensors = load_file(directory / "model.safetensors")
+    tensors["bert.pooler.dense.weight"] = tensors["bert.pooler.dense.weight"][:, :8].copy()
+    save_file(tensors, directory / "model.safetensors")
+
+
+def index_of(**files: str):
+    def change(directory):
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+    return change
+
+
+def large_tokenizer(directory):
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (directory / "vocab.txt").write_text("\n".join([*special, *(f"w{i}" for i in range(60))]) + "\n")
+
+
+NORM = "bert.embeddings.LayerNorm.weight"
+HOSTILE = {
+    "truncated": (truncated, "cannot read .*model.safetensors .*bytes"),
+    "header longer than the file": (raw("model.safetensors", struct.pack("<Q", 2**40) + b"{}"), "cannot read"),
+    "header of garbage": (raw("model.safetensors", struct.pack("<Q", 4) + b"\xff\xfe{}"), "cannot read"),
+    "empty": (raw("model.safetensors", b""), "cannot read"),
+    "a pickle under another name": (raw("model.safetensors", b"\x80\x04\x95"), "is a pickle"),
+    "a zip under another name": (raw("model.safetensors", b"PK\x03\x04"), "is a pickle"),
+    "only a pickle": (only_a_pickle, "may run code.*save_pretrained"),
+    "a path as a name": (renamed(NORM, "../../etc/passwd"), "a tensor named"),
+    "an absolute name": (renamed(NORM, "/etc/passwd"), "a tensor named"),
+    "a home as a name": (renamed(NORM, "~root"), "a tensor named"),
+    "a NUL in a name": (renamed(NORM, "a\0b"), "a tensor named"),
+    "a long name": (renamed(NORM, "a" * 300), "a tensor named"),
+    "an index to elsewhere": (index_of(a="../model.safetensors"), "no safetensors file beside it"),
+    "an index to nothing": (index_of(a="other.safetensors"), "cannot read .*missing"),
+    "an index that lies": (index_of(a="model.safetensors"), "it is not"),
+    "an index of nothing": (index_of(), "no weight_map"),
+    "another shape": (reshaped, r"has the shape \[16, 8\]; config.json makes it \[16, 16\]"),
+    "a missing tensor": (renamed(NORM, "bert.pooler.position_ids"), f"lacks 1 tensors, the first is {NORM}"),
+    "a tensor too many": (edited(num_hidden_layers=1), "no place for.*encoder.layer.1"),
+    "layers without end": (edited(num_hidden_layers=10**9), "speaks of 1000000000 layers"),
+    "a size that is text": (edited(hidden_size="large"), "is no int"),
+    "a size without end": (edited(hidden_size=10**12, num_attention_heads=2), "has the shape"),
+    "no heads": (edited(num_attention_heads=0), "must be at least 1"),
+    "an activation we lack": (edited(hidden_act="mish"), "not supported; allowed: gelu"),
+    "a position we lack": (edited(position_embedding_type="relative_key"), "allowed: absolute"),
+    "a family we lack": (edited(model_type="berd"), "did you mean 'bert'"),
+    "no family": (edited(model_type=7), "names no model_type"),
+    "no JSON": (raw("config.json", b"{"), "cannot read .*config.json"),
+    "JSON without end": (raw("config.json", b"[" * 100_000), "cannot read .*config.json"),
+    "a list": (raw("config.json", b"[]"), "no object"),
+    "a tokenizer of another size": (large_tokenizer, "has 65 ids, the model 48 rows; --vocab-size=128"),
+    "a broken tokenizer": (raw("tokenizer.json", b"{"), "no tokenizer that can be used"),
+}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return theirs(tmp_path_factory.mktemp("good"))[0]
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_broken_or_hostile_directory_is_one_clear_message(case, good, tmp_path):
+    """And nothing is written."""
+    change, message = HOSTILE[case]
+    shutil.copytree(good, tmp_path / "bad")
+    change(tmp_path / "bad")
+    with pytest.raises(UserError, match=message) as caught:
+        interchange.import_directory(tmp_path / "bad", tmp_path / "out")
+    assert len(str(caught.value).splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad"]
+
+
+def test_what_is_allowed_by_name_passes(good, tmp_path):
+    shutil.copytree(good, tmp_path / "bad")
+    renamed(NORM, "bert.stray")(tmp_path / "bad")
+    _, report = load(tmp_path / "bad", allow=("*.stray", "encoder/embedding_norm/*"))
+    said = {row.tensor or row.ours: (row.status, row.reason) for row in report.rows}
+    assert said["bert.stray"] == ("skipped", "allowed by name")
+    assert said["encoder/embedding_norm/scale"] == ("fresh", "allowed by name")
+
+
+def test_a_model_that_no_family_has_is_not_exported(tmp_path):
+    config = dataclasses.replace(presets.PRESETS["transformer_base"], **SIZES)
+    with pytest.raises(ConfigError, match=r"no family of Hugging Face is like this model.*positions"):
+        interchange.export_directory(config, {}, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_has_its_family_but_the_first_transformer(name):
+    if name.startswith("transformer"):
+        return
+    config = presets.PRESETS[name]
+    family = mapping.family_for(config)
+    assert family.base.architecture == config.architecture
