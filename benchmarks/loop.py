@@ -1,11 +1,12 @@
-"""What the loop of `t5x-lite train` costs over its bare step: data, metrics, logging and checkpoints on.
+"""What the loop of `t5x-lite train` costs over its bare step: data, metrics and logging on.
 
-    python benchmarks/loop.py --rounds=3 --steps=30
+    python benchmarks/loop.py --turns=20
 
-The bare step runs over batches that lie on the device already, its metrics fetched once per log interval. The loop is
-`train.run` itself on the same config (configs/quickstart.py with the sizes of T5-small 1.1), its time read from its own
-`metrics.jsonl`. Both take turns, round by round, in one process. Prints JSON lines: one per round, then the medians and
-their ratio.
+The loop is `train.run` itself on configs/quickstart.py with the sizes of T5-small 1.1. The bare step is the same step
+over batches that lie on the device already. They take turns in one process, a log interval each: whenever the loop
+asks for the first batch of its next interval, it is stopped until the bare step has had its own. A turn of the loop
+lasts until its last step is done, so it pays once a turn for what otherwise overlaps. Prints JSON lines: one per turn,
+then the medians, and the median of the turns' ratios.
 """
 
 import argparse
@@ -14,9 +15,12 @@ import functools
 import io
 import json
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import jax
 
@@ -24,7 +28,7 @@ from t5x_lite import config, experiment, losses, optim, runtime, sharding, train
 from t5x_lite.data import pipeline
 from t5x_lite.step import abstract_params, init_state, make_train_step
 
-LOG_EVERY_STEPS = 5
+STEPS_PER_TURN = 5
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
@@ -34,15 +38,15 @@ def make_config(arguments: argparse.Namespace):
     if arguments.num_layers:
         cfg.model.num_encoder_layers = cfg.model.num_decoder_layers = arguments.num_layers
     cfg.data.batch_rows, cfg.data.length, cfg.data.targets_length = arguments.rows, arguments.length, arguments.targets
-    cfg.train.total_steps, cfg.train.log_every_steps = arguments.steps, LOG_EVERY_STEPS
+    cfg.train.total_steps, cfg.train.log_every_steps = (arguments.turns + 2) * STEPS_PER_TURN, STEPS_PER_TURN
     cfg.schedule.warmup_steps = 1
-    cfg.checkpoint.every_steps = arguments.steps
+    cfg.checkpoint.every_steps = cfg.train.total_steps
     cfg.eval.every_steps, cfg.eval.untrained, cfg.eval.max_examples = 0, False, 1
     return cfg
 
 
-def bare_step_s(cfg) -> float:
-    """Seconds per step over batches already on the device: the median over log intervals."""
+def bare_turn(cfg) -> Callable[[], float]:
+    """A function that runs a turn of bare steps and returns its seconds."""
     setup = experiment.resolve(cfg)
     on_devices = runtime.start(setup)
     rate = cfg.optimizer.learning_rate
@@ -60,33 +64,63 @@ def bare_step_s(cfg) -> float:
         seed=cfg.seed,
         prefetch_batches=0,
     )
-    batches = [sharding.put_batch(next(data), on_devices.layout) for _ in range(LOG_EVERY_STEPS)]
-    samples = []
-    for _ in range(cfg.train.total_steps // LOG_EVERY_STEPS):
+    batches = [sharding.put_batch(next(data), on_devices.layout) for _ in range(STEPS_PER_TURN)]
+
+    def turn() -> float:
+        nonlocal state
         begin_s = time.perf_counter()
         for batch in batches:
             state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
-        samples.append((time.perf_counter() - begin_s) / LOG_EVERY_STEPS)
-    return statistics.median(samples[1:])  # the first one compiles
+        return time.perf_counter() - begin_s
+
+    return turn
 
 
-def loop_step_s(cfg) -> float:
-    """Seconds per step of `train.run`: the median over its log intervals."""
-    with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
-        train.run(experiment.resolve(cfg), Path(workdir))
-        lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "train/tokens_per_s" in row]
-    positions = cfg.data.batch_rows * (cfg.data.length + cfg.data.targets_length)
-    return statistics.median(
-        positions * (1 - row["train/padding"]) / row["train/tokens_per_s"] for row in rows[1:]
-    )  # the first interval compiles
+class Turns:
+    """The loop's data and step, watched: before the first batch of each interval the bare step has its turn."""
+
+    def __init__(self, bare: Callable[[], float]):
+        self._bare, self._asked, self._last_metrics, self._begin_s = bare, 0, None, 0.0
+        self.seconds: list[tuple[float, float]] = []  # of (the loop, the bare step)
+
+    def train_batches(self, make: Callable, *args, **kwargs):
+        self._data = make(*args, **kwargs)
+        return self
+
+    def make_train_step(self, make: Callable, *args, **kwargs) -> Callable:
+        step = make(*args, **kwargs)
+
+        def watched(state, batch):
+            state, self._last_metrics = step(state, batch)
+            return state, self._last_metrics
+
+        return watched
+
+    def __next__(self):
+        if self._asked % STEPS_PER_TURN == 0:
+            jax.block_until_ready(self._last_metrics)
+            loop_s = time.perf_counter() - self._begin_s
+            bare_s = self._bare()
+            if self._asked > STEPS_PER_TURN:  # both have compiled
+                self.seconds.append((loop_s, bare_s))
+                row = {"loop_step_ms": milliseconds(loop_s), "bare_step_ms": milliseconds(bare_s)}
+                print(json.dumps(row), flush=True, file=sys.__stdout__)
+            self._begin_s = time.perf_counter()
+        self._asked += 1
+        return next(self._data)
+
+    def __getattr__(self, name: str):
+        return getattr(self._data, name)
+
+
+def milliseconds(turn_s: float) -> float:
+    return round(1e3 * turn_s / STEPS_PER_TURN, 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=30, help="of each in a round")
+    parser.add_argument("--turns", type=int, default=20, help=f"of each, {STEPS_PER_TURN} steps long")
     parser.add_argument("--preset", default="t5_1_1_small")
     parser.add_argument("--num-layers", type=int, help="of each stack, instead of the preset's")
     parser.add_argument("--rows", type=int, default=8)
@@ -94,23 +128,23 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=48)
     arguments = parser.parse_args()
     cfg = make_config(arguments)
-    bare, loop = [], []
-    for number in range(arguments.rounds):
-        bare.append(bare_step_s(cfg))
-        loop.append(loop_step_s(cfg))
-        row = {"round": number, "bare_step_ms": round(1e3 * bare[-1], 1), "loop_step_ms": round(1e3 * loop[-1], 1)}
-        print(json.dumps(row), flush=True)
-    medians = statistics.median(bare), statistics.median(loop)
-    print(
-        json.dumps(
-            {
-                "shape": {key: value for key, value in vars(arguments).items() if key not in ("rounds", "steps")},
-                "bare_step_ms": round(1e3 * medians[0], 1),
-                "loop_step_ms": round(1e3 * medians[1], 1),
-                "loop_over_bare": round(medians[1] / medians[0], 3),
-            }
-        )
-    )
+    turns = Turns(bare_turn(cfg))
+    make_batches, make_step = train.pipeline.train_batches, train.make_train_step
+    with (
+        tempfile.TemporaryDirectory() as workdir,
+        contextlib.redirect_stdout(io.StringIO()),
+        mock.patch.object(train.pipeline, "train_batches", functools.partial(turns.train_batches, make_batches)),
+        mock.patch.object(train, "make_train_step", functools.partial(turns.make_train_step, make_step)),
+    ):
+        train.run(experiment.resolve(cfg), Path(workdir))
+    loop, bare = zip(*turns.seconds, strict=True)
+    shape = {key: value for key, value in vars(arguments).items() if key != "turns"}
+    medians = {
+        "loop_step_ms": milliseconds(statistics.median(loop)),
+        "bare_step_ms": milliseconds(statistics.median(bare)),
+    }
+    ratio = statistics.median(a / b for a, b in turns.seconds)
+    print(json.dumps({"shape": shape, "turns": len(loop), **medians, "loop_over_bare": round(ratio, 3)}))
 
 
 if __name__ == "__main__":
