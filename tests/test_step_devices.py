@@ -20,6 +20,8 @@ CASES = {
         (2, 2, 2),
         "adamw",
     ),
+    "albert": ("albert", {"heads": ("mlm",)}, (2, 2, 2), "adamw"),
+    "llama": ("llama", {"num_kv_heads": 2, "num_decoder_layers": 1}, (2, 2, 2), "adamw"),
     "gpt2 scanned": ("gpt2", {"scan_layers": True}, (2, 2, 2), "adamw"),
     "gpt2 unrolled": ("gpt2", {"num_decoder_layers": 1}, (4, 1, 2), "adamw"),
 }

@@ -417,7 +417,7 @@ GPT2 = Family(
         "scale_attn_by_inverse_layer_idx": ONLY_FALSE,
         "add_cross_attention": ONLY_FALSE,
     },
-    classes={"GPT2LMHeadModel": (), "GPT2Model": ()},
+    classes={"GPT2LMHeadModel": ()},
     modules={
         "token_embedding": "transformer.wte",
         "decoder/position_embedding": "transformer.wpe",
@@ -478,7 +478,7 @@ GPT_NEO = Family(
     choices={"activation_function": ACTIVATIONS},
     read=_read_gpt_neo,
     write=_write_gpt_neo,
-    classes={"GPTNeoForCausalLM": (), "GPTNeoModel": ()},
+    classes={"GPTNeoForCausalLM": ()},
     modules={
         **{k: v for k, v in GPT2.modules.items() if "self_attention/" not in k},
         **_each("decoder/layers_{i}/self_attention", f"{_GPT_LAYER}.attn.attention.*_proj", **QKV_OUT),
@@ -494,7 +494,7 @@ GPT_J = Family(
     settings={**_GPT_SETTINGS, "rotary_dim": "rotary_dim"},
     also={"embd_pdrop": "resid_pdrop"},
     choices={"activation_function": ACTIVATIONS},
-    classes={"GPTJForCausalLM": (), "GPTJModel": ()},
+    classes={"GPTJForCausalLM": ()},
     modules={
         "token_embedding": "transformer.wte",
         "decoder/final_norm": "transformer.ln_f",
@@ -575,7 +575,7 @@ LLAMA = Family(
     choices={"hidden_act": ACTIVATIONS},
     read=_read_llama,
     write=_write_llama,
-    classes={"LlamaForCausalLM": (), "LlamaModel": ()},
+    classes={"LlamaForCausalLM": ()},
     modules={
         "token_embedding": "model.embed_tokens",
         "decoder/final_norm": "model.norm",

@@ -81,7 +81,7 @@ def export_directory(
         kept = {k: v for k, v in settings.items() if k not in ("architectures", "id2label", "label2id", "problem_type")}
         new = kept | {k: v for k, v in new.items() if k not in chosen.constants or k not in kept}
     # The bare model's class reads names without the prefix that it has in the others.
-    bare = any(name.endswith("Model") for name in new.get("architectures", ()))
+    bare = config.architecture == "encoder_only" and set(config.heads) <= {"pooled"}
     shapes, tensors = parameters.tensors(config, chosen, params, without_prefix=bare)
     with _new_directory(out) as directory:
         weights.write(directory, shapes, tensors)
