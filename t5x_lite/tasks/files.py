@@ -26,7 +26,8 @@ from t5x_lite.data.user_cache import cache_dir, remembered
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
-from t5x_lite.tasks.metrics import accuracy, exact_match, macro_f1, pearson, rouge, spearman
+from t5x_lite.tasks.metrics import accuracy, exact_match, macro_f1, pearson, spearman
+from t5x_lite.tasks.text_metrics import rouge
 
 VERSION = 1  # of what is remembered of targets; raise it when they are looked at in another way
 # Targets are labels where they are few, short, and come again and again; else numbers; else free text.

@@ -1,8 +1,10 @@
-"""What a task is scored by: functions (targets, predictions) -> {name: value}, on the host, values × 100.
+"""What a task is scored by: functions (targets, predictions) -> {name: value}, on the host, values × 100. Here
+classes and numbers; texts in text_metrics.py, entities in span_metrics.py, and how sure of it one can be in
+confidence.py.
 
 A prediction that is no valid answer (a string that is no label, `None`, a class id of -1, a number that is not
 finite) counts as wrong and is never dropped. Names and conventions are those of T5 (t5/evaluation/metrics.py).
-scikit-learn, scipy and rouge-score are imported where used: they take seconds.
+scikit-learn and scipy are imported where used: they take seconds.
 """
 
 import functools
@@ -22,13 +24,31 @@ def accuracy(targets: Sequence, predictions: Sequence) -> dict[str, float]:
     >>> accuracy(["cat", "dog"], ["cat", "a cat"])
     {'accuracy': 50.0}
     """
-    return {"accuracy": _percent([t == p for t, p in _pairs(targets, predictions)])}
+    return {"accuracy": percent([t == p for t, p in pairs(targets, predictions)])}
 
 
 def exact_match(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
     """Share of texts equal to their target, but for white space around and within them."""
-    same = [p is not None and t.split() == p.split() for t, p in _pairs(targets, predictions)]
-    return {"exact_match": _percent(same)}
+    same = [p is not None and t.split() == p.split() for t, p in pairs(targets, predictions)]
+    return {"exact_match": percent(same)}
+
+
+def grouped(targets: Sequence[tuple[Any, Any]], predictions: Sequence) -> dict[str, float]:
+    """Share of groups all of whose answers are right; a target is (group, answer). MultiRC's exact match: a question
+    is answered where each of its candidates is judged correctly (Khashabi et al. 2018, §5)."""
+    right: dict[Any, bool] = {}
+    for (group, target), predicted in pairs(targets, predictions):
+        right[group] = right.get(group, True) and target == predicted
+    return {"exact_match": percent(list(right.values()))}
+
+
+def of_groups(metric: Metric) -> Metric:
+    """`metric` over the answers alone of targets that are (group, answer)."""
+    return functools.partial(_of_groups, metric)
+
+
+def _of_groups(metric: Metric, targets: Sequence[tuple[Any, Any]], predictions: Sequence) -> dict[str, float]:
+    return metric([answer for _, answer in targets], predictions)
 
 
 def f1(positive: Any = 1, negative: Any = 0) -> Metric:
@@ -42,7 +62,7 @@ def f1(positive: Any = 1, negative: Any = 0) -> Metric:
 
 def _f1(positive: Any, negative: Any, targets: Sequence, predictions: Sequence) -> dict[str, float]:
     hits = wrong = missed = 0
-    for target, predicted in _pairs(targets, predictions):
+    for target, predicted in pairs(targets, predictions):
         if target not in (positive, negative):
             raise DataError(
                 f"F1: target {target!r} is neither {positive!r} nor {negative!r}; give f1() the two classes"
@@ -82,24 +102,8 @@ def spearman(targets: Sequence[float], predictions: Sequence[float | None]) -> d
     return {"spearman": _correlation("spearmanr", targets, predictions)}
 
 
-def rouge(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
-    """ROUGE-1, -2 and -Lsum F1, means over the examples, without stemming; sentences are split at " . ".
-
-    (T5 reports the middle of a bootstrap, which is this mean but for noise.)
-    """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    kinds = ["rouge1", "rouge2", "rougeLsum"]
-    scorer = RougeScorer(kinds, use_stemmer=False)
-
-    def sentences(text: str | None) -> str:
-        return (text or "").replace(" . ", " .\n")
-
-    scores = [scorer.score(sentences(t), sentences(p)) for t, p in _pairs(targets, predictions)]
-    return {kind: 100.0 * float(np.mean([score[kind].fmeasure for score in scores])) for kind in kinds}
-
-
-def _pairs(targets: Sequence, predictions: Sequence) -> list[tuple[Any, Any]]:
+def pairs(targets: Sequence, predictions: Sequence) -> list[tuple[Any, Any]]:
+    """Each target with its prediction; DataError where one lacks the other, or there is none."""
     if len(targets) != len(predictions) or not len(targets):
         raise DataError(
             f"{len(targets)} targets and {len(predictions)} predictions; a metric needs one for each, and some"
@@ -107,24 +111,25 @@ def _pairs(targets: Sequence, predictions: Sequence) -> list[tuple[Any, Any]]:
     return list(zip(targets, predictions, strict=True))
 
 
-def _percent(right: Sequence[bool]) -> float:
+def percent(right: Sequence[bool]) -> float:
+    """The share that is true, × 100."""
     return 100.0 * sum(map(bool, right)) / len(right)
 
 
 def _class_ids(targets: Sequence, predictions: Sequence) -> tuple[list, tuple[list[int], list[int]]]:
     """The classes among the targets, and both sequences as indices into them; -1 for a prediction that is none."""
-    pairs = _pairs(targets, predictions)
-    id_of = {name: i for i, name in enumerate(dict.fromkeys(t for t, _ in pairs))}
-    return list(id_of), ([id_of[t] for t, _ in pairs], [id_of.get(p, -1) for _, p in pairs])
+    both = pairs(targets, predictions)
+    id_of = {name: i for i, name in enumerate(dict.fromkeys(t for t, _ in both))}
+    return list(id_of), ([id_of[t] for t, _ in both], [id_of.get(p, -1) for _, p in both])
 
 
 def _correlation(name: str, targets: Sequence[float], predictions: Sequence[float | None]) -> float:
     """An invalid prediction is taken to be the end of the targets' range farther from its target."""
     from scipy import stats
 
-    pairs = _pairs(targets, predictions)
-    wanted = np.array([t for t, _ in pairs], np.float64)
-    got = np.array([np.nan if p is None else p for _, p in pairs], np.float64)
+    both = pairs(targets, predictions)
+    wanted = np.array([t for t, _ in both], np.float64)
+    got = np.array([np.nan if p is None else p for _, p in both], np.float64)
     low, high = wanted.min(), wanted.max()
     got = np.where(np.isfinite(got), got, np.where(wanted - low > high - wanted, low, high))
     if low == high or got.min() == got.max():

@@ -12,8 +12,9 @@ from t5x_lite.data import registry, vocabularies
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.sources import Function
 from t5x_lite.tasks import python_docs
-from t5x_lite.tasks.metrics import accuracy, macro_f1, rouge
+from t5x_lite.tasks.metrics import accuracy, macro_f1
 from t5x_lite.tasks.python_docs import Document
+from t5x_lite.tasks.text_metrics import rouge
 
 _log = logging.getLogger(__name__)
 
