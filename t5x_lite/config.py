@@ -76,6 +76,7 @@ def base() -> Config:
 
     cfg.data = ConfigDict()
     cfg.data.mixture = ""  # a task or mixture: what to train on
+    cfg.data.dir = ""  # where the files of published data sets (GLUE, …) are; "": they come from TFDS
     cfg.data.files = ""  # or local files in its place: reviews.csv, "train=a.jsonl,validation=b.jsonl", a directory
     cfg.data.inputs = ""  # of data.files: a template over their fields, "{title}: {body}"
     cfg.data.targets = ""  # the same for the targets, "{label}"

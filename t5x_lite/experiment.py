@@ -32,8 +32,10 @@ class Experiment:
 
 def resolve(cfg: Config) -> Experiment:
     """Raises ConfigError for names that do not exist and combinations that cannot work."""
-    import t5x_lite.tasks  # noqa: F401  (registers the built-in tasks)
+    from t5x_lite.tasks import published  # (registers the built-in tasks)
 
+    if cfg.data.dir:
+        published.use_directory(cfg.data.dir)
     notes = _add_files(cfg) if cfg.data.files else ()
     if cfg.data.max_bad_fraction:
         for name in (cfg.data.mixture, *cfg.eval.tasks):

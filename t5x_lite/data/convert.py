@@ -506,7 +506,8 @@ def label(example: Mapping[str, Any], task: Task) -> int | float:
     """The class index, or the number, that an example's target stands for; DataError when it is neither."""
     if isinstance(example, Encoded):
         return example.label
-    target = text_of(example, "targets", task).strip()
+    field = "number" if task.regression and "number" in example else "targets"
+    target = text_of(example, field, task).strip()
     where = ", ".join(
         f"{name} {str(example[name])[:80]!r}" for name in dict.fromkeys(("inputs", *task.segments)) if name in example
     )

@@ -137,11 +137,13 @@ class Table(_OfLines):
     """CSV and TSV, a text field for each column.
 
     columns: names where the file has no header.  quoting: False where quotes are text, as in GLUE's files.
+    drops_short_rows: leave out rows with too few columns, such as those that GLUE's QQP was published with.
     """
 
     delimiter: str = ","
     columns: tuple[str, ...] = ()
     quoting: bool = True
+    drops_short_rows: bool = False
 
     def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
         lines: list[Line] = []  # of the record being read: with quotes it may go on over several
@@ -169,7 +171,8 @@ class Table(_OfLines):
                     if repeated := [name for name in header if header.count(name) > 1]:
                         raise DataError(f"{where}: two columns are named {repeated[0]!r}; rename one")
                 elif cells and len(cells) != len(header):
-                    bad(self._ragged(header, cells, where), 1)
+                    if not (self.drops_short_rows and len(cells) < len(header)):
+                        bad(self._ragged(header, cells, where), 1)
                 elif cells:
                     begin, end = lines[0].begin, lines[-1].end
                     yield Scanned(begin, end - begin, dict(zip(header, cells, strict=True)))

@@ -46,10 +46,11 @@ class Task:
     preprocessors: functions `example -> example`; one with a parameter named `rng` also gets a
         `numpy.random.Generator` that depends only on the seed and the example's place in the order.
     labels: for classification, the class names; `targets` is one of them. Encoder heads use the index.
-    regression: `targets` is a number written as text.
+    regression: `targets` is a number written as text; where that is rounded, `number` is the number itself.
     segments: the example fields an encoder reads as its one or two segments.
     metrics: functions `(targets, predictions) -> {name: value}` over postprocessed values.
     postprocess: from target or predicted text to what the metrics compare.
+    reference: from an example to what the metrics compare predictions with; None: its postprocessed target.
     baseline: "majority" (the commonest training target), "copy" (the first sentence of the inputs) or "".
     max_bad_fraction: share of its records and examples that may be bad (unreadable, a field missing, a wrong label):
         they are left out and counted. With 0 the first is a DataError.
@@ -66,6 +67,7 @@ class Task:
     segments: tuple[str, ...] = ("inputs",)
     metrics: tuple[Callable[[Sequence, Sequence], dict[str, float]], ...] = ()
     postprocess: Callable[[str], Any] = str.strip
+    reference: Callable[[Example], Any] | None = None
     baseline: str = ""
     max_bad_fraction: float = 0.0
 
@@ -142,7 +144,7 @@ def identity(task: Task, split: str = "train") -> dict[str, Any]:
     own = getattr(task.source, "fingerprint", None)
     return {
         "examples": len(examples),
-        "source": own(split) if own else _digest(examples),
+        "source": own(split) if own else digest(examples),
         "preprocessors": [preprocess.identity(function) for function in task.preprocessors],
         "labels": list(task.labels),
         "regression": task.regression,
@@ -164,7 +166,7 @@ def differences(theirs: Any, ours: Any, what: str = "") -> Iterator[str]:
         yield f"{what} {theirs!r} → {ours!r}"
 
 
-def _digest(examples: Sequence[Example]) -> str:
+def digest(examples: Sequence[Example]) -> str:
     """16 hex digits of at most SAMPLED examples, the first and the last among them."""
     last = len(examples) - 1
     places = sorted({round(i * last / (SAMPLED - 1)) for i in range(SAMPLED)}) if len(examples) else []

@@ -1,0 +1,67 @@
+"""Named entities as text: CoNLL 2003 and WNUT 2017. "conll2003: Ada met Babbage" → "PER: Ada; PER: Babbage".
+
+From TFDS (not WNUT), or from a directory with the published files: --config.data.dir=DIR (conll2003/eng.train, …).
+"""
+
+from collections.abc import Sequence
+
+from t5x_lite.data import registry
+from t5x_lite.data.formats import Sentences
+from t5x_lite.data.records import Example
+from t5x_lite.data.registry import Task
+from t5x_lite.data.sources import Tfds
+from t5x_lite.tasks.published import Published
+from t5x_lite.tasks.span_metrics import span_f1, spans_as_text, spans_of_text
+
+CONLL_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")  # TFDS's order
+
+
+def of_file(row: Example) -> Example:
+    return {"tokens": row["tokens"].split(" "), "tags": row["tags"].split(" ")}
+
+
+def conll_of_tfds(example: Example) -> Example:
+    return {"tokens": [str(token) for token in example["tokens"]], "tags": [CONLL_TAGS[i] for i in example["ner"]]}
+
+
+def as_text(name: str):
+    """The sentence with spaces between its tokens, and its entities in their order."""
+
+    def apply(example: Example) -> Example:
+        tokens = example["tokens"]
+        return {**example, "inputs": f"{name}: {' '.join(tokens)}", "targets": spans_as_text(tokens, example["tags"])}
+
+    return apply
+
+
+def _task(name: str, files: dict[str, Sequence[str]], columns: tuple[str, ...], tfds: Tfds | None) -> Task:
+    source = Published(name, files, Sentences(columns), tfds, of_file, conll_of_tfds)
+    return Task(name, source, (as_text(name),), metrics=(span_f1,), postprocess=spans_of_text)
+
+
+TASKS = (
+    registry.add(
+        _task(
+            "conll2003",
+            {
+                "train": ("eng.train", "train.txt"),
+                "validation": ("eng.testa", "valid.txt"),
+                "test": ("eng.testb", "test.txt"),
+            },
+            ("tokens", "pos", "chunk", "tags"),
+            Tfds("conll2003", {"train": "train", "validation": "dev", "test": "test"}),
+        )
+    ),
+    registry.add(
+        _task(
+            "wnut17",
+            {
+                "train": ("train.conll", "wnut17train.conll"),
+                "validation": ("dev.conll", "emerging.dev.conll"),
+                "test": ("test.conll", "emerging.test.annotated"),
+            },
+            ("tokens", "tags"),
+            None,
+        )
+    ),
+)

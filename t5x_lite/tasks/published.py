@@ -1,0 +1,150 @@
+"""Published data sets: from TFDS, or from a local directory in the layout they were published in; the same examples."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from t5x_lite.data import preprocess, records, registry
+from t5x_lite.data.formats import JsonLines, ParallelLines
+from t5x_lite.data.records import Example, Format
+from t5x_lite.data.registry import Task
+from t5x_lite.data.sources import Files, Tfds
+from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.lookup import unknown
+
+Read = Callable[[str], Sequence[Example]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """The source of a published data set.
+
+    folder: the directory it comes in.  files: {split: file names, the first that is there}; {en,de} in a name stands
+    for two files of parallel lines.  read: path → rows, or the format of the files.  of_file, of_tfds: from a row to
+    the example.  directory: where the folder is, or the folder itself; "" is TFDS.
+    """
+
+    folder: str
+    files: Mapping[str, Sequence[str]]
+    read: Read | Format
+    tfds: Tfds | None
+    of_file: Callable[[Example], Example] = dict
+    of_tfds: Callable[[Example], Example] = dict
+    directory: str = ""
+
+    def at(self, directory: str) -> "Published":
+        return dataclasses.replace(self, directory=directory)
+
+    def split(self, name: str) -> Sequence[Example]:
+        if self.directory or self.tfds is None:
+            if name not in self.files:
+                raise ConfigError(unknown(f"split of {self.folder}", name, self.files))
+            return Mapped(self._rows(name), self.of_file)
+        return Mapped(self.tfds.split(name), self.of_tfds)
+
+    def fingerprint(self, split: str) -> str:
+        rows = self.split(split)
+        own = getattr(rows.rows, "fingerprint", None) if isinstance(rows, Mapped) else None
+        function = self.of_file if self.directory else self.of_tfds
+        return f"{own} {preprocess.identity(function)}" if own else registry.digest(rows)
+
+    def _rows(self, split: str) -> Sequence[Example]:
+        path = self.find(split)
+        if not callable(self.read):
+            form = ParallelLines() if records.braces(path) else self.read
+            return Files({split: path}, form).split(split)
+        return _read(self.read, path)
+
+    def find(self, split: str) -> str:
+        """The path of a split's file; DataError says where it was looked for."""
+        if not self.directory:
+            raise DataError(
+                f"the data set {self.folder!r} is not taken from TFDS; give its files with --config.data.dir=DIR: "
+                f"in DIR/{self.folder} is {self.files[split][0]}"
+            )
+        root = Path(self.directory).expanduser()
+        if not root.is_dir():
+            raise DataError(f"data.dir={self.directory!r} is no directory; give the one that {self.folder} is in")
+        folders = [root / self.folder, *sorted(root.glob(f"*/{self.folder}")), root]
+        for folder in folders:
+            for name in self.files[split]:
+                paths = list((records.braces(name) or {"": name}).values())
+                if all((folder / path).is_file() for path in paths):
+                    return str(folder / name)
+        names = self.files[split]
+        raise DataError(
+            f"data.dir={self.directory!r}: no file for split {split!r} of {self.folder}; looked for "
+            f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''} there, in {self.folder}/ and in */{self.folder}/"
+        )
+
+
+@functools.cache
+def _read(read: Read, path: str) -> Sequence[Example]:
+    return read(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped(Sequence):
+    """`function` of every row, when it is asked for."""
+
+    rows: Sequence[Example]
+    function: Callable[[Example], Example]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Example:  # type: ignore[override]  (nobody slices)
+        if place >= len(self.rows):
+            raise IndexError(place)
+        row = self.rows[place]
+        try:
+            return self.function(row)
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            where = getattr(self.rows, "where", lambda place: f"example {place}")(place)
+            raise DataError(f"{where}: not as the data set was published: {_reason(error)}") from error
+
+
+def use_directory(directory: str) -> None:
+    """Every registered task of a published data set reads it from there."""
+    for entry in list(registry.REGISTRY.values()):
+        if isinstance(entry, Task) and isinstance(entry.source, Published):
+            registry.add(dataclasses.replace(entry, source=entry.source.at(directory)))
+
+
+def read_json(path: str) -> Any:
+    """A whole JSON file; DataError names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {path}: {records.one_line(error)}") from error
+
+
+def nested(expand: Callable[[Example], Iterable[Example]]) -> Read:
+    """Reads JSON lines each of which holds several examples."""
+
+    def read(path: str) -> list[Example]:
+        rows = Files({"all": path}, JsonLines()).split("all")
+        found = []
+        for place in range(len(rows)):
+            with as_data_error(rows.where(place)):
+                found.extend(expand(rows[place]))
+        return found
+
+    return read
+
+
+@contextlib.contextmanager
+def as_data_error(where: str):
+    """What fails on a row of another layout becomes a DataError that says where."""
+    try:
+        yield
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise DataError(f"{where}: not as the data set was published: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"there is no {error}" if isinstance(error, KeyError) else records.one_line(error)

@@ -1,0 +1,73 @@
+"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018) as text, in T5's format.
+
+From TFDS, or from a directory with the published files: --config.data.dir=DIR (squad/train-v1.1.json, dev-v1.1.json).
+"""
+
+import re
+import string
+from collections.abc import Sequence
+
+from t5x_lite.data import registry
+from t5x_lite.data.records import Example
+from t5x_lite.data.registry import Task
+from t5x_lite.data.sources import Tfds
+from t5x_lite.tasks.published import Published, as_data_error, read_json
+from t5x_lite.tasks.text_metrics import squad
+
+PUNCTUATION = re.compile(f"([{re.escape(string.punctuation)}])")
+
+
+def spaced(text: str) -> str:
+    """Spaces around punctuation, and one at a time (t5/data/preprocessors.py: squad).
+
+    >>> spaced("the U.S., then")
+    'the U . S . , then'
+    """
+    return " ".join(PUNCTUATION.sub(r" \1 ", text).split())
+
+
+def questions(path: str) -> Sequence[Example]:
+    """The questions of one of SQuAD's files, each with its context and answers."""
+    with as_data_error(path):
+        return [
+            {
+                "context": paragraph["context"],
+                "question": question["question"],
+                "answers": {"text": [answer["text"] for answer in question.get("answers", ())]},
+                "id": question["id"],
+            }
+            for article in read_json(path)["data"]
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+
+
+def of_tfds(example: Example) -> Example:
+    answers = [str(text) for text in example["answers"]["text"]]
+    return {
+        "context": example["context"],
+        "question": example["question"],
+        "answers": {"text": answers},
+        "id": example["id"],
+    }
+
+
+def question_and_context(example: Example) -> Example:
+    """T5's format; the first answer is the target, the empty text where there is none."""
+    answers = [spaced(text) for text in example["answers"]["text"]]
+    inputs = f"question: {spaced(example['question'])} context: {spaced(example['context'])}"
+    return {**example, "inputs": inputs, "targets": answers[0] if answers else "", "all_answers": answers or [""]}
+
+
+def all_answers(example: Example) -> list[str]:
+    return list(example["all_answers"])
+
+
+def _task(name: str, version: str, tfds: str) -> Task:
+    files = {"train": (f"train-{version}.json",), "validation": (f"dev-{version}.json",)}
+    splits = {"train": "train", "validation": "validation"}
+    source = Published("squad", files, questions, Tfds(tfds, splits), of_tfds=of_tfds)
+    return Task(name, source, (question_and_context,), metrics=(squad,), reference=all_answers)
+
+
+TASKS = (registry.add(_task("squad", "v1.1", "squad/v1.1")), registry.add(_task("squad_v2", "v2.0", "squad/v2.0")))
