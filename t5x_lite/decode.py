@@ -1,8 +1,11 @@
 """Decoding with a cache of keys and values, for text_to_text and decoder_only models.
 
-Every strategy is `prefill`, once, then a loop that chooses a token from `logits_BV` and calls `step`.
+Every strategy is `prefill`, once, then a loop that chooses a token from `logits_RV` and calls `step`: here greedily or
+by sampling, in beam.py by beam search. What may be chosen: logit_rules.py, constraint.py. Of the shape letters, R is
+B rows of examples times the texts written for each, those of an example side by side.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,10 +13,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from t5x_lite import beam, constraint, logit_rules
+from t5x_lite.constraint import PrefixTree
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import Cache
+from t5x_lite.models.transformer import Cache, on_rows
 
 PROMPT = {
     "text_to_text": ("encoder_input_tokens", "encoder_segment_ids", "encoder_positions"),
@@ -21,90 +27,242 @@ PROMPT = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """How texts are chosen. Greedily as it stands; with `beams` by beam search; with a `temperature` by sampling.
+
+    The score by which beam search ranks texts of n tokens (their end is one) is
+    logprob / ((length_offset + n) / (length_offset + 1)) ** length_penalty: T5's and GNMT's (Wu et al. 2016, §7).
+    With an offset of 0 it is logprob / n ** length_penalty, as in transformers.
+    """
+
+    max_tokens: int = 64  # of a text, its end included; with a constraint its longest text decides
+    min_tokens: int = 0  # before the end
+    beams: int = 1
+    length_penalty: float = 0.6  # of beam search; 0: none
+    length_offset: int = 5
+    temperature: float = 0.0  # 0: no sampling; 1: from the model's distribution
+    top_k: int = 0  # sample from the k most probable tokens; 0: from all
+    top_p: float = 1.0  # sample from the fewest tokens that are this probable together
+    repetition_penalty: float = 1.0  # above 1: tokens that were there before become less likely
+    texts: int = 1  # for each example: so many samples, or the best so many beams
+
+    def validate(self) -> "Strategy":
+        """Returns self; raises ConfigError naming the field, what it got and what is allowed."""
+        for field, low in (("max_tokens", 1), ("min_tokens", 0), ("beams", 1), ("texts", 1), ("top_k", 0)):
+            if getattr(self, field) < low:
+                raise ConfigError(f"{field}={getattr(self, field)}; it must be at least {low}")
+        for field in ("length_penalty", "length_offset", "temperature"):
+            if not 0 <= getattr(self, field) < float("inf"):
+                raise ConfigError(f"{field}={getattr(self, field)}; it must be a number, 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p}; it must be above 0 and at most 1")
+        if not self.repetition_penalty > 0:
+            raise ConfigError(f"repetition_penalty={self.repetition_penalty}; it must be above 0 (1: none)")
+        if self.min_tokens >= self.max_tokens:
+            raise ConfigError(f"min_tokens={self.min_tokens} is not below max_tokens={self.max_tokens}")
+        if self.beams > 1 and self.temperature:
+            raise ConfigError(f"beams={self.beams} and temperature={self.temperature}: give one of them")
+        if not self.temperature and (self.top_k or self.top_p < 1):
+            raise ConfigError(f"top_k={self.top_k}, top_p={self.top_p} are about sampling: set a temperature, say 1.0")
+        if self.texts > 1 and not self.temperature and self.texts > self.beams:
+            raise ConfigError(
+                f"texts={self.texts}, but there are {self.beams} beams and no temperature; raise one of them"
+            )
+        return self
+
+
 class Decoding(NamedTuple):
     """Where the rows of a batch stand: what comes next, and what has been read."""
 
-    logits_BV: jax.Array  # float32, of the next token
-    positions_B: jax.Array  # of the next token in its example
+    logits_RV: jax.Array  # float32, of the next token
+    positions_R: jax.Array  # of the next token in its example
     cache: Cache
 
 
-def greedy(
+class History(NamedTuple):
+    """What the rules must know of what a row has written."""
+
+    node_R: jax.Array  # in the constraint's tree
+    seen_RV: jax.Array  # bool, tokens written or read by the decoder; of no columns where nothing asks
+
+
+def generate(
     module: nn.Module,
     params: Any,
     batch: Mapping[str, Any],
+    strategy: Strategy,
     *,
-    max_tokens: int,
     eos_id: int,
     start_id: int = 0,
+    choices: PrefixTree | None = None,
+    seed: int = 0,
+    row_ids: Any = None,
 ) -> dict[str, jax.Array]:
-    """The most probable token at each step, until `eos_id` or `max_tokens` tokens.
+    """Texts for each row of a batch of prompts, until `eos_id` or `strategy.max_tokens` tokens.
 
-    One example per row (segment id 1; 0 on padding, which stands right of the tokens). A text_to_text
-    model reads `encoder_*` and starts from `start_id`; a decoder_only model reads the prompts in
-    `decoder_input_tokens`, of different lengths, and goes on from the last token of each. Rows of
-    padding alone generate nothing. Compiled once for each shape of the batch.
+    One example per row (segment id 1; 0 on padding, which stands right of the tokens). A text_to_text model reads
+    `encoder_*` and starts from `start_id`; a decoder_only model reads the prompts in `decoder_input_tokens`, of
+    different lengths, and goes on from the last token of each. Rows of padding alone generate nothing.
 
-    Returns {"tokens": int32 [B, max_tokens], "lengths": int32 [B], tokens before the end, `eos_id`
-    not counted, "logprob": float32 [B], the natural log-probability of the tokens and of the `eos_id`
-    that ended them}. Past its length a row holds `eos_id`. A length of max_tokens: no end was found.
+    choices: constraint.prefix_tree(…) of what may be written.  seed, row_ids: sampling draws from them alone, so give
+    an example's number in the data set and its texts are the same in any batch; by default, the row's number.
+    Compiled once for each shape of the batch, strategy, and bucket (see `bucket`) of max_tokens.
+
+    Returns, for N = strategy.texts, best first:
+        tokens    int32 [B, N, max_tokens]; past its length a text holds `eos_id`
+        lengths   int32 [B, N], tokens before the end, `eos_id` not counted; max_tokens: no end was found
+        logprobs  float32 [B, N, max_tokens], the model's own natural log-probability of each token, `eos_id`
+                  included and 0 behind it, whatever the strategy made of it
+        score     float32 [B, N], what the texts are ranked by: the sum of logprobs, for beam search penalised
 
     Raises ConfigError for a model that does not generate, or for more positions than it has learned.
     """
     config = module.config  # type: ignore[attr-defined]
     if config.architecture not in PROMPT:
         raise ConfigError(f"a {config.architecture} model does not generate text; allowed: {', '.join(sorted(PROMPT))}")
-    if max_tokens < 1:
-        raise ConfigError(f"max_tokens={max_tokens}; it must be at least 1")
+    if choices is not None:
+        if strategy.min_tokens:
+            raise ConfigError(f"min_tokens={strategy.min_tokens} with a constraint: the texts to choose from decide")
+        strategy = dataclasses.replace(strategy, max_tokens=int(choices.depth))
+    strategy.validate()
     prompt = {name: batch[name] for name in PROMPT[config.architecture]}
-    read = 1 if config.architecture == "text_to_text" else prompt["decoder_input_tokens"].shape[1]
-    if config.positions == "learned" and read + max_tokens - 1 > config.max_positions:
+    rows, columns = np.shape(prompt[PROMPT[config.architecture][0]])
+    read = 1 if config.architecture == "text_to_text" else columns
+    if config.positions == "learned" and read + strategy.max_tokens - 1 > config.max_positions:
         raise ConfigError(
-            f"prompts of {read} and max_tokens={max_tokens} need {read + max_tokens - 1} positions; the model "
-            f"has model.max_positions={config.max_positions}. Shorten the prompts or lower max_tokens"
+            f"prompts of {read} and max_tokens={strategy.max_tokens} need {read + strategy.max_tokens - 1} positions; "
+            f"the model has model.max_positions={config.max_positions}. Shorten the prompts or lower max_tokens"
         )
-    return _greedy(module, params, prompt, max_tokens=max_tokens, eos_id=eos_id, start_id=start_id)
+    out = _generate(
+        module,
+        dataclasses.replace(strategy, max_tokens=bucket(strategy.max_tokens), min_tokens=0),
+        eos_id,
+        start_id,
+        params,
+        prompt,
+        np.int32(strategy.max_tokens),
+        np.int32(strategy.min_tokens),
+        choices,
+        np.uint32(seed),
+        jnp.arange(rows) if row_ids is None else row_ids,
+    )
+    return {n: x[:, :, : strategy.max_tokens] if x.ndim == 3 else x for n, x in out.items()}
 
 
-@functools.partial(jax.jit, static_argnames=("module", "max_tokens", "eos_id", "start_id"))
-def _greedy(module, params, batch, *, max_tokens: int, eos_id: int, start_id: int) -> dict[str, jax.Array]:
-    prompt_ids = batch[PROMPT[module.config.architecture][1]]
-    batch_rows = prompt_ids.shape[0]
+def bucket(number: int) -> int:
+    """The size that stands for `number`, at most half larger, so that few programs are compiled: 8, 12, 16, 24, 32, …
 
-    def choose(count, decoding: Decoding, out):
-        """The token after `count` others: (token_B, outputs with it)."""
-        token_B = jnp.argmax(decoding.logits_BV, axis=-1).astype(jnp.int32)
-        token_B = jnp.where(out["done"], eos_id, token_B)
-        logprob_B = token_logprob(decoding.logits_BV, token_B)
-        going_B = ~out["done"]
-        done_B = out["done"] | (token_B == eos_id)
-        return token_B, {
-            "tokens": lax.dynamic_update_slice_in_dim(out["tokens"], token_B[:, None], count, axis=1),
-            "lengths": out["lengths"] + ~done_B,
-            "logprob": out["logprob"] + jnp.where(going_B, logprob_B, 0.0),
-            "done": done_B,
-        }
+    >>> [bucket(n) for n in (1, 8, 9, 17, 32, 33, 100)]
+    [8, 8, 12, 24, 32, 48, 128]
+    """
+    power = 1 << max(number - 1, 7).bit_length()
+    return power * 3 // 4 if number <= power * 3 // 4 and power > 8 else power
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _generate(module, strategy, eos_id, start_id, params, batch, max_tokens, min_tokens, choices, seed, row_ids):
+    segment_ids_BL = batch[PROMPT[module.config.architecture][1]]
+    paths = max(strategy.beams, strategy.texts)
+    read = functools.partial(step, module, params)
+    decoding = repeat(prefill(module, params, batch, max_tokens=strategy.max_tokens, start_id=start_id), paths)
+    history = repeat(_history(module, strategy, batch, start_id), paths)
+    done_B = jnp.all(segment_ids_BL == 0, axis=1)
+
+    def rules(count: jax.Array, logits_RV: jax.Array, history: History) -> jax.Array:
+        if strategy.repetition_penalty != 1:
+            logits_RV = logit_rules.penalise_repetition(logits_RV, history.seen_RV, strategy.repetition_penalty)
+        if strategy.beams > 1:  # the score of a text is its probability among all, not among those that are allowed
+            logits_RV = jax.nn.log_softmax(logits_RV)
+        if choices is not None:
+            return constraint.forbid(choices, history.node_R, logits_RV)
+        return logit_rules.forbid_end(logits_RV, eos_id, count < min_tokens)
+
+    def written(history: History, token_R: jax.Array) -> History:
+        node_R, seen_RV = history
+        if choices is not None:
+            node_R = constraint.advance(choices, node_R, token_R)
+        if seen_RV.shape[1]:
+            seen_RV = seen_RV.at[jnp.arange(len(token_R)), token_R].set(True)
+        return History(node_R, seen_RV)
+
+    if strategy.beams > 1:
+        penalty = (strategy.length_penalty, strategy.length_offset)
+        return beam.search(
+            decoding, history, done_B, read, rules, written, reorder,
+            beams=strategy.beams, texts=strategy.texts, capacity=strategy.max_tokens, max_tokens=max_tokens,
+            eos_id=eos_id, penalty=penalty,
+        )  # fmt: skip
+    keys_R = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(row_ids)
+    keys_R = jax.vmap(lambda key: jax.random.split(key, paths))(keys_R).reshape(-1)
+
+    def choose(count, decoding: Decoding, history: History, out):
+        """The token after `count` others: (token_R, history and outputs with it)."""
+        logits_RV = rules(count, decoding.logits_RV, history)
+        token_R = _sample(strategy, logits_RV, keys_R, count) if strategy.temperature else jnp.argmax(logits_RV, axis=1)
+        token_R = jnp.where(out["done"], eos_id, token_R.astype(jnp.int32))
+        logprob_R = jnp.where(out["done"], 0.0, token_logprob(decoding.logits_RV, token_R))
+        done_R = out["done"] | (token_R == eos_id)
+        return token_R, written(history, token_R), {
+            "tokens": lax.dynamic_update_slice_in_dim(out["tokens"], token_R[:, None], count, axis=1),
+            "lengths": out["lengths"] + ~done_R,
+            "logprobs": lax.dynamic_update_slice_in_dim(out["logprobs"], logprob_R[:, None], count, axis=1),
+            "done": done_R,
+        }  # fmt: skip
 
     def unfinished(state):
-        count, _, _, out = state
+        count, *_, out = state
         return (count < max_tokens) & ~jnp.all(out["done"])
 
     def body(state):
-        count, token_B, decoding, out = state
-        decoding = step(module, params, token_B, decoding)
-        token_B, out = choose(count, decoding, out)
-        return count + 1, token_B, decoding, out
+        count, token_R, decoding, history, out = state
+        decoding = read(token_R, decoding)
+        token_R, history, out = choose(count, decoding, history, out)
+        return count + 1, token_R, decoding, history, out
 
-    decoding = prefill(module, params, batch, max_tokens=max_tokens, start_id=start_id)
+    done_R = jnp.repeat(done_B, paths)
     out = {
-        "tokens": jnp.full((batch_rows, max_tokens), eos_id, jnp.int32),
-        "lengths": jnp.zeros((batch_rows,), jnp.int32),
-        "logprob": jnp.zeros((batch_rows,), jnp.float32),
-        "done": jnp.all(prompt_ids == 0, axis=1),
+        "tokens": jnp.full((len(done_R), strategy.max_tokens), eos_id, jnp.int32),
+        "lengths": jnp.zeros(done_R.shape, jnp.int32),
+        "logprobs": jnp.zeros((len(done_R), strategy.max_tokens), jnp.float32),
+        "done": done_R,
     }
-    token_B, out = choose(0, decoding, out)
-    *_, out = lax.while_loop(unfinished, body, (jnp.int32(1), token_B, decoding, out))
-    return {name: out[name] for name in ("tokens", "lengths", "logprob")}
+    token_R, history, out = choose(jnp.int32(0), decoding, history, out)
+    *_, out = lax.while_loop(unfinished, body, (jnp.int32(1), token_R, decoding, history, out))
+    found = {name: out[name].reshape(-1, paths, *out[name].shape[1:]) for name in ("tokens", "lengths", "logprobs")}
+    return found | {"score": jnp.sum(found["logprobs"], axis=2)}
+
+
+def greedy(
+    module: nn.Module, params: Any, batch: Mapping[str, Any], *, max_tokens: int, eos_id: int, start_id: int = 0
+) -> dict[str, jax.Array]:
+    """The most probable token at each step: `generate`'s texts without the axis N, and their `logprob`, [B]."""
+    out = generate(module, params, batch, Strategy(max_tokens=max_tokens), eos_id=eos_id, start_id=start_id)
+    return {name: out[name][:, 0] for name in ("tokens", "lengths", "logprobs")} | {"logprob": out["score"][:, 0]}
+
+
+def _sample(strategy: Strategy, logits_RV: jax.Array, keys_R: jax.Array, count: jax.Array) -> jax.Array:
+    logits_RV = logits_RV / strategy.temperature
+    if strategy.top_k:
+        logits_RV = logit_rules.keep_top_k(logits_RV, strategy.top_k)
+    if strategy.top_p < 1:
+        logits_RV = logit_rules.keep_top_p(logits_RV, strategy.top_p)
+    return jax.vmap(lambda key, logits_V: jax.random.categorical(jax.random.fold_in(key, count), logits_V))(
+        keys_R, logits_RV
+    )
+
+
+def _history(module, strategy: Strategy, batch, start_id: int) -> History:
+    """Of the B rows of a batch before anything is written; seen is what the decoder has read."""
+    rows = batch[PROMPT[module.config.architecture][0]].shape[0]
+    node_B, vocab_size = jnp.full(rows, constraint.ROOT, jnp.int32), module.config.vocab_size
+    if strategy.repetition_penalty == 1:
+        return History(node_B, jnp.zeros((rows, 0), bool))
+    if module.config.architecture == "text_to_text":
+        return History(node_B, jnp.broadcast_to(jnp.arange(vocab_size) == start_id, (rows, vocab_size)))
+    tokens_BL = jnp.where(batch["decoder_segment_ids"] > 0, batch["decoder_input_tokens"], vocab_size)
+    seen_BV = jnp.zeros((rows, vocab_size), bool).at[jnp.arange(rows)[:, None], tokens_BL].set(True, mode="drop")
+    return History(node_B, seen_BV)
 
 
 def prefill(module, params, batch, *, max_tokens: int, start_id: int = 0) -> Decoding:
@@ -126,14 +284,31 @@ def prefill(module, params, batch, *, max_tokens: int, start_id: int = 0) -> Dec
     return Decoding(logits_BV, lengths_B, cache)
 
 
-def step(module, params, token_B: jax.Array, decoding: Decoding) -> Decoding:
+def step(module, params, token_R: jax.Array, decoding: Decoding) -> Decoding:
     """Reads one chosen token per row."""
-    positions_B = decoding.positions_B
-    logits_BV, cache = module.apply({"params": params}, token_B, positions_B, decoding.cache, method="step")
-    return Decoding(logits_BV, positions_B + 1, cache)
+    positions_R = decoding.positions_R
+    logits_RV, cache = module.apply({"params": params}, token_R, positions_R, decoding.cache, method="step")
+    return Decoding(logits_RV, positions_R + 1, cache)
 
 
-def token_logprob(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
-    """The natural log-probability of one token per row, [B]."""
-    chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
-    return chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
+def repeat(state: Any, times: int) -> Any:
+    """Every row of a Decoding or a History `times` times, side by side."""
+    return state if times == 1 else _on_rows(state, lambda array, axis: jnp.repeat(array, times, axis=axis))
+
+
+def reorder(state: Any, rows_R: jax.Array) -> Any:
+    """The rows `rows_R` of a Decoding or a History; rows that share an encoder's row must stay its own."""
+    return _on_rows(state, lambda array, axis: jnp.take(array, rows_R, axis=axis, mode="clip"))
+
+
+def _on_rows(state: Any, function) -> Any:
+    if isinstance(state, History):
+        return History(*(function(array, 0) for array in state))
+    logits_RV, positions_R, cache = state
+    return Decoding(function(logits_RV, 0), function(positions_R, 0), on_rows(cache, function))
+
+
+def token_logprob(logits_RV: jax.Array, token_R: jax.Array) -> jax.Array:
+    """The natural log-probability of one token per row, [R]."""
+    chosen_R = jnp.take_along_axis(logits_RV, token_R[:, None], axis=1)[:, 0]
+    return chosen_R - jax.nn.logsumexp(logits_RV, axis=-1)

@@ -91,19 +91,19 @@ def test_prefill_logits_are_those_of_the_forward_pass(family):
         batch |= {"decoder_input_tokens": start, "decoder_segment_ids": start + 1, "decoder_positions": start}
         lengths[:] = 1
     logits_BLV = forward(config, params, batch)["lm"]
-    np.testing.assert_array_equal(decoding.positions_B, lengths)
+    np.testing.assert_array_equal(decoding.positions_R, lengths)
     for b in np.flatnonzero([row[0] for row in PROMPTS]):
-        np.testing.assert_allclose(decoding.logits_BV[b], logits_BLV[b, lengths[b] - 1], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(decoding.logits_RV[b], logits_BLV[b, lengths[b] - 1], rtol=1e-5, atol=1e-5)
 
 
 def test_one_compilation_serves_every_batch_of_a_shape():
     config = FAMILIES["gpt2"]
     params, module = random_params(config), build(config)
     decode.greedy(module, params, prompts(config), max_tokens=5, eos_id=1)
-    before = decode._greedy._cache_size()
+    before = decode._generate._cache_size()
     other = random_batch(config, segments=((2,), (7,), (4,), (1,)), seed=1)
     decode.greedy(build(config), params, other, max_tokens=5, eos_id=1)
-    assert decode._greedy._cache_size() == before
+    assert decode._generate._cache_size() == before
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])

@@ -19,7 +19,7 @@ LAYERS = (
     "data",
     "tasks",
     "config losses sharding",
-    "experiment metrics optim",
+    "experiment metrics optim beam constraint logit_rules",
     "step decode",
     "checkpoint writers runtime",
     "predict inspect report",

@@ -117,13 +117,15 @@ class Attention(nn.Module):
         dropout_key: jax.Array | None = None,
         rotation: Rotation | None = None,
     ) -> jax.Array:
-        """[B, L, D] → [B, L, D]."""
+        """[B, L, D] → [B, L, D]. Keys and values may have fewer rows, each for B/rows queries' rows side by side (the
+        beams of an example, which read one encoder); the mask has as many as they."""
         config = self.config
         query_BLHK = rotate(self.query(x_BLD), rotation, config)
         if config.scale_attention:
             query_BLHK *= config.head_dim**-0.5
+        folded = (key_value["key"].shape[0], -1, *query_BLHK.shape[2:])
         heads_BLHK = attend(
-            self.constrain(query_BLHK, ("batch", "length", "heads", "kv")),
+            self.constrain(query_BLHK.reshape(folded), ("batch", "length", "heads", "kv")),
             key_value["key"],
             key_value["value"],
             mask_B1LM,
@@ -132,6 +134,7 @@ class Attention(nn.Module):
             dropout_key=dropout_key,
             dropout_broadcasts_queries=config.dropout_broadcasts_length,
         )
+        heads_BLHK = heads_BLHK.reshape(query_BLHK.shape)
         return self.out(self.constrain(heads_BLHK, ("batch", "length", "heads", "kv")))
 
 

@@ -4,6 +4,7 @@ Whether layers are scanned or unrolled, and what is rematerialised, changes the 
 numbers: dropout keys are split per layer by hand, so both see the same ones.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -147,7 +148,8 @@ class Stack(nn.Module):
                 bias = relative_bias.at(positions_BL, key_positions)
         encoded_mask = None
         if encoded_segment_ids_BS is not None:
-            encoded_mask = segment_mask(segment_ids_BL, encoded_segment_ids_BS)
+            readers = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # beams share an encoder's row
+            encoded_mask = segment_mask(readers, encoded_segment_ids_BS)
         mask, near = segment_mask(segment_ids_BL, key_segment_ids, causal=self.causal, index=index), None
         if config.local_window:
             near = mask & (positions_BL[:, :, None] - key_positions[:, None, :] < config.local_window)[:, None]
@@ -234,6 +236,21 @@ def empty_cache(config: ModelConfig, batch_rows: int, capacity: int) -> Cache:
         "segment_ids": jnp.zeros((batch_rows, capacity), jnp.int32),
         "positions": jnp.zeros((batch_rows, capacity), jnp.int32),
         "layers": key_value(layers) if config.scan_layers else tuple(key_value() for _ in range(layers)),
+    }
+
+
+def on_rows(cache: Cache, function: Callable[[jax.Array, int], jax.Array]) -> Cache:
+    """The cache with `function(array, axis)` in place of each array of the decoder's own, whose rows lie along `axis`.
+    What was read of an encoder stays as it is: the beams of an example share it."""
+
+    def of_layers(path, array: jax.Array) -> jax.Array:
+        names = [getattr(key, "key", None) for key in path]
+        return array if "cross" in names else function(array, array.ndim - 4)  # a scanned stack's axis leads
+
+    return cache | {
+        "segment_ids": function(cache["segment_ids"], 0),
+        "positions": function(cache["positions"], 0),
+        "layers": jax.tree.map_with_path(of_layers, cache["layers"]),
     }
 
 

@@ -1,0 +1,115 @@
+"""Beam search: the most probable texts, several prefixes of each followed at a time.
+
+As in T5X (t5x/decoding.py: beam_search) and transformers: of the 2K best continuations of K beams those that end
+are finished texts, the best K others the new beams; it stops when no beam can become better than the worst of K
+finished ones. Letters beside the project's: K beams, J = 2K continuations, T tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Texts = dict[str, jax.Array]  # tokens [B, K, T], logprobs [B, K, T] and lengths [B, K] of beams or finished texts
+
+
+def search(
+    decoding: Any,
+    history: Any,
+    done_B: jax.Array,
+    read: Callable[[jax.Array, Any], Any],
+    rules: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    written: Callable[[Any, jax.Array], Any],
+    reorder: Callable[[Any, jax.Array], Any],
+    *,
+    beams: int,
+    texts: int,
+    capacity: int,
+    max_tokens: jax.Array,
+    eos_id: int,
+    penalty: tuple[float, float],
+) -> dict[str, jax.Array]:
+    """The best `texts` of each example, as decode.generate returns them; its functions are handed in.
+
+    decoding, history: of B·K rows, the K of an example side by side and alike.  read(token_R, decoding), rules(count,
+    logits_RV, history) → log-probabilities, −inf where forbidden; written(history, token_R); reorder(state, rows_R).
+    penalty: (alpha, offset) of decode.Strategy. A text that is cut at max_tokens is finished there.
+    """
+    batch_rows = len(done_B)
+    exponent, offset = penalty
+
+    def penalised(logprob: jax.Array, length: jax.Array) -> jax.Array:
+        return logprob / ((offset + length) / (offset + 1)) ** exponent
+
+    def start(count: int) -> Texts:
+        return {
+            "tokens": jnp.full((batch_rows, count, capacity), eos_id, jnp.int32),
+            "logprobs": jnp.zeros((batch_rows, count, capacity), jnp.float32),
+            "lengths": jnp.zeros((batch_rows, count), jnp.int32),
+        }
+
+    def pick(tree: Any, index_BK: jax.Array) -> Any:
+        return jax.tree.map(
+            lambda x: jnp.take_along_axis(x, index_BK.reshape(*index_BK.shape, *[1] * (x.ndim - 2)), 1), tree
+        )
+
+    def extend(count, decoding, history, live, live_scores_BK, done, done_scores_BK):
+        """One more token for every beam: (token_R, parents_R, …) with what was finished by it."""
+        scores_RV = rules(count, decoding.logits_RV, history)
+        vocab_size = scores_RV.shape[1]
+        # Of each beam first: one sort of a beam's own few instead of one over all K·V.
+        best_RJ, token_RJ = lax.top_k(scores_RV, min(2 * beams, vocab_size))
+        width = best_RJ.shape[1]
+        total_BKJ = live_scores_BK[:, :, None] + best_RJ.reshape(batch_rows, beams, width)
+        total_BJ, place_BJ = lax.top_k(total_BKJ.reshape(batch_rows, -1), min(2 * beams, beams * width))
+        parent_BJ = place_BJ // width
+        token_BJ = jnp.take_along_axis(token_RJ.reshape(batch_rows, -1), place_BJ, axis=1).astype(jnp.int32)
+
+        rows_BJ = jnp.arange(batch_rows)[:, None] * beams + parent_BJ
+        normaliser_R = jax.nn.logsumexp(decoding.logits_RV, axis=1)
+        logprob_BJ = decoding.logits_RV[rows_BJ, token_BJ] - normaliser_R[rows_BJ]
+        ends_BJ = token_BJ == eos_id
+        after = pick(live, parent_BJ)
+        after = {
+            "tokens": lax.dynamic_update_slice_in_dim(after["tokens"], token_BJ[..., None], count, axis=2),
+            "logprobs": lax.dynamic_update_slice_in_dim(after["logprobs"], logprob_BJ[..., None], count, axis=2),
+            "lengths": after["lengths"] + ~ends_BJ,
+        }
+        # Finished: those that end, of the first K alone (the others are there so that K go on); at the last token all.
+        finishes_BJ = (ends_BJ | (count + 1 >= max_tokens)) & (jnp.arange(token_BJ.shape[1]) < beams)
+        new_scores_BJ = jnp.where(finishes_BJ, penalised(total_BJ, count + 1), -jnp.inf)
+        done_scores_BK, index_BK = lax.top_k(jnp.concatenate([done_scores_BK, new_scores_BJ], axis=1), beams)
+        both = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), done, after)
+        done = pick(both, index_BK)
+
+        live_scores_BK, index_BK = lax.top_k(jnp.where(ends_BJ, -jnp.inf, total_BJ), beams)
+        live = pick(after, index_BK)
+        token_R, parent_R = pick((token_BJ, rows_BJ), index_BK)
+        token_R, parent_R = token_R.reshape(-1), parent_R.reshape(-1)
+        history = written(reorder(history, parent_R), token_R)
+        return token_R, parent_R, history, live, live_scores_BK, done, done_scores_BK
+
+    def improvable(state) -> jax.Array:
+        """Whether there is a row one of whose beams could still end better than the worst finished text: a beam's
+        logprob only falls, and the kindest penalty is that of the longest text."""
+        count, *_, live_scores_BK, _, done_scores_BK = state
+        hoped_B = penalised(live_scores_BK[:, 0], max_tokens)
+        return (count < max_tokens) & jnp.any(~done_B & (hoped_B > done_scores_BK[:, -1]))
+
+    def body(state):
+        count, token_R, parent_R, decoding, history, live, live_scores_BK, done, done_scores_BK = state
+        decoding = read(token_R, reorder(decoding, parent_R))
+        found = extend(count, decoding, history, live, live_scores_BK, done, done_scores_BK)
+        return (count + 1, *found[:2], decoding, *found[2:])
+
+    first_BK = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf), (batch_rows, beams))
+    none_BK = jnp.full((batch_rows, beams), -jnp.inf)
+    found = extend(jnp.int32(0), decoding, history, start(beams), first_BK, start(beams), none_BK)
+    state = lax.while_loop(improvable, body, (jnp.int32(1), *found[:2], decoding, *found[2:]))
+    *_, done, scores_BK = state
+    empty = start(beams)
+    done = jax.tree.map(lambda blank, x: jnp.where(done_B.reshape(-1, *[1] * (x.ndim - 1)), blank, x), empty, done)
+    scores_BK = jnp.where(done_B[:, None], 0.0, scores_BK)
+    return {name: array[:, :texts] for name, array in (done | {"score": scores_BK}).items()}
