@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from test_models_parity import gpt2_pair, t5_pair, torched
+from test_hub_parity import MODELS, reference
 
 from t5x_lite import decode
 from t5x_lite.decode import Strategy
+from t5x_lite.hub import parameters
 from t5x_lite.models import build
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
@@ -32,24 +33,33 @@ def padded_left(tokens, mask):
     return np.stack(rolled), np.arange(LENGTH) >= LENGTH - lengths[:, None]
 
 
-@pytest.mark.parametrize("family", ["t5", "gpt2"])
-def test_greedy_and_beams_write_what_transformers_writes(family):
+@pytest.mark.parametrize("family", ["t5", "bart", "gpt2"])
+def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monkeypatch):
+    changes = {  # transformers makes its cache as deep as the encoder
+        "t5": {"num_decoder_layers": 2},
+        "bart": {"max_position_embeddings": 32, "decoder_layers": 2, "forced_eos_token_id": None},
+        "gpt2": {"n_positions": 32},
+    }
+    monkeypatch.setitem(MODELS, family, (MODELS[family][0], MODELS[family][1] | changes[family]))
+    model = reference(family)
+    if family == "bart":
+        model.final_logits_bias *= 0.1  # or it alone decides
+    model.save_pretrained(tmp_path)
+    found = parameters.open_directory(tmp_path)
+    params, _ = parameters.load(found, found.config, parameters.layout_for(found.config))
+    module = build(found.config)
+    batch = prompts("decoder" if family == "gpt2" else "encoder")
+    tokens, mask, _ = batch.values()
     if family == "gpt2":
-        config, params, model = gpt2_pair(max_positions=32)
-        batch = prompts("decoder")
-        tokens, mask = padded_left(batch["decoder_input_tokens"], batch["decoder_segment_ids"])
-    else:
-        config, params, model = t5_pair("1.0" if family == "t5" else "1.1")
-        batch = prompts("encoder")
-        tokens, mask = batch["encoder_input_tokens"], batch["encoder_segment_ids"]
-    module = build(config)
+        tokens, mask = padded_left(tokens, mask)
     free = decode.generate(module, params, batch, Strategy(max_tokens=NEW), eos_id=-1)["tokens"]
     rows_with = [(np.asarray(free) == token).any(axis=(1, 2)).mean() for token in range(48)]
     eos_id = int(np.argmin(np.abs(np.array(rows_with) - 0.5)))  # so that about half of the texts end
     ended = 0
     for beams, alpha, least in ((1, 0.0, 0), (4, 1.0, 3)):
         expected = model.generate(
-            torched(tokens), attention_mask=torched(mask), max_new_tokens=NEW, min_new_tokens=least, num_beams=beams,
+            torch.from_numpy(tokens.astype(np.int64)), attention_mask=torch.from_numpy(mask.astype(np.int64)),
+            max_new_tokens=NEW, min_new_tokens=least, num_beams=beams,
             do_sample=False, length_penalty=alpha, early_stopping="never", eos_token_id=eos_id, pad_token_id=0,
             decoder_start_token_id=0,
         ).numpy()[:, LENGTH if family == "gpt2" else 1 :]  # fmt: skip
