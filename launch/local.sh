@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Several processes of one run on this machine:
+#   launch/local.sh [--dry-run] PROCESSES VERB --workdir=DIR …
+# Environment: PORT of the coordinator; GPUS of this machine, shared out evenly; T5X_LITE, the command.
+# Exits with the status of the first process that fails; the others, which wait for it in vain, are killed.
+set -uo pipefail
+dry=
+if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
+if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
+count=$1; shift
+port=${PORT:-$((20000 + RANDOM % 10000))}
+read -ra program <<<"${T5X_LITE:-t5x-lite}"
+
+declare -A running=()
+for ((process = 0; process < count; process++)); do
+  command=(env "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$process")
+  if [[ ${GPUS:-} ]]; then
+    each=$((GPUS / count))
+    command+=("CUDA_VISIBLE_DEVICES=$(seq -s, $((process * each)) $((process * each + each - 1)))")
+  fi
+  command+=("${program[@]}" "$@")
+  echo "+$(printf " %q" "${command[@]}")"
+  if [[ ! $dry ]]; then "${command[@]}" & running[$!]=1; fi
+done
+
+status=0
+trap 'kill -TERM "${!running[@]}" 2>/dev/null' TERM INT
+while ((${#running[@]})); do
+  ended=
+  wait -n -p ended "${!running[@]}"
+  this=$?
+  if [[ ! $ended ]]; then continue; fi # woken by a signal, which the processes have now, too
+  unset "running[$ended]"
+  if ((this && !status)); then
+    status=$this
+    (sleep "${GRACE_S:-20}"; kill -KILL "${!running[@]}" 2>/dev/null) & # they leave with it, or never
+  fi
+done
+exit "$status"

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Runs a command again as long as it is worth it:
+#   launch/restart.sh [--dry-run] COMMAND … --workdir=DIR …
+# Again after exit 75 (interrupted) and after being killed, not after an error of the config or the data. It gives up
+# after 3 restarts that left no newer checkpoint.
+set -uo pipefail
+if [[ ${1:-} == --dry-run ]]; then shift; printf '+'; printf ' %q' "$@"; echo; exit 0; fi
+workdir=
+for argument; do [[ $argument == --workdir=* ]] && workdir=${argument#--workdir=}; done
+if [[ ! $workdir ]]; then sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
+
+newest() { find "$workdir/checkpoints" -maxdepth 1 -name '[0-9]*' ! -name '*.*' -printf '%f\n' 2>/dev/null | sort -n | tail -1; }
+failures=0
+while true; do
+  before=$(newest)
+  "$@" &
+  child=$!
+  asked=
+  trap 'asked=1; kill -TERM "$child" 2>/dev/null' TERM INT
+  wait "$child"; status=$?
+  while kill -0 "$child" 2>/dev/null; do wait "$child"; status=$?; done # a signal ends the wait, not the child
+  if ((status != 75 && status < 128)) || [[ $asked ]]; then exit "$status"; fi
+  if [[ $(newest) != "$before" ]]; then failures=0; else failures=$((failures + 1)); fi
+  if ((failures > 3)); then
+    echo "restart.sh: 3 restarts left no newer checkpoint in $workdir; giving up (exit $status)" >&2
+    exit "$status"
+  fi
+  echo "restart.sh: exit $status; again from checkpoint ${before:-none}" >&2
+done

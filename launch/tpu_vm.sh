@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# A run on a Cloud TPU VM slice of any size, made when there is room for it, and made again when it was taken away:
+#   launch/tpu_vm.sh [--dry-run] NAME TYPE VERB --workdir=DIR …         TYPE: v5litepod-16, v4-32, v6e-64, …
+# Environment: ZONE, PROJECT; VERSION of the TPU's software; SPOT=0 for one that is not taken away; INSTALL, what brings
+# t5x-lite and the workdir's disk to a new VM. The workdir must lie on a disk that all hosts share and that outlives the
+# slice: a Filestore or a bucket mounted by INSTALL.
+set -uo pipefail
+dry=
+if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
+if [[ $# -lt 3 || ! ${ZONE:-} || ! ${PROJECT:-} ]]; then sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
+name=$1 type=$2; shift 2
+version=${VERSION:-tpu-ubuntu2204-base}
+install=${INSTALL:-"pip install 't5x-lite[tpu]'"}
+place=("--zone=$ZONE" "--project=$PROJECT")
+command="JAX_COORDINATOR_ADDRESS=auto t5x-lite$(printf ' %q' "$@")"
+spot=(--spot); if [[ ${SPOT:-1} == 0 ]]; then spot=(); fi
+
+run() { echo "+$(printf ' %q' "$@")"; if [[ ! $dry ]]; then "$@"; fi; }
+state() { gcloud compute tpus queued-resources describe "$name" "${place[@]}" --format='value(state.state)' 2>/dev/null; }
+create() {
+  run gcloud compute tpus queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
+    --runtime-version="$version" "${spot[@]}" "${place[@]}" || return
+  if [[ ! $dry ]]; then until [[ $(state) == ACTIVE ]]; do sleep 30; done; fi
+  run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${place[@]}" --command="$install"
+}
+delete() { run gcloud compute tpus queued-resources delete "$name" --force --quiet "${place[@]}"; }
+
+create || exit
+failures=0
+while true; do
+  began=$SECONDS
+  run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${place[@]}" --command="$command"
+  status=$?
+  if [[ $dry ]]; then echo "# after exit 75, or when the slice was taken away (its parts are then made anew):"; delete; exit; fi
+  case $status in 0 | 2 | 65 | 70 | 74 | 76) exit "$status" ;; esac # done, or nothing that a restart would mend
+  if ((SECONDS - began > 600)); then failures=0; else failures=$((failures + 1)); fi
+  if ((failures > 3)); then echo "tpu_vm.sh: three restarts did not last 10 minutes; giving up" >&2; exit "$status"; fi
+  if [[ $(state) != ACTIVE ]]; then delete && create || exit; fi
+done
