@@ -1,0 +1,41 @@
+"""What the devices that models are trained on can do, by their makers' data sheets. Per chip, not per board or core."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """Peaks of one device: what a roofline is made of."""
+
+    flops: float  # a second, dense bfloat16
+    memory_bytes: float
+    memory_bytes_per_s: float
+    link_bytes_per_s: float  # to its neighbours, all links together, one direction
+    kinds: tuple[str, ...]  # how `jax.Device.device_kind` begins
+    float32_flops: float = 0.0  # a second; 0: products are made of bfloat16 passes, six for full precision
+
+
+GB, TB, T = 1e9, 1e12, 1e12
+GIB = 2**30
+
+# TPU: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e (links: inter-chip interconnect, bidirectional figures halved).
+# GPU: NVIDIA's data sheets of A100 SXM, H100 SXM and H200 SXM (links: NVLink, half of the bidirectional total).
+ACCELERATORS = {
+    "v4": Accelerator(275 * T, 32 * GIB, 1.228 * TB, 150 * GB, ("TPU v4",)),
+    "v5e": Accelerator(197 * T, 16 * GIB, 0.819 * TB, 100 * GB, ("TPU v5 lite", "TPU v5e")),
+    "v5p": Accelerator(459 * T, 95 * GIB, 2.765 * TB, 300 * GB, ("TPU v5p", "TPU v5")),
+    "v6e": Accelerator(918 * T, 32 * GIB, 1.640 * TB, 200 * GB, ("TPU v6 lite", "TPU v6e")),
+    "a100": Accelerator(312 * T, 80 * GB, 2.039 * TB, 300 * GB, ("NVIDIA A100",), 19.5 * T),
+    "h100": Accelerator(989 * T, 80 * GB, 3.35 * TB, 450 * GB, ("NVIDIA H100",), 67 * T),
+    "h200": Accelerator(989 * T, 141 * GB, 4.8 * TB, 450 * GB, ("NVIDIA H200",), 67 * T),
+}
+
+
+def of_kind(device_kind: str) -> Accelerator | None:
+    """The accelerator that JAX calls so; None for one that is not in the table.
+
+    >>> of_kind("NVIDIA H200").memory_bytes_per_s
+    4800000000000.0
+    """
+    fitting = [a for a in ACCELERATORS.values() if any(device_kind.startswith(kind) for kind in a.kinds)]
+    return max(fitting, key=lambda a: max(len(k) for k in a.kinds if device_kind.startswith(k)), default=None)

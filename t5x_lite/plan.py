@@ -1,0 +1,283 @@
+"""The verb `plan`: what a run will take, before anything runs: parameters, FLOPs, bytes, collectives, time.
+
+The training step is compiled for as many pretended devices as the mesh asks for, with no array made; all figures are
+read from it or from the shapes it was made of. The processor's compiler stands in for the accelerator's: arguments are
+exact, temporary memory is an estimate. `--topology` asks the TPU's own compiler instead.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from t5x_lite import collectives, flops, inspect, runtime, sharding
+from t5x_lite.accelerators import ACCELERATORS, Accelerator
+from t5x_lite.errors import ConfigError, OutOfMemoryError
+from t5x_lite.experiment import Experiment
+from t5x_lite.lookup import lookup
+from t5x_lite.sharding import path_text
+from t5x_lite.step import abstract_state, make_train_step
+
+ARRAYS_SHOWN = 12
+
+
+def run(experiment: Experiment, device: str, topology: str, everything: bool, as_json: bool) -> None:
+    """Prints `make`. device: a name of ACCELERATORS to predict a step's time on; topology: "v5e:4x8"."""
+    found = make(experiment, device, _topology_devices(topology) if topology else None)
+    found["tasks"] = inspect.describe(experiment, 0, "train")["tasks"]
+    if device:
+        found["levers"] = _levers(experiment, device) if not found["fits"] else []
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        _print(found, experiment, device, everything, Console())
+
+
+def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[str, Any]:
+    """The plan as JSON-able data; all bytes are those of one device unless their name says otherwise.
+
+    devices: to compile for (a TPU topology's); None: all there are. Raises OutOfMemoryError with the compiler's words.
+    """
+    cfg = experiment.cfg
+    accelerator = lookup("device", device, ACCELERATORS) if device else None
+    on_devices = runtime.start(experiment, devices)
+    layout, module = on_devices.layout, on_devices.module
+    optimizer, schedule = runtime.make_optimizer(experiment, on_devices)
+    state = abstract_state(module, optimizer, layout, on_devices.example)
+    batch = _abstract_batch(experiment, layout)
+    loss_fn = runtime.make_loss(experiment)
+    step = make_train_step(
+        module, optimizer, schedule, layout, state, loss_fn=loss_fn, microbatches=cfg.train.microbatches
+    )
+    traced = step.trace(state, batch)
+    began_s = time.monotonic()
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemoryError(f"the compiler finds no room: {str(error).splitlines()[0][:300]}") from error
+    memory = compiled.memory_analysis()
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak += memory.temp_size_in_bytes
+    leaves = jax.tree_util.tree_leaves_with_path((state, batch))
+    read = flops.inputs_read(traced.jaxpr)
+    arrays = [_array(path_text(path), leaf) for (path, leaf), is_read in zip(leaves, read, strict=True) if is_read]
+    params, opt = _bytes(state.params), _bytes(state.opt_state)
+    checkpoint_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    kept = cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best)
+    count = layout.mesh.size
+    out = {
+        "model": cfg.model.preset,
+        "mesh": dict(layout.mesh.shape),
+        "devices": count,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "flops": flops.count(traced.jaxpr),
+        "tokens_per_step": sum(a.size for name, a in batch.items() if name.endswith("segment_ids")),
+        "bytes": {
+            "parameters": params,
+            "optimizer": opt,
+            "batch": sum(array["bytes"] for array in arrays if array["array"] in batch),
+            "gradients": params,  # in float32, laid out as the parameters are
+            "activations": max(0, memory.temp_size_in_bytes - params),  # and all else that a step makes for itself
+            "arguments": memory.argument_size_in_bytes,
+            "peak": peak,
+        },
+        "arrays": arrays,  # that the step reads
+        "collectives": collectives.count(compiled.as_text(), count),
+        "checkpoint_bytes": checkpoint_bytes,  # of the whole
+        "disk_bytes": (kept + 1) * checkpoint_bytes,
+        "compile_s": time.monotonic() - began_s,
+    }
+    if accelerator:
+        out |= _roofline(out, accelerator, experiment)
+    return out
+
+
+def _roofline(found: dict[str, Any], accelerator: Accelerator, experiment: Experiment) -> dict[str, Any]:
+    """The shortest time a step can take on an accelerator: that of its slowest part, as if the others ran beside it.
+
+    compute: the products at the peak of the model's dtype. memory: parameters are read for the forward and the backward
+    pass of every microbatch; gradients are written and read, optimizer state read and written, activations too.
+    links: what the collectives send.
+    """
+    sizes = found["bytes"]
+    rate = accelerator.flops
+    if experiment.model.dtype == "float32":
+        rate = accelerator.float32_flops or accelerator.flops / 6
+    moved = sizes["parameters"] * (2 * experiment.cfg.train.microbatches + 2) + 2 * sizes["optimizer"]
+    moved += 2 * sizes["gradients"] + 2 * sizes["activations"]
+    sent = sum(kind["sent_bytes"] for kind in found["collectives"].values())
+    seconds = {
+        "compute": found["flops"] / found["devices"] / rate,
+        "memory": moved / accelerator.memory_bytes_per_s,
+        "links": sent / accelerator.link_bytes_per_s,
+    }
+    slowest_s = max(seconds.values())
+    return {
+        "seconds": seconds | {"step": slowest_s},
+        "mfu": found["flops"] / found["devices"] / accelerator.flops / slowest_s,
+        "memory_bytes": accelerator.memory_bytes,
+        "fits": sizes["peak"] <= accelerator.memory_bytes,
+    }
+
+
+def _levers(experiment: Experiment, device: str) -> list[dict[str, Any]]:
+    """What could be changed where memory does not suffice, each tried: {"change", "peak", "fits"}."""
+    cfg, count = experiment.cfg, jax.device_count()
+    changes: list[dict[str, Any]] = []
+    if experiment.model.remat != "full":
+        changes.append({"model.remat": "full"})
+    sizes = sharding.parse_mesh(cfg.mesh, count)
+    more = cfg.train.microbatches * 2
+    if cfg.data.batch_rows % (more * sizes["data"] * sizes["fsdp"]) == 0:
+        changes.append({"train.microbatches": more})
+    if sizes["data"] > 1:
+        changes.append({"mesh": f"fsdp={sizes['data'] * sizes['fsdp']},tensor={sizes['tensor']}"})
+    if len(changes) > 1:
+        changes.append({key: value for change in changes for key, value in change.items()})
+    out = []
+    for change in changes:
+        changed = cfg.copy_and_resolve_references()
+        for key, value in change.items():
+            changed[key] = value
+        model = dataclasses.replace(experiment.model, remat=change.get("model.remat", experiment.model.remat))
+        text = ", ".join(f"{key}={value}" for key, value in change.items())
+        try:
+            found = make(dataclasses.replace(experiment, cfg=changed, model=model), device)
+        except ConfigError:  # this model does not divide so
+            continue
+        out.append({"change": text, "peak": found["bytes"]["peak"], "fits": found["fits"]})
+    return out
+
+
+def _abstract_batch(experiment: Experiment, layout: sharding.Layout) -> dict[str, jax.ShapeDtypeStruct]:
+    """A training batch as shapes with their shardings."""
+    cfg = experiment.cfg
+    sizes = {"B": cfg.data.batch_rows, **experiment.converter.sizes(cfg.data.pack)}
+    shapes = {
+        name: ([sizes[letter] for letter in spec.dims], spec.dtype)
+        for name, spec in experiment.converter.specs().items()
+    }
+    if len(experiment.tasks) > 1:
+        side = "decoder" if "decoder_segment_ids" in shapes else "encoder"
+        shapes[f"{side}_task_ids"] = shapes[f"{side}_segment_ids"]
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.batch_sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def _topology_devices(text: str) -> Any:
+    """The devices of a TPU slice such as "v5e:4x8" that nobody needs to have: its compiler is enough."""
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(text, "tpu").devices
+    except Exception as error:
+        raise ConfigError(
+            f"no topology {text!r}: {str(error).splitlines()[0][:200]}. Write for example v5e:4x8, v4:2x2x4, v5p:2x2x2 "
+            "or v6e:4x4; it needs the TPU's compiler: pip install 't5x-lite[tpu]'"
+        ) from error
+
+
+def _bytes(tree: Any) -> int:
+    """Of the shards that one device holds."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _array(name: str, leaf: Any) -> dict[str, Any]:
+    return {
+        "array": name.removeprefix("0/").removeprefix("1/"),
+        "shape": list(leaf.shape),
+        "dtype": str(leaf.dtype),
+        "split": [
+            entry if isinstance(entry, str) or entry is None else "+".join(entry) for entry in leaf.sharding.spec
+        ],
+        "bytes": _bytes(leaf),
+    }
+
+
+# Printing -------------------------------------------------------------------------------------------------------------
+
+
+def _print(found: dict[str, Any], experiment: Experiment, device: str, everything: bool, console: Console) -> None:
+    cfg = experiment.cfg
+    mesh = " × ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
+    per_token = found["flops"] / found["tokens_per_step"]
+    lines = [
+        f"{found['model']}: {found['parameters']:,} parameters on {found['devices']} devices ({mesh})",
+        f"a step: {cfg.data.batch_rows} rows, {found['tokens_per_step']:,} positions, {found['flops']:.4g} FLOPs in "
+        f"matrix products ({per_token / found['parameters']:.2f} a parameter and position; causal masks halve nothing)",
+        f"a checkpoint: {size_text(found['checkpoint_bytes'])}; the workdir's disk: {size_text(found['disk_bytes'])} "
+        f"for checkpoint.keep_last={cfg.checkpoint.keep_last} and one being written",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    table = _table("bytes on each device", "kind", "bytes")
+    for kind, size in found["bytes"].items():
+        table.add_row(kind, size_text(size))
+    console.print(table)
+    table = _table("collectives of each device in a step", "kind", "number", "bytes", "sent in a ring")
+    for kind, counts in found["collectives"].items():
+        table.add_row(kind, f"{counts['count']:,}", size_text(counts["bytes"]), size_text(counts["sent_bytes"]))
+    console.print(table)
+    shown = sorted(found["arrays"], key=lambda array: -array["bytes"])
+    shown = shown if everything else shown[:ARRAYS_SHOWN]
+    table = _table(f"arrays, {len(shown)} of {len(found['arrays'])}", "array", "shape", "split over", "bytes")
+    for array in shown:
+        split = ", ".join(axis or "–" for axis in array["split"])
+        table.add_row(array["array"], str(array["shape"]), split or "whole", size_text(array["bytes"]))
+    console.print(table)
+    table = _table(f"what {cfg.train.total_steps:,} steps come to", "task", "examples", "epochs", "padding")
+    for task in found["tasks"]:
+        epochs, padding = task["run"]["epochs"], task["padding"]
+        table.add_row(
+            task["task"],
+            f"{task['run']['examples']:,}",
+            "–" if epochs is None else f"{epochs:.2f}",
+            "–" if padding is None else f"{padding:.1%}",
+        )
+    console.print(table)
+    if not device:
+        console.print(f"--device=NAME predicts a step's time: {', '.join(ACCELERATORS)}", highlight=False)
+        return
+    seconds = found["seconds"]
+    console.print(
+        f"on {device}, at best: {seconds['step']:.4g} s a step (compute {seconds['compute']:.4g}, memory "
+        f"{seconds['memory']:.4g}, links {seconds['links']:.4g}), MFU {found['mfu']:.1%}, "
+        f"{found['tokens_per_step'] / seconds['step']:,.0f} positions/s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    verdict = "fits" if found["fits"] else "does not fit"
+    have = size_text(found["memory_bytes"])
+    console.print(f"{size_text(found['bytes']['peak'])} at the peak {verdict} in {have}", highlight=False)
+    for lever in found["levers"]:
+        does = "would do" if lever["fits"] else "would not do alone"
+        console.print(f"  {lever['change']}: {size_text(lever['peak'])}, {does}", highlight=False, soft_wrap=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(
+            column, justify="left" if column in ("kind", "array", "shape", "split over", "task") else "right"
+        )
+    return table
+
+
+def size_text(size: float) -> str:
+    """
+    >>> size_text(1536), size_text(12)
+    ('1.50 KiB', '12 B')
+    """
+    unit = 0
+    while size >= 1024 and unit < 5:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.2f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[unit]}" if unit else f"{size:.0f} B"

@@ -1,0 +1,116 @@
+"""A plan's figures are those of the program that will run, and of arithmetic."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from training import start, with_dropout
+
+from t5x_lite import accelerators, cli, collectives, config, experiment, flops, plan
+from t5x_lite.sharding import make_mesh
+
+CONFIG = Path(__file__).parent / "experiments" / "tiny.py"
+
+
+def tiny(family: str, **changes):
+    cfg = config.load(f"{CONFIG}:{family}")
+    for key, value in changes.items():
+        config.override(cfg, key.replace("__", "."), str(value))
+    return experiment.resolve(cfg)
+
+
+@pytest.mark.parametrize(("family", "mesh"), [("t5_tiny", "fsdp=4,tensor=2"), ("bert_tiny", "data=2,fsdp=2,tensor=2")])
+def test_argument_bytes_are_the_compiled_programs_own(family, mesh, quick_compilation):
+    found = plan.make(tiny(family, mesh=mesh, model__scan_layers="true"), "v5e")
+    assert sum(array["bytes"] for array in found["arrays"]) == found["bytes"]["arguments"]
+    sizes = found["bytes"]
+    assert sizes["peak"] >= sizes["arguments"]
+    assert sizes["parameters"] + sizes["optimizer"] + sizes["batch"] + 4 == sizes["arguments"]  # 4: the step
+    assert found["fits"] and 0 < found["mfu"] < 1 and found["seconds"]["step"] == max(found["seconds"].values())
+
+
+def gpt2_flops(model, rows: int, length: int) -> int:
+    """Of a step, by hand: forward, and twice as much backward."""
+    B, L, D, F, V = rows, length, model.d_model, model.d_ff, model.vocab_size
+    heads = model.num_heads * model.head_dim
+    projections, attention, mlp = 4 * 2 * B * L * D * heads, 2 * 2 * B * L * L * heads, 2 * 2 * B * L * D * F
+    return 3 * (model.num_decoder_layers * (projections + attention + mlp) + 2 * B * L * D * V)
+
+
+def test_flops_are_those_of_arithmetic_and_of_the_unrolled_program():
+    counted = {}
+    for scan_layers in (False, True):
+        for microbatches in (1, 2):
+            run = start(with_dropout("gpt2", scan_layers=scan_layers), microbatches=microbatches)
+            counted[scan_layers, microbatches] = flops.of_step(run.train_step, run.state, run.batch)
+    model = with_dropout("gpt2")
+    rows, length = run.batch["decoder_input_tokens"].shape
+    assert set(counted.values()) == {counted[False, 1]}
+    assert counted[False, 1] == pytest.approx(gpt2_flops(model, rows, length), rel=0.01)
+    remat = start(with_dropout("gpt2", scan_layers=True, remat="full"))
+    assert counted[False, 1] < flops.of_step(remat.train_step, remat.state, remat.batch) < 4 / 3 * counted[False, 1]
+
+
+def test_flops_of_branches_and_loops():
+    x = jnp.ones((4, 4))  # a product of two: 128
+
+    def program(x):
+        x = jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+        x = jax.lax.fori_loop(0, 5, lambda i, x: x @ x, x)
+        return jax.checkpoint(lambda x: jax.jit(jnp.matmul)(x, x))(x)
+
+    assert flops.count(jax.make_jaxpr(program)(x)) == 128 * (2 + 5 + 1)
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_turns():
+    mesh = make_mesh(8)
+    split, whole = NamedSharding(mesh, PartitionSpec("data")), PartitionSpec()
+
+    def body(x, _):
+        return jax.lax.psum(x, "data") / 8, None
+
+    def program(x):
+        looped = jax.shard_map(
+            lambda x: jax.lax.scan(body, x, None, length=6)[0],
+            mesh=mesh,
+            in_specs=whole,
+            out_specs=whole,
+            check_vma=False,
+        )
+        return looped(x)
+
+    text = jax.jit(program).lower(jax.ShapeDtypeStruct((32,), jnp.float32)).compile().as_text()
+    assert collectives.count(text, 8) == {
+        "all-reduce": {"count": 6, "bytes": 6 * 128, "sent_bytes": 6 * 128 * 2 * 7 / 8}
+    }
+    gather = jax.jit(lambda x: x * 2, in_shardings=split, out_shardings=NamedSharding(mesh, whole))
+    text = gather.lower(jax.ShapeDtypeStruct((64,), jnp.bfloat16)).compile().as_text()
+    (kind,) = collectives.count(text, 8).items()
+    assert kind[0] == "all-gather" and kind[1]["count"] == 1
+    assert kind[1]["sent_bytes"] == pytest.approx(kind[1]["bytes"] * 7 / 8)
+
+
+def test_the_verb_names_levers_where_memory_does_not_suffice(monkeypatch, capsys, quick_compilation):
+    small = dataclasses.replace(accelerators.ACCELERATORS["v5e"], memory_bytes=1000)
+    monkeypatch.setitem(accelerators.ACCELERATORS, "v5e", small)
+    for name in ("XLA_FLAGS", "JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY"):
+        monkeypatch.setenv(name, "")
+    command = ["plan", f"--config={CONFIG}:bert_tiny", "--mesh=data=8", "--device=v5e", "--json"]
+    assert cli.run([*command, "--config.model.scan_layers=true", "--config.model.remat=full"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"] and [lever["change"] for lever in found["levers"]] == ["mesh=fsdp=8,tensor=1"]
+    assert [task["task"] for task in found["tasks"]] == ["tiny_animal", "tiny_corpus"]
+    assert cli.run([*command[:3], "--device=v5"]) == 2
+    assert "unknown device 'v5'; did you mean 'v5" in capsys.readouterr().err
+
+
+def test_the_devices_are_found_by_the_name_jax_gives_them():
+    names = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+    names |= {"NVIDIA A100-SXM4-80GB": "a100", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
+    for kind, name in names.items():
+        assert accelerators.of_kind(kind) is accelerators.ACCELERATORS[name], kind
+    assert accelerators.of_kind("cpu") is None
