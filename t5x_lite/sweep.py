@@ -1,0 +1,352 @@
+"""The verb `sweep`: the same run with many settings, from a file in wandb's sweep format, on this machine.
+
+Each point has a workdir of its own under `--output`, named by its settings: a sweep that was killed goes on with the
+points that are not done, and a point that was interrupted with its newest checkpoint.
+"""
+
+import ctypes
+import dataclasses
+import hashlib
+import html
+import itertools
+import json
+import math
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from t5x_lite import atomic, report
+from t5x_lite.errors import RESTART_ME, ConfigError
+from t5x_lite.lookup import lookup, unknown
+from t5x_lite.writers import read_metrics
+
+SEED = "config.seed"  # points that differ in it alone are one row of the table
+DONE = "sweep_exit.txt"
+KEYS = ("command", "description", "method", "metric", "name", "parameters", "program", "project", "entity", "run_cap")
+POLL_S = 0.2
+MOST_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read and checked."""
+
+    command: tuple[str, ...]
+    points: tuple[dict[str, Any], ...]
+    metric: str
+    maximize: bool
+
+
+def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool) -> int:
+    """Runs every point that is not done, `jobs` at a time, and writes `output`/sweep.html; returns the exit status.
+
+    point: that one alone, by number (for a Slurm array). only_print: says how to run the sweep elsewhere.
+    """
+    sweep = read(file)
+    console = Console(highlight=False, soft_wrap=True)
+    if only_print:
+        for line in equivalents(file, output, len(sweep.points), jobs):
+            console.print(line, markup=False)
+        return 0
+    if point is not None and not 0 <= point < len(sweep.points):
+        raise ConfigError(f"--point={point}; there are points 0 to {len(sweep.points) - 1}")
+    chosen = sweep.points if point is None else sweep.points[point : point + 1]
+    output.mkdir(parents=True, exist_ok=True)
+    waiting = [p for p in chosen if not _is_done(output / run_id(p))]
+    console.print(f"{len(chosen)} points, {len(chosen) - len(waiting)} of them done; {jobs} at a time")
+    failed = _run_all(sweep, waiting, output, jobs, console)
+    rows = collect(sweep, output)
+    _print(sweep, rows, console)
+    atomic.write(output / "sweep.html", page(sweep, rows, file.stem))
+    console.print(f"see {output / 'sweep.html'}")
+    return failed
+
+
+def read(file: Path) -> Sweep:
+    """The sweep of a YAML file; ConfigError for what wandb's format does not have, or this module not of it."""
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise ConfigError(f"{file} is over {MOST_BYTES:,} bytes long; that is no sweep")
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
+        raise ConfigError(f"{file} has no parameters; write them as docs of wandb's sweeps have it: parameters: {{…}}")
+    for key in content:
+        if key not in KEYS:
+            raise ConfigError(f"{file}: " + unknown("key", key, KEYS))
+    metric = content.get("metric") or {}
+    goal = metric.get("goal", "minimize")
+    if goal not in ("minimize", "maximize") or "name" not in metric:
+        raise ConfigError(f"{file}: metric={metric}; write metric: {{name: eval/TASK/METRIC, goal: maximize}}")
+    make = lookup("method", content.get("method", ""), {"grid": _grid, "random": _random})
+    command = content.get("command") or ()
+    if not any("$WANDB_RUN_ID" in str(part) for part in command) or "${args}" not in command:
+        raise ConfigError(
+            f"{file}: command={list(command)}; it needs ${{args}} and a workdir for each point: "
+            "[t5x-lite, train, --config=FILE.py, --workdir=runs/sweep/$WANDB_RUN_ID, ${args}]"
+        )
+    points = make(content["parameters"], content.get("run_cap"))
+    program = str(content.get("program", "t5x-lite"))
+    parts = {"${program}": [program], "${interpreter}": ["python"], "${env}": ["/usr/bin/env"]}
+    flat = [one for part in command for one in parts.get(str(part), [str(part)])]
+    return Sweep(tuple(flat), tuple(points), str(metric["name"]), goal == "maximize")
+
+
+def run_id(point: dict[str, Any]) -> str:
+    """The name of a point's workdir, and of its run in wandb: a function of its settings."""
+    return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:8]
+
+
+# Points ---------------------------------------------------------------------------------------------------------------
+
+
+def _grid(parameters: dict[str, Any], run_cap: int | None) -> list[dict[str, Any]]:
+    """Every combination of the values."""
+    choices = {}
+    for name, given in parameters.items():
+        given = _checked(name, given)
+        if not {"value", "values"} & given.keys():
+            raise ConfigError(f"parameter {name!r}: {given}; a grid needs value or values")
+        choices[name] = given.get("values", [given.get("value")])
+    found = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    return found[:run_cap]
+
+
+def _random(parameters: dict[str, Any], run_cap: int | None) -> list[dict[str, Any]]:
+    """`run_cap` draws; the same ones at every start."""
+    if not run_cap:
+        raise ConfigError("method: random needs run_cap, the number of points")
+    rng = np.random.default_rng(0)
+    given = {name: _checked(name, parameters[name]) for name in parameters}
+    return [{name: _draw(name, given[name], rng) for name in given} for _ in range(run_cap)]
+
+
+def _draw(name: str, given: dict[str, Any], rng: np.random.Generator) -> Any:
+    if "value" in given:
+        return given["value"]
+    if "values" in given:
+        return given["values"][int(rng.choice(len(given["values"]), p=given.get("probabilities")))]
+    low, high = given.get("min"), given.get("max")
+    whole = isinstance(low, int) and isinstance(high, int)
+    kind = given.get("distribution", "int_uniform" if whole else "uniform")
+    if kind == "normal":
+        return float(rng.normal(given.get("mu", 0.0), given.get("sigma", 1.0)))
+    if not isinstance(low, int | float) or not isinstance(high, int | float) or low > high:
+        raise ConfigError(f"parameter {name!r}: {given}; write value, values, or min and max")
+    if kind == "int_uniform":
+        return int(rng.integers(int(low), int(high) + 1))
+    if kind == "uniform":
+        return float(f"{rng.uniform(low, high):.6g}")
+    if kind == "log_uniform_values" and low > 0:
+        return float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.6g}")
+    allowed = ("int_uniform", "uniform", "log_uniform_values", "normal")
+    raise ConfigError(f"parameter {name!r}, min={low}: " + unknown("distribution", kind, allowed))
+
+
+def _checked(name: str, given: Any) -> dict[str, Any]:
+    if not re.fullmatch(r"config\.[\w.]+", str(name)):
+        raise ConfigError(f"parameter {name!r}; name a config key, such as config.optimizer.learning_rate")
+    if not isinstance(given, dict) or (
+        "values" in given and not (isinstance(given["values"], list) and given["values"])
+    ):
+        raise ConfigError(f"parameter {name!r}: {given!r}; write value: X, values: [X, …], or min: X and max: Y")
+    return given
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, console: Console) -> int:
+    """The first exit status that is not 0, once all have run; a signal is passed on, and the points save."""
+    queue, running, failed = list(waiting), {}, 0
+    asked = False
+
+    def stop(number: int, frame) -> None:
+        nonlocal asked
+        asked = True
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while (queue and not asked) or running:
+            while queue and len(running) < jobs and not asked:
+                point = queue.pop(0)
+                running[_start(sweep, point, output)] = point
+                console.print(f"{run_id(point)}  {_settings(point)}", markup=False)
+            time.sleep(POLL_S)
+            for process in [p for p in running if p.poll() is not None]:
+                point = running.pop(process)
+                workdir = output / run_id(point)
+                atomic.write(workdir / DONE, str(process.returncode))
+                if process.returncode:
+                    failed = failed or process.returncode
+                    console.print(
+                        f"{workdir.name}  exit {process.returncode}; see {workdir / 'output.txt'}", markup=False
+                    )
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return RESTART_ME if asked else abs(failed)
+
+
+def _start(sweep: Sweep, point: dict[str, Any], output: Path) -> subprocess.Popen:
+    workdir = output / run_id(point)
+    workdir.mkdir(exist_ok=True)
+    arguments = [f"--{name}={value}" for name, value in point.items()]
+    command = [one for part in sweep.command for one in (arguments if part == "${args}" else [part])]
+    command = [part.replace("$WANDB_RUN_ID", workdir.name) for part in command]
+    command = [f"--workdir={workdir}" if part.startswith("--workdir=") else part for part in command]
+    with (workdir / "output.txt").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the sweep to pass on, once
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _end_with_parent() -> None:
+    """The point is told to save and stop should the sweep be killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _is_done(workdir: Path) -> bool:
+    return (workdir / DONE).is_file() and (workdir / DONE).read_text() == "0"
+
+
+def equivalents(file: Path, output: Path, points: int, jobs: int) -> list[str]:
+    """The commands that run the same sweep with wandb's agents, or as a Slurm array."""
+    one = f"t5x-lite sweep {shlex.quote(str(file))} --output={shlex.quote(str(output))} --point=$SLURM_ARRAY_TASK_ID"
+    return [
+        "# wandb: the first command prints the SWEEP_ID; an agent on each machine",
+        f"wandb sweep {shlex.quote(str(file))}",
+        "wandb agent SWEEP_ID",
+        "# Slurm; then collect with the same command without --point",
+        f"sbatch --array=0-{points - 1}%{jobs} --requeue --wrap={shlex.quote(one)}",
+    ]
+
+
+# Results --------------------------------------------------------------------------------------------------------------
+
+
+def collect(sweep: Sweep, output: Path) -> list[dict[str, Any]]:
+    """A row for each setting, over its seeds, best first: {"point", "values", "mean", "sd", "runs"}."""
+    groups: dict[str, dict[str, Any]] = {}
+    for point in sweep.points:
+        setting = {name: value for name, value in point.items() if name != SEED}
+        row = groups.setdefault(json.dumps(setting), {"point": setting, "values": [], "runs": []})
+        found = [r[sweep.metric] for r in read_metrics(output / run_id(point)) if sweep.metric in r]
+        if found:
+            row["values"].append(found[-1])
+            row["runs"].append(run_id(point))
+    for row in groups.values():
+        values = row["values"]
+        row["mean"] = statistics.fmean(values) if values else None
+        row["sd"] = statistics.stdev(values) if len(values) > 1 else None
+    sign = -1 if sweep.maximize else 1
+    return sorted(groups.values(), key=lambda row: math.inf if row["mean"] is None else sign * row["mean"])
+
+
+def _print(sweep: Sweep, rows: list[dict[str, Any]], console: Console) -> None:
+    names = list(rows[0]["point"]) if rows else []
+    table = Table(title=sweep.metric, title_justify="left")
+    for name in (*(name.removeprefix("config.") for name in names), "mean", "sd", "runs"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            *(str(row["point"][n]) for n in names), _number(row["mean"]), _number(row["sd"]), str(len(row["runs"]))
+        )
+    console.print(table)
+
+
+def page(sweep: Sweep, rows: list[dict[str, Any]], title: str) -> str:
+    """One page that opens offline: the parallel coordinates of all settings, and their table."""
+    table = [
+        {
+            **{name.removeprefix("config."): str(value) for name, value in row["point"].items()},
+            "mean ± sd": "–" if row["mean"] is None else f"{row['mean']:.4g} ± {_number(row['sd'])}",
+            "n": str(len(row["runs"])),
+            "runs": ", ".join(row["runs"]),
+        }
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            "<!doctype html><html lang=en><meta charset=utf-8>",
+            f"<title>{html.escape(title)}</title><style>{report.STYLE}",
+            "svg { width: 100%; font-size: 12px } path { fill: none; stroke-width: 2; opacity: .75 }",
+            "path:hover { stroke-width: 5; opacity: 1 } line { stroke: #999 }</style>",
+            f"<h1>{html.escape(title)}</h1>",
+            f"<p>{html.escape(sweep.metric)}, {'higher' if sweep.maximize else 'lower'} is better; "
+            f"{len(rows)} settings, {sum(len(row['runs']) for row in rows)} of {len(sweep.points)} runs.</p>",
+            _parallel_coordinates(sweep, [row for row in rows if row["mean"] is not None]),
+            "<h2>Settings</h2>",
+            report.html_table(table, "No run yet."),
+            "</html>",
+        ]
+    )
+
+
+def _parallel_coordinates(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
+    """An SVG: an axis for each parameter that varies and for the metric, a line for each setting, from blue to red."""
+    if not rows:
+        return ""
+    axes = [name for name in rows[0]["point"] if len({str(row["point"][name]) for row in rows}) > 1]
+    columns = {name.removeprefix("config."): [row["point"][name] for row in rows] for name in axes}
+    columns[sweep.metric] = [row["mean"] for row in rows]
+    width, height, top, side = 960, 360, 30, 80
+    step = (width - 2 * side) / max(len(columns) - 1, 1)
+    out, places = [f'<svg viewBox="0 0 {width} {height + 2 * top}">'], []
+    for number, (name, values) in enumerate(columns.items()):
+        x = side + number * step
+        share, ticks = _scale(values)
+        places.append([(x, top + height * (1 - s)) for s in share])
+        out.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{top}" y2="{top + height}"/>')
+        out.append(f'<text x="{x:.0f}" y="{top - 12}" text-anchor="middle">{html.escape(name)}</text>')
+        for text, s in ticks:
+            out.append(f'<text x="{x + 6:.0f}" y="{top + height * (1 - s) + 4:.0f}">{html.escape(text)}</text>')
+    for row, line, quality in zip(rows, zip(*places, strict=True), _scale(columns[sweep.metric])[0], strict=True):
+        colour = f"hsl({240 * (1 - quality):.0f} 75% 45%)"
+        path = " L ".join(f"{x:.1f} {y:.1f}" for x, y in line)
+        tip = f"{_settings(row['point'])}: {row['mean']:.4g}"
+        out.append(f'<path d="M {path}" stroke="{colour}"><title>{html.escape(tip)}</title></path>')
+    return "\n".join([*out, "</svg>"])
+
+
+def _scale(values: list[Any]) -> tuple[list[float], list[tuple[str, float]]]:
+    """Where each value lies between 0 and 1, and the labels of the axis: numbers by size (by their logarithm where they
+    span decades), anything else by name."""
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        names = sorted({str(v) for v in values})
+        at = {name: (n + 0.5) / len(names) for n, name in enumerate(names)}
+        return [at[str(v)] for v in values], list(at.items())
+    low, high = min(values), max(values)
+    by = math.log if low > 0 and high / low >= 10 else float
+    spread = (by(high) - by(low)) or 1.0
+    shown = sorted(set(values)) if len(set(values)) <= 6 else [low, high]
+    return [(by(v) - by(low)) / spread for v in values], [(f"{v:.4g}", (by(v) - by(low)) / spread) for v in shown]
+
+
+def _settings(point: dict[str, Any]) -> str:
+    return " ".join(f"{name.removeprefix('config.')}={value}" for name, value in point.items())
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
