@@ -1,7 +1,8 @@
 """Checkpoints: train state, data position and config in one atomic step directory, written by Orbax.
 
-`WORKDIR/checkpoints/STEP/{params,optimizer,progress,config}`. A step directory appears by one rename, so a
-process that dies while saving leaves the older steps alone. Restoring takes the shardings of the target, so
+`WORKDIR/checkpoints/STEP/{params,optimizer,progress,config,MANIFEST.json}`. A step is written in `WORKDIR/saving` and
+appears by one rename, with the hash of every file in its manifest: a process that dies while saving leaves the older
+steps alone, and what a disk changed later is found before it is used. Restoring takes the shardings of the target, so
 another mesh or process count reads the same files.
 """
 
@@ -9,49 +10,62 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from t5x_lite import manifest, processes
 from t5x_lite.errors import CheckpointError
 from t5x_lite.sharding import path_text
 from t5x_lite.step import TrainState
 
 DIRECTORY = "checkpoints"
+STAGING = "saving"
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Saving is asynchronous: `save` returns once the arrays are copied."""
+    """The checkpoints of one workdir. Saving is asynchronous: `save` returns once the arrays are copied.
+
+    All processes call the same methods in the same order. Process 0 alone names, lists and removes directories.
+    """
 
     def __init__(self, workdir: Path, keep_last: int):
         self.directory = Path(workdir).absolute() / DIRECTORY
-        self.keep_last, self._keep = keep_last, frozenset[int]()
-        try:
-            self._manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
-            )
-        except OSError as error:
-            raise CheckpointError(f"cannot use {self.directory}: {error}; is the workdir writable?") from error
+        self._staging = self.directory.parent / STAGING
+        self.keep_last = keep_last
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+        def prepare() -> list[int]:
+            try:
+                shutil.rmtree(self._staging, ignore_errors=True)  # what a killed process was writing or removing
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(f"cannot use {self.directory}: {error}; is the workdir writable?") from error
+            return saved_steps(workdir)
+
+        self._steps = processes.on_first(prepare)
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
     def steps(self) -> list[int]:
         """The steps saved, oldest first; the newest may still be on its way to the disk."""
-        return sorted(self._manager.all_steps())
+        return list(self._steps)
 
     def save(self, state: TrainState, data_state: dict, config_json: str, keep: Iterable[int] = ()) -> None:
         """Saves `state` under its own step. All but the newest `keep_last` steps and those in `keep` are dropped, once
         the newest is on disk: until then there is one more."""
         step = int(state.step)
-        self._keep = frozenset(keep)
         self.wait()
-        if step in self._manager.all_steps():
+        if step in self._steps:
             return
         with self._saying(f"cannot save step {step}"):
-            self._manager.save(
-                step,
+            self._checkpointer.save(
+                self._staging / str(step),
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
                     optimizer=ocp.args.StandardSave(state.opt_state),
@@ -59,13 +73,32 @@ class Checkpoints:
                     config=ocp.args.JsonSave(json.loads(config_json)),
                 ),
             )
+        steps = [*self._steps, step]
+        dropped = [old for old in steps[: -self.keep_last] if old not in keep]
+        self._steps = [kept for kept in steps if kept not in dropped]
+        self._thread = threading.Thread(target=self._finish, args=(step, dropped), name="t5x_lite-save")
+        self._thread.start()
+
+    def _finish(self, step: int, dropped: list[int]) -> None:
+        """Gives the step its manifest and its place once all processes have written it, and removes older ones."""
+        try:
+            self._checkpointer.wait_until_finished()
+            if jax.process_index():
+                return
+            manifest.write(self._staging / str(step))
+            (self._staging / str(step)).rename(self.directory / str(step))
+            for old in dropped:  # by two steps, so that no half of it is ever found under its name
+                (self.directory / str(old)).rename(self._staging / f"{old}.dropped")
+                shutil.rmtree(self._staging / f"{old}.dropped")
+        except Exception as error:
+            self._error = error
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """The state of `step` in the shapes, dtypes and shardings of `like` (arrays or ShapeDtypeStructs),
         and the data position saved with it."""
         try:
-            restored = self._manager.restore(
-                step,
+            restored = self._checkpointer.restore(
+                self.directory / str(step),
                 args=ocp.args.Composite(
                     params=ocp.args.StandardRestore(_abstract(like.params)),
                     optimizer=ocp.args.StandardRestore(_abstract(like.opt_state)),
@@ -75,24 +108,33 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"cannot restore {self.directory / str(step)}: {_first_line(error)}. "
-                "It was written with another model or optimizer, or is damaged; see its config/ for what it holds."
+                "It was written with another model or optimizer; see its config/ for what it holds."
             ) from error
         arrays = jax.device_put(step, _abstract(like.step).sharding)
         return dataclasses.replace(
             like, step=arrays.astype("int32"), params=restored["params"], opt_state=restored["optimizer"]
         ), restored["progress"]["data"]
 
+    def check(self) -> None:
+        """Raises the CheckpointError of a save that has failed; waits for none."""
+        if self._thread and not self._thread.is_alive():
+            self.wait()
+
     def wait(self) -> None:
         """Returns when the last save is on disk and what it replaces is gone; CheckpointError if it failed."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
         with self._saying("cannot save"):
-            self._manager.wait_until_finished()
-            for step in self.steps()[: -self.keep_last]:
-                if step not in self._keep:
-                    self._manager.delete(step)
+            if error:
+                raise error
 
     def close(self) -> None:
         self.wait()
-        self._manager.close()
+        self._checkpointer.close()
+        if jax.process_index() == 0:
+            shutil.rmtree(self._staging, ignore_errors=True)
 
     @contextlib.contextmanager
     def _saying(self, what: str) -> Iterator[None]:
@@ -100,7 +142,79 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{what} to {self.directory}: {_first_line(error)}; is the disk full?") from error
+            left = ""
+            with contextlib.suppress(OSError):
+                left = f"; {shutil.disk_usage(self.directory).free:,} bytes are free there"
+            raise CheckpointError(
+                f"{what} to {self.directory}: {_first_line(error)}; is the disk full, or read-only?{left}"
+            ) from error
+
+
+def newest_good(workdir: Path, say: Callable[[str], None]) -> int | None:
+    """The newest step of a workdir that is as it was written, on all processes; None where none was ever saved.
+
+    A newer one that is not is renamed to STEP.corrupt, and `say` is told why. CheckpointError where all are damaged:
+    to begin again from nothing is for the user to decide.
+    """
+    rejected: dict[int, str] = {}
+    for step in reversed(processes.on_first(lambda: saved_steps(workdir))):
+        problem = _problem(Path(workdir) / DIRECTORY / str(step))
+        if problem is None:
+            processes.on_first(lambda: _set_aside(Path(workdir) / DIRECTORY, list(rejected)))
+            for number, why in rejected.items():
+                say(f"checkpoint {number} is damaged and was set aside as {number}.corrupt: {why}")
+            return step
+        rejected[step] = problem
+    if rejected:
+        listed = "; ".join(f"{step}: {why}" for step, why in rejected.items())
+        raise CheckpointError(
+            f"every checkpoint of {workdir} is damaged ({listed}). Restore one from a copy, or remove "
+            f"{Path(workdir) / DIRECTORY} to begin again from nothing"
+        )
+    return None
+
+
+def check(directory: Path) -> None:
+    """Raises CheckpointError unless every file of a step directory is as it was written."""
+    problem = _problem(directory)
+    if problem:
+        raise CheckpointError(
+            f"{directory} is damaged: {problem}. Take another step: `t5x-lite verify` tells which are whole"
+        )
+
+
+def verify(workdir: Path) -> dict[int, str | None]:
+    """Every step of a workdir, oldest first, with what is wrong with it; None where nothing is."""
+    return {step: _problem(Path(workdir) / DIRECTORY / str(step)) for step in saved_steps(workdir)}
+
+
+def check_space(workdir: Path, state: TrainState, kept: int) -> None:
+    """Raises CheckpointError unless the disk has room for `kept` checkpoints of `state`, and one more while saving."""
+    bytes_each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
+
+    def look() -> None:
+        root = Path(workdir) / DIRECTORY
+        there = sum(f.stat().st_size for f in root.rglob("*") if f.is_file()) if root.is_dir() else 0
+        needed, free = (kept + 1) * bytes_each - there, shutil.disk_usage(workdir).free
+        if needed > free:
+            raise CheckpointError(
+                f"{workdir} has {free:,} bytes free; {kept} checkpoints and one being written take {needed:,} more. "
+                "Lower checkpoint.keep_last, or take a --workdir on a larger disk"
+            )
+
+    processes.on_first(look)
+
+
+def _problem(directory: Path) -> str | None:
+    found = processes.gather([manifest.problem(directory, jax.process_index(), jax.process_count())])
+    return next(filter(None, found), None)
+
+
+def _set_aside(root: Path, steps: list[int]) -> None:
+    for step in steps:
+        target = root / f"{step}.corrupt"
+        shutil.rmtree(target, ignore_errors=True)
+        (root / str(step)).rename(target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +241,7 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     source: a workdir (its newest step), or `WORKDIR/checkpoints/STEP`.
     Raises CheckpointError when there is no checkpoint, or none of its tensors fits.
     """
+    check(find(source))
     directory = find(source) / "params"
     checkpointer = ocp.PyTreeCheckpointer()
     ours = _flat(params)

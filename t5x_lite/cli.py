@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import math
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import absl.logging
 
-from t5x_lite.errors import INTERNAL, ConfigError, UserError
+from t5x_lite.errors import INTERNAL, CheckpointError, ConfigError, UserError
 
 if TYPE_CHECKING:
     from t5x_lite.config import Config
@@ -64,19 +66,21 @@ def _speak() -> None:
 
 def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     cfg = _config(arguments.config, overrides)
-    from t5x_lite import train
+    from t5x_lite import processes, train
 
-    return train.run(_resolved(cfg), Path(arguments.workdir))
+    with processes.joined():
+        return train.run(_resolved(cfg), Path(os.path.expandvars(arguments.workdir)))
 
 
 def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
-    from t5x_lite import evaluate, experiment
+    from t5x_lite import evaluate, experiment, processes
 
     tasks = tuple(t for t in arguments.tasks.split(",") if t)
     if tasks:
         cfg.eval.tasks = tasks
-    evaluate.run(experiment.resolve(cfg), Path(arguments.workdir), arguments.checkpoints)
+    with processes.joined():
+        evaluate.run(experiment.resolve(cfg), Path(arguments.workdir), arguments.checkpoints)
 
 
 def _infer(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -92,6 +96,51 @@ def _infer(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
         arguments.mode,
         arguments.task,
     )
+
+
+def _verify(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from t5x_lite import checkpoint
+
+    found = checkpoint.verify(Path(arguments.workdir))
+    if not found:
+        raise CheckpointError(f"no checkpoint in {arguments.workdir!r}; give the workdir of a `t5x-lite train`")
+    for step, problem in found.items():
+        print(f"{step}: {problem or 'whole'}")
+    damaged = [step for step, problem in found.items() if problem]
+    if damaged:
+        raise CheckpointError(f"{len(damaged)} of {len(found)} checkpoints are damaged; a run resumes from the others")
+
+
+def _plan(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    if arguments.mesh:
+        overrides["mesh"] = arguments.mesh
+    cfg = _config(arguments.config, overrides)
+    count = arguments.devices or _mesh_devices(cfg.mesh)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is touched: its runtime would take it from a run
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    from t5x_lite import plan
+
+    plan.run(_resolved(cfg), arguments.device, arguments.topology, arguments.all, arguments.json)
+
+
+def _sweep(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from t5x_lite import sweep
+
+    file = Path(arguments.file)
+    output = Path(arguments.output or Path("runs") / file.stem)
+    return sweep.run(file, output, arguments.jobs, arguments.point, arguments.print)
+
+
+def _compare(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from t5x_lite import compare
+
+    compare.run([Path(w) for w in arguments.workdirs], Path(arguments.output) if arguments.output else None)
+
+
+def _mesh_devices(mesh: str) -> int:
+    """How many devices a mesh is made of where it does not leave it open; else 1."""
+    return math.prod(int(size) for size in re.findall(r"=\s*(\d+)", mesh))
 
 
 def _tasks(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -188,6 +237,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     infer.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest, best or a step")
     infer.add_argument("--config", default="", metavar="FILE.py", help="needed when its tasks live in the file")
+
+    verify = verb("verify", _verify, "compare every file of a run's checkpoints with its hash", takes_config=False)
+    verify.add_argument("workdir", metavar="DIR")
+
+    plan = verb("plan", _plan, "what a run will take: parameters, FLOPs, bytes per device, collectives, time")
+    plan.add_argument("--config", required=True, metavar="FILE.py")
+    plan.add_argument("--mesh", default="", metavar="AXIS=N,…", help="as --config.mesh: fsdp=64,tensor=4")
+    plan.add_argument("--devices", type=int, default=0, metavar="N", help="default: as many as the mesh names")
+    plan.add_argument("--device", default="", metavar="NAME", help="to predict time and fit on: v5e, h100, …")
+    plan.add_argument("--topology", default="", metavar="v5e:4x8", help="ask the TPU's own compiler (t5x-lite[tpu])")
+    plan.add_argument("--all", action="store_true", help="list every array")
+    plan.add_argument("--json", action="store_true", help="for programs: the same as one JSON object")
+
+    sweep = verb("sweep", _sweep, "train with many settings, from a file in wandb's sweep format", takes_config=False)
+    sweep.add_argument("file", metavar="FILE.yaml", help="run again after a kill: it does what is missing")
+    sweep.add_argument("--output", default="", metavar="DIR", help="default: runs/FILE")
+    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="at a time")
+    sweep.add_argument("--point", type=int, metavar="I", help="that one alone, from 0: for a Slurm array")
+    sweep.add_argument("--print", action="store_true", help="print how to run it with wandb's agents or on Slurm")
+
+    compare = verb("compare", _compare, "what differs between runs: config, results, curves", takes_config=False)
+    compare.add_argument("workdirs", nargs="+", metavar="DIR")
+    compare.add_argument("--output", default="", metavar="FILE.html", help="a page with the curves, too")
 
     tasks = verb("tasks", _tasks, "list tasks and mixtures")
     tasks.add_argument("--config", default="", metavar="FILE.py", help="also those the file defines")

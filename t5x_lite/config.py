@@ -32,6 +32,8 @@ AT_LEAST_ONE = (
     "train.total_steps",
     "train.microbatches",
     "train.log_every_steps",
+    "train.max_nonfinite",
+    "profile.steps",
     "eval.batch_rows",
     "eval.max_decode_tokens",
     "checkpoint.every_steps",
@@ -49,6 +51,9 @@ NOT_NEGATIVE = (
     "eval.max_examples",
     "eval.predictions_shown",
     "data.prefetch_batches",
+    "train.hang_s",
+    "train.grace_s",
+    "profile.start_step",
 )
 _DENOISING = ("iid_denoising", "mass", "drop_tokens", "deshuffle", "sequential", "ul2")
 OBJECTIVES = {  # their meaning: data/denoise.py
@@ -58,6 +63,19 @@ OBJECTIVES = {  # their meaning: data/denoise.py
 }
 ON_LONG = ("truncate", "skip", "error")  # their meaning: data/convert.py
 WANDB_MODES = ("disabled", "offline", "online")
+ON_NONFINITE = ("stop", "skip", "rollback")
+# What another value of a key means to a run that has a checkpoint; of several prefixes that fit, the longest counts.
+ON_RESUME = {
+    "refuse": ("seed", "model.", "data.", "optimizer.name"),  # they decide what its steps are
+    "warn": (  # it goes on, but no longer as an uninterrupted run would
+        *("optimizer.", "schedule.", "loss.", "train.microbatches", "train.on_nonfinite", "init.", "mesh"),
+        *("model.dropout_", "model.attention_dropout_rate", "model.dtype"),
+    ),
+    "free": (
+        *("name", "train.", "eval.", "checkpoint.", "wandb.", "profile."),
+        *("data.prefetch_batches", "data.max_bad_fraction", "data.cache_dir", "model.remat"),
+    ),
+}
 
 
 def base() -> Config:
@@ -123,6 +141,10 @@ def base() -> Config:
     cfg.train.total_steps = 1000
     cfg.train.microbatches = 1  # gradient accumulation: the batch is cut into this many parts
     cfg.train.log_every_steps = 10
+    cfg.train.on_nonfinite = "stop"  # a loss or gradient that is not: stop | skip the update | rollback past its batch
+    cfg.train.max_nonfinite = 10  # skips in a row, or rollbacks, until the run stops after all
+    cfg.train.hang_s = 1800.0  # without a step or a batch of an evaluation until a process ends itself; 0: never
+    cfg.train.grace_s = 60.0  # from Ctrl-C or SIGTERM until it ends, saved or not
 
     cfg.eval = ConfigDict()
     cfg.eval.tasks = ()  # names; (): every task of the mixture that the architecture can be judged on
@@ -143,6 +165,10 @@ def base() -> Config:
     cfg.init.checkpoint = ""  # a workdir (or DIR/checkpoints/STEP) whose parameters to start from; steps count from 0
 
     cfg.mesh = "data=-1"  # e.g. "data=2,fsdp=2,tensor=2"; -1: the devices that are left
+
+    cfg.profile = ConfigDict()
+    cfg.profile.start_step = 0  # a trace for xprof goes to WORKDIR/profile from this step of a process on; 0: none
+    cfg.profile.steps = 5  # that it covers
 
     cfg.wandb = ConfigDict()
     cfg.wandb.mode = "disabled"  # disabled | offline | online (without a network: offline, never an error)
@@ -170,6 +196,7 @@ def validate(cfg: Config) -> None:
     choice("schedule.name", SCHEDULES)
     choice("wandb.mode", WANDB_MODES)
     choice("data.on_long", ON_LONG)
+    choice("train.on_nonfinite", ON_NONFINITE)
     if cfg.data.objective:
         choice("data.objective", tuple(dict.fromkeys(name for names in OBJECTIVES.values() for name in names)))
     for key, value in flat(cfg).items():
@@ -303,6 +330,28 @@ def from_json(path: Path) -> Config:
 def flat(cfg: Config) -> dict[str, Any]:
     """All keys by full name: {"seed": 0, "train.total_steps": 1000, …}."""
     return _flatten(cfg.to_dict())
+
+
+def on_resume(key: str) -> str:
+    """What a change of `key` means to a run that has a checkpoint: "refuse", "warn" or "free".
+
+    >>> [on_resume(key) for key in ("model.d_ff", "model.dropout_rate", "model.remat")]
+    ['refuse', 'warn', 'free']
+    """
+    fitting = [
+        (len(prefix), kind) for kind, prefixes in ON_RESUME.items() for prefix in prefixes if key.startswith(prefix)
+    ]
+    return max(fitting)[1]
+
+
+def changes(old: Config, new: Config) -> dict[str, list[str]]:
+    """The keys whose values differ, as "KEY: OLD → NEW", by what that means on a resume."""
+    before, after = flat(old), flat(new)
+    out: dict[str, list[str]] = {kind: [] for kind in ON_RESUME}
+    for key in after:
+        if before[key] != after[key]:
+            out[on_resume(key)].append(f"{key}: {before[key]!r} → {after[key]!r}")
+    return out
 
 
 def _parse_bool(text: str) -> bool:

@@ -34,4 +34,16 @@ class DivergedError(UserError):
 
 
 RESTART_ME = 75  # EX_TEMPFAIL: interrupted after saving; the same command goes on from there
-INTERNAL = 70  # EX_SOFTWARE: our own bug
+INTERNAL = 70  # EX_SOFTWARE: our own bug, or no memory left
+
+
+class LostProcessError(UserError):
+    """Another process of the run is gone, or never came (exit 75: the same command goes on)."""
+
+    exit_code = RESTART_ME
+
+
+class OutOfMemoryError(UserError):
+    """No memory left on a device (exit 70: starting again would only repeat it)."""
+
+    exit_code = INTERNAL

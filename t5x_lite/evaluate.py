@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from t5x_lite import metrics, predict, report, runtime, sharding
+from t5x_lite import metrics, predict, processes, report, runtime, sharding
 from t5x_lite.checkpoint import choose, load_model, saved_steps
 from t5x_lite.data import pipeline
 from t5x_lite.data.registry import Task
@@ -88,8 +88,7 @@ class Evaluator:
             split=cfg.eval.split,
             pack=cfg.data.pack,
             limit=cfg.eval.max_examples,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
+            **sharding.input_shard(self.on_devices.layout, cfg.eval.batch_rows),
         )
         for batch in batches:
             _stop_if(stop)
@@ -109,8 +108,7 @@ class Evaluator:
             max_new_tokens=cfg.eval.max_decode_tokens,
             split=cfg.eval.split,
             limit=cfg.eval.max_examples,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
+            **sharding.input_shard(self.on_devices.layout, cfg.eval.batch_rows),
         )
 
     def _predictions(self, params: Any, task: Task, stop: Callable[[], bool]) -> list[dict]:
@@ -128,7 +126,9 @@ class Evaluator:
                         "score": round(prediction.score, 5),
                     }
                 )
-        return sorted(predict.gather(rows), key=lambda row: row["index"])
+        # Hosts that share rows (sharding.input_shard) have the same ones.
+        by_index = {row["index"]: row for row in processes.gather(rows)}
+        return [by_index[index] for index in sorted(by_index)]
 
     def _write(self, step: int, task: str, rows: list[dict]) -> None:
         if jax.process_index() == 0:
@@ -142,21 +142,26 @@ def run(experiment: Experiment, workdir: Path, which: str) -> None:
     """The verb `eval`: evaluates the checkpoints `which` ("latest", "best", "all" or a step) of a workdir."""
     from rich.console import Console
 
-    rows = read_metrics(workdir)
-    saved = saved_steps(workdir)
-    steps = choose(workdir, which, best_step(rows, experiment.cfg.checkpoint.keep_best, saved))
+    def chosen() -> list[int]:
+        best = best_step(read_metrics(workdir), experiment.cfg.checkpoint.keep_best, saved_steps(workdir))
+        return choose(workdir, which, best)
+
+    steps = processes.on_first(chosen)
+    first = jax.process_index() == 0
     on_devices = runtime.start(experiment)
     evaluator = Evaluator(experiment, on_devices, workdir)
     target = on_devices.abstract_params()
-    writers = Writers(workdir, report.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), None)
+    writers = Writers(workdir, report.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), None, first)
     try:
         for step in steps:
             values, _ = evaluator.evaluate(load_model(workdir, step, target), step)
             writers.scalars(step, values)
-            Console().print(results_table(read_metrics(workdir), step))
+            if first:
+                Console().print(results_table(read_metrics(workdir), step))
     finally:
         writers.close()
-    report.write(workdir, experiment.cfg.eval.predictions_shown)
+    if first:
+        report.write(workdir, experiment.cfg.eval.predictions_shown)
 
 
 def _stop_if(stop: Callable[[], bool]) -> None:

@@ -36,10 +36,14 @@ def batch_metrics(sums: Mapping[str, LossSum], batch: Mapping[str, jax.Array]) -
 
 def add(total: Mapping[str, Any] | None, metrics: Mapping[str, jax.Array | float]) -> dict[str, Any]:
     """The running sum, on the host, with one more step's metrics; `total` is None to begin. Waits for the device."""
-    total = total or {}
     step = {name: np.asarray(value, np.float64)[()] for name, value in jax.device_get(dict(metrics)).items()}
-    added = {name: value if name in LAST else total.get(name, 0.0) + value for name, value in step.items()}
-    return {**added, "steps": total.get("steps", 0.0) + 1}
+    return sum_of(total, step | {"steps": 1.0})
+
+
+def sum_of(total: Mapping[str, Any] | None, added: Mapping[str, Any]) -> dict[str, Any]:
+    """The running sums `total` and those of later steps, together."""
+    total = total or {}
+    return {name: value if name in LAST else total.get(name, 0.0) + value for name, value in added.items()}
 
 
 def lower_is_better(name: str) -> bool:

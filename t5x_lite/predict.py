@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from t5x_lite import decode, sharding
 from t5x_lite.batch import Batch
@@ -16,6 +15,7 @@ from t5x_lite.data.registry import Task
 from t5x_lite.experiment import Experiment
 from t5x_lite.losses import token_losses
 from t5x_lite.runtime import Runtime
+from t5x_lite.sharding import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Predictor:
         vocabulary = self.experiment.vocabulary
         on_mesh = sharding.put_batch(batch, self.on_devices.layout)
         if self.experiment.model.architecture == "encoder_only":
-            outputs = _local(self._forward(params, on_mesh))
+            outputs = _local(self._forward(params, on_mesh), self.on_devices.layout)
             if task.regression:
                 return [Prediction(str(float(x)), float(x)) for x in outputs["regression"][:, 0]]
             logits_BC = outputs["classification"][:, 0].astype(np.float64)
@@ -54,7 +54,8 @@ class Predictor:
                 max_tokens=self.experiment.cfg.eval.max_decode_tokens,
                 eos_id=vocabulary.eos_id,
                 start_id=convert.start(self.experiment.model.decoder_start_id, vocabulary),
-            )
+            ),
+            self.on_devices.layout,
         )
         rows = zip(out["tokens"], out["lengths"], out["logprob"], strict=True)
         return [Prediction(vocabulary.decode(tokens[:length]), float(logprob)) for tokens, length, logprob in rows]
@@ -62,7 +63,7 @@ class Predictor:
     def score(self, params: Any, batch: Batch) -> list[tuple[float, int]]:
         """(natural log-probability of the targets, number of target tokens) for each row of `batch`."""
         on_mesh = sharding.put_batch(batch, self.on_devices.layout)
-        logprobs, tokens = _local(self._score(params, on_mesh))
+        logprobs, tokens = _local(self._score(params, on_mesh), self.on_devices.layout)
         return [(float(lp), int(n)) for lp, n in zip(logprobs, tokens, strict=True)]
 
 
@@ -73,25 +74,14 @@ def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array,
     return -jnp.sum(losses_BL * weights_BL, axis=1), jnp.sum(weights_BL, axis=1)
 
 
-def _local(tree: Any) -> Any:
+def _local(tree: Any, layout: Layout) -> Any:
     """This process's rows of global arrays, as numpy."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    return jax.tree.map(
-        lambda x: np.concatenate([s.data for s in sorted(x.addressable_shards, key=lambda s: s.index[0].start or 0)]),
-        tree,
-    )
+    by_rows = jax.jit(lambda tree: tree, out_shardings=layout.batch_sharding)(tree)
 
+    def mine(array: jax.Array) -> np.ndarray:
+        parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}  # each row once
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
-def gather(rows: list) -> list:
-    """The lists of all processes, joined in process order, on every process."""
-    if jax.process_count() == 1:
-        return rows
-    import json
-
-    mine = np.frombuffer(json.dumps(rows).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int64(len(mine)))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(mine)] = mine
-    everyone = multihost_utils.process_allgather(padded)
-    return [row for part, n in zip(everyone, sizes, strict=True) for row in json.loads(part[:n].tobytes())]
+    return jax.tree.map(mine, by_rows)

@@ -5,7 +5,7 @@ import html
 import json
 from pathlib import Path
 
-from t5x_lite import atomic, metrics
+from t5x_lite import atomic, goodput, metrics
 from t5x_lite.writers import read_metrics
 
 STYLE = """
@@ -29,11 +29,13 @@ def write(workdir: Path, predictions_shown: int) -> Path:
         f"<h1>{html.escape(title(config, workdir))}</h1>",
         f"<p>{html.escape(_summary(rows, config))}</p>",
         "<h2>Results</h2>",
-        _table(results(rows), "No evaluation yet."),
+        html_table(results(rows), "No evaluation yet."),
         "<h2>Data</h2>",
-        _table(seen(rows), "No step yet."),
+        html_table(seen(rows), "No step yet."),
         "<h2>Loss</h2>",
         f'<img alt="loss curve" src="data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}">',
+        "<h2>Time</h2>",
+        html_table(goodput.table(rows), "No step yet."),
         "<h2>Predictions</h2>",
         *_predictions(workdir, predictions_shown),
         "<h2>Config</h2>",
@@ -144,7 +146,8 @@ def _summary(rows: list[dict], config: dict) -> str:
     return f"{model} on {mixture}: step {last} of {total}{speed}."
 
 
-def _table(rows: list[dict], empty: str) -> str:
+def html_table(rows: list[dict], empty: str) -> str:
+    """Rows of the same keys, which are the columns; numbers to the right."""
     if not rows:
         return f"<p>{empty}</p>"
 

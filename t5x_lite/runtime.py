@@ -1,16 +1,21 @@
-"""An experiment on the devices: its mesh and its module. Shared by train, eval and infer."""
+"""An experiment on the devices: its mesh, module, optimizer and loss. Shared by train, eval, infer and plan."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import optax
 
 from t5x_lite import batch as batches
-from t5x_lite import sharding, step
+from t5x_lite import losses, optim, sharding, step
 from t5x_lite.batch import Batch
 from t5x_lite.experiment import Experiment
 from t5x_lite.models import build
+from t5x_lite.optim import Schedule
 from t5x_lite.sharding import Layout
+from t5x_lite.step import LossFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +34,52 @@ class Runtime:
         )
 
 
-def start(experiment: Experiment) -> Runtime:
-    """Builds mesh and module; ConfigError where batch or model do not divide over the mesh, before compiling."""
+def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
+    """Builds mesh (of all devices unless given) and module; ConfigError where batch or model do not divide over the
+    mesh, before compiling."""
     cfg = experiment.cfg
-    sizes = sharding.parse_mesh(cfg.mesh, jax.device_count())
+    sizes = sharding.parse_mesh(cfg.mesh, jax.device_count() if devices is None else len(devices))
     sharding.check_batch(cfg.data.batch_rows, sizes, microbatches=cfg.train.microbatches)
     sharding.check_batch(cfg.eval.batch_rows, sizes)
     sharding.check_model(experiment.model, sizes)
-    layout = Layout(sharding.make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"]))
+    layout = Layout(sharding.make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"], devices))
     dims = {"B": cfg.data.batch_rows, "S": cfg.data.length, "L": cfg.data.length, "P": 1, "E": 1}
     if experiment.model.architecture == "text_to_text":
         dims["L"] = cfg.data.targets_length
     example = batches.zeros(experiment.model.architecture, dims, experiment.model.heads)
     return Runtime(layout, build(experiment.model, layout.constrain), example)
+
+
+def make_optimizer(experiment: Experiment, on_devices: Runtime) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer and the schedule in it."""
+    cfg = experiment.cfg
+    schedule = optim.make_schedule(
+        cfg.schedule.name,
+        cfg.optimizer.learning_rate,
+        cfg.schedule.warmup_steps,
+        cfg.train.total_steps,
+        cfg.schedule.final_fraction,
+    )
+    axes = sharding.param_axes(step.abstract_params(on_devices.module, on_devices.example))
+    optimizer = optim.make_optimizer(
+        cfg.optimizer.name,
+        schedule,
+        axes,
+        weight_decay=cfg.optimizer.weight_decay,
+        clip_norm=cfg.optimizer.clip_norm,
+        b1=cfg.optimizer.b1,
+        b2=cfg.optimizer.b2,
+        epsilon=cfg.optimizer.epsilon,
+    )
+    return optimizer, schedule
+
+
+def make_loss(experiment: Experiment) -> LossFn:
+    """The config's cross entropy; of several tasks, each one's too."""
+    loss, tasks = experiment.cfg.loss, len(experiment.tasks)
+    return functools.partial(
+        losses.loss_sums,
+        z_loss=loss.z_loss,
+        label_smoothing=loss.label_smoothing,
+        tasks=tasks if tasks > 1 else 0,
+    )

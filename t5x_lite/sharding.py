@@ -293,6 +293,18 @@ def process_rows(layout: Layout, batch_rows: int) -> slice:
     return slice(held[0], held[-1] + 1)
 
 
+def input_shard(layout: Layout, batch_rows: int) -> dict[str, int]:
+    """Which part of the global batch this process reads, {"shard_index": …, "shard_count": …}: as many parts as there
+    are different ones. Where a mesh axis that does not split rows spans hosts, those hosts read the same rows."""
+    rows = process_rows(layout, batch_rows)
+    size = rows.stop - rows.start
+    if batch_rows % size or rows.start % size:
+        raise ConfigError(
+            f"this mesh gives processes different numbers of the {batch_rows} batch rows; use another mesh"
+        )
+    return {"shard_index": rows.start // size, "shard_count": batch_rows // size}
+
+
 def put_batch(batch: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]:
     """This process's rows (numpy) as its part of global arrays; in a single process those are all rows.
 

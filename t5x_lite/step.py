@@ -103,7 +103,7 @@ def make_train_step(
 
     The gradient is that of Σ_head (Σ loss / Σ weight) over the whole batch, whatever the number of microbatches:
     each microbatch's sums are divided by the weights of the whole. Where the loss or the gradient's norm is not
-    finite the state is returned unchanged and `is_finite` is 0: nothing bad can be saved.
+    finite only the step is counted, and `is_finite` is 0: nothing bad can be saved.
 
     Args:
       schedule: only reported here; the optimizer applies it.
@@ -150,7 +150,9 @@ def make_train_step(
             return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
 
         # A branch, not a select between old and new: a select makes XLA keep a copy of every moment it overwrites.
-        new_state = jax.lax.cond(is_finite, update, lambda state, grads: state, state, grads)
+        new_state = jax.lax.cond(
+            is_finite, update, lambda state, grads: state.replace(step=state.step + 1), state, grads
+        )
         metrics |= {
             "loss": loss,
             "grad_norm": grad_norm,

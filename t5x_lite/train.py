@@ -2,26 +2,24 @@
 
 import contextlib
 import dataclasses
-import functools
+import itertools
 import json
-import signal
 import time
 from pathlib import Path
 
 import jax
 
-from t5x_lite import atomic, evaluate, losses, metrics, optim, predict, report, runtime, sharding
+from t5x_lite import atomic, checkpoint, evaluate, lock, metrics, processes, report, runtime, sharding
 from t5x_lite import config as configs
-from t5x_lite.checkpoint import Checkpoints, load_params, saved_steps
+from t5x_lite.checkpoint import Checkpoints, load_params
 from t5x_lite.data import pipeline
 from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError
 from t5x_lite.experiment import Experiment
-from t5x_lite.step import LossFn, abstract_params, abstract_state, init_state, make_train_step
+from t5x_lite.goodput import Clock, training_s
+from t5x_lite.guard import Guard
+from t5x_lite.profiling import Profile
+from t5x_lite.step import LossFn, abstract_state, init_state, make_train_step
 from t5x_lite.writers import Terminal, Writers, read_metrics
-
-# A run that has a checkpoint goes on with another value of any key but these: they decide what its steps are.
-FIXED_ON_RESUME = ("seed", "model.", "data.", "optimizer.name")
-FREE_ON_RESUME = ("data.prefetch_batches", "data.max_bad_fraction", "data.cache_dir", "model.remat")
 
 
 def run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None = None) -> int:
@@ -31,36 +29,42 @@ def run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None = None) ->
     interruption (Ctrl-C, SIGTERM) that was saved. Raises a UserError for all else that a user can mend.
     loss_fn: (outputs, batch) -> {head: LossSum}, in place of the config's cross entropy.
     """
-    with contextlib.ExitStack() as closing:
-        return _run(experiment, workdir, loss_fn, closing)
+    cfg = experiment.cfg
+    rollback = _Rollback(to_step=0, batches=0)  # to be gone past the newest checkpoint: none
+    with contextlib.ExitStack() as whole:
+        guard = whole.enter_context(Guard(cfg.train.hang_s, cfg.train.grace_s))
+        processes.on_first(lambda: _open_workdir(workdir, whole))
+        for times in itertools.count():
+            with contextlib.ExitStack() as closing:
+                try:
+                    return _run(experiment, workdir, loss_fn, closing, guard, rollback)
+                except _Rollback as again:
+                    if times == cfg.train.max_nonfinite:
+                        raise DivergedError(f"{again}. After {times} rollbacks the run stops") from None
+                    rollback = again
+    raise AssertionError
 
 
-def _run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None, closing: contextlib.ExitStack) -> int:
+def _run(
+    experiment: Experiment,
+    workdir: Path,
+    loss_fn: LossFn | None,
+    closing: contextlib.ExitStack,
+    guard: Guard,
+    rollback: "_Rollback",
+) -> int:
     cfg = experiment.cfg
     main_process = jax.process_index() == 0
+    clock = Clock()
     started_s = time.monotonic()
 
     # ------------------------------------------------------------------------------------ workdir, devices, model
-    _check_workdir(cfg, workdir)
+    rejected: list[str] = []
+    first_step = checkpoint.newest_good(workdir, rejected.append) or 0
+    changed = processes.on_first(lambda: _changes(cfg, workdir) if first_step else [])
     on_devices = runtime.start(experiment)
     layout, module = on_devices.layout, on_devices.module
-    schedule = optim.make_schedule(
-        cfg.schedule.name,
-        cfg.optimizer.learning_rate,
-        cfg.schedule.warmup_steps,
-        cfg.train.total_steps,
-        cfg.schedule.final_fraction,
-    )
-    optimizer = optim.make_optimizer(
-        cfg.optimizer.name,
-        schedule,
-        sharding.param_axes(abstract_params(module, on_devices.example)),
-        weight_decay=cfg.optimizer.weight_decay,
-        clip_norm=cfg.optimizer.clip_norm,
-        b1=cfg.optimizer.b1,
-        b2=cfg.optimizer.b2,
-        epsilon=cfg.optimizer.epsilon,
-    )
+    optimizer, schedule = runtime.make_optimizer(experiment, on_devices)
 
     # -------------------------------------------------------------------------------------------------------- data
     data = pipeline.train_batches(
@@ -70,8 +74,7 @@ def _run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None, closing:
         batch_rows=cfg.data.batch_rows,
         seed=cfg.seed,
         pack=cfg.data.pack,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        **sharding.input_shard(layout, cfg.data.batch_rows),
         prefetch_batches=cfg.data.prefetch_batches,
         cache_dir=cfg.data.cache_dir,
         task_ids=len(experiment.tasks) > 1,
@@ -80,13 +83,15 @@ def _run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None, closing:
     told_apart = data.tasks if len(data.tasks) > 1 else ()
 
     # -------------------------------------------- state: this workdir's newest checkpoint, another's parameters, fresh
-    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last)
-    closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
-    first_step = max(checkpoints.steps(), default=0)
     terminal = Terminal(cfg.train.total_steps, first_step, active=main_process)
     closing.callback(terminal.close)
+    for line in (*rejected, *changed):
+        terminal.line(line)
+    target = abstract_state(module, optimizer, layout, on_devices.example)
+    checkpoint.check_space(workdir, target, cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best))
+    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last)
+    closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
     if first_step:
-        target = abstract_state(module, optimizer, layout, on_devices.example)
         state, data_state = checkpoints.restore(first_step, target)
         data.set_state(data_state)
         terminal.line(f"resuming {workdir} at step {first_step}")
@@ -96,21 +101,17 @@ def _run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None, closing:
             params, loaded = load_params(cfg.init.checkpoint, state.params)
             state = dataclasses.replace(state, params=params)
             terminal.line(f"from {cfg.init.checkpoint}: {loaded}")
-    if main_process:
-        _write_config(cfg, workdir)  # now that it is known to work
+    passed_over = rollback.batches if rollback.to_step == first_step else 0
+    for _ in range(passed_over):
+        next(data)
+    processes.on_first(lambda: _write_config(cfg, workdir))  # now that it is known to work
     train_step = make_train_step(
         module,
         optimizer,
         schedule,
         layout,
         state,
-        loss_fn=loss_fn
-        or functools.partial(
-            losses.loss_sums,
-            z_loss=cfg.loss.z_loss,
-            label_smoothing=cfg.loss.label_smoothing,
-            tasks=len(told_apart),
-        ),
+        loss_fn=loss_fn or runtime.make_loss(experiment),
         microbatches=cfg.train.microbatches,
         seed=cfg.seed,
     )
@@ -124,21 +125,29 @@ def _run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None, closing:
         f"mesh {dict(layout.mesh.shape)}; {cfg.data.mixture} in rows of {cfg.data.length}"
     )
 
-    def save(step: int) -> None:
-        best = evaluate.best_step(read_metrics(workdir), cfg.checkpoint.keep_best, checkpoints.steps())
-        data_state = pipeline.merge_states(predict.gather([data.get_state()]))
+    def save() -> None:
+        saved = checkpoints.steps()
+        best = processes.on_first(lambda: evaluate.best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved))
+        data_state = pipeline.merge_states(processes.gather([data.get_state()]))
         checkpoints.save(state, data_state, configs.to_json(cfg), keep={best} if best else set())
+
+    def was_evaluated(step: int) -> bool:
+        return processes.on_first(lambda: evaluate.was_evaluated(read_metrics(workdir), step, experiment.eval_tasks))
 
     def evaluation_is_due(step: int) -> bool:
         every = cfg.eval.every_steps
         return step == cfg.train.total_steps or (every > 0 and step % every == 0)
+
+    def stop_evaluating() -> bool:
+        guard.beat(f"a batch of the evaluation at step {step}")
+        return guard.stops()
 
     def evaluate_now(step: int) -> None:
         """Evaluates; the checkpoint of this step, if there is one, is on disk by then. An interruption ends it early:
         the resumed run makes up for it."""
         checkpoints.wait()
         try:
-            values, samples = evaluator.evaluate(state.params, step, stop=lambda: interruption.requested)
+            values, samples = evaluator.evaluate(state.params, step, stop=stop_evaluating)
         except evaluate.Stopped:
             return
         best_by = cfg.checkpoint.keep_best
@@ -155,74 +164,89 @@ def _run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None, closing:
     # -------------------------------------------------------------------------------------------------------- loop
     total = None  # metrics since the last log line
     pending = None  # the last step's metrics, fetched one step late so that the device never waits for the host
-    logged_s = time.monotonic()
-    waited_s = 0.0  # for data, since the last log line
+    skipped = 0  # updates in a row that were not finite
+    profile = Profile(workdir, first_step, cfg.profile.start_step, cfg.profile.steps)
+    closing.callback(profile.close)
 
     def settle(fetched: tuple[int, dict] | None) -> None:
-        """Takes in the metrics of a step that has run; stops the run if they are not finite."""
-        nonlocal total, logged_s, waited_s
+        """Takes in the metrics of a step that has run; if they are not finite, does what the config says."""
+        nonlocal total, skipped
         if fetched is None:
             return
         step, values = fetched
-        total = metrics.add(total, values)
-        if total["is_finite"] < total["steps"]:
-            raise DivergedError(_divergence(step, jax.device_get(values), checkpoints.steps()))
+        guard.beat(f"step {step}")
+        added = metrics.add(None, values)
+        clock.lap("step")
+        skipped = 0 if added["is_finite"] else skipped + 1
+        if skipped:
+            problem = _divergence(step, added, checkpoints.steps())
+            if cfg.train.on_nonfinite == "stop" or skipped > cfg.train.max_nonfinite:
+                raise DivergedError(problem)
+            terminal.line(f"{problem}. train.on_nonfinite={cfg.train.on_nonfinite}")
+            if cfg.train.on_nonfinite == "rollback":
+                newest = max(checkpoints.steps(), default=0)
+                raise _Rollback(newest, step - newest + (passed_over if newest == first_step else 0), problem)
+        else:
+            total = metrics.sum_of(total, added)
         terminal.advance(step)
-        if step % cfg.train.log_every_steps == 0 or step == cfg.train.total_steps:
-            now_s = time.monotonic()
+        if total and (step % cfg.train.log_every_steps == 0 or step == cfg.train.total_steps):
+            spent_s = clock.take()
             out = metrics.finalise(total, told_apart)
-            out["tokens_per_s"] = out.pop("tokens") / (now_s - logged_s)
-            out["data_wait"] = waited_s / (now_s - logged_s)  # share of the time; 0: the devices never wait for data
+            if profile.flops:
+                out["mfu"] = profile.mfu(total["steps"] / training_s(spent_s))
+            out["tokens_per_s"] = out.pop("tokens") / training_s(spent_s)
+            out["data_wait"] = spent_s["input"] / training_s(spent_s)  # 0: the devices never wait for data
             out |= data.counters()
             terminal.train(step, out["loss"], out["tokens_per_s"], out["padding"])
-            writers.scalars(step, {f"train/{name}": value for name, value in out.items()})
-            total, logged_s, waited_s = None, now_s, 0.0
+            times = {f"time/{span}": seconds for span, seconds in spent_s.items()} | {"time/unix": time.time()}
+            writers.scalars(step, {f"train/{name}": value for name, value in out.items()} | times)
+            total = None
 
-    with _Interruption() as interruption:
-        if first_step == 0:
-            writers.scalars(0, evaluator.baselines())
-            if cfg.eval.untrained:
-                terminal.line("evaluating the untrained model")
-                evaluate_now(0)
-        elif evaluation_is_due(first_step) and not evaluate.was_evaluated(
-            read_metrics(workdir), first_step, experiment.eval_tasks
-        ):
-            evaluate_now(first_step)  # the process died between this checkpoint and its evaluation
-        logged_s = time.monotonic()
-        stop = interruption.requested  # while evaluating: there is nothing to save
-        for step in range(first_step + 1, cfg.train.total_steps + 1):
-            if stop:
-                break
-            asked_s = time.monotonic()
-            batch = next(data)
-            waited_s += time.monotonic() - asked_s
-            state, values = train_step(state, sharding.put_batch(batch, layout))
+    step = first_step
+    clock.lap("start")
+    if first_step == 0:
+        writers.scalars(0, evaluator.baselines())
+        if cfg.eval.untrained:
+            terminal.line("evaluating the untrained model")
+            evaluate_now(0)
+    elif evaluation_is_due(first_step) and not was_evaluated(first_step):
+        evaluate_now(first_step)  # the process died between this checkpoint and its evaluation
+    clock.lap("evaluate")
+    stop = guard.stops()  # while evaluating: there is nothing to save
+    while step < cfg.train.total_steps and not stop:
+        step += 1
+        profile.at(step)
+        batch = next(data)
+        clock.lap("input")
+        on_mesh = sharding.put_batch(batch, layout)
+        profile.count(train_step, state, on_mesh)
+        state, values = train_step(state, on_mesh)
+        clock.lap("compile" if step == first_step + 1 else "step")
+        settle(pending)
+        pending = (step, values)
+        due = evaluation_is_due(step)
+        stop = guard.stops()  # asked once a step: a later request is the next step's, so none goes unsaved
+        saves = stop or step % cfg.checkpoint.every_steps == 0 or step == cfg.train.total_steps
+        if due or saves:
             settle(pending)
-            pending = (step, values)
-            due = evaluation_is_due(step)
-            stop = interruption.requested  # asked once a step: a later request is the next step's, so none goes unsaved
-            saves = stop or step % cfg.checkpoint.every_steps == 0 or step == cfg.train.total_steps
-            if due or saves:
-                settle(pending)
-                pending = None
-            if saves:
-                save(step)
-            if due and not stop:
-                pause_s = time.monotonic()
-                evaluate_now(step)
-                logged_s += time.monotonic() - pause_s
-                stop = interruption.requested
-                if stop:
-                    save(step)
+            pending = None
+        clock.lap("step")
+        checkpoints.check()
+        if saves:
+            save()
+            clock.lap("checkpoint")
+        if due and not stop:
+            evaluate_now(step)
+            stop = guard.stops()
+            if stop:
+                save()
+            clock.lap("evaluate")
 
     # --------------------------------------------------------------------------------------------------------- end
-    reached = int(state.step)
     closing.close()
-    complete = reached == cfg.train.total_steps and evaluate.was_evaluated(
-        read_metrics(workdir), reached, experiment.eval_tasks
-    )
-    if interruption.requested and not complete:
-        where = f"stopped and saved at step {reached}" if reached else "stopped before the first step"
+    complete = step == cfg.train.total_steps and was_evaluated(step)
+    if stop and not complete:
+        where = f"stopped and saved at step {step}" if step else "stopped before the first step"
         terminal.line(f"{where}; the same command goes on from there")
         return RESTART_ME
     if main_process:
@@ -233,46 +257,32 @@ def _run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None, closing:
     return 0
 
 
-class _Interruption:
-    """Ctrl-C or SIGTERM asks the loop to save and stop; a second one ends the process at once."""
+class _Rollback(Exception):
+    """Begin again at the checkpoint of `to_step` (0: from the start), and go past the next `batches` of the data."""
 
-    def __enter__(self):
-        self.requested = False
-        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _request(self, number: int, frame) -> None:
-        self.requested = True
-        self._restore()
-        print("\nstopping after this step; again to leave at once without saving", flush=True)
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *_) -> None:
-        self._restore()
+    def __init__(self, to_step: int, batches: int, problem: str = ""):
+        super().__init__(problem)
+        self.to_step, self.batches = to_step, batches
 
 
-def _check_workdir(cfg, workdir: Path) -> None:
-    """Refuses to resume a run whose steps would mean something else, and a workdir that cannot be made."""
+def _open_workdir(workdir: Path, held: contextlib.ExitStack) -> None:
+    """Makes the workdir and takes it for this run."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot make the workdir {workdir}: {error.strerror}") from error
-    if not saved_steps(workdir):
-        return  # nothing to resume: whatever was tried here before may be mended
-    old, new = configs.flat(configs.from_json(workdir / "config.json")), configs.flat(cfg)
-    changed = [
-        f"{key}: {old[key]!r} → {new[key]!r}"
-        for key in new
-        if key.startswith(FIXED_ON_RESUME) and not key.startswith(FREE_ON_RESUME) and old[key] != new[key]
-    ]
-    if changed:
+    held.enter_context(lock.held(workdir))
+
+
+def _changes(cfg, workdir: Path) -> list[str]:
+    """What to warn of in going on with another config; refuses to where its steps would mean something else."""
+    changes = configs.changes(configs.from_json(workdir / "config.json"), cfg)
+    if changes["refuse"]:
         raise ConfigError(
-            f"{workdir} holds a run with another config ({'; '.join(changed[:5])}). "
+            f"{workdir} holds a run with another config ({'; '.join(changes['refuse'][:5])}). "
             "Take the old values to resume it, or another --workdir for a new run"
         )
+    return [f"from here with another config: {'; '.join(changes['warn'])}"] if changes["warn"] else []
 
 
 def _write_config(cfg, workdir: Path) -> None:

@@ -73,7 +73,7 @@ class _Jsonl:
         self._file = path.open("a", encoding="utf-8")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **{k: float(f"{v:.6g}") for k, v in values.items()}}) + "\n")
+        self._file.write(json.dumps({"step": step, **{k: float(f"{v:.8g}") for k, v in values.items()}}) + "\n")
         self._file.flush()
 
     def table(self, *_: Any) -> None:
@@ -109,7 +109,7 @@ class _Wandb:
 
         id_file = workdir / "wandb_id.txt"
         if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:12])
+            id_file.write_text(os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12])  # an agent's, in a sweep
         mode = config["wandb"]["mode"]
         if mode == "online" and not _reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
             _warn(f"wandb: no network; recording offline. Later: wandb sync {workdir / 'wandb'}/offline-run-*")

@@ -1,5 +1,6 @@
 """Checkpoints on a real disk: when old ones go, what a damaged one says, which is best."""
 
+import resource
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite import evaluate
-from t5x_lite.checkpoint import Checkpoints, load_model, load_params, saved_steps
+from t5x_lite import checkpoint, evaluate
+from t5x_lite.checkpoint import Checkpoints, load_model, load_params, newest_good, saved_steps
 from t5x_lite.errors import CheckpointError
 from t5x_lite.step import TrainState
 
@@ -23,21 +24,90 @@ def save(checkpoints: Checkpoints, *steps: int, keep=()) -> None:
         checkpoints.save(state(step), {"place": step}, "{}", keep)
 
 
-def test_the_old_step_is_there_until_the_new_one_is(tmp_path, monkeypatch):
-    """With keep_last=1 there is never a moment without a complete checkpoint."""
-    checkpoints = Checkpoints(tmp_path, keep_last=1)
-    save(checkpoints, 1)
-    checkpoints.wait()
-    deleted_while: list[list[int]] = []
-    delete = checkpoints._manager.delete
-    monkeypatch.setattr(
-        checkpoints._manager, "delete", lambda step: (deleted_while.append(saved_steps(tmp_path)), delete(step))
-    )
-    save(checkpoints, 2)
-    assert 1 in saved_steps(tmp_path)
+def whole_steps(workdir: Path) -> list[int]:
+    return [step for step, problem in checkpoint.verify(workdir).items() if problem is None]
+
+
+def test_every_moment_of_a_save_may_be_the_last(tmp_path, monkeypatch):
+    """From the k-th change to the disk on nothing comes through any more, for every k: what is found then is whole, and
+    with keep_last=1 there is never a moment without it."""
+    for k in range(100):
+        workdir = tmp_path / str(k)
+        checkpoints = Checkpoints(workdir, keep_last=1)
+        save(checkpoints, 1)
+        checkpoints.wait()
+        changes = 0
+
+        def counted(original, k=k):
+            def change(*arguments, **options):
+                nonlocal changes
+                changes += 1
+                if changes > k:
+                    raise OSError("the process is dead")
+                return original(*arguments, **options)
+
+            return change
+
+        with monkeypatch.context() as dying:
+            for name in ("rename", "replace", "unlink", "mkdir"):
+                dying.setattr(Path, name, counted(getattr(Path, name)))
+            dying.setattr(checkpoint.shutil, "rmtree", counted(checkpoint.shutil.rmtree))
+            try:
+                save(checkpoints, 2)
+                checkpoints.wait()
+                died = False
+            except CheckpointError:
+                died = True
+        assert saved_steps(workdir) == whole_steps(workdir) != []
+        again = Checkpoints(workdir, keep_last=1)
+        step = newest_good(workdir, pytest.fail)
+        restored, data = again.restore(step, state(0))
+        assert data == {"place": step} and float(restored.params["layer"]["kernel"][0, 0]) == step
+        save(again, 3)
+        again.close()
+        assert sorted(saved_steps(workdir))[-1] == 3 and not (workdir / "saving").exists()
+        if not died:
+            assert k >= 4 and step == 2
+            return
+    pytest.fail("a save never came through")
+
+
+def test_every_corruption_is_found_and_the_older_step_taken(tmp_path):
+    """200 random ones: a flipped bit, a cut, a missing file, in any file of the checkpoint."""
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    save(checkpoints, 1, 2)
     checkpoints.close()
-    assert deleted_while == [[1, 2]]  # the newer one was complete under its own name
-    assert saved_steps(tmp_path) == [2]
+    newest = tmp_path / "checkpoints" / "2"
+    files = sorted(file for file in newest.rglob("*") if file.is_file())
+    assert {"MANIFEST.json", "_CHECKPOINT_METADATA"} <= {file.name for file in files}
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        file = files[rng.integers(len(files))]
+        content = file.read_bytes()
+        kind = rng.choice(["flip", "cut", "gone"]) if content else "gone"
+        place = int(rng.integers(len(content))) if content else 0
+        if kind == "flip":
+            flipped = content[place] ^ (1 << int(rng.integers(8)))
+            file.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
+        elif kind == "cut":
+            file.write_bytes(content[:place])
+        else:
+            file.unlink()
+        assert whole_steps(tmp_path) == [1], (file, kind, place)
+        with pytest.raises(CheckpointError, match=r"checkpoints/2 is damaged"):
+            load_params(newest, state(0).params)
+        file.write_bytes(content)
+    assert whole_steps(tmp_path) == [1, 2]
+
+    files[0].unlink()
+    said: list[str] = []
+    assert newest_good(tmp_path, said.append) == 1
+    assert "checkpoint 2 is damaged" in said[0] and files[0].name in said[0]
+    assert (tmp_path / "checkpoints" / "2.corrupt").is_dir() and saved_steps(tmp_path) == [1]
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / "params")
+    with pytest.raises(CheckpointError, match=r"every checkpoint of .* is damaged"):
+        newest_good(tmp_path, said.append)
+    assert saved_steps(tmp_path) == [1]  # left for the user to look at
 
 
 def test_the_newest_and_the_kept_stay(tmp_path):
@@ -86,17 +156,28 @@ def test_a_model_must_be_whole_and_a_start_need_not_be(tmp_path):
         load_model(tmp_path, 1, wider)
 
 
-def test_a_write_that_fails_says_so(tmp_path, monkeypatch):
-    """TensorStore reports a full disk as a ValueError."""
+def test_a_full_disk_says_so_at_the_next_step_and_the_old_checkpoint_stays(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep_last=1)
+    save(checkpoints, 1)
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"is the disk full.*bytes are free") as caught:
+            save(checkpoints, 2)
+            while True:
+                checkpoints.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.exit_code == 74 and "\n" not in str(caught.value)
+    assert whole_steps(tmp_path) == [1]
 
-    def full() -> None:
-        raise ValueError("OUT_OF_RANGE: Error writing file: File too large\nand 60 lines more")
 
-    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
-    with pytest.raises(CheckpointError, match="File too large; is the disk full") as caught:
-        checkpoints.wait()
-    assert caught.value.exit_code == 74
+def test_a_disk_too_small_is_an_error_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    checkpoint.check_space(tmp_path, state(0), kept=0)  # 64 bytes
+    with pytest.raises(CheckpointError, match="has 100 bytes free; 1 checkpoints and one being written take 128 more"):
+        checkpoint.check_space(tmp_path, state(0), kept=1)
 
 
 def test_the_best_step_is_a_saved_one_by_the_metrics_own_direction():

@@ -113,3 +113,35 @@ def test_from_json_refuses_what_it_does_not_know(tmp_path):
     path.write_text("{")
     with pytest.raises(ConfigError, match="cannot read"):
         config.from_json(path)
+
+
+def test_every_key_has_one_meaning_for_a_run_that_goes_on():
+    """Everything below model and data is refused unless it is known to do no harm."""
+    kinds = {key: config.on_resume(key) for key in config.flat(config.base())}
+    assert set(kinds.values()) == {"refuse", "warn", "free"}
+    refused = {key for key, kind in kinds.items() if kind == "refuse"}
+    assert {
+        "seed",
+        "model.d_model",
+        "model.scan_layers",
+        "data.batch_rows",
+        "data.mixture",
+        "optimizer.name",
+    } <= refused
+    assert {kinds[key] for key in ("optimizer.learning_rate", "mesh", "train.microbatches", "loss.z_loss")} == {"warn"}
+    assert {kinds[key] for key in ("train.total_steps", "eval.tasks", "wandb.mode", "data.prefetch_batches")} == {
+        "free"
+    }
+    prefixes = [prefix for found in config.ON_RESUME.values() for prefix in found]
+    assert len(prefixes) == len(set(prefixes))
+    assert all(any(key.startswith(prefix) for key in kinds) for prefix in prefixes), "a class of no key"
+
+
+def test_changes_are_told_by_what_they_mean():
+    old, new = config.base(), config.base()
+    new.seed, new.optimizer.learning_rate, new.eval.every_steps = 1, 0.5, 7
+    assert config.changes(old, new) == {
+        "refuse": ["seed: 0 → 1"],
+        "warn": ["optimizer.learning_rate: 0.01 → 0.5"],
+        "free": ["eval.every_steps: 1000 → 7"],
+    }

@@ -14,8 +14,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A module may import those of earlier lines and of its own sub-package, never later ones.
 LAYERS = (
     "errors",
-    "atomic lookup batch",
-    "models",
+    "atomic lookup batch accelerators flops collectives goodput",
+    "models lock manifest processes",
+    "guard profiling",
     "data",
     "tasks",
     "config losses sharding",
@@ -23,7 +24,7 @@ LAYERS = (
     "step decode",
     "checkpoint writers runtime",
     "predict inspect report",
-    "evaluate",
+    "evaluate plan compare sweep",
     "hub",
     "infer train",
     "cli",

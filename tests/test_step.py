@@ -75,21 +75,22 @@ def test_keys_differ_by_seed_step_and_purpose():
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
 
 
-def test_a_step_that_is_not_finite_changes_nothing():
+def test_a_step_that_is_not_finite_is_counted_and_changes_nothing():
     run = start(GPT2, rows=4).advance(1)
     before = jax.device_get(run.state)
     good = run.batch
-    for poison in (np.nan, np.inf):
+    for number, poison in enumerate((np.nan, np.inf), 1):
         weights = np.array(good["decoder_loss_weights"])
         weights[0, 0] = poison
         run.batch = good | {"decoder_loss_weights": jnp.asarray(weights)}
         run.advance(1)
         assert run.metrics[-1]["is_finite"] == 0.0
-        jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state), before)
+        counted = before.replace(step=before.step + number)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state), counted)
     run.batch = good
     run.advance(1)
     assert run.metrics[-1]["is_finite"] == 1.0
-    assert int(run.state.step) == int(before.step) + 1
+    assert int(run.state.step) == int(before.step) + 3
 
 
 def test_the_state_is_donated_and_aliased_whole():

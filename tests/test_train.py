@@ -16,6 +16,7 @@ import pytest
 from t5x_lite import cli
 from t5x_lite import config as configs
 from t5x_lite.data import registry
+from t5x_lite.data.pipeline import TrainBatches
 
 TESTS = Path(__file__).parent
 CONFIG = str(TESTS / "experiments" / "tiny.py")
@@ -210,6 +211,74 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path, cap
     for directory in (workdir / "checkpoints").iterdir():
         for path, array in leaves(params(workdir, int(directory.name))).items():
             assert np.isfinite(array).all(), path
+
+
+def poisoned(monkeypatch, number: int):
+    """Every batch `number` a process takes since the data's beginning holds a weight that is not a number."""
+    following = TrainBatches.__next__
+
+    def poison(self):
+        batch = following(self)
+        self.taken = getattr(self, "taken", 0) + 1
+        if self.taken == number:
+            batch = batch | {"mlm_weights": np.full_like(batch["mlm_weights"], np.nan)}
+        return batch
+
+    monkeypatch.setattr(TrainBatches, "__next__", poison)
+    return following
+
+
+NONFINITE = ["--config.train.total_steps=6", "--config.eval.untrained=false", "--config.eval.every_steps=0"]
+NONFINITE += ["--config.checkpoint.keep_last=9", "--config.eval.max_examples=2"]
+
+
+def test_a_batch_that_is_not_finite_can_be_skipped(tmp_path, monkeypatch, capsys):
+    poisoned(monkeypatch, 3)
+    run = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={tmp_path / 'run'}", *NONFINITE]
+    assert cli.run([*run, "--config.train.on_nonfinite=skip"]) == 0
+    assert "step 3 is not finite" in capsys.readouterr().out
+    assert sorted(train_losses(tmp_path / "run")) == [1, 2, 4, 5, 6]
+    before, after = (leaves(params(tmp_path / "run", step)) for step in (2, 4))
+    assert any(not np.array_equal(before[path], after[path]) for path in before)
+
+
+def test_a_rollback_is_a_run_that_never_saw_those_batches(tmp_path, monkeypatch, capsys):
+    """Step 5 is not finite: from checkpoint 4 on with batch 6."""
+    following = poisoned(monkeypatch, 5)
+    rolled, clean = tmp_path / "rolled", tmp_path / "clean"
+    run = ["train", f"--config={CONFIG}:bert_tiny", *NONFINITE]
+    assert cli.run([*run, f"--workdir={rolled}", "--config.train.on_nonfinite=rollback"]) == 0
+    out = capsys.readouterr().out
+    assert "step 5 is not finite" in out and f"resuming {rolled} at step 4" in out
+
+    def without_the_fifth(self):
+        batch = following(self)
+        self.taken = getattr(self, "taken", 0) + 1
+        return following(self) if self.taken == 5 else batch
+
+    monkeypatch.setattr(TrainBatches, "__next__", without_the_fifth)
+    assert cli.run([*run, f"--workdir={clean}"]) == 0
+    assert train_losses(rolled) == train_losses(clean)
+    ours, theirs = leaves(params(rolled, 6)), leaves(params(clean, 6))
+    for path in theirs:
+        np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_resumed(tmp_path, capsys):
+    run = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={tmp_path}", *NONFINITE]
+    assert cli.run(run) == 0
+    assert cli.run(["verify", str(tmp_path)]) == 0
+    whole = leaves(params(tmp_path, 6))
+    (tmp_path / "checkpoints" / "6" / "progress" / "metadata").write_text("{}")
+    assert cli.run(["verify", str(tmp_path)]) == 74
+    assert "6: progress/metadata has 2 bytes" in capsys.readouterr().out
+    assert cli.run([*run, "--config.optimizer.b2=0.999"]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoint 6 is damaged and was set aside as 6.corrupt: progress/metadata" in out
+    assert f"resuming {tmp_path} at step 4" in out
+    again = leaves(params(tmp_path, 6))
+    for path in whole:
+        np.testing.assert_array_equal(again[path], whole[path], err_msg=path)
 
 
 def test_fine_tuning_starts_from_another_runs_parameters(tmp_path, capsys):

@@ -1,0 +1,83 @@
+"""One run in a workdir at a time: two would write over each other's checkpoints."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from t5x_lite.errors import CheckpointError, ConfigError
+
+NAME = "run.lock"
+HEARTBEAT_S = 10.0
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """The workdir, for this process alone; ConfigError names who has it.
+
+    The system's own lock on a file goes with the process, however it ends. It may not reach other hosts on every
+    network disk: there the file's heartbeat tells whether the run it names still lives.
+    """
+    try:
+        descriptor = os.open(workdir / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(_taken(workdir, _holder(descriptor))) from None
+        except OSError:  # a disk without locks: the heartbeat is all there is
+            pass
+        _wait_for_other_host(workdir, descriptor)
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT_S):
+                with contextlib.suppress(OSError):
+                    os.utime(descriptor)
+
+        thread = threading.Thread(target=beat, name="t5x_lite-lock", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_other_host(workdir: Path, descriptor: int) -> None:
+    """Where another host's run did not let go of the workdir: ConfigError if it lives; a dead one's file stays as it
+    is for three heartbeats."""
+    holder = _holder(descriptor)
+    if holder.get("host") in (None, socket.gethostname()):
+        return  # on this host, the lock has told
+    before = os.fstat(descriptor).st_mtime_ns
+    for _ in range(3):
+        time.sleep(HEARTBEAT_S)
+        if (workdir / NAME).stat().st_mtime_ns != before:
+            raise ConfigError(_taken(workdir, holder))
+
+
+def _holder(descriptor: int) -> dict:
+    try:
+        found = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _taken(workdir: Path, holder: dict) -> str:
+    by = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}" if holder else "another"
+    return f"{workdir} is in use by a run ({by}); wait for it, stop it, or give another --workdir"

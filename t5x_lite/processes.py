@@ -1,0 +1,129 @@
+"""The processes of a run: joining them, knowing the same, leaving together.
+
+A launcher starts the same command on every host (launch/). Alone, a process needs no coordinator: signals are our own
+(guard.py), and nothing here does anything. What reads the disk or the clock may answer differently on each host, and
+then the processes would wait for each other forever: such questions are asked `on_first`.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from t5x_lite.errors import INTERNAL, ConfigError, LostProcessError, OutOfMemoryError, UserError
+
+T = TypeVar("T")
+
+HEARTBEAT_S = 30  # a process that was silent for so long is dead, and the others end
+START_S = 300  # for all processes to have come
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Among the run's processes, if the launcher started several (see `expected`).
+
+    All leave together; but one that fails leaves at once, as the others would wait for it in vain.
+    """
+    if not jax.distributed.is_initialized() and expected():
+        _join()
+    try:
+        yield
+    except BaseException as error:
+        named = _named(error) if isinstance(error, jax.errors.JaxRuntimeError) else error
+        if jax.distributed.is_initialized():
+            atexit.register(_leave, getattr(named, "exit_code", INTERNAL))  # before jax's own, which waits for all
+        raise named from error.__cause__ if named is error else error
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def expected() -> bool:
+    """Whether the environment is that of one process among several: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, srun, mpirun, or a TPU slice (whose launcher sets JAX_COORDINATOR_ADDRESS=auto)."""
+    return (
+        "JAX_COORDINATOR_ADDRESS" in os.environ
+        or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+        or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    )
+
+
+def gather(rows: list) -> list:
+    """The lists (of JSON) of all processes, joined in process order, on every process."""
+    if jax.process_count() == 1:
+        return rows
+    mine = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int64(len(mine)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(mine)] = mine
+    everyone = multihost_utils.process_allgather(padded)
+    return [row for part, n in zip(everyone, sizes, strict=True) for row in json.loads(part[:n].tobytes())]
+
+
+def on_first(function: Callable[[], T]) -> T:
+    """What `function` returns (JSON) or raises (a UserError) on process 0, which alone calls it, on every process."""
+    if jax.process_count() == 1:
+        return function()
+    answer: dict = {}
+    if jax.process_index() == 0:
+        try:
+            answer = {"value": function()}
+        except UserError as error:
+            answer = {"error": str(error), "exit_code": error.exit_code}
+    answer = gather([answer])[0]
+    if "error" in answer:
+        error = UserError(answer["error"])
+        error.exit_code = answer["exit_code"]
+        raise error
+    return answer["value"]
+
+
+def _join() -> None:
+    settings: dict = {"initialization_timeout": START_S, "heartbeat_timeout_seconds": HEARTBEAT_S}
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "auto")
+    if address == "auto":
+        os.environ.pop("JAX_COORDINATOR_ADDRESS", None)
+    else:
+        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            if not os.environ.get(name, "").isdigit():
+                raise ConfigError(
+                    f"JAX_COORDINATOR_ADDRESS={address} needs {name}, a number; launch/local.sh sets both"
+                )
+        settings |= {
+            "coordinator_address": address,
+            "num_processes": int(os.environ["JAX_NUM_PROCESSES"]),
+            "process_id": int(os.environ["JAX_PROCESS_ID"]),
+            "cluster_detection_method": "deactivate",
+        }
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from guard.py
+    try:
+        jax.distributed.initialize(**settings)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0][:300]
+        raise LostProcessError(f"could not join the other processes at {address}: {first}") from error
+
+
+def _named(error: BaseException) -> BaseException:
+    """What the runtime says of memory and of lost peers, as something to act on; else the error itself."""
+    first = str(error).strip().splitlines()[0][:300]
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return OutOfMemoryError(
+            f"out of memory: {first}. Raise train.microbatches, set model.remat=full, or split the parameters with "
+            "mesh=fsdp=…; `t5x-lite plan` shows what each would take"
+        )
+    if jax.distributed.is_initialized():
+        return LostProcessError(f"lost another process: {first}")
+    return error
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,58 @@
+"""Two runs in one workdir: the second is told of the first, and nobody is kept out by a run that is dead."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from t5x_lite import lock
+from t5x_lite.errors import CheckpointError, ConfigError
+
+HOLD = "import sys, time, pathlib; from t5x_lite import lock\nwith lock.held(pathlib.Path(sys.argv[1])):\n"
+HOLD += "    print('held', flush=True); time.sleep(600)"
+
+
+def test_a_living_run_keeps_others_out_and_a_killed_one_does_not(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "held\n"
+    with (
+        pytest.raises(ConfigError, match=f"in use by a run \\(process {process.pid} on .*another --workdir") as caught,
+        lock.held(tmp_path),
+    ):
+        pass
+    assert caught.value.exit_code == 2
+    process.kill()
+    process.wait()
+    with lock.held(tmp_path), pytest.raises(ConfigError, match=f"process {os.getpid()} "), lock.held(tmp_path):
+        pass
+    with lock.held(tmp_path):
+        pass
+
+
+def test_another_hosts_run_is_told_by_its_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
+    file = tmp_path / lock.NAME
+    file.write_text('{"host": "elsewhere", "pid": 7, "since": "noon"}')
+    beating = threading.Event()
+
+    def beat():
+        while not beating.wait(0.05):
+            os.utime(file)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    time.sleep(0.1)
+    with pytest.raises(ConfigError, match="process 7 on elsewhere, since noon"), lock.held(tmp_path):
+        pass
+    beating.set()
+    thread.join()
+    with lock.held(tmp_path):  # it beats no more
+        assert '"elsewhere"' not in file.read_text()
+
+
+def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot write to the workdir"), lock.held(tmp_path / "missing"):
+        pass

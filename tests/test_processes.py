@@ -1,0 +1,131 @@
+"""Two real processes with 4 devices each, started by launch/local.sh: the same run as on one, stopped by either."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t5x_lite import cli
+from t5x_lite.data.pipeline import TrainBatches
+
+TESTS = Path(__file__).parent
+CONFIG = f"--config={TESTS / 'experiments' / 'tiny.py'}:bert_tiny"
+LOCAL = TESTS.parent / "launch" / "local.sh"
+FLAGS = ("--config.model.num_heads=8", "--config.model.head_dim=4", "--config.eval.untrained=false")
+FLAGS += ("--config.eval.every_steps=0", "--config.checkpoint.every_steps=1000", "--config.train.grace_s=200")
+
+
+def two(workdir: Path, log: Path, *flags: str, **environment: str) -> subprocess.Popen:
+    program = shlex.join([sys.executable, str(TESTS / "run_recording_batches.py")])
+    return subprocess.Popen(
+        [str(LOCAL), "2", "train", CONFIG, f"--workdir={workdir}", *FLAGS, *flags],
+        env=os.environ
+        | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "T5X_LITE": program, "BATCH_LOG": str(log)}
+        | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def when_trained(process: subprocess.Popen, log: Path, batches: int) -> None:
+    """Waits until the last process has taken so many batches."""
+    end = time.monotonic() + 300
+    while len(lines(log)) < batches:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def losses(workdir: Path) -> list[float]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    assert [step for step, _ in found] == list(range(1, len(found) + 1))
+    return [loss for _, loss in found]
+
+
+def saved(workdir: Path) -> list[int]:
+    return sorted(int(d.name) for d in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def rows_of_one(monkeypatch):
+    """The digests of the rows that runs in this process train on, a line a batch."""
+    import hashlib
+
+    following, found = TrainBatches.__next__, []
+
+    def recorded(self):
+        batch = following(self)
+        names = sorted(batch)
+        rows = range(len(batch[names[0]]))
+        digest = [hashlib.sha256(b"".join(n.encode() + batch[n][r].tobytes() for n in names)).hexdigest() for r in rows]
+        found.append(" ".join(digest))
+        return batch
+
+    monkeypatch.setattr(TrainBatches, "__next__", recorded)
+    return found
+
+
+def test_two_processes_are_one_run_and_stop_together(tmp_path, rows_of_one, capsys):
+    """FSDP × tensor on two processes until one gets SIGTERM, on from there on one process, then on two again with the
+    tensor axis over both: the same rows in the same places, and the losses of an uninterrupted run on one."""
+    whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
+    run = ["train", CONFIG, *FLAGS, "--config.train.total_steps=20"]
+    assert cli.run([*run, f"--workdir={whole}"]) == 0
+    expected = rows_of_one[:20]
+    rows_of_one.clear()
+
+    first = two(parts, log, "--config.mesh=fsdp=4,tensor=2", "--config.train.total_steps=1000")
+    when_trained(first, Path(f"{log}1"), 5)
+    os.kill(children(first)[1], signal.SIGTERM)
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 75, output
+    (stopped,) = saved(parts)
+    assert f"stopped and saved at step {stopped}" in output and 5 <= stopped < 15
+    halves = [lines(Path(f"{log}{process}"))[:stopped] for process in (0, 1)]
+    assert [" ".join(both) for both in zip(*halves, strict=True)] == expected[:stopped]
+
+    until = stopped + 2
+    flags = ["--config.mesh=data=4,tensor=2", f"--config.train.total_steps={until}"]
+    assert cli.run([*run, f"--workdir={parts}", *flags]) == 0
+    assert f"resuming {parts} at step {stopped}" in capsys.readouterr().out
+    assert rows_of_one[: until - stopped] == expected[stopped:until]
+
+    for process in (0, 1):
+        Path(f"{log}{process}").unlink()
+    last = two(parts, log, "--config.mesh=tensor=8", "--config.train.total_steps=20")
+    output, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, output
+    for process in (0, 1):
+        assert lines(Path(f"{log}{process}"))[: 20 - until] == expected[until:]
+    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-6)
+    predictions = [
+        [json.loads(row) for row in lines(workdir / "predictions" / "step_20" / "tiny_animal.jsonl")]
+        for workdir in (parts, whole)
+    ]
+    assert [row["index"] for row in predictions[0]] == list(range(10))
+    assert [r["prediction"] for r in predictions[0]] == [r["prediction"] for r in predictions[1]]
+
+
+def test_a_hung_process_ends_and_says_where_it_hung(tmp_path):
+    process = two(tmp_path / "run", tmp_path / "log", "--config.train.hang_s=10", HANG_AT="4")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 75, output
+    assert "nothing happened for" in output and "(train.hang_s) after step" in output
+    assert "run_recording_batches.py" in output and "in recorded" in output  # the stacks
