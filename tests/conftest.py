@@ -11,8 +11,12 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes on how it partitions tiny test models
 
+import hypothesis
 import jax
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine breaks no law
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="module")

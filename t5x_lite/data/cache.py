@@ -417,13 +417,16 @@ class Cache:
         """The examples of these numbers, in this order, None for those that were dropped: views of the files, ids in
         their dtype."""
         recipe, out = self._job.recipe, []
+        fields, size = recipe["fields"], recipe["shard_examples"]
         for index in indices:
-            shard, i = divmod(index, recipe["shard_examples"])
-            arrays = _arrays(*self._files[shard])
+            arrays = _arrays(*self._files[index // size])
+            i = index % size
             if not arrays["kept"][i]:
                 out.append(None)
                 continue
-            example = Encoded((field, _row(arrays, field, i)) for field in recipe["fields"])
+            example = Encoded()
+            for field in fields:
+                example[field] = _row(arrays, field, i)
             if recipe["sentences"]:
                 ends = np.cumsum(_row(arrays, "sentences", i))
                 example["text"] = np.split(example["text"], ends[:-1]) if len(ends) else []
@@ -434,8 +437,8 @@ class Cache:
 
 
 def _row(arrays: Mapping[str, np.ndarray], column: str, i: int) -> np.ndarray:
-    begin, end = arrays[f"{column}.offsets"][i : i + 2].tolist()
-    return arrays[f"{column}.ids"][begin:end]
+    offsets = arrays[f"{column}.offsets"]
+    return arrays[f"{column}.ids"][offsets[i] : offsets[i + 1]]
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)

@@ -91,8 +91,8 @@ def noise_mask(
     counts = np.array([noise_counts(n, noise_density, mean_noise_span_length) for n in different.tolist()], np.int64)
     noise, spans = counts.reshape(-1, 2)[kind].T
     full = np.maximum(lengths, 2)
-    text_and_noise = [_random_segments(full - noise, spans, rng), _random_segments(noise, spans, rng)]
-    segments = np.stack(text_and_noise, axis=1).ravel()
+    text_and_noise = _random_segments(np.concatenate([full - noise, noise]), np.tile(spans, 2), rng)
+    segments = text_and_noise.reshape(2, -1).T.ravel()
     mask = Ragged(np.repeat(np.tile([False, True], len(segments) // 2), segments), full)
     if random_roll:
         place = ragged.spread(np.zeros_like(full), full) - np.repeat(rng.integers(full), full)
@@ -118,10 +118,10 @@ def _random_subsets(sizes: np.ndarray, counts: np.ndarray, rng: np.random.Genera
     chosen = np.zeros(sizes.sum(), bool)
     most = int(counts[0]) if len(counts) else 0
     lasts = sizes - counts + np.arange(most)[:, None]
-    draws = rng.integers(0, np.maximum(lasts, 0) + 1)
-    for step, taking_part in enumerate(np.searchsorted(-counts, -np.arange(most)).tolist()):
-        at = begins[:taking_part] + draws[step, :taking_part]
-        last = begins[:taking_part] + lasts[step, :taking_part]
+    draws = rng.integers(0, np.maximum(lasts, 0) + 1) + begins
+    lasts += begins
+    for at, last, taking_part in zip(draws, lasts, np.searchsorted(-counts, -np.arange(most)).tolist(), strict=True):
+        at, last = at[:taking_part], last[:taking_part]
         chosen[np.where(chosen[at], last, at)] = True
     return chosen
 

@@ -83,22 +83,24 @@ def fill(
     if not examples:
         return out  # padding alone: a host may have no example of an evaluation's last group
     order = np.argsort(row_of, kind="stable")
-    examples, row_of = take(examples, order), row_of[order]
-    first = np.searchsorted(row_of, row_of)  # the first example in the row of each
-    numbers = np.arange(1, len(row_of) + 1, dtype=np.int32) - first.astype(np.int32)
-    used, begins = {}, {}
-    for letter, lengths in {specs[name].dims[1]: column.lengths for name, column in examples.items()}.items():
-        filled = np.bincount(row_of, lengths, minlength=rows)
-        used[letter] = np.arange(sizes[letter]) < filled[:, None]
+    sorted_rows = row_of[order]
+    first = np.searchsorted(sorted_rows, sorted_rows)  # the first example in the row of each
+    numbers = np.arange(1, len(order) + 1, dtype=np.int32) - first.astype(np.int32)
+    begins = {}
+    for letter, column in {specs[name].dims[1]: column for name, column in examples.items()}.items():
+        lengths = column.lengths[order]
         before = np.cumsum(lengths) - lengths
-        begins[letter] = before - before[first]
+        begins[letter] = np.empty_like(before)
+        begins[letter][order] = before - before[first]
         side = {"S": "encoder", "L": "decoder"}.get(letter)
         if f"{side}_segment_ids" in out:
-            out[f"{side}_segment_ids"][used[letter]] = np.repeat(numbers, lengths)
-            out[f"{side}_positions"][used[letter]] = ragged.spread(np.zeros_like(lengths), lengths)
+            used = np.arange(sizes[letter]) < np.bincount(sorted_rows, lengths, minlength=rows)[:, None]
+            out[f"{side}_segment_ids"][used] = np.repeat(numbers, lengths)
+            out[f"{side}_positions"][used] = ragged.spread(np.zeros_like(lengths), lengths)
     for name, column in examples.items():
-        moved = np.repeat(begins["S"], column.lengths) if name in INDEX_FEATURES else 0
-        out[name][used[specs[name].dims[1]]] = column.values + moved
+        if name in INDEX_FEATURES:
+            column = Ragged(column.values + np.repeat(begins["S"], column.lengths), column.lengths)
+        ragged.put(column, out[name], row_of, begins[specs[name].dims[1]])
     return out
 
 

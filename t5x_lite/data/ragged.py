@@ -35,7 +35,7 @@ class Ragged:
     def ends(self) -> np.ndarray:
         return np.cumsum(self.lengths)
 
-    @property
+    @functools.cached_property
     def starts(self) -> np.ndarray:
         return self.ends - self.lengths
 
@@ -100,10 +100,22 @@ def take(rows: Ragged, indices: np.ndarray) -> Ragged:
     return Ragged(np.concatenate([rows.values[a:b] for a, b in zip(begins, ends, strict=True)]), lengths)
 
 
+def put(rows: Ragged, out: np.ndarray, row_of: np.ndarray, begins: np.ndarray) -> None:
+    """Writes each row into `out` [rows, width]: row i into row `row_of[i]`, from column `begins[i]` on."""
+    if rows.lengths.sum() < VALUES_WORTH_A_SLICE * len(rows):
+        out.reshape(-1)[spread(row_of * out.shape[1] + begins, rows.lengths)] = rows.values
+        return
+    places = zip(row_of.tolist(), begins.tolist(), rows.starts.tolist(), rows.lengths.tolist(), strict=True)
+    for row, begin, first, length in places:
+        out[row, begin : begin + length] = rows.values[first : first + length]
+
+
 def select(rows: Ragged, kept: np.ndarray) -> Ragged:
     """Each row's values where `kept` (bool like `rows.values`)."""
-    before = np.concatenate([[0], np.cumsum(kept, dtype=np.int32)])
-    return Ragged(rows.values[kept], before[rows.ends] - before[rows.starts])
+    lengths, some = np.zeros(len(rows), np.int64), rows.lengths > 0
+    if len(kept):
+        lengths[some] = np.add.reduceat(kept.view(np.uint8), rows.starts[some], dtype=np.int32)
+    return Ragged(rows.values[kept], lengths)
 
 
 def cut(rows: Ragged, limits: np.ndarray | int) -> Ragged:

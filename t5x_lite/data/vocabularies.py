@@ -226,9 +226,13 @@ class SentencePieceVocabulary:
     def _index_of_sentinel(self) -> dict[int, int]:
         return {i: k for k, i in enumerate(self._sentinels)}
 
+    @functools.cached_property
+    def _count(self) -> int:
+        return max([len(self._processor), *(i + 1 for i in self._sentinels)])
+
     @property
     def size(self) -> int:
-        return max([len(self._processor), *(i + 1 for i in self._sentinels)])
+        return self._count
 
     @property
     def pad_id(self) -> int:
@@ -259,15 +263,12 @@ class SentencePieceVocabulary:
         return _digest(self._processor.serialized_model_proto() + str(self.extra_ids).encode())
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        try:
-            found = self._processor.encode(list(texts), num_threads=1)  # starting threads costs more than a few texts
-        except (UnicodeEncodeError, TypeError):
+        try:  # one thread, as starting more costs more than a few texts
+            return self._processor.encode(list(texts), num_threads=1, return_type="numpy")
+        except (UnicodeEncodeError, TypeError, ValueError):
             for text in texts:
                 _utf8(text)  # says which
             raise
-        ends = list(itertools.accumulate(map(len, found), initial=0))
-        together = np.fromiter(itertools.chain.from_iterable(found), np.int32, ends[-1])  # a third of asarray's time
-        return [together[begin:end] for begin, end in itertools.pairwise(ends)]
 
     def decode(self, ids: Iterable[int]) -> str:
         hidden = {self.pad_id, *(self._processor.piece_to_id(s) for s in CONTROL_SYMBOLS)} - {self.unk_id}
