@@ -35,9 +35,16 @@ def print_tasks() -> None:
             table.add_row(name, "mixture", "", rates)
         else:
             kind = "corpus" if entry.is_corpus else "classification" if entry.labels else "text to text"
-            metrics = ", ".join(getattr(m, "__name__", str(m)) for m in entry.metrics)
+            kind = "regression" if entry.regression else kind
+            metrics = ", ".join(_name(metric) for metric in entry.metrics)
             table.add_row(name, kind, ", ".join(entry.features), metrics)
     Console().print(table)
+
+
+def _name(metric: Any) -> str:
+    """What a metric is called: a function, one with its first arguments given, or an object."""
+    function = getattr(metric, "func", metric)
+    return getattr(function, "__name__", type(function).__name__).strip("_").lower()
 
 
 def run(experiment: Experiment, rows: int, split: str, as_json: bool) -> None:
