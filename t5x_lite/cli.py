@@ -187,8 +187,9 @@ def _export(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     if arguments.config:
         _config(arguments.config, overrides)  # running the file registers its tasks
     loaded = model.load(arguments.workdir, arguments.checkpoint)
-    family = interchange.export_model(loaded, Path(arguments.output), family=arguments.family)
-    print(f"{arguments.output}: {family} in Hugging Face format")
+    write = interchange.export_adapter if arguments.adapter else interchange.export_model
+    family = write(loaded, Path(arguments.output), family=arguments.family)
+    print(f"{arguments.output}: {family} in {'the format of peft' if arguments.adapter else 'Hugging Face format'}")
 
 
 def _vocab(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -294,6 +295,9 @@ def _parser() -> argparse.ArgumentParser:
     to_theirs.add_argument("workdir", metavar="WORKDIR", help="of a run, or a directory that `import` made")
     to_theirs.add_argument("output", metavar="OUT", help="a new directory")
     to_theirs.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest, best or a step")
+    to_theirs.add_argument(
+        "--adapter", action="store_true", help="LoRA's matrices alone, as peft has them; else merged"
+    )
     to_theirs.add_argument("--family", default="", metavar="NAME", help="model_type; default: the one it came from")
     to_theirs.add_argument("--config", default="", metavar="FILE.py", help="needed when its tasks live in the file")
 

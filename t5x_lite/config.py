@@ -66,7 +66,7 @@ WANDB_MODES = ("disabled", "offline", "online")
 ON_NONFINITE = ("stop", "skip", "rollback")
 # What another value of a key means to a run that has a checkpoint; of several prefixes that fit, the longest counts.
 ON_RESUME = {
-    "refuse": ("seed", "model.", "data.", "optimizer.name"),  # they decide what its steps are
+    "refuse": ("seed", "model.", "data.", "optimizer.name", "optimizer.trained"),  # they decide what its steps are
     "warn": (  # it goes on, but no longer as an uninterrupted run would
         *("optimizer.", "schedule.", "loss.", "train.microbatches", "train.on_nonfinite", "init.", "mesh"),
         *("model.dropout_", "model.attention_dropout_rate", "model.dtype"),
@@ -127,6 +127,7 @@ def base() -> Config:
     cfg.optimizer.epsilon = 1e-8  # adamw
     cfg.optimizer.weight_decay = 0.0  # decoupled, times the learning rate; never on biases and norms
     cfg.optimizer.clip_norm = 1.0  # of the global gradient; 0: no clipping
+    cfg.optimizer.trained = ""  # a regular expression over parameter paths: only these learn; "": all, or LoRA's
 
     cfg.schedule = ConfigDict()
     cfg.schedule.name = "rsqrt"  # constant | linear | cosine | rsqrt

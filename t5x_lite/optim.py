@@ -160,6 +160,7 @@ FACTOR_RULES: Mapping[str | None, str] = {
     "classes": COLUMN,
     "relative_buckets": NONE,
     "norm": NONE,
+    "lora": NONE,
     "layers": BATCH,  # stacked by a scan: as many parameters as there are layers, never averaged over
     None: NONE,
 }

@@ -47,12 +47,20 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     accelerator = lookup("device", device, ACCELERATORS) if device else None
     on_devices = runtime.start(experiment, devices)
     layout, module = on_devices.layout, on_devices.module
-    optimizer, schedule = runtime.make_optimizer(experiment, on_devices)
-    state = abstract_state(module, optimizer, layout, on_devices.example)
+    learns = runtime.which_trained(experiment, on_devices)
+    optimizer, schedule = runtime.make_optimizer(experiment, on_devices, learns)
+    state = abstract_state(module, optimizer, layout, on_devices.example, learns)
     batch = _abstract_batch(experiment, layout)
     loss_fn = runtime.make_loss(experiment)
     step = make_train_step(
-        module, optimizer, schedule, layout, state, loss_fn=loss_fn, microbatches=cfg.train.microbatches
+        module,
+        optimizer,
+        schedule,
+        layout,
+        state,
+        loss_fn=loss_fn,
+        microbatches=cfg.train.microbatches,
+        trained=learns,
     )
     traced = step.trace(state, batch)
     began_s = time.monotonic()

@@ -9,13 +9,14 @@ import jax
 import optax
 
 from t5x_lite import batch as batches
-from t5x_lite import losses, optim, sharding, step
+from t5x_lite import losses, optim, sharding, step, trained
 from t5x_lite.batch import Batch
 from t5x_lite.experiment import Experiment
 from t5x_lite.models import build
 from t5x_lite.optim import Schedule
 from t5x_lite.sharding import Layout
 from t5x_lite.step import LossFn
+from t5x_lite.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,16 @@ def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
     return Runtime(layout, build(experiment.model, layout.constrain), example)
 
 
-def make_optimizer(experiment: Experiment, on_devices: Runtime) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimizer and the schedule in it."""
+def which_trained(experiment: Experiment, on_devices: Runtime) -> Trained:
+    """Which parameters learn."""
+    params = step.abstract_params(on_devices.module, on_devices.example)
+    return trained.chosen(experiment.cfg.optimizer.trained, params, has_lora=experiment.model.lora_rank > 0)
+
+
+def make_optimizer(
+    experiment: Experiment, on_devices: Runtime, learns: Trained
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer of the parameters that learn, and the schedule in it."""
     cfg = experiment.cfg
     schedule = optim.make_schedule(
         cfg.schedule.name,
@@ -64,7 +73,7 @@ def make_optimizer(experiment: Experiment, on_devices: Runtime) -> tuple[optax.G
     optimizer = optim.make_optimizer(
         cfg.optimizer.name,
         schedule,
-        axes,
+        trained.split(axes, learns)[0],
         weight_decay=cfg.optimizer.weight_decay,
         clip_norm=cfg.optimizer.clip_norm,
         b1=cfg.optimizer.b1,

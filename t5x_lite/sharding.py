@@ -48,6 +48,7 @@ class AxisRules:
     positions: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
     norm: tuple[str, ...] = ()  # scales and biases of norms: a few kilobytes
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.metrics import batch_metrics
 from t5x_lite.optim import Schedule
 from t5x_lite.sharding import Layout
+from t5x_lite.trained import Trained, everything, merge, split
 
 Batch = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStruct where only shapes matter
 LossFn = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], dict[str, losses.LossSum]]
@@ -49,10 +50,14 @@ def abstract_params(module: nn.Module, batch: Batch) -> Any:
 
 
 def abstract_state(
-    module: nn.Module, optimizer: optax.GradientTransformation, layout: Layout, batch: Batch
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    batch: Batch,
+    trained: Trained = everything,
 ) -> TrainState:
     """The train state as shapes with their shardings: what a checkpoint is restored into. Computes nothing."""
-    boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0))
+    boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0, trained))
 
     def placed(place: jax.sharding.NamedSharding, leaf: Any) -> jax.ShapeDtypeStruct:
         shape = nn.meta.unbox(leaf)
@@ -62,12 +67,19 @@ def abstract_state(
 
 
 def init_state(
-    module: nn.Module, optimizer: optax.GradientTransformation, layout: Layout, batch: Batch, seed: int = 0
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    batch: Batch,
+    seed: int = 0,
+    trained: Trained = everything,
 ) -> TrainState:
     """A fresh state, each array made where the layout puts it; the same numbers on any mesh."""
-    places = _places(abstract_state(module, optimizer, layout, batch))
+    places = _places(abstract_state(module, optimizer, layout, batch, trained))
     # The seed is an argument, not a constant: one compiled program serves every seed.
-    init = jax.jit(lambda seed: nn.meta.unbox(_init_state(module, optimizer, batch, seed)), out_shardings=places)
+    init = jax.jit(
+        lambda seed: nn.meta.unbox(_init_state(module, optimizer, batch, seed, trained)), out_shardings=places
+    )
     return init(np.uint32(seed))
 
 
@@ -76,9 +88,11 @@ def _init_params(module: nn.Module, batch: Batch, seed: Any) -> Any:
     return models.init_params(module, step_key(seed, 0, "init"), zeros)
 
 
-def _init_state(module: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, seed: Any) -> TrainState:
+def _init_state(
+    module: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, seed: Any, trained: Trained
+) -> TrainState:
     params = _init_params(module, batch, seed)
-    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(split(params, trained)[0]))
 
 
 def _places(state: Any) -> Any:
@@ -98,6 +112,7 @@ def make_train_step(
     loss_fn: LossFn = losses.loss_sums,
     microbatches: int = 1,
     seed: int = 0,
+    trained: Trained = everything,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step; it consumes (donates) the state it is given.
 
@@ -110,6 +125,7 @@ def make_train_step(
       state: a state, or `abstract_state`: its shardings are those of the arguments and results.
       loss_fn: (outputs, batch) -> {head: LossSum}; `functools.partial(loss_sums, z_loss=…, label_smoothing=…)`.
       microbatches: the batch is worked through in this many parts, one after the other, to save memory.
+      trained: which parameters learn; the others have no gradient and no optimizer state, and are never written.
       seed: of dropout, which depends on (seed, step, microbatch) alone.
     Returns:
       (state, batch) -> (state, metrics); the keys are described in t5x_lite/metrics.py.
@@ -123,31 +139,36 @@ def make_train_step(
 
     def gradient(params: Any, batch: Batch, key: jax.Array) -> tuple[tuple[jax.Array, Metrics], Any]:
         weights = losses.loss_weights(batch)
-        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        learning, frozen = split(params, trained)
+        value_and_grad = jax.value_and_grad(lambda learning, *of: loss_of(merge(learning, frozen), *of), has_aux=True)
         if microbatches == 1:
-            return value_and_grad(params, batch, weights, key)
+            return value_and_grad(learning, batch, weights, key)
 
         def accumulate(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             microbatch, index = part
-            new = value_and_grad(params, microbatch, weights, jax.random.fold_in(key, index))
+            new = value_and_grad(learning, microbatch, weights, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, total, new), None
 
         parts = (_split(batch, microbatches, layout), jnp.arange(microbatches))
         first = jax.tree.map(lambda array: array[0], parts)
-        shapes = jax.eval_shape(value_and_grad, params, first[0], weights, key)
+        shapes = jax.eval_shape(value_and_grad, learning, first[0], weights, key)
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return jax.lax.scan(accumulate, zeros, parts)[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = step_key(seed, state.step, "dropout")
         (loss, metrics), grads = gradient(state.params, batch, key)
-        grads = jax.lax.with_sharding_constraint(grads, places.params)  # summed straight into each device's share
+        grads = jax.lax.with_sharding_constraint(
+            grads, split(places.params, trained)[0]
+        )  # summed straight into each device's share
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         def update(state: TrainState, grads: Any) -> TrainState:
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+            learning, frozen = split(state.params, trained)
+            updates, opt_state = optimizer.update(grads, state.opt_state, learning)
+            learning: Any = optax.apply_updates(learning, updates)
+            return TrainState(state.step + 1, merge(learning, frozen), opt_state)
 
         # A branch, not a select between old and new: a select makes XLA keep a copy of every moment it overwrites.
         new_state = jax.lax.cond(

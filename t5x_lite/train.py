@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from t5x_lite import atomic, checkpoint, evaluate, lock, metrics, processes, report, runtime, sharding
+from t5x_lite import atomic, checkpoint, evaluate, lock, metrics, processes, report, runtime, sharding, trained
 from t5x_lite import config as configs
 from t5x_lite.checkpoint import Checkpoints, load_params
 from t5x_lite.data import pipeline
@@ -64,7 +64,8 @@ def _run(
     changed = processes.on_first(lambda: _changes(cfg, workdir) if first_step else [])
     on_devices = runtime.start(experiment)
     layout, module = on_devices.layout, on_devices.module
-    optimizer, schedule = runtime.make_optimizer(experiment, on_devices)
+    learns = runtime.which_trained(experiment, on_devices)
+    optimizer, schedule = runtime.make_optimizer(experiment, on_devices, learns)
 
     # -------------------------------------------------------------------------------------------------------- data
     data = pipeline.train_batches(
@@ -87,7 +88,7 @@ def _run(
     closing.callback(terminal.close)
     for line in (*rejected, *changed):
         terminal.line(line)
-    target = abstract_state(module, optimizer, layout, on_devices.example)
+    target = abstract_state(module, optimizer, layout, on_devices.example, learns)
     checkpoint.check_space(workdir, target, cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best))
     checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last)
     closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
@@ -96,7 +97,7 @@ def _run(
         data.set_state(data_state)
         terminal.line(f"resuming {workdir} at step {first_step}")
     else:
-        state = init_state(module, optimizer, layout, on_devices.example, cfg.seed)
+        state = init_state(module, optimizer, layout, on_devices.example, cfg.seed, learns)
         if cfg.init.checkpoint:
             params, loaded = load_params(cfg.init.checkpoint, state.params)
             state = dataclasses.replace(state, params=params)
@@ -114,12 +115,16 @@ def _run(
         loss_fn=loss_fn or runtime.make_loss(experiment),
         microbatches=cfg.train.microbatches,
         seed=cfg.seed,
+        trained=learns,
     )
     evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
     run_name = report.title(cfg.to_dict(), workdir)
     writers = Writers(workdir, run_name, cfg.to_dict(), first_step, active=main_process)
     closing.callback(writers.close)
     size = sum(p.size for p in jax.tree.leaves(state.params))
+    learning = sum(p.size for p in jax.tree.leaves(trained.split(state.params, learns)[0]))
+    if learning < size:
+        terminal.line(f"{learning:,} parameters are trained, {learning / size:.2%} of all")
     terminal.line(
         f"{cfg.model.preset}: {size:,} parameters on {jax.device_count()} {jax.devices()[0].device_kind} device(s), "
         f"mesh {dict(layout.mesh.shape)}; {cfg.data.mixture} in rows of {cfg.data.length}"

@@ -13,9 +13,9 @@ from tiny_models import SIZES, random_params
 
 from t5x_lite import cli
 from t5x_lite.errors import CheckpointError, ConfigError, UserError
-from t5x_lite.hub import interchange, mapping, parameters, weights
+from t5x_lite.hub import adapters, interchange, mapping, parameters, weights
 from t5x_lite.hub.families import FAMILIES
-from t5x_lite.models import presets
+from t5x_lite.models import lora, presets
 from t5x_lite.models.transformer import stack_layers
 
 LAYERS = {"text_to_text": ("num_encoder_layers", "num_decoder_layers"), "encoder_only": ("num_encoder_layers",)}
@@ -141,6 +141,30 @@ def test_an_import_is_what_a_run_starts_from(tmp_path, capsys):
     assert again == settings
     assert cli.run(["import", str(directory), str(out)]) == 2
     assert "there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_an_adapter_is_written_as_peft_has_it(scan_layers, tmp_path):
+    """lora_B · lora_A · alpha / r is what merging adds to their weight."""
+    changes = {"lora_rank": 2, "lora_targets": ("query", "out"), "heads": ("classification",), "num_classes": 3}
+    config = tiny("bert", **changes)
+    params = random_params(config)
+    stacked = stack_layers(params) if scan_layers else params
+    adapters.write(tmp_path, dataclasses.replace(config, scan_layers=scan_layers), stacked, FAMILIES["bert"])
+    settings = json.loads((tmp_path / adapters.SETTINGS).read_text())
+    assert settings["target_modules"] == ["attention.output.dense", "attention.self.query"]
+    assert settings["modules_to_save"] == ["classifier", "pooler.dense"]
+    tensors = load_file(tmp_path / adapters.WEIGHTS)
+    added, base = (
+        dict(parameters.tensors(plain[0], FAMILIES["bert"], plain[1])[1])
+        for plain in (lora.merged(config, params), lora.merged(dataclasses.replace(config, lora_alpha=0.0), params))
+    )
+    for name in ("attention.self.query", "attention.output.dense"):
+        key = f"bert.encoder.layer.1.{name}"
+        a, b = (tensors[f"base_model.model.{key}.lora_{m}.weight"] for m in "AB")
+        delta = b @ a * settings["lora_alpha"] / settings["r"]
+        np.testing.assert_allclose(added[f"{key}.weight"] - base[f"{key}.weight"], delta, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(tensors["base_model.model.classifier.weight"], added["classifier.weight"])
 
 
 def rewrite_header(directory, change):

@@ -19,7 +19,7 @@ LAYERS = (
     "guard profiling",
     "data",
     "tasks",
-    "config losses sharding",
+    "config losses sharding trained",
     "experiment metrics optim beam constraint logit_rules",
     "step decode",
     "checkpoint writers runtime",

@@ -14,6 +14,7 @@ from t5x_lite.models import build
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.sharding import Layout, make_mesh
 from t5x_lite.step import TrainState
+from t5x_lite.trained import Trained, everything, split
 
 DROPOUT = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
 
@@ -69,6 +70,7 @@ def start(
     rows: int = 8,
     optimizer: str | optax.GradientTransformation = "adamw",
     state: TrainState | None = None,
+    trained: Trained = everything,
     **options: Any,
 ) -> Run:
     """A run on data × fsdp × tensor devices, about to begin: afresh, or from the numbers of another run's `state`."""
@@ -80,14 +82,20 @@ def start(
         axes = sharding.param_axes(step.abstract_params(module, batch))
         # A large epsilon: where a gradient is 0 in theory (biases of keys), Adam would divide noise by its own size.
         optimizer = optim.make_optimizer(
-            optimizer, schedule, axes, weight_decay=0.1, clip_norm=1.0, epsilon=1e-3, min_dim_size_to_factor=8
+            optimizer,
+            schedule,
+            split(axes, trained)[0],
+            weight_decay=0.1,
+            clip_norm=1.0,
+            epsilon=1e-3,
+            min_dim_size_to_factor=8,
         )
     if state is None:
-        state = step.init_state(module, optimizer, layout, batch, seed=1)
+        state = step.init_state(module, optimizer, layout, batch, 1, trained)
     else:
-        places = jax.tree.map(lambda a: a.sharding, step.abstract_state(module, optimizer, layout, batch))
+        places = jax.tree.map(lambda a: a.sharding, step.abstract_state(module, optimizer, layout, batch, trained))
         state = jax.device_put(jax.device_get(state), places)
-    train_step = step.make_train_step(module, optimizer, schedule, layout, state, seed=2, **options)
+    train_step = step.make_train_step(module, optimizer, schedule, layout, state, seed=2, trained=trained, **options)
     return Run(layout, module, optimizer, train_step, state, sharding.put_batch(batch, layout), [])
 
 

@@ -23,10 +23,10 @@ import orbax.checkpoint as ocp
 from t5x_lite import checkpoint
 from t5x_lite.data import vocabularies
 from t5x_lite.errors import CheckpointError, ConfigError
-from t5x_lite.hub import mapping, parameters, weights
+from t5x_lite.hub import adapters, mapping, parameters, weights
 from t5x_lite.hub.model import Model
 from t5x_lite.hub.report import ImportReport
-from t5x_lite.models import presets
+from t5x_lite.models import lora, presets
 from t5x_lite.models.config import ModelConfig
 
 TOKENIZER_FILES = (
@@ -93,10 +93,18 @@ def export_directory(
 
 def export_model(model: Model, out: Path, family: str = "") -> str:
     """Writes a loaded model; see `export_directory`."""
-    config, origin = dataclasses.replace(model.config, decoder_start_id=model.start_id), model.origin
+    config, params = lora.merged(dataclasses.replace(model.config, decoder_start_id=model.start_id), model.params)
     return export_directory(
-        config, model.params, out, tokenizer=vocabulary_directory(model), origin=origin, family=family
+        config, params, out, tokenizer=vocabulary_directory(model), origin=model.origin, family=family
     )
+
+
+def export_adapter(model: Model, out: Path, family: str = "") -> str:
+    """Writes the LoRA matrices of a loaded model alone, as peft does, and returns the family's name."""
+    found = mapping.family_for(dataclasses.replace(model.config, lora_rank=0), family)
+    with _new_directory(out) as directory:
+        adapters.write(directory, model.config, model.params, found)
+    return found.model_type
 
 
 def vocabulary_directory(model: Model) -> Path | None:

@@ -141,6 +141,12 @@ def tensors(
     return {key: group[0].their_shape for key, group in grouped.items()}, each()
 
 
+def layers_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """A parameter under the paths of an unrolled model: itself, or each layer of a scanned one."""
+    parts = _parts(path, array.shape)
+    yield from zip(parts, [array] if parts == [path] else array, strict=True)
+
+
 def _parts(path: str, shape: tuple[int, ...]) -> list[str]:
     """The paths of an unrolled model that a path stands for."""
     if "/layers/" not in path:

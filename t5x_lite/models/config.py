@@ -25,6 +25,8 @@ CHOICES = {
 }
 HEADS = ("mlm", "nsp", "classification", "regression", "pooled")
 
+LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -75,6 +77,10 @@ class ModelConfig:
     heads: tuple[str, ...] = ()  # of HEADS
     num_classes: int = 0  # classification head
     pooler_activation: str = "tanh"
+    # fine-tuning
+    lora_rank: int = 0  # of the matrices added to dense layers (models/lora.py); 0: none
+    lora_alpha: float = 16.0  # they are scaled by lora_alpha / lora_rank
+    lora_targets: tuple = ("query", "value")  # names of the layers: query key value out wi wi_0 wi_1 wo
     # training
     dropout_rate: float = 0.0  # embeddings, residual branches, pooled output before a classification head
     attention_dropout_rate: float = 0.0  # attention weights
@@ -129,6 +135,11 @@ class ModelConfig:
             if (getattr(self, field) > 0) != bool(wanted):
                 need = "at least 1" if wanted else "0"
                 raise ConfigError(f"model.{field}={getattr(self, field)}; a {self.architecture} model needs {need}")
+        for target in self.lora_targets:
+            if target not in LORA_TARGETS:
+                raise ConfigError(unknown("model.lora_targets entry", target, LORA_TARGETS))
+        if self.lora_rank < 0:
+            raise ConfigError(f"model.lora_rank={self.lora_rank}; it must be at least 0, which is no LoRA")
         if self.num_heads % self.kv_heads:
             raise ConfigError(
                 f"model.num_heads={self.num_heads} is not divisible by model.num_kv_heads={self.num_kv_heads}"

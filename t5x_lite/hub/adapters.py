@@ -1,0 +1,69 @@
+"""LoRA's matrices alone, in the file format of Hugging Face's peft."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.hub import mapping, parameters
+from t5x_lite.hub.families import Family
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.sharding import path_text
+
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."  # what peft wraps a model in
+HEADS = ("pooler/", "classification/", "regression/")  # learned whole
+
+
+def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> None:
+    """Writes adapter_model.safetensors and adapter_config.json; heads that were trained whole go along.
+
+    Raises ConfigError for a model without LoRA, or one with a target that is a part of a tensor of theirs (GPT-2's
+    query, key and value).
+    """
+    from safetensors.numpy import save_file
+
+    if not config.lora_rank:
+        raise ConfigError(
+            "this model has no LoRA matrices to write; train one with model.lora_rank, or export it whole"
+        )
+    flat = {path_text(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    whole_arrays = ((path, np.asarray(leaf)) for path, leaf in flat.items())
+    arrays = {part: array for path, stack in whole_arrays for part, array in parameters.layers_of(path, stack)}
+    kernels = {path: array.shape for path, array in arrays.items() if path.endswith("/kernel")}
+    tensors, targets, whole = {}, set(), set()
+    for binding in mapping.bindings(family, kernels):
+        module = binding.key.removesuffix(".weight")
+        path = binding.path.removesuffix("kernel")
+        if path + "lora_a" in arrays:
+            if binding.third is not None:
+                raise ConfigError(
+                    f"{family.model_type} has query, key and value in one tensor; export the model merged"
+                )
+            a, b = arrays[path + "lora_a"], arrays[path + "lora_b"]
+            tensors[f"{PREFIX}{module}.lora_A.weight"] = a.reshape(-1, config.lora_rank).T
+            tensors[f"{PREFIX}{module}.lora_B.weight"] = b.reshape(config.lora_rank, -1).T
+            targets.add(re.sub(r".*\.\d+\.", "", module))  # the same module of every layer
+        elif path.startswith(HEADS):
+            whole.add(module.removeprefix(family.prefix))
+            tensors[f"{PREFIX}{binding.key}"] = binding.theirs(arrays[binding.path])
+            if path + "bias" in arrays:
+                tensors[f"{PREFIX}{module}.bias"] = arrays[path + "bias"]
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if whole else "SEQ_2_SEQ_LM" if config.architecture == "text_to_text" else "CAUSAL_LM",
+        "r": config.lora_rank,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(targets),
+        "modules_to_save": sorted(whole) or None,
+        "bias": "none",
+        "fan_in_fan_out": not family.kernels_turned,
+        "inference_mode": True,
+    }
+    save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, directory / WEIGHTS, {"format": "pt"})
+    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

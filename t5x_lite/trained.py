@@ -1,0 +1,67 @@
+"""Which parameters learn: a tree of parameters as the part that does and the part that stays.
+
+Gradients and optimizer state exist for the first part alone.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from t5x_lite.errors import ConfigError
+
+Trained = Callable[[str], bool]  # the path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> does it learn?
+
+HEADS = r"(classification|regression|pooler)/.*"
+WITH_LORA = rf".*/lora_[ab]|{HEADS}"  # what learns where model.lora_rank is set and nothing else is said
+
+
+def everything(path: str) -> bool:
+    return True
+
+
+def chosen(pattern: str, tree: dict[str, Any], has_lora: bool) -> Trained:
+    """The parameters whose whole path matches a regular expression; "": all, or those that LoRA adds and the heads.
+
+    Raises ConfigError for a pattern that is none, or that matches none of the tree's paths.
+    """
+    pattern = pattern or (WITH_LORA if has_lora else "")
+    if not pattern:
+        return everything
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"optimizer.trained={pattern!r} is no regular expression: {error}; for example 'decoder/.*'"
+        ) from None
+
+    def matches(path: str) -> bool:
+        return compiled.fullmatch(path) is not None
+
+    if not split(tree, matches)[0]:
+        raise ConfigError(f"optimizer.trained={pattern!r} matches no parameter; the whole path of each is compared")
+    return matches
+
+
+def split(tree: dict[str, Any], trained: Trained, path: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the part that learns, the part that stays), each without the other's leaves."""
+    if trained is everything:
+        return tree, {}
+    parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            for part, inner in zip(parts, split(value, trained, f"{path}{name}/"), strict=True):
+                if inner:
+                    part[name] = inner
+        else:
+            parts[0 if trained(path + name) else 1][name] = value
+    return parts
+
+
+def merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The tree that `split` took apart."""
+    if not other:
+        return one
+    out = dict(one)
+    for name, value in other.items():
+        out[name] = merge(out[name], value) if name in out else value
+    return out

@@ -1,0 +1,81 @@
+"""Parts of a model that learn, and LoRA: the rest stays bit-equal and costs no optimizer state."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+from tiny_models import FAMILIES, forward, random_batch, random_params
+from training import assert_trees_close, start
+
+from t5x_lite import trained
+from t5x_lite.errors import ConfigError
+from t5x_lite.models import lora
+from t5x_lite.models.transformer import stack_layers
+from t5x_lite.sharding import path_text
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def paths(tree) -> dict[str, np.ndarray]:
+    return {path_text(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def test_split_and_merge_are_inverse():
+    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    for pattern in ("a/.*", "e", ".*", "a/b|e"):
+        matches = trained.chosen(pattern, tree, has_lora=False)
+        one, other = trained.split(tree, matches)
+        assert trained.merge(one, other) == tree
+        assert set(paths(one)) == {path for path in paths(tree) if re.fullmatch(pattern, path)}
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        trained.chosen("b", tree, has_lora=False)
+    with pytest.raises(ConfigError, match="no regular expression"):
+        trained.chosen("(", tree, has_lora=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "optimizer", "changes", "pattern"),
+    [
+        ("gpt2", "adamw", {}, "decoder/layers_1/.*"),
+        (
+            "t5",
+            "adafactor",
+            {"lora_rank": 2, "scan_layers": True, "lora_targets": ("query", "out", "wo")},
+            trained.WITH_LORA,
+        ),
+    ],
+)
+def test_what_does_not_learn_stays_bit_equal_and_has_no_state(family, optimizer, changes, pattern):
+    config = dataclasses.replace(FAMILIES[family], **changes)
+    matches = lambda path: re.fullmatch(pattern, path) is not None  # noqa: E731
+    run = start(config, (2, 2, 2), optimizer=optimizer, trained=matches)
+    before = paths(run.state.params)
+    run.advance(2)
+    after = paths(run.state.params)
+    learned = {path for path in after if not np.array_equal(before[path], after[path])}
+    assert learned and learned <= {path for path in after if matches(path)}
+    if changes:
+        assert learned == {path for path in after if matches(path)}
+    count = sum(after[path].size for path in after if matches(path))
+    held = sum(leaf.size for leaf in jax.tree.leaves(run.state.opt_state) if leaf.ndim)
+    assert 0 < held <= 2 * count
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_lora_begins_as_nothing_and_merges_into_the_kernels(scan_layers):
+    config = FAMILIES["t5_1_1"]
+    changes = {"lora_rank": 3, "lora_alpha": 6.0, "lora_targets": ("query", "value", "out", "wi_0")}
+    with_lora = dataclasses.replace(config, scan_layers=scan_layers, **changes)
+    params, batch = random_params(dataclasses.replace(with_lora, scan_layers=False)), random_batch(config)
+    params = jax.tree_util.tree_map_with_path(lambda p, x: 0.2 * x if "lora" in path_text(p) else x, params)
+    params = stack_layers(params) if scan_layers else params
+    got = forward(with_lora, params, batch)["lm"]
+    plain, merged = lora.merged(with_lora, params)
+    assert plain.lora_rank == 0 and not any("lora" in path for path in paths(merged))
+    np.testing.assert_allclose(forward(plain, merged, batch)["lm"], got, rtol=1e-5, atol=1e-5)
+    none = jax.tree_util.tree_map_with_path(lambda p, x: 0 * x if path_text(p).endswith("lora_b") else x, params)
+    without = lora.merged(with_lora, none)[1]
+    assert not np.allclose(forward(plain, without, batch)["lm"], got, atol=1e-2)
+    assert_trees_close(forward(with_lora, none, batch), forward(plain, without, batch), atol=1e-6)
