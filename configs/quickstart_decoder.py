@@ -2,9 +2,10 @@
 
     t5x-lite train --config=configs/quickstart_decoder.py --workdir=runs/decoder
 
-The same mixture as configs/quickstart.py through the same loop: text and its summary (or label) are one sequence,
-and only the summary counts in the loss. Results on 2 CPU cores, 5:26 minutes: classify 50.0% (majority 20.8%),
-summarise ROUGE-1/2/Lsum 14.4/2.9/13.9 (copying the name's words: 20.1/2.9/17.6).
+The same tasks as in configs/quickstart.py through the same loop: text and its summary (or label) are one sequence,
+and only the summary counts in the loss. With T5's relative positions in place of GPT's learned ones: so small a model
+learns sooner from them to copy words out of the text (loss after 1,600 steps 3.77; with learned positions 4.04).
+RESULTS
 """
 
 from t5x_lite import config
@@ -13,7 +14,9 @@ from t5x_lite import config
 def get_config():
     cfg = config.base()
     cfg.model.preset = "gpt2_tiny"
-    cfg.data.mixture = "quickstart"
+    cfg.model.num_decoder_layers = 4
+    cfg.model.positions = "relative"
+    cfg.data.mixture = "quickstart_decoder"
     cfg.data.batch_rows = 8
     cfg.data.length = 160
 

@@ -152,3 +152,10 @@ registry.add(
         {"python_docs": 1.0, "python_docs_classify": 3.0, "python_docs_summarize": 5.0},
     )
 )
+registry.add(
+    Mixture(
+        "quickstart_decoder",
+        # More of them still: in a decoder's row a label or a summary shares the place with what it is made from.
+        {"python_docs": 1.0, "python_docs_classify": 4.0, "python_docs_summarize": 12.0},
+    )
+)
