@@ -20,7 +20,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from t5x_lite import checkpoint
+from t5x_lite import checkpoint, manifest
 from t5x_lite.data import vocabularies
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.hub import adapters, mapping, parameters, weights
@@ -51,6 +51,7 @@ def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), voca
         params, report = parameters.load(found, config, parameters.layout_for(config), allow=allow)
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save((directory / checkpoint.DIRECTORY / "0" / "params").absolute(), params)
+        manifest.write(directory / checkpoint.DIRECTORY / "0")
         _write_json(directory / presets.STORED, dataclasses.asdict(config))
         _write_json(directory / SETTINGS, dict(found.settings))
         (directory / "import.json").write_text(report.to_json(), encoding="utf-8")
