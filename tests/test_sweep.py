@@ -1,0 +1,141 @@
+"""Sweeps of a program that costs nothing: which points there are, what a kill leaves, and the table and page."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from t5x_lite import cli, compare, config, sweep
+from t5x_lite.errors import ConfigError
+
+SWEEP = """
+program: {program}
+method: grid
+metric: {{name: eval/t/accuracy, goal: maximize}}
+parameters:
+  config.optimizer.learning_rate: {{values: [0.001, 0.01, 0.1]}}
+  config.model.preset: {{values: [a, b]}}
+  config.seed: {{values: [0, 1]}}
+command: ["${{program}}", train, --workdir=runs/$WANDB_RUN_ID, "${{args}}"]
+"""
+# Each run notes its start, takes a while, and is the better the nearer its learning rate is to 0.01.
+PROGRAM = """#!{python}
+import json, pathlib, sys, time
+given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[2:])
+workdir = pathlib.Path(given["workdir"])
+with open(workdir.parent / "starts", "a") as starts:
+    starts.write(workdir.name + "\\n")
+time.sleep(0.3)
+value = {{"0.001": 50, "0.01": 70, "0.1": 20}}[given["config.optimizer.learning_rate"]] + 2 * int(given["config.seed"])
+(workdir / "metrics.jsonl").write_text(json.dumps({{"step": 5, "eval/t/accuracy": value}}) + "\\n")
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    program = tmp_path / "program"
+    program.write_text(PROGRAM.format(python=sys.executable))
+    program.chmod(0o755)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP.format(program=program))
+    return path
+
+
+def test_a_killed_sweep_goes_on_and_ends_with_its_table_and_page(file, tmp_path, capsys):
+    output, starts = tmp_path / "out", tmp_path / "out" / "starts"
+    command = [sys.executable, "-m", "t5x_lite.cli", "sweep", str(file), f"--output={output}", "--jobs=2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while len(list(output.glob("*/sweep_exit.txt"))) < 4:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {f.parent.name for f in output.glob("*/sweep_exit.txt") if f.read_text() == "0"}
+    starts.unlink()
+    assert cli.run(["sweep", str(file), f"--output={output}", "--jobs=4"]) == 0
+    again = starts.read_text().splitlines()
+    assert len(again) == 12 - len(done) and not done & set(again)
+    rows = sweep.collect(sweep.read(file), output)
+    assert [(row["point"]["config.optimizer.learning_rate"], row["mean"]) for row in rows] == [
+        (0.01, 71.0), (0.01, 71.0), (0.001, 51.0), (0.001, 51.0), (0.1, 21.0), (0.1, 21.0)
+    ]  # fmt: skip
+    assert all(row["sd"] == pytest.approx(2**0.5) and len(row["runs"]) == 2 for row in rows)
+    page = (output / "sweep.html").read_text()
+    assert page.count("<path ") == 6 and "71 ± 1.41" in page and "http" not in page
+    assert "12 points, 0" not in capsys.readouterr().out
+    assert cli.run(["sweep", str(file), f"--output={output}", "--point=12"]) == 2
+    assert cli.run(["sweep", str(file), f"--output={output}", "--print"]) == 0
+    printed = capsys.readouterr().out
+    assert f"wandb sweep {file}" in printed and "sbatch --array=0-11%1" in printed
+
+
+def test_a_signal_is_passed_on(file, tmp_path):
+    program = tmp_path / "program"
+    program.write_text("#!/bin/bash\ntrap 'exit 75' TERM\ntouch started\nwhile true; do sleep 0.05; done\n")
+    command = [sys.executable, "-m", "t5x_lite.cli", "sweep", str(file), f"--output={tmp_path / 'out'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75
+    assert [f.read_text() for f in (tmp_path / "out").glob("*/sweep_exit.txt")] == ["75"]
+
+
+def test_random_points_are_the_same_at_every_start(file):
+    text = file.read_text().replace("method: grid", "method: random\nrun_cap: 5")
+    text = text.replace("{values: [0.001, 0.01, 0.1]}", "{min: 0.001, max: 0.1, distribution: log_uniform_values}")
+    file.write_text(text.replace("{values: [0, 1]}", "{min: 0, max: 3}"))
+    points = sweep.read(file).points
+    assert points == sweep.read(file).points and len({sweep.run_id(p) for p in points}) == 5
+    assert all(0.001 <= p["config.optimizer.learning_rate"] <= 0.1 and p["config.seed"] in range(4) for p in points)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("method: grid", "method: bayes", "unknown method 'bayes'"),
+        ("method: grid", "methd: grid", "unknown key 'methd'; did you mean 'method'"),
+        ("goal: maximize", "goal: up", "goal: maximize}"),
+        ("config.seed", "seed", "name a config key"),
+        ("values: [0, 1]", "values: 3", "write value: X, values"),
+        ("/$WANDB_RUN_ID", "", "a workdir for each point"),
+        ("method: grid", "method: random", "needs run_cap"),
+        ("method:", "{", "is not YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_run_says_why(file, old, new, message):
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(ConfigError) as error:
+        sweep.read(file)
+    assert message in str(error.value)
+
+
+def test_the_example_is_a_sweep():
+    found = sweep.read(Path(__file__).parents[1] / "configs" / "sweep_quickstart.yaml")
+    assert len(found.points) == 12
+    keys = config.flat(config.base())
+    assert all(name.removeprefix("config.") in keys for name in found.points[0])
+
+
+def test_compare_shows_what_differs(tmp_path, capsys):
+    for name, rate in (("one", 0.1), ("two", 0.2)):
+        (tmp_path / name).mkdir()
+        cfg = config.base()
+        cfg.optimizer.learning_rate = rate
+        (tmp_path / name / "config.json").write_text(config.to_json(cfg))
+        rows = [{"step": s, "train/loss": rate * s, "eval/t/loss": rate} for s in (1, 2)]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = [tmp_path / "one", tmp_path / "two"]
+    assert compare.differences(runs, ["one", "two"]) == [{"key": "optimizer.learning_rate", "one": "0.1", "two": "0.2"}]
+    page = tmp_path / "page.html"
+    assert cli.run(["compare", *map(str, runs), f"--output={page}"]) == 0
+    out = capsys.readouterr().out
+    assert "optimizer.learning_rate" in out and "train/loss" in out
+    assert page.read_text().count("data:image/png") == 2
+    assert cli.run(["compare", os.fspath(tmp_path)]) == 2
