@@ -6,6 +6,7 @@ from t5x_lite import config
 from t5x_lite.data import registry
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.sources import Function
+from t5x_lite.models.presets import PRESETS
 from t5x_lite.tasks.metrics import accuracy
 
 COLOURS = ("red", "blue", "old", "new")
@@ -34,10 +35,11 @@ registry.add(Mixture("tiny", {"tiny_corpus": 0.5, "tiny_animal": 0.5}))
 def get_config(preset="t5_tiny"):
     cfg = config.base()
     cfg.model.preset = preset
-    cfg.model.d_model = 32
-    cfg.model.num_heads = 2
-    cfg.model.head_dim = 16
-    cfg.model.d_ff = 64
+    if preset in PRESETS:  # else an imported directory
+        cfg.model.d_model = 32
+        cfg.model.num_heads = 2
+        cfg.model.head_dim = 16
+        cfg.model.d_ff = 64
     cfg.data.mixture = "tiny"
     cfg.data.vocabulary = "bytes"
     cfg.data.batch_rows = 8
