@@ -15,6 +15,7 @@ seconds. Tokens are those of a batch that are not padding, encoder and decoder; 
     mixtures    nanoseconds a token with 1 to 100 tasks
     packing     utilisation and examples per core-second of packing documents with lengths like C4's into rows of 512
     cached      throughput of the task out of what `t5x-lite cache` made of it
+    seqio       throughput of SeqIO on the same corpus, vocabulary and task, where seqio and t5 are installed
     resume      seconds to the first batch from the state of step 1,000,000, and the size of that state
 """
 
@@ -40,7 +41,7 @@ from t5x_lite.cli import HUGE_PAGES  # noqa: E402  (`t5x-lite train` starts itse
 from t5x_lite.data import cache, convert, denoise, packing, pipeline, registry, sources, vocabularies  # noqa: E402
 from t5x_lite.data.registry import Feature, Mixture, Task  # noqa: E402
 
-MEASURES = ("throughput", "stages", "lengths", "mixtures", "packing", "cached", "resume")
+MEASURES = ("throughput", "stages", "lengths", "mixtures", "packing", "cached", "resume", "seqio")
 STAGES = {
     "chunk": [(convert, "chunks")],
     "noise": [(convert, "corrupt_each")],
@@ -80,6 +81,7 @@ def work(args: argparse.Namespace) -> None:
         "mixtures": mixtures,
         "packing": packed,
         "cached": cached,
+        "seqio": with_seqio,
         "resume": resume,
     }[args.measure](args, vocabulary)
     print(json.dumps({"measure": args.measure, "vocabulary": name, **found}), flush=True)
@@ -267,7 +269,7 @@ def resume(args: argparse.Namespace, vocabulary) -> dict:
     state = batches.get_state()
     for stream in state["streams"].values():  # as far as a million steps lead
         stream["drawn"] += 1_000_000 * args.batch_rows
-        stream["tasks"] = [[window + 10**6, *rest] for window, *rest in stream["tasks"]]
+        stream["tasks"] = pipeline._encoded(np.array([[10**6, 0, 0]]))
     samples = []
     for _ in range(args.samples):
         again = batches_of(args, vocabulary)
@@ -276,6 +278,45 @@ def resume(args: argparse.Namespace, vocabulary) -> dict:
         next(again)
         samples.append(time.perf_counter() - begin)
     return {"restore_s": round(statistics.median(samples), 3), "state_bytes": len(json.dumps(state))}
+
+
+def with_seqio(args: argparse.Namespace, vocabulary) -> dict:
+    """The task as T5's own pre-training has it: SeqIO 0.20 and t5 0.9, on TensorFlow."""
+    try:
+        import seqio  # pyright: ignore[reportMissingImports]
+        from t5.data import preprocessors  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        return {"skipped": f"{error.name} is not installed"}
+    is_bytes = isinstance(vocabulary, vocabularies.ByteVocabulary)
+    theirs = seqio.ByteVocabulary(100) if is_bytes else seqio.SentencePieceVocabulary(args.model, 100)
+    lengths = {"inputs": args.length, "targets": args.targets_length}
+    seqio.TaskRegistry.add(
+        "bench",
+        source=seqio.TextLineDataSource({"train": args.corpus}),
+        preprocessors=[
+            lambda lines: lines.map(lambda line: {"targets": line}),
+            seqio.preprocessors.tokenize,
+            preprocessors.span_corruption,
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+        output_features={side: seqio.Feature(theirs) for side in lengths},
+    )
+    found = seqio.get_mixture_or_task("bench").get_dataset(lengths, "train", shuffle=True, num_epochs=None, seed=0)
+    packed_rows = seqio.EncDecFeatureConverter(pack=True)(found, lengths).batch(args.batch_rows)
+    batches = (
+        {name: ids for name, ids in batch.items() if name.endswith("segment_ids")}
+        for batch in packed_rows.as_numpy_iterator()
+    )
+    next(batches)
+    first_batch_s = time.perf_counter() - START
+    samples = rates(batches, args)
+    return {
+        "tokens_per_core_s": round(statistics.median(samples)),
+        "lowest": round(min(samples)),
+        "highest": round(max(samples)),
+        "first_batch_s": round(first_batch_s, 3),
+        "rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
 
 
 def write_documentation(path: Path, megabytes: float) -> None:

@@ -13,13 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from t5x_lite.batch import Batch
-from t5x_lite.data import pipeline, registry
+from t5x_lite.data import order, pipeline, registry
+from t5x_lite.data.reader import Reader
 from t5x_lite.experiment import Experiment
 
 SEGMENT_STYLES = ("cyan", "green", "magenta", "yellow", "blue")
 SAMPLED_ROWS, SAMPLED_S = 2048, 1.5  # the plan is reckoned from so many rows, or what comes in so many seconds
-SAMPLED_LABELS = 2000  # examples
+SAMPLED_LABELS = 2000  # examples, from all over a split
 PERCENTILES = (50, 90, 99, 100)
+COUNTED = {"truncated": "truncated", "skipped_long": "left out as too long"}
 
 
 def print_tasks() -> None:
@@ -59,7 +61,8 @@ def run(experiment: Experiment, rows: int, split: str, as_json: bool) -> None:
 def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
     """Batches, plan and `rows` decoded rows, as JSON-able data.
 
-    arrays: {name: "dtype[shape]"} of a batch; padding, examples_per_row, truncated: shares and means of the sample;
+    arrays: {name: "dtype[shape]"} of a batch; padding, examples_per_row, truncated (or skipped_long): shares and means
+    of the sample;
     tasks: a dict each (`_task`; of another split than train without what a run's steps come to); rows: a list of
     examples each, every one a dict of what it reads and is to answer.
     """
@@ -76,7 +79,7 @@ def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
         "arrays": {name: f"{a.dtype}{list(a.shape)}" for name, a in first.items() if not name.endswith("task_ids")},
         "padding": 1 - sum(int((s > 0).sum()) for s in segments) / sum(s.size for s in segments),
         "examples_per_row": per_row,
-        **({"truncated": counts["truncated"]} if counts else {}),
+        **{name: counts[name] for name in COUNTED if name in counts},
         "tasks": _tasks([batch for batch, _ in batches], counts, per_row, experiment, split),
         "rows": [list(_examples(batch, row, experiment)) for batch, row in shown],
     }
@@ -152,10 +155,19 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
             if found
         }
         if task.labels:  # type: ignore[union-attr]
-            found = itertools.islice(pipeline.text_examples(task, split), SAMPLED_LABELS)  # type: ignore[arg-type]
-            entry["labels"] = dict(collections.Counter(str(e.get("targets")).strip() for _, e in found).most_common())
+            entry["labels"] = _label_counts(task, split)  # type: ignore[arg-type]
         out.append(entry)
     return out
+
+
+def _label_counts(task: registry.Task, split: str) -> dict[str, int]:
+    """How often each label comes in a split, or in SAMPLED_LABELS of its examples from all over it: files are often
+    sorted by label. One that never comes is there with 0."""
+    reader = Reader(task, split)
+    places = order.shuffled(np.arange(min(len(reader), SAMPLED_LABELS)), len(reader), order.key(task.name, "labels"))
+    found = (reader.read(n, lambda n=n: order.generator(0, task.name, split, n)) for n in places.tolist())
+    counts = collections.Counter(str(example["targets"]).strip() for example in found if example is not None)
+    return dict(counts.most_common()) | {label: 0 for label in task.labels if label not in counts}
 
 
 def _segment_lengths(segments: np.ndarray, count: int) -> np.ndarray:
@@ -200,15 +212,19 @@ def _print(description: dict[str, Any], console: Console) -> None:
     for name, shape in description["arrays"].items():
         console.print(f"{name}  {shape}", highlight=False)
     note = f"padding {100 * description['padding']:.1f}%, {description['examples_per_row']:.1f} examples per row"
-    if "truncated" in description:
-        note += f", {100 * description['truncated']:.1f}% truncated"
+    for name, words in COUNTED.items():
+        if name in description:
+            note += f", {100 * description[name]:.1f}% {words}"
     console.print(note, highlight=False)
     console.print(_plan_table(description))
     console.print(_length_table(description))
     for task in description["tasks"]:
         if "labels" in task:
             shown = ", ".join(f"{label} {count}" for label, count in task["labels"].items())
-            console.print(f"labels of {task['task']}: {shown}", highlight=False, markup=False)
+            of = f"labels of {task['task']}"
+            if task["source_examples"] > SAMPLED_LABELS:
+                of += f" in {SAMPLED_LABELS:,} of its examples"
+            console.print(f"{of}: {shown}", highlight=False, markup=False)
     for number, row in enumerate(description["rows"]):
         console.rule(f"row {number}", align="left")
         for segment, example in enumerate(row, 1):

@@ -35,7 +35,7 @@ from t5x_lite.errors import CheckpointError, ConfigError, DataError
 
 MAX_STREAMS = 64  # at most so many hosts read data
 TEXTS_PER_WINDOW = 64  # of a task, encoded together; the documents of a corpus are joined before they are cut
-FEWEST_TEXTS_PER_WINDOW = 16  # of a task with a small share of a mixture
+FEWEST_TEXTS_PER_WINDOW = 8  # of a task with a small share of a mixture: every stream keeps a window of every task
 ROWS_PER_WINDOW = 1024  # packed together, over all streams; of each at least FEWEST_ROWS_PER_WINDOW
 FEWEST_ROWS_PER_WINDOW = 64  # the last may stay half empty: about 0.8% of them
 ROWS_PER_UNPACKED_WINDOW = 16  # noised together: they wait for no others to fit beside them
@@ -768,6 +768,8 @@ def _finished(
     if not texts:
         return packing.concatenate(pieces)
     denoised = converter.denoise(packing.concatenate(texts), vocabulary, rng)
+    if len(texts) == len(pieces):
+        return denoised
     ends = itertools.accumulate(map(packing.count, texts), initial=0)
     parts = (packing.piece(denoised, begin, end) for begin, end in itertools.pairwise(ends))
     return packing.concatenate([next(parts) if TEXT in piece else piece for piece in pieces])
