@@ -286,7 +286,9 @@ def test_two_files_of_one_name_are_two_tasks(tmp_path):
     how = {"inputs": "{body}", "targets": "{label}"}
     first = registry.add(discover(write(tmp_path / "a" / "train.csv", reviews(40)), **how).task)
     second = registry.add(discover(write(tmp_path / "b" / "train.csv", reviews(80)), **how).task)
-    assert first.name != second.name
+    assert (first.name, second.name) == ("a", "b")
+    third = registry.add(discover(write(tmp_path / "c" / "b" / "train.csv", reviews(60)), **how).task)
+    assert third.name == "b_file"
     assert discover(str(tmp_path / "b" / "train.csv"), **how).task.name == second.name
 
 

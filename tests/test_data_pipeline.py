@@ -398,6 +398,25 @@ def test_prompts_come_with_their_texts(converter):
     assert sorted(seen) == list(range(21))
 
 
+def test_packed_examples_are_where_they_are_said_to_be():
+    examples = [{"inputs": "i" * (1 + n % 17), "targets": f"{n}"} for n in range(100)]
+    for converter, side in ((CONVERTERS["text_to_text"], "encoder"), (CONVERTERS["decoder_only"], "decoder")):
+        found = pipeline.packed_examples(examples, registry.REGISTRY["plain"], converter, VOCABULARY, batch_rows=4)  # type: ignore[arg-type]
+        seen, rows = [], 0
+        for batch, places in found:
+            rows += len(batch[f"{side}_input_tokens"])
+            for number, row, segment in places:
+                seen.append(number)
+                targets = batch["decoder_target_tokens"][row]
+                mine = (batch["decoder_segment_ids"][row] == segment) & (batch["decoder_loss_weights"][row] > 0)
+                assert VOCABULARY.decode(targets[mine]) == f"{number}"
+                read = batch[f"{side}_input_tokens"][row][batch[f"{side}_segment_ids"][row] == segment]
+                assert (read == VOCABULARY.encode(["i"])[0][0]).sum() == 1 + number % 17
+        assert sorted(seen) == list(range(100)) and rows <= 48
+    nothing = pipeline.packed_examples([], registry.REGISTRY["plain"], converter, VOCABULARY, batch_rows=4)  # type: ignore[arg-type]
+    assert not list(nothing)
+
+
 def test_neither_jax_nor_tensorflow_is_imported():
     """Listing, checking and reading tasks needs no accelerator library, and no second to load one."""
     code = (

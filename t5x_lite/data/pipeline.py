@@ -673,6 +673,23 @@ def example_batch(
     return _one_per_row(found, converter, vocabulary, batch_rows, converter.sizes(pack=False))
 
 
+def packed_examples(
+    examples: Sequence[Mapping], task: Task, converter: Converter, vocabulary: Vocabulary, *, batch_rows: int
+) -> Iterator[tuple[Batch, list[tuple[int, int, int]]]]:
+    """Supervised text examples with their targets, several a row: batches, and for each example in one its number in
+    `examples`, its row and its segment id there. For scoring: short pairs need a fraction of the batches."""
+    found, _ = converter.supervised(examples, task, vocabulary)
+    specs, sizes = converter.specs(), converter.sizes(pack=True)
+    row_of = packing.assign(packing.lengths_of(found, specs, "".join(sizes)), np.array(list(sizes.values())))
+    for first in range(0, int(row_of.max(initial=-1)) + 1, batch_rows):
+        numbers = np.flatnonzero((row_of >= first) & (row_of < first + batch_rows))
+        rows = row_of[numbers] - first
+        batch = packing.fill(packing.take(found, numbers), rows, batch_rows, specs, sizes)
+        batches.check(batch, specs, vocabulary.size)
+        segments = [int((rows[: n + 1] == row).sum()) for n, row in enumerate(rows)]
+        yield batch, list(zip(numbers.tolist(), rows.tolist(), segments, strict=True))
+
+
 def _one_per_row(
     examples: Examples, converter: Converter, vocabulary: Vocabulary, batch_rows: int, sizes: Mapping[str, int]
 ) -> Batch:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t5x_lite.data import registry
-from t5x_lite.data.files import Filled, Found, find
+from t5x_lite.data.files import SPLIT_NAMES, Filled, Found, find
 from t5x_lite.data.preprocess import pieces, root
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Files
@@ -201,9 +201,13 @@ def _number(text: str) -> float | None:
 
 
 def _name(spec: str, source: Files) -> str:
-    """A task's name from that of its first file; the same for the same files, another for others."""
+    """A task's name from that of its first file (of its directory where that is named for a split); the same for the
+    same files, another for others."""
     path = re.sub(r"^\w+=", "", spec)
-    stem = Path(path.split(",")[0].rstrip("/")).name.split(".")[0]
+    first = Path(path.split(",")[0].rstrip("/"))
+    stem = first.name.split(".")[0]
+    if any(stem.lower() in names for names in SPLIT_NAMES.values()) and first.absolute().parent.name:
+        stem = first.absolute().parent.name  # reviews/train.csv
     name = re.sub(r"\W+", "_", stem).strip("_") or "files"
     for candidate in itertools.chain([name, f"{name}_file"], (f"{name}_file_{n}" for n in itertools.count(2))):
         there = registry.REGISTRY.get(candidate)
