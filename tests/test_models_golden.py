@@ -7,11 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from t5x_lite.errors import CheckpointError
+from t5x_lite.hub import interchange, t5x
 from t5x_lite.models import build
 from t5x_lite.models.presets import preset
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "data" / "golden"
 T5X, BERT = GOLDEN / "axlearn.common.encoder_decoder_test.npz", GOLDEN / "axlearn.common.bert_test.npz"
+
+T5X_FILE = GOLDEN.parent / "weights" / "t5x_tiny" / "test_t5_tiny.checkpoint_0"
 
 
 def logits(config, params, batch):
@@ -25,21 +29,6 @@ def insert(tree: dict, path: str, value) -> None:
     tree[name] = value
 
 
-T5X_NAMES = {
-    "token_embedder": "token_embedding",
-    "relpos_bias": "relative_bias",
-    "rel_embedding": "embedding",
-    "encoder_norm": "final_norm",
-    "decoder_norm": "final_norm",
-    "attention": "self_attention",
-    "encoder_decoder_attention": "cross_attention",
-    "pre_attention_layer_norm": "self_attention_norm",
-    "pre_self_attention_layer_norm": "self_attention_norm",
-    "pre_cross_attention_layer_norm": "cross_attention_norm",
-    "pre_mlp_layer_norm": "mlp_norm",
-}
-
-
 @pytest.mark.skipif(not T5X.exists(), reason="T5X's golden logits are not on this machine")
 @pytest.mark.parametrize("packed", [False, True])
 def test_t5_1_1_logits_equal_t5x(packed):
@@ -50,8 +39,7 @@ def test_t5_1_1_logits_equal_t5x(packed):
     for name, value in golden.items():
         if not name.startswith("params/"):
             continue
-        path = "/".join(T5X_NAMES.get(part, part) for part in name.split("/")[1:])
-        path = path.replace("decoder/logits_dense", "logits/dense")
+        path = t5x.rename(name.removeprefix("params/"))
         if "attention/" in path and path.endswith("kernel"):
             heads = (config.num_heads, config.head_dim)
             value = value.reshape((*heads, -1) if "/out/" in path else (-1, *heads))
@@ -100,15 +88,17 @@ BERT_NAMES = {
     [
         ("test_for_mlm", "mlm"),
         ("test_for_mlm_with_padding", "mlm"),
+        ("test_sequence_classification_1", "regression"),
         ("test_sequence_classification_2", "classification"),
         ("test_sequence_classification_3", "classification"),
+        ("test_sequence_binary_classification", "classification"),
     ],
 )
 def test_bert_logits_equal_the_reference(case, head):
     golden = {k.split("/", 1)[1]: v for k, v in np.load(BERT).items() if k.startswith(f"{case}/")}
     expected = golden["outputs/logits"]
     sizes = {"vocab_size": 24, "d_model": 16, "d_ff": 64, "num_heads": 4, "head_dim": 4, "max_positions": 20}
-    config = preset("bert_tiny", **sizes, heads=(head,), num_classes=expected.shape[-1])
+    config = preset("bert_tiny", **sizes, heads=(head,), num_classes=max(2, expected.shape[-1]))
     config = dataclasses.replace(config, dropout_rate=0.0, attention_dropout_rate=0.0)
     params: dict = {}
     for name, value in golden.items():
@@ -116,7 +106,7 @@ def test_bert_logits_equal_the_reference(case, head):
             continue
         path = name.removeprefix("params/")
         for theirs, ours in BERT_NAMES.items():
-            path = path.replace(theirs, ours)
+            path = path.replace(theirs, head if ours == "classification" else ours)
         if path.endswith("weight"):
             path = path.removesuffix("weight") + "kernel"
         if "position_embedding" in path:
@@ -139,5 +129,16 @@ def test_bert_logits_equal_the_reference(case, head):
     if head == "mlm":
         got, expected = got[~padding], expected[~padding]
     else:
-        got = got[:, 0]
+        got = got[:, 0].reshape(expected.shape)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not T5X_FILE.exists(), reason="T5X's checkpoint is not on this machine")
+def test_a_t5x_checkpoint_of_one_file_is_imported(tmp_path):
+    report = interchange.import_directory(T5X_FILE, tmp_path / "out")
+    assert len(report.rows) == len({row.tensor for row in report.rows}) == 52
+    config = preset(str(tmp_path / "out"))
+    assert (config.d_model, config.num_heads, config.head_dim, config.d_ff, config.vocab_size) == (8, 4, 3, 16, 32128)
+    (tmp_path / "bad").write_bytes(T5X_FILE.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="no T5X checkpoint"):
+        interchange.import_directory(tmp_path / "bad", tmp_path / "out2")

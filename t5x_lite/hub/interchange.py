@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from t5x_lite import checkpoint, manifest
 from t5x_lite.data import vocabularies
 from t5x_lite.errors import CheckpointError, ConfigError
-from t5x_lite.hub import adapters, mapping, parameters, weights
+from t5x_lite.hub import adapters, mapping, parameters, t5x, weights
 from t5x_lite.hub.model import Model
 from t5x_lite.hub.report import ImportReport
 from t5x_lite.models import lora, presets
@@ -37,11 +37,17 @@ SETTINGS = "huggingface.json"
 
 
 def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), vocab_size: int = 0) -> ImportReport:
-    """Makes the directory `out` from one in Hugging Face format; nothing is left of it where anything fails.
+    """Makes the directory `out` from one in Hugging Face format, or from a T5X checkpoint of one file; nothing is left
+    of it where anything fails.
 
     vocab_size: rows of the embedding table, for a vocabulary that is larger or smaller; 0: as it is.
     allow: tensors and parameters that may go without the other; see `parameters.load`.
     """
+    if source.is_file() and source.suffix not in (*weights.PICKLES, ".safetensors"):
+        config, params, report = t5x.load(source)
+        with _new_directory(out) as directory:
+            _write_checkpoint(directory, config, params, report)
+        return report
     found = parameters.open_directory(source)
     config = found.config
     if vocab_size:
@@ -49,14 +55,19 @@ def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), voca
     _check_tokenizer(source, config)
     with _new_directory(out) as directory:
         params, report = parameters.load(found, config, parameters.layout_for(config), allow=allow)
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save((directory / checkpoint.DIRECTORY / "0" / "params").absolute(), params)
-        manifest.write(directory / checkpoint.DIRECTORY / "0")
-        _write_json(directory / presets.STORED, dataclasses.asdict(config))
+        _write_checkpoint(directory, config, params, report)
         _write_json(directory / SETTINGS, dict(found.settings))
-        (directory / "import.json").write_text(report.to_json(), encoding="utf-8")
         _copy_tokenizer(source, directory)
     return report
+
+
+def _write_checkpoint(directory: Path, config: ModelConfig, params: Any, report: ImportReport) -> None:
+    step = directory / checkpoint.DIRECTORY / "0"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save((step / "params").absolute(), params)
+    manifest.write(step)
+    _write_json(directory / presets.STORED, dataclasses.asdict(config))
+    (directory / "import.json").write_text(report.to_json(), encoding="utf-8")
 
 
 def export_directory(

@@ -78,7 +78,7 @@ def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
     """The parameters as shapes with their places on the mesh: what a checkpoint is restored into."""
     tree: dict[str, Any] = {}
     for path, (shape, axes) in abstract(config).items():
-        _insert(tree, path, jax.ShapeDtypeStruct(shape, np.float32, sharding=layout.sharding(axes)))
+        insert(tree, path, jax.ShapeDtypeStruct(shape, np.float32, sharding=layout.sharding(axes)))
     return tree
 
 
@@ -110,7 +110,7 @@ def load(
         else:
             arrays = [_resized(_read(found, bound[part], names), theirs[part], axes, config) for part in parts[path]]
             value = np.stack(arrays) if parts[path] != [path] else arrays[0]
-        _insert(tree, path, jax.device_put(value, layout.sharding(axes)))
+        insert(tree, path, jax.device_put(value, layout.sharding(axes)))
         assert value.shape == shape, (path, value.shape, shape)
     return tree, ImportReport(tuple(rows))
 
@@ -321,7 +321,8 @@ def _fresh(config: ModelConfig, paths: list[str]) -> dict[str, Any]:
     return jax.jit(init)(jax.random.key(0))
 
 
-def _insert(tree: dict[str, Any], path: str, value: Any) -> None:
+def insert(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Puts a value into a nested dict under a path with slashes."""
     *parents, name = path.split("/")
     for parent in parents:
         tree = tree.setdefault(parent, {})
