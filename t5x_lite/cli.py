@@ -80,7 +80,13 @@ def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     if tasks:
         cfg.eval.tasks = tasks
     with processes.joined():
-        evaluate.run(experiment.resolve(cfg), Path(arguments.workdir), arguments.checkpoints)
+        evaluate.run(
+            experiment.resolve(cfg), Path(arguments.workdir), arguments.checkpoints, _path(arguments.submission)
+        )
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None
 
 
 def _infer(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -226,11 +232,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", required=True, metavar="DIR")
     evaluate.add_argument("--checkpoints", default="latest", metavar="WHICH", help="latest, best, all or a step")
     evaluate.add_argument("--tasks", default="", metavar="A,B", help="default: those of the run")
+    evaluate.add_argument("--submission", default="", metavar="FILE.zip", help="add test predictions for GLUE's server")
     evaluate.add_argument("--config", default="", metavar="FILE.py", help="needed when its tasks live in the file")
 
-    infer = verb("infer", _infer, "predict or score every line of a JSONL file")
+    infer = verb("infer", _infer, "predict or score every line of a JSONL, CSV or text file")
     infer.add_argument("--workdir", required=True, metavar="DIR")
-    infer.add_argument("--input", required=True, metavar="FILE.jsonl", help='lines such as {"inputs": "summarize: …"}')
+    infer.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        help='.jsonl of {"inputs": "summarize: …"}, .csv, .tsv, or text',
+    )
     infer.add_argument("--output", required=True, metavar="FILE.jsonl")
     infer.add_argument("--mode", default="predict", choices=("predict", "score"), help="score reads targets too")
     infer.add_argument(

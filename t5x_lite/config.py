@@ -36,6 +36,7 @@ AT_LEAST_ONE = (
     "profile.steps",
     "eval.batch_rows",
     "eval.max_decode_tokens",
+    "eval.beams",
     "checkpoint.every_steps",
     "checkpoint.keep_last",
 )
@@ -50,6 +51,10 @@ NOT_NEGATIVE = (
     "eval.every_steps",
     "eval.max_examples",
     "eval.predictions_shown",
+    "eval.min_decode_tokens",
+    "eval.length_penalty",
+    "eval.temperature",
+    "eval.top_k",
     "data.prefetch_batches",
     "train.hang_s",
     "train.grace_s",
@@ -62,6 +67,8 @@ OBJECTIVES = {  # their meaning: data/denoise.py
     "encoder_only": ("mlm", "mlm_sentence_order"),  # the head nsp judges the next sentence, or the order of two
 }
 ON_LONG = ("truncate", "skip", "error")  # their meaning: data/convert.py
+NEED_LABELS = ("constrained", "rank")  # answers that only tasks with labels have
+ANSWERS = ("greedy", "beam", "sample", *NEED_LABELS)  # their meaning: predict.py
 WANDB_MODES = ("disabled", "offline", "online")
 ON_NONFINITE = ("stop", "skip", "rollback")
 # What another value of a key means to a run that has a checkpoint; of several prefixes that fit, the longest counts.
@@ -155,6 +162,15 @@ def base() -> Config:
     cfg.eval.batch_rows = 32
     cfg.eval.max_examples = 0  # per task; 0: all
     cfg.eval.max_decode_tokens = 64
+    cfg.eval.min_decode_tokens = 0
+    # How models that generate answer, by ANSWERS: the first that a task has gives its scores, the others stand beside.
+    cfg.eval.answers = ("greedy",)
+    cfg.eval.beams = 4  # beam
+    cfg.eval.length_penalty = 0.6  # beam: T5's alpha; 0: none
+    cfg.eval.temperature = 1.0  # sample
+    cfg.eval.top_k = 0  # sample from the k most probable tokens; 0: from all
+    cfg.eval.top_p = 1.0  # sample from the fewest tokens that are this probable together
+    cfg.eval.repetition_penalty = 1.0  # above 1: tokens that were there before become less likely
     cfg.eval.predictions_shown = 3  # per task, on the console and in the report
 
     cfg.checkpoint = ConfigDict()
@@ -210,6 +226,22 @@ def validate(cfg: Config) -> None:
             raise ConfigError(f"{key}={cfg[key]}; it must be at least 0 and below 1")
     if cfg.optimizer.epsilon <= 0:
         raise ConfigError(f"optimizer.epsilon={cfg.optimizer.epsilon}; it must be above 0")
+    for answer in cfg.eval.answers or ("",):
+        if answer not in ANSWERS:
+            raise ConfigError(unknown("eval.answers entry", answer, ANSWERS))
+    if not 0 < cfg.eval.top_p <= 1 or not cfg.eval.repetition_penalty > 0:
+        raise ConfigError(
+            f"eval.top_p={cfg.eval.top_p}, eval.repetition_penalty={cfg.eval.repetition_penalty}; top_p must be above "
+            "0 and at most 1, the penalty above 0 (1: none)"
+        )
+    for answer, key, least in (("beam", "beams", 2), ("sample", "temperature", 1e-6)):
+        if answer in cfg.eval.answers:
+            at_least(f"eval.{key}", least)
+    if cfg.eval.min_decode_tokens >= cfg.eval.max_decode_tokens:
+        raise ConfigError(
+            f"eval.min_decode_tokens={cfg.eval.min_decode_tokens} is not below "
+            f"eval.max_decode_tokens={cfg.eval.max_decode_tokens}"
+        )
     for key in AT_LEAST_ONE:
         at_least(key, 1)
     for key in NOT_NEGATIVE:

@@ -45,7 +45,7 @@ def prefix_tree(sequences: Sequence[Sequence[int]], eos_id: int) -> PrefixTree:
     tree = PrefixTree(
         np.full((nodes, widest), -1, np.int32),
         np.full((nodes, widest), -1, np.int32),
-        np.int32(max(map(len, sequences)) + 1),
+        np.array(max(map(len, sequences)) + 1, np.int32),
     )
     for node, following in enumerate(children):
         tree.tokens_SC[node, : len(following)] = list(following)

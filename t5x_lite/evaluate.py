@@ -6,23 +6,29 @@ Each evaluation leaves `predictions/step_N/TASK.jsonl` with every input, target,
 import collections
 import itertools
 import json
+import math
 import re
-from collections.abc import Callable, Collection, Iterable
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.table import Table
 
-from t5x_lite import metrics, predict, processes, report, runtime, sharding
+from t5x_lite import atomic, metrics, predict, processes, report, runtime, sharding
 from t5x_lite.checkpoint import choose, load_model, saved_steps
-from t5x_lite.data import pipeline
+from t5x_lite.data import convert, pipeline
 from t5x_lite.data.registry import Task
-from t5x_lite.errors import DataError
+from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.experiment import Experiment
 from t5x_lite.runtime import Runtime
 from t5x_lite.step import make_eval_step
+from t5x_lite.tasks import confidence, glue
+from t5x_lite.tasks.metrics import percent
 from t5x_lite.writers import Writers, read_metrics
+
+WORD_EXAMPLES = 20_000  # of training that the bag-of-words baseline sees: seconds, not minutes
 
 
 class Stopped(Exception):
@@ -49,11 +55,11 @@ class Evaluator:
         for task in self.experiment.eval_tasks:
             scores = self._loss(params, task, stop)
             if not task.is_corpus:
-                rows = self._predictions(params, task, stop)
-                targets = [task.postprocess(row["target"]) for row in rows]
-                predictions = [task.postprocess(row["prediction"]) for row in rows]
-                for metric in task.metrics:
-                    scores |= metric(targets, predictions)
+                rows, references = self._predictions(params, task, stop)
+                for answer, field in fields_of(self._predictor.answers(task)).items():
+                    found = scores_of(task, rows, references, field)
+                    beside = "" if field == "prediction" else f"{answer}/"
+                    scores |= {f"{beside}{name}": value for name, value in found.items()}
                 self._write(step, task.name, rows)
                 samples[task.name] = rows[: self.experiment.cfg.eval.predictions_shown]
             values |= {f"eval/{task.name}/{name}": value for name, value in scores.items()}
@@ -72,10 +78,43 @@ class Evaluator:
                 guesses = [counts.most_common(1)[0][0]] * len(examples)
             else:
                 guesses = [first_sentence(e["inputs"]) for e in examples]
-            targets = [task.postprocess(e["targets"]) for e in examples]
+            values |= self._scored("baseline", task, examples, guesses)
+        return values
+
+    def word_baselines(self) -> dict[str, float]:
+        """{"words/TASK/METRIC": value} of logistic regression on bags of words, for the tasks with labels."""
+        values: dict[str, float] = {}
+        for task in self.experiment.eval_tasks:
+            if task.labels:
+                found = pipeline.text_examples(task, self.experiment.cfg.eval.split)
+                examples = [e for _, e in itertools.islice(found, self.experiment.cfg.eval.max_examples or None)]
+                train = [e for _, e in itertools.islice(pipeline.text_examples(task, "train"), WORD_EXAMPLES)]
+                guesses = by_words([(e["inputs"], e["targets"]) for e in train], [e["inputs"] for e in examples])
+                values |= self._scored("words", task, examples, guesses)
+        return values
+
+    @staticmethod
+    def _scored(name: str, task: Task, examples: Sequence[Mapping], guesses: Sequence[str]) -> dict[str, float]:
+        references, answers = [reference(task, e) for e in examples], [task.postprocess(guess) for guess in guesses]
+        scores = {k: v for metric in task.metrics for k, v in metric(references, answers).items()}
+        return {f"{name}/{task.name}/{metric}": value for metric, value in scores.items()}
+
+    def intervals(self, step: int) -> dict[str, float]:
+        """{"low/TASK/METRIC", "high/TASK/METRIC"}: between them lies a score with 95%, by the files of a step's
+        evaluation."""
+        values: dict[str, float] = {}
+        for task in self.experiment.eval_tasks:
+            path = self.workdir / "predictions" / f"step_{step}" / f"{task.name}.jsonl"
+            if task.is_corpus or not path.exists():
+                continue
+            with path.open(encoding="utf-8") as lines:
+                predictions = [task.postprocess(json.loads(line)["prediction"]) for line in lines]
+            found = pipeline.text_examples(task, self.experiment.cfg.eval.split)
+            references = [reference(task, e) for _, e in itertools.islice(found, len(predictions))]
             for metric in task.metrics:
-                scores = metric(targets, [task.postprocess(guess) for guess in guesses])
-                values |= {f"baseline/{task.name}/{name}": value for name, value in scores.items()}
+                for name, ends in confidence.bootstrap(metric, references, predictions).items():
+                    for end, value in zip(("low", "high"), ends, strict=True):
+                        values[f"{end}/{task.name}/{name}"] = value
         return values
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
@@ -95,9 +134,19 @@ class Evaluator:
             total = metrics.add(total, self._eval_step(params, sharding.put_batch(batch, self.on_devices.layout)))
         if total is None:
             return {}
-        return _named(metrics.finalise(total))
+        named = _named(metrics.finalise(total))
+        if task.is_corpus and "lm/loss_sum" in total:
+            named["perplexity"] = math.exp(min(named["loss"], 700))
+            converter = self.experiment.converter
+            if isinstance(converter, convert.DecoderOnly) and not converter.denoisers:
+                # Every text is read whole: comparable between vocabularies.
+                texts = pipeline.text_examples(task, cfg.eval.split)
+                kept = itertools.islice(texts, cfg.eval.max_examples or None)
+                size = sum(len(str(example["text"]).encode()) for _, example in kept)
+                named["bits_per_byte"] = total["lm/loss_sum"] / math.log(2) / max(size, 1)
+        return named
 
-    def _prompts(self, task: Task):
+    def _prompts(self, task: Task, split: str):
         """Batches of one example per row: (batch, indices, text examples)."""
         cfg = self.experiment.cfg
         return pipeline.prompt_batches(
@@ -106,29 +155,36 @@ class Evaluator:
             self.experiment.vocabulary,
             batch_rows=cfg.eval.batch_rows,
             max_new_tokens=cfg.eval.max_decode_tokens,
-            split=cfg.eval.split,
+            split=split,
             limit=cfg.eval.max_examples,
             **sharding.input_shard(self.on_devices.layout, cfg.eval.batch_rows),
         )
 
-    def _predictions(self, params: Any, task: Task, stop: Callable[[], bool]) -> list[dict]:
-        rows = []
-        for batch, indices, examples in self._prompts(task):
-            _stop_if(stop)
-            predictions = self._predictor.predict(params, batch, task)[: len(indices)]
-            for index, example, prediction in zip(indices, examples, predictions, strict=True):
-                rows.append(
-                    {
-                        "index": int(index),
-                        "inputs": example["inputs"],
-                        "target": example["targets"],
-                        "prediction": prediction.text,
-                        "score": round(prediction.score, 5),
-                    }
-                )
+    def predict(self, params: Any, task: Task, split: str) -> list[dict]:
+        """The predictions of a split, in the source's order; its targets may be unknown."""
+        return self._predictions(params, task, lambda: False, split)[0]
+
+    def _predictions(
+        self, params: Any, task: Task, stop: Callable[[], bool], split: str = ""
+    ) -> tuple[list[dict], list]:
+        """Rows for the predictions' file, and what the metrics compare each with."""
+        rows, fields = [], fields_of(self._predictor.answers(task))
+        for batch, indices, examples in self._prompts(task, split or self.experiment.cfg.eval.split):
+            row_of = [
+                {"index": int(i), "inputs": e["inputs"], "target": e["targets"]}
+                for i, e in zip(indices, examples, strict=True)
+            ]
+            for answer, field in fields.items():
+                _stop_if(stop)
+                predictions = self._predictor.predict(params, batch, task, answer, indices)[: len(indices)]
+                for row, prediction in zip(row_of, predictions, strict=True):
+                    row[field] = prediction.text
+                    row[field.replace("prediction", "score")] = round(prediction.score, 5)
+            rows += [(row, reference(task, e)) for row, e in zip(row_of, examples, strict=True)]
         # Hosts that share rows (sharding.input_shard) have the same ones.
-        by_index = {row["index"]: row for row in processes.gather(rows)}
-        return [by_index[index] for index in sorted(by_index)]
+        by_index = {row["index"]: (row, _tupled(wanted)) for row, wanted in processes.gather(rows)}
+        found = [by_index[index] for index in sorted(by_index)]
+        return [row for row, _ in found], [wanted for _, wanted in found]
 
     def _write(self, step: int, task: str, rows: list[dict]) -> None:
         if jax.process_index() == 0:
@@ -138,8 +194,11 @@ class Evaluator:
             (directory / f"{task}.jsonl").write_text(text, encoding="utf-8")
 
 
-def run(experiment: Experiment, workdir: Path, which: str) -> None:
-    """The verb `eval`: evaluates the checkpoints `which` ("latest", "best", "all" or a step) of a workdir."""
+def run(experiment: Experiment, workdir: Path, which: str, submission: Path | None = None) -> None:
+    """The verb `eval`: evaluates the checkpoints `which` ("latest", "best", "all" or a step) of a workdir.
+
+    submission: a zip file that the predictions of the test sets by the last of them are added to, for GLUE's server.
+    """
     from rich.console import Console
 
     def chosen() -> list[int]:
@@ -152,16 +211,89 @@ def run(experiment: Experiment, workdir: Path, which: str) -> None:
     evaluator = Evaluator(experiment, on_devices, workdir)
     target = on_devices.abstract_params()
     writers = Writers(workdir, report.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), None, first)
+    params = None
     try:
+        writers.scalars(steps[0], evaluator.word_baselines())
         for step in steps:
-            values, _ = evaluator.evaluate(load_model(workdir, step, target), step)
-            writers.scalars(step, values)
+            params = load_model(workdir, step, target)
+            values, _ = evaluator.evaluate(params, step)
             if first:
+                writers.scalars(step, values | evaluator.intervals(step))
                 Console().print(results_table(read_metrics(workdir), step))
+        if submission is not None:
+            _submit(evaluator, params, submission)
     finally:
         writers.close()
     if first:
         report.write(workdir, experiment.cfg.eval.predictions_shown)
+
+
+def _submit(evaluator: Evaluator, params: Any, path: Path) -> None:
+    """Adds the tasks' predictions of their test sets to the zip file, in the place of earlier ones."""
+    names = {f"glue_{name}" for name in glue.SUBMISSION}
+    tasks = [task for task in evaluator.experiment.eval_tasks if task.name in names]
+    if not tasks or not evaluator.experiment.cfg.data.dir:
+        raise ConfigError(
+            "--submission is for GLUE's tasks, read from its own files (their order is the server's): "
+            f"--config.data.dir=DIR; this run evaluates {', '.join(t.name for t in evaluator.experiment.eval_tasks)}"
+        )
+    members = {}
+    if path.exists():
+        with zipfile.ZipFile(path) as old:
+            members = {name: old.read(name) for name in old.namelist()}
+    for task in tasks:
+        rows = evaluator.predict(params, task, "test")
+        name, text = glue.submission(task.name, [row["prediction"] for row in rows])
+        members[name] = text.encode()
+    if jax.process_index() == 0:
+        with atomic.file(path) as file, zipfile.ZipFile(file, "w") as new:
+            for name, content in sorted(members.items()):
+                new.writestr(name, content)
+
+
+def reference(task: Task, example: Mapping) -> Any:
+    """What the metrics compare a prediction of the example with."""
+    return task.reference(example) if task.reference else task.postprocess(example["targets"])
+
+
+def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: str = "prediction") -> dict[str, float]:
+    """The task's metrics of the predictions in `field`; of labels and numbers also the share that is `invalid`, and
+    of labels the calibration error `ece` of their probabilities. Both × 100."""
+    predictions = [task.postprocess(row[field]) for row in rows]
+    scores = {name: value for metric in task.metrics for name, value in metric(references, predictions).items()}
+    if task.regression:
+        scores["invalid"] = percent([predicted is None for predicted in predictions])
+    if task.labels:
+        scores["invalid"] = percent([row[field].strip() not in task.labels for row in rows])
+        confidences = [min(math.exp(row[field.replace("prediction", "score")]), 1.0) for row in rows]
+        right = [row[field].strip() == row["target"].strip() for row in rows]
+        scores["ece"] = confidence.expected_calibration_error(confidences, right)
+    return scores
+
+
+def fields_of(answers: Sequence[str]) -> dict[str, str]:
+    """{answer: its field in the predictions' files}; the first is the task's own."""
+    return {answer: f"{answer}_prediction" if number else "prediction" for number, answer in enumerate(answers)}
+
+
+def by_words(train: Sequence[tuple[str, str]], inputs: Sequence[str]) -> list[str]:
+    """Labels by logistic regression on the words and pairs of words of the texts, weighted by their rarity."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    texts, labels = zip(*train, strict=True)
+    if len(set(labels)) == 1:
+        return [labels[0]] * len(inputs)
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\w+|[^\w\s]"), LogisticRegression(max_iter=1000)
+    )
+    return [str(label) for label in model.fit(texts, labels).predict(inputs)]
+
+
+def _tupled(value: Any) -> Any:
+    """What went through JSON on its way between processes as it was."""
+    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
 
 
 def _stop_if(stop: Callable[[], bool]) -> None:

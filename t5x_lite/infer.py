@@ -1,18 +1,25 @@
-"""Bulk prediction: every line of a JSONL file in, one line out in the same order, resumable.
+"""Bulk prediction: every line of a JSONL, CSV or text file in, one line out in the same order, resumable.
 
 Output lines repeat the input's fields and add "prediction" and "score" (or, scoring, "logprob" and "tokens"), and
-"step", the checkpoint's. Chunks are written whole; after a kill the same command goes on behind the last complete
-line. What else stands in the output file is never touched: it is an error.
+"step", the checkpoint's. Chunks are written by one process however many compute; after a kill the same command goes on
+behind the last whole chunk, so that it ends with the very lines of a run that was never killed. What else stands in the
+output file is never touched: it is an error.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from t5x_lite import predict, runtime
+import jax
+
+from t5x_lite import predict, processes, runtime, sharding
 from t5x_lite.checkpoint import choose, load_model, saved_steps
 from t5x_lite.data import pipeline
 from t5x_lite.data.registry import Task
+from t5x_lite.data.sources import Csv
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluate import best_step
 from t5x_lite.experiment import Experiment
@@ -28,30 +35,65 @@ def run(
     task = _task(experiment, task_name)
     if mode == "score" and experiment.model.architecture == "encoder_only":
         raise ConfigError("--mode=score needs a model that gives text a probability; encoder-only models have none")
-    examples = list(_read(source, needed=("inputs", "targets") if mode == "score" else ("inputs",)))
+    examples = _read(source, needed=("inputs", "targets") if mode == "score" else _needed(experiment, task))
     best = best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved_steps(workdir))
     step = choose(workdir, which, best)[-1]
     added = {"step": step, **dict.fromkeys(("prediction", "score") if mode == "predict" else ("logprob", "tokens"))}
-    done = _resume(output, examples, added)
+    done = processes.on_first(lambda: _resume(output, examples, added, cfg.eval.batch_rows))
     on_devices = runtime.start(experiment)
     params = load_model(workdir, step, on_devices.abstract_params())
     predictor = predict.Predictor(experiment, on_devices)
-    with output.open("a", encoding="utf-8") as out:
+    with contextlib.ExitStack() as closing:
+        out = closing.enter_context(output.open("a", encoding="utf-8")) if jax.process_index() == 0 else None
+        progress = closing.enter_context(_progress())
+        bar = progress.add_task(output.name, total=len(examples), completed=done)
         for begin in range(done, len(examples), cfg.eval.batch_rows):
-            chunk = examples[begin : begin + cfg.eval.batch_rows]
-            shape = {"batch_rows": cfg.eval.batch_rows}
-            if mode == "predict":
-                shape["max_new_tokens"] = cfg.eval.max_decode_tokens
-                batch = pipeline.prompt_batch(chunk, task, experiment.converter, experiment.vocabulary, **shape)
-                found = predictor.predict(params, batch, task)
-                extra = [{"prediction": p.text, "score": round(p.score, 5)} for p in found]
-            else:
-                batch = pipeline.example_batch(chunk, task, experiment.converter, experiment.vocabulary, **shape)
-                extra = [{"logprob": round(lp, 5), "tokens": n} for lp, n in predictor.score(params, batch)]
-            lines = [_dumps(e | x | {"step": step}) for e, x in zip(chunk, extra, strict=False)]
-            out.write("\n".join(lines) + "\n")
-            out.flush()
-    print(f"{len(examples)} lines in {output}" + (f", {done} of them from before" if done else ""))
+            end = min(begin + cfg.eval.batch_rows, len(examples))
+            mine = _results(predictor, params, task, mode, examples, range(begin, end))
+            found = dict(processes.gather(mine))  # hosts that share rows have the same ones
+            if out is not None:
+                lines = (_dumps(examples[i] | found[i] | {"step": step}) + "\n" for i in range(begin, end))
+                out.write("".join(lines))
+                out.flush()
+                os.fsync(out.fileno())  # a chunk is on disk before the next begins
+            progress.update(bar, completed=end)
+    if out is not None:
+        print(f"{len(examples)} lines in {output}" + (f", {done} of them from before" if done else ""))
+
+
+def _results(
+    predictor: predict.Predictor, params: Any, task: Task, mode: str, examples: Sequence[dict], chunk: range
+) -> list[tuple[int, dict]]:
+    """(number, what is added) of those rows of a chunk that are this process's."""
+    experiment, batch_rows = predictor.experiment, predictor.experiment.cfg.eval.batch_rows
+    share = sharding.input_shard(predictor.on_devices.layout, batch_rows)
+    each = batch_rows // share["shard_count"]
+    rows = chunk[share["shard_index"] * each : (share["shard_index"] + 1) * each]
+    mine = [examples[i] for i in rows]
+    if mode == "score":
+        scores = predictor.score(params, mine, task, each)
+        return [(i, {"logprob": round(lp, 5), "tokens": n}) for i, (lp, n) in zip(rows, scores, strict=True)]
+    batch = pipeline.prompt_batch(
+        mine, task, experiment.converter, experiment.vocabulary, batch_rows=each,
+        max_new_tokens=experiment.cfg.eval.max_decode_tokens,
+    )  # fmt: skip
+    found = predictor.predict(params, batch, task, predictor.answers(task)[0], rows)[: len(mine)]
+    return [(i, {"prediction": p.text, "score": round(p.score, 5)}) for i, p in zip(rows, found, strict=True)]
+
+
+def _progress():
+    """A bar on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal or jax.process_index() > 0)
+
+
+def _needed(experiment: Experiment, task: Task) -> tuple[str, ...]:
+    """The fields that a model reads of a line."""
+    return task.segments if experiment.model.architecture == "encoder_only" else ("inputs",)
 
 
 def _task(experiment: Experiment, name: str) -> Task:
@@ -66,8 +108,34 @@ def _task(experiment: Experiment, name: str) -> Task:
     return next(iter(supervised.values()))
 
 
-def _read(path: Path, needed: tuple[str, ...]) -> Iterator[dict]:
-    """The objects of a JSONL file; DataError names line and field of the first that lacks one."""
+def _read(path: Path, needed: tuple[str, ...]) -> Sequence[dict]:
+    """The lines of a JSON-lines file, the rows of a CSV or TSV table, or each line of any other as {"inputs": …}.
+    DataError names line and field of the first that lacks one. What is read stays on disk, but for JSON lines and
+    text, which are kept."""
+    if path.suffix in (".csv", ".tsv"):
+        table = Csv({"all": str(path)}, delimiter="\t" if path.suffix == ".tsv" else ",").split("all")
+        if not len(table):
+            raise DataError(f"{path} has no row under its header")
+        for field in needed:
+            if field not in table[0]:
+                raise DataError(f"{path} has the columns {', '.join(table[0])}; a column {field!r} is needed")
+        return table  # type: ignore[return-value]
+    if path.suffix not in (".jsonl", ".json"):
+        return [{"inputs": line.removesuffix("\r")} for line in _text(path).removesuffix("\n").split("\n")]
+    return list(_objects(path, needed))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+
+
+def _objects(path: Path, needed: tuple[str, ...]) -> Iterator[dict]:
+    """The objects of a JSONL file."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -83,10 +151,10 @@ def _read(path: Path, needed: tuple[str, ...]) -> Iterator[dict]:
         yield row
 
 
-def _resume(path: Path, examples: list[dict], added: dict) -> int:
-    """How many lines of `path` are done; a last one cut off by a kill is removed. ConfigError, and nothing changed,
-    where the file holds anything but first results of these examples: with the fields of `added`, and its values where
-    they are not None."""
+def _resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -> int:
+    """How many lines of `path` are done: whole chunks, or all; what a kill left behind them is removed. ConfigError,
+    and nothing changed, where the file holds anything but first results of these examples: with the fields of `added`,
+    and its values where they are not None."""
     try:
         path.open("a").close()
         data = path.read_bytes()
@@ -112,10 +180,11 @@ def _resume(path: Path, examples: list[dict], added: dict) -> int:
             f"{path} holds something else than the first results of this input, --mode and --checkpoint; "
             "give another --output, or remove the file"
         )
-    if rest:
+    done = len(lines) if len(lines) == len(examples) else len(lines) - len(lines) % chunk
+    if rest or done < len(lines):
         with path.open("r+b") as file:
-            file.truncate(whole)
-    return len(lines)
+            file.truncate(sum(len(line) + 1 for line in lines[:done]))
+    return done
 
 
 def _dumps(row: dict) -> str:

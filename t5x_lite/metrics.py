@@ -48,7 +48,7 @@ def sum_of(total: Mapping[str, Any] | None, added: Mapping[str, Any]) -> dict[st
 
 def lower_is_better(name: str) -> bool:
     """Whether a metric of that name ("task/loss") is good when it is low."""
-    return name.endswith("loss")
+    return name.endswith(("loss", "perplexity", "bits_per_byte", "invalid", "ece"))
 
 
 def finalise(total: Mapping[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:

@@ -1,17 +1,22 @@
 """Batches in, predicted texts and scores out, for every architecture: what evaluation and inference share."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite import decode, sharding
+from t5x_lite import decode, processes, sharding
 from t5x_lite.batch import Batch
-from t5x_lite.data import convert
+from t5x_lite.batch import specs as batch_specs
+from t5x_lite.config import NEED_LABELS
+from t5x_lite.constraint import PrefixTree, prefix_tree
+from t5x_lite.data import convert, packing
 from t5x_lite.data.registry import Task
+from t5x_lite.decode import Strategy
 from t5x_lite.experiment import Experiment
 from t5x_lite.losses import token_losses
 from t5x_lite.runtime import Runtime
@@ -20,10 +25,12 @@ from t5x_lite.sharding import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """text: generated, or the label; score: natural log-probability (of a regression: the number itself)."""
+    """text: generated, or the label; score: natural log-probability (of a regression: the number itself; of beam
+    search: its score, which is penalised by length); tokens: how many were generated, the end not counted."""
 
     text: str
     score: float
+    tokens: int = 0
 
 
 class Predictor:
@@ -35,43 +42,122 @@ class Predictor:
         self._forward = jax.jit(lambda params, batch: module.apply({"params": params}, batch))
         self._score = jax.jit(lambda params, batch: _target_logprobs(module.apply({"params": params}, batch), batch))
 
-    def predict(self, params: Any, batch: Batch, task: Task) -> list[Prediction]:
-        """One prediction for each row of this process's `batch` (one example per row)."""
-        vocabulary = self.experiment.vocabulary
-        on_mesh = sharding.put_batch(batch, self.on_devices.layout)
+    def answers(self, task: Task) -> tuple[str, ...]:
+        """The ways of `eval.answers` that this model and task have; one at least."""
         if self.experiment.model.architecture == "encoder_only":
+            return ("head",)
+        usable = tuple(way for way in self.experiment.cfg.eval.answers if task.labels or way not in NEED_LABELS)
+        return usable or ("greedy",)
+
+    def predict(
+        self, params: Any, batch: Batch, task: Task, answer: str = "greedy", rows: Sequence[int] | None = None
+    ) -> list[Prediction]:
+        """One prediction for each row of this process's `batch` (one example per row).
+
+        answer: "head" of an encoder; greedy, beam, sample; of tasks with labels also constrained (greedily within
+        them) and rank (the most probable of them). rows: the examples' numbers, which alone a sample depends on.
+        """
+        vocabulary = self.experiment.vocabulary
+        architecture = self.experiment.model.architecture
+        on_mesh = sharding.put_batch(cut_to_bucket(batch, architecture), self.on_devices.layout)
+        if architecture == "encoder_only":
             outputs = _local(self._forward(params, on_mesh), self.on_devices.layout)
             if task.regression:
                 return [Prediction(str(float(x)), float(x)) for x in outputs["regression"][:, 0]]
             logits_BC = outputs["classification"][:, 0].astype(np.float64)
             logprobs_BC = logits_BC - np.logaddexp.reduce(logits_BC, axis=-1, keepdims=True)
             return [Prediction(task.labels[i], float(row[i])) for row in logprobs_BC for i in [int(row.argmax())]]
-        out = _local(
-            decode.greedy(
-                self.on_devices.module,
-                params,
-                on_mesh,
-                max_tokens=self.experiment.cfg.eval.max_decode_tokens,
-                eos_id=vocabulary.eos_id,
-                start_id=convert.start(self.experiment.model.decoder_start_id, vocabulary),
-            ),
-            self.on_devices.layout,
+        out = decode.generate(
+            self.on_devices.module,
+            params,
+            on_mesh,
+            self._strategy(task, answer),
+            eos_id=vocabulary.eos_id,
+            start_id=convert.start(self.experiment.model.decoder_start_id, vocabulary),
+            choices=self._choices(task.labels) if answer in NEED_LABELS else None,
+            seed=self.experiment.cfg.seed,
+            row_ids=self._row_ids(rows, len(next(iter(batch.values())))),
         )
-        rows = zip(out["tokens"], out["lengths"], out["logprob"], strict=True)
-        return [Prediction(vocabulary.decode(tokens[:length]), float(logprob)) for tokens, length, logprob in rows]
+        out = _local({name: out[name][:, 0] for name in ("tokens", "lengths", "score")}, self.on_devices.layout)
+        found = zip(out["tokens"], out["lengths"], out["score"], strict=True)
+        return [Prediction(vocabulary.decode(ids[:n]), float(score), int(n)) for ids, n, score in found]
 
-    def score(self, params: Any, batch: Batch) -> list[tuple[float, int]]:
-        """(natural log-probability of the targets, number of target tokens) for each row of `batch`."""
-        on_mesh = sharding.put_batch(batch, self.on_devices.layout)
-        logprobs, tokens = _local(self._score(params, on_mesh), self.on_devices.layout)
-        return [(float(lp), int(n)) for lp, n in zip(logprobs, tokens, strict=True)]
+    def _strategy(self, task: Task, answer: str) -> Strategy:
+        cfg = self.experiment.cfg.eval
+        common = {"max_tokens": cfg.max_decode_tokens, "repetition_penalty": cfg.repetition_penalty}
+        if answer == "beam":
+            common |= {"beams": cfg.beams, "length_penalty": cfg.length_penalty}
+        elif answer == "sample":
+            common |= {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
+        elif answer == "constrained":
+            return Strategy()
+        elif answer == "rank":  # with a beam for each label none is lost on the way: the best is the most probable
+            return Strategy(beams=max(2, len(task.labels)), length_penalty=0.0)
+        return Strategy(**common, min_tokens=cfg.min_decode_tokens)
+
+    @functools.cache  # noqa: B019  (one predictor a process)
+    def _choices(self, labels: tuple[str, ...]) -> PrefixTree:
+        vocabulary = self.experiment.vocabulary
+        return prefix_tree([ids.tolist() for ids in vocabulary.encode(labels)], vocabulary.eos_id)
+
+    def _row_ids(self, rows: Sequence[int] | None, batch_rows: int) -> jax.Array:
+        ids = np.zeros(batch_rows, np.uint32)
+        ids[: len(rows or ())] = rows or ()
+        return sharding.put_batch({"row": ids}, self.on_devices.layout)["row"]
+
+    def score(self, params: Any, examples: Sequence[Mapping], task: Task, batch_rows: int) -> list[tuple[float, int]]:
+        """(natural log-probability of the targets, number of target tokens) of each supervised text example.
+
+        They are packed, `batch_rows` rows at a time (of this process's; every process calls it as often).
+        """
+        converter, vocabulary = self.experiment.converter, self.experiment.vocabulary
+        specs, sizes = converter.specs(), converter.sizes(pack=True)
+        row_of = np.zeros(0, np.int64)
+        features: packing.Examples = {}
+        if examples:
+            features = converter.supervised(examples, task, vocabulary)[0]
+            lengths = packing.lengths_of(features, specs, "".join(sizes))
+            row_of = packing.assign(lengths, np.array(list(sizes.values())))
+        rounds = _most(-(-(int(row_of.max(initial=-1)) + 1) // batch_rows))
+        found: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
+        for begin in range(0, rounds * batch_rows, batch_rows):
+            mine = np.flatnonzero((row_of >= begin) & (row_of < begin + batch_rows))
+            part = packing.take(features, mine) if len(mine) else {}
+            batch = packing.fill(part, row_of[mine] - begin, batch_rows, specs, sizes)
+            on_mesh = sharding.put_batch(batch, self.on_devices.layout)
+            logprobs_BE, tokens_BE = _local(self._score(params, on_mesh), self.on_devices.layout)
+            segments: dict[int, int] = {}
+            for example in mine:  # in a row, examples are numbered in their order
+                row = int(row_of[example]) - begin
+                segment = segments[row] = segments.get(row, 0) + 1
+                found[example] = float(logprobs_BE[row, segment]), int(tokens_BE[row, segment])
+        return found
+
+
+def cut_to_bucket(batch: Batch, architecture: str) -> Batch:
+    """The batch without the columns that are padding in every row of every process, but for those that make its
+    length one of a few (decode.bucket)."""
+    cut = dict(batch)
+    for side, letter in (("encoder", "S"), ("decoder", "L")):
+        if f"{side}_segment_ids" not in batch:
+            continue
+        segment_ids = batch[f"{side}_segment_ids"]
+        used = _most(int((segment_ids > 0).sum(axis=1).max(initial=1)))
+        columns = min(decode.bucket(used), segment_ids.shape[1])
+        heads = ("mlm", "nsp", "classification", "regression") if architecture == "encoder_only" else ()
+        for name, spec in batch_specs(architecture, heads).items():
+            if name in cut and spec.dims == f"B{letter}":
+                cut[name] = cut[name][:, :columns]
+    return cut
 
 
 def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """Σ weight · log p(target) and Σ weight of each row, [B] both."""
+    """Σ weight · log p(target) and Σ weight of each segment of each row, [B, segments] both; segment 0 is padding."""
     losses_BL, _ = token_losses(outputs["lm"], batch["decoder_target_tokens"])
-    weights_BL = batch["decoder_loss_weights"]
-    return -jnp.sum(losses_BL * weights_BL, axis=1), jnp.sum(weights_BL, axis=1)
+    weights_BL, segment_ids_BL = batch["decoder_loss_weights"], batch["decoder_segment_ids"]
+    is_of_BLE = segment_ids_BL[..., None] == jnp.arange(segment_ids_BL.shape[1] + 1)
+    logprobs_BE = -jnp.einsum("BL,BLE->BE", losses_BL * weights_BL, is_of_BLE, precision=jax.lax.Precision.HIGHEST)
+    return logprobs_BE, jnp.einsum("BL,BLE->BE", weights_BL, is_of_BLE)
 
 
 def _local(tree: Any, layout: Layout) -> Any:
@@ -85,3 +171,8 @@ def _local(tree: Any, layout: Layout) -> Any:
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
     return jax.tree.map(mine, by_rows)
+
+
+def _most(number: int) -> int:
+    """The largest of the processes' numbers."""
+    return max(processes.gather([number]))

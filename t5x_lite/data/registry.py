@@ -58,7 +58,7 @@ class Task:
 
     name: str
     source: Source
-    preprocessors: tuple[Callable[..., Example], ...] = ()
+    preprocessors: tuple[Callable[..., Example | None], ...] = ()
     features: Mapping[str, Feature] = dataclasses.field(
         default_factory=lambda: {"inputs": Feature(), "targets": Feature()}
     )

@@ -132,7 +132,7 @@ def _cola_rows(table: Table, path: str) -> Sequence[Example]:
     return Files({"all": path}, dataclasses.replace(table, columns=columns)).split("all")
 
 
-def _splits(name: str, glue: Glue) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
+def _splits(name: str, glue: Glue) -> tuple[Mapping[str, Sequence[str]], dict[str, str]]:
     """File names and TFDS's names of the splits."""
     if name == "ax":
         return {"test": (glue.test,)}, {"test": "test"}

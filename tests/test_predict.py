@@ -1,0 +1,132 @@
+"""A run's answers and scores: each way against the plain definition of it; infer through kills."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from t5x_lite import cli, evaluate, experiment, predict, runtime
+from t5x_lite import config as configs
+from t5x_lite.data import registry
+from t5x_lite.data.registry import Task
+from t5x_lite.data.sources import Function
+from t5x_lite.tasks.metrics import accuracy
+
+CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
+LABELS = ("no", "yes", "yesterday")
+ROWS = [{"inputs": "is " + "it " * n, "targets": LABELS[n % 3]} for n in range(11)]
+
+
+@pytest.fixture(scope="module", params=["t5_tiny", "gpt2_tiny"])
+def ready(request, tmp_path_factory):
+    """(evaluator, untrained parameters) of a generating model on a task with three labels."""
+    cfg = configs.load(f"{CONFIG}:{request.param}")
+    registry.add(Task("answers", Function(lambda split: ROWS), labels=LABELS, metrics=(accuracy,), baseline="majority"))
+    cfg.data.mixture, cfg.eval.answers, cfg.eval.max_examples = "answers", ("greedy", "constrained", "rank"), 0
+    configs.validate(cfg)
+    found = experiment.resolve(cfg)
+    on_devices = runtime.start(found)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jax.device_put(rng.normal(size=leaf.shape, scale=0.3).astype(np.float32), leaf.sharding),
+        on_devices.abstract_params(),
+    )
+    return evaluate.Evaluator(found, on_devices, tmp_path_factory.mktemp("run")), params
+
+
+def test_rank_takes_the_label_that_packed_scoring_finds_most_probable(ready):
+    evaluator, params = ready
+    predictor, task = evaluator._predictor, registry.get("answers")
+    pairs = [row | {"targets": label} for row in ROWS for label in LABELS]
+    scored = predictor.score(params, pairs, task, batch_rows=8)
+    alone = [predictor.score(params, [pair], task, batch_rows=8)[0] for pair in pairs[:4]]
+    np.testing.assert_allclose([s for s, _ in scored[:4]], [s for s, _ in alone], rtol=1e-5, atol=1e-5)  # packed = not
+    assert [n for _, n in scored[:3]] == [len(label) + 1 for label in LABELS]  # bytes and the end
+    rows, _ = evaluator._predictions(params, task, lambda: False)
+    assert [row["index"] for row in rows] == list(range(11))  # every example once, in a ragged last batch too
+    for number, row in enumerate(rows):
+        logprobs = [logprob for logprob, _ in scored[3 * number : 3 * number + 3]]
+        assert row["rank_prediction"] == LABELS[int(np.argmax(logprobs))]
+        assert row["rank_score"] == pytest.approx(max(logprobs), abs=2e-5)
+        assert row["constrained_prediction"] in LABELS
+
+
+def test_answers_stand_side_by_side_and_invalid_ones_are_counted(ready):
+    evaluator, params = ready
+    values, _ = evaluator.evaluate(params, 0)
+    assert values["eval/answers/rank/invalid"] == values["eval/answers/constrained/invalid"] == 0
+    assert values["eval/answers/invalid"] == 100  # an untrained model writes no label
+    assert values["eval/answers/accuracy"] == 0 < values["eval/answers/rank/accuracy"]
+    assert 0 <= values["eval/answers/rank/ece"] <= 100
+    intervals = evaluator.intervals(0)
+    assert intervals["low/answers/accuracy"] == intervals["high/answers/accuracy"] == 0
+    words = evaluator.word_baselines()
+    assert words["words/answers/accuracy"] >= evaluator.baselines()["baseline/answers/accuracy"]
+
+
+def test_columns_of_padding_are_cut_to_a_bucket():
+    batch = {name: np.zeros((2, 64), np.int32) for name in ("encoder_input_tokens", "encoder_segment_ids")}
+    batch["encoder_segment_ids"][1, :17] = 1
+    assert {a.shape for a in predict.cut_to_bucket(batch, "text_to_text").values()} == {(2, 24)}
+    batch["encoder_segment_ids"][0] = 1
+    assert {a.shape for a in predict.cut_to_bucket(batch, "text_to_text").values()} == {(2, 64)}
+
+
+def test_scores_of_labels_and_numbers():
+    rows = [
+        {"target": "yes", "prediction": "yes", "score": math.log(0.9)},
+        {"target": "no", "prediction": "maybe", "score": math.log(0.5)},
+    ]
+    task = registry.add(Task("t", Function(lambda split: ROWS), labels=("no", "yes"), metrics=(accuracy,)))
+    found = evaluate.scores_of(task, rows, ["yes", "no"])
+    assert found == {"accuracy": 50.0, "invalid": 50.0, "ece": pytest.approx(100 * (0.1 + 0.5) / 2)}
+    assert evaluate.by_words([("good film", "yes"), ("bad film", "no")] * 5, ["a good one", "bad"]) == ["yes", "no"]
+
+
+def test_infer_killed_at_any_byte_ends_with_the_lines_of_an_uninterrupted_run(tmp_path):
+    workdir, source = tmp_path / "run", tmp_path / "in.csv"
+    train = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", "--config.train.total_steps=2"]
+    train += ["--config.data.mixture=tiny_animal", "--config.eval.untrained=False"]
+    assert cli.run(train) == 0
+    source.write_text("inputs,number\n" + "".join(f"the {'red ' * (i % 9)}cat,{i}\n" for i in range(1003)))
+
+    def command(output: Path) -> list[str]:
+        return ["infer", f"--workdir={workdir}", f"--input={source}", f"--output={output}", f"--config={CONFIG}"]
+
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert cli.run(command(whole)) == 0
+    process = subprocess.Popen([sys.executable, "-m", "t5x_lite.cli", *command(killed)], env=os.environ)
+    while process.poll() is None and not (killed.exists() and killed.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    expected, rng = whole.read_bytes(), random.Random(0)
+    assert 0 < killed.stat().st_size < len(expected) and expected.startswith(killed.read_bytes())
+    for cut in (None, *(rng.randrange(len(expected)) for _ in range(4))):  # a kill leaves what was written so far
+        if cut is not None:
+            killed.write_bytes(expected[:cut])
+        assert cli.run(command(killed)) == 0
+        assert killed.read_bytes() == expected
+    numbers = [int(json.loads(line)["number"]) for line in killed.read_text().splitlines()]
+    assert numbers == list(range(1003))
+
+
+def test_text_and_what_is_no_input(tmp_path):
+    from t5x_lite import infer
+    from t5x_lite.errors import DataError
+
+    (tmp_path / "a.txt").write_bytes("one\r\n\ntwo\u2028still two\n".encode())
+    read = infer._read(tmp_path / "a.txt", ("inputs",))
+    assert [row["inputs"] for row in read] == ["one", "", "two\u2028still two"]
+    (tmp_path / "b.csv").write_text("text\nx\n")
+    with pytest.raises(DataError, match="columns text; a column 'inputs' is needed"):
+        infer._read(tmp_path / "b.csv", ("inputs",))
