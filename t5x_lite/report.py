@@ -5,7 +5,8 @@ import html
 import json
 from pathlib import Path
 
-from t5x_lite import atomic, goodput, metrics
+from t5x_lite import atomic, figures, goodput, metrics
+from t5x_lite.tasks import glue
 from t5x_lite.writers import read_metrics
 
 STYLE = """
@@ -19,7 +20,8 @@ tabular-nums } img { max-width: 100% } pre { background: #f6f6f6; padding: 1em; 
 
 
 def write(workdir: Path, predictions_shown: int) -> Path:
-    """Draws the loss curve and writes the page; returns its path. Reads only what the run left on disk."""
+    """Draws the loss curve and writes the page, and report.md with its results; returns the page's path. Reads only
+    what the run left on disk."""
     rows = read_metrics(workdir)
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     image = draw_curves(rows, workdir / "loss_curve.png")
@@ -30,10 +32,11 @@ def write(workdir: Path, predictions_shown: int) -> Path:
         f"<p>{html.escape(_summary(rows, config))}</p>",
         "<h2>Results</h2>",
         html_table(results(rows), "No evaluation yet."),
+        *(f"<p>{html.escape(line)}</p>" for line in averages(results(rows))),
         "<h2>Data</h2>",
         html_table(seen(rows), "No step yet."),
         "<h2>Loss</h2>",
-        f'<img alt="loss curve" src="data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}">',
+        _image("loss curve", image.read_bytes()),
         "<h2>Time</h2>",
         html_table(goodput.table(rows), "No step yet."),
         "<h2>Predictions</h2>",
@@ -43,6 +46,7 @@ def write(workdir: Path, predictions_shown: int) -> Path:
     ]
     path = workdir / "report.html"
     atomic.write(path, "\n".join(page))
+    atomic.write(workdir / "report.md", markdown(workdir))
     return path
 
 
@@ -51,12 +55,13 @@ def title(config: dict, workdir: Path) -> str:
 
 
 def results(rows: list[dict]) -> list[dict]:
-    """One row per task and metric: baseline, untrained model, the value at the last step evaluated and the best."""
-    baselines = {
-        key.removeprefix("baseline/"): value
-        for row in rows
-        for key, value in row.items()
-        if key.startswith("baseline/")
+    """One row per task and metric: baseline, untrained model, the value at the last step evaluated and the best. What
+    `t5x-lite eval` finds stands beside them, if it was run: logistic regression on words, and the interval that the
+    last value lies in with 95%."""
+    beside = {"baseline": "baseline/", "words": "words/", "low": "low/", "high": "high/"}
+    found = {
+        column: {key.removeprefix(prefix): v for row in rows for key, v in row.items() if key.startswith(prefix)}
+        for column, prefix in beside.items()
     }
     table = []
     for name, points in sorted(curves(rows, "eval/").items()):
@@ -64,18 +69,34 @@ def results(rows: list[dict]) -> list[dict]:
         untrained = next((v for s, v in points if s == 0), None)
         best_step, best = (min if metrics.lower_is_better(name) else max)(points, key=lambda p: p[1])
         task, _, metric = name.rpartition("/")
-        table.append(
-            {
-                "task": task,
-                "metric": metric,
-                "baseline": baselines.get(name),
-                "untrained": untrained,
-                "last": points[-1][1],
-                "best": best,
-                "best step": best_step,
-            }
-        )
+        line = {"task": task, "metric": metric, "baseline": found["baseline"].get(name)}
+        line |= {"words": found["words"].get(name)} if found["words"] else {}
+        line |= {"untrained": untrained, "last": points[-1][1]}
+        line |= {end: found[end].get(name) for end in ("low", "high") if found[end]}
+        table.append(line | {"best": best, "best step": best_step})
     return table
+
+
+def averages(table: list[dict]) -> list[str]:
+    """GLUE's average of the best steps, T5's way, where all of its tasks are there."""
+    values: dict[str, dict[str, float]] = {}
+    for line in table:
+        values.setdefault(line["task"], {})[line["metric"]] = line["best"]
+    average = glue.average(values)
+    return [] if average is None else [f"GLUE average, each task at its best step: {average:.2f}"]
+
+
+def markdown(workdir: Path) -> str:
+    """The results as a Markdown table, under the run's name."""
+    table = results(read_metrics(workdir))
+    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    lines = [f"## {title(config, workdir)}", ""]
+    if table:
+        cells = [
+            ["–" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()] for r in table
+        ]
+        lines += [f"| {' | '.join(row)} |" for row in (list(table[0]), ["---"] * len(table[0]), *cells)]
+    return "\n".join([*lines, "", *averages(table)]).rstrip() + "\n"
 
 
 def seen(rows: list[dict]) -> list[dict]:
@@ -163,13 +184,21 @@ def html_table(rows: list[dict], empty: str) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
+def _image(name: str, png: bytes) -> str:
+    return f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
 def _predictions(workdir: Path, shown: int) -> list[str]:
     steps = sorted((workdir / "predictions").glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
     out = [] if steps else ["<p>None yet.</p>"]
     for file in sorted(steps[-1].glob("*.jsonl")) if steps else []:
         with file.open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for _, line in zip(range(shown), lines, strict=False)]
-        out.append(f"<h3>{html.escape(file.stem)}</h3><table><tr><th>input<th>target<th>prediction</tr>")
+            rows = [json.loads(line) for line in lines]
+        drawn = figures.of_predictions(rows) if rows else {}
+        rows = rows[:shown]
+        out.append(f"<h3>{html.escape(file.stem)}</h3>")
+        out += [_image(name, png) for name, png in drawn.items()]
+        out.append("<table><tr><th>input<th>target<th>prediction</tr>")
         for row in rows:
             right = ' class="right"' if row["target"] == row["prediction"] else ""
             inputs = row["inputs"] if len(row["inputs"]) < 600 else row["inputs"][:600] + " …"

@@ -20,7 +20,7 @@ LAYERS = (
     "data",
     "tasks",
     "config losses sharding trained",
-    "experiment metrics optim beam constraint logit_rules",
+    "experiment metrics optim beam constraint logit_rules figures",
     "step decode",
     "checkpoint writers runtime",
     "predict inspect report",

@@ -1,6 +1,8 @@
 """What the report says of a run's data."""
 
-from t5x_lite import report
+import json
+
+from t5x_lite import figures, report
 
 
 def test_what_was_seen_of_each_task_is_that_of_the_last_log_line():
@@ -46,3 +48,30 @@ def test_results_go_by_step_and_the_later_evaluation_of_a_step_counts():
         "best step": 10,
     }
     assert (loss["last"], loss["best"], loss["best step"]) == (1.0, 1.0, 20)
+
+
+def test_words_intervals_and_glue_s_average_stand_in_both_reports(tmp_path):
+    row = {"step": 3, "baseline/glue_cola/matthews": 0.0, "words/glue_cola/matthews": 12.0}
+    row |= {"low/glue_cola/matthews": 31.0, "high/glue_cola/matthews": 49.0}
+    names = ("sst2", "qnli", "rte", "mnli", "mnli_mismatched", "mrpc", "qqp")
+    row |= {"eval/glue_cola/matthews": 40.0, "eval/glue_stsb/pearson": 80.0, "eval/glue_stsb/spearman": 80.0}
+    row |= {f"eval/glue_{name}/accuracy": 80.0 for name in names}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"name": "mine", "model": {"preset": "p"}, "data": {"mixture": "m"}, "train": {"total_steps": 3}})
+    )
+    folder = tmp_path / "predictions" / "step_3"
+    folder.mkdir(parents=True)
+    answers = [("yes", "yes"), ("no", "yes"), ("no", "perhaps"), ("yes", "yes")]
+    rows = [{"inputs": "x", "target": t, "prediction": p, "score": -0.1} for t, p in answers]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [row | {"target": f"a summary of {i}", "prediction": "short"} for i, row in enumerate(rows)]
+    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    page = report.write(tmp_path, 2).read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "| glue_cola | matthews | 0.00 | 12.00 | – | 40.00 | 31.00 | 49.00 | 40.00 | 3 |" in text
+    for shown in (page, text):
+        assert "GLUE average, each task at its best step: 75.00" in shown  # (40 + 7 · 80) / 8
+    assert [f'alt="{name}"' in page for name in ("confusion", "calibration", "lengths")] == [True] * 3
+    assert figures.counts_of(rows, ["no", "yes"]) == [[0, 1, 1], [0, 2, 0]]
+    assert figures.of_predictions([row | {"target": f"{i}.5"} for i, row in enumerate(rows)]) == {}
