@@ -12,7 +12,7 @@ class Accelerator:
     memory_bytes_per_s: float
     link_bytes_per_s: float  # to its neighbours, all links together, one direction
     kinds: tuple[str, ...]  # how `jax.Device.device_kind` begins
-    float32_flops: float = 0.0  # a second; 0: products are made of bfloat16 passes, six for full precision
+    float32_flops: float  # a second, in JAX's default precision: TF32 on a GPU, one bfloat16 pass on a TPU
 
 
 GB, TB, T = 1e9, 1e12, 1e12
@@ -21,13 +21,13 @@ GIB = 2**30
 # TPU: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e (links: inter-chip interconnect, bidirectional figures halved).
 # GPU: NVIDIA's data sheets of A100 SXM, H100 SXM and H200 SXM (links: NVLink, half of the bidirectional total).
 ACCELERATORS = {
-    "v4": Accelerator(275 * T, 32 * GIB, 1.228 * TB, 150 * GB, ("TPU v4",)),
-    "v5e": Accelerator(197 * T, 16 * GIB, 0.819 * TB, 100 * GB, ("TPU v5 lite", "TPU v5e")),
-    "v5p": Accelerator(459 * T, 95 * GIB, 2.765 * TB, 300 * GB, ("TPU v5p", "TPU v5")),
-    "v6e": Accelerator(918 * T, 32 * GIB, 1.640 * TB, 200 * GB, ("TPU v6 lite", "TPU v6e")),
-    "a100": Accelerator(312 * T, 80 * GB, 2.039 * TB, 300 * GB, ("NVIDIA A100",), 19.5 * T),
-    "h100": Accelerator(989 * T, 80 * GB, 3.35 * TB, 450 * GB, ("NVIDIA H100",), 67 * T),
-    "h200": Accelerator(989 * T, 141 * GB, 4.8 * TB, 450 * GB, ("NVIDIA H200",), 67 * T),
+    "v4": Accelerator(275 * T, 32 * GIB, 1.228 * TB, 150 * GB, ("TPU v4",), 275 * T),
+    "v5e": Accelerator(197 * T, 16 * GIB, 0.819 * TB, 100 * GB, ("TPU v5 lite", "TPU v5e"), 197 * T),
+    "v5p": Accelerator(459 * T, 95 * GIB, 2.765 * TB, 300 * GB, ("TPU v5p", "TPU v5"), 459 * T),
+    "v6e": Accelerator(918 * T, 32 * GIB, 1.640 * TB, 200 * GB, ("TPU v6 lite", "TPU v6e"), 918 * T),
+    "a100": Accelerator(312 * T, 80 * GB, 2.039 * TB, 300 * GB, ("NVIDIA A100",), 156 * T),
+    "h100": Accelerator(989 * T, 80 * GB, 3.35 * TB, 450 * GB, ("NVIDIA H100",), 494 * T),
+    "h200": Accelerator(989 * T, 141 * GB, 4.8 * TB, 450 * GB, ("NVIDIA H200",), 494 * T),
 }
 
 

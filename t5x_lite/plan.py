@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t5x_lite import collectives, flops, inspect, runtime, sharding
+from t5x_lite import config as configs
 from t5x_lite.accelerators import ACCELERATORS, Accelerator
 from t5x_lite.errors import ConfigError, OutOfMemoryError
 from t5x_lite.experiment import Experiment
@@ -110,16 +111,14 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
 def _roofline(found: dict[str, Any], accelerator: Accelerator, experiment: Experiment) -> dict[str, Any]:
     """The shortest time a step can take on an accelerator: that of its slowest part, as if the others ran beside it.
 
-    compute: the products at the peak of the model's dtype. memory: parameters are read for the forward and the backward
-    pass of every microbatch; gradients are written and read, optimizer state read and written, activations too.
-    links: what the collectives send.
+    compute: the products at the peak of the model's dtype. memory: parameters, once gathered over `fsdp`, are read for
+    the forward and the backward pass of every microbatch; gradients are written and read, optimizer state read and
+    written, activations too. links: what the collectives send.
     """
     sizes = found["bytes"]
-    rate = accelerator.flops
-    if experiment.model.dtype == "float32":
-        rate = accelerator.float32_flops or accelerator.flops / 6
-    moved = sizes["parameters"] * (2 * experiment.cfg.train.microbatches + 2) + 2 * sizes["optimizer"]
-    moved += 2 * sizes["gradients"] + 2 * sizes["activations"]
+    rate = accelerator.float32_flops if experiment.model.dtype == "float32" else accelerator.flops
+    moved = sizes["parameters"] * found["mesh"]["fsdp"] * 2 * experiment.cfg.train.microbatches
+    moved += 2 * (sizes["parameters"] + sizes["optimizer"] + sizes["gradients"] + sizes["activations"])
     sent = sum(kind["sent_bytes"] for kind in found["collectives"].values())
     seconds = {
         "compute": found["flops"] / found["devices"] / rate,
@@ -152,8 +151,8 @@ def _levers(experiment: Experiment, device: str) -> list[dict[str, Any]]:
     out = []
     for change in changes:
         changed = cfg.copy_and_resolve_references()
-        for key, value in change.items():
-            changed[key] = value
+        for key in change.keys() - {"model.remat"}:
+            configs.override(changed, key, str(change[key]))
         model = dataclasses.replace(experiment.model, remat=change.get("model.remat", experiment.model.remat))
         text = ", ".join(f"{key}={value}" for key, value in change.items())
         try:

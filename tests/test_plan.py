@@ -99,10 +99,10 @@ def test_the_verb_names_levers_where_memory_does_not_suffice(monkeypatch, capsys
     monkeypatch.setitem(accelerators.ACCELERATORS, "v5e", small)
     for name in ("XLA_FLAGS", "JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY"):
         monkeypatch.setenv(name, "")
-    command = ["plan", f"--config={CONFIG}:bert_tiny", "--mesh=data=8", "--device=v5e", "--json"]
-    assert cli.run([*command, "--config.model.scan_layers=true", "--config.model.remat=full"]) == 0
+    command = ["plan", f"--config={CONFIG}:bert_tiny", "--mesh=fsdp=8", "--device=v5e", "--json"]
+    assert cli.run([*command, "--config.model.scan_layers=true"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert not found["fits"] and [lever["change"] for lever in found["levers"]] == ["mesh=fsdp=8,tensor=1"]
+    assert not found["fits"] and [lever["change"] for lever in found["levers"]] == ["model.remat=full"]
     assert [task["task"] for task in found["tasks"]] == ["tiny_animal", "tiny_corpus"]
     assert cli.run([*command[:3], "--device=v5"]) == 2
     assert "unknown device 'v5'; did you mean 'v5" in capsys.readouterr().err
