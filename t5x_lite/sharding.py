@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import ConfigError
@@ -170,7 +171,33 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[A
         raise ConfigError(
             f"mesh data={data} × fsdp={fsdp} × tensor={tensor} is {data * fsdp * tensor} devices; there are {found}"
         )
-    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    devices = list(jax.devices() if devices is None else devices)
+    axis_types = (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:  # joined by the slower network: only gradients go over it, along `data`
+        if data % slices:
+            raise ConfigError(f"mesh data={data} does not divide over {slices} slices; use {_nearest(data, slices)}")
+        return Mesh(
+            mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices),
+            MESH_AXES,
+            axis_types=axis_types,
+        )
+    mesh = jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=axis_types, devices=devices)
+    if _rows_follow(mesh.devices):
+        return mesh
+    # The order that suits the links best would give a process rows that do not follow each other.
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(in_order).reshape(data, fsdp, tensor), MESH_AXES, axis_types=axis_types)
+
+
+def _rows_follow(devices: np.ndarray) -> bool:
+    """Whether the batch rows of each process follow each other. devices: [data, fsdp, tensor]."""
+    of_row = [{device.process_index for device in row} for row in devices.reshape(-1, devices.shape[-1])]
+    for process in set().union(*of_row):
+        held = [number for number, processes in enumerate(of_row) if process in processes]
+        if held[-1] - held[0] >= len(held):
+            return False
+    return True
 
 
 # What must divide -----------------------------------------------------------------------------------------------------

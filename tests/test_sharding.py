@@ -77,6 +77,27 @@ def test_make_mesh_has_auto_axes_and_takes_exactly_its_devices():
         make_mesh(2)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_slices_are_joined_along_data_and_the_rows_of_a_process_follow_each_other():
+    chips = [Chip(n, process_index=n // 2, slice_index=n // 4) for n in range(8)]
+    devices = make_mesh(2, 2, 2, devices=chips[::-1]).devices
+    assert [{chip.slice_index for chip in part.flat} for part in devices] == [{0}, {1}]
+    with pytest.raises(ConfigError, match=r"data=1 does not divide over 2 slices; use 2"):
+        make_mesh(1, 4, 2, devices=chips)
+    assert sharding._rows_follow(np.array(chips).reshape(4, 1, 2))
+    scattered = np.array([chips[n] for n in (0, 2, 1, 3, 4, 6, 5, 7)]).reshape(8, 1, 1)
+    assert not sharding._rows_follow(scattered)
+    assert sharding._rows_follow(scattered.reshape(1, 1, 8))  # every process has all rows
+
+
 # Rules ----------------------------------------------------------------------------------------------------------------
 
 
