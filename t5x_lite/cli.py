@@ -66,10 +66,10 @@ def _speak() -> None:
 
 def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     cfg = _config(arguments.config, overrides)
-    from t5x_lite import processes, train
+    from t5x_lite import experiment, processes, train
 
     with processes.joined():
-        return train.run(_resolved(cfg), Path(os.path.expandvars(arguments.workdir)))
+        return train.run(experiment.resolve(cfg), Path(os.path.expandvars(arguments.workdir)))
 
 
 def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -125,9 +125,9 @@ def _plan(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is touched: its runtime would take it from a run
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    from t5x_lite import plan
+    from t5x_lite import experiment, plan
 
-    plan.run(_resolved(cfg), arguments.device, arguments.topology, arguments.all, arguments.json)
+    plan.run(experiment.resolve(cfg), arguments.device, arguments.topology, arguments.all, arguments.json)
 
 
 def _sweep(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -158,15 +158,17 @@ def _tasks(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _inspect(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from t5x_lite import inspect
+    from t5x_lite import experiment, inspect
 
-    inspect.run(_resolved(_named_config(arguments, overrides)), arguments.n, arguments.split, arguments.json)
+    resolved = experiment.resolve(_named_config(arguments, overrides))
+    inspect.run(resolved, arguments.n, arguments.split, arguments.json)
 
 
 def _cache(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from t5x_lite import experiment
     from t5x_lite.data import cache
 
-    resolved = _resolved(_named_config(arguments, overrides))
+    resolved = experiment.resolve(_named_config(arguments, overrides))
     cache.run(
         resolved.tasks,
         resolved.converter,
@@ -331,16 +333,6 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
             raise ConfigError(f"{argument!r} has no value; write {argument}=VALUE")
         out[key.removeprefix("--config.")] = value
     return out
-
-
-def _resolved(cfg: "Config"):
-    """The experiment of a config, after saying what was found out about its files."""
-    from t5x_lite import experiment
-
-    resolved = experiment.resolve(cfg)
-    for note in resolved.notes:
-        print(f"t5x-lite: {note}", file=sys.stderr)  # stdout is the verb's own
-    return resolved
 
 
 def _config(spec: str, overrides: dict[str, str]) -> "Config":

@@ -4,6 +4,7 @@ Everything that can be wrong between them is found here, before a device is touc
 """
 
 import dataclasses
+import logging
 
 from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
@@ -27,7 +28,6 @@ class Experiment:
     vocabulary: Vocabulary
     model: ModelConfig
     converter: convert.Converter
-    notes: tuple[str, ...] = ()  # what was found out about data.files
 
 
 def resolve(cfg: Config) -> Experiment:
@@ -36,7 +36,8 @@ def resolve(cfg: Config) -> Experiment:
 
     if cfg.data.dir:
         published.use_directory(cfg.data.dir)
-    notes = _add_files(cfg) if cfg.data.files else ()
+    if cfg.data.files:
+        _add_files(cfg)
     if cfg.data.max_bad_fraction:
         for name in (cfg.data.mixture, *cfg.eval.tasks):
             registry.tolerate(name, cfg.data.max_bad_fraction)
@@ -49,18 +50,18 @@ def resolve(cfg: Config) -> Experiment:
     best_task = cfg.checkpoint.keep_best.rpartition("/")[0]
     if cfg.checkpoint.keep_best:
         lookup("task of checkpoint.keep_best=TASK/METRIC", best_task, {task.name: task for task in eval_tasks})
-    return Experiment(cfg, tasks, eval_tasks, vocabulary, model, _converter(cfg, model), notes)
+    return Experiment(cfg, tasks, eval_tasks, vocabulary, model, _converter(cfg, model))
 
 
-def _add_files(cfg: Config) -> tuple[str, ...]:
-    """Registers the task of `data.files`, which takes the place of the mixture, and returns what was found out about
-    the files. Bytes are its vocabulary where the config names none."""
+def _add_files(cfg: Config) -> None:
+    """Registers the task of `data.files`, which takes the place of the mixture, and logs what was found out about the
+    files. Bytes are its vocabulary where the config names none."""
     from t5x_lite.tasks import files
 
-    data, notes = cfg.data, []
+    data, log = cfg.data, logging.getLogger(__name__)
     vocabulary = None if data.vocabulary else vocabularies.ByteVocabulary()
     labels = tuple(data.labels) if data.labels is not None else None
-    found = files.discover(
+    task = files.task_from_files(
         data.files,
         inputs=data.inputs,
         targets=data.targets,
@@ -70,17 +71,16 @@ def _add_files(cfg: Config) -> tuple[str, ...]:
         max_bad_fraction=data.max_bad_fraction,
     )
     if not data.vocabulary:
-        notes.append("vocabulary: bytes; config.data.vocabulary takes another")
-    if found.task.labels:
-        cfg.data.labels = found.task.labels  # kept with the run: its classes stay what they are
-    registry.add(found.task)
-    if data.mixture not in ("", found.task.name):
-        notes.append(f"trained on in place of the mixture {data.mixture!r}")
-    cfg.data.mixture = found.task.name
-    if cfg.checkpoint.keep_best and cfg.checkpoint.keep_best.rpartition("/")[0] != found.task.name:
-        notes.append(f"checkpoint.keep_best={cfg.checkpoint.keep_best!r} is of another task: not used")
+        log.info("vocabulary: bytes; config.data.vocabulary takes another")
+    if task.labels:
+        cfg.data.labels = task.labels  # kept with the run: its classes stay what they are
+    registry.add(task)
+    if data.mixture not in ("", task.name):
+        log.info("trained on in place of the mixture %r", data.mixture)
+    cfg.data.mixture = task.name
+    if cfg.checkpoint.keep_best and cfg.checkpoint.keep_best.rpartition("/")[0] != task.name:
+        log.info("checkpoint.keep_best=%r is of another task: not used", cfg.checkpoint.keep_best)
         cfg.checkpoint.keep_best = ""
-    return (*found.notes, *notes)
 
 
 def _all_tasks() -> dict[str, Task]:

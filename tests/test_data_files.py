@@ -232,14 +232,15 @@ def test_templates_that_are_missing_are_asked_for(tmp_path):
 # --------------------------------------------------------------------------------------------- the command line
 
 
-def test_inspect_shows_a_file_at_once(tmp_path, capsys):
+def test_inspect_shows_a_file_at_once(tmp_path, capsys, caplog):
     path = write(tmp_path / "reviews.csv", reviews())
     flags = [f"--config.data.files={path}", "--config.data.inputs={title}: {body}", "--config.data.targets={label}"]
     for preset in ("t5_tiny", "gpt2_tiny", "bert_tiny"):
         size = [f"--config.model.preset={preset}", "--config.data.length=64", "--config.data.batch_rows=4", "-n", "2"]
         assert cli.run(["inspect", *flags, *size]) == 0
         shown = capsys.readouterr()
-        assert "2 labels found, bad 25.0%, good 75.0%" in shown.err and "vocabulary: bytes" in shown.err
+        assert "2 labels found, bad 25.0%, good 75.0%" in caplog.text and "vocabulary: bytes" in caplog.text
+        caplog.clear()
         assert "row 1" in shown.out and "good, " in shown.out
     assert cli.run(["inspect", *flags, "--config.data.vocabulary=nowhere.model"]) == 2
     assert "cannot read the vocabulary nowhere.model" in capsys.readouterr().err
@@ -251,7 +252,8 @@ def test_inspect_shows_a_file_at_once(tmp_path, capsys):
     assert "is about data.files, which is empty" in capsys.readouterr().err
 
 
-def test_a_run_of_files_keeps_its_labels(tmp_path):
+def test_a_run_of_files_keeps_its_labels(tmp_path, caplog):
+    caplog.set_level("INFO", "t5x_lite")
     cfg = config.base()
     cfg.data.mixture = "quickstart"
     cfg.data.files = write(tmp_path / "reviews.csv", reviews())
@@ -260,7 +262,7 @@ def test_a_run_of_files_keeps_its_labels(tmp_path):
     resolved = experiment.resolve(cfg)
     assert resolved.tasks[0].name == cfg.data.mixture == "reviews" and resolved.vocabulary == ByteVocabulary()
     assert cfg.data.labels == ("bad", "good")
-    assert resolved.notes[-1] == "trained on in place of the mixture 'quickstart'"
+    assert caplog.messages[-1] == "trained on in place of the mixture 'quickstart'"
     experiment.resolve(cfg)  # again, as a resumed run does
     assert cfg.data.mixture == "reviews"
     assert discover(write(tmp_path / "quickstart.txt", "a\nb\n")).task.name == "quickstart_file"

@@ -19,7 +19,7 @@ LANGUAGES = "{en,de}.gz"
 @pytest.fixture(autouse=True)
 def own_cache_and_table(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+    monkeypatch.setattr(registry, "REGISTRY", {})
 
 
 def counts(task) -> tuple[int, ...]:
@@ -154,10 +154,9 @@ def test_plain_text_is_cut_where_it_has_blank_lines():
     assert sorted("\n".join(texts).split("\n")) == sorted(line for line in whole.split("\n") if line)
 
 
-def test_inspect_shows_real_data_at_once(capsys):
+def test_inspect_shows_real_data_at_once(capsys, caplog):
     flags = ["--config.data.inputs={sentence}", "--config.data.targets={label}", "-n", "1"]
     size = ["--config.data.batch_rows=4", "--config.data.length=64"]
     vocabulary = f"--config.data.vocabulary={SHARED / 'vocab' / 't5'}"
     assert cli.run(["inspect", f"--config.data.files={SHARED / 'glue' / 'SST-2'}", vocabulary, *flags, *size]) == 0
-    shown = capsys.readouterr()
-    assert "train 67,349, validation 872" in shown.err and "row 0" in shown.out
+    assert "train 67,349, validation 872" in caplog.text and "row 0" in capsys.readouterr().out
