@@ -4,6 +4,7 @@
     peak N      N products of two 2048 x 2048 float32 matrices: {"gflops": [...]}
     save FILE   writes the parameters as they are (our side)
     load FILE   takes those parameters (their side)
+    others      what the side itself brings
     quit
 
 Before that it says {"first_loss", "first_step_s", "parameters"}, the seconds counted from the start of the process.
@@ -34,8 +35,7 @@ def serve(first_loss: float, parameters: int, commands: dict[str, Callable]) -> 
             samples, _ = measure(commands["product"], int(argument))
             say(gflops=[2 * PEAK_SIZE**3 / ms / 1e6 for ms in samples["step_ms"]])
         else:
-            commands[verb](argument)
-            say()
+            say(**(commands[verb](argument) or {}))
 
 
 def measure(work: Callable[[], float], count: int) -> tuple[dict[str, list[float]], float]:
