@@ -17,7 +17,7 @@ import jax
 
 from t5x_lite import predict, processes, runtime, sharding
 from t5x_lite.checkpoint import choose, load_model, saved_steps
-from t5x_lite.data import pipeline
+from t5x_lite.data import convert, pipeline
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Csv
 from t5x_lite.errors import ConfigError, DataError
@@ -104,7 +104,7 @@ def _task(experiment: Experiment, name: str) -> Task:
     if not supervised:
         if experiment.model.architecture == "encoder_only":
             raise ConfigError("this run trained no classification or regression task; there is nothing to predict")
-        return Task("text", source=None)  # type: ignore[arg-type]  (a pure language model continues any text)
+        return convert.text_task(experiment.model.architecture)  # it continues any text
     return next(iter(supervised.values()))
 
 

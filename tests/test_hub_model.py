@@ -5,6 +5,7 @@ import pytest
 from test_hub import tiny
 from tiny_models import random_params
 
+from t5x_lite.data.registry import Feature
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub.model import Model
@@ -30,3 +31,26 @@ def test_what_it_writes_is_what_it_scores_and_neighbours_change_nothing(name):
     else:
         with pytest.raises(ConfigError, match="text_to_text or encoder_only"):
             model.embed(TEXTS)
+
+
+def test_a_language_model_goes_on_from_its_text_unless_a_task_taught_it_otherwise():
+    config = tiny("gpt2", vocab_size=384, num_decoder_layers=1)
+    params, vocabulary = random_params(config), ByteVocabulary()
+    plain = Model(config, params, vocabulary)
+    taught = Model(config, params, vocabulary, features={"inputs": Feature(), "targets": Feature()})
+    text, targets = (ids.tolist() for ids in vocabulary.encode(["abcde", "xy"]))
+    for model, between in ((plain, []), (taught, [vocabulary.eos_id])):
+        ids = [model.start_id, *text, *between, *targets, vocabulary.eos_id]
+        row = np.array(ids[:-1], np.int32)[None]
+        batch = {"input_tokens": row, "segment_ids": np.ones_like(row), "positions": np.arange(row.size)[None]}
+        logits_LV = np.asarray(model({f"decoder_{k}": v for k, v in batch.items()})["lm"], np.float64)[0]
+        logprobs_LV = logits_LV - np.logaddexp.reduce(logits_LV, axis=1, keepdims=True)
+        expected = sum(logprobs_LV[i - 1, ids[i]] for i in range(len(ids) - 3, len(ids)))
+        assert model.score([("abcde", "xy")]) == [pytest.approx(expected, rel=1e-5)]
+        prompt = model.tokenize(["abcde"])
+        assert prompt["decoder_input_tokens"][0, : len(ids) - 3].tolist() == ids[:-3]
+        assert prompt["decoder_segment_ids"].sum() == len(ids) - 3
+    # 6 tokens to read and 10 of 11 to read again are 16, as many positions as there are.
+    assert len(plain.generate(["abcde"], max_tokens=11)) == 1
+    with pytest.raises(ConfigError, match="max_positions=16"):
+        plain.generate(["abcde"], max_tokens=17)

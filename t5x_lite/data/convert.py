@@ -26,7 +26,7 @@ from t5x_lite.data.denoise import (
 )
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.ragged import Ragged
-from t5x_lite.data.registry import Task
+from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
@@ -380,6 +380,13 @@ def _cut(ids: Ragged, limits: np.ndarray | int, vocabulary: Vocabulary, task: Ta
     if task.features[field].add_eos and truncated.any():
         short.values[short.ends[truncated] - 1] = vocabulary.eos_id
     return short
+
+
+def text_task(architecture: str, segments: tuple[str, ...] = ("inputs",)) -> Task:
+    """A task that is nothing but its texts, for models that no task has trained: a language model goes on from its
+    inputs, so there they have no end; an encoder of a text_to_text model has read one behind every text."""
+    features = {"inputs": Feature(add_eos=architecture != "decoder_only"), "targets": Feature()}
+    return Task("text", source=None, features=features, segments=segments)  # type: ignore[arg-type]  (nothing is read)
 
 
 def start(start_id: int, vocabulary: Vocabulary) -> int:

@@ -14,7 +14,7 @@ from t5x_lite import checkpoint, decode, evaluate, experiment, models
 from t5x_lite import config as configs
 from t5x_lite.batch import Batch
 from t5x_lite.data import convert, pipeline, vocabularies
-from t5x_lite.data.registry import Task
+from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.hub import mapping, parameters
@@ -31,7 +31,8 @@ BATCH_ROWS = 32
 class Model:
     """A model with its parameters and vocabulary. Texts go in and come out in the form it was trained on.
 
-    labels: names of its classes. origin: the imported directory it began as.
+    labels: names of its classes. origin: the imported directory it began as. features: of the task it was trained on,
+    where one was: a language model that no task taught otherwise goes on from texts that have no end.
     """
 
     config: ModelConfig
@@ -39,6 +40,7 @@ class Model:
     vocabulary: Vocabulary
     labels: tuple[str, ...] = ()
     origin: Path | None = None
+    features: Mapping[str, Feature] | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The outputs of the model for a batch (t5x_lite/batch.py), {head: float32 array}."""
@@ -49,7 +51,7 @@ class Model:
         examples: list[dict[str, str]] = [{"inputs": text} for text in texts]
         if pairs is not None:
             examples = [{"inputs": a, "pair": b} for a, b in zip(texts, pairs, strict=True)]
-        return self._prompts(examples, len(examples), 1)
+        return self._prompts(examples, len(examples))
 
     def generate(self, texts: Sequence[str], max_tokens: int = 64) -> list[str]:
         """What follows each text: the most probable token at each step."""
@@ -75,7 +77,8 @@ class Model:
 
         def work(examples: list[dict[str, str]]) -> list[float]:
             converter = self._converter(examples, ("inputs", "targets"))
-            batch = pipeline.example_batch(examples, _task(()), converter, self.vocabulary, batch_rows=_rows(examples))
+            task = self._task(("inputs",))
+            batch = pipeline.example_batch(examples, task, converter, self.vocabulary, batch_rows=_rows(examples))
             return [float(x) for x in self._score(self.params, batch)]
 
         return _in_batches(work, [{"inputs": inputs, "targets": targets} for inputs, targets in pairs])
@@ -85,7 +88,7 @@ class Model:
         self._require("text_to_text", "encoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[np.ndarray]:
-            return list(np.asarray(self._embed(self.params, self._prompts(examples, _rows(examples), 1))))
+            return list(np.asarray(self._embed(self.params, self._prompts(examples, _rows(examples)))))
 
         vectors = np.array(_in_batches(work, [{"inputs": text} for text in texts]), np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
@@ -138,15 +141,21 @@ class Model:
             allowed = " or ".join(architectures)
             raise ConfigError(f"this needs a model of {allowed}; it is {self.config.architecture}")
 
-    def _prompts(self, examples: list[dict[str, str]], batch_rows: int, max_new_tokens: int) -> Batch:
+    def _task(self, segments: tuple[str, ...]) -> Task:
+        task = convert.text_task(self.config.architecture, segments)
+        return task if self.features is None else dataclasses.replace(task, features=self.features)
+
+    def _prompts(self, examples: list[dict[str, str]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
         fields = tuple(examples[0]) if examples else ("inputs",)
         converter = self._converter(examples, fields, max_new_tokens)
+        # The converter's rows have no room for what is new: the cache has.
         return pipeline.prompt_batch(
-            examples, _task(fields), converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=max_new_tokens
+            examples, self._task(fields), converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0
         )
 
-    def _converter(self, examples: list[dict[str, str]], fields: tuple[str, ...], max_new_tokens: int = 0) -> Any:
-        """Of rows as long as the longest example, or as the model can read."""
+    def _converter(self, examples: list[dict[str, str]], fields: tuple[str, ...], max_new_tokens: int = 1) -> Any:
+        """Of rows as long as the longest example, or as the model can read with so many tokens behind it, the last of
+        which it does not read."""
         counts = {f: [len(ids) for ids in self.vocabulary.encode([e[f] for e in examples])] for f in fields}
         longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + 1 + len(fields)
         read = _rounded_up(longest)
@@ -157,10 +166,9 @@ class Model:
         if self.config.architecture == "text_to_text":
             targets = _rounded_up(max(counts.get("targets", [0]), default=0) + 1)
             return convert.TextToText(length=read, targets_length=targets, start_id=self.start_id)
-        length = read + max_new_tokens
         if self.config.positions == "learned":
-            length = min(length, self.config.max_positions)
-        return convert.DecoderOnly(length=length, start_id=self.start_id)
+            read = max(1, min(read, self.config.max_positions - (max_new_tokens - 1)))
+        return convert.DecoderOnly(length=read, start_id=self.start_id)
 
 
 def load(path: str | Path, which: str = "latest") -> Model:
@@ -196,8 +204,10 @@ def _trained(path: Path, which: str) -> Model:
     best = evaluate.best_step(read_metrics(path), cfg.checkpoint.keep_best, checkpoint.saved_steps(path))
     step = checkpoint.choose(path, which, best)[-1]
     labels = next((task.labels for task in resolved.tasks if task.labels), ())
+    features = next((task.features for task in resolved.tasks if not task.is_corpus), None)
     origin = Path(cfg.model.preset) if (Path(cfg.model.preset) / presets.STORED).is_file() else None
-    return Model(resolved.model, _restored(path, step, resolved.model), resolved.vocabulary, labels, origin)
+    params = _restored(path, step, resolved.model)
+    return Model(resolved.model, params, resolved.vocabulary, labels, origin, features)
 
 
 def _restored(path: Path, step: int, config: ModelConfig) -> Any:
@@ -218,10 +228,6 @@ def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str,
     if isinstance(names, dict) and all(isinstance(names.get(str(i)), str) for i in range(config.num_classes)):
         return tuple(names[str(i)] for i in range(config.num_classes))
     return tuple(f"LABEL_{i}" for i in range(config.num_classes))
-
-
-def _task(fields: tuple[str, ...]) -> Task:
-    return Task("text", source=None, segments=fields)  # type: ignore[arg-type]  (nothing is read from it)
 
 
 def _rounded_up(length: int) -> int:
