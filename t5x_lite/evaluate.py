@@ -4,6 +4,7 @@ Each evaluation leaves `predictions/step_N/TASK.jsonl` with every input, target,
 """
 
 import collections
+import dataclasses
 import itertools
 import json
 import math
@@ -162,14 +163,15 @@ class Evaluator:
 
     def predict(self, params: Any, task: Task, split: str) -> list[dict]:
         """The predictions of a split, in the source's order; its targets may be unknown."""
-        return self._predictions(params, task, lambda: False, split)[0]
+        unlabelled = dataclasses.replace(task, labels=(), regression=False, reference=None)
+        return self._predictions(params, task, lambda: False, self._prompts(unlabelled, split))[0]
 
     def _predictions(
-        self, params: Any, task: Task, stop: Callable[[], bool], split: str = ""
+        self, params: Any, task: Task, stop: Callable[[], bool], prompts: Iterable | None = None
     ) -> tuple[list[dict], list]:
-        """Rows for the predictions' file, and what the metrics compare each with."""
+        """Rows for the predictions' file, and what the metrics compare each with (of other prompts: None)."""
         rows, fields = [], fields_of(self._predictor.answers(task))
-        for batch, indices, examples in self._prompts(task, split or self.experiment.cfg.eval.split):
+        for batch, indices, examples in prompts or self._prompts(task, self.experiment.cfg.eval.split):
             row_of = [
                 {"index": int(i), "inputs": e["inputs"], "target": e["targets"]}
                 for i, e in zip(indices, examples, strict=True)
@@ -180,7 +182,8 @@ class Evaluator:
                 for row, prediction in zip(row_of, predictions, strict=True):
                     row[field] = prediction.text
                     row[field.replace("prediction", "score")] = round(prediction.score, 5)
-            rows += [(row, reference(task, e)) for row, e in zip(row_of, examples, strict=True)]
+            wanted = [None if prompts else reference(task, example) for example in examples]
+            rows += zip(row_of, wanted, strict=True)
         # Hosts that share rows (sharding.input_shard) have the same ones.
         by_index = {row["index"]: (row, _tupled(wanted)) for row, wanted in processes.gather(rows)}
         found = [by_index[index] for index in sorted(by_index)]

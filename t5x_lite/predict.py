@@ -17,6 +17,7 @@ from t5x_lite.constraint import PrefixTree, prefix_tree
 from t5x_lite.data import convert, packing
 from t5x_lite.data.registry import Task
 from t5x_lite.decode import Strategy
+from t5x_lite.errors import ConfigError
 from t5x_lite.experiment import Experiment
 from t5x_lite.losses import token_losses
 from t5x_lite.runtime import Runtime
@@ -80,7 +81,10 @@ class Predictor:
         )
         out = _local({name: out[name][:, 0] for name in ("tokens", "lengths", "score")}, self.on_devices.layout)
         found = zip(out["tokens"], out["lengths"], out["score"], strict=True)
-        return [Prediction(vocabulary.decode(ids[:n]), float(score), int(n)) for ids, n, score in found]
+        return [Prediction(self._text(ids[:n], task.labels), float(score), int(n)) for ids, n, score in found]
+
+    def _text(self, ids: np.ndarray, labels: tuple[str, ...]) -> str:
+        return self._label_of(labels).get(tuple(ids.tolist())) or self.experiment.vocabulary.decode(ids)
 
     def _strategy(self, task: Task, answer: str) -> Strategy:
         cfg = self.experiment.cfg.eval
@@ -97,8 +101,19 @@ class Predictor:
 
     @functools.cache  # noqa: B019  (one predictor a process)
     def _choices(self, labels: tuple[str, ...]) -> PrefixTree:
-        vocabulary = self.experiment.vocabulary
-        return prefix_tree([ids.tolist() for ids in vocabulary.encode(labels)], vocabulary.eos_id)
+        return prefix_tree(list(self._label_of(labels)), self.experiment.vocabulary.eos_id)
+
+    @functools.cache  # noqa: B019
+    def _label_of(self, labels: tuple[str, ...]) -> dict[tuple[int, ...], str]:
+        """The label that each label's ids stand for: decoding them need not give it back ("not _ entailment")."""
+        found: dict[tuple[int, ...], str] = {}
+        for label, ids in zip(labels, self.experiment.vocabulary.encode(labels), strict=True):
+            other = found.setdefault(tuple(ids.tolist()), label)
+            if other != label:
+                raise ConfigError(
+                    f"the labels {other!r} and {label!r} are the same ids in this vocabulary; take another"
+                )
+        return found
 
     def _row_ids(self, rows: Sequence[int] | None, batch_rows: int) -> jax.Array:
         ids = np.zeros(batch_rows, np.uint32)

@@ -1,5 +1,6 @@
 """A run's answers and scores: each way against the plain definition of it; infer through kills."""
 
+import dataclasses
 import json
 import math
 import os
@@ -58,6 +59,18 @@ def test_rank_takes_the_label_that_packed_scoring_finds_most_probable(ready):
         assert row["rank_prediction"] == LABELS[int(np.argmax(logprobs))]
         assert row["rank_score"] == pytest.approx(max(logprobs), abs=2e-5)
         assert row["constrained_prediction"] in LABELS
+
+
+def test_a_label_is_known_by_its_ids_and_a_test_set_needs_no_targets(ready, monkeypatch):
+    evaluator, params = ready
+    predictor = evaluator._predictor
+    ids = predictor.experiment.vocabulary.encode(["yes"])[0]
+    monkeypatch.setattr(type(predictor.experiment.vocabulary), "decode", lambda self, ids: "y e s")  # as WordPiece's
+    assert predictor._text(ids, LABELS) == "yes" and predictor._text(ids[:1], LABELS) == "y e s"
+    unknown = [row | {"targets": "<unk>"} for row in ROWS]
+    task = dataclasses.replace(registry.get("answers"), source=Function(lambda split: unknown))
+    rows = evaluator.predict(params, task, "test")
+    assert len(rows) == 11 and {row["target"] for row in rows} == {"<unk>"}
 
 
 def test_answers_stand_side_by_side_and_invalid_ones_are_counted(ready):
