@@ -272,6 +272,47 @@ def test_a_tokenizer_file_is_used_without_its_truncation_and_padding(tmp_path):
         vocabulary.encode(["fine", "bad \ud800"])
 
 
+@pytest.mark.parametrize(
+    ("said", "file", "extra_ids"),
+    [
+        ({}, "spiece.model", 100),
+        ({"config.json": {"model_type": "t5"}}, "spiece.model", 100),
+        ({"huggingface.json": {"model_type": "mt5"}}, "spiece.model", 100),
+        ({"tokenizer_config.json": {"tokenizer_class": "T5Tokenizer"}}, "spiece.model", 100),
+        ({"special_tokens_map.json": {"additional_special_tokens": ["<extra_id_0>"]}}, "spiece.model", 100),
+        ({"config.json": {"model_type": "albert"}}, "tokenizer.json", 0),
+        (
+            {"config.json": {"model_type": "llama"}, "special_tokens_map.json": {"eos_token": "</s>"}},
+            "tokenizer.json",
+            0,
+        ),
+        ({"tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer"}}, "tokenizer.json", 0),
+        (
+            {"config.json": {"model_type": "t5"}, "tokenizer_config.json": {"tokenizer_class": "Fast"}},
+            "tokenizer.json",
+            100,
+        ),
+    ],
+)
+def test_a_directory_s_model_says_which_file_is_read_and_whether_sentinels_stand_behind_it(
+    said, file, extra_ids, tmp_path, trained
+):
+    word_piece = load(str(word_piece_file(tmp_path)))._tokenizer  # type: ignore[attr-defined]
+    word_piece.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "spiece.model").write_bytes(trained.path.read_bytes())
+    for name, content in said.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert load(str(tmp_path)).path.name == file  # type: ignore[attr-defined]
+    (tmp_path / "tokenizer.json").unlink()
+    found = load(str(tmp_path))
+    assert isinstance(found, SentencePieceVocabulary) and found.size == len(found._processor) + extra_ids
+
+
+def test_byt5_s_directory_has_no_vocabulary_s_file(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    assert load(str(tmp_path)) == ByteVocabulary()
+
+
 def byte_pair_files(directory: Path, specials: list[str], merges=("t h", "th e")) -> Path:
     from tokenizers import pre_tokenizers
 

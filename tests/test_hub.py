@@ -11,10 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_models import SIZES, random_params
 
+import t5x_lite
 from t5x_lite import cli
+from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import CheckpointError, ConfigError, UserError
 from t5x_lite.hub import adapters, interchange, mapping, parameters, weights
 from t5x_lite.hub.families import FAMILIES
+from t5x_lite.hub.model import Model
 from t5x_lite.models import lora, presets
 from t5x_lite.models.transformer import stack_layers
 
@@ -141,6 +144,35 @@ def test_an_import_is_what_a_run_starts_from(tmp_path, capsys):
     assert again == settings
     assert cli.run(["import", str(directory), str(out)]) == 2
     assert "there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "bart", "llama", "bert", "roberta", "albert"])
+def test_an_export_names_its_own_vocabulary_s_ids_and_its_own_classes(name, tmp_path):
+    """And loads with both; bytes as ByT5's directories have them."""
+    heads = {"heads": ("classification",), "num_classes": 2} if not tiny(name).num_decoder_layers else {}
+    config, vocabulary = tiny(name, vocab_size=384, **heads), ByteVocabulary()
+    config = dataclasses.replace(config, decoder_start_id=-1)
+    origin = {"model_type": name, "dtype": "bfloat16", "their_own": 1, "eos_token_id": [7, 1], "bos_token_id": 9}
+    (tmp_path / "origin").mkdir()
+    (tmp_path / "origin" / interchange.SETTINGS).write_text(json.dumps(origin))
+    model = Model(config, random_params(config), vocabulary, ("no", "yes") if heads else (), tmp_path / "origin")
+    interchange.export_model(model, tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    end, begin = (vocabulary.sep_id, vocabulary.cls_id) if heads else ([7, 1], vocabulary.cls_id)
+    ids = {"pad_token_id": 0, "eos_token_id": end, "bos_token_id": begin, "decoder_start_token_id": 0}
+    ids |= {"forced_eos_token_id": 1} | ({"bos_token_id": 0} if name in ("gpt2", "llama") else {})
+    if name in ("bert", "t5"):
+        ids["bos_token_id"] = 9  # the family has none: what they had is theirs
+    if name == "bert":
+        ids["eos_token_id"] = [7, 1]
+    if name == "roberta":
+        ids["pad_token_id"] = 1  # its positions are counted from it
+    assert {key: said[key] for key in ids if key in said} == {key: ids[key] for key in ids if key in said}
+    assert "pad_token_id" in said and "dtype" not in said and (said["torch_dtype"], said["their_own"]) == ("float32", 1)
+    again = t5x_lite.load(tmp_path / "out")
+    assert (again.vocabulary, again.labels, again.start_id) == (vocabulary, model.labels, model.start_id)
+    interchange.import_directory(tmp_path / "out", tmp_path / "in")
+    assert t5x_lite.load(tmp_path / "in").vocabulary == vocabulary
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

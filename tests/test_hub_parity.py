@@ -72,6 +72,7 @@ MODELS = {
     "albert_pretraining": ("AlbertForPreTraining", BERT | {"embedding_size": 8}),
     "albert_classifier": ("AlbertForSequenceClassification", BERT | {"embedding_size": 8, "num_labels": 3}),
     "gpt2": ("GPT2LMHeadModel", GPT2),
+    "gpt2_untied": ("GPT2LMHeadModel", GPT2 | {"tie_word_embeddings": False}),
     "gpt_neo": ("GPTNeoForCausalLM", NEO),
     "gpt_j": ("GPTJForCausalLM", GPTJ),
     "llama": ("LlamaForCausalLM", LLAMA),

@@ -57,6 +57,7 @@ def test_a_run_starts_from_imported_weights_and_goes_back_out(imported, rank, tm
 
     assert cli.run(["export", str(workdir), str(tmp_path / "out")]) == 0
     back = t5x_lite.load(tmp_path / "out")
+    assert back.labels == tuned.labels and set(back.labels) == {"cat", "dog"}
     for mine, again in zip(probabilities, back.classify(texts), strict=True):
         np.testing.assert_allclose(list(mine.values()), list(again.values()), atol=1e-5)
     settings = json.loads((tmp_path / "out" / "config.json").read_text())

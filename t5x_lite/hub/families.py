@@ -431,7 +431,7 @@ GPT2 = Family(
         "decoder/layers_{i}/mlp/wi": f"{_GPT_LAYER}.mlp.c_fc",
         "decoder/layers_{i}/mlp/wo": f"{_GPT_LAYER}.mlp.c_proj",
         "decoder/layers_{i}/mlp_norm": f"{_GPT_LAYER}.ln_2",
-        "logits/dense": "lm_head",
+        "logits/dense": Key("lm_head", turned=True),  # a Linear where all others are Conv1D
     },
     prefix="transformer.",
     kernels_turned=False,

@@ -21,7 +21,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from t5x_lite import checkpoint, manifest
-from t5x_lite.data import vocabularies
+from t5x_lite.data import convert, vocabularies
+from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.hub import adapters, mapping, parameters, t5x, weights
 from t5x_lite.hub.model import Model
@@ -32,6 +33,10 @@ from t5x_lite.models.config import ModelConfig
 TOKENIZER_FILES = (
     "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "tokenizer.json", "vocab.txt", "vocab.json",
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+)  # fmt: skip
+# Of an imported config.json what is true of its tensors or its tokenizer, not of ours.
+OF_THE_ORIGIN = (
+    "architectures", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "tokenizer_class",
 )  # fmt: skip
 SETTINGS = "huggingface.json"
 
@@ -75,31 +80,40 @@ def export_directory(
     params: Any,
     out: Path,
     *,
-    tokenizer: Path | None = None,
+    vocabulary: Vocabulary | None = None,
+    labels: Sequence[str] = (),
     origin: Path | None = None,
     family: str = "",
 ) -> str:
     """Writes a model in Hugging Face format and returns the family's name; `out` is there whole or not at all.
 
-    tokenizer: a directory whose tokenizer files go along. origin: an imported directory that the model began as:
-    settings of its config.json that we have no use for are kept.
+    vocabulary: its files go along, and config.json has its ids. labels: names of the classes. origin: an imported
+    directory that the model began as: settings of its config.json that we have no use for are kept.
     """
     settings: dict[str, Any] = {}
     if origin is not None and (origin / SETTINGS).is_file():
         settings = mapping.read_json(origin / SETTINGS)
     chosen = mapping.family_for(config, family or settings.get("model_type", ""))
-    new = mapping.write_config(config, chosen)
+    ids = token_ids(config, vocabulary) if vocabulary is not None else {}
+    new = mapping.write_config(config, chosen, labels, ids)
     if settings.get("model_type") == chosen.model_type:
-        kept = {k: v for k, v in settings.items() if k not in ("architectures", "id2label", "label2id", "problem_type")}
-        new = kept | {k: v for k, v in new.items() if k not in chosen.constants or k not in kept}
+        kept = {k: v for k, v in settings.items() if k not in OF_THE_ORIGIN}
+        # Of the constants the origin's stay, but for ids that are others in the vocabulary. (Llama 3.1 has three ends.)
+        differ = {k for k in ids if ids[k] != kept.get(k) and not (isinstance(kept.get(k), list) and ids[k] in kept[k])}
+        new = kept | {k: v for k, v in new.items() if k not in kept or k not in chosen.constants or k in differ}
     # The bare model's class reads names without the prefix that it has in the others.
     bare = config.architecture == "encoder_only" and set(config.heads) <= {"pooled"}
     shapes, tensors = parameters.tensors(config, chosen, params, without_prefix=bare)
     with _new_directory(out) as directory:
         weights.write(directory, shapes, tensors)
         _write_json(directory / "config.json", new)
-        if tokenizer is not None:
-            _copy_tokenizer(tokenizer, directory)
+        if isinstance(vocabulary, ByteVocabulary):  # it has no file; ByT5's directories have this one
+            _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"})
+        elif vocabulary is not None:
+            file = Path(vocabulary.path)  # type: ignore[attr-defined]
+            _copy_tokenizer(file.parent, directory)
+            if file.suffix == ".model" and file.name not in TOKENIZER_FILES:
+                shutil.copyfile(file, directory / "spiece.model")
     return chosen.model_type
 
 
@@ -107,7 +121,7 @@ def export_model(model: Model, out: Path, family: str = "") -> str:
     """Writes a loaded model; see `export_directory`."""
     config, params = lora.merged(dataclasses.replace(model.config, decoder_start_id=model.start_id), model.params)
     return export_directory(
-        config, params, out, tokenizer=vocabulary_directory(model), origin=model.origin, family=family
+        config, params, out, vocabulary=model.vocabulary, labels=model.labels, origin=model.origin, family=family
     )
 
 
@@ -119,10 +133,24 @@ def export_adapter(model: Model, out: Path, family: str = "") -> str:
     return found.model_type
 
 
-def vocabulary_directory(model: Model) -> Path | None:
-    """Where the files of the model's tokenizer are; None for bytes."""
-    path = getattr(model.vocabulary, "path", None)
-    return Path(path).parent if path is not None else None
+def token_ids(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
+    """The keys of config.json that stand for an id of the vocabulary, as far as it has one."""
+    encoder = config.architecture == "encoder_only"
+    roles = {
+        "eos_token_id": "sep_id" if encoder else "eos_id",
+        "forced_eos_token_id": "eos_id",
+        "bos_token_id": "cls_id",
+        "pad_token_id": "pad_id",
+    }
+    found: dict[str, int] = {}
+    for key, role in roles.items():
+        with contextlib.suppress(ConfigError):  # a vocabulary without that token
+            found[key] = int(getattr(vocabulary, role))
+    if config.architecture == "decoder_only":
+        found["bos_token_id"] = convert.start(config.decoder_start_id, vocabulary)
+        if found.get("pad_token_id") == found.get("eos_token_id"):  # it only stands in: torch trains no row of the pad
+            found.pop("pad_token_id", None)
+    return found
 
 
 def _check_tokenizer(source: Path, config: ModelConfig) -> None:

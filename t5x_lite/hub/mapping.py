@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,18 @@ def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> Mod
         raise CheckpointError(f"{where}: {error}") from None
 
 
-def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
-    """The config.json of a model; ConfigError where the family cannot express it, naming the fields."""
-    out: dict[str, Any] = {"model_type": family.model_type}
+def write_config(
+    config: ModelConfig, family: Family, labels: Sequence[str] = (), token_ids: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """The config.json of a model; ConfigError where the family cannot express it, naming the fields.
+
+    labels: names of its classes; (): LABEL_0, ….  token_ids: what stands in the place of the family's constants
+    (eos_token_id, …) where the vocabulary is another than the published models'.
+    """
+    ids = token_ids or {}
+    out: dict[str, Any] = {"model_type": family.model_type} | {k: ids.get(k, v) for k, v in family.constants.items()}
+    if config.architecture != "encoder_only":
+        out |= {key: ids[key] for key in ("pad_token_id", "eos_token_id") if key in ids}
     out |= {key: getattr(config, field) for field, key in family.settings.items()}
     out |= {key: out[source] for key, source in family.also.items()}
     for key, table in family.choices.items():
@@ -96,10 +105,10 @@ def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
             if all(getattr(config, field) == wanted for field, wanted in fields.items()):
                 out[key] = value
                 break
-    out |= dict(family.constants) | {"torch_dtype": "float32"} | family.write(config)
+    out |= {"torch_dtype": "float32"} | family.write(config)
     start = family.settings.get("decoder_start_id")
     if start and out[start] == -1:  # ours: the pad
-        out[start] = family.constants.get(start, family.constants.get("pad_token_id"))
+        out[start] = family.constants.get(start, out.get("pad_token_id"))
     again = dataclasses.replace(read_config(out, family, Path("config.json")), tie_embeddings=config.tie_embeddings)
     differ = [
         f"{f.name}={getattr(config, f.name)!r} (there {getattr(again, f.name)!r})"
@@ -113,8 +122,9 @@ def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
             out["architectures"] = [name]
             break
     if config.num_classes or "regression" in config.heads:
-        labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes if "classification" in config.heads else 1)}
-        out |= {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
+        count = config.num_classes if "classification" in config.heads else 1
+        names = tuple(labels) if len(labels) == count else tuple(f"LABEL_{i}" for i in range(count))
+        out |= {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
         if "regression" in config.heads:
             out["problem_type"] = "regression"
     return out
