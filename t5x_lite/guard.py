@@ -5,11 +5,11 @@ a disk or another process hangs, is ended by a thread that needs nobody's help: 
 again, and it goes on from the newest checkpoint.
 """
 
+import contextlib
 import faulthandler
 import os
 import select
 import signal
-import sys
 import threading
 import time
 
@@ -22,13 +22,16 @@ from t5x_lite.errors import RESTART_ME
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 1.0
+AGAIN_S = 1.0  # one Ctrl-C comes as several signals: the terminal's, and those of launchers that pass it on
+LAST_RESORT_S = 90.0  # beyond hang_s; the stacks are told when two thirds of it are over
+STDERR = 2
 
 
 class Guard:
     """A context around a run. It must be entered in the main thread, as signals are handled there.
 
     hang_s: without a `beat` for half of it, the stacks of all threads go to stderr; for all of it, the process ends
-        with RESTART_ME. 0: never. It counts from the first beat: restoring and compiling may take long.
+        with RESTART_ME. 0: never. It counts from the first beat on, and not in a `pause`.
     grace_s: from a signal until the process ends by force, saved or not. A second signal ends it at once.
     """
 
@@ -42,6 +45,10 @@ class Guard:
     def beat(self, at: str) -> None:
         """The run goes on; `at` ("step 12") is said where it then does not."""
         self._beat = time.monotonic(), at
+
+    def pause(self) -> None:
+        """What follows, as restoring and compiling, may take any time: until the next beat nothing counts as a hang."""
+        self._beat = None
 
     def stops(self) -> bool:
         """Whether the run was asked to stop: the same answer on all processes, which must ask equally often.
@@ -69,6 +76,8 @@ class Guard:
         self._outbox = outbox
         self._previous_fd = signal.set_wakeup_fd(outbox, warn_on_full_buffer=False)  # also where Python code is stuck
         self._previous = {number: signal.signal(number, self._request) for number in SIGNALS}
+        self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, signal.SIG_DFL)  # see _watch
+        self._previous_timer = signal.getitimer(signal.ITIMER_REAL)
         self._thread = threading.Thread(target=self._watch, name="t5x_lite-guard", daemon=True)
         self._thread.start()
         return self
@@ -80,51 +89,62 @@ class Guard:
         signal.set_wakeup_fd(self._previous_fd)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.setitimer(signal.ITIMER_REAL, *self._previous_timer)
         os.close(self._inbox)
         os.close(self._outbox)
 
     def _request(self, number: int, frame) -> None:
         if not self.requested:
             self.requested = True
-            print("\nstopping after this step; again to leave at once without saving", flush=True)
+            _say("stopping after this step; again to leave at once without saving")
 
     def _watch(self) -> None:
-        signals, asked_s, told = 0, 0.0, None
+        asked_s, told = None, None
         while not self._ended.is_set():
             ready, _, _ = select.select([self._inbox], [], [], POLL_S)
-            if ready:
-                signals += sum(byte in SIGNALS for byte in os.read(self._inbox, 64))
-                asked_s = asked_s or (time.monotonic() if signals else 0.0)
             now_s = time.monotonic()
-            if signals > 1:
-                _end("asked twice to stop")
-            if signals and now_s - asked_s > self._grace_s:
+            if ready and any(byte in SIGNALS for byte in os.read(self._inbox, 64)):
+                if asked_s is not None and now_s - asked_s > AGAIN_S:
+                    _end("asked twice to stop")
+                asked_s = now_s if asked_s is None else asked_s
+            if asked_s is not None and now_s - asked_s > self._grace_s:
                 _end(f"asked to stop {self._grace_s:.0f} s ago (train.grace_s) and still not saved", stacks=True)
-            if self._hang_s and self._beat:
-                beat_s, at = self._beat
+            last_resort_s = 0.0
+            if self._hang_s and (beat := self._beat):
+                beat_s, at = beat
                 silent_s = now_s - beat_s
                 if silent_s > self._hang_s:
                     _end(f"nothing happened for {silent_s:.0f} s (train.hang_s) after {at}", stacks=True)
                 if silent_s > self._hang_s / 2 and told != beat_s:
                     told = beat_s
-                    _dump(f"nothing happened for {silent_s:.0f} s after {at}; all threads:")
-                # Should this thread too be held up (by native code that keeps the interpreter's lock): a last resort.
-                faulthandler.dump_traceback_later(self._hang_s + 60, exit=True, file=sys.__stderr__ or 2)
+                    _dump(f"nothing happened for {silent_s:.0f} s after {at}")
+                last_resort_s = self._hang_s + LAST_RESORT_S
+            # Native code that keeps the interpreter's lock holds up this thread, too. Then the system ends the process,
+            # by a signal that launchers take for a kill; 0 takes the alarm back.
+            signal.setitimer(signal.ITIMER_REAL, last_resort_s)
+            if last_resort_s:
+                faulthandler.dump_traceback_later(last_resort_s - LAST_RESORT_S / 3, file=STDERR)
+            else:
+                faulthandler.cancel_dump_traceback_later()
         faulthandler.cancel_dump_traceback_later()
 
 
+def _say(text: str) -> None:
+    """Past Python's buffers, whose lock the stuck thread may hold; to nobody where the console is gone."""
+    with contextlib.suppress(OSError):
+        os.write(STDERR, f"t5x-lite: {text}\n".encode())
+
+
 def _dump(why: str) -> None:
-    print(f"t5x-lite: {why}", file=sys.__stderr__, flush=True)
-    faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+    _say(f"{why}; all threads:")
+    faulthandler.dump_traceback(file=STDERR, all_threads=True)
 
 
 def _end(why: str, stacks: bool = False) -> None:
     """Ends the process now: what waits for the stuck thread, as `sys.exit` does, would wait with it."""
-    if stacks:
-        _dump(f"{why}; all threads:")
-    print(
-        f"t5x-lite: {why}: this process ends; the same command goes on from the newest checkpoint",
-        file=sys.__stderr__,
-        flush=True,
-    )
-    os._exit(RESTART_ME)
+    try:
+        if stacks:
+            _dump(why)
+        _say(f"{why}: this process ends; the same command goes on from the newest checkpoint")
+    finally:
+        os._exit(RESTART_ME)
