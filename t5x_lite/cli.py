@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import absl.logging
 
+from t5x_lite import console
 from t5x_lite.errors import INTERNAL, CheckpointError, ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -40,18 +41,28 @@ def run(argv: list[str]) -> int:
         overrides = _overrides(rest, allowed=arguments.takes_config)
         return arguments.handler(arguments, overrides) or 0
     except UserError as error:
-        print(f"t5x-lite: {error}", file=sys.stderr)
+        _tell(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("t5x-lite: interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
-    except BrokenPipeError:  # `t5x-lite tasks | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception:
-        traceback.print_exc()
-        print("t5x-lite: this is a bug of ours; please report it with the traceback above", file=sys.stderr)
+    except SystemExit:  # which rich makes of a broken pipe
+        if arguments.lists:
+            return 0
+        raise
+    except Exception as error:
+        if arguments.lists and isinstance(error, BrokenPipeError):  # `t5x-lite tasks | head`
+            return 0
+        _tell(f"this is a bug of ours; please report it with this traceback\n{traceback.format_exc()}")
         return INTERNAL
+    finally:
+        with console.optional(sys.stdout):
+            pass
+
+
+def _tell(text: str) -> None:
+    with console.optional(sys.stderr):
+        print(f"t5x-lite: {text}", file=sys.stderr)
 
 
 def _speak() -> None:
@@ -223,7 +234,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(name: str, handler, summary: str, takes_config: bool = True) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        sub.set_defaults(handler=handler, takes_config=takes_config)
+        lists = handler in (_verify, _plan, _tasks, _inspect)  # what it prints is all that it does
+        sub.set_defaults(handler=handler, takes_config=takes_config, lists=lists)
         return sub
 
     train = verb("train", _train, "train and evaluate; run again with the same workdir and it resumes exactly")

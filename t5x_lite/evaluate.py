@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from t5x_lite import atomic, metrics, predict, processes, report, runtime, sharding
+from t5x_lite import atomic, console, metrics, predict, processes, report, runtime, sharding
 from t5x_lite.checkpoint import choose, load_model, saved_steps
 from t5x_lite.data import convert, pipeline
 from t5x_lite.data.registry import Task
@@ -222,7 +223,8 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
             values, _ = evaluator.evaluate(params, step)
             if first:
                 writers.scalars(step, values | evaluator.intervals(step))
-                Console().print(results_table(read_metrics(workdir), step))
+                with console.optional(sys.stdout):
+                    Console().print(results_table(read_metrics(workdir), step))
         if submission is not None:
             _submit(evaluator, params, submission)
     finally:

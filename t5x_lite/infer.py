@@ -9,13 +9,14 @@ output file is never touched: it is an error.
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from t5x_lite import predict, processes, runtime, sharding
+from t5x_lite import console, predict, processes, runtime, sharding
 from t5x_lite.checkpoint import choose, load_model, saved_steps
 from t5x_lite.data import convert, pipeline
 from t5x_lite.data.registry import Task
@@ -58,7 +59,8 @@ def run(
                 os.fsync(out.fileno())  # a chunk is on disk before the next begins
             progress.update(bar, completed=end)
     if out is not None:
-        print(f"{len(examples)} lines in {output}" + (f", {done} of them from before" if done else ""))
+        with console.optional(sys.stdout):
+            print(f"{len(examples)} lines in {output}" + (f", {done} of them from before" if done else ""))
 
 
 def _results(
@@ -86,9 +88,9 @@ def _progress():
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    terminal = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal or jax.process_index() > 0)
+    return Progress(*columns, console=terminal, disable=not terminal.is_terminal or jax.process_index() > 0)
 
 
 def _needed(experiment: Experiment, task: Task) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from t5x_lite import atomic
+from t5x_lite import atomic, console
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_TIMEOUT_S = 20
@@ -145,7 +146,8 @@ class _Wandb:
 
 
 class Terminal:
-    """The terminal: a progress bar where it is one, plain lines where it is a file or a pipe."""
+    """The terminal: a progress bar where it is one, plain lines where it is a file or a pipe. The run goes on without
+    it when it is closed."""
 
     def __init__(self, total_steps: int, start_step: int, active: bool = True):
         self.active = active
@@ -162,7 +164,8 @@ class Terminal:
                 console=self._console,
             )
             self._task = bar.add_task("starting", total=total_steps, completed=start_step)
-            bar.start()
+            with console.optional(sys.stdout):
+                bar.start()
             self._bar = bar
 
     def advance(self, step: int) -> None:
@@ -180,17 +183,18 @@ class Terminal:
 
     def line(self, text: str = "") -> None:
         """A line above the bar."""
-        if self.active:
-            self._console.print(text, markup=False)
+        self.show(Text(text))
 
     def show(self, renderable: Any) -> None:
         """A rich table."""
         if self.active:
-            self._console.print(renderable)
+            with console.optional(sys.stdout):
+                self._console.print(renderable)
 
     def close(self) -> None:
         if self._bar:
-            self._bar.stop()
+            with console.optional(sys.stdout):
+                self._bar.stop()
 
 
 def read_metrics(workdir: Path) -> list[dict]:
@@ -217,4 +221,5 @@ def _reachable(url: str, timeout_s: float = 3) -> bool:
 
 
 def _warn(text: str) -> None:
-    print(f"t5x-lite: {text}", file=sys.stderr)
+    with console.optional(sys.stderr):
+        print(f"t5x-lite: {text}", file=sys.stderr)

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A module may import those of earlier lines and of its own sub-package, never later ones.
 LAYERS = (
     "errors",
-    "atomic lookup batch accelerators flops collectives goodput",
+    "atomic console lookup batch accelerators flops collectives goodput",
     "models lock manifest processes",
     "guard profiling",
     "data",

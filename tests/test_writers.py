@@ -1,11 +1,13 @@
 """A run's numbers are kept whatever becomes of a writer: no network, a resume, a writer that breaks."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from t5x_lite import config
+from t5x_lite import cli, config
 from t5x_lite.writers import Writers, read_metrics
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so it refuses at once
@@ -96,3 +98,42 @@ def test_only_the_first_process_writes(tmp_path):
     out.scalars(1, {"train/loss": 1.0})
     out.close()
     assert list(tmp_path.iterdir()) == []
+
+
+TALKS = """
+import sys
+from t5x_lite import writers
+from t5x_lite.cli import _tell
+sys.stdin.readline()  # the console is gone
+terminal = writers.Terminal(10, 0)
+for step in range(3):
+    terminal.line(f"step {step}")
+    writers._warn("careful")
+terminal.close()
+_tell("ends")
+sys.exit(75)
+"""
+
+
+def test_a_run_goes_on_without_its_console():
+    process = subprocess.Popen(
+        [sys.executable, "-c", TALKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdin and process.stdout
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(timeout=60) == 75
+    if (device := Path("/dev/full")).exists():
+        with device.open("w") as full:
+            done = subprocess.run([sys.executable, "-c", TALKS], stdin=subprocess.DEVNULL, stdout=full, stderr=full)
+        assert done.returncode == 75
+
+
+@pytest.mark.parametrize(("verb", "code"), [("tasks", 0), ("train", 70)])
+def test_a_broken_pipe_ends_a_list_well_and_nothing_else(verb, code, monkeypatch, capsys):
+    def broken(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, f"_{verb}", broken)
+    assert cli.run([verb, *(["--config=c.py", "--workdir=w"] if verb == "train" else [])]) == code
+    assert ("BrokenPipeError" in capsys.readouterr().err) == (code == 70)
