@@ -7,12 +7,18 @@ set -uo pipefail
 dry=
 if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
+  echo "local.sh: bash $BASH_VERSION cannot tell which process ended; it takes 5.1 or later" >&2
+  exit 2
+fi
 count=$1; shift
 port=${PORT:-$((20000 + RANDOM % 10000))}
 read -ra program <<<"${T5X_LITE:-t5x-lite}"
 
 declare -A running=()
-for ((process = 0; process < count; process++)); do
+asked=
+trap 'asked=1; kill -TERM "${!running[@]}" 2>/dev/null' TERM INT
+for ((process = 0; process < count && !asked; process++)); do
   command=(env "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$process")
   if [[ ${GPUS:-} ]]; then
     each=$((GPUS / count))
@@ -23,17 +29,18 @@ for ((process = 0; process < count; process++)); do
   if [[ ! $dry ]]; then "${command[@]}" & running[$!]=1; fi
 done
 
-status=0
-trap 'kill -TERM "${!running[@]}" 2>/dev/null' TERM INT
+status=$((process < count ? 75 : 0)) # asked to stop before all were there
 while ((${#running[@]})); do
   ended=
   wait -n -p ended "${!running[@]}"
   this=$?
-  if [[ ! $ended ]]; then continue; fi # woken by a signal, which the processes have now, too
+  if [[ ! ${ended:-} ]]; then continue; fi # woken by a signal (bash unsets it), which the processes have now, too
   unset "running[$ended]"
   if ((this && !status)); then
     status=$this
-    (sleep "${GRACE_S:-20}"; kill -KILL "${!running[@]}" 2>/dev/null) & # they leave with it, or never
+    (sleep "${GRACE_S:-20}"; kill -KILL "${!running[@]}") >/dev/null 2>&1 & # they leave with it, or never
+    killer=$!
   fi
 done
+if [[ ${killer:-} ]]; then kill "$killer" 2>/dev/null; fi # or it would kill whoever has these numbers by then
 exit "$status"

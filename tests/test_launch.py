@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,25 @@ def test_the_first_failure_is_the_launchers_and_takes_the_others_with_it(tmp_pat
     program.chmod(0o755)
     done = launch("local.sh", "2", "train", "--workdir=x", T5X_LITE=str(program), GRACE_S="0.2")
     assert done.returncode == 65
+
+
+@pytest.mark.parametrize("launcher", [["local.sh"], ["restart.sh", "launch/local.sh"]])
+def test_a_signal_to_the_launcher_is_one_to_each_process_which_it_waits_for(tmp_path, launcher):
+    program = tmp_path / "program.sh"
+    program.write_text(
+        f'#!/bin/bash\ncd {tmp_path}\ntrap "sleep 0.3; touch stopped.$JAX_PROCESS_ID; exit 75" TERM\n'
+        "touch started.$JAX_PROCESS_ID\nwhile true; do sleep 0.05; done\n"
+    )
+    program.chmod(0o755)
+    process = subprocess.Popen(
+        [LAUNCH / launcher[0], *launcher[1:], "2", "train", f"--workdir={tmp_path}"],
+        env=os.environ | {"T5X_LITE": str(program), "GRACE_S": "5"},
+        cwd=LAUNCH.parent,
+        stdout=subprocess.DEVNULL,
+    )
+    while len(list(tmp_path.glob("started.*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(timeout=30) == 75
+    assert len(list(tmp_path.glob("stopped.*"))) == 2
