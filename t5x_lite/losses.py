@@ -121,7 +121,9 @@ def token_losses(
       loss [...] in nats and correct [...] (1 or 0), float32.
     """
     # Flat, as the product that made the logits is (Embedding.attend): XLA copies none of them then.
-    losses, correct = _token_losses(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), z_loss, label_smoothing)
+    losses, correct = _token_losses(  # pyright: ignore[reportGeneralTypeIssues]  (a custom_vjp)
+        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), z_loss, label_smoothing
+    )
     return losses.reshape(targets.shape), correct.reshape(targets.shape)
 
 

@@ -113,7 +113,7 @@ class Model:
     def _score(self) -> Callable:
         def score(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             logits_BLV = self.module.apply({"params": params}, batch)["lm"]  # type: ignore[index]
-            losses_BL, _ = token_losses(logits_BLV, batch["decoder_target_tokens"])  # pyright: ignore
+            losses_BL, _ = token_losses(logits_BLV, batch["decoder_target_tokens"])
             return -jnp.sum(losses_BL * batch["decoder_loss_weights"], axis=1)
 
         return jax.jit(score)
