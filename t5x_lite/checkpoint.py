@@ -9,6 +9,7 @@ another mesh or process count reads the same files.
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 import threading
@@ -26,6 +27,8 @@ from t5x_lite.step import TrainState
 
 DIRECTORY = "checkpoints"
 STAGING = "saving"
+LOOK_S = 10.0  # while waiting for a save: how often to look whether it gets on
+BARRIER_S = 24 * 3600  # for all processes to have written: it is the guard that ends what hangs
 
 
 class Checkpoints:
@@ -34,7 +37,9 @@ class Checkpoints:
     All processes call the same methods in the same order. Process 0 alone names, lists and removes directories.
     """
 
-    def __init__(self, workdir: Path, keep_last: int):
+    def __init__(self, workdir: Path, keep_last: int, beat: Callable[[str], None] = lambda at: None):
+        """beat: is called, with what it waits for, whenever a save that is waited for got on (Guard.beat)."""
+        self._beat = beat
         self.directory = Path(workdir).absolute() / DIRECTORY
         self._staging = self.directory.parent / STAGING
         self.keep_last = keep_last
@@ -50,7 +55,9 @@ class Checkpoints:
             return saved_steps(workdir)
 
         self._steps = processes.on_first(prepare)
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(), async_options=ocp.options.AsyncOptions(timeout_secs=BARRIER_S)
+        )
 
     def steps(self) -> list[int]:
         """The steps saved, oldest first; the newest may still be on its way to the disk."""
@@ -122,9 +129,14 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the last save is on disk and what it replaces is gone; CheckpointError if it failed."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
+        seen = None
+        while self._thread:
+            self._thread.join(LOOK_S)
+            if not self._thread.is_alive():
+                self._thread = None
+            elif (written := _bytes_below(self._staging)) != seen:  # a large one takes long, but no disk may hang
+                self._beat(f"{written:,} bytes of a checkpoint")
+                seen = written
         error, self._error = self._error, None
         with self._saying("cannot save"):
             if error:
@@ -194,8 +206,7 @@ def check_space(workdir: Path, state: TrainState, kept: int) -> None:
 
     def look() -> None:
         root = Path(workdir) / DIRECTORY
-        there = sum(f.stat().st_size for f in root.rglob("*") if f.is_file()) if root.is_dir() else 0
-        needed, free = (kept + 1) * bytes_each - there, shutil.disk_usage(workdir).free
+        needed, free = (kept + 1) * bytes_each - _bytes_below(root), shutil.disk_usage(workdir).free
         if needed > free:
             raise CheckpointError(
                 f"{workdir} has {free:,} bytes free; {kept} checkpoints and one being written take {needed:,} more. "
@@ -316,6 +327,16 @@ def choose(workdir: str | Path, which: str, best: int | None) -> list[int]:
             f"no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}, latest, best, all"
         )
     return [int(which)]
+
+
+def _bytes_below(root: Path) -> int:
+    """The size of all files there, as far as they are not being removed."""
+    total = 0
+    for directory, _, files in os.walk(root):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(directory) / file).stat().st_size
+    return total
 
 
 def _abstract(tree: Any) -> Any:

@@ -41,7 +41,8 @@ def run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None = None) ->
                 except _Rollback as again:
                     if times == cfg.train.max_nonfinite:
                         raise DivergedError(f"{again}. After {times} rollbacks the run stops") from None
-                    rollback = again
+                    rollback = again.with_traceback(None)  # whose frames would keep the old state in memory
+                    guard.pause()
     raise AssertionError
 
 
@@ -90,7 +91,7 @@ def _run(
         terminal.line(line)
     target = abstract_state(module, optimizer, layout, on_devices.example, learns)
     checkpoint.check_space(workdir, target, cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best))
-    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last)
+    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last, guard.beat)
     closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
     if first_step:
         state, data_state = checkpoints.restore(first_step, target)
@@ -217,6 +218,7 @@ def _run(
     elif evaluation_is_due(first_step) and not was_evaluated(first_step):
         evaluate_now(first_step)  # the process died between this checkpoint and its evaluation
     clock.lap("evaluate")
+    guard.pause()  # the step is compiled now
     stop = guard.stops()  # while evaluating: there is nothing to save
     while step < cfg.train.total_steps and not stop:
         step += 1

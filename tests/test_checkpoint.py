@@ -2,13 +2,14 @@
 
 import resource
 import shutil
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite import checkpoint, evaluate
+from t5x_lite import checkpoint, evaluate, manifest
 from t5x_lite.checkpoint import Checkpoints, load_model, load_params, newest_good, saved_steps
 from t5x_lite.errors import CheckpointError
 from t5x_lite.step import TrainState
@@ -118,6 +119,30 @@ def test_the_newest_and_the_kept_stay(tmp_path):
     restored, data = Checkpoints(tmp_path, keep_last=2).restore(3, state(0))
     assert int(restored.step) == 3 and data == {"place": 3}
     np.testing.assert_array_equal(restored.params["layer"]["kernel"], np.full((4, 3), 3.0))
+
+
+def test_waiting_for_a_save_is_no_hang_while_bytes_come(tmp_path, monkeypatch):
+    """Every piece that is written is a beat; that nothing is written is none, however often one looks."""
+    monkeypatch.setattr(checkpoint, "LOOK_S", 0.02)
+    beats, while_idle = [], []
+    write = manifest.write
+
+    def in_pieces(directory: Path) -> None:
+        for piece in range(3):
+            before = len(beats)
+            (directory / f"{piece}").write_bytes(b"1234")
+            while len(beats) == before:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            while_idle.append(len(beats) - before)
+        write(directory)
+
+    monkeypatch.setattr(manifest, "write", in_pieces)
+    checkpoints = Checkpoints(tmp_path, keep_last=1, beat=beats.append)
+    save(checkpoints, 1)
+    checkpoints.close()
+    assert while_idle[1:] == [1, 1] and len(set(beats)) == len(beats)  # the first may be Orbax's own
+    assert whole_steps(tmp_path) == [1]
 
 
 def damage_metadata(params: Path) -> None:

@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from t5x_lite import cli
 from t5x_lite import config as configs
+from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.data import registry
 from t5x_lite.data.pipeline import TrainBatches
 
@@ -243,13 +245,22 @@ def test_a_batch_that_is_not_finite_can_be_skipped(tmp_path, monkeypatch, capsys
 
 
 def test_a_rollback_is_a_run_that_never_saw_those_batches(tmp_path, monkeypatch, capsys):
-    """Step 5 is not finite: from checkpoint 4 on with batch 6."""
+    """Step 5 is not finite: from checkpoint 4 on with batch 6, and the state that went wrong is no longer in memory."""
     following = poisoned(monkeypatch, 5)
+    alive, restore = [], Checkpoints.restore
+
+    def counted(self, *arguments):
+        alive.append(sum(array.nbytes for array in jax.live_arrays()))
+        return restore(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "restore", counted)
+    before = sum(array.nbytes for array in jax.live_arrays())
     rolled, clean = tmp_path / "rolled", tmp_path / "clean"
     run = ["train", f"--config={CONFIG}:bert_tiny", *NONFINITE]
     assert cli.run([*run, f"--workdir={rolled}", "--config.train.on_nonfinite=rollback"]) == 0
     out = capsys.readouterr().out
     assert "step 5 is not finite" in out and f"resuming {rolled} at step 4" in out
+    assert alive[0] - before < sum(leaf.nbytes for leaf in leaves(params(rolled, 4)).values())
 
     def without_the_fifth(self):
         batch = following(self)
