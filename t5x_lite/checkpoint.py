@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from t5x_lite import manifest, processes
+from t5x_lite import atomic, manifest, processes
 from t5x_lite.errors import CheckpointError
 from t5x_lite.sharding import path_text
 from t5x_lite.step import TrainState
@@ -94,6 +94,7 @@ class Checkpoints:
                 return
             manifest.write(self._staging / str(step))
             (self._staging / str(step)).rename(self.directory / str(step))
+            atomic.sync(self.directory)  # before an older step goes, also for a power failure
             for old in dropped:  # by two steps, so that no half of it is ever found under its name
                 (self.directory / str(old)).rename(self._staging / f"{old}.dropped")
                 shutil.rmtree(self._staging / f"{old}.dropped")

@@ -19,7 +19,9 @@ READ_BYTES = 1 << 22
 
 
 def write(directory: Path) -> None:
-    """Writes the manifest of everything below `directory`, and waits until it is on the disk."""
+    """Writes the manifest of everything below `directory`, and waits until both are on the disk."""
+    for path in directory.rglob("*"):
+        atomic.sync(path)
     files = {
         file.relative_to(directory).as_posix(): {"bytes": file.stat().st_size, "xxh3_128": _hash(file)}
         for file in sorted(directory.rglob("*"))

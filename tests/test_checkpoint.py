@@ -1,5 +1,6 @@
 """Checkpoints on a real disk: when old ones go, what a damaged one says, which is best."""
 
+import os
 import resource
 import shutil
 import time
@@ -71,6 +72,35 @@ def test_every_moment_of_a_save_may_be_the_last(tmp_path, monkeypatch):
             assert k >= 4 and step == 2
             return
     pytest.fail("a save never came through")
+
+
+def test_a_step_is_on_the_disk_before_it_appears_and_before_an_older_one_goes(tmp_path, monkeypatch):
+    """As far as the power may fail: the order of what is synced and renamed."""
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor):
+        done.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def renamed(self, target):
+        done.append(f"{self.parent.name}/{self.name} → {target.parent.name}")
+        return rename(self, target)
+
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    save(checkpoints, 1)
+    checkpoints.wait()
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    save(checkpoints, 2)
+    checkpoints.close()
+    staged, root = tmp_path / "saving" / "2", tmp_path / "checkpoints"
+    written = {staged / path.relative_to(root / "2") for path in (root / "2").rglob("*")}
+    appears, goes = done.index("saving/2 → checkpoints"), done.index("checkpoints/1 → saving")
+    missing = {str(path) for path in [staged, *written]} - set(done[:appears])
+    assert {Path(path).name for path in missing} == {manifest.NAME}  # synced under its partial name
+    assert any(f".{manifest.NAME}." in path for path in done[:appears])
+    assert appears < done.index(str(root), appears) < goes
 
 
 def test_every_corruption_is_found_and_the_older_step_taken(tmp_path):
