@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 HEARTBEAT_S = 30  # a process that was silent for so long is dead, and the others end
 START_S = 300  # for all processes to have come
+
+# In what the runtime says when another process is gone: its status codes, libraries and words for it.
+OF_OTHERS = re.compile("UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|Gloo|NCCL|[Cc]onnection|[Hh]eartbeat")
 
 
 @contextlib.contextmanager
@@ -118,7 +122,7 @@ def _named(error: BaseException) -> BaseException:
             f"out of memory: {first}. Raise train.microbatches, set model.remat=full, or split the parameters with "
             "mesh=fsdp=…; `t5x-lite plan` shows what each would take"
         )
-    if jax.distributed.is_initialized():
+    if jax.distributed.is_initialized() and OF_OTHERS.search(str(error)):
         return LostProcessError(f"lost another process: {first}")
     return error
 

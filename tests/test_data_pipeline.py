@@ -236,6 +236,14 @@ def test_examples_follow_the_rates():
     assert counts["epochs/numbers"] > 10 > counts["epochs/corpus"] > 0
 
 
+def test_hosts_that_share_rows_count_once():
+    """Two parts, each read by two hosts, as where a tensor axis spans hosts."""
+    parts = [train("both", shard_index=part, shard_count=2) for part in (0, 1)]
+    states = [take(part, 20) and part.get_state() for part in parts]
+    assert pipeline.merge_states(states + states) == pipeline.merge_states(states)
+    assert np.sum(states[0]["counts"]) > 0
+
+
 def test_filtered_examples_never_come_and_random_ones_vary():
     texts = _numbers(take(train("numbers", pack=False), 40))
     assert not any(t.rstrip("!").endswith("7") for t in texts)

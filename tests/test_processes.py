@@ -9,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from t5x_lite import cli
+from t5x_lite import cli, processes
 from t5x_lite.data.pipeline import TrainBatches
 
 TESTS = Path(__file__).parent
@@ -123,6 +124,20 @@ def test_two_processes_are_one_run_and_stop_together(tmp_path, rows_of_one, caps
     ]
     assert [row["index"] for row in predictions[0]] == list(range(10))
     assert [r["prediction"] for r in predictions[0]] == [r["prediction"] for r in predictions[1]]
+
+
+def test_only_what_speaks_of_other_processes_is_a_lost_one(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    for text, code in (
+        ("FAILED_PRECONDITION: Buffer Definition Event: Gloo all-reduce failed: Connection closed by peer", 75),
+        ("UNAVAILABLE: failed to connect to all addresses", 75),
+        ("ABORTED: The following tasks are unhealthy (stopped sending heartbeats)", 75),
+        ("INTERNAL: NCCL operation ncclAllReduce failed", 75),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", 70),
+    ):
+        assert getattr(processes._named(jax.errors.JaxRuntimeError(text)), "exit_code", None) == code, text
+    bug = jax.errors.JaxRuntimeError("INTERNAL: CpuCallback error: ZeroDivisionError")
+    assert processes._named(bug) is bug
 
 
 @pytest.mark.slow

@@ -238,8 +238,8 @@ def stream_count(batch_rows: int) -> int:
 
 
 def merge_states(states: Iterable[dict]) -> dict:
-    """The states of all hosts as one."""
-    states = list(states)
+    """The states of all hosts as one. Hosts that share rows, as the mesh may have it, count once."""
+    states = list({tuple(sorted(state["streams"])): state for state in states}.values())
     counts = np.sum([state["counts"] for state in states], axis=0).tolist()
     return states[0] | {"counts": counts, "streams": {k: v for state in states for k, v in state["streams"].items()}}
 
