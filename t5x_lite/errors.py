@@ -4,6 +4,11 @@ Every error says what happened, what was got, what is allowed and how to fix it,
 lines. The command line prints the message alone; a traceback is left for our own bugs.
 """
 
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class UserError(Exception):
     """Something the user can fix. `exit_code` is the status the command line ends with."""
@@ -47,3 +52,22 @@ class OutOfMemoryError(UserError):
     """No memory left on a device (exit 70: starting again would only repeat it)."""
 
     exit_code = INTERNAL
+
+
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # whatever was done with it
+
+
+@contextlib.contextmanager
+def of_the_disk(directory: Path) -> Iterator[None]:
+    """An OSError of a disk that is full, read-only, broken or gone becomes a CheckpointError; others stay as they are.
+
+    directory: named where the error does not name a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        raise CheckpointError(
+            f"{error.filename or directory}: {error.strerror}; mend the disk, and the same command goes on"
+        ) from error

@@ -14,60 +14,79 @@ from t5x_lite.errors import CheckpointError, ConfigError
 
 NAME = "run.lock"
 HEARTBEAT_S = 10.0
+AGAIN = "T5X_LITE_AGAIN"
+LEAVES_S = 120.0  # train.grace_s, and some more
 
 
 @contextlib.contextmanager
 def held(workdir: Path) -> Iterator[None]:
-    """The workdir, for this process alone; ConfigError names who has it.
+    """The workdir, for this process alone; ConfigError names who has it, CheckpointError where it cannot be written.
 
     The system's own lock on a file goes with the process, however it ends. It may not reach other hosts on every
-    network disk: there the file's heartbeat tells whether the run it names still lives.
+    network disk: there the file's heartbeat tells whether the run it names still lives. A launcher that starts a run
+    again sets T5X_LITE_AGAIN: what has the workdir may be that run's last moments, and is waited for.
     """
     try:
-        descriptor = os.open(workdir / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        descriptor = _take(workdir, time.monotonic() + (LEAVES_S if AGAIN in os.environ else 0))
     except OSError as error:
         raise CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):
+                os.utime(descriptor)
+
+    thread = threading.Thread(target=beat, name="t5x_lite-lock", daemon=True)
+    thread.start()
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(_taken(workdir, _holder(descriptor))) from None
-        except OSError:  # a disk without locks: the heartbeat is all there is
-            pass
-        _wait_for_other_host(workdir, descriptor)
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(me).encode(), 0)
-        ended = threading.Event()
-
-        def beat() -> None:
-            while not ended.wait(HEARTBEAT_S):
-                with contextlib.suppress(OSError):
-                    os.utime(descriptor)
-
-        thread = threading.Thread(target=beat, name="t5x_lite-lock", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            os.ftruncate(descriptor, 0)
+        yield
     finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(OSError):  # what remains there names a process that is gone
+            os.ftruncate(descriptor, 0)
         os.close(descriptor)
 
 
-def _wait_for_other_host(workdir: Path, descriptor: int) -> None:
+def _take(workdir: Path, until_s: float) -> int:
+    """The descriptor of the lock file, locked and with this process's name in it."""
+    descriptor = os.open(workdir / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until_s:
+                    raise ConfigError(_taken(workdir, _holder(descriptor))) from None
+                time.sleep(0.1)
+                continue
+            except OSError:  # a disk without locks: the heartbeat is all there is
+                pass
+            break
+        _wait_for_other_host(workdir, descriptor, until_s)
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _wait_for_other_host(workdir: Path, descriptor: int, until_s: float) -> None:
     """Where another host's run did not let go of the workdir: ConfigError if it lives; a dead one's file stays as it
     is for three heartbeats."""
-    holder = _holder(descriptor)
-    if holder.get("host") in (None, socket.gethostname()):
-        return  # on this host, the lock has told
-    before = os.fstat(descriptor).st_mtime_ns
-    for _ in range(3):
+    silent, seen = 0, os.fstat(descriptor).st_mtime_ns
+    while silent < 3:
+        holder = _holder(descriptor)
+        if holder.get("host") in (None, socket.gethostname()):
+            return  # on this host, the lock has told
         time.sleep(HEARTBEAT_S)
-        if (workdir / NAME).stat().st_mtime_ns != before:
+        beaten = (workdir / NAME).stat().st_mtime_ns
+        if beaten != seen and time.monotonic() >= until_s:
             raise ConfigError(_taken(workdir, holder))
+        silent, seen = (silent + 1 if beaten == seen else 0), beaten
 
 
 def _holder(descriptor: int) -> dict:

@@ -13,7 +13,7 @@ from t5x_lite import atomic, checkpoint, evaluate, lock, metrics, processes, rep
 from t5x_lite import config as configs
 from t5x_lite.checkpoint import Checkpoints, load_params
 from t5x_lite.data import pipeline
-from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError
+from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError, of_the_disk
 from t5x_lite.experiment import Experiment
 from t5x_lite.goodput import Clock, training_s
 from t5x_lite.guard import Guard
@@ -32,6 +32,7 @@ def run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None = None) ->
     cfg = experiment.cfg
     rollback = _Rollback(to_step=0, batches=0)  # to be gone past the newest checkpoint: none
     with contextlib.ExitStack() as whole:
+        whole.enter_context(of_the_disk(workdir))
         guard = whole.enter_context(Guard(cfg.train.hang_s, cfg.train.grace_s))
         processes.on_first(lambda: _open_workdir(workdir, whole))
         for times in itertools.count():

@@ -1,5 +1,6 @@
 """Two runs in one workdir: the second is told of the first, and nobody is kept out by a run that is dead."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -51,6 +52,53 @@ def test_another_hosts_run_is_told_by_its_heartbeat(tmp_path, monkeypatch):
     thread.join()
     with lock.held(tmp_path):  # it beats no more
         assert '"elsewhere"' not in file.read_text()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_that_is_started_again_waits_for_its_last_moments(tmp_path, monkeypatch, elsewhere):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)
+    file = tmp_path / lock.NAME
+    ended, waited = threading.Event(), threading.Event()
+
+    def before():
+        with lock.held(tmp_path):
+            waited.set()
+            ended.wait(60)
+
+    def before_elsewhere():
+        waited.set()
+        while not ended.wait(0.02):
+            os.utime(file)
+
+    if elsewhere:
+        file.write_text('{"host": "elsewhere", "pid": 7, "since": "noon"}')
+    thread = threading.Thread(target=before_elsewhere if elsewhere else before)
+    thread.start()
+    waited.wait(60)
+    with pytest.raises(ConfigError, match="in use"), lock.held(tmp_path):
+        pass
+    monkeypatch.setenv(lock.AGAIN, "1")
+    with monkeypatch.context() as impatient, pytest.raises(ConfigError, match="in use"):
+        impatient.setattr(lock, "LEAVES_S", 0.3)
+        with lock.held(tmp_path):
+            pass
+    threading.Timer(0.3, ended.set).start()
+    with lock.held(tmp_path):
+        assert ended.is_set() and f'"pid": {os.getpid()}' in file.read_text()
+    thread.join()
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+def test_a_full_disk_is_an_error_that_names_the_workdir(tmp_path, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, call, full)
+        with pytest.raises(CheckpointError, match=r"cannot write to the workdir .*No space left"), lock.held(tmp_path):
+            pass
+    with lock.held(tmp_path):  # nothing is held on to
+        pass
 
 
 def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path):

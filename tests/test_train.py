@@ -1,6 +1,7 @@
 """The whole loop, with real processes, signals and files."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -8,17 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from t5x_lite import cli
+from t5x_lite import cli, train
 from t5x_lite import config as configs
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.data import registry
 from t5x_lite.data.pipeline import TrainBatches
+from t5x_lite.errors import CheckpointError
 
 TESTS = Path(__file__).parent
 CONFIG = str(TESTS / "experiments" / "tiny.py")
@@ -273,6 +276,16 @@ def test_a_rollback_is_a_run_that_never_saw_those_batches(tmp_path, monkeypatch,
     ours, theirs = leaves(params(rolled, 6)), leaves(params(clean, 6))
     for path in theirs:
         np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE, errno.EDQUOT, errno.ECHILD])
+def test_a_disk_that_fails_anywhere_is_the_disks_error(tmp_path, monkeypatch, number):
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(train, "_run", fails)
+    with pytest.raises(OSError if number == errno.ECHILD else CheckpointError, match=os.strerror(number)):
+        train.run(SimpleNamespace(cfg=configs.base()), tmp_path)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_resumed(tmp_path, capsys):
