@@ -42,7 +42,8 @@ def resolve(cfg: Config) -> Experiment:
         for name in (cfg.data.mixture, *cfg.eval.tasks):
             registry.tolerate(name, cfg.data.max_bad_fraction)
     tasks = registry.tasks(cfg.data.mixture)
-    eval_tasks = tuple(lookup("evaluation task", name, _all_tasks()) for name in cfg.eval.tasks) or tasks
+    eval_tasks = tuple(lookup("evaluation task", name, _all_tasks()) for name in cfg.eval.tasks)
+    eval_tasks = eval_tasks or registry.evaluated(cfg.data.mixture)
     vocabulary = _vocabulary(cfg, (*tasks, *eval_tasks))
     model = _model(cfg, tasks, vocabulary)
     for task in (*tasks, *eval_tasks):

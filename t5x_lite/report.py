@@ -32,7 +32,7 @@ def write(workdir: Path, predictions_shown: int) -> Path:
         f"<p>{html.escape(_summary(rows, config))}</p>",
         "<h2>Results</h2>",
         html_table(results(rows), "No evaluation yet."),
-        *(f"<p>{html.escape(line)}</p>" for line in averages(results(rows))),
+        *(f"<p>{html.escape(line)}</p>" for line in averages(rows)),
         "<h2>Data</h2>",
         html_table(seen(rows), "No step yet."),
         "<h2>Loss</h2>",
@@ -77,18 +77,21 @@ def results(rows: list[dict]) -> list[dict]:
     return table
 
 
-def averages(table: list[dict]) -> list[str]:
+def averages(rows: list[dict]) -> list[str]:
     """GLUE's average of the best steps, T5's way, where all of its tasks are there."""
-    values: dict[str, dict[str, float]] = {}
-    for line in table:
-        values.setdefault(line["task"], {})[line["metric"]] = line["best"]
-    average = glue.average(values)
+    steps: dict[int, dict[str, dict[str, float]]] = {}
+    for name, points in curves(rows, "eval/").items():
+        task, _, metric = name.removeprefix("eval/").rpartition("/")
+        for step, value in points:
+            steps.setdefault(step, {}).setdefault(task, {})[metric] = value
+    average = glue.average(steps.values())
     return [] if average is None else [f"GLUE average, each task at its best step: {average:.2f}"]
 
 
 def markdown(workdir: Path) -> str:
     """The results as a Markdown table, under the run's name."""
-    table = results(read_metrics(workdir))
+    rows = read_metrics(workdir)
+    table = results(rows)
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     lines = [f"## {title(config, workdir)}", ""]
     if table:
@@ -96,7 +99,7 @@ def markdown(workdir: Path) -> str:
             ["–" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()] for r in table
         ]
         lines += [f"| {' | '.join(row)} |" for row in (list(table[0]), ["---"] * len(table[0]), *cells)]
-    return "\n".join([*lines, "", *averages(table)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *averages(rows)]).rstrip() + "\n"
 
 
 def seen(rows: list[dict]) -> list[dict]:

@@ -45,11 +45,19 @@ def test_a_mixture_that_contains_itself_shows_the_circle():
         registry.rates("a")
 
 
-@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "2", None, True, lambda size: 0.0])
+@pytest.mark.parametrize("rate", [False, -1, float("nan"), float("inf"), "2", None, True, lambda size: 0.0])
 def test_a_rate_that_is_no_positive_number_is_named(rate):
     registry.add(Mixture("mixed", {"cola": 1, "sst2": rate}))
     with pytest.raises(ConfigError, match=r"'mixed': the rate of 'sst2' is .*positive"):
         registry.rates("mixed")
+
+
+def test_what_has_the_rate_0_is_only_evaluated():
+    registry.add(Mixture("inner", {"cola": 1, "mnli": 0}))
+    registry.add(Mixture("outer", {"inner": proportional(), "sst2": 10.0, "mnli": 0.0}))
+    assert registry.rates("outer") == pytest.approx({"cola": 0.5, "sst2": 0.5})
+    assert [task.name for task in registry.tasks("outer")] == ["cola", "sst2"]
+    assert [task.name for task in registry.evaluated("outer")] == ["cola", "mnli", "sst2"]
 
 
 def test_an_empty_mixture():

@@ -56,6 +56,7 @@ def test_words_intervals_and_glue_s_average_stand_in_both_reports(tmp_path):
     names = ("sst2", "qnli", "rte", "mnli", "mnli_mismatched", "mrpc", "qqp")
     row |= {"eval/glue_cola/matthews": 40.0, "eval/glue_stsb/pearson": 80.0, "eval/glue_stsb/spearman": 80.0}
     row |= {f"eval/glue_{name}/accuracy": 80.0 for name in names}
+    row |= {"eval/glue_mrpc/f1": 80.0, "eval/glue_qqp/f1": 80.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "config.json").write_text(
         json.dumps({"name": "mine", "model": {"preset": "p"}, "data": {"mixture": "m"}, "train": {"total_steps": 3}})

@@ -26,6 +26,7 @@ def test_matthews_and_macro_f1():
     assert metrics.matthews([1, 1, 0, 0], [0, 0, 1, 1])["matthews"] == pytest.approx(-100)
     assert metrics.matthews([1, 1, 0, 0], [1, 1, 1, 1])["matthews"] == 0
     assert metrics.macro_f1(["a", "a", "b", "c"], ["a", "b", "b", "x"])["macro_f1"] == pytest.approx(100 * (4 / 3) / 3)
+    assert metrics.macro_f1_of("a", "b", "c")(["a", "b"], ["a", "b"])["macro_f1"] == pytest.approx(100 * 2 / 3)
 
 
 def test_correlations():
@@ -34,11 +35,12 @@ def test_correlations():
     assert metrics.pearson([1, 2, 3], [7, 7, 7]) == {"pearson": 0.0}  # undefined; not NaN, which no best step survives
 
 
-def test_an_answer_that_is_no_number_is_worse_than_none_given():
+def test_an_answer_that_is_no_number_is_minus_one():
     targets = [0.0, 1.0, 4.0, 5.0]
-    whole = metrics.pearson(targets, targets)["pearson"]
-    for invalid in (None, float("nan"), float("inf")):
-        assert metrics.pearson(targets, [invalid, 1.0, 4.0, 5.0])["pearson"] < whole - 30
+    for metric in (metrics.pearson, metrics.spearman):
+        expected = metric(targets, [0.0, 1.0, -1.0, 5.0])
+        for invalid in (None, float("nan"), float("inf")):
+            assert metric(targets, [0.0, 1.0, invalid, 5.0]) == expected
 
 
 def test_rouge_worked_example():

@@ -8,7 +8,7 @@ import numpy as np
 from t5x_lite.data import preprocess
 from t5x_lite.data.convert import label
 from t5x_lite.data.order import generator, key, shuffled
-from t5x_lite.data.registry import Example, Task
+from t5x_lite.data.registry import UNLABELLED, Example, Task
 from t5x_lite.errors import DataError
 
 SAMPLED = 10_000  # examples that tell how many are bad, once one is
@@ -49,11 +49,14 @@ class Reader:
             raise DataError(f"{self.where(index)} cannot be read: {error}") from error
         try:
             example = preprocess.apply(self.task.preprocessors, record, rng)
-            if example is not None and (self.task.labels or self.task.regression):
+            if example is not None and (self.task.labels or self.task.regression) and not self._is_unlabelled(example):
                 label(example, self.task)  # a wrong one is wrong for every architecture, also where it is just text
             return example
         except DataError as error:
             raise DataError(f"{self.where(index)}: {error}") from error.__cause__
+
+    def _is_unlabelled(self, example: Example) -> bool:
+        return self.split == "test" and example.get("targets") == UNLABELLED
 
     def _require_few(self, first: str) -> None:
         """Says how many are bad of the split, or of a sample of it, when the first is met."""

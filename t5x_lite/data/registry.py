@@ -13,6 +13,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
 
 Example = Mapping[str, Any]
+UNLABELLED = "<unk>"  # the target of a test set's example, as in T5
 SAMPLED = 10_000  # examples that stand for a larger source which cannot fingerprint itself
 
 
@@ -83,7 +84,8 @@ class Task:
 @dataclasses.dataclass(frozen=True)
 class Mixture:
     """Tasks or mixtures with rates: the share of *examples* (after the objective has cut a corpus into
-    training examples) drawn from each. A rate is a number, or a function of the task's training size."""
+    training examples) drawn from each. A rate is a number, or a function of the task's training size; what has 0 is
+    only evaluated."""
 
     name: str
     rates: Mapping[str, float | Callable[[int], float]]
@@ -100,23 +102,30 @@ def add(entry: Task | Mixture) -> Task | Mixture:
 
 def tolerate(name: str, max_bad_fraction: float) -> None:
     """Of every task under a task or mixture so many examples may be bad, whatever the tasks themselves say."""
-    for task in tasks(name):
+    for task in evaluated(name):
         add(dataclasses.replace(task, max_bad_fraction=max_bad_fraction))
 
 
 def rates(name: str) -> dict[str, float]:
-    """The tasks under a task or mixture with their shares of the examples, which sum to 1. Nested mixtures multiply.
+    """The tasks trained on under a task or mixture with their shares of the examples, which sum to 1. Nested mixtures
+    multiply.
 
-    Raises ConfigError for unknown names, mixtures that contain themselves, and rates that are not positive.
+    Raises ConfigError for unknown names, mixtures that contain themselves or train on nothing, and rates that are
+    negative or no numbers.
     """
-    out = _rates(name, ())
+    out = {task: rate for task, rate in _rates(name, ()).items() if rate}
     total = sum(out.values())
     return {task: rate / total for task, rate in out.items()}
 
 
 def tasks(name: str) -> tuple[Task, ...]:
-    """The tasks under a task or mixture."""
+    """The tasks trained on under a task or mixture."""
     return tuple(REGISTRY[task] for task in rates(name))  # type: ignore[misc]
+
+
+def evaluated(name: str) -> tuple[Task, ...]:
+    """The tasks under a task or mixture, those with a rate of 0 among them."""
+    return tuple(REGISTRY[task] for task in _rates(name, ()))  # type: ignore[misc]
 
 
 def proportional(cap: float = float("inf"), scale: float = 1.0, temperature: float = 1.0) -> Callable[[int], float]:
@@ -185,13 +194,22 @@ def _rates(name: str, above: tuple[str, ...]) -> dict[str, float]:
     out: dict[str, float] = {}
     for member, rate in entry.rates.items():
         below = _rates(member, (*above, name))
+        is_evaluated_only = rate == 0 and rate is not False  # written, not the size of what is empty
         if callable(rate):
-            rate = rate(sum(len(REGISTRY[task].source.split("train")) for task in below))  # type: ignore[union-attr]
-        if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 < rate < float("inf"):
-            raise ConfigError(f"mixture {name!r}: the rate of {member!r} is {rate!r}; it must be a positive number")
+            trained = [REGISTRY[task] for task, part in below.items() if part]
+            rate = rate(sum(len(task.source.split("train")) for task in trained))  # type: ignore[union-attr]
+        if not is_evaluated_only and (
+            isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 < rate < float("inf")
+        ):
+            raise ConfigError(
+                f"mixture {name!r}: the rate of {member!r} is {rate!r}; it must be a positive number, or 0 where it "
+                "is only evaluated"
+            )
         share = sum(below.values())
         for task, part in below.items():
             out[task] = out.get(task, 0.0) + rate * part / share
+    if not any(out.values()):
+        raise ConfigError(f"mixture {name!r} has rates of 0 alone; give a task to train on a positive one")
     return out
 
 

@@ -76,10 +76,20 @@ def _f1(positive: Any, negative: Any, targets: Sequence, predictions: Sequence) 
 
 
 def macro_f1(targets: Sequence, predictions: Sequence) -> dict[str, float]:
-    """The mean of the F1 of each class that occurs among the targets (CommitmentBank's first metric)."""
+    """The mean of the F1 of each class that occurs among the targets."""
+    return _macro_f1((), targets, predictions)
+
+
+def macro_f1_of(*classes: Any) -> Metric:
+    """The metric macro_f1 over these classes, whether they occur or not (CommitmentBank's first, T5's
+    mean_multiclass_f1)."""
+    return functools.partial(_macro_f1, classes)
+
+
+def _macro_f1(classes: Sequence, targets: Sequence, predictions: Sequence) -> dict[str, float]:
     from sklearn.metrics import f1_score
 
-    classes, ids = _class_ids(targets, predictions)
+    classes, ids = _class_ids(targets, predictions, classes)
     score = f1_score(*ids, labels=range(len(classes)), average="macro", zero_division=0)  # type: ignore[arg-type]
     return {"macro_f1": 100.0 * float(score)}
 
@@ -116,22 +126,24 @@ def percent(right: Sequence[bool]) -> float:
     return 100.0 * sum(map(bool, right)) / len(right)
 
 
-def _class_ids(targets: Sequence, predictions: Sequence) -> tuple[list, tuple[list[int], list[int]]]:
-    """The classes among the targets, and both sequences as indices into them; -1 for a prediction that is none."""
+def _class_ids(
+    targets: Sequence, predictions: Sequence, classes: Sequence = ()
+) -> tuple[list, tuple[list[int], list[int]]]:
+    """The classes given and among the targets, and both sequences as indices into them; -1 for a prediction that is
+    none."""
     both = pairs(targets, predictions)
-    id_of = {name: i for i, name in enumerate(dict.fromkeys(t for t, _ in both))}
+    id_of = {name: i for i, name in enumerate(dict.fromkeys([*classes, *(t for t, _ in both)]))}
     return list(id_of), ([id_of[t] for t, _ in both], [id_of.get(p, -1) for _, p in both])
 
 
 def _correlation(name: str, targets: Sequence[float], predictions: Sequence[float | None]) -> float:
-    """An invalid prediction is taken to be the end of the targets' range farther from its target."""
+    """An invalid prediction is −1, as in T5 (t5/data/postprocessors.py: string_to_float)."""
     from scipy import stats
 
     both = pairs(targets, predictions)
     wanted = np.array([t for t, _ in both], np.float64)
     got = np.array([np.nan if p is None else p for _, p in both], np.float64)
-    low, high = wanted.min(), wanted.max()
-    got = np.where(np.isfinite(got), got, np.where(wanted - low > high - wanted, low, high))
-    if low == high or got.min() == got.max():
+    got = np.where(np.isfinite(got), got, -1.0)
+    if wanted.min() == wanted.max() or got.min() == got.max():
         return 0.0
     return 100.0 * float(getattr(stats, name)(wanted, got)[0])
