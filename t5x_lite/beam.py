@@ -1,8 +1,9 @@
 """Beam search: the most probable texts, several prefixes of each followed at a time.
 
-As in T5X (t5x/decoding.py: beam_search) and transformers: of the 2K best continuations of K beams those that end
-are finished texts, the best K others the new beams; it stops when no beam can become better than the worst of K
-finished ones. Letters beside the project's: K beams, J = 2K continuations, T tokens.
+Of the 2K best continuations of K beams the best K others than those that end are the new beams. Finished texts are
+those among the first K that end, as in transformers (in T5X all of the 2K may). It stops when no beam can become better
+than the worst of K finished ones, as in T5X (t5x/decoding.py: beam_search). Letters beside the project's: K beams,
+J = 2K continuations, T tokens.
 """
 
 from collections.abc import Callable

@@ -230,7 +230,10 @@ def _generate(module, strategy, eos_id, start_id, params, batch, max_tokens, min
     token_R, history, out = choose(jnp.int32(0), decoding, history, out)
     *_, out = lax.while_loop(unfinished, body, (jnp.int32(1), token_R, decoding, history, out))
     found = {name: out[name].reshape(-1, paths, *out[name].shape[1:]) for name in ("tokens", "lengths", "logprobs")}
-    return found | {"score": jnp.sum(found["logprobs"], axis=2)}
+    found["score"] = jnp.sum(found["logprobs"], axis=2)
+    best_BN = jnp.argsort(-found["score"], axis=1)  # samples come in any order
+    by_score = {n: jnp.take_along_axis(x, best_BN[..., None] if x.ndim == 3 else best_BN, 1) for n, x in found.items()}
+    return by_score if paths > 1 else found
 
 
 def greedy(

@@ -118,6 +118,11 @@ def test_constrained_texts_are_of_the_set_and_with_enough_beams_the_most_probabl
     for strategy in (Strategy(), Strategy(temperature=2.0, texts=20), Strategy(beams=2, texts=2)):
         out = decode.generate(module, params, batch, strategy, eos_id=EOS, choices=tree)
         assert {text for row in (0, 1, 3) for text in texts(out)[row]} <= set(choices)
+        for row in (0, 1, 3):  # best first, sampled ones too
+            expected = [logprobs_of(module, params, batch, row, text, 6) for text in texts(out)[row]]
+            logprobs = np.asarray(out["logprobs"][row]).sum(axis=1)
+            np.testing.assert_allclose(logprobs, expected, rtol=1e-5, atol=1e-5)
+            assert np.all(np.diff(out["score"][row]) <= 0)
     beams = Strategy(beams=8, texts=5, length_penalty=0.0)
     out = decode.generate(module, params, batch, beams, eos_id=EOS, choices=tree)
     for row in (0, 1, 3):
