@@ -15,6 +15,8 @@ import hypothesis
 import jax
 import pytest
 
+collect_ignore = ["run_recording_batches.py"]  # a program: the doctests' collection would run it
+
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine breaks no law
 hypothesis.settings.load_profile("untimed")
 
