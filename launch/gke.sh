@@ -59,6 +59,7 @@ spec:
                   env:
                     - {name: JAX_COORDINATOR_ADDRESS, value: \"$name-hosts-0-0.$name:8476\"}
                     - {name: JAX_NUM_PROCESSES, value: \"$hosts\"}
+                    - {name: T5X_LITE_AGAIN, value: \"1\"}
                     - name: JAX_PROCESS_ID
                       valueFrom:
                         fieldRef: {fieldPath: \"metadata.annotations['batch.kubernetes.io/job-completion-index']\"}

@@ -26,4 +26,5 @@ while true; do
     exit "$status"
   fi
   echo "restart.sh: exit $status; again from checkpoint ${before:-none}" >&2
+  export T5X_LITE_AGAIN=1 # what has the workdir now is on its way out
 done

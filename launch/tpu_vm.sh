@@ -12,7 +12,10 @@ name=$1 type=$2; shift 2
 version=${VERSION:-tpu-ubuntu2204-base}
 install=${INSTALL:-"pip install 't5x-lite[tpu]'"}
 place=("--zone=$ZONE" "--project=$PROJECT")
-command="JAX_COORDINATOR_ADDRESS=auto t5x-lite$(printf ' %q' "$@")"
+# A connection may end before what it began: the old run is ended on each host before the new one takes its TPU.
+command='old=$(cat ~/t5x-lite.pid 2>/dev/null) && grep -qsa t5x-lite "/proc/$old/cmdline" && kill "$old" &&
+  { timeout 120 tail --pid="$old" -f /dev/null || kill -KILL "$old"; }; echo $$ >~/t5x-lite.pid
+  exec env JAX_COORDINATOR_ADDRESS=auto T5X_LITE_AGAIN=1 t5x-lite'$(printf ' %q' "$@")
 spot=(--spot); if [[ ${SPOT:-1} == 0 ]]; then spot=(); fi
 
 run() { echo "+$(printf ' %q' "$@")"; if [[ ! $dry ]]; then "$@"; fi; }
