@@ -198,7 +198,12 @@ def _converter(cfg: Config, model: ModelConfig) -> convert.Converter:
     if model.architecture == "text_to_text":
         denoisers = denoise.denoisers(objective, **noise)
         return convert.TextToText(
-            data.length, data.targets_length, denoisers, data.on_long, start_id=model.decoder_start_id
+            data.length,
+            data.targets_length,
+            denoisers,
+            data.on_long,
+            start_id=model.decoder_start_id,
+            fairseq_marks=model.fairseq_marks,
         )
     if model.architecture == "decoder_only":
         denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()
@@ -212,4 +217,5 @@ def _converter(cfg: Config, model: ModelConfig) -> convert.Converter:
         longest_ngram=data.mlm_longest_ngram,
         sentence_order=objective == "mlm_sentence_order",
         on_long=data.on_long,
+        fairseq_marks=model.fairseq_marks,
     )

@@ -107,8 +107,10 @@ class Predictor:
     def _label_of(self, labels: tuple[str, ...]) -> dict[tuple[int, ...], str]:
         """The label that each label's ids stand for: decoding them need not give it back ("not _ entailment")."""
         found: dict[tuple[int, ...], str] = {}
-        for label, ids in zip(labels, self.experiment.vocabulary.encode(labels), strict=True):
-            other = found.setdefault(tuple(ids.tolist()), label)
+        vocabulary = self.experiment.vocabulary
+        begin = [vocabulary.cls_id] if self.experiment.model.fairseq_marks else []
+        for label, ids in zip(labels, vocabulary.encode(labels), strict=True):
+            other = found.setdefault((*begin, *ids.tolist()), label)
             if other != label:
                 raise ConfigError(
                     f"the labels {other!r} and {label!r} are the same ids in this vocabulary; take another"

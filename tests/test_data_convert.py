@@ -396,3 +396,25 @@ def test_a_feature_without_eos():
     no_eos = task(features={"inputs": Feature(add_eos=False), "targets": Feature()})
     (example,) = each(TextToText(8, 8).supervised([{"inputs": "5 6", "targets": "7"}], no_eos, NUMBERS))
     assert example["encoder_input_tokens"].tolist() == [5, 6]
+
+
+def test_fairseq_s_marks_fit_in_their_rows():
+    """Rows of 8, 4 and 5 with texts of any length: the marks stay, tokens of the texts go."""
+    words = [" ".join(map(str, range(7, 7 + n))) for n in range(1, 6)]
+    pairs = [{"inputs": text, "targets": text} for text in words]
+
+    def rows(tokens) -> list[list[int]]:
+        return [tokens.values[begin:end].tolist() for begin, end in zip(tokens.starts, tokens.ends, strict=True)]
+
+    found, cut = EncoderOnly(8, ("classification",), fairseq_marks=True).supervised(
+        [{"a": text, "b": text, "targets": "x"} for text in words],
+        task(labels=("x", "y"), segments=("a", "b")),
+        NUMBERS,
+    )
+    tokens, types = rows(found["encoder_input_tokens"]), rows(found["token_type_ids"])
+    assert tokens[1] == [3, 7, 8, 4, 4, 7, 8, 4] and types[1] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert tokens[2:] == tokens[1:2] * 3 and cut.tolist() == [False, False, True, True, True]
+    found, cut = TextToText(4, 5, fairseq_marks=True).supervised(pairs, task(), NUMBERS)
+    inputs, targets = rows(found["encoder_input_tokens"]), rows(found["decoder_target_tokens"])
+    assert inputs[1:] == [[3, 7, 8, 1]] * 4 and targets[2:] == [[3, 7, 8, 9, 1]] * 3
+    assert cut.tolist() == [False, False, True, True, True]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite.data import vocabularies
+from t5x_lite.data.convert import EncoderOnly, TextToText, text_task
 from t5x_lite.data.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,
@@ -330,6 +331,24 @@ def test_robertas_roles(tmp_path):
     assert vocabulary.decode([0, *vocabulary.encode(["the ﬁsh\n"])[0], 1, 2, 9]) == "the ﬁsh\n"
     (tmp_path / "special_tokens_map.json").write_text('{"mask_token": {"content": "<unk>"}, "pad_token": null}')
     assert (load(str(tmp_path)).mask_id, load(str(tmp_path)).pad_id) == (3, 1)
+
+
+def test_fairseq_s_marks_are_those_of_the_reference(tmp_path):
+    """RoBERTa's around a text and a pair, BART's around what goes in and what comes out."""
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    vocabulary = load(str(byte_pair_files(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])))
+    files = {"vocab": str(tmp_path / "vocab.json"), "merges": str(tmp_path / "merges.txt")}
+    for second in ({}, {"pair": "dog"}):
+        task = text_task("encoder_only", ("inputs", *second))
+        converter = EncoderOnly(32, ("classification",), fairseq_marks=True)
+        found = converter.prompts([{"inputs": "the fox", **second}], task, vocabulary, 1)["encoder_input_tokens"]
+        reference = transformers.RobertaTokenizer(**files)
+        assert found.values.tolist() == reference("the fox", *second.values())["input_ids"]
+    example, task = {"inputs": "the fox", "targets": "dog"}, text_task("text_to_text")
+    features, _ = TextToText(32, 32, start_id=2, fairseq_marks=True).supervised([example], task, vocabulary)
+    reference = transformers.BartTokenizer(**files)
+    for field, name in (("encoder_input_tokens", "inputs"), ("decoder_target_tokens", "targets")):
+        assert features[field].values.tolist() == reference(example[name])["input_ids"]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

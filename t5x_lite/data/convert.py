@@ -106,6 +106,7 @@ class TextToText:
     denoisers: tuple[Denoiser, ...] = (Denoiser(),)  # of a corpus, equally often
     on_long: str = "truncate"
     start_id: int = -1  # what the decoder reads first; -1: the vocabulary's pad
+    fairseq_marks: bool = False  # inputs and targets begin with [CLS] (BART's <s>)
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("text_to_text")
@@ -119,8 +120,8 @@ class TextToText:
     def denoise(self, texts, vocabulary, rng):
         inputs, targets = _corrupted(texts, self.denoisers, vocabulary, rng)
         return self._examples(
-            ragged.append(ragged.cut(inputs, self.length - 1), vocabulary.eos_id),
-            ragged.append(ragged.cut(targets, self.targets_length - 1), vocabulary.eos_id),
+            ragged.append(ragged.cut(inputs, self._room["S"] - 1), vocabulary.eos_id),
+            ragged.append(ragged.cut(targets, self._room["L"] - 1), vocabulary.eos_id),
             vocabulary,
         )
 
@@ -128,24 +129,34 @@ class TextToText:
         return _lengths(examples, self, lambda: self._plan(vocabulary))
 
     def _plan(self, vocabulary: Vocabulary) -> tuple[int, ...]:
-        return plan_lengths(self.denoisers, vocabulary, self.length, self.targets_length)
+        return plan_lengths(self.denoisers, vocabulary, self._room["S"], self._room["L"])
 
     def supervised(self, examples, task, vocabulary):
         inputs = _encode(examples, "inputs", task, vocabulary)
         targets = _encode(examples, "targets", task, vocabulary)
-        short_inputs = _cut(inputs, self.length, vocabulary, task, "inputs")
-        short_targets = _cut(targets, self.targets_length, vocabulary, task, "targets")
+        short_inputs = _cut(inputs, self._room["S"], vocabulary, task, "inputs")
+        short_targets = _cut(targets, self._room["L"], vocabulary, task, "targets")
         truncated = (short_inputs.lengths < inputs.lengths) | (short_targets.lengths < targets.lengths)
         return self._examples(short_inputs, short_targets, vocabulary), truncated
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         inputs = _encode(examples, "inputs", task, vocabulary)
-        return {"encoder_input_tokens": _cut(inputs, self.length, vocabulary, task, "inputs")}
+        short = _cut(inputs, self._room["S"], vocabulary, task, "inputs")
+        return {"encoder_input_tokens": self._begun(short, vocabulary)}
 
     def prompt_sizes(self, max_new_tokens):
         return self.sizes(pack=False)
 
+    @property
+    def _room(self) -> dict[str, int]:
+        """Of a row for text and its end."""
+        return {letter: size - self.fairseq_marks for letter, size in self.sizes(pack=False).items()}
+
+    def _begun(self, texts: Ragged, vocabulary: Vocabulary) -> Ragged:
+        return ragged.join(ragged.constant(vocabulary.cls_id, len(texts)), texts) if self.fairseq_marks else texts
+
     def _examples(self, inputs: Ragged, targets: Ragged, vocabulary: Vocabulary) -> Examples:
+        inputs, targets = self._begun(inputs, vocabulary), self._begun(targets, vocabulary)
         return {"encoder_input_tokens": inputs, **_shifted(targets, 1.0, start(self.start_id, vocabulary))}
 
 
@@ -238,6 +249,7 @@ class EncoderOnly:
     longest_ngram: int = 1  # words, or tokens, masked together
     sentence_order: bool = False  # instead of next sentence: is the pair in order, or exchanged (ALBERT)?
     on_long: str = "truncate"
+    fairseq_marks: bool = False  # two [SEP] between the segments (RoBERTa's </s></s>)
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("encoder_only", self.heads)
@@ -247,7 +259,7 @@ class EncoderOnly:
         return {"S": self.length, "P": mlm_capacity(self.length, self.mlm_rate, examples), "E": examples}
 
     def corpus(self, texts, vocabulary, rng):
-        room = self.length - 3  # [CLS] and two [SEP]
+        room = self.length - 3 - self.fairseq_marks  # [CLS] and two or three [SEP]
         documents = [[ids for ids in _sentence_ids(text, vocabulary) if len(ids)] for text in texts]
         pieces = [
             (b"".join(ids.tobytes() for ids in document), first, second)
@@ -299,20 +311,20 @@ class EncoderOnly:
         """[CLS] first [SEP] second [SEP] of each example, its token types, and which were truncated."""
         parts = [ragged.of(_ids([text_of(e, field, task) for e in examples], vocabulary)) for field in task.segments]
         lengths = np.stack([part.lengths for part in parts], axis=1)
-        room = self.length - 1 - len(parts)
+        room = self.length - 1 - len(parts) - self.fairseq_marks * (len(parts) - 1)
         over = lengths.sum(axis=1) > room
         kept = lengths.copy()
         for row in np.flatnonzero(over):
             kept[row] = _longest_first(lengths[row].tolist(), room)
         short = [ragged.cut(part, n) for part, n in zip(parts, kept.T, strict=True)]
-        tokens, types, _ = _with_marks(short, [np.ones(len(examples), bool)] * len(short), vocabulary)
+        tokens, types, _ = self._with_marks(short, [np.ones(len(examples), bool)] * len(short), vocabulary)
         return tokens, types, over
 
     def _masked(
         self, first: Ragged, second: Ragged, wrong: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
     ) -> Examples:
         paired = second.lengths > 0
-        tokens, types, special = _with_marks([first, second], [np.ones_like(paired), paired], vocabulary)
+        tokens, types, special = self._with_marks([first, second], [np.ones_like(paired), paired], vocabulary)
         corrupted, positions = mask_tokens(
             tokens, ~special, rng, vocabulary, self.mlm_rate, self.whole_words, self.longest_ngram
         )
@@ -326,6 +338,28 @@ class EncoderOnly:
             out["nsp_targets"] = _one_each(wrong.astype(np.int32))
             out["nsp_weights"] = _one_each(paired.astype(np.float32))
         return out
+
+    def _with_marks(
+        self, parts: Sequence[Ragged], closed: Sequence[np.ndarray], vocabulary: Vocabulary
+    ) -> tuple[Ragged, np.ndarray, np.ndarray]:
+        """[CLS] first [SEP] second [SEP] …; the token type of each value; and whether it is such a mark.
+
+        closed: for each part a bool for each row, whether a [SEP] follows it.
+        """
+        rows = len(parts[0])
+        pieces, type_of_piece, is_mark = [ragged.constant(vocabulary.cls_id, rows)], [0], [True]
+        for number, (part, close) in enumerate(zip(parts, closed, strict=True)):
+            mark = Ragged(np.full(int(close.sum()), vocabulary.sep_id, np.int32), close.astype(np.int64))
+            added = [part, mark]
+            if self.fairseq_marks and number:
+                added = [mark, part, mark]
+            pieces += added
+            type_of_piece += [number] * len(added)
+            is_mark += [piece is mark for piece in added]
+        lengths = np.stack([piece.lengths for piece in pieces], axis=1).ravel()
+        types = np.repeat(np.tile(np.array(type_of_piece, np.int32), rows), lengths)
+        marks = np.repeat(np.tile(np.array(is_mark), rows), lengths)
+        return ragged.join(*pieces), types, marks
 
     def _unlabelled(self, tokens: Ragged, types: np.ndarray) -> Examples:
         """All features of all heads; what an example has no label for weighs nothing."""
@@ -410,24 +444,6 @@ def _continued(inputs: Ragged, targets: Ragged, start_id: int) -> Examples:
     parts = np.stack([inputs.lengths, targets.lengths], axis=1)
     weights = np.repeat(np.tile([0.0, 1.0], len(inputs)), parts.ravel())
     return _shifted(ragged.join(inputs, targets), weights, start_id)
-
-
-def _with_marks(
-    parts: Sequence[Ragged], closed: Sequence[np.ndarray], vocabulary: Vocabulary
-) -> tuple[Ragged, np.ndarray, np.ndarray]:
-    """[CLS] first [SEP] second [SEP] …; the token type of each value; and whether it is such a mark.
-
-    closed: for each part a bool for each row, whether a [SEP] follows it.
-    """
-    rows = len(parts[0])
-    pieces = [ragged.constant(vocabulary.cls_id, rows)]
-    for part, close in zip(parts, closed, strict=True):
-        pieces += [part, Ragged(np.full(int(close.sum()), vocabulary.sep_id, np.int32), close.astype(np.int64))]
-    lengths = np.stack([piece.lengths for piece in pieces], axis=1).ravel()
-    type_of_piece = np.array([0] + [k for k in range(len(parts)) for _ in range(2)], np.int32)
-    is_mark = np.array([True] + [False, True] * len(parts))
-    types, marks = (np.repeat(np.tile(of_piece, rows), lengths) for of_piece in (type_of_piece, is_mark))
-    return ragged.join(*pieces), types, marks
 
 
 def _one_each(values: np.ndarray) -> Ragged:

@@ -310,7 +310,8 @@ class SentencePieceVocabulary:
     def _role(self, role: str, i: int) -> int:
         if i < 0:
             raise ConfigError(
-                f"the vocabulary {self.path} has no {role}; encoder-only models need [CLS], [SEP] and [MASK]. "
+                f"the vocabulary {self.path} has no {role}; encoder-only models need [CLS], [SEP] and [MASK], "
+                "model.fairseq_marks [CLS]. "
                 "`t5x-lite vocab` trains one that has them"
             )
         return i

@@ -20,7 +20,7 @@ REQUIRED = ("vocab_size", "d_model", "num_heads", "num_encoder_layers", "num_dec
 SILENT = (
     "dtype", "scan_layers", "remat", "initializer", "initializer_stddev", "scale_residual_init", "dropout_rate",
     "attention_dropout_rate", "dropout_hidden", "dropout_broadcasts_length", "heads", "num_classes", "decoder_start_id",
-    "max_positions", "lora_rank", "lora_alpha", "lora_targets",
+    "fairseq_marks", "max_positions", "lora_rank", "lora_alpha", "lora_targets",
 )  # fmt: skip
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 LARGEST_JSON = 10_000_000  # bytes; a config.json has some thousand

@@ -157,15 +157,16 @@ class Model:
         """Of rows as long as the longest example, or as the model can read with so many tokens behind it, the last of
         which it does not read."""
         counts = {f: [len(ids) for ids in self.vocabulary.encode([e[f] for e in examples])] for f in fields}
-        longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + 1 + len(fields)
+        more = self.config.fairseq_marks
+        longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + 1 + len(fields) + more
         read = _rounded_up(longest)
         if self.config.positions == "learned":
             read = min(read, self.config.max_positions)
         if self.config.architecture == "encoder_only":
-            return convert.EncoderOnly(length=read, heads=self.config.heads)
+            return convert.EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more)
         if self.config.architecture == "text_to_text":
-            targets = _rounded_up(max(counts.get("targets", [0]), default=0) + 1)
-            return convert.TextToText(length=read, targets_length=targets, start_id=self.start_id)
+            targets = _rounded_up(max(counts.get("targets", [0]), default=0) + 1 + more)
+            return convert.TextToText(read, targets, start_id=self.start_id, fairseq_marks=more)
         if self.config.positions == "learned":
             read = max(1, min(read, self.config.max_positions - (max_new_tokens - 1)))
         return convert.DecoderOnly(length=read, start_id=self.start_id)

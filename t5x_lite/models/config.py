@@ -72,6 +72,7 @@ class ModelConfig:
     logits_scale: str = "none"
     logits_bias: bool = False
     decoder_start_id: int = -1  # what a decoder reads first; -1: the vocabulary's pad (T5). BART: 2
+    fairseq_marks: bool = False  # texts of both stacks begin with [CLS], pairs have two [SEP] between (RoBERTa, BART)
     type_vocab_size: int = 0  # BERT's sentence A/B table
     # encoder-only heads
     heads: tuple[str, ...] = ()  # of HEADS

@@ -107,6 +107,7 @@ def gpt2(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
 def roberta(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
     """RoBERTa (Liu et al. 2019): BERT without sentence pairs; its table of positions begins with two spare rows."""
     new = {"vocab_size": 50265, "norm_epsilon": 1e-5, "type_vocab_size": 1, "position_offset": 2, "heads": ("mlm",)}
+    new |= {"fairseq_marks": True}
     return bert(d_model, num_heads, num_layers, **(new | changes))
 
 
@@ -224,6 +225,7 @@ def bart(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
             "embedding_norm": True,
             "logits_bias": True,
             "decoder_start_id": 2,
+            "fairseq_marks": True,
             "dropout_rate": 0.1,
             "initializer": "normal",
         }
