@@ -192,7 +192,7 @@ def test_every_parameter_of_every_family_has_axes_and_a_place(family, scan_layer
     known = {field.name for field in dataclasses.fields(AxisRules)}
     names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
     assert all(name in known for leaf in names for name in leaf)
-    assert any("layers" in leaf for leaf in names) == scan_layers
+    assert any("layers" in leaf for leaf in names) == (scan_layers and not config.share_layers)
     places = jax.tree.leaves(sharding.shardings(boxed, layout))
     assert len(places) == len(jax.tree.leaves(nn.meta.unbox(boxed)))
     used = {axis for place in places for entry in place.spec if entry for axis in np.atleast_1d(entry)}

@@ -23,7 +23,9 @@ FAMILIES: dict[str, ModelConfig] = {
     "gpt2": preset("gpt2_tiny", **SIZES, **NO_DROPOUT, max_positions=64),
     "albert": preset("albert_base", **SIZES, max_positions=32, embedding_dim=8, num_encoder_layers=2),
     "gpt_j": preset("gpt_j_6b", **SIZES, rotary_dim=4, num_decoder_layers=2),
-    "llama": preset("llama_3_1_8b", **SIZES, num_kv_heads=1, num_decoder_layers=2, rotary_original_positions=8),
+    "llama": preset(
+        "llama_3_1_8b", **SIZES | {"num_heads": 4}, num_kv_heads=2, num_decoder_layers=2, rotary_original_positions=8
+    ),
     # No published model: T5's parts in a decoder, so that relative positions are cached per row too.
     "t5_decoder": dataclasses.replace(
         preset("t5_1_1_small", **SIZES, architecture="decoder_only", num_encoder_layers=0, num_decoder_layers=2)
