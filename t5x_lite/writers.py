@@ -4,6 +4,7 @@
 that fails is switched off with one warning: no log is worth a run.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -63,6 +64,9 @@ class Writers:
             except Exception as error:
                 del self._sinks[name]
                 _warn(f"{name} is off from here: {error}")
+                if method != "close":
+                    with contextlib.suppress(Exception):  # a file, or a service of wandb's, is not left open
+                        sink.close()
 
 
 class _Jsonl:
