@@ -3,6 +3,7 @@
 The module, optimizer, loss and layout are handed in; `t5x_lite/train.py` puts them together.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -84,7 +85,14 @@ def init_state(
 
 
 def _init_params(module: nn.Module, batch: Batch, seed: Any) -> Any:
-    zeros = {name: jnp.zeros(array.shape, array.dtype) for name, array in batch.items()}
+    shapes = tuple((name, array.shape, str(array.dtype)) for name, array in sorted(batch.items()))
+    return _init_params_of(module, shapes, seed)
+
+
+# Jitted so that it is traced once, however often a run asks for shapes, axes and places.
+@functools.partial(jax.jit, static_argnames=("module", "shapes"))
+def _init_params_of(module: nn.Module, shapes: tuple[tuple[str, tuple[int, ...], str], ...], seed: Any) -> Any:
+    zeros = {name: jnp.zeros(shape, dtype) for name, shape, dtype in shapes}
     return models.init_params(module, step_key(seed, 0, "init"), zeros)
 
 

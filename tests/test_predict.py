@@ -24,6 +24,7 @@ from t5x_lite.tasks.metrics import accuracy
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
 LABELS = ("no", "yes", "yesterday")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROWS = [{"inputs": "is " + "it " * n, "targets": LABELS[n % 3]} for n in range(11)]
 
 
@@ -105,6 +106,7 @@ def test_scores_of_labels_and_numbers():
     assert evaluate.by_words([("good film", "yes"), ("bad film", "no")] * 5, ["a good one", "bad"]) == ["yes", "no"]
 
 
+@pytest.mark.slow
 def test_infer_killed_at_any_byte_ends_with_the_lines_of_an_uninterrupted_run(tmp_path):
     workdir, source = tmp_path / "run", tmp_path / "in.csv"
     train = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", "--config.train.total_steps=2"]

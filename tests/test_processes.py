@@ -85,6 +85,7 @@ def rows_of_one(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run_and_stop_together(tmp_path, rows_of_one, capsys, quick_compilation):
     """FSDP × tensor on two processes until one gets SIGTERM, on from there on one process, then on two again with the
     tensor axis over both: the same rows in the same places, and the losses of an uninterrupted run on one."""

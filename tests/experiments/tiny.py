@@ -40,6 +40,9 @@ def get_config(preset="t5_tiny"):
         cfg.model.num_heads = 2
         cfg.model.head_dim = 16
         cfg.model.d_ff = 64
+        for layers in ("num_encoder_layers", "num_decoder_layers"):
+            if getattr(PRESETS[preset], layers):
+                cfg.model[layers] = 1
     cfg.data.mixture = "tiny"
     cfg.data.vocabulary = "bytes"
     cfg.data.batch_rows = 8
