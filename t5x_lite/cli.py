@@ -171,6 +171,8 @@ def _tasks(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 def _inspect(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from t5x_lite import experiment, inspect
 
+    if arguments.n < 0:
+        raise ConfigError(f"-n {arguments.n}: so many rows cannot be printed; give 0 or more")
     resolved = experiment.resolve(_named_config(arguments, overrides))
     inspect.run(resolved, arguments.n, arguments.split, arguments.json)
 
@@ -306,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--config", default="", metavar="FILE.py", help="of the run: its vocabulary and kind of model")
     cache.add_argument("--workers", type=int, default=0, metavar="N", help="processes; default: one for each core")
     cache.add_argument("--runner", default="local", choices=("local", "beam"), help="beam: needs t5x-lite[beam]")
-    cache.add_argument("--beam", default="", metavar="FLAGS", help="Beam's own, in quotes (data/cache.py lists some)")
+    cache.add_argument("--beam", default="", metavar="FLAGS", help="Beam's own, in quotes (the README has some)")
 
     to_ours = verb("import", _import, "make a checkpoint of a directory in Hugging Face format", takes_config=False)
     to_ours.add_argument("source", metavar="DIR", help="with config.json, model.safetensors and the tokenizer's files")

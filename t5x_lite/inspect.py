@@ -30,7 +30,7 @@ def print_tasks() -> None:
 
     table = Table()
     for column in ("name", "kind", "features", "metrics or rates"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for name, entry in sorted(registry.REGISTRY.items()):
         if isinstance(entry, registry.Mixture):
             rates = ", ".join(f"{k} {'by size' if callable(v) else v}" for k, v in entry.rates.items())
@@ -66,7 +66,7 @@ def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
     tasks: a dict each (`_task`; of another split than train without what a run's steps come to); rows: a list of
     examples each, every one a dict of what it reads and is to answer.
     """
-    batches = list(_sample(experiment, split))
+    batches = list(_sample(experiment, split, rows))
     first, counts = batches[0][0], batches[-1][1]
     segments = [array for batch, _ in batches for name, array in batch.items() if name.endswith("segment_ids")]
     encoder = next(name for name in first if name.endswith("segment_ids"))
@@ -76,7 +76,11 @@ def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
         "mixture": experiment.cfg.data.mixture,
         "split": split,
         "steps": experiment.cfg.train.total_steps,
-        "arrays": {name: f"{a.dtype}{list(a.shape)}" for name, a in first.items() if not name.endswith("task_ids")},
+        "arrays": {
+            name: f"{array.dtype}{[experiment.cfg.data.batch_rows, *array.shape[1:]]}"
+            for name, array in first.items()
+            if not name.endswith("task_ids")
+        },
         "padding": 1 - sum(int((s > 0).sum()) for s in segments) / sum(s.size for s in segments),
         "examples_per_row": per_row,
         **{name: counts[name] for name in COUNTED if name in counts},
@@ -85,8 +89,12 @@ def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
     }
 
 
-def _sample(experiment: Experiment, split: str) -> Iterator[tuple[Batch, dict[str, float]]]:
-    """(batch with task ids, what it takes of each task) until there is enough to reckon with."""
+def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Batch, dict[str, float]]]:
+    """(batch with task ids, what it takes of each task) until there is enough to reckon with.
+
+    Of the training batches the first rows, at least so many: of one host of as many as there may be, as the streams of
+    them all would have to fill their first windows.
+    """
     cfg, end = experiment.cfg, time.monotonic() + SAMPLED_S
     common = {"batch_rows": cfg.data.batch_rows, "pack": cfg.data.pack}
     how = (experiment.converter, experiment.vocabulary)
@@ -97,16 +105,20 @@ def _sample(experiment: Experiment, split: str) -> Iterator[tuple[Batch, dict[st
                 side = "decoder" if "decoder_segment_ids" in batch else "encoder"
                 yield batch | {f"{side}_task_ids": number * (batch[f"{side}_segment_ids"] > 0).astype(np.int32)}, {}
         return
+    hosts = pipeline.stream_count(cfg.data.batch_rows)
+    while hosts > 1 and cfg.data.batch_rows // hosts < rows:
+        hosts //= 2
     stream = pipeline.train_batches(
         cfg.data.mixture,
         *how,
         seed=cfg.seed,
+        shard_count=hosts,
         prefetch_batches=0,
         cache_dir=cfg.data.cache_dir,
         task_ids=True,
         **common,
     )
-    for _ in range(max(1, SAMPLED_ROWS // cfg.data.batch_rows)):
+    for _ in range(max(1, SAMPLED_ROWS * hosts // cfg.data.batch_rows)):
         yield next(stream), stream.counters() | stream.epochs_per_example()
         if time.monotonic() > end:
             return
@@ -204,7 +216,10 @@ def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[s
             out["mlm targets"] = vocabulary.show(arrays["mlm_targets"][where])
         for head in ("nsp", "class", "regression"):
             if f"{head}_targets" in arrays and arrays[f"{head}_weights"][number - 1] > 0:
-                out[f"{head} target"] = arrays[f"{head}_targets"][number - 1].item()
+                target = arrays[f"{head}_targets"][number - 1].item()
+                shown = float(f"{target:.6g}") if head == "regression" else target  # of a float32, without its dust
+                labels = registry.REGISTRY[out["task"]].labels if head == "class" else ()  # type: ignore[union-attr]
+                out[f"{head} target"] = labels[target] if labels else shown
         yield out
 
 
@@ -214,13 +229,13 @@ def _print(description: dict[str, Any], console: Console) -> None:
     note = f"padding {100 * description['padding']:.1f}%, {description['examples_per_row']:.1f} examples per row"
     for name, words in COUNTED.items():
         if name in description:
-            note += f", {100 * description[name]:.1f}% {words}"
+            note += f", {_share(description[name])} {words}"
     console.print(note, highlight=False)
     console.print(_plan_table(description))
     console.print(_length_table(description))
     for task in description["tasks"]:
         if "labels" in task:
-            shown = ", ".join(f"{label} {count}" for label, count in task["labels"].items())
+            shown = ", ".join(f"{label or '(empty)'} {count:,}" for label, count in task["labels"].items())
             of = f"labels of {task['task']}"
             if task["source_examples"] > SAMPLED_LABELS:
                 of += f" in {SAMPLED_LABELS:,} of its examples"
@@ -242,7 +257,7 @@ def _plan_table(description: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left")
     run = ("examples", "epochs", "tokens") if train else ()
     for column in ("task", "rate", "in source", *run, "padding"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+        table.add_column(column, justify="left" if column == "task" else "right", overflow="fold")
     for task in description["tasks"]:
         cells = [task["task"], f"{task['rate']:.4f}", f"{task['source_examples']:,}"]
         if train:
@@ -254,7 +269,7 @@ def _plan_table(description: dict[str, Any]) -> Table:
 
 def _length_table(description: dict[str, Any]) -> Table:
     table = Table(title="tokens of an example, as it stands in a row", title_justify="left")
-    table.add_column("task")
+    table.add_column("task", overflow="fold")
     table.add_column("read by")
     for percent in PERCENTILES:
         table.add_column(f"{percent}% ≤" if percent < 100 else "longest", justify="right")
@@ -262,6 +277,15 @@ def _length_table(description: dict[str, Any]) -> Table:
         for side, found in task["length"].items():
             table.add_row(task["task"], side, *map(str, found.values()))
     return table
+
+
+def _share(share: float) -> str:
+    """A share as text; a few are not none.
+
+    >>> _share(0), _share(0.0002), _share(0.0137)
+    ('none', 'under 0.1%', '1.4%')
+    """
+    return "none" if not share else "under 0.1%" if share < 0.0005 else f"{share:.1%}"
 
 
 def _number(value: float | None, style: str) -> str:

@@ -29,7 +29,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
     """
     names = sorted(str(a) for a in allowed)
     near = suggest(name, names)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     shown = ", ".join(names[:20]) + (f", … {len(names)} in all" if len(names) > 20 else "")
     return f"unknown {kind} {name!r}{hint} (allowed: {shown or 'none'})"
 

@@ -125,10 +125,15 @@ def test_a_training_process_holds_no_tensorflow_and_no_torch():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_listing_and_checking_tasks_brings_no_jax():
-    code = "import sys, t5x_lite.tasks, t5x_lite.data.pipeline; print('jax' in sys.modules)"
+def test_listing_and_inspecting_tasks_brings_no_jax(tmp_path):
+    (tmp_path / "a.txt").write_text("some line of text\n" * 20)
+    inspect = ["inspect", f"--config.data.files={tmp_path / 'a.txt'}", "--config.data.length=64", "-n", "0", "--json"]
+    code = (
+        "import sys; from t5x_lite import cli\n"
+        f"print(cli.run(['tasks']), cli.run({inspect}), [m for m in ('jax', 'flax') if m in sys.modules])"
+    )
     done = fresh("-c", code)
-    assert done.stdout.strip() == "False", done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "0 0 []", done.stdout + done.stderr
 
 
 def test_importing_the_package_warns_of_nothing():

@@ -1,38 +1,45 @@
-"""The models: one configuration, three architectures, from shared parts."""
+"""The models: one configuration, three architectures, from shared parts.
+
+What a config means is known without jax, which only the functions here import.
+"""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
-
-import flax.linen as nn
-import jax
+from typing import TYPE_CHECKING, Any
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.decoder_only import DecoderOnly
-from t5x_lite.models.encoder_only import EncoderOnly
-from t5x_lite.models.layers import Constrain, unconstrained
-from t5x_lite.models.text_to_text import TextToText
-from t5x_lite.models.transformer import unstack_layers
 
-ARCHITECTURES = {"text_to_text": TextToText, "encoder_only": EncoderOnly, "decoder_only": DecoderOnly}
+if TYPE_CHECKING:
+    import flax.linen as nn
+    import jax
+
+    from t5x_lite.models.layers import Constrain
 
 
-def build(config: ModelConfig, constrain: Constrain = unconstrained) -> nn.Module:
+def build(config: ModelConfig, constrain: "Constrain | None" = None) -> "nn.Module":
     """The module for `config`: `init(key, batch)["params"]`, `apply({"params": p}, batch, train, rngs)`.
 
     Parameters come boxed as `nn.Partitioned` with their logical axis names. `constrain(array, axes)` is
     called on activations with theirs, and returns the array, laid out as the mesh wants it.
     The output is a dict of float32 arrays, one per head: "lm", "mlm", "nsp", "classification", "regression".
     """
-    return ARCHITECTURES[config.validate().architecture](config, constrain)
+    from t5x_lite.models.decoder_only import DecoderOnly
+    from t5x_lite.models.encoder_only import EncoderOnly
+    from t5x_lite.models.layers import unconstrained
+    from t5x_lite.models.text_to_text import TextToText
+
+    families = {"text_to_text": TextToText, "encoder_only": EncoderOnly, "decoder_only": DecoderOnly}
+    return families[config.validate().architecture](config, constrain or unconstrained)
 
 
-def init_params(module: nn.Module, key: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
+def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, jax.Array]") -> Any:
     """Fresh boxed parameters of a module that `build` made; the same numbers whether layers are scanned or unrolled.
 
     They are drawn for the scanned model, all layers of a stack by one program: drawn layer by layer, those of a
     T5-small took 18 s of CPU time to compile, instead of 7.
     """
+    from t5x_lite.models.transformer import unstack_layers
+
     config = module.config  # type: ignore[attr-defined]
     scanned = build(dataclasses.replace(config, scan_layers=True), module.constrain)  # type: ignore[attr-defined]
     params: Any = scanned.init(key, batch)["params"]
