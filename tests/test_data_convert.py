@@ -186,11 +186,13 @@ def test_span_corruption_fills_the_rows_exactly():
     assert all(len(e["decoder_target_tokens"]) <= 20 and len(e["encoder_input_tokens"]) <= 128 for e in shorter)
 
 
-def test_language_model_reads_documents_end_to_end():
+@given(st.lists(st.text("abcdef", max_size=40), min_size=1, max_size=8), st.integers(2, 30))
+def test_language_model_reads_documents_end_to_end(texts, length):
     vocabulary = ByteVocabulary()
-    examples = corpus(DecoderOnly(8), ["abc", "", "defghi", "j"], vocabulary, np.random.default_rng(0))
-    text = np.concatenate([e["decoder_target_tokens"] for e in examples])
-    assert text.tolist() == [i for word in ("abc", "defghi", "j") for i in (*(ord(c) + 3 for c in word), 1)]
+    examples = corpus(DecoderOnly(length), texts, vocabulary, np.random.default_rng(0))
+    text = [i for e in examples for i in e["decoder_target_tokens"].tolist()]
+    whole = [i for word in texts if word for i in (*(ord(c) + 3 for c in word), 1)]
+    assert text == whole[: len(text)] and len(whole) - len(text) <= 1  # a lone last token makes no row
     assert all(e["decoder_input_tokens"].tolist() == [0, *e["decoder_target_tokens"][:-1]] for e in examples)
     assert all((e["decoder_loss_weights"] == 1).all() for e in examples)
 
@@ -236,6 +238,46 @@ def test_sentence_order_exchanges_half_of_the_pairs():
             assert e["nsp_targets"].tolist() == [exchanged[-1]] and e["nsp_weights"].tolist() == [1.0]
     n = len(exchanged)
     assert abs(np.mean(exchanged) - 0.5) < 4 * 0.5 / n**0.5
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 30), max_size=6), min_size=1, max_size=6),
+    st.integers(8, 80),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_pairs_of_any_documents(sentence_lengths, length, sentence_order, whole_words, seed):
+    """Documents of sentences of any lengths, all their tokens different: a pair that is said to be right stands so in
+    its document; a wrong one is exchanged, or half of it is another document's."""
+    ends = np.cumsum([sum(lengths) for lengths in sentence_lengths])
+    words = iter(range(10, 10_000))
+    texts = [". ".join(" ".join(str(next(words)) for _ in range(n)) for n in lengths) for lengths in sentence_lengths]
+    numbers = Numbers()
+    numbers.size, numbers.word_starts = 10_000, np.ones(10_000, bool)  # type: ignore[attr-defined]
+    texts = [[numbers.encode([s])[0] for s in text.split(". ") if s] for text in texts]
+    converter = EncoderOnly(length, ("mlm", "nsp"), whole_words=whole_words, sentence_order=sentence_order)
+    seen = []
+    for e in corpus(converter, texts, numbers, np.random.default_rng(seed)):
+        tokens = e["encoder_input_tokens"].copy()
+        tokens[e["mlm_positions"]] = e["mlm_targets"]
+        first, second = (tokens[(e["token_type_ids"] == k) & (tokens >= 10)] for k in (0, 1))
+        paired, wrong = e["nsp_weights"][0] > 0, e["nsp_targets"][0] == 1
+        assert tokens.tolist() == [3, *first, 4, *([*second, 4] if paired else [])] and len(tokens) <= length
+        assert len(first) and paired == (len(second) > 0) and len(e["mlm_positions"])
+        documents = [set(np.searchsorted(ends, side - 10, side="right").tolist()) for side in (first, second)]
+        assert all(len(found) <= 1 for found in documents)
+        right = [*second, *first] if sentence_order and wrong else [*first, *second]
+        if wrong and not sentence_order:
+            assert documents[0] != documents[1]
+            right = first
+        elif paired:
+            assert documents[0] == documents[1]
+        assert (np.diff(right) == 1).all()
+        seen += list(right)
+    if sentence_order:
+        assert sorted(seen) == list(range(10, 10 + ends[-1]))
 
 
 @pytest.mark.parametrize("objective", ["prefix_lm", "span_corruption", "ul2", "deshuffle", "sequential"])

@@ -1,13 +1,14 @@
 """The laws of the self-supervised objectives, over random lengths."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_lite.data import ragged
+from t5x_lite.data import denoise, ragged
 from t5x_lite.data.denoise import (
     KINDS,
     UL2,
@@ -202,6 +203,27 @@ def some_texts(row_lengths: list[int], seed: int) -> tuple[Ragged, np.random.Gen
     return ragged.of([rng.integers(3, 259, n) for n in row_lengths]), rng
 
 
+class Words(ByteVocabulary):
+    """The words of the module's example; <0> is sentinel 0."""
+
+    words = ("Thank", "you", "for", "inviting", "me", "last", "week")
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.words.index(w) + 3 if w in self.words else self.sentinel(int(w[1:-1])) for w in text.split())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_worked_examples_come_true(kind):
+    """Each line of the module's table is among what the objective makes of the sentence."""
+    (line,) = re.findall(rf"^    {kind} +.*$", denoise.__doc__, re.M)
+    words = Words()
+    documented = words.ids(line[22:62]), words.ids(line[62:])
+    texts = ragged.of([np.array(words.ids(" ".join(words.words)), np.int32)] * 40_000)
+    inputs, targets = corrupt(texts, Denoiser(kind, 0.4, 2.0), np.random.default_rng(0), words)
+    found = {(tuple(inputs[n].tolist()), tuple(targets[n].tolist())) for n in range(len(texts))}
+    assert documented in found
+
+
 @given(texts_of, st.sampled_from([0.1, 0.15, 0.5, 0.8]), seeds)
 def test_iid_denoising_hides_runs_behind_sentinels_and_loses_nothing(row_lengths, density, seed):
     texts, rng = some_texts(row_lengths, seed)
@@ -310,6 +332,24 @@ def test_few_sentinels_shorten_the_text_instead_of_failing():
     texts = ragged.of([np.full(length, 5)] * 20)
     inputs, _ = corrupt(texts, Denoiser(), np.random.default_rng(0), ByteVocabulary(extra_ids=10))
     assert 180 < length < 568 and len(inputs) == 20
+
+
+@settings(max_examples=30)
+@given(texts_of, st.data(), seeds)
+def test_ul2_asks_by_its_modes_for_what_it_hides(row_lengths, data, seed):
+    texts, rng = some_texts(row_lengths, seed)
+    which = np.array([data.draw(st.integers(0, len(UL2) - 1)) for _ in row_lengths])
+    inputs, targets = corrupt_each(texts, which, UL2, rng, VOCABULARY)
+    for row, number in enumerate(which):
+        mode = VOCABULARY.encode([UL2[number].mode])[0]
+        assert inputs[row][: len(mode)].tolist() == mode.tolist()
+        read, asked = inputs[row][len(mode) :], targets[row]
+        if UL2[number].kind == "sequential":
+            assert [*read, *asked] == texts[row].tolist()
+        else:
+            hidden = np.split(asked, np.flatnonzero(asked > 258))[1:]
+            spans = {int(span[0]): span[1:] for span in hidden}
+            assert np.concatenate([spans.get(int(i), [i]) for i in read]).tolist() == texts[row].tolist()
 
 
 def test_ul2_draws_its_denoisers_equally_often_each_with_its_mode():

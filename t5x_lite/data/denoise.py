@@ -1,16 +1,20 @@
 """Self-supervised objectives on token ids, as pure functions with the random generator passed in.
 
 They act on all texts of a window at once, whatever their lengths. The objectives with inputs and targets are those
-that Raffel et al. 2020 (§3.3) compare; of "Thank you for inviting me last week" they make:
+that Raffel et al. 2020 (§3.3) compare; of "Thank you for inviting me last week" they may make:
 
-    span_corruption   Thank you <0> me <1> week               <0> for inviting <1> last
-    iid_denoising     the same, but each token is hidden by a toss of its own
+    span_corruption   Thank you <0> me last <1>               <0> for inviting <1> week
+    iid_denoising     Thank you <0> me <1> week               <0> for inviting <1> last <2>
     mass              Thank you <0> <0> me <0> week           Thank you for inviting me last week
     drop_tokens       Thank you me week                       for inviting last
     deshuffle         me week you for last Thank inviting     Thank you for inviting me last week
     prefix_lm         Thank you for                           inviting me last week
-    sequential        prefix_lm with a fixed share of the text as targets: UL2's S-denoiser
+    sequential        Thank you for inviting                  me last week
     full_lm                                                   Thank you for inviting me last week
+
+Where a side leaves a run of tokens out, a sentinel stands in it. span_corruption hides so many tokens in so many spans,
+the end of the text among them (random_roll moves them about); iid_denoising, mass and drop_tokens toss a coin for each
+token. prefix_lm cuts anywhere, sequential (UL2's S-denoiser) where a fixed share of the text is left.
 """
 
 import bisect
