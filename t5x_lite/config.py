@@ -345,7 +345,7 @@ def from_json(path: Path) -> Config:
     cfg = base()
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {error}; is this the workdir of a run?") from error
     if not isinstance(stored, dict):
         raise ConfigError(f"cannot read {path}: it holds no object; is this the workdir of a run?")
@@ -406,7 +406,7 @@ _PARSERS = {
     int: _parse_int,
     float: float,
     str: str,
-    tuple: lambda text: tuple(part.strip() for part in text.strip("()").split(",") if part.strip()),
+    tuple: lambda text: tuple(part.strip(" '\"") for part in text.strip("()[]").split(",") if part.strip()),
 }
 
 

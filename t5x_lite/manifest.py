@@ -53,7 +53,7 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
         return f"{Path(error.filename).relative_to(directory)} is missing"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{NAME} is garbled"
     return None
 

@@ -32,6 +32,7 @@ def test_every_model_field_is_a_key():
         ("optimizer.learning_rate", "3e-4", 3e-4),
         ("data.pack", "false", False),
         ("eval.tasks", "a,b", ("a", "b")),
+        ("data.labels", "('very good', \"bad\")", ("very good", "bad")),
         ("model.num_heads", "8", 8),
         ("mesh", "data=2,fsdp=4", "data=2,fsdp=4"),
     ],

@@ -155,6 +155,18 @@ def test_tables_are_understood(tmp_path, name, text, row):
     assert found.source.split("train")[0] == row and found.fields == tuple(row)
 
 
+def test_columns_of_one_name_are_said_to_be_such(tmp_path):
+    path = write(tmp_path / "a.csv", "text,text,label\n" + "one,two,1\n" * 3)
+    with pytest.raises(DataError, match=r"a\.csv:1: two columns are named 'text'; rename one"):
+        find(path)
+
+
+def test_a_file_s_name_may_be_of_any_letters(tmp_path):
+    rows = "".join(f'{{"text": "{n}"}}\n' for n in range(30))
+    assert discover(write(tmp_path / "отзывы 2.jsonl", rows)).task.name == "2"
+    assert discover(write(tmp_path / ("x" * 200 + ".jsonl"), rows)).task.name == "x" * 64
+
+
 @given(st.lists(st.lists(st.text(st.characters(codec="ascii", categories=["L"]), max_size=5), min_size=2, max_size=2)))
 def test_a_header_is_never_a_value_of_its_column(rows):
     if rows and files._has_header(rows):
@@ -187,6 +199,7 @@ def test_templates_write_values_as_json_would(tmp_path):
         ("{n:.2f}", "put the name of a field in the braces"),
         ("no field", "it names no field"),
         ("{bb}", r"no field 'bb'; did you mean \{b\}\? \(fields: a, b, n, o"),
+        ("{o.k.0}", r"no field 'o.k.0'; did you mean \{o\[k\]\[0\]\}\?"),
     ):
         with pytest.raises(ConfigError, match=message):
             fill(template)

@@ -38,6 +38,21 @@ def test_a_misspelt_name_is_answered_with_the_right_one():
         registry.rates("both")
 
 
+TRAVERSALS = [
+    step + name + end
+    for step in ("../", "..\\", "/", "~/", "a/../../", "%2e%2e/", "\u2025/", "\uff0e\uff0e\uff0f", "C:\\", "a\0/")
+    for name in ("passwd", "..", "x.jsonl")
+    for end in ("", "/")
+]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "...", "~", "a b", "a\n", "a\0", "ä", "x" * 129, *TRAVERSALS])
+def test_a_name_that_is_a_path_is_no_task_s(name):
+    """Files are named after tasks: shards, predictions."""
+    with pytest.raises(ConfigError, match="its files are named after it"):
+        Task(name, Function(lambda split: []))
+
+
 def test_a_mixture_that_contains_itself_shows_the_circle():
     registry.add(Mixture("a", {"b": 1, "cola": 1}))
     registry.add(Mixture("b", {"a": 1}))

@@ -30,7 +30,6 @@ import json
 import mmap
 import multiprocessing
 import os
-import re
 import tempfile
 import threading
 import time
@@ -82,8 +81,6 @@ def job(task: Task, converter: Any, vocabulary: Vocabulary, output: Path) -> Job
             f"task {task.name!r} cannot be cached: its preprocessor {reason} draws at random, so that every epoch "
             "differs. Train on it without a cache, or take the random part out of the task"
         )
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", task.name) or set(task.name) <= {"."}:
-        raise ConfigError(f"task {task.name!r} cannot name a directory; use letters, digits and _.- (at most 128)")
     identity = registry.identity(task)
     examples = identity["examples"]
     if not examples:
@@ -370,8 +367,8 @@ def _is_whole(job: Job, shard: int) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"cannot read {path}: {error}; delete {path.parent} and cache the task again") from error
 
 
@@ -400,7 +397,7 @@ class Cache:
                 f"{'finishes' if begun else 'makes'} it, or leave data.cache_dir empty"
             )
         manifest = _read_json(job.directory / "manifest.json")
-        _require(job, manifest["recipe"], f"the cache {job.directory} is stale")
+        _require(job, manifest.get("recipe", {}), f"the cache {job.directory} is stale")
         for shard, expected in enumerate(manifest["shards"]):
             path = job.path(shard, ".safetensors")
             size = path.stat().st_size if path.exists() else -1
@@ -445,13 +442,16 @@ def _row(arrays: Mapping[str, np.ndarray], column: str, i: int) -> np.ndarray:
 def _arrays(path: str, sha256: str) -> dict[str, np.ndarray]:
     """The columns of a shard as views of a memory map: nothing is read before it is looked at. sha256: of what should
     be there; a cache that was made again is another one."""
-    with Path(path).open("rb") as file:
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    begin = 8 + int.from_bytes(data[:8], "little")
     columns = {}
-    for name, entry in json.loads(bytes(data[8:begin])).items():
-        first, end = entry["data_offsets"]
-        columns[name] = np.frombuffer(data[begin + first : begin + end], DTYPES[entry["dtype"]])
+    try:
+        with Path(path).open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        begin = 8 + int.from_bytes(data[:8], "little")
+        for name, entry in json.loads(bytes(data[8:begin])).items():
+            first, end = entry["data_offsets"]
+            columns[name] = np.frombuffer(data[begin + first : begin + end], DTYPES[entry["dtype"]])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}); the same `t5x-lite cache` again mends it") from None
     return columns
 
 

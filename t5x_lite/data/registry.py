@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import numbers
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -73,6 +74,10 @@ class Task:
     max_bad_fraction: float = 0.0
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", self.name) or set(self.name) <= {"."}:
+            raise ConfigError(
+                f"task {self.name!r}: its files are named after it; use letters, digits and _.- (at most 128)"
+            )
         if self.max_bad_fraction and (tolerant := getattr(self.source, "tolerant", None)):
             object.__setattr__(self, "source", tolerant(self.max_bad_fraction))
 

@@ -43,7 +43,7 @@ def remembered(path: Path, make: Callable[[], Any]) -> Any:
     """JSON-able data out of a file of the cache, or as `make` makes it, which is then kept there where it can be."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = make()
     with contextlib.suppress(DataError):
         write_atomically(path, json.dumps(found).encode())

@@ -124,6 +124,8 @@ def _templates(found: Found, files: str, given: dict[str, str]) -> dict[str, str
         missing = [f for f in fields if f not in found.fields and root(f) not in found.fields]
         if missing or not fields:
             near = suggest(missing[0], found.fields) if missing else []
+            if missing and "." in missing[0] and (outer := missing[0].split("."))[0] in found.fields:
+                near = ["".join([outer[0], *(f"[{inner}]" for inner in outer[1:])])]
             what = f"there is no field {missing[0]!r}" if missing else "it names no field"
             hint = f"; did you mean {{{near[0]}}}?" if near else ""
             raise ConfigError(f"data.{name}={template!r}: {what}{hint} (fields: {', '.join(found.fields)})")
@@ -208,7 +210,7 @@ def _name(spec: str, source: Files) -> str:
     stem = first.name.split(".")[0]
     if any(stem.lower() in names for names in SPLIT_NAMES.values()) and first.absolute().parent.name:
         stem = first.absolute().parent.name  # reviews/train.csv
-    name = re.sub(r"\W+", "_", stem).strip("_") or "files"
+    name = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:64] or "files"
     for candidate in itertools.chain([name, f"{name}_file"], (f"{name}_file_{n}" for n in itertools.count(2))):
         there = registry.REGISTRY.get(candidate)
         if there is None:
