@@ -243,13 +243,13 @@ def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: short names, none twice, no numbers, none a value of its column.
+    """Whether the first row names the columns: short names, no numbers, none a value of its column.
 
     >>> _has_header([["text", "label"], ["good", "1"]]), _has_header([["good", "yes"], ["bad", "no"], ["fair", "yes"]])
     (True, False)
     """
     first, rest = rows[0], rows[1:]
-    if len(set(first)) < len(first) or not all(0 < len(cell.strip()) <= LONGEST_COLUMN_NAME for cell in first):
+    if not all(0 < len(cell.strip()) <= LONGEST_COLUMN_NAME for cell in first):
         return False
     if any(_is_number(cell) for cell in first):
         return False

@@ -34,6 +34,8 @@ from t5x_lite.data.records import (
 from t5x_lite.data.user_cache import atomic_file, cache_dir
 from t5x_lite.errors import DataError
 
+LIST_TO_LINES = "write one object a line (of a list of them, jq -c .[] FILE > FILE.jsonl makes that)"
+
 # ------------------------------------------------------------------------------------------------------ lines of text
 
 
@@ -126,7 +128,10 @@ class JsonLines(_OfLines):
             if text.count("[") + text.count("{") > 100:  # what can be read can be nested too deeply to be written
                 json.dumps(row)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({one_line(error)}); write one object a line") from None
+            way = LIST_TO_LINES if text.lstrip()[:1] == "[" else "write one object a line"
+            raise DataError(f"{where}: not JSON ({one_line(error)}); {way}") from None
+        if isinstance(row, list):
+            raise DataError(f"{where}: a JSON list; {LIST_TO_LINES}")
         if not isinstance(row, dict):
             raise DataError(f'{where}: a JSON {type(row).__name__}; write an object such as {{"text": "…"}}')
         return row
@@ -169,7 +174,10 @@ class Table(_OfLines):
                 elif not header:
                     header = cells
                     if repeated := [name for name in header if header.count(name) > 1]:
-                        raise DataError(f"{where}: two columns are named {repeated[0]!r}; rename one")
+                        raise DataError(
+                            f"{where}: two columns are named {repeated[0]!r}; rename one, or put a line with names "
+                            "above the first row if this is that"
+                        )
                 elif cells and len(cells) != len(header):
                     if not (self.drops_short_rows and len(cells) < len(header)):
                         bad(self._ragged(header, cells, where), 1)
