@@ -172,7 +172,8 @@ def _check_trainable(task: Task, model: ModelConfig, trained: tuple[Task, ...]) 
     if needed is None:
         raise ConfigError(
             f"task {task.name!r} has free text as its target; an encoder-only model has no decoder to write it. "
-            "Leave it out of the mixture, or take a text-to-text or decoder-only preset"
+            "Leave it out of the mixture, or take a text-to-text or decoder-only preset; if its targets are classes, "
+            "name them (data.labels)"
         )
     if needed not in model.heads:
         raise ConfigError(f"task {task.name!r} needs the head {needed!r}; model.heads={model.heads}")

@@ -20,6 +20,7 @@ from t5x_lite.experiment import Experiment
 SEGMENT_STYLES = ("cyan", "green", "magenta", "yellow", "blue")
 SAMPLED_ROWS, SAMPLED_S = 2048, 1.5  # the plan is reckoned from so many rows, or what comes in so many seconds
 SAMPLED_LABELS = 2000  # examples, from all over a split
+SHOWN_LABELS = 40
 PERCENTILES = (50, 90, 99, 100)
 COUNTED = {"truncated": "truncated", "skipped_long": "left out as too long"}
 
@@ -235,7 +236,9 @@ def _print(description: dict[str, Any], console: Console) -> None:
     console.print(_length_table(description))
     for task in description["tasks"]:
         if "labels" in task:
-            shown = ", ".join(f"{label or '(empty)'} {count:,}" for label, count in task["labels"].items())
+            counts = [f"{label or '(empty)'} {count:,}" for label, count in task["labels"].items()]
+            more = [f"… {len(counts)} in all"] * (len(counts) > SHOWN_LABELS)
+            shown = ", ".join(counts[:SHOWN_LABELS] + more)
             of = f"labels of {task['task']}"
             if task["source_examples"] > SAMPLED_LABELS:
                 of += f" in {SAMPLED_LABELS:,} of its examples"

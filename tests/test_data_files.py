@@ -61,7 +61,9 @@ def test_numbers_and_free_text_are_told_from_labels(tmp_path):
     assert kind(["0.0", "2.5", "5"] * 10) == "numbers"
     assert kind([str(i) for i in range(100)]) == "numbers"
     assert kind([f"answer {i}" for i in range(20)]) == "text"
-    assert kind([f"answer {i}" for i in range(100)] * 10) == "text"
+    assert kind([f"answer {i}" for i in range(100)] * 10) == "labels"
+    assert kind([f"answer {i}" for i in range(300)] * 10) == "text"
+    assert kind([str(i) for i in range(100)] * 10) == "numbers"
     assert kind(["a long answer " * 9, "another"] * 10) == "text"
     assert kind(["yes", "no"] * 10, labels=()) == "text"
     assert kind(["yes", "no"] * 10, labels=["yes", "no", "perhaps"]) == "labels"
@@ -153,6 +155,44 @@ def test_files_for_each_split_and_pairs_of_files(tmp_path):
 def test_tables_are_understood(tmp_path, name, text, row):
     found = find(f"train={write(tmp_path / name, text)}")
     assert found.source.split("train")[0] == row and found.fields == tuple(row)
+
+
+def test_what_was_named_is_not_left_out(tmp_path):
+    train, more = write(tmp_path / "a.csv", reviews(40)), write(tmp_path / "b.csv", "body,label\nfine,good\n")
+    both, templates = f"train={train},validation={more}", {"inputs": "{body}", "targets": "{label}"}
+    assert len(discover(both, **templates).task.source.split("validation")) == 1
+    with pytest.raises(DataError, match=r"b\.csv:2: it has no 'title', which inputs needs; the record has body, label"):
+        discover(both, inputs="{title}", targets="free text {label}", labels=())
+    write(tmp_path / "b.csv", "fine;1\nfair;2\n")
+    with pytest.raises(DataError, match=r"b\.csv: it is not like train's, with column_1, column_2; take it out"):
+        find(both)
+
+
+def test_a_directory_of_pairs_says_how_to_name_them(tmp_path):
+    for name in ("train.en.gz", "train.de.gz", "val.en.gz", "val.de.gz"):
+        write(tmp_path / name, "")
+    with pytest.raises(ConfigError, match=r"no file is named for train .*; say train=.*/train\.\{de,en\}\.gz"):
+        find(str(tmp_path))
+
+
+def test_home_is_found_behind_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "a.csv", reviews(40))
+    assert find("~/a.csv").fields == find("train=~/a.csv").fields == ("title", "body", "label")
+
+
+def test_what_is_no_text_is_an_error_only_where_a_text_is_wanted(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = str(tmp_path / "images.parquet")
+    table = pyarrow.table({"text": ["a", "b"] * 9, "image": [b"\xff\xd8"] * 18, "note": [b"n"] * 18})
+    pyarrow.parquet.write_table(table, path)
+    source = discover(f"train={path}", text="{text} {note}").task.source
+    assert source.split("train")[1] == {"text": "b n"}
+    with pytest.raises(DataError, match=r"images.parquet: row 0: the field 'image' holds bytes that are not UTF-8"):
+        source = discover(f"train={path}", text="{text} {image}").task.source
+        source.split("train")[0]
 
 
 def test_columns_of_one_name_are_said_to_be_such(tmp_path):

@@ -93,6 +93,7 @@ BAD_FILES = {
     "ragged.csv": (b"a,b\n1,2\n3\n", r"ragged\.csv:3: 1 columns; the header has 2 \(a, b\)"),
     "wide.csv": (b"a,b\n1,2,3\n", r"wide\.csv:2: 3 columns"),
     "open.csv": (b'a,b\n1,"2\n3,4\n', r"open\.csv:\d: .*is a quote left open"),
+    "mac.csv": (b"a,b\r1,2\r3,4\r", r"mac\.csv:1: a carriage return in the midst of a cell; .*tr"),
     "header.csv": (b"a,b\n", r"header\.csv holds no example"),
 }
 

@@ -522,6 +522,8 @@ def text_of(example: Mapping[str, Any], field: str, task: Task) -> Any:
             f"task {task.name!r}: the field {field!r} of an example is null; correct the data, or drop such examples "
             "with preprocess.keep"
         )
+    if isinstance(example[field], bytes):
+        raise DataError(f"task {task.name!r}: the field {field!r} of an example holds bytes that are not UTF-8")
     return example[field] if isinstance(example, Encoded) else str(example[field])
 
 

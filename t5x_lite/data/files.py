@@ -57,6 +57,7 @@ def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
 
     Formats go by the last part of the name (SUFFIXES), before .gz. ConfigError for what cannot be understood.
     """
+    spec = re.sub(r"(^|=)~(?=/)", lambda begin: begin[1] + str(Path.home()), spec)  # a shell leaves it behind "="
     files = _files(spec)
     paths = [path for pattern in ([files] if isinstance(files, str) else files.values()) for path in matching(pattern)]
     form, notes = _format(*paths, tolerant=max_bad_fraction > 0)
@@ -67,8 +68,13 @@ def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
         raise DataError(f"data.files={spec!r}: there is no record in it")
     fields = tuple(source.split(first)[0])
     if not isinstance(files, str):
-        kept, more = _alike(files, form, fields, max_bad_fraction)
-        source, splits, notes = Files(kept, form, max_bad_fraction), tuple(kept), [*notes, *more]
+        is_named = not Path(spec).is_dir()  # what was named is wanted; templates say which of its fields
+        kept, others = _alike(files, form, () if is_named else fields, max_bad_fraction)
+        if others and is_named:
+            path, why = others[0]
+            raise DataError(f"{path}: {why}; take it out of data.files, or put it in the same form")
+        notes = [*notes, *(f"{path} is left out: {why}" for path, why in others)]
+        source, splits = Files(kept, form, max_bad_fraction), tuple(kept)
     counts = ", ".join(f"{name} {len(source.split(name)):,}" for name in splits)
     how = "split by hash" if isinstance(files, str) else "splits"
     return Found(source, splits, fields, (f"{spec}: {notes[0]}; {how}: {counts}", *notes[1:]))
@@ -137,15 +143,29 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
             found[split] = str(paths[0])
     if "train" not in found:
         names = ", ".join(p.name for p in files[:8]) or "none of a known kind"
-        raise ConfigError(f"{where}: no file is named for train ({names}); say train={directory}/FILE")
+        example = _pair(p.name for p in directory.iterdir() if _split_of(p.name.split(".")[0]) == "train")
+        raise ConfigError(f"{where}: no file is named for train ({names}); say train={directory}/{example or 'FILE'}")
     return found
+
+
+def _pair(names: Iterable[str]) -> str:
+    """The pattern of the first names that differ in one part; "" where none do.
+
+    >>> _pair(["train.en.gz", "train.de.gz", "train.txt"])
+    'train.{de,en}.gz'
+    """
+    for a, b in itertools.combinations(sorted(names), 2):
+        parts = list(itertools.zip_longest(a.split("."), b.split("."), fillvalue=""))
+        if sum(one != other for one, other in parts) == 1 and all(map(all, parts)):
+            return ".".join(one if one == other else f"{{{one},{other}}}" for one, other in parts)
+    return ""
 
 
 def _alike(
     files: Mapping[str, str], form: Format, fields: Sequence[str], max_bad_fraction: float
-) -> tuple[dict[str, str], list[str]]:
-    """The splits that have the fields of the first, and what to say about those that are left out."""
-    kept, notes = {}, []
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """The splits of that format with these fields, and the files of the others with what to say about each."""
+    kept, others = {}, []
     for name, path in files.items():
         own, _ = _format(*matching(path), tolerant=max_bad_fraction > 0)
         if isinstance(own, formats.Table) and isinstance(form, formats.Table):
@@ -154,8 +174,8 @@ def _alike(
         if own == form and set(fields) <= set(theirs):
             kept[name] = path
         else:
-            notes.append(f"{path} is left out: it is not like train's, with {', '.join(theirs)}")
-    return kept, notes
+            others.append((path, f"it is not like {next(iter(files))}'s, with {', '.join(theirs)}"))
+    return kept, others
 
 
 # ------------------------------------------------------------------------------------------------------------- formats

@@ -185,9 +185,10 @@ class Table(_OfLines):
                     begin, end = lines[0].begin, lines[-1].end
                     yield Scanned(begin, end - begin, dict(zip(header, cells, strict=True)))
             except csv.Error as error:
-                found = DataError(
-                    f"{file.name}:{lines[0].number}: {error} in the record that begins here; is a quote left open?"
-                )
+                why = f"{error} in the record that begins here; is a quote left open?"
+                if "new-line character" in str(error):
+                    why = "a carriage return in the midst of a cell; if lines end in it, tr '\\r' '\\n' mends the file"
+                found = DataError(f"{file.name}:{lines[0].number}: {why}")
                 if not header or "end of data" in str(error):  # it has swallowed all that is left, maybe nearly all
                     raise found from None
                 bad(found, len(lines))
@@ -317,12 +318,7 @@ class ArrowRows(_OfRows):
                 except (ValueError, TypeError, ArithmeticError, OSError) as error:
                     raise DataError(f"{file.name}: damaged about row {row} ({one_line(error)}); get it again") from None
                 for example in examples:
-                    try:
-                        found = texts(example, f"{file.name}, row {row}")
-                    except DataError as error:
-                        bad(error, 1)
-                    else:
-                        yield Scanned(row, 0, found)
+                    yield Scanned(row, 0, texts(example))
                     row += 1
 
     def reader(self, path: Path, file: File) -> Callable[[int, int], Example]:
@@ -335,7 +331,7 @@ class ArrowRows(_OfRows):
             number = int(np.searchsorted(ends, row, side="right"))
             batch = batches[number]
             (example,) = batch.slice(row - int(ends[number]) + len(batch), 1).to_pylist()
-            return texts(example, f"{file.name}, row {row}")
+            return texts(example)
 
         return read
 
@@ -464,9 +460,13 @@ def _no_constant(name: str) -> None:
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
-def texts(example: Mapping[str, Any], where: str) -> Example:
-    """An example whose bytes are text."""
+def texts(example: Mapping[str, Any]) -> Example:
+    """An example whose bytes are text. What cannot be, such as an image, stays bytes: an error for whom it reaches."""
+    return {name: _text(value) if isinstance(value, bytes) else value for name, value in example.items()}
+
+
+def _text(value: bytes) -> str | bytes:
     try:
-        return {k: v.decode("utf-8") if isinstance(v, bytes) else v for k, v in example.items()}
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} holds bytes that are not UTF-8: {error}") from None
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value

@@ -194,6 +194,8 @@ def _text(value: Any, field: str) -> str:
         return value
     if value is None:
         raise ValueError(f"the field {field!r} is null")
+    if isinstance(value, bytes):
+        raise ValueError(f"the field {field!r} holds bytes that are not UTF-8")
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):

@@ -174,7 +174,7 @@ class _Decoded(Sequence):
         return len(self._source)
 
     def __getitem__(self, index):
-        return texts(self._source[index], f"example {index} of the TFDS data set")
+        return texts(self._source[index])
 
 
 def matching(pattern: str) -> list[str]:

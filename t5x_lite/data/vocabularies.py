@@ -560,7 +560,7 @@ def load(spec: str) -> Vocabulary:
     """
     if spec == "bytes":
         return ByteVocabulary()
-    path, extra_ids = Path(spec), 100
+    path, extra_ids = Path(spec).expanduser(), 100
     if path.is_dir():
         said = _said_of_the_model(path)
         if said.tokenizer.startswith("ByT5"):

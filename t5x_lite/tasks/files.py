@@ -29,9 +29,10 @@ from t5x_lite.lookup import suggest
 from t5x_lite.tasks.metrics import accuracy, exact_match, macro_f1, pearson, spearman
 from t5x_lite.tasks.text_metrics import rouge
 
-VERSION = 1  # of what is remembered of targets; raise it when they are looked at in another way
+VERSION = 2  # of what is remembered of targets; raise it when they are looked at in another way
 # Targets are labels where they are few, short, and come again and again; else numbers; else free text.
-MOST_LABELS = 64
+MOST_LABELS = 256
+MOST_NUMBERED = 64  # labels that are all numbers
 LONGEST_LABEL = 48  # characters
 FEWEST_PER_LABEL = 4  # examples, on average
 
@@ -94,6 +95,9 @@ def discover(
     found = find(files, max_bad_fraction)
     templates = _templates(found, files, {"inputs": inputs, "targets": targets, "text": text})
     source = Filled(found.source, tuple(templates.items()))
+    for split in found.splits:
+        if not max_bad_fraction and (rows := source.split(split)):
+            _ = rows[0]  # a whole split may lack a field: it is found now, and not when it is evaluated
     name = name or _name(files, found.source)
     features = {field: Feature(vocabulary) for field in templates}
     if "text" in templates:
@@ -128,7 +132,9 @@ def _templates(found: Found, files: str, given: dict[str, str]) -> dict[str, str
                 near = ["".join([outer[0], *(f"[{inner}]" for inner in outer[1:])])]
             what = f"there is no field {missing[0]!r}" if missing else "it names no field"
             hint = f"; did you mean {{{near[0]}}}?" if near else ""
-            raise ConfigError(f"data.{name}={template!r}: {what}{hint} (fields: {', '.join(found.fields)})")
+            raise ConfigError(
+                f"data.{name}={template!r}: {what}{hint} (fields: {', '.join(found.fields)}). Found in {found.notes[0]}"
+            )
     return templates
 
 
@@ -146,7 +152,7 @@ def _kind_of_targets(
     counts, total, kind = remembered(path, lambda: _looked_at(source, splits, max_bad_fraction))
     if kind == "text":
         return free
-    if kind == "fractions" or (kind == "numbers" and len(counts) > MOST_LABELS):
+    if kind == "fractions" or (kind == "numbers" and len(counts) > MOST_NUMBERED):
         fields = {"regression": True, "metrics": (pearson, spearman), "postprocess": _number}
         return fields, "numbers; scored by Pearson's and Spearman's correlation"
     if len(counts) == 1 and total > 1:
