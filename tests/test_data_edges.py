@@ -14,7 +14,7 @@ from t5x_lite.data.preprocess import template
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.sources import Function
 from t5x_lite.data.vocabularies import ByteVocabulary
-from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.errors import CheckpointError, ConfigError, DataError
 
 BYTES = ByteVocabulary()
 CORPUS = {"text": Feature()}
@@ -199,6 +199,28 @@ def test_a_bad_record_of_a_tasks_own_file_is_left_out_too(tmp_path):
     assert len(Task("lines", source, features=CORPUS, max_bad_fraction=0.1).source.split("train")) == 30
     with pytest.raises(DataError, match=r"rows.txt:31: byte 0xe9"):
         Task("lines", source, features=CORPUS).source.split("train")
+
+
+def test_a_file_replaced_under_a_run_is_refused_by_name(tmp_path):
+    """Also by one of as many rows and bytes."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in copies(40)))
+    registry.add(Task("rows", sources.Jsonl({"train": str(path)})))
+    batches = train("rows")
+    next(batches)
+    state = batches.get_state()
+    train("rows").set_state(state)
+    path.write_text(path.read_text().replace('"targets": "7"', '"targets": "8"'))
+    with pytest.raises(CheckpointError, match=r"is not what this run was trained on: tasks\.rows\.source "):
+        train("rows").set_state(state)
+
+
+def test_another_vocabulary_is_refused_by_name():
+    task(rows=copies(40))
+    state = train("task").get_state()
+    other = pipeline.train_batches("task", DecoderOnly(32), ByteVocabulary(extra_ids=5), batch_rows=8, seed=0)
+    with pytest.raises(CheckpointError, match=r"is not what this run was trained on: vocabulary '"):
+        other.set_state(state)
 
 
 def test_closing_leaves_no_thread_and_costs_no_batch():
