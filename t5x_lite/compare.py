@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def differences(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
 
 
 def results(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
-    """The last value of every evaluation metric, and of the training loss and speed, a row each."""
+    """The last value of every evaluation metric, and of the training loss and speed, a row each. Of runs that differ in
+    their seed alone also the mean and standard deviation."""
     last: list[dict[str, Any]] = []
     for workdir in workdirs:
         found: dict[str, Any] = {}
@@ -59,7 +61,27 @@ def results(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
             found["step"] = row["step"]
         last.append(found)
     keys = sorted({key for found in last for key in found})
-    return [{"metric": key, **{n: found.get(key) for n, found in zip(names, last, strict=True)}} for key in keys]
+    rows = [{"metric": key, **{n: found.get(key) for n, found in zip(names, last, strict=True)}} for key in keys]
+    for group in seeds(workdirs):
+        for row in rows:
+            values = [last[run][row["metric"]] for run in group if row["metric"] in last[run]]
+            column = f"{', '.join(names[run] for run in group)}: mean ± sd"
+            row[column] = _mean_and_deviation(values) if len(values) == len(group) else None
+    return rows
+
+
+def seeds(workdirs: list[Path]) -> list[list[int]]:
+    """The numbers of the runs that are one but for their seed (and name), where there are several of them."""
+    groups: dict[str, list[int]] = {}
+    for number, workdir in enumerate(workdirs):
+        flat = configs.flat(configs.from_json(workdir / "config.json"))
+        same = {key: value for key, value in flat.items() if key not in ("seed", "name")}
+        groups.setdefault(json.dumps(same, default=list), []).append(number)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _mean_and_deviation(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.4g} ± {statistics.stdev(values):.2g}"
 
 
 def _names(workdirs: list[Path]) -> list[str]:

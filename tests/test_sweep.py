@@ -139,3 +139,16 @@ def test_compare_shows_what_differs(tmp_path, capsys):
     assert "optimizer.learning_rate" in out and "train/loss" in out
     assert page.read_text().count("data:image/png") == 2
     assert cli.run(["compare", os.fspath(tmp_path)]) == 2
+
+
+def test_runs_that_differ_in_their_seed_alone_have_a_mean_and_a_deviation(tmp_path):
+    runs = [tmp_path / name for name in ("a0", "a1", "b0", "a2")]
+    for run, value in zip(runs, (70.0, 72.0, 50.0, 74.0), strict=True):
+        run.mkdir()
+        cfg = config.base()
+        cfg.seed, cfg.optimizer.learning_rate = int(run.name[1]), 0.1 if run.name[0] == "a" else 0.2
+        (run / "config.json").write_text(config.to_json(cfg))
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 5, "eval/t/accuracy": value}) + "\n")
+    assert compare.seeds(runs) == [[0, 1, 3]]
+    accuracy = next(row for row in compare.results(runs, [run.name for run in runs]) if "accuracy" in row["metric"])
+    assert accuracy["a0, a1, a2: mean ± sd"] == "72 ± 2" and accuracy["b0"] == 50
