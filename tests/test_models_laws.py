@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_models import FAMILIES, forward, random_batch, random_params
 
 from t5x_lite.models import build
-from t5x_lite.models.layers import dropout
+from t5x_lite.models.layers import dropout, random_bits
 from t5x_lite.models.transformer import stack_layers, unstack_layers
 
 
@@ -103,7 +103,7 @@ def test_scan_and_remat_change_no_number_in_training(family, remat, scan_layers)
     """Values and gradients with dropout are those of the plain model."""
     config = dataclasses.replace(FAMILIES[family], dropout_rate=0.3, attention_dropout_rate=0.2)
     changed = dataclasses.replace(config, remat=remat, scan_layers=scan_layers)
-    params, batch, key = random_params(config), random_batch(config), jax.random.key(7, impl="unsafe_rbg")
+    params, batch, key = random_params(config), random_batch(config), jax.random.key(8, impl="unsafe_rbg")
     inputs = stack_layers(params) if scan_layers else params
     step = jax.value_and_grad(lambda p: loss(changed, p, batch, key))
     assert ("remat" in str(jax.make_jaxpr(step)(inputs))) == (remat != "none")
@@ -135,6 +135,21 @@ def test_dropout_keeps_the_mean_and_shares_its_mask_along_an_axis():
     shared = np.asarray(dropout(x, 0.25, jax.random.key(0), broadcast_axis=1))
     np.testing.assert_array_equal(shared, np.broadcast_to(shared[:, :1], shared.shape))
     assert shared[:, 0].mean() > 0 and (shared[:, 0] == 0).any()
+
+
+def test_random_bits_are_even_and_independent_of_neighbours_rows_and_keys():
+    """Of each bit, and of each bit against another entry's: as many ones as zeros, by chi-square over all of them."""
+    shape = (64, 64, 32)
+    draw = jax.jit(lambda seed: random_bits(jax.random.key(seed), shape))
+    bits = np.stack([draw(seed) for seed in range(2)]).view(np.uint8)
+    bits = np.unpackbits(bits, axis=-1).reshape(2, *shape, 32)
+    others = {"row": np.roll(bits, 1, 1), "middle": np.roll(bits, 1, 2), "next": np.roll(bits, 1, 3), "key": bits[::-1]}
+    others["bit"] = np.roll(bits, 1, 4)
+    counts = [(bits ^ other).mean(axis=(0, 1, 2, 3)) for other in others.values()] + [bits.mean(axis=(0, 1, 2, 3))]
+    z = (np.array(counts) - 0.5) * 2 * (2 * np.prod(shape)) ** 0.5
+    z[3] /= 2**0.5  # each pair of keys counts twice
+    assert np.abs(z).max() < 5
+    assert 0.5 < (z**2).mean() < 1.6
 
 
 @pytest.mark.parametrize("family", FAMILIES)
