@@ -2,12 +2,17 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from t5x_lite import config
+from t5x_lite import tasks as tasks  # which registers them
+from t5x_lite.data import registry
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import ModelConfig
+
+EXPERIMENTS = Path(__file__).parents[1] / "configs"
 
 
 def test_json_round_trip_keeps_every_key(tmp_path):
@@ -146,3 +151,23 @@ def test_changes_are_told_by_what_they_mean():
         "warn": ["optimizer.learning_rate: 0.01 → 0.5"],
         "free": ["eval.every_steps: 1000 → 7"],
     }
+
+
+@pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*.py")), ids=lambda file: file.stem)
+def test_every_experiment_is_valid_and_trains_on_what_is_registered(file):
+    cfg = config.load(str(file))
+    config.validate(cfg)
+    assert registry.get(cfg.data.mixture)
+
+
+@pytest.mark.parametrize("task", ["cola", "sst2", "mrpc", "stsb", "wnli"])
+def test_glue_has_batches_of_32_examples_for_as_many_epochs(task):
+    file = EXPERIMENTS / "glue.py"
+    cfg = config.load(f"{file}:{task}")
+    config.validate(cfg)
+    examples = {"cola": 8_551, "sst2": 67_349, "mrpc": 3_668, "stsb": 5_749, "wnli": 635}[task]
+    seen = 32 * cfg.train.total_steps
+    assert seen / examples == pytest.approx(1 if task == "sst2" else 3, rel=0.05)
+    assert cfg.schedule.warmup_steps / cfg.train.total_steps == pytest.approx(0.06, abs=0.01)
+    with pytest.raises(ConfigError, match="did you mean 'cola'"):
+        config.load(f"{file}:colo")

