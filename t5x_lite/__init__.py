@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
     from t5x_lite.hub.model import Model
+    from t5x_lite.hub.pipeline import Pipeline
 
 __version__ = "0.1.0"
 
@@ -15,3 +17,10 @@ def load(path: "str | Path", which: str = "latest") -> "Model":
     from t5x_lite.hub import model  # importing the package stays light
 
     return model.load(path, which)
+
+
+def pipeline(task: str, model: "str | Path | Model", **options: "Any") -> "Pipeline":
+    """A function from texts to a model's answers, as `transformers.pipeline` has it; see t5x_lite/hub/pipeline.py."""
+    from t5x_lite.hub import pipeline
+
+    return pipeline.pipeline(task, model, **options)

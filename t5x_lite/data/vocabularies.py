@@ -471,6 +471,12 @@ class TokenizerVocabulary:
         return self._role("bos")
 
     @property
+    def begins_with_bos(self) -> bool:
+        """Whether its own file puts `bos_id` before a text, as Llama's does and GPT-2's does not."""
+        ids = self._tokenizer.encode("a", add_special_tokens=True).ids
+        return len(ids) > 1 and ids[0] == self._roles.get("bos")
+
+    @property
     def unk_id(self) -> int:
         return self._role("unk")
 

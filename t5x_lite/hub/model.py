@@ -51,7 +51,7 @@ class Model:
         examples: list[dict[str, str]] = [{"inputs": text} for text in texts]
         if pairs is not None:
             examples = [{"inputs": a, "pair": b} for a, b in zip(texts, pairs, strict=True)]
-        return self._prompts(examples, len(examples))
+        return self.prompts(examples, len(examples))
 
     def generate(self, texts: Sequence[str], max_tokens: int = 64) -> list[str]:
         """What follows each text: the most probable token at each step."""
@@ -61,7 +61,7 @@ class Model:
             out = decode.greedy(
                 self.module,
                 self.params,
-                self._prompts(examples, _rows(examples), max_tokens),
+                self.prompts(examples, padded_rows(len(examples)), max_tokens),
                 max_tokens=max_tokens,
                 eos_id=self.vocabulary.eos_id,
                 start_id=self.start_id,
@@ -78,7 +78,9 @@ class Model:
         def work(examples: list[dict[str, str]]) -> list[float]:
             converter = self._converter(examples, ("inputs", "targets"))
             task = self._task(("inputs",))
-            batch = pipeline.example_batch(examples, task, converter, self.vocabulary, batch_rows=_rows(examples))
+            batch = pipeline.example_batch(
+                examples, task, converter, self.vocabulary, batch_rows=padded_rows(len(examples))
+            )
             return [float(x) for x in self._score(self.params, batch)]
 
         return _in_batches(work, [{"inputs": inputs, "targets": targets} for inputs, targets in pairs])
@@ -88,10 +90,15 @@ class Model:
         self._require("text_to_text", "encoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[np.ndarray]:
-            return list(np.asarray(self._embed(self.params, self._prompts(examples, _rows(examples)))))
+            return list(np.asarray(self._embed(self.params, self.prompts(examples, padded_rows(len(examples))))))
 
         vectors = np.array(_in_batches(work, [{"inputs": text} for text in texts]), np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
+
+    def hidden(self, batch: Mapping[str, Any]) -> jax.Array:
+        """The encoder's state at every position of a batch, [B, S, D]."""
+        self._require("text_to_text", "encoder_only")
+        return self._hidden(self.params, batch)
 
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, float]]:
         """The probability of each class for each text, or pair of texts."""
@@ -119,13 +126,19 @@ class Model:
         return jax.jit(score)
 
     @functools.cached_property
+    def _hidden(self) -> Callable:
+        def hidden(params: Any, batch: Mapping[str, jax.Array]) -> Any:
+            if self.config.architecture == "text_to_text":
+                return self.module.apply({"params": params}, batch, method="encode")
+            headless = models.build(dataclasses.replace(self.config, heads=(), num_classes=0))
+            return headless.apply({"params": params}, batch)["hidden"]  # type: ignore[index]
+
+        return jax.jit(hidden)
+
+    @functools.cached_property
     def _embed(self) -> Callable:
         def embed(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-            if self.config.architecture == "text_to_text":
-                hidden_BSD = self.module.apply({"params": params}, batch, method="encode")
-            else:
-                headless = models.build(dataclasses.replace(self.config, heads=(), num_classes=0))
-                hidden_BSD = headless.apply({"params": params}, batch)["hidden"]  # type: ignore[index]
+            hidden_BSD = self._hidden(params, batch)
             real_BS1 = (batch["encoder_segment_ids"] > 0)[..., None]
             return jnp.sum(hidden_BSD * real_BS1, axis=1) / jnp.maximum(jnp.sum(real_BS1, axis=1), 1)
 
@@ -145,7 +158,8 @@ class Model:
         task = convert.text_task(self.config.architecture, segments)
         return task if self.features is None else dataclasses.replace(task, features=self.features)
 
-    def _prompts(self, examples: list[dict[str, str]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
+    def prompts(self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
+        """What the model reads of each example's texts, or of their ids (convert.Encoded); missing rows are padding."""
         fields = tuple(examples[0]) if examples else ("inputs",)
         converter = self._converter(examples, fields, max_new_tokens)
         # The converter's rows have no room for what is new: the cache has.
@@ -153,10 +167,15 @@ class Model:
             examples, self._task(fields), converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0
         )
 
-    def _converter(self, examples: list[dict[str, str]], fields: tuple[str, ...], max_new_tokens: int = 1) -> Any:
+    def _ids(self, texts: list) -> list[np.ndarray]:
+        return self.vocabulary.encode(texts) if texts and isinstance(texts[0], str) else texts
+
+    def _converter(
+        self, examples: Sequence[Mapping[str, Any]], fields: tuple[str, ...], max_new_tokens: int = 1
+    ) -> Any:
         """Of rows as long as the longest example, or as the model can read with so many tokens behind it, the last of
         which it does not read."""
-        counts = {f: [len(ids) for ids in self.vocabulary.encode([e[f] for e in examples])] for f in fields}
+        counts = {f: list(map(len, self._ids([e[f] for e in examples]))) for f in fields}
         more = self.config.fairseq_marks
         longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + 1 + len(fields) + more
         read = _rounded_up(longest)
@@ -235,17 +254,22 @@ def _rounded_up(length: int) -> int:
     return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
-def _rows(examples: list) -> int:
+def padded_rows(number: int) -> int:
     """A power of two, so that few numbers of rows are compiled."""
-    return 1 << (len(examples) - 1).bit_length()
+    return 1 << (number - 1).bit_length()
+
+
+def in_batches(work: Callable[[list[int]], list], sizes: Sequence[int]) -> list:
+    """work's results for examples of these sizes, in their order. It gets the numbers of those that go together, which
+    are of like size."""
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
+    out: list = [None] * len(sizes)
+    for begin in range(0, len(order), BATCH_ROWS):
+        chosen = order[begin : begin + BATCH_ROWS]
+        for i, result in zip(chosen, work(chosen), strict=False):
+            out[i] = result
+    return out
 
 
 def _in_batches(work: Callable[[list], list], examples: list[dict[str, str]]) -> list:
-    """work's results for all examples, in their order; those of like length go together."""
-    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i].values())))
-    out: list = [None] * len(examples)
-    for begin in range(0, len(order), BATCH_ROWS):
-        chosen = order[begin : begin + BATCH_ROWS]
-        for i, result in zip(chosen, work([examples[i] for i in chosen]), strict=False):
-            out[i] = result
-    return out
+    return in_batches(lambda chosen: work([examples[i] for i in chosen]), [sum(map(len, e.values())) for e in examples])

@@ -1,0 +1,419 @@
+"""`pipeline(task, model=path)`: from texts to answers in one line, as in `transformers.pipeline`.
+
+What goes in and what comes out is as there, for the tasks that transformers 5 dropped as it was in 4. A task is a
+function from a model and a list of inputs to a list of outputs; its keyword arguments are the options a caller has.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5x_lite import decode
+from t5x_lite.data.convert import Encoded
+from t5x_lite.data.vocabularies import TokenizerVocabulary
+from t5x_lite.decode import Strategy
+from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.hub import mapping
+from t5x_lite.hub.model import Model, in_batches, load, padded_rows
+from t5x_lite.lookup import lookup
+
+BATCH_SIZE = 1024  # inputs taken at once, in turn sorted by length; the model reads 32 rows at a time
+NEW_TOKENS = 256
+TRANSLATION = "translation"  # also translation_XX_to_YY
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A task with its model: call it with one input, or with any number of them."""
+
+    task: str
+    model: Model
+    run: Callable[..., list]
+    options: Mapping[str, Any]
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """The output of one input (a text, or what the task takes in its place), or the list of many inputs' outputs.
+
+        options: the task's own, in place of those that `pipeline` was given. batch_size: inputs taken at once.
+        """
+        chosen = {**self.options, **options}
+        batch_size = chosen.pop("batch_size", BATCH_SIZE)
+        for name in chosen:
+            lookup(f"option of the pipeline {self.task!r}", name, options_of(self.run))
+        if isinstance(inputs, str | Mapping):
+            found = self.run(self.model, [inputs], **chosen)[0]
+            # The class of one text stands in a list, as in transformers.
+            in_list = self.run is text_classification and isinstance(inputs, str) and isinstance(found, dict)
+            return [found] if in_list else found
+        listed = list(inputs)
+        groups = (listed[i : i + batch_size] for i in range(0, len(listed), batch_size))
+        outputs = [output for group in groups for output in self.run(self.model, group, **chosen)]
+        alone = self.run in WRITE_ONE and all(len(texts) == 1 for texts in outputs)
+        return [texts[0] for texts in outputs] if alone else outputs
+
+
+def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
+    """A function from texts to the answers of a model; `t5x_lite.load` says which paths there are.
+
+    >>> classify = pipeline("text-classification", model="runs/mrpc_0")        # doctest: +SKIP
+    >>> classify({"text": "It rains.", "text_pair": "Rain falls."})            # doctest: +SKIP
+    {'label': 'equivalent', 'score': 0.98}
+
+    options: see the functions of TASKS. Raises ConfigError for a task that there is not, or that the model cannot do.
+    """
+    name = TRANSLATION if task.startswith(f"{TRANSLATION}_") else ALIASES.get(task, task)
+    run = lookup("task of a pipeline", name, TASKS)
+    if not isinstance(model, Model):
+        path = Path(model)
+        model = load(path)
+        if "prefix" in options_of(run):
+            options = {"prefix": _prefix(task, path, model.origin), **options}
+    return Pipeline(task, model, run, options)
+
+
+def options_of(run: Callable) -> dict[str, Any]:
+    """The options of a task by name; those of `strategy` too where it generates text."""
+    parameters = inspect.signature(run).parameters.values()
+    own = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
+    generates = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    return own | (options_of(strategy) | {"seed": 0} if generates else {})
+
+
+# ------------------------------------------------------------------------------------------------------ classes
+
+
+def text_classification(model: Model, inputs: list, *, top_k: Any = "best", function_to_apply: str = "") -> list:
+    """{"label", "score"} of a text or of {"text", "text_pair"}: the most probable class, or with `top_k` a list of so
+    many (None: all).
+
+    function_to_apply: to an encoder's logits, softmax, sigmoid or none. A regression head's score is its number. A
+    model that generates text is asked how probable each label is, among them all.
+    """
+    rows, names = _class_logits(model, inputs)
+    default = "softmax" if len(names) > 1 else "none"
+    function = lookup("function_to_apply", function_to_apply or default, FUNCTIONS)
+    results = []
+    for logits_C in rows:
+        scores_C = function(logits_C)
+        order = np.argsort(-scores_C, kind="stable")
+        found = [{"label": names[i], "score": float(scores_C[i])} for i in order]
+        results.append(found[0] if top_k == "best" else found[:top_k])
+    return results
+
+
+def zero_shot_classification(
+    model: Model,
+    inputs: list,
+    *,
+    candidate_labels: str | Sequence[str] = (),
+    hypothesis_template: str = "",
+    multi_label: bool = False,
+) -> list[dict]:
+    """{"sequence", "labels", "scores"}, the most probable label first.
+
+    An encoder that was trained on natural language inference (one of its classes begins with "entail") reads the text
+    with each label in `hypothesis_template`, "This example is {}." by default. A model that generates text is asked how
+    probable it is to write the label, in a template of its own: "{}". The scores sum to 1 over the labels; with
+    `multi_label` each stands for itself.
+    """
+    labels = candidate_labels.split(",") if isinstance(candidate_labels, str) else list(candidate_labels)
+    labels = [label.strip() for label in labels if label.strip()]
+    if not labels:
+        raise ConfigError('zero-shot-classification needs candidate_labels, such as ["sports", "politics"]')
+    infers = model.config.architecture == "encoder_only"
+    template = hypothesis_template or ("This example is {}." if infers else "{}")
+    if template.format(labels[0]) == template:
+        raise ConfigError(f"hypothesis_template={template!r} has no {{}} for the label to stand in")
+    pairs = [(text, template.format(label)) for text in inputs for label in labels]
+    if infers:
+        entails = next((i for i, name in enumerate(model.labels) if name.lower().startswith("entail")), None)
+        if entails is None or "classification" not in model.config.heads:
+            raise ConfigError(
+                f"zero-shot-classification with an encoder needs a class `entailment`; this one has {model.labels}"
+            )
+        logits_NC, _ = _class_logits(model, [{"text": text, "text_pair": hypothesis} for text, hypothesis in pairs])
+        logits_TLC = np.array(logits_NC).reshape(len(inputs), len(labels), -1)
+        logits_TL, against = logits_TLC[..., entails], logits_TLC[..., -1 if entails == 0 else 0]
+        alone_TL = 1 / (1 + np.exp(against - logits_TL))
+    else:
+        logits_TL = np.array(model.score(pairs)).reshape(len(inputs), len(labels))
+        alone_TL = np.exp(logits_TL)
+    scores_TL = alone_TL if multi_label or (infers and len(labels) == 1) else _softmax(logits_TL)
+    results = []
+    for text, scores_L in zip(inputs, scores_TL, strict=True):
+        order = np.argsort(scores_L)[::-1]
+        results.append(
+            {"sequence": text, "labels": [labels[i] for i in order], "scores": [float(scores_L[i]) for i in order]}
+        )
+    return results
+
+
+def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """float64 [C] for each text or pair of texts, and the names of the classes."""
+    texts = [given if isinstance(given, str) else given["text"] for given in inputs]
+    pairs = [None if isinstance(given, str) else given.get("text_pair") for given in inputs]
+    if model.config.architecture != "encoder_only":
+        if not model.labels:
+            raise ConfigError("text-classification needs labels; this model was trained on no task that has them")
+        scores = model.score([(text, label) for text in texts for label in model.labels])
+        return list(np.array(scores).reshape(len(texts), -1)), model.labels
+    head = next((name for name in ("classification", "regression") if name in model.config.heads), None)
+    if head is None:
+        raise ConfigError(f"this encoder has the heads {model.config.heads}; classifying needs `classification`")
+    paired = [pair is not None for pair in pairs]
+    rows: list = [None] * len(inputs)
+    for kind in sorted(set(paired)):  # a batch has one text a row, or two
+        mine = [i for i, is_pair in enumerate(paired) if is_pair == kind]
+        examples = [{"inputs": texts[i]} | ({"pair": str(pairs[i])} if kind else {}) for i in mine]
+        for i, outputs in zip(mine, _encoder_outputs(model, examples), strict=True):
+            rows[i] = outputs[head].reshape(-1).astype(np.float64)
+    return rows, model.labels if head == "classification" else ("LABEL_0",)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+
+
+FUNCTIONS = {"softmax": _softmax, "sigmoid": lambda logits: 1 / (1 + np.exp(-logits)), "none": lambda logits: logits}
+
+
+# ------------------------------------------------------------------------------------------------------- tokens
+
+
+def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequence[str] | None = None) -> list:
+    """[{"score", "token", "token_str", "sequence"}, …] for the mask of a text, the most probable first; of a text with
+    several masks a list for each. targets: words to choose from; of a word of several tokens, its first."""
+    if "mlm" not in model.config.heads:
+        raise ConfigError(f"fill-mask needs a model with the head `mlm`; this one has {model.config.heads}")
+    vocabulary = model.vocabulary
+    mask = vocabulary.show([vocabulary.mask_id])
+    allowed = None
+    if targets is not None:
+        words = [targets] if isinstance(targets, str) else list(targets)
+        allowed = np.unique([ids[0] for ids in vocabulary.encode(words) if len(ids)])
+        if not len(allowed):
+            raise ConfigError(f"targets={words} have no token in this vocabulary")
+    examples = []
+    for text in inputs:
+        pieces = [piece.rstrip() if i < text.count(mask) else piece for i, piece in enumerate(text.split(mask))]
+        if len(pieces) == 1:
+            raise DataError(f"there is no {mask} in {text[:80]!r}; fill-mask fills one, or several")
+        between = np.array([vocabulary.mask_id], np.int32)
+        parts = [part for ids in vocabulary.encode(pieces) for part in (between, ids)]
+        examples.append(Encoded(inputs=np.concatenate(parts[1:])))
+    results = []
+    for outputs in _encoder_outputs(model, examples):
+        ids = outputs["ids"]
+        places = np.flatnonzero(ids == vocabulary.mask_id)
+        results.append([
+            _fillings(model, ids, place, logits_V, top_k, allowed, alone=len(places) == 1)
+            for place, logits_V in zip(places, outputs["mlm"], strict=False)
+        ])  # fmt: skip
+    return [found[0] if len(found) == 1 else found for found in results]
+
+
+def _fillings(model: Model, ids, place, logits_V, top_k: int, allowed, alone: bool) -> list[dict]:
+    vocabulary = model.vocabulary
+    probabilities_V = _softmax(logits_V[: vocabulary.size].astype(np.float64))
+    candidates = np.arange(len(probabilities_V)) if allowed is None else allowed
+    best = candidates[np.argsort(-probabilities_V[candidates], kind="stable")[:top_k]]
+    found = []
+    for token in best.tolist():
+        filled = ids.copy()
+        filled[place] = token
+        sequence = vocabulary.decode(filled[1:]) if alone else vocabulary.show(filled)
+        score, text = float(probabilities_V[token]), vocabulary.show([token])
+        found.append({"score": score, "token": token, "token_str": text, "sequence": sequence})
+    return found
+
+
+def feature_extraction(model: Model, inputs: list, *, return_tensors: bool = False) -> list:
+    """An encoder's hidden state for every token of a text, [1, tokens, D]: nested lists, or a float32 array."""
+    results = [
+        outputs["hidden"][None] for outputs in _encoder_outputs(model, [{"inputs": text} for text in inputs], True)
+    ]
+    return results if return_tensors else [hidden.tolist() for hidden in results]
+
+
+def _encoder_outputs(model: Model, examples: list, hidden: bool = False) -> list[dict[str, np.ndarray]]:
+    """Of each example the ids that the encoder reads, and the model's outputs by head; or its hidden states."""
+
+    def work(chosen: list[int]) -> list[dict[str, np.ndarray]]:
+        batch = model.prompts([examples[i] for i in chosen], padded_rows(len(chosen)))
+        ids_BS, lengths_B = batch["encoder_input_tokens"], (batch["encoder_segment_ids"] > 0).sum(axis=1)
+        if "mlm" in model.config.heads and not hidden:
+            batch["mlm_positions"] = _masks(ids_BS, model.vocabulary.mask_id)
+        outputs = {"hidden": model.hidden(batch)} if hidden else model(batch)
+        arrays = {"ids": ids_BS, **{name: np.asarray(array) for name, array in outputs.items()}}
+        per_token = ("ids", "hidden")
+        return [
+            {name: array[row, : lengths_B[row]] if name in per_token else array[row] for name, array in arrays.items()}
+            for row in range(len(chosen))
+        ]
+
+    return in_batches(work, [_size(example) for example in examples])
+
+
+def _masks(ids_BS: np.ndarray, mask_id: int) -> np.ndarray:
+    """int32 [B, P]: where the masks of each row are, 0 behind them; few values of P, so few compilations."""
+    counts_B = (ids_BS == mask_id).sum(axis=1)
+    found_BP = np.zeros((len(ids_BS), decode.bucket(int(counts_B.max(initial=1)))), np.int32)
+    for row, count in enumerate(counts_B):
+        found_BP[row, :count] = np.flatnonzero(ids_BS[row] == mask_id)
+    return found_BP
+
+
+# --------------------------------------------------------------------------------------------------- generation
+
+
+def text_generation(
+    model: Model,
+    inputs: list,
+    *,
+    return_full_text: bool = True,
+    do_sample: bool = True,
+    temperature: float = 0.7,
+    top_k: int = 50,
+    **options: Any,
+) -> list[list[dict]]:
+    """[{"generated_text"}, …] of each text: the text and how it goes on, or with return_full_text=False that alone.
+    Samples, unless do_sample=False. The other options: `strategy`."""
+    _require(model, "text-generation", "decoder_only")
+    written = _write(model, inputs, do_sample=do_sample, temperature=temperature, top_k=top_k, **options)
+    before = inputs if return_full_text else [""] * len(inputs)
+    return [[{"generated_text": text + new} for new in texts] for text, texts in zip(before, written, strict=True)]
+
+
+def _text_to_text(key: str, model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
+    _require(model, "writing from a text", "text_to_text")
+    written = _write(model, [prefix + text for text in inputs], **{"num_beams": 4, **options})
+    return [[{key: text} for text in texts] for texts in written]
+
+
+def text2text_generation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
+    """[{"generated_text"}, …] of each text, by beam search; `prefix` comes before it. Options: `strategy`."""
+    return _text_to_text("generated_text", model, inputs, prefix=prefix, **options)
+
+
+def summarization(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
+    """[{"summary_text"}] of each text, by beam search. prefix: that of the model's config.json by default, such as T5's
+    "summarize: ". Options: `strategy`."""
+    return _text_to_text("summary_text", model, inputs, prefix=prefix, **options)
+
+
+def translation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
+    """[{"translation_text"}] of each text, by beam search. prefix: of the task translation_en_to_de that of the model's
+    config.json by default, such as T5's "translate English to German: ". Options: `strategy`."""
+    return _text_to_text("translation_text", model, inputs, prefix=prefix, **options)
+
+
+def strategy(
+    *,
+    max_new_tokens: int = NEW_TOKENS,
+    min_new_tokens: int = 0,
+    num_beams: int = 1,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    length_penalty: float = 1.0,
+    num_return_sequences: int = 1,
+) -> Strategy:
+    """What transformers calls these options, as a Strategy of ours. Beam search ends when nothing better can come, as
+    with its early_stopping="never"."""
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
+    return Strategy(
+        max_tokens=max_new_tokens,
+        min_tokens=min_new_tokens,
+        beams=1 if do_sample else num_beams,
+        length_penalty=length_penalty,
+        length_offset=0,
+        repetition_penalty=repetition_penalty,
+        texts=num_return_sequences,
+        **sampling,
+    )
+
+
+def _write(model: Model, texts: list[str], *, seed: int = 0, **options: Any) -> list[list[str]]:
+    """The texts that are generated for each."""
+    chosen_strategy = strategy(**options)
+    if "max_new_tokens" not in options:
+        chosen_strategy = dataclasses.replace(chosen_strategy, max_tokens=_room(model, texts))
+    new = chosen_strategy.max_tokens
+    # Llama's tokenizer puts its <s> before a text, GPT-2's nothing: then the text is all there is to go on from.
+    begins = not isinstance(model.vocabulary, TokenizerVocabulary) or model.vocabulary.begins_with_bos
+
+    def work(chosen: list[int]) -> list[list[str]]:
+        rows = padded_rows(len(chosen))
+        batch = model.prompts([{"inputs": texts[i]} for i in chosen], rows, new)
+        if model.config.architecture == "decoder_only" and not begins and model.features is None and all(texts):
+            batch = {name: array[:, :-1] if "positions" in name else array[:, 1:] for name, array in batch.items()}
+        row_ids = np.zeros(rows, np.uint32)
+        row_ids[: len(chosen)] = chosen
+        out = decode.generate(
+            model.module,
+            model.params,
+            batch,
+            chosen_strategy,
+            eos_id=model.vocabulary.eos_id,
+            start_id=model.start_id,
+            seed=seed,
+            row_ids=row_ids,
+        )
+        tokens_BNL, lengths_BN = np.asarray(out["tokens"]), np.asarray(out["lengths"])
+        return [
+            [model.vocabulary.decode(ids[:n]) for ids, n in zip(tokens_BNL[row], lengths_BN[row], strict=True)]
+            for row in range(len(chosen))
+        ]
+
+    return in_batches(work, [len(text) for text in texts])
+
+
+def _room(model: Model, texts: list[str]) -> int:
+    """NEW_TOKENS, or as many as the model has positions for behind the longest text."""
+    if model.config.positions != "learned":
+        return NEW_TOKENS
+    longest = 1
+    if model.config.architecture == "decoder_only":
+        longest += max(len(ids) for ids in model.vocabulary.encode(texts))
+    return max(1, min(NEW_TOKENS, model.config.max_positions - longest + 1))
+
+
+def _prefix(task: str, *directories: Path | None) -> str:
+    """What config.json says comes before a text in this task (`task_specific_params`, as T5's has them)."""
+    for directory in directories:
+        for name in ("config.json", "huggingface.json"):
+            if directory is not None and (directory / name).is_file():
+                tasks = mapping.read_json(directory / name).get("task_specific_params")
+                found = tasks.get(task) if isinstance(tasks, Mapping) else None
+                if isinstance(found, Mapping) and isinstance(found.get("prefix"), str):
+                    return found["prefix"]
+    return ""
+
+
+def _require(model: Model, task: str, architecture: str) -> None:
+    if model.config.architecture != architecture:
+        raise ConfigError(f"{task} needs a {architecture} model; this one is {model.config.architecture}")
+
+
+def _size(example: Mapping[str, Any]) -> int:
+    return sum(map(len, example.values()))
+
+
+TASKS: dict[str, Callable[..., list]] = {
+    "text-classification": text_classification,
+    "zero-shot-classification": zero_shot_classification,
+    "fill-mask": fill_mask,
+    "feature-extraction": feature_extraction,
+    "text-generation": text_generation,
+    "text2text-generation": text2text_generation,
+    "summarization": summarization,
+    TRANSLATION: translation,
+}
+WRITE_ONE = (text2text_generation, summarization, translation)  # one text each: no lists of one in a list
+ALIASES = {"sentiment-analysis": "text-classification"}

@@ -1,0 +1,186 @@
+"""Each task of `pipeline` on tiny models: what transformers' pipeline gives, or its model and tokenizer by hand."""
+
+import dataclasses
+import string
+
+import numpy as np
+import pytest
+
+import t5x_lite
+from t5x_lite.errors import ConfigError, DataError
+
+torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
+transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
+
+WORDS = ["the", "cat", "dog", "sat", "ran", "is", "about", "this", "example", ".", "##s", "urgent", "phone", "mat"]
+TEXTS = ["the cat sat .", "this dog ran about the mats", "phone", "the the the cat is urgent ."]
+SIZES = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "max_position_embeddings": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+
+
+def saved(directory, model, tokenizer) -> str:
+    """A directory with a model whose parameters are all random, none tiny, and its tokenizer."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.4)
+    model.eval().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+def bert(directory, kind: str, **more) -> str:
+    letters = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(vocab)})
+    config = transformers.BertConfig(vocab_size=len(vocab), **SIZES, **more)
+    return saved(directory, getattr(transformers, f"BertFor{kind}")(config), tokenizer)
+
+
+def words(directory) -> "transformers.PreTrainedTokenizerFast":
+    """A tokenizer of whole words, each text with its end."""
+    import tokenizers
+
+    vocab = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "summarize:", "to", "German:", *WORDS])}
+    vocab |= {f"w{i}": i for i in range(len(vocab), 48)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocab["</s>"])]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def assert_same(found, expected) -> None:
+    """Equal but for rounding; of dictionaries all that is expected."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert isinstance(found, list) and len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    else:
+        assert found == expected
+
+
+def test_classes_and_entailment_are_those_of_transformers(tmp_path):
+    labels = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    path = bert(tmp_path, "SequenceClassification", id2label=labels, label2id={v: k for k, v in labels.items()})
+    ours = t5x_lite.pipeline("sentiment-analysis", model=path)
+    theirs = transformers.pipeline("text-classification", model=path)
+    pair = {"text": TEXTS[0], "text_pair": TEXTS[2]}
+    for inputs, options in (
+        (TEXTS, {}), (TEXTS[0], {}), ([TEXTS[1]], {}), (pair, {}), ([pair, pair], {"top_k": None}),
+        (TEXTS[0], {"top_k": 2}), (TEXTS, {"top_k": 1}), (TEXTS, {"function_to_apply": "sigmoid", "top_k": None}),
+    ):  # fmt: skip
+        assert_same(ours(inputs, **options), theirs(inputs, **options))
+    assert_same(ours([TEXTS[0], pair], batch_size=1), [ours(TEXTS[0])[0], ours(pair)])
+
+    ours = t5x_lite.pipeline("zero-shot-classification", model=ours.model, candidate_labels=["urgent", "phone", "mat"])
+    theirs = transformers.pipeline("zero-shot-classification", model=path, candidate_labels="urgent, phone, mat")
+    for inputs, options in (
+        (TEXTS, {}), (TEXTS[0], {"multi_label": True}), (TEXTS[1], {"candidate_labels": ["cat"]}),
+        (TEXTS[:2], {"hypothesis_template": "the {} ran"}),
+    ):  # fmt: skip
+        assert_same(ours(inputs, **options), theirs(inputs, **options))
+    with pytest.raises(ConfigError, match=r"no \{\} for the label"):
+        ours(TEXTS, hypothesis_template="the")
+
+
+def test_masks_and_features_are_those_of_transformers(tmp_path):
+    path = bert(tmp_path, "MaskedLM")
+    ours, theirs = (make("fill-mask", model=path) for make in (t5x_lite.pipeline, transformers.pipeline))
+    masked = ["the [MASK] sat .", "[MASK] dogs ran", "the [MASK] is [MASK] the mat"]
+    for inputs, options in ((masked, {}), (masked[0], {"top_k": 2}), (masked[1], {"targets": ["cat", "mats"]})):
+        assert_same(ours(inputs, **options), theirs(inputs, **options))
+    with pytest.raises(DataError, match=r"no \[MASK\]"):
+        ours("the cat")
+    features = t5x_lite.pipeline("feature-extraction", model=ours.model)
+    expected = transformers.pipeline("feature-extraction", model=path)(TEXTS)
+    for found, wanted in zip(features(TEXTS, return_tensors=True), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    assert np.shape(features("the cat")) == (1, 4, 16)
+
+
+def test_language_models_go_on_as_in_transformers(tmp_path):
+    tokenizer = transformers.GPT2Tokenizer(
+        vocab={c: i for i, c in enumerate([*byte_letters(), "<|endoftext|>"])}, merges=[]
+    )
+    config = transformers.GPT2Config(
+        vocab_size=257, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=256, eos_token_id=256
+    )
+    path = saved(tmp_path, transformers.GPT2LMHeadModel(config), tokenizer)
+    ours, theirs = (make("text-generation", model=path) for make in (t5x_lite.pipeline, transformers.pipeline))
+    greedy = {"do_sample": False, "max_new_tokens": 6}
+    for inputs, options in ((TEXTS[0], {"return_full_text": False}), (TEXTS, {}), (TEXTS, {"num_beams": 2})):
+        beams = {"early_stopping": "never"} if "num_beams" in options else {}
+        assert_same(ours(inputs, **greedy, **options), theirs(inputs, **greedy, **options, **beams))
+    samples = ours(TEXTS, max_new_tokens=6, num_return_sequences=3, seed=1)
+    assert [len(texts) for texts in samples] == [3] * len(TEXTS)
+    assert samples == ours(TEXTS, max_new_tokens=6, num_return_sequences=3, seed=1)
+    assert all(
+        one["generated_text"].startswith(text) for text, texts in zip(TEXTS, samples, strict=True) for one in texts
+    )
+    with pytest.raises(ConfigError, match="text_to_text"):
+        t5x_lite.pipeline("summarization", model=ours.model)(TEXTS)
+
+
+def byte_letters() -> list[str]:
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def test_text_to_text_models_write_what_transformers_generates(tmp_path):
+    tokenizer = words(tmp_path)
+    prefixes = {"summarization": "summarize: ", "translation_en_to_de": "to German: "}
+    config = transformers.T5Config(
+        vocab_size=48, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0,
+        task_specific_params={task: {"prefix": prefix} for task, prefix in prefixes.items()},
+    )  # fmt: skip
+    reference = transformers.T5ForConditionalGeneration(config)
+    path = saved(tmp_path, reference, tokenizer)
+    model = t5x_lite.load(path)
+
+    def expected(prefix: str, **options) -> list[str]:
+        found = []
+        for text in TEXTS:
+            ids = tokenizer(prefix + text, return_tensors="pt")
+            out = reference.generate(**ids, max_new_tokens=6, early_stopping="never", do_sample=False, **options)
+            found += tokenizer.batch_decode(out, skip_special_tokens=True)
+        return found
+
+    for task, key in (
+        ("text2text-generation", "generated_text"),
+        ("summarization", "summary_text"),
+        ("translation_en_to_de", "translation_text"),
+    ):
+        write = t5x_lite.pipeline(task, model=path, max_new_tokens=6)
+        assert write(TEXTS) == [{key: text} for text in expected(prefixes.get(task, ""), num_beams=4)]
+    write = t5x_lite.pipeline("text2text-generation", model=model, max_new_tokens=6)
+    assert write(TEXTS[0], num_beams=1) == [{"generated_text": expected("")[0]}]
+    both = expected("", num_beams=4, num_return_sequences=2)
+    found = write(TEXTS, num_return_sequences=2)
+    assert [one["generated_text"] for texts in found for one in texts] == both
+
+    # Labels, by how probable it is to write them.
+    labels = ("urgent", "phone mat")
+    logprobs = np.array(model.score([(text, label) for text in TEXTS for label in labels])).reshape(-1, 2)
+    chances = np.exp(logprobs) / np.exp(logprobs).sum(axis=1, keepdims=True)
+    zero_shot = t5x_lite.pipeline("zero-shot-classification", model=model, candidate_labels=labels)
+    classify = t5x_lite.pipeline("text-classification", model=dataclasses.replace(model, labels=labels), top_k=None)
+    for found, classes, chance in zip(zero_shot(TEXTS), classify(TEXTS), chances, strict=True):
+        assert_same(dict(zip(found["labels"], found["scores"], strict=True)), dict(zip(labels, chance, strict=True)))
+        assert_same({c["label"]: c["score"] for c in classes}, dict(zip(labels, map(float, chance), strict=True)))
+    with pytest.raises(ConfigError, match="did you mean 'summarization'"):
+        t5x_lite.pipeline("summarisation", model=model)
+    with pytest.raises(ConfigError, match="did you mean"):
+        write(TEXTS, max_new_token=3)
