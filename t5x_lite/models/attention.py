@@ -13,6 +13,7 @@ from t5x_lite.models.positions import Rotation, rotate
 
 # Finite, so that a query with nothing to attend to (padding) reads a mean and not NaN.
 MASKED = -1e10
+INTERMEDIATES = "intermediates"  # flax's collection of what is computed on the way (models/intermediates.py)
 
 
 class KeyValue(TypedDict):
@@ -34,6 +35,20 @@ def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False
     return mask
 
 
+def attention_weights(
+    query_BLHK: jax.Array, key_BMHK: jax.Array, mask_B1LM: jax.Array, bias_1HLM: jax.Array | None = None
+) -> jax.Array:
+    """softmax(q·kᵀ + bias), float32 [B, H, L, M], whatever the inputs' dtype; see `attend`."""
+    # Heads before positions, turned round here and not inside the products: XLA's CPU backend then multiplies plain
+    # matrices, and copies [B, L, H, K] once where it would copy it for every product of the backward pass.
+    query_BHLK, key_BHMK = query_BLHK.swapaxes(1, 2), _of_query_heads(key_BMHK, query_BLHK).swapaxes(1, 2)
+    logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
+    if bias_1HLM is not None:
+        shared = bias_1HLM.shape[0] == 1
+        logits_BHLM = add_shared_bias(logits_BHLM, bias_1HLM) if shared else logits_BHLM + bias_1HLM
+    return jax.nn.softmax(jnp.where(mask_B1LM, logits_BHLM, MASKED), axis=-1)
+
+
 def attend(
     query_BLHK: jax.Array,
     key_BMHK: jax.Array,
@@ -51,20 +66,16 @@ def attend(
 
     `bias`: [1, H, L, M], or [B, H, L, M] where rows differ (cached decoding).
     """
-    groups = query_BLHK.shape[2] // key_BMHK.shape[2]
-    if groups > 1:  # several query heads share one of keys and values
-        key_BMHK, value_BMHK = (jnp.repeat(x, groups, axis=2) for x in (key_BMHK, value_BMHK))
-    # Heads before positions, turned round here and not inside the products: XLA's CPU backend then multiplies plain
-    # matrices, and copies [B, L, H, K] once where it would copy it for every product of the backward pass.
-    query_BHLK, key_BHMK, value_BHMK = (x.swapaxes(1, 2) for x in (query_BLHK, key_BMHK, value_BMHK))
-    logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
-    if bias_1HLM is not None:
-        shared = bias_1HLM.shape[0] == 1
-        logits_BHLM = add_shared_bias(logits_BHLM, bias_1HLM) if shared else logits_BHLM + bias_1HLM
-    logits_BHLM = jnp.where(mask_B1LM, logits_BHLM, MASKED)
-    weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1).astype(value_BHMK.dtype)
+    weights_BHLM = attention_weights(query_BLHK, key_BMHK, mask_B1LM, bias_1HLM).astype(value_BMHK.dtype)
     weights_BHLM = dropout(weights_BHLM, dropout_rate, dropout_key, 2 if dropout_broadcasts_queries else None)
+    value_BHMK = _of_query_heads(value_BMHK, query_BLHK).swapaxes(1, 2)
     return jnp.einsum("BHLM,BHMK->BHLK", weights_BHLM, value_BHMK).swapaxes(1, 2)
+
+
+def _of_query_heads(x_BMHK: jax.Array, query_BLHK: jax.Array) -> jax.Array:
+    """Keys or values with as many heads as the queries have: each repeated for its group."""
+    groups = query_BLHK.shape[2] // x_BMHK.shape[2]
+    return jnp.repeat(x_BMHK, groups, axis=2) if groups > 1 else x_BMHK
 
 
 @jax.custom_vjp
@@ -123,9 +134,12 @@ class Attention(nn.Module):
         query_BLHK = rotate(self.query(x_BLD), rotation, config)
         if config.scale_attention:
             query_BLHK *= config.head_dim**-0.5
-        folded = (key_value["key"].shape[0], -1, *query_BLHK.shape[2:])
+        folded = query_BLHK.reshape(key_value["key"].shape[0], -1, *query_BLHK.shape[2:])
+        folded = self.constrain(folded, ("batch", "length", "heads", "kv"))
+        if self.is_mutable_collection(INTERMEDIATES):
+            self.sow(INTERMEDIATES, "weights", attention_weights(folded, key_value["key"], mask_B1LM, bias_1HLM))
         heads_BLHK = attend(
-            self.constrain(query_BLHK.reshape(folded), ("batch", "length", "heads", "kv")),
+            folded,
             key_value["key"],
             key_value["value"],
             mask_B1LM,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from t5x_lite.models.attention import Attention, extend, segment_mask
+from t5x_lite.models.attention import INTERMEDIATES, Attention, extend, segment_mask
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, Embedding, Mlp, Norm, residual_dropout, subkey, unconstrained
 from t5x_lite.models.positions import RelativeBias, Rotation, rotation, sinusoids
@@ -54,6 +54,7 @@ class Block(nn.Module):
         """Returns ([B, L, D], this layer's cache: None where none was given)."""
         config = self.config
         pre = config.norm_position == "pre"
+        self.sow(INTERMEDIATES, "hidden", x_BLD)
 
         def branch(name: str, purpose: int, layer, x_BLD: jax.Array) -> jax.Array:
             norm = Norm(config, name=f"{name}_norm")
@@ -168,6 +169,7 @@ class Stack(nn.Module):
             x_BLD = Norm(config, name="final_norm")(x_BLD)
         if config.dropout_hidden:
             x_BLD = residual_dropout(x_BLD, config, subkey(key, 2))
+        self.sow(INTERMEDIATES, "hidden", x_BLD)
         if cache is not None:
             cache = {
                 "index": index + segment_ids_BL.shape[1],
@@ -201,7 +203,7 @@ class Stack(nn.Module):
             scanned = nn.scan(
                 block,
                 variable_broadcast="params" if config.share_layers else False,
-                variable_axes={} if config.share_layers else {"params": 0},
+                variable_axes={INTERMEDIATES: 0} | ({} if config.share_layers else {"params": 0}),
                 split_rngs={"params": not config.share_layers},
                 in_axes=(nn.broadcast, 0, 0, 0),  # pyright: ignore[reportArgumentType]  (one per argument)
                 length=self.num_layers,
