@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from tiny_models import FAMILIES, OTHERS
 from training import assert_trees_close, start, with_dropout
 
 STEPS = 3
 ONE_LAYER = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+CLASSIFIER = {"heads": ("classification",), "num_classes": 3, "num_encoder_layers": 1}
 CASES = {
     # T5 only: Adafactor divides gradients that are 0 in theory, as of keys' biases elsewhere, by their own noise.
     "t5 scanned": ("t5", {"scan_layers": True}, (2, 2, 2), "adafactor"),
@@ -14,16 +16,18 @@ CASES = {
     "transformer unrolled": ("transformer", ONE_LAYER, (2, 2, 2), "adamw"),
     "bert mlm and nsp scanned": ("bert", {"heads": ("mlm", "nsp"), "scan_layers": True}, (2, 2, 2), "adamw"),
     "bert mlm and nsp unrolled": ("bert", {"heads": ("mlm", "nsp"), "num_encoder_layers": 1}, (1, 8, 1), "adamw"),
-    "bert classification unrolled": (
-        "bert",
-        {"heads": ("classification",), "num_classes": 3, "num_encoder_layers": 1},
-        (2, 2, 2),
-        "adamw",
-    ),
+    "bert classification unrolled": ("bert", CLASSIFIER, (2, 2, 2), "adamw"),
     "albert": ("albert", {"heads": ("mlm",)}, (2, 2, 2), "adamw"),
     "llama": ("llama", {"num_kv_heads": 2, "num_decoder_layers": 1}, (2, 2, 2), "adamw"),
     "gpt2 scanned": ("gpt2", {"scan_layers": True}, (2, 2, 2), "adamw"),
     "gpt2 unrolled": ("gpt2", {"num_decoder_layers": 1}, (4, 1, 2), "adamw"),
+    "gpt_j": ("gpt_j", {"num_decoder_layers": 1}, (1, 4, 2), "adamw"),
+    "gpt_neo scanned": ("gpt_neo", {"scan_layers": True}, (2, 2, 2), "adamw"),
+    "t5 decoder": ("t5_decoder", {"num_decoder_layers": 1}, (1, 4, 2), "adamw"),
+    "ul2": ("ul2", ONE_LAYER, (2, 2, 2), "adamw"),
+    "bart": ("bart", ONE_LAYER, (2, 2, 2), "adamw"),
+    "roberta": ("roberta", {"num_encoder_layers": 1}, (1, 4, 2), "adamw"),
+    "distilbert": ("distilbert", CLASSIFIER, (2, 2, 2), "adamw"),
 }
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def test_eight_devices_equal_one(case):
     family, changes, mesh, optimizer = CASES[case]
     config = with_dropout(family, **changes)
-    one = start(config, optimizer=optimizer)
+    one = start(config, optimizer=optimizer, drawn=True)
     eight = start(config, mesh, optimizer=optimizer, state=one.state)
     one.advance(STEPS)
     eight.advance(STEPS)
@@ -43,6 +47,10 @@ def test_eight_devices_equal_one(case):
     assert_trees_close(eight.state, one.state, atol=1e-5)
     assert one.metrics[-1]["loss"] != one.metrics[0]["loss"]
     assert not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight.state.params))
+
+
+def test_no_family_is_left_out():
+    assert {family for family, *_ in CASES.values()} == {*FAMILIES, *OTHERS}
 
 
 def test_the_initial_state_is_the_same_made_in_pieces():

@@ -32,6 +32,15 @@ FAMILIES: dict[str, ModelConfig] = {
     ),
 }
 
+# Made of the same parts in other combinations: for laws that hold of whole models.
+OTHERS: dict[str, ModelConfig] = {
+    "roberta": preset("roberta_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
+    "distilbert": preset("distilbert_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
+    "gpt_neo": preset("gpt_neo_125m", **SIZES, max_positions=64, local_window=3, num_decoder_layers=2),
+    "ul2": preset("ul2", **SIZES, **BOTH),
+    "bart": preset("bart_base", **SIZES, **BOTH, **NO_DROPOUT, max_positions=64),
+}
+
 
 def random_batch(config: ModelConfig, segments=((5, 3, 0), (8, 0, 0)), seed: int = 0) -> dict[str, np.ndarray]:
     """Random tokens. Row b packs examples of the lengths `segments[b]`, in encoder and decoder alike;

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from tiny_models import FAMILIES, random_batch
+from tiny_models import FAMILIES, OTHERS, random_batch, random_params
 
 from t5x_lite import optim, sharding, step
 from t5x_lite.models import build
@@ -20,7 +20,7 @@ DROPOUT = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
 
 
 def with_dropout(family: str, **changes: Any) -> ModelConfig:
-    return dataclasses.replace(FAMILIES[family], **DROPOUT, **changes)
+    return dataclasses.replace((FAMILIES | OTHERS)[family], **DROPOUT, **changes)
 
 
 def training_batch(config: ModelConfig, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -71,9 +71,13 @@ def start(
     optimizer: str | optax.GradientTransformation = "adamw",
     state: TrainState | None = None,
     trained: Trained = everything,
+    drawn: bool = False,
     **options: Any,
 ) -> Run:
-    """A run on data × fsdp × tensor devices, about to begin: afresh, or from the numbers of another run's `state`."""
+    """A run on data × fsdp × tensor devices, about to begin: afresh, or from the numbers of another run's `state`.
+
+    drawn: afresh with parameters drawn by numpy, so that no initialisation is compiled.
+    """
     layout = Layout(make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))]))
     module = build(config, layout.constrain)
     batch = training_batch(config, rows)
@@ -90,11 +94,14 @@ def start(
             epsilon=1e-3,
             min_dim_size_to_factor=8,
         )
-    if state is None:
+    if state is None and not drawn:
         state = step.init_state(module, optimizer, layout, batch, 1, trained)
     else:
-        places = jax.tree.map(lambda a: a.sharding, step.abstract_state(module, optimizer, layout, batch, trained))
-        state = jax.device_put(jax.device_get(state), places)
+        shapes = step.abstract_state(module, optimizer, layout, batch, trained)
+        if state is None:
+            zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+            state = zeros.replace(params=random_params(config))
+        state = jax.device_put(jax.device_get(state), jax.tree.map(lambda leaf: leaf.sharding, shapes))
     train_step = step.make_train_step(module, optimizer, schedule, layout, state, seed=2, trained=trained, **options)
     return Run(layout, module, optimizer, train_step, state, sharding.put_batch(batch, layout), [])
 
