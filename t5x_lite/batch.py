@@ -2,7 +2,7 @@
 
 A batch is a plain `dict[str, np.ndarray]` (jax arrays once on the devices). Dimension letters are
 those of `t5x_lite.models.config`: B rows, S source length, L target (or decoder) length, P masked
-positions per row, E examples per row (1 unpacked).
+positions per row, E examples per row (1 unpacked), or the choices of all examples in it.
 
 Padding is explicit: segment ids are 0 on padding and 1, 2, … on the examples packed in a row, weights
 are 0 where nothing is to be learned. No code tests a token id to find padding.
@@ -63,11 +63,29 @@ REGRESSION = {
     "regression_targets": ArraySpec("BE", np.float32, "the score to predict"),
     "regression_weights": ArraySpec("BE", np.float32, "1 for an example, 0 for an unused slot"),
 }
+TOKEN_CLASSIFICATION = {
+    "token_targets": ArraySpec("BS", np.int32, "class index of the word that begins here, in the order of the tags"),
+    "token_weights": ArraySpec("BS", np.float32, "1 where a word begins, 0 elsewhere"),
+}
+SPAN = {
+    "span_starts": ArraySpec("BE", np.int32, "index into S of the answer's first token; of [CLS] where there is none"),
+    "span_ends": ArraySpec("BE", np.int32, "index into S of its last token"),
+    "span_weights": ArraySpec("BE", np.float32, "1 for an example, 0 for an unused slot"),
+}
+MULTIPLE_CHOICE = {
+    "choice_questions": ArraySpec(
+        "BE", np.int32, "1 + index into S where the question of this choice begins; 0 unused"
+    ),
+    "choice_weights": ArraySpec("BE", np.float32, "1 for the right choice of a question, 0 for the others"),
+}
 HEADS = {
     "mlm": MLM,
     "nsp": POOLED | NSP,
     "classification": POOLED | CLASSIFICATION,
     "regression": POOLED | REGRESSION,
+    "token_classification": TOKEN_CLASSIFICATION,
+    "span": SPAN,
+    "multiple_choice": POOLED | MULTIPLE_CHOICE,
     "pooled": POOLED,
 }
 

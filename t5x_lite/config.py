@@ -28,6 +28,7 @@ AT_LEAST_ONE = (
     "data.length",
     "data.targets_length",
     "data.max_examples_per_row",
+    "data.window_stride",
     "data.mlm_longest_ngram",
     "train.total_steps",
     "train.microbatches",
@@ -36,6 +37,7 @@ AT_LEAST_ONE = (
     "profile.steps",
     "eval.batch_rows",
     "eval.max_decode_tokens",
+    "eval.max_answer_tokens",
     "eval.beams",
     "checkpoint.every_steps",
     "checkpoint.keep_last",
@@ -115,6 +117,7 @@ def base() -> Config:
     cfg.data.on_long = "truncate"  # | skip | error: an example longer than its row (not of a corpus); counted
     cfg.data.pack = True  # several examples in a row
     cfg.data.max_examples_per_row = 16  # capacity for packed encoder-only examples
+    cfg.data.window_stride = 128  # tokens between the windows of a context that is longer than its row; encoder-only
     cfg.data.objective = ""  # of a corpus, by OBJECTIVES; "": the first there of the model's architecture
     cfg.data.noise_density = 0.15  # share of a corpus hidden; ul2 has its own
     cfg.data.mean_noise_span_length = 3.0  # tokens; span_corruption
@@ -162,6 +165,7 @@ def base() -> Config:
     cfg.eval.batch_rows = 32
     cfg.eval.max_examples = 0  # per task; 0: all
     cfg.eval.max_decode_tokens = 64
+    cfg.eval.max_answer_tokens = 30  # that an encoder marks in a context
     cfg.eval.min_decode_tokens = 0
     # How models that generate answer, by ANSWERS: the first that a task has gives its scores, the others stand beside.
     cfg.eval.answers = ("greedy",)

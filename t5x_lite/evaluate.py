@@ -179,7 +179,7 @@ class Evaluator:
             ]
             for answer, field in fields.items():
                 _stop_if(stop)
-                predictions = self._predictor.predict(params, batch, task, answer, indices)[: len(indices)]
+                predictions = self._predictor.predict(params, batch, task, answer, indices, examples)[: len(indices)]
                 for row, prediction in zip(row_of, predictions, strict=True):
                     row[field] = prediction.text
                     row[field.replace("prediction", "score")] = round(prediction.score, 5)

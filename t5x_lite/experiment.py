@@ -13,7 +13,7 @@ from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup, unknown
 from t5x_lite.models import presets
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import CLASS_HEADS, HEADS, ModelConfig
 
 VOCABULARY_MULTIPLE = 128  # tables are padded to it, as T5's (32 100 → 32 128), so that they split evenly
 
@@ -51,7 +51,8 @@ def resolve(cfg: Config) -> Experiment:
     best_task = cfg.checkpoint.keep_best.rpartition("/")[0]
     if cfg.checkpoint.keep_best:
         lookup("task of checkpoint.keep_best=TASK/METRIC", best_task, {task.name: task for task in eval_tasks})
-    return Experiment(cfg, tasks, eval_tasks, vocabulary, model, _converter(cfg, model))
+    choices = max(1, *(len(task.choices) for task in (*tasks, *eval_tasks)))
+    return Experiment(cfg, tasks, eval_tasks, vocabulary, model, _converter(cfg, model, choices))
 
 
 def _add_files(cfg: Config) -> None:
@@ -123,8 +124,8 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
         )
     if config.architecture == "encoder_only":
         overrides.setdefault("heads", _heads(tasks))
-        if "classification" in overrides["heads"]:
-            overrides["num_classes"] = len(_labels(tasks))
+        if set(CLASS_HEADS) & set(overrides["heads"]):
+            overrides["num_classes"] = len(_classes(tasks))
     model = presets.preset(cfg.model.preset, **overrides)
     longest = max(cfg.data.length, cfg.data.targets_length if model.architecture == "text_to_text" else 0)
     if model.positions == "learned" and longest > model.max_positions:
@@ -144,47 +145,40 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
 
 
 def _heads(tasks: tuple[Task, ...]) -> tuple[str, ...]:
-    heads = []
-    if any(task.is_corpus for task in tasks):
-        heads += ["mlm", "nsp"]
-    if any(task.labels for task in tasks):
-        heads.append("classification")
-    if any(task.regression for task in tasks):
-        heads.append("regression")
-    return tuple(heads)
+    needed = {task.head for task in tasks}
+    return tuple(head for head in HEADS if head in needed or (head == "nsp" and "mlm" in needed))
 
 
-def _labels(tasks: tuple[Task, ...]) -> tuple[str, ...]:
-    """The one label set of a classification head."""
-    labelled = [task for task in tasks if task.labels]
-    if len({task.labels for task in labelled}) != 1:
+def _classes(tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    """The one set of classes (labels, or tags of words) of a model."""
+    labelled = [task for task in tasks if task.classes]
+    if len({(task.head, task.classes) for task in labelled}) != 1:
         raise ConfigError(
             f"a classification head has one label set; {', '.join(t.name for t in labelled) or 'no task'} "
             "of the mixture bring another number of them. Train on one such task at a time"
         )
-    return labelled[0].labels
+    return labelled[0].classes
 
 
 def _check_trainable(task: Task, model: ModelConfig, trained: tuple[Task, ...]) -> None:
     if model.architecture != "encoder_only":
         return
-    needed = "mlm" if task.is_corpus else "classification" if task.labels else "regression" if task.regression else None
-    if needed is None:
+    if not task.head:
         raise ConfigError(
             f"task {task.name!r} has free text as its target; an encoder-only model has no decoder to write it. "
             "Leave it out of the mixture, or take a text-to-text or decoder-only preset; if its targets are classes, "
             "name them (data.labels)"
         )
-    if needed not in model.heads:
-        raise ConfigError(f"task {task.name!r} needs the head {needed!r}; model.heads={model.heads}")
-    if task.labels and task.labels != _labels(trained):
+    if task.head not in model.heads:
+        raise ConfigError(f"task {task.name!r} needs the head {task.head!r}; model.heads={model.heads}")
+    if task.classes and task.classes != _classes(trained):
         raise ConfigError(
-            f"task {task.name!r} has the labels {', '.join(task.labels)}; the classification head was made for "
-            f"{', '.join(_labels(trained))}. Evaluate on tasks with the labels trained on"
+            f"task {task.name!r} has the labels {', '.join(task.classes)}; the classification head was made for "
+            f"{', '.join(_classes(trained))}. Evaluate on tasks with the labels trained on"
         )
 
 
-def _converter(cfg: Config, model: ModelConfig) -> convert.Converter:
+def _converter(cfg: Config, model: ModelConfig, choices: int) -> convert.Converter:
     data = cfg.data
     noise = {
         "noise_density": data.noise_density,
@@ -218,5 +212,7 @@ def _converter(cfg: Config, model: ModelConfig) -> convert.Converter:
         longest_ngram=data.mlm_longest_ngram,
         sentence_order=objective == "mlm_sentence_order",
         on_long=data.on_long,
+        window_stride=data.window_stride,
+        choices=choices,
         fairseq_marks=model.fairseq_marks,
     )

@@ -79,7 +79,7 @@ def _results(
         mine, task, experiment.converter, experiment.vocabulary, batch_rows=each,
         max_new_tokens=experiment.cfg.eval.max_decode_tokens,
     )  # fmt: skip
-    found = predictor.predict(params, batch, task, predictor.answers(task)[0], rows)[: len(mine)]
+    found = predictor.predict(params, batch, task, predictor.answers(task)[0], rows, mine)[: len(mine)]
     return [(i, {"prediction": p.text, "score": round(p.score, 5)}) for i, p in zip(rows, found, strict=True)]
 
 
@@ -95,7 +95,7 @@ def _progress():
 
 def _needed(experiment: Experiment, task: Task) -> tuple[str, ...]:
     """The fields that a model reads of a line."""
-    return task.segments if experiment.model.architecture == "encoder_only" else ("inputs",)
+    return task.encoder_fields if experiment.model.architecture == "encoder_only" else ("inputs",)
 
 
 def _task(experiment: Experiment, name: str) -> Task:
@@ -105,7 +105,7 @@ def _task(experiment: Experiment, name: str) -> Task:
         return lookup("task of this run", name, supervised)
     if not supervised:
         if experiment.model.architecture == "encoder_only":
-            raise ConfigError("this run trained no classification or regression task; there is nothing to predict")
+            raise ConfigError("this run trained an encoder on corpora alone; there is nothing to predict")
         return convert.text_task(experiment.model.architecture)  # it continues any text
     return next(iter(supervised.values()))
 

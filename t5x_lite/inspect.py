@@ -37,8 +37,7 @@ def print_tasks() -> None:
             rates = ", ".join(f"{k} {'by size' if callable(v) else v}" for k, v in entry.rates.items())
             table.add_row(name, "mixture", "", rates)
         else:
-            kind = "corpus" if entry.is_corpus else "classification" if entry.labels else "text to text"
-            kind = "regression" if entry.regression else kind
+            kind = "corpus" if entry.is_corpus else entry.head.replace("_", " ") or "text to text"
             metrics = ", ".join(_name(metric) for metric in entry.metrics)
             table.add_row(name, kind, ", ".join(entry.features), metrics)
     Console().print(table)
@@ -221,6 +220,14 @@ def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[s
                 shown = float(f"{target:.6g}") if head == "regression" else target  # of a float32, without its dust
                 labels = registry.REGISTRY[out["task"]].labels if head == "class" else ()  # type: ignore[union-attr]
                 out[f"{head} target"] = labels[target] if labels else shown
+        if "token_targets" in arrays:
+            where = (arrays["token_weights"] > 0) & (arrays["encoder_segment_ids"] == number)
+            out["tags"] = " ".join(registry.get(out["task"]).tags[i] for i in arrays["token_targets"][where])  # type: ignore[union-attr]
+        if "span_starts" in arrays and arrays["span_weights"][number - 1] > 0:
+            span = slice(arrays["span_starts"][number - 1], arrays["span_ends"][number - 1] + 1)
+            out["answer"] = vocabulary.show(arrays["encoder_input_tokens"][span])
+        if "choice_questions" in arrays and arrays["choice_questions"][number - 1] > 0:
+            out["choice"] = "right" if arrays["choice_weights"][number - 1] > 0 else "wrong"
         yield out
 
 

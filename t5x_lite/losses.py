@@ -22,7 +22,11 @@ HEADS: dict[str, tuple[str, str]] = {
     "nsp": ("nsp_targets", "nsp_weights"),
     "classification": ("class_targets", "class_weights"),
     "regression": ("regression_targets", "regression_weights"),
+    "token_classification": ("token_targets", "token_weights"),
+    "span": ("span_starts", "span_weights"),
+    "multiple_choice": ("choice_questions", "choice_weights"),
 }
+EXCLUDED = -1e10  # logit of what is no candidate for a target
 
 
 @struct.dataclass
@@ -72,6 +76,10 @@ def loss_sums(
         if head == "regression":
             losses = jnp.square(predicted.astype(jnp.float32) - targets)
             correct = jnp.zeros_like(losses)
+        elif head == "span":
+            losses, correct = span_losses(predicted, targets, batch["span_ends"], batch["encoder_segment_ids"], z_loss)
+        elif head == "multiple_choice":
+            losses, correct = choice_losses(predicted, targets, z_loss)
         else:
             losses, correct = token_losses(predicted, targets, z_loss, label_smoothing)
         by_task = _by_task(head, losses, weights, batch, tasks) if tasks else (None, None)
@@ -83,8 +91,10 @@ def _by_task(head: str, losses: jax.Array, weights: jax.Array, batch: Mapping[st
     """(Σ weight · loss, Σ weight) of each task [tasks]. One fused pass: a sum over targets per task, no scatter."""
     if head == "lm":
         task_ids = batch["decoder_task_ids"]
+    elif head == "token_classification":
+        task_ids = batch["encoder_task_ids"]
     else:  # a target stands at a position of the encoder
-        positions = batch["mlm_positions" if head == "mlm" else "pooled_positions"]
+        positions = batch[{"mlm": "mlm_positions", "span": "span_starts"}.get(head, "pooled_positions")]
         task_ids = jnp.take_along_axis(batch["encoder_task_ids"], positions, axis=1)
     weight_of = jnp.where(task_ids[..., None] == jnp.arange(1, tasks + 1), weights[..., None], 0)
     return (losses[..., None] * weight_of).sum((0, 1)), weight_of.sum((0, 1))
@@ -125,6 +135,32 @@ def token_losses(
         logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), z_loss, label_smoothing
     )
     return losses.reshape(targets.shape), correct.reshape(targets.shape)
+
+
+def span_losses(
+    logits_BS2: jax.Array, starts_BE: jax.Array, ends_BE: jax.Array, segment_ids_BS: jax.Array, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """The mean of the cross entropies of an answer's first and last token among all tokens of its example, [B, E], and
+    whether both are right (Devlin et al. 2019, §4.2).
+
+    No label smoothing: what is no candidate would get a share of it.
+    """
+    segment_BE = jnp.take_along_axis(segment_ids_BS, starts_BE, axis=1)
+    is_of_BES = segment_ids_BS[:, None, :] == segment_BE[..., None]
+    found = [
+        token_losses(jnp.where(is_of_BES, logits_BS2[:, None, :, side], EXCLUDED), targets_BE, z_loss)
+        for side, targets_BE in enumerate((starts_BE, ends_BE))
+    ]
+    (start_losses, starts_right), (end_losses, ends_right) = found
+    return (start_losses + end_losses) / 2, starts_right * ends_right
+
+
+def choice_losses(logits_BE: jax.Array, questions_BE: jax.Array, z_loss: float = 0.0) -> tuple[jax.Array, jax.Array]:
+    """The cross entropy of each choice among those of its question, [B, E], and whether it has the largest logit; as if
+    each were the right one: the weights say which is. No label smoothing, as in `span_losses`."""
+    is_of_BEE = questions_BE[:, None, :] == questions_BE[:, :, None]
+    slots_BE = jnp.broadcast_to(jnp.arange(questions_BE.shape[1]), questions_BE.shape)
+    return token_losses(jnp.where(is_of_BEE, logits_BE[:, None, :], EXCLUDED), slots_BE, z_loss)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

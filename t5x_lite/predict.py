@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite import decode, processes, sharding
+from t5x_lite import answers, decode, processes, sharding
+from t5x_lite import batch as batches
 from t5x_lite.batch import Batch
-from t5x_lite.batch import specs as batch_specs
 from t5x_lite.config import NEED_LABELS
 from t5x_lite.constraint import PrefixTree, prefix_tree
 from t5x_lite.data import convert, packing
@@ -22,12 +22,14 @@ from t5x_lite.experiment import Experiment
 from t5x_lite.losses import token_losses
 from t5x_lite.runtime import Runtime
 from t5x_lite.sharding import Layout
+from t5x_lite.tasks.span_metrics import spans_as_text
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """text: generated, or the label; score: natural log-probability (of a regression: the number itself; of beam
-    search: its score, which is penalised by length); tokens: how many were generated, the end not counted."""
+    search: its score, which is penalised by length; of a part of a text: the sum of two logits); tokens: how many were
+    generated, the end not counted."""
 
     text: str
     score: float
@@ -51,23 +53,40 @@ class Predictor:
         return usable or ("greedy",)
 
     def predict(
-        self, params: Any, batch: Batch, task: Task, answer: str = "greedy", rows: Sequence[int] | None = None
+        self,
+        params: Any,
+        batch: Batch,
+        task: Task,
+        answer: str = "greedy",
+        rows: Sequence[int] | None = None,
+        examples: Sequence[Mapping] = (),
     ) -> list[Prediction]:
         """One prediction for each row of this process's `batch` (one example per row).
 
         answer: "head" of an encoder; greedy, beam, sample; of tasks with labels also constrained (greedily within
         them) and rank (the most probable of them). rows: the examples' numbers, which alone a sample depends on.
+        examples: of the rows, where an encoder finds the answer in their texts.
         """
         vocabulary = self.experiment.vocabulary
         architecture = self.experiment.model.architecture
-        on_mesh = sharding.put_batch(cut_to_bucket(batch, architecture), self.on_devices.layout)
+        batch = cut_to_bucket(batch, architecture)
+        on_mesh = sharding.put_batch(batch, self.on_devices.layout)
         if architecture == "encoder_only":
+            if task.head == "span":
+                return self._spans(params, examples, task, len(batch["encoder_input_tokens"]))
             outputs = _local(self._forward(params, on_mesh), self.on_devices.layout)
-            if task.regression:
+            if task.head == "regression":
                 return [Prediction(str(float(x)), float(x)) for x in outputs["regression"][:, 0]]
-            logits_BC = outputs["classification"][:, 0].astype(np.float64)
-            logprobs_BC = logits_BC - np.logaddexp.reduce(logits_BC, axis=-1, keepdims=True)
-            return [Prediction(task.labels[i], float(row[i])) for row in logprobs_BC for i in [int(row.argmax())]]
+            if task.head == "token_classification":
+                of_rows = zip(outputs[task.head], batch["token_weights"], examples, strict=False)
+                return [_tagged(*of_row, task) for of_row in of_rows]
+            if task.head == "multiple_choice":
+                logits_BC = outputs[task.head][:, : len(task.choices)]
+            else:
+                logits_BC = outputs["classification"][:, 0]
+            return [
+                Prediction(task.labels[i], float(row[i])) for row in answers.logprobs(logits_BC) for i in [row.argmax()]
+            ]
         out = decode.generate(
             self.on_devices.module,
             params,
@@ -82,6 +101,31 @@ class Predictor:
         out = _local({name: out[name][:, 0] for name in ("tokens", "lengths", "score")}, self.on_devices.layout)
         found = zip(out["tokens"], out["lengths"], out["score"], strict=True)
         return [Prediction(self._text(ids[:n], task.labels), float(score), int(n)) for ids, n, score in found]
+
+    def _spans(self, params: Any, examples: Sequence[Mapping], task: Task, batch_rows: int) -> list[Prediction]:
+        """The best part of each example's context over all of its windows, or none; every process calls it as often."""
+        converter, vocabulary = self.experiment.converter, self.experiment.vocabulary
+        features, windows = converter.windows(examples, task, vocabulary) if examples else ({}, [])  # type: ignore[attr-defined]
+        found = [Prediction("", -np.inf)] * len(examples)
+        none = np.full(len(examples), np.inf)  # the score of no answer, of the window where it is least
+        for begin in range(0, _most(-(-len(windows) // batch_rows)) * batch_rows, batch_rows):
+            numbers = np.arange(begin, min(begin + batch_rows, len(windows)))
+            part = packing.take(features, numbers) if len(numbers) else {}
+            batch = packing.fill(
+                part, numbers - begin, batch_rows, converter.specs(), converter.prompt_sizes(max_new_tokens=0)
+            )
+            on_mesh = sharding.put_batch(batch, self.on_devices.layout)
+            logits_BS2 = _local(self._forward(params, on_mesh), self.on_devices.layout)["span"]
+            for window, logits_S2 in zip((windows[n] for n in numbers), logits_BS2, strict=False):
+                score, first, last = answers.span(logits_S2, window, self.experiment.cfg.eval.max_answer_tokens)
+                none[window.example] = min(none[window.example], logits_S2[0].sum())
+                if score > found[window.example].score:
+                    begins, ends = window.places[first, 0], window.places[last, 1]
+                    text = str(examples[window.example][task.segments[-1]])[begins:ends]
+                    found[window.example] = Prediction(text, score)
+        if task.extractive == "sometimes":
+            return [Prediction("", float(n)) if n > p.score else p for p, n in zip(found, none, strict=True)]
+        return found
 
     def _text(self, ids: np.ndarray, labels: tuple[str, ...]) -> str:
         return self._label_of(labels).get(tuple(ids.tolist())) or self.experiment.vocabulary.decode(ids)
@@ -151,6 +195,12 @@ class Predictor:
         return found
 
 
+def _tagged(logits_SC: np.ndarray, weights_S: np.ndarray, example: Mapping, task: Task) -> Prediction:
+    words = convert.words_of(example, task)
+    tags, score = answers.tags(logits_SC, weights_S, task.tags, len(words))
+    return Prediction(spans_as_text(words, tags), score)
+
+
 def cut_to_bucket(batch: Batch, architecture: str) -> Batch:
     """The batch without the columns that are padding in every row of every process, but for those that make its
     length one of a few (decode.bucket)."""
@@ -161,8 +211,8 @@ def cut_to_bucket(batch: Batch, architecture: str) -> Batch:
         segment_ids = batch[f"{side}_segment_ids"]
         used = _most(int((segment_ids > 0).sum(axis=1).max(initial=1)))
         columns = min(decode.bucket(used), segment_ids.shape[1])
-        heads = ("mlm", "nsp", "classification", "regression") if architecture == "encoder_only" else ()
-        for name, spec in batch_specs(architecture, heads).items():
+        heads = tuple(batches.HEADS) if architecture == "encoder_only" else ()
+        for name, spec in batches.specs(architecture, heads).items():
             if name in cut and spec.dims == f"B{letter}":
                 cut[name] = cut[name][:, :columns]
     return cut

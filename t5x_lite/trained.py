@@ -11,7 +11,7 @@ from t5x_lite.errors import ConfigError
 
 Trained = Callable[[str], bool]  # the path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> does it learn?
 
-HEADS = r"(classification|regression|pooler)/.*"
+HEADS = r"(classification|regression|token_classification|span|multiple_choice|pooler)/.*"
 WITH_LORA = rf".*/lora_[ab]|{HEADS}"  # what learns where model.lora_rank is set and nothing else is said
 
 

@@ -1,5 +1,5 @@
-"""Every family: a random tiny model of transformers, imported, has its logits, hidden states, attention maps and, of one
-for each architecture, gradients; exported, it is the same file again."""
+"""Random tiny models of transformers, of every family: imported they have the same outputs, hidden states, attention
+maps and gradients; exported they are the same files again."""
 
 import dataclasses
 import json
@@ -64,10 +64,16 @@ MODELS = {
     "bert_classifier": ("BertForSequenceClassification", BERT | {"num_labels": 3}),
     "bert_regression": ("BertForSequenceClassification", BERT | {"num_labels": 1}),
     "bert_bare": ("BertModel", BERT),
+    "bert_tokens": ("BertForTokenClassification", BERT | {"num_labels": 3}),
+    "bert_span": ("BertForQuestionAnswering", BERT),
+    "bert_choice": ("BertForMultipleChoice", BERT),
     "roberta_mlm": ("RobertaForMaskedLM", BERT | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
     "roberta_classifier": ("RobertaForSequenceClassification", BERT | {"type_vocab_size": 1, "num_labels": 3}),
+    "roberta_tokens": ("RobertaForTokenClassification", BERT | {"type_vocab_size": 1, "num_labels": 3}),
     "distilbert_mlm": ("DistilBertForMaskedLM", DISTIL),
     "distilbert_classifier": ("DistilBertForSequenceClassification", DISTIL | {"num_labels": 3}),
+    "distilbert_span": ("DistilBertForQuestionAnswering", DISTIL),
+    "albert_choice": ("AlbertForMultipleChoice", BERT | {"embedding_size": 8}),
     "albert_pretraining": ("AlbertForPreTraining", BERT | {"embedding_size": 8}),
     "albert_classifier": ("AlbertForSequenceClassification", BERT | {"embedding_size": 8, "num_labels": 3}),
     "gpt2": ("GPT2LMHeadModel", GPT2),
@@ -122,12 +128,16 @@ def outputs_of(model, config, batch) -> dict[str, "torch.Tensor"]:
         inputs["decoder_input_ids"] = torched["decoder_input_tokens"]
     if config.type_vocab_size > 1:
         inputs["token_type_ids"] = torched["token_type_ids"]
+    if config.heads == ("multiple_choice",):  # both rows are choices of one question
+        inputs = {name: array[None] for name, array in inputs.items()}
     out = model(**inputs, output_hidden_states=True, output_attentions=True)
     names = {
         "logits": config.heads[0] if config.heads else "lm", "prediction_logits": "mlm",
         "seq_relationship_logits": "nsp", "sop_logits": "nsp", "pooler_output": "pooled",
     }  # fmt: skip
     found = {ours: out[theirs] for theirs, ours in names.items() if theirs in out}
+    if "start_logits" in out:
+        found["span"] = torch.stack([out["start_logits"], out["end_logits"]], dim=-1)
     for stack in ("encoder", "decoder", "cross"):
         prefix = "" if stack == side and config.architecture != "text_to_text" else f"{stack}_"
         if out.get(f"{prefix}attentions"):
@@ -142,7 +152,7 @@ def comparable(name: str, array, batch):
     encoder, decoder = (batch[f"{side}_segment_ids"] > 0 for side in ("encoder", "decoder"))
     if name == "lm":
         return array[decoder]
-    if name == "mlm":
+    if name in ("mlm", "token_classification", "span"):
         return array[encoder]
     what, _, stack = name.partition(" ")
     if what == "hidden":

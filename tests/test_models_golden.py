@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from t5x_lite import losses
 from t5x_lite.errors import CheckpointError
 from t5x_lite.hub import interchange, t5x
 from t5x_lite.models import build
@@ -82,23 +83,10 @@ BERT_NAMES = {
 }
 
 
-@pytest.mark.skipif(not BERT.exists(), reason="BERT's golden logits are not on this machine")
-@pytest.mark.parametrize(
-    ("case", "head"),
-    [
-        ("test_for_mlm", "mlm"),
-        ("test_for_mlm_with_padding", "mlm"),
-        ("test_sequence_classification_1", "regression"),
-        ("test_sequence_classification_2", "classification"),
-        ("test_sequence_classification_3", "classification"),
-        ("test_sequence_binary_classification", "classification"),
-    ],
-)
-def test_bert_logits_equal_the_reference(case, head):
-    golden = {k.split("/", 1)[1]: v for k, v in np.load(BERT).items() if k.startswith(f"{case}/")}
-    expected = golden["outputs/logits"]
+def bert_of(golden, head: str, classes: int):
+    """The model of some golden arrays and its parameters."""
     sizes = {"vocab_size": 24, "d_model": 16, "d_ff": 64, "num_heads": 4, "head_dim": 4, "max_positions": 20}
-    config = preset("bert_tiny", **sizes, heads=(head,), num_classes=max(2, expected.shape[-1]))
+    config = preset("bert_tiny", **sizes, heads=(head,), num_classes=classes)
     config = dataclasses.replace(config, dropout_rate=0.0, attention_dropout_rate=0.0)
     params: dict = {}
     for name, value in golden.items():
@@ -114,6 +102,25 @@ def test_bert_logits_equal_the_reference(case, head):
         if path.endswith("out/kernel"):  # stored [D, H, K]
             value = value.transpose(1, 2, 0)
         insert(params, path, value)
+    return config, params
+
+
+@pytest.mark.skipif(not BERT.exists(), reason="BERT's golden logits are not on this machine")
+@pytest.mark.parametrize(
+    ("case", "head"),
+    [
+        ("test_for_mlm", "mlm"),
+        ("test_for_mlm_with_padding", "mlm"),
+        ("test_sequence_classification_1", "regression"),
+        ("test_sequence_classification_2", "classification"),
+        ("test_sequence_classification_3", "classification"),
+        ("test_sequence_binary_classification", "classification"),
+    ],
+)
+def test_bert_logits_equal_the_reference(case, head):
+    golden = {k.split("/", 1)[1]: v for k, v in np.load(BERT).items() if k.startswith(f"{case}/")}
+    expected = golden["outputs/logits"]
+    config, params = bert_of(golden, head, max(2, expected.shape[-1]))
     tokens = golden["inputs/input_ids"].astype(np.int32)
     rows, length = tokens.shape
     padding = golden.get("inputs/padding_mask", tokens == 0)
@@ -131,6 +138,27 @@ def test_bert_logits_equal_the_reference(case, head):
     else:
         got = got[:, 0].reshape(expected.shape)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not BERT.exists(), reason="the golden arrays are not on this machine")
+def test_multiple_choice_equals_the_reference():
+    golden = {k.split("/", 1)[1]: v for k, v in np.load(BERT).items() if k.startswith("test_multiple_choice")}
+    config, params = bert_of(golden, "multiple_choice", classes=2)
+    questions, choices, length = golden["inputs/input_ids"].shape
+    rows = {k: v.reshape(-1, length).astype(np.int32) for k, v in golden.items() if v.ndim == 3 and "inputs" in k}
+    batch = {
+        "encoder_input_tokens": rows["inputs/input_ids"],
+        "encoder_segment_ids": 1 - rows["inputs/padding_mask"],
+        "encoder_positions": np.tile(np.arange(length, dtype=np.int32), (questions * choices, 1)),
+        "token_type_ids": rows["inputs/token_type_ids"],
+        "pooled_positions": np.zeros((questions * choices, 1), np.int32),
+    }
+    got = logits(config, params, batch)["multiple_choice"].reshape(questions, choices)
+    np.testing.assert_allclose(got, golden["outputs/logits"], rtol=0, atol=1e-5)
+    batch["choice_questions"] = np.ones((questions, choices), np.int32)
+    batch["choice_weights"] = np.eye(choices, dtype=np.float32)[golden["inputs/target_labels"]]
+    loss = losses.loss_sums({"multiple_choice": got}, batch)["multiple_choice"]
+    np.testing.assert_allclose(loss.sum / loss.weight, golden["outputs/loss"], rtol=1e-5)
 
 
 @pytest.mark.skipif(not T5X_FILE.exists(), reason="T5X's checkpoint is not on this machine")

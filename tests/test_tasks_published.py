@@ -73,7 +73,9 @@ TEXTS = {
     "multi30k/val.de": "Ja.\n",
     "conll2003/eng.testa": "-DOCSTART- -X- O O\n\nAda NNP B-NP B-PER\nran VBD B-VP O\n\n",
     "squad/dev-v2.0.json": json.dumps({"data": [{"paragraphs": [{"context": "In 1066, Normans won.", "qas": [
-        {"id": "a", "question": "Who?", "answers": [{"text": "Normans"}, {"text": "the Normans"}]},
+        {"id": "a", "question": "Who?", "answers": [
+            {"text": "Normans", "answer_start": 9}, {"text": "the Normans", "answer_start": 9},
+        ]},
         {"id": "b", "question": "Why?", "answers": [], "is_impossible": True},
     ]}]}]}),
 }  # fmt: skip

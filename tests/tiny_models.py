@@ -37,7 +37,6 @@ OTHERS: dict[str, ModelConfig] = {
     "roberta": preset("roberta_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
     "distilbert": preset("distilbert_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
     "gpt_neo": preset("gpt_neo_125m", **SIZES, max_positions=64, local_window=3, num_decoder_layers=2),
-    "ul2": preset("ul2", **SIZES, **BOTH),
     "bart": preset("bart_base", **SIZES, **BOTH, **NO_DROPOUT, max_positions=64),
 }
 

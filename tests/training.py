@@ -39,8 +39,16 @@ def training_batch(config: ModelConfig, rows: int, seed: int = 0) -> dict[str, n
         batch[f"{head}_targets"] = rng.integers(0, classes, shape).astype(np.int32)
         batch[f"{head}_weights"] = weights(shape)
         batch[f"{head}_weights"][0] = 1  # at least one
+    segments = batch["encoder_segment_ids"]
+    batch["token_targets"] = rng.integers(0, max(2, config.num_classes), segments.shape).astype(np.int32)
+    batch["token_weights"] = weights(segments.shape, segments > 0)
+    batch["span_starts"], batch["span_ends"] = (rng.integers(0, 4, (len(segments), 1)).astype(np.int32) for _ in "be")
+    batch["span_weights"], batch["choice_weights"] = (weights((len(segments), 1)) for _ in "sc")
+    batch["choice_questions"] = np.ones_like(batch["span_starts"])
     wanted = ("encoder", "decoder") if config.architecture == "text_to_text" else (config.architecture.split("_")[0],)
-    heads = ("mlm", "nsp", "class", "pooled", "token_type") if config.architecture == "encoder_only" else ()
+    heads = (
+        ("mlm", "nsp", "class", "pooled", "token_", "span", "choice") if config.architecture == "encoder_only" else ()
+    )
     return {name: array for name, array in batch.items() if name.startswith((*wanted, *heads))}
 
 

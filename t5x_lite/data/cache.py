@@ -106,7 +106,12 @@ def _reading(task: Task, converter: Any) -> dict[str, Any]:
     encoder = isinstance(converter, EncoderOnly)
     if task.is_corpus:
         return {"fields": ["text"], "sentences": encoder, "labels": []}
-    fields = list(task.segments) if encoder else ["inputs", "targets"]
+    if encoder and task.head in ("token_classification", "span"):
+        raise ConfigError(
+            f"task {task.name!r} is read word by word for the head {task.head!r}; a cache holds ids of texts. "
+            "Train on it without data.cache_dir"
+        )
+    fields = list(task.encoder_fields) if encoder else ["inputs", "targets"]
     return {"fields": fields, "sentences": False, "labels": "number" if task.regression else list(task.labels)}
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from t5x_lite.batch import ArraySpec, specs
-from t5x_lite.data import packing, ragged
+from t5x_lite.data import packing, ragged, words
 from t5x_lite.data.denoise import (
     Denoiser,
     chunks,
@@ -64,7 +64,8 @@ class Converter(Protocol):
     def supervised(
         self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary
     ) -> tuple[Examples, np.ndarray]:
-        """An example for each supervised one, in order, and which of them had to be truncated (bool [examples])."""
+        """An example for each supervised one, in order, and which of them had to be truncated (bool [examples]). Of a
+        context that is longer than its row, one for each window."""
         ...
 
     def prompts(
@@ -83,6 +84,18 @@ class Encoded(dict[str, Any]):
     sentence), and what its `targets` stand for where the task has labels."""
 
     label: float = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Tokens `begin` to `end` of a context, in a row of their own from column `first` on. example: the number of its
+    example. places: (begin, end) in the context of the word of each of its tokens, in characters, [tokens, 2]."""
+
+    example: int
+    first: int
+    begin: int
+    end: int
+    places: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,13 +263,16 @@ class EncoderOnly:
     sentence_order: bool = False  # instead of next sentence: is the pair in order, or exchanged (ALBERT)?
     on_long: str = "truncate"
     fairseq_marks: bool = False  # two [SEP] between the segments (RoBERTa's </s></s>)
+    window_stride: int = 128  # tokens from one window of a long context to the next
+    choices: int = 1  # the most that an example has
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("encoder_only", self.heads)
 
     def sizes(self, pack: bool) -> dict[str, int]:
         examples = self.max_examples_per_row if pack else 1
-        return {"S": self.length, "P": mlm_capacity(self.length, self.mlm_rate, examples), "E": examples}
+        capacity = mlm_capacity(self.length, self.mlm_rate, examples)
+        return {"S": self.length, "P": capacity, "E": max(examples, self.choices)}
 
     def corpus(self, texts, vocabulary, rng):
         room = self.length - 3 - self.fairseq_marks  # [CLS] and two or three [SEP]
@@ -285,15 +301,33 @@ class EncoderOnly:
         return _lengths(examples, self, tuple)
 
     def supervised(self, examples, task, vocabulary):
-        head = "regression" if task.regression else "classification"
-        if not task.labels and not task.regression:
+        if not task.head:
+            raise ConfigError(f"task {task.name!r} has nothing that an encoder's head could predict")
+        if task.head not in self.heads:
             raise ConfigError(
-                f"task {task.name!r} has neither labels nor regression; an encoder has nothing to predict"
+                f"task {task.name!r} needs the head {task.head!r}; the encoder has {', '.join(self.heads)}"
             )
-        if head not in self.heads:
-            raise ConfigError(f"task {task.name!r} needs the head {head!r}; the encoder has {', '.join(self.heads)}")
+        if task.head == "span":
+            out, windows = self.windows(examples, task, vocabulary)
+            answers = [_answer(examples[w.example], w) for w in windows]
+            out["span_starts"], out["span_ends"] = (
+                _one_each(np.array(a, np.int32)) for a in zip(*answers, strict=True)
+            )
+            out["span_weights"] = _one_each(np.ones(len(windows), np.float32))
+            return out, np.zeros(len(windows), bool)
+        if task.head == "token_classification":
+            out, word_of, truncated = self._words(examples, task, vocabulary)
+            tags = ragged.of([_tags(example, task) for example in examples])
+            begins = out["token_weights"].values > 0
+            of_row = np.repeat(tags.starts, word_of.lengths)
+            out["token_targets"].values[begins] = tags.values[(of_row + word_of.values)[begins]]
+            return out, truncated
         labels = [label(example, task) for example in examples]
-        tokens, types, truncated = self._segments(examples, task, vocabulary)
+        if task.head == "multiple_choice":
+            out, truncated = self._choices(examples, task, vocabulary)
+            out["choice_weights"] = ragged.block(np.eye(len(task.choices), dtype=np.float32)[labels])
+            return out, truncated
+        tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
         out = self._unlabelled(tokens, types)
         name, dtype = ("regression", np.float32) if task.regression else ("class", np.int32)
         out[f"{name}_targets"] = _one_each(np.array(labels, dtype))
@@ -301,17 +335,85 @@ class EncoderOnly:
         return out, truncated
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
-        tokens, types, _ = self._segments(examples, task, vocabulary)
+        """As in training; of a long context the first window (all of them: `windows`)."""
+        if task.head == "span":
+            out, windows = self.windows(examples, task, vocabulary)
+            return packing.take(out, np.unique([w.example for w in windows], return_index=True)[1])
+        if task.head == "token_classification":
+            return self._words(examples, task, vocabulary)[0]
+        if task.head == "multiple_choice":
+            return self._choices(examples, task, vocabulary)[0]
+        tokens, types, _ = self._segments(examples, task, task.segments, self.length, vocabulary)
         return self._unlabelled(tokens, types)
 
     def prompt_sizes(self, max_new_tokens):
         return self.sizes(pack=False)
 
-    def _segments(self, examples, task, vocabulary) -> tuple[Ragged, np.ndarray, np.ndarray]:
+    def windows(
+        self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary
+    ) -> tuple[Examples, list[Window]]:
+        """[CLS] question [SEP] a window of the context [SEP], as often as each context needs: of what does not fit in a
+        row, every window begins `window_stride` tokens after the one before."""
+        question, context = task.segments
+        asked = ragged.of(_ids([text_of(e, question, task) for e in examples], vocabulary))
+        asked = ragged.cut(asked, self.length // 2)
+        found = [words.found_in(text_of(e, context, task)) for e in examples]
+        tokens, word_of = words.encoded([texts for texts, _ in found], vocabulary)
+        windows, parts = [], []
+        for number, (_, places) in enumerate(found):
+            first = 2 + int(asked.lengths[number]) + self.fairseq_marks
+            room = self.length - first - 1
+            if room < 1:
+                raise ConfigError(f"data.length={self.length} leaves no room for a context behind a question")
+            step = min(self.window_stride, room)
+            ids, of_token = tokens[number], places[word_of[number]]
+            for begin in range(0, max(1, len(ids) - room + step), step):
+                end = min(begin + room, len(ids))
+                windows.append(Window(number, first, begin, end, of_token))
+                parts.append(ids[begin:end])
+        questions = ragged.take(asked, np.array([w.example for w in windows], np.int64))
+        pair = [questions, ragged.of(parts)]
+        filled, types, _ = self._with_marks(pair, [np.ones(len(windows), bool)] * 2, vocabulary)
+        return self._unlabelled(filled, types), windows
+
+    def _words(self, examples, task, vocabulary) -> tuple[Examples, Ragged, np.ndarray]:
+        """[CLS] the words of each example [SEP], with a weight of 1 where each begins; the word of each token (0 of the
+        marks); and which were truncated."""
+        spaced = [[" " * (n > 0) + word for n, word in enumerate(words_of(e, task))] for e in examples]
+        tokens, word_of = words.encoded(spaced, vocabulary)
+        begins = np.diff(word_of.values, prepend=-1) != 0
+        begins[tokens.starts[tokens.lengths > 0]] = True
+        weights = Ragged(begins.astype(np.float32), tokens.lengths)
+        short = [ragged.cut(column, self.length - 2) for column in (tokens, word_of, weights)]
+        filled, types, _ = self._with_marks(short[:1], [np.ones(len(examples), bool)], vocabulary)
+        word_of, weights = (
+            ragged.join(mark, column, mark)
+            for column in short[1:]
+            for mark in [_one_each(np.zeros(len(examples), column.values.dtype))]
+        )
+        out = self._unlabelled(filled, types) | {"token_weights": weights}
+        return out, word_of, short[0].lengths < tokens.lengths
+
+    def _choices(self, examples, task, vocabulary) -> tuple[Examples, np.ndarray]:
+        """[CLS] segments [SEP] choice [SEP] of every choice of each example, side by side, which see not each other."""
+        each = [
+            self._segments(examples, task, (*task.segments, choice), self.length // len(task.choices), vocabulary)
+            for choice in task.choices
+        ]
+        tokens = ragged.join(*(tokens for tokens, _, _ in each))
+        types = ragged.join(*(Ragged(types, tokens.lengths) for tokens, types, _ in each))
+        lengths = np.stack([tokens.lengths for tokens, _, _ in each], axis=1)
+        out = self._unlabelled(tokens, types.values, parts=ragged.block(lengths))
+        out["choice_questions"] = ragged.block(np.ones_like(lengths, np.int32))
+        return out, np.any([truncated for _, _, truncated in each], axis=0)
+
+    def _segments(
+        self, examples, task, fields: Sequence[str], length: int, vocabulary
+    ) -> tuple[Ragged, np.ndarray, np.ndarray]:
         """[CLS] first [SEP] second [SEP] of each example, its token types, and which were truncated."""
-        parts = [ragged.of(_ids([text_of(e, field, task) for e in examples], vocabulary)) for field in task.segments]
+        parts = [ragged.of(_ids([text_of(e, field, task) for e in examples], vocabulary)) for field in fields]
         lengths = np.stack([part.lengths for part in parts], axis=1)
-        room = self.length - 1 - len(parts) - self.fairseq_marks * (len(parts) - 1)
+        room = length - 1 - len(parts) - self.fairseq_marks * (len(parts) - 1)
         over = lengths.sum(axis=1) > room
         kept = lengths.copy()
         for row in np.flatnonzero(over):
@@ -361,12 +463,21 @@ class EncoderOnly:
         marks = np.repeat(np.tile(np.array(is_mark), rows), lengths)
         return ragged.join(*pieces), types, marks
 
-    def _unlabelled(self, tokens: Ragged, types: np.ndarray) -> Examples:
-        """All features of all heads; what an example has no label for weighs nothing."""
+    def _unlabelled(self, tokens: Ragged, types: np.ndarray, parts: Ragged | None = None) -> Examples:
+        """All features of all heads; what an example has no label for weighs nothing. parts: the lengths of each
+        example's parts; None: it is one."""
+        parts = _one_each(tokens.lengths) if parts is None else parts
+        begins = np.cumsum(parts.values) - parts.values - np.repeat(tokens.starts, parts.lengths)
         out = {"encoder_input_tokens": tokens, "token_type_ids": Ragged(types, tokens.lengths)}
+        if "multiple_choice" in self.heads:
+            out[packing.PARTS] = parts
         for name, spec in self.specs().items():
-            if spec.dims == "BE":
-                out[name] = _one_each(np.zeros(len(tokens), spec.dtype))
+            if name == "pooled_positions":
+                out[name] = Ragged(begins.astype(np.int32), parts.lengths)
+            elif spec.dims == "BE":
+                out[name] = Ragged(np.zeros(len(parts.values), spec.dtype), parts.lengths)
+            elif spec.dims == "BS" and name.startswith("token_") and name not in out:
+                out[name] = Ragged(np.zeros(len(tokens.values), spec.dtype), tokens.lengths)
             elif spec.dims == "BP":
                 out[name] = Ragged(np.zeros(0, spec.dtype), np.zeros(len(tokens), np.int64))
         return out
@@ -525,6 +636,37 @@ def text_of(example: Mapping[str, Any], field: str, task: Task) -> Any:
     if isinstance(example[field], bytes):
         raise DataError(f"task {task.name!r}: the field {field!r} of an example holds bytes that are not UTF-8")
     return example[field] if isinstance(example, Encoded) else str(example[field])
+
+
+def words_of(example: Mapping[str, Any], task: Task) -> list[str]:
+    """The words of an example whose words have tags: its `tokens`, a list, or a text with spaces between them."""
+    tokens = example.get("tokens")
+    if isinstance(tokens, list | tuple):
+        return [str(token) for token in tokens]
+    return text_of(example, "tokens", task).split()
+
+
+def _tags(example: Mapping[str, Any], task: Task) -> np.ndarray:
+    """The class of each word's tag; DataError where a word has none, or an unknown one."""
+    tags, count = list(example.get("tags", ())), len(words_of(example, task))
+    unknown = [tag for tag in tags if tag not in task.tags]
+    if unknown or len(tags) != count:
+        problem = f"tag {unknown[0]!r} is not one of {', '.join(task.tags)}" if unknown else f"{len(tags)} tags"
+        raise DataError(
+            f"task {task.name!r}: {problem}, of the {count} words {' '.join(words_of(example, task))[:80]!r}; correct "
+            "the data, or add it to the task's tags"
+        )
+    return np.array([task.tags.index(tag) for tag in tags], np.int32)
+
+
+def _answer(example: Mapping[str, Any], window: Window) -> tuple[int, int]:
+    """The columns of an answer's first and last token; those of [CLS] where it is not in the window."""
+    begin, end = example.get("answer_span") or (0, 0)
+    tokens = np.flatnonzero((window.places[:, 1] > begin) & (window.places[:, 0] < end))
+    if not len(tokens) or tokens[0] < window.begin or tokens[-1] >= window.end:
+        return 0, 0
+    first = window.first - window.begin
+    return first + int(tokens[0]), first + int(tokens[-1])
 
 
 def label(example: Mapping[str, Any], task: Task) -> int | float:

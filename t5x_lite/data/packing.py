@@ -17,7 +17,9 @@ from t5x_lite.data.ragged import Ragged
 
 Examples = dict[str, Ragged]  # by feature; row i of every feature is example i
 
-INDEX_FEATURES = ("mlm_positions", "pooled_positions")  # point into the row, so they move with their example
+# They point into the row, so they move with their example.
+INDEX_FEATURES = ("mlm_positions", "pooled_positions", "span_starts", "span_ends", "choice_questions")
+PARTS = "encoder_parts"  # lengths of the parts of an example that do not see each other, where it has several
 
 
 def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
@@ -63,7 +65,7 @@ def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
 
 def lengths_of(examples: Examples, specs: Mapping[str, ArraySpec], letters: str) -> np.ndarray:
     """int64 [examples, letters]: each example's length in each dimension of `letters`."""
-    length = {specs[name].dims[1]: column.lengths for name, column in examples.items()}
+    length = {specs[name].dims[1]: column.lengths for name, column in examples.items() if name != PARTS}
     return np.stack([length.get(letter, np.zeros(count(examples), np.int64)) for letter in letters], axis=1)
 
 
@@ -82,10 +84,11 @@ def fill(
     out = {name: np.zeros((rows, sizes[spec.dims[1]]), spec.dtype) for name, spec in specs.items()}
     if not examples:
         return out  # padding alone: a host may have no example of an evaluation's last group
+    examples = dict(examples)
+    parts = examples.pop(PARTS, None)
     order = np.argsort(row_of, kind="stable")
     sorted_rows = row_of[order]
     first = np.searchsorted(sorted_rows, sorted_rows)  # the first example in the row of each
-    numbers = np.arange(1, len(order) + 1, dtype=np.int32) - first.astype(np.int32)
     begins = {}
     for letter, column in {specs[name].dims[1]: column for name, column in examples.items()}.items():
         lengths = column.lengths[order]
@@ -95,6 +98,11 @@ def fill(
         side = {"S": "encoder", "L": "decoder"}.get(letter)
         if f"{side}_segment_ids" in out:
             used = np.arange(sizes[letter]) < np.bincount(sorted_rows, lengths, minlength=rows)[:, None]
+            if parts is not None and side == "encoder":
+                each = ragged.take(parts, order)
+                numbers, lengths = _numbered(np.repeat(sorted_rows, each.lengths)), each.values.astype(np.int64)
+            else:
+                numbers = _numbered(sorted_rows)
             out[f"{side}_segment_ids"][used] = np.repeat(numbers, lengths)
             out[f"{side}_positions"][used] = ragged.spread(np.zeros_like(lengths), lengths)
     for name, column in examples.items():
@@ -102,6 +110,11 @@ def fill(
             column = Ragged(column.values + np.repeat(begins["S"], column.lengths), column.lengths)
         ragged.put(column, out[name], row_of, begins[specs[name].dims[1]])
     return out
+
+
+def _numbered(sorted_rows: np.ndarray) -> np.ndarray:
+    """1, 2, … within each row, int32."""
+    return (np.arange(1, len(sorted_rows) + 1) - np.searchsorted(sorted_rows, sorted_rows)).astype(np.int32)
 
 
 def count(examples: Examples) -> int:

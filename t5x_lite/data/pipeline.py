@@ -476,7 +476,8 @@ class _Stream:
         self._rows, row_of = _packed(examples, self._specs, self._sizes, pack, shuffle=rng if pack else None)
         self._count = int(row_of.max()) + 1
         if self._setting.task_ids:
-            self._rows |= _task_ids(tasks, row_of, self._rows)
+            parts = examples[packing.PARTS].lengths if packing.PARTS in examples else 1  # each has its own segment id
+            self._rows |= _task_ids(np.repeat(tasks, parts), np.repeat(row_of, parts), self._rows)
         self._tasks, self._row_of, self._tokens = tasks, row_of, _tokens(examples, self._specs)
         self._token_counts = self._token_counts + np.bincount(tasks, self._tokens, minlength=len(self._feeds))
         counts = np.array([[*feed.counts, feed.epochs] for feed in self._feeds]).T
@@ -518,7 +519,7 @@ def _tokens(examples: Examples, specs: Mapping[str, ArraySpec]) -> np.ndarray:
 
 def _task_ids(tasks: np.ndarray, row_of: np.ndarray, rows: Batch) -> Batch:
     """The number of each token's task, from 1, and 0 on padding: of the decoder where there is one, as the loss is
-    there. tasks, row_of: int [examples]."""
+    there. tasks, row_of: int [segments]."""
     side = "decoder" if "decoder_segment_ids" in rows else "encoder"
     segments = rows[f"{side}_segment_ids"]
     order = np.argsort(row_of, kind="stable")

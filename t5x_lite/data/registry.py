@@ -50,6 +50,11 @@ class Task:
     labels: for classification, the class names; `targets` is one of them. Encoder heads use the index.
     regression: `targets` is a number written as text; where that is rounded, `number` is the number itself.
     segments: the example fields an encoder reads as its one or two segments.
+    choices: for multiple choice, the fields with the candidates, one for each label: an encoder reads each of them
+        behind the segments, and picks one.
+    tags: what an encoder may call a word (BIO): an example's `tokens` and `tags` are its words and what each is called.
+    extractive: "always" or "sometimes": how often an answer stands in the last segment, where an encoder marks it. An
+        example's `answer_span` is (begin, end) in characters, None where there is none.
     metrics: functions `(targets, predictions) -> {name: value}` over postprocessed values.
     postprocess: from target or predicted text to what the metrics compare.
     reference: from an example to what the metrics compare predictions with; None: its postprocessed target.
@@ -67,6 +72,9 @@ class Task:
     labels: tuple[str, ...] = ()
     regression: bool = False
     segments: tuple[str, ...] = ("inputs",)
+    choices: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    extractive: str = ""
     metrics: tuple[Callable[[Sequence, Sequence], dict[str, float]], ...] = ()
     postprocess: Callable[[str], Any] = str.strip
     reference: Callable[[Example], Any] | None = None
@@ -84,6 +92,29 @@ class Task:
     @property
     def is_corpus(self) -> bool:
         return "text" in self.features
+
+    @property
+    def head(self) -> str:
+        """The head that an encoder learns it with; "" where it has nothing for one."""
+        of = {
+            "mlm": self.is_corpus,
+            "multiple_choice": self.choices,
+            "classification": self.labels,
+            "regression": self.regression,
+            "token_classification": self.tags,
+            "span": self.extractive,
+        }
+        return next((head for head, wanted in of.items() if wanted), "")
+
+    @property
+    def encoder_fields(self) -> tuple[str, ...]:
+        """The fields that an encoder reads."""
+        return ("tokens",) if self.head == "token_classification" else (*self.segments, *self.choices)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its head's classes."""
+        return {"classification": self.labels, "token_classification": self.tags}.get(self.head, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +194,9 @@ def identity(task: Task, split: str = "train") -> dict[str, Any]:
         "labels": list(task.labels),
         "regression": task.regression,
         "segments": list(task.segments),
+        "choices": list(task.choices),
+        "tags": list(task.tags),
+        "extractive": task.extractive,
         "add_eos": {name: feature.add_eos for name, feature in task.features.items()},
     }
 

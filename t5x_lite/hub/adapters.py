@@ -16,7 +16,14 @@ from t5x_lite.sharding import path_text
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # what peft wraps a model in
-HEADS = ("pooler/", "classification/", "regression/")  # learned whole
+HEADS = (
+    "pooler/",
+    "classification/",
+    "regression/",
+    "token_classification/",
+    "span/",
+    "multiple_choice/",
+)  # learned whole
 
 
 def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> None:

@@ -179,6 +179,19 @@ _BERT_SETTINGS = {
     "attention_dropout_rate": "attention_probs_dropout_prob",
     "initializer_stddev": "initializer_range",
 }
+_CLASSIFIERS = {  # of three that have the same tensor, the class in config.json says which it is
+    "classification": "classifier.weight",
+    "token_classification": "classifier.weight",
+    "multiple_choice": "classifier.weight",
+    "span": "qa_outputs.weight",
+}
+_CLASSIFIER_MODULES: dict[str, str | Key] = {
+    "classification": "classifier",
+    "regression": "classifier",
+    "token_classification": "classifier",
+    "multiple_choice": "classifier",
+    "span": "qa_outputs",
+}
 _BERT_CHOICES = {
     "hidden_act": ACTIVATIONS,
     "position_embedding_type": {"absolute": {}},
@@ -216,12 +229,15 @@ BERT = Family(
         "BertForMaskedLM": ("mlm",),
         "BertForNextSentencePrediction": ("nsp",),
         "BertForSequenceClassification": ("classification",),
+        "BertForTokenClassification": ("token_classification",),
+        "BertForQuestionAnswering": ("span",),
+        "BertForMultipleChoice": ("multiple_choice",),
         "BertModel": ("pooled",),
     },
     heads={
         "mlm": "cls.predictions.bias",
         "nsp": "cls.seq_relationship.weight",
-        "classification": "classifier.weight",
+        **_CLASSIFIERS,
         "pooled": "bert.pooler.dense.weight",
     },
     modules={
@@ -231,8 +247,7 @@ BERT = Family(
         "mlm/transform": "cls.predictions.transform.dense",
         "mlm/norm": "cls.predictions.transform.LayerNorm",
         "nsp": "cls.seq_relationship",
-        "classification": "classifier",
-        "regression": "classifier",
+        **_CLASSIFIER_MODULES,
     },
     prefix="bert.",
     tied={
@@ -263,9 +278,16 @@ ROBERTA = Family(
     classes={
         "RobertaForMaskedLM": ("mlm",),
         "RobertaForSequenceClassification": ("classification",),
+        "RobertaForTokenClassification": ("token_classification",),
+        "RobertaForQuestionAnswering": ("span",),
         "RobertaModel": (),
     },
-    heads={"mlm": "lm_head.bias", "classification": "classifier.out_proj.weight"},
+    heads={
+        "mlm": "lm_head.bias",
+        "classification": "classifier.out_proj.weight",
+        "token_classification": "classifier.weight",
+        "span": "qa_outputs.weight",
+    },
     modules={
         **_bert_modules("roberta"),
         "pooler": "classifier.dense",
@@ -274,6 +296,8 @@ ROBERTA = Family(
         "mlm/norm": "lm_head.layer_norm",
         "classification": "classifier.out_proj",
         "regression": "classifier.out_proj",
+        "token_classification": "classifier",
+        "span": "qa_outputs",
     },
     prefix="roberta.",
     tied={
@@ -303,9 +327,12 @@ DISTILBERT = Family(
     classes={
         "DistilBertForMaskedLM": ("mlm",),
         "DistilBertForSequenceClassification": ("classification",),
+        "DistilBertForTokenClassification": ("token_classification",),
+        "DistilBertForQuestionAnswering": ("span",),
+        "DistilBertForMultipleChoice": ("multiple_choice",),
         "DistilBertModel": (),
     },
-    heads={"mlm": "vocab_projector.bias", "classification": "classifier.weight"},
+    heads={"mlm": "vocab_projector.bias", **_CLASSIFIERS},
     modules={
         "token_embedding": "distilbert.embeddings.word_embeddings",
         "encoder/position_embedding": "distilbert.embeddings.position_embeddings",
@@ -319,8 +346,7 @@ DISTILBERT = Family(
         "mlm": "vocab_projector",
         "mlm/transform": "vocab_transform",
         "mlm/norm": "vocab_layer_norm",
-        "classification": "classifier",
-        "regression": "classifier",
+        **_CLASSIFIER_MODULES,
     },
     prefix="distilbert.",
     tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
@@ -343,12 +369,15 @@ ALBERT = Family(
         "AlbertForPreTraining": ("mlm", "nsp"),
         "AlbertForMaskedLM": ("mlm",),
         "AlbertForSequenceClassification": ("classification",),
+        "AlbertForTokenClassification": ("token_classification",),
+        "AlbertForQuestionAnswering": ("span",),
+        "AlbertForMultipleChoice": ("multiple_choice",),
         "AlbertModel": ("pooled",),
     },
     heads={
         "mlm": "predictions.bias",
         "nsp": "sop_classifier.classifier.weight",
-        "classification": "classifier.weight",
+        **_CLASSIFIERS,
         "pooled": "albert.pooler.weight",
     },
     modules={
@@ -374,8 +403,7 @@ ALBERT = Family(
         "mlm/transform": "predictions.dense",
         "mlm/norm": "predictions.LayerNorm",
         "nsp": "sop_classifier.classifier",
-        "classification": "classifier",
-        "regression": "classifier",
+        **_CLASSIFIER_MODULES,
     },
     prefix="albert.",
     tied={

@@ -122,7 +122,7 @@ def write_config(
             out["architectures"] = [name]
             break
     if config.num_classes or "regression" in config.heads:
-        count = config.num_classes if "classification" in config.heads else 1
+        count = config.num_classes or 1
         names = tuple(labels) if len(labels) == count else tuple(f"LABEL_{i}" for i in range(count))
         out |= {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
         if "regression" in config.heads:

@@ -223,7 +223,7 @@ def _trained(path: Path, which: str) -> Model:
     resolved = experiment.resolve(cfg)
     best = evaluate.best_step(read_metrics(path), cfg.checkpoint.keep_best, checkpoint.saved_steps(path))
     step = checkpoint.choose(path, which, best)[-1]
-    labels = next((task.labels for task in resolved.tasks if task.labels), ())
+    labels = next((task.classes for task in resolved.tasks if task.classes), ())
     features = next((task.features for task in resolved.tasks if not task.is_corpus), None)
     origin = Path(cfg.model.preset) if (Path(cfg.model.preset) / presets.STORED).is_file() else None
     params = _restored(path, step, resolved.model)

@@ -22,7 +22,7 @@ from t5x_lite.hub.families import Family
 from t5x_lite.hub.mapping import Binding
 from t5x_lite.hub.report import ImportReport, Row
 from t5x_lite.hub.weights import Weights
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import CLASS_HEADS, POOLED_HEADS, ModelConfig
 from t5x_lite.sharding import Layout, path_text
 
 Place = Callable[[str, np.ndarray], jax.Array]
@@ -59,7 +59,7 @@ def open_directory(path: Path) -> Found:
         ):
             raise CheckpointError(f"{where} says tie_word_embeddings=false; there is no tensor lm_head.weight")
         config = dataclasses.replace(config, tie_embeddings=tied)
-    return Found(path, settings, family, _with_heads(config, family, weights, names), weights)
+    return Found(path, settings, family, _with_heads(config, family, weights, names, settings), weights)
 
 
 def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
@@ -170,17 +170,25 @@ def _same(weights: Weights, names: Mapping[str, str], module: str, family: Famil
     return bool(np.array_equal(weights.read(table), weights.read(head)))
 
 
-def _with_heads(config: ModelConfig, family: Family, weights: Weights, names: Mapping[str, str]) -> ModelConfig:
-    """The heads whose tensors are there; one output of a classifier is a regression."""
-    heads = [head for head, tensor in family.heads.items() if tensor in names]
-    classes = 0
-    if "classification" in heads:
-        classes = weights.shapes[names[family.heads["classification"]]][0]
-        if classes == 1:
-            heads[heads.index("classification")], classes = "regression", 0
-    if set(heads) & {"nsp", "classification", "regression"} and "pooled" in heads:
+def _with_heads(
+    config: ModelConfig, family: Family, weights: Weights, names: Mapping[str, str], settings: Mapping[str, Any]
+) -> ModelConfig:
+    """The heads whose tensors are there, of several with the same tensor the one of the model's class, or the first;
+    one output of a classifier is a regression."""
+    architectures = settings.get("architectures")
+    classes = [family.classes.get(str(name), ()) for name in architectures] if isinstance(architectures, list) else []
+    head_of: dict[str, str] = {}
+    for head, tensor in family.heads.items():
+        if tensor in names and (tensor not in head_of or any(head in heads for heads in classes)):
+            head_of[tensor] = head
+    heads, num_classes = list(head_of.values()), 0
+    for head in set(CLASS_HEADS) & set(heads):
+        num_classes = weights.shapes[names[family.heads[head]]][0]
+        if head == "classification" and num_classes == 1:
+            heads[heads.index(head)], num_classes = "regression", 0
+    if len(set(POOLED_HEADS) & set(heads)) > 1 and "pooled" in heads:
         heads.remove("pooled")
-    return dataclasses.replace(config, heads=tuple(heads), num_classes=classes)
+    return dataclasses.replace(config, heads=tuple(heads), num_classes=num_classes)
 
 
 def _account(
@@ -269,7 +277,10 @@ HEAD_PARTS = {
     "nsp": ("nsp",),
     "classification": ("classification", "regression"),
     "regression": ("classification", "regression"),
-    "pooler": ("nsp", "classification", "regression", "pooled"),
+    "token_classification": ("token_classification",),
+    "span": ("span",),
+    "multiple_choice": ("multiple_choice",),
+    "pooler": POOLED_HEADS,
 }
 
 

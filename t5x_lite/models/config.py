@@ -23,7 +23,9 @@ CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "dots", "dots_no_batch"),
 }
-HEADS = ("mlm", "nsp", "classification", "regression", "pooled")
+POOLED_HEADS = ("nsp", "classification", "regression", "multiple_choice", "pooled")
+HEADS = ("mlm", "token_classification", "span", *POOLED_HEADS)
+CLASS_HEADS = ("classification", "token_classification")  # with num_classes outputs
 
 LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 
@@ -76,7 +78,7 @@ class ModelConfig:
     type_vocab_size: int = 0  # BERT's sentence A/B table
     # encoder-only heads
     heads: tuple[str, ...] = ()  # of HEADS
-    num_classes: int = 0  # classification head
+    num_classes: int = 0  # of the heads in CLASS_HEADS
     pooler_activation: str = "tanh"
     # fine-tuning
     lora_rank: int = 0  # of the matrices added to dense layers (models/lora.py); 0: none
@@ -115,7 +117,7 @@ class ModelConfig:
     @property
     def pooled_heads(self) -> tuple[str, ...]:
         """The heads that read one vector per example, the pooled hidden state of its first token."""
-        return tuple(head for head in self.heads if head != "mlm")
+        return tuple(head for head in self.heads if head in POOLED_HEADS)
 
     def validate(self) -> "ModelConfig":
         """Returns self; raises ConfigError naming the field, what it got and what is allowed."""
@@ -164,6 +166,6 @@ class ModelConfig:
             raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even one")
         if self.heads and self.architecture != "encoder_only":
             raise ConfigError(f"model.heads={self.heads}; heads belong to encoder_only, not {self.architecture}")
-        if "classification" in self.heads and self.num_classes < 2:
+        if set(CLASS_HEADS) & set(self.heads) and self.num_classes < 2:
             raise ConfigError(f"model.num_classes={self.num_classes}; classification needs at least 2")
         return self

@@ -27,8 +27,9 @@ class EncoderOnly(nn.Module):
 
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
-        """One float32 output per head: "mlm" [B, P, V], "nsp" [B, E, 2], "classification" [B, E, C],
-        "regression" [B, E], "pooled" [B, E, D]; without heads, "hidden" [B, S, D].
+        """One float32 output per head: "mlm" [B, P, V], "token_classification" [B, S, C], "span" [B, S, 2] (start and
+        end), "nsp" [B, E, 2], "classification" [B, E, C], "regression" [B, E], "multiple_choice" [B, E], "pooled"
+        [B, E, D]; without heads, "hidden" [B, S, D].
         """
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
@@ -55,19 +56,33 @@ class EncoderOnly(nn.Module):
         if "mlm" in config.heads:
             mlm = MaskedLanguageModelHead(config, self.constrain, name="mlm")
             outputs["mlm"] = mlm(rows_at(hidden_BSD, batch["mlm_positions"]), token_embedding)
+        if "token_classification" in config.heads:
+            dropped_BSD = dropout(hidden_BSD, config.dropout_rate, subkey(key, 2))
+            head = class_dense(config, config.num_classes, "token_classification")
+            outputs["token_classification"] = head(dropped_BSD)
+        if "span" in config.heads:
+            outputs["span"] = class_dense(config, 2, "span")(hidden_BSD)
         if config.pooled_heads:
             first_BED = rows_at(hidden_BSD, batch["pooled_positions"])
             pooled_BED = ACTIVATIONS[config.pooler_activation](square_dense(config, "pooler")(first_BED))
-            dropped_BED = dropout(pooled_BED, config.dropout_rate, subkey(key, 1))
-        if "nsp" in config.heads:
-            outputs["nsp"] = class_dense(config, 2, "nsp")(pooled_BED)
-        if "classification" in config.heads:
-            outputs["classification"] = class_dense(config, config.num_classes, "classification")(dropped_BED)
-        if "regression" in config.heads:
-            outputs["regression"] = class_dense(config, 1, "regression")(dropped_BED)[..., 0]
-        if "pooled" in config.heads:
-            outputs["pooled"] = pooled_BED.astype(jnp.float32)
+            outputs |= example_outputs(config, pooled_BED, subkey(key, 1))
         return outputs
+
+
+def example_outputs(config: ModelConfig, pooled_BED: jax.Array, key: jax.Array | None) -> dict[str, jax.Array]:
+    """The outputs of the heads that read one vector per example; their layers belong to the module that calls."""
+    outputs = {}
+    dropped_BED = dropout(pooled_BED, config.dropout_rate, key)
+    if "nsp" in config.heads:
+        outputs["nsp"] = class_dense(config, 2, "nsp")(pooled_BED)
+    if "classification" in config.heads:
+        outputs["classification"] = class_dense(config, config.num_classes, "classification")(dropped_BED)
+    for head in ("regression", "multiple_choice"):
+        if head in config.heads:
+            outputs[head] = class_dense(config, 1, head)(dropped_BED)[..., 0]
+    if "pooled" in config.heads:
+        outputs["pooled"] = pooled_BED.astype(jnp.float32)
+    return outputs
 
 
 class MaskedLanguageModelHead(nn.Module):

@@ -1,4 +1,5 @@
-"""Named entities as text: CoNLL 2003 and WNUT 2017. "conll2003: Ada met Babbage" → "PER: Ada; PER: Babbage".
+"""Named entities: CoNLL 2003 and WNUT 2017. "conll2003: Ada met Babbage" → "PER: Ada; PER: Babbage"; an encoder tags
+words, which are then written in the same way.
 
 From TFDS (not WNUT), or from a directory with the published files: --config.data.dir=DIR (conll2003/eng.train, …).
 """
@@ -13,11 +14,14 @@ from t5x_lite.data.sources import Tfds
 from t5x_lite.tasks.published import Published
 from t5x_lite.tasks.span_metrics import span_f1, spans_as_text, spans_of_text
 
+WNUT_KINDS = ("corporation", "creative-work", "group", "location", "person", "product")
+WNUT_TAGS = ("O", *(f"{mark}-{kind}" for kind in WNUT_KINDS for mark in "BI"))
 CONLL_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")  # TFDS's order
 
 
 def of_file(row: Example) -> Example:
-    return {"tokens": row["tokens"].split(" "), "tags": row["tags"].split(" ")}
+    """The first of several tags that WNUT's test set allows a word."""
+    return {"tokens": row["tokens"].split(" "), "tags": [tag.split(",")[0] for tag in row["tags"].split(" ")]}
 
 
 def conll_of_tfds(example: Example) -> Example:
@@ -34,9 +38,11 @@ def as_text(name: str):
     return apply
 
 
-def _task(name: str, files: dict[str, Sequence[str]], columns: tuple[str, ...], tfds: Tfds | None) -> Task:
+def _task(
+    name: str, files: dict[str, Sequence[str]], columns: tuple[str, ...], tags: tuple[str, ...], tfds: Tfds | None
+) -> Task:
     source = Published(name, files, Sentences(columns), tfds, of_file, conll_of_tfds)
-    return Task(name, source, (as_text(name),), metrics=(span_f1,), postprocess=spans_of_text)
+    return Task(name, source, (as_text(name),), tags=tags, metrics=(span_f1,), postprocess=spans_of_text)
 
 
 TASKS = (
@@ -49,6 +55,7 @@ TASKS = (
                 "test": ("eng.testb", "test.txt"),
             },
             ("tokens", "pos", "chunk", "tags"),
+            CONLL_TAGS,
             Tfds("conll2003", {"train": "train", "validation": "dev", "test": "test"}),
         )
     ),
@@ -61,6 +68,7 @@ TASKS = (
                 "test": ("test.conll", "emerging.test.annotated"),
             },
             ("tokens", "tags"),
+            WNUT_TAGS,
             None,
         )
     ),

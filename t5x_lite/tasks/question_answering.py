@@ -1,4 +1,4 @@
-"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018) as text, in T5's format.
+"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018) as text, in T5's format; an encoder marks the answer in the context.
 
 From TFDS, or from a directory with the published files: --config.data.dir=DIR (squad/train-v1.1.json, dev-v1.1.json).
 """
@@ -33,7 +33,9 @@ def questions(path: str) -> Sequence[Example]:
             {
                 "context": paragraph["context"],
                 "question": question["question"],
-                "answers": {"text": [answer["text"] for answer in question.get("answers", ())]},
+                "answers": {
+                    name: [answer[name] for answer in question.get("answers", ())] for name in ("text", "answer_start")
+                },
                 "id": question["id"],
             }
             for article in read_json(path)["data"]
@@ -43,11 +45,11 @@ def questions(path: str) -> Sequence[Example]:
 
 
 def of_tfds(example: Example) -> Example:
-    answers = [str(text) for text in example["answers"]["text"]]
+    answers = example["answers"]
     return {
         "context": example["context"],
         "question": example["question"],
-        "answers": {"text": answers},
+        "answers": {"text": list(map(str, answers["text"])), "answer_start": list(map(int, answers["answer_start"]))},
         "id": example["id"],
     }
 
@@ -56,18 +58,34 @@ def question_and_context(example: Example) -> Example:
     """T5's format; the first answer is the target, the empty text where there is none."""
     answers = [spaced(text) for text in example["answers"]["text"]]
     inputs = f"question: {spaced(example['question'])} context: {spaced(example['context'])}"
-    return {**example, "inputs": inputs, "targets": answers[0] if answers else "", "all_answers": answers or [""]}
+    span = None
+    if answers:
+        begin = example["answers"]["answer_start"][0]
+        span = begin, begin + len(example["answers"]["text"][0])
+    return {
+        **example,
+        "inputs": inputs,
+        "targets": answers[0] if answers else "",
+        "all_answers": answers or [""],
+        "answer_span": span,
+    }
 
 
 def all_answers(example: Example) -> list[str]:
     return list(example["all_answers"])
 
 
-def _task(name: str, version: str, tfds: str) -> Task:
+def _task(name: str, version: str, tfds: str, extractive: str) -> Task:
     files = {"train": (f"train-{version}.json",), "validation": (f"dev-{version}.json",)}
     splits = {"train": "train", "validation": "validation"}
     source = Published("squad", files, questions, Tfds(tfds, splits), of_tfds=of_tfds)
-    return Task(name, source, (question_and_context,), metrics=(squad,), reference=all_answers)
+    return Task(
+        name, source, (question_and_context,), segments=("question", "context"), extractive=extractive,
+        metrics=(squad,), postprocess=spaced, reference=all_answers,
+    )  # fmt: skip
 
 
-TASKS = (registry.add(_task("squad", "v1.1", "squad/v1.1")), registry.add(_task("squad_v2", "v2.0", "squad/v2.0")))
+TASKS = (
+    registry.add(_task("squad", "v1.1", "squad/v1.1", "always")),
+    registry.add(_task("squad_v2", "v2.0", "squad/v2.0", "sometimes")),
+)

@@ -37,6 +37,7 @@ class SuperGlue:
     prefix: str = ""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     segments: tuple[str, ...] = ("inputs",)  # of an encoder
+    choices: tuple[str, ...] = ()  # fields between which it chooses
 
 
 PREMISE = ("premise", "hypothesis")
@@ -46,7 +47,10 @@ SUITE = {
         "CB", ("hypothesis", "premise"), CB, 250, (macro_f1_of(*CB), accuracy),
         segments=PREMISE,
     ),
-    "copa": SuperGlue("COPA", ("choice1", "choice2", "premise", "question"), ("choice1", "choice2"), 400),
+    "copa": SuperGlue(
+        "COPA", ("choice1", "choice2", "premise", "question"), ("choice1", "choice2"), 400,
+        segments=("premise", "question"), choices=("choice1", "choice2"),
+    ),
     "rte": SuperGlue("RTE", ("hypothesis", "premise"), ENTAILMENT, 2_490, segments=PREMISE),
     "wic": SuperGlue("WiC", ("sentence1", "sentence2", "word"), YES_NO, 5_428),
     "axb": SuperGlue(
@@ -112,7 +116,8 @@ def _task(name: str, task: SuperGlue) -> Task:
     )  # fmt: skip
     return Task(
         f"super_glue_{name}", source, (as_text(task.prefix or name, task.fields, task.labels),), labels=task.labels,
-        segments=task.segments, metrics=task.metrics, baseline="majority" if task.train_rows else "",
+        segments=task.segments, choices=task.choices, metrics=task.metrics,
+        baseline="majority" if task.train_rows else "",
     )  # fmt: skip
 
 
