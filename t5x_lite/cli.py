@@ -213,6 +213,18 @@ def _export(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     print(f"{arguments.output}: {family} in {'the format of peft' if arguments.adapter else 'Hugging Face format'}")
 
 
+def _attention(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from t5x_lite import atomic, attention
+    from t5x_lite.hub import model
+
+    if arguments.config:
+        _config(arguments.config, overrides)  # running the file registers its tasks
+    found = model.load(arguments.workdir, arguments.checkpoint).attention(arguments.text, arguments.second)
+    output = Path(arguments.output or Path(arguments.workdir) / "attention.html")
+    atomic.write(output, attention.page(found, f"{arguments.text[:80]} ({arguments.workdir})"))
+    print(f"see {output}")
+
+
 def _vocab(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from t5x_lite.data import vocabularies
 
@@ -328,6 +340,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     to_theirs.add_argument("--family", default="", metavar="NAME", help="model_type; default: the one it came from")
     to_theirs.add_argument("--config", default="", metavar="FILE.py", help="needed when its tasks live in the file")
+
+    look = verb("attention", _attention, "attention maps of a text, as one page that opens offline")
+    look.add_argument("--workdir", required=True, metavar="DIR", help="of a run, or a directory that `import` made")
+    look.add_argument("--text", required=True, metavar="TEXT", help="in the form the model was trained on")
+    look.add_argument(
+        "--second",
+        default="",
+        metavar="TEXT",
+        help="an encoder's second; what a decoder reads (default: what it writes)",
+    )
+    look.add_argument("--output", default="", metavar="FILE.html", help="default: attention.html in DIR")
+    look.add_argument("--checkpoint", default="latest", metavar="WHICH", help="latest, best or a step")
+    look.add_argument("--config", default="", metavar="FILE.py", help="needed when its tasks live in the file")
 
     vocab = verb("vocab", _vocab, "train a SentencePiece vocabulary", takes_config=False)
     vocab.add_argument("--input", required=True, nargs="+", metavar="FILE", help="text files, one sentence a line")

@@ -1,6 +1,9 @@
 """A loaded model writes and scores as its parts do, whatever texts stand beside each other."""
 
+import base64
 import importlib.util
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ from test_hub import tiny
 from tiny_models import random_params
 
 import t5x_lite
+from t5x_lite import attention
 from t5x_lite.data.registry import Feature
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError
@@ -29,6 +33,7 @@ def test_what_it_writes_is_what_it_scores_and_neighbours_change_nothing(name):
     assert all(score < 0 for score in scores)
     with pytest.raises(ConfigError, match="classification"):
         model.classify(TEXTS)
+    check_attention(model.attention("</script> longer", "xy" if name == "t5" else ""), config)
     if name == "t5":
         vectors = model.embed(TEXTS)
         np.testing.assert_allclose(vectors, np.concatenate([model.embed([t]) for t in TEXTS]), atol=1e-5)
@@ -36,6 +41,24 @@ def test_what_it_writes_is_what_it_scores_and_neighbours_change_nothing(name):
     else:
         with pytest.raises(ConfigError, match="text_to_text or encoder_only"):
             model.embed(TEXTS)
+
+
+def check_attention(found, config):
+    """Rows over the tokens of the text alone, which sum to 1; the page has all of them, and needs nothing else."""
+    decoder = {"decoder": ["<s>", *"xy"]} if "encoder" in found.tokens else {"decoder": ["", *"</script> longer"]}
+    assert len(found.tokens["decoder"]) == len(decoder["decoder"])
+    sizes = {side: len(tokens) for side, tokens in found.tokens.items()}
+    assert set(found.maps) == ({"encoder", "decoder", "cross"} if len(sizes) == 2 else {"decoder"})
+    page = attention.page(found, "<title>")
+    data = json.loads(re.search(r"const data = (.*?), get = ", page)[1])
+    for name, map_NHLM in found.maps.items():
+        queries, keys = (sizes[side] for side in attention.QUERIES_AND_KEYS[name])
+        assert map_NHLM.shape == (1, config.num_heads, queries, keys)
+        np.testing.assert_allclose(map_NHLM.sum(-1), 1, atol=1e-5)
+        shown = np.frombuffer(base64.b64decode(data[name]["values"]), "<u2").reshape(data[name]["shape"]) / 65535
+        np.testing.assert_allclose(shown, map_NHLM, atol=1e-5)
+    assert not np.triu(found.maps["decoder"], 1).any()
+    assert page.count("</script>") == 1 and "&lt;title&gt;" in page and "http" not in page
 
 
 def test_a_language_model_goes_on_from_its_text_unless_a_task_taught_it_otherwise():

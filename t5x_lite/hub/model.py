@@ -12,6 +12,7 @@ import numpy as np
 
 from t5x_lite import checkpoint, decode, evaluate, experiment, models
 from t5x_lite import config as configs
+from t5x_lite.attention import QUERIES_AND_KEYS, AttentionMaps
 from t5x_lite.batch import Batch
 from t5x_lite.data import convert, pipeline, vocabularies
 from t5x_lite.data.registry import Feature, Task
@@ -19,7 +20,7 @@ from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.losses import token_losses
-from t5x_lite.models import presets
+from t5x_lite.models import intermediates, presets
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.writers import read_metrics
 
@@ -107,6 +108,32 @@ class Model:
         logits_BC = np.asarray(self(self.tokenize(texts, pairs))["classification"])[:, 0].astype(np.float64)
         probabilities_BC = np.exp(logits_BC - np.logaddexp.reduce(logits_BC, axis=1, keepdims=True))
         return [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities_BC]
+
+    def attention(self, text: str, second: str = "") -> AttentionMaps:
+        """Where every head of every layer looks in one text. second: an encoder's second text; of text-to-text what the
+        decoder reads, "": what it would write."""
+        fields = {"inputs": text}
+        if self.config.architecture == "text_to_text":
+            fields["targets"] = second or self.generate([text])[0]
+            converter = self._converter([fields], tuple(fields))
+            batch = pipeline.example_batch([fields], self._task(("inputs",)), converter, self.vocabulary, batch_rows=1)
+        else:
+            batch = self.tokenize([text], [second] if second else None)
+        found = self._look(self.params, batch)
+        length = {k.removesuffix("_segment_ids"): int((v > 0).sum()) for k, v in batch.items() if "segment_ids" in k}
+        tokens = {
+            side: [self.vocabulary.show([i]) for i in batch[f"{side}_input_tokens"][0, :count].tolist()]
+            for side, count in length.items()
+        }
+        maps = {}
+        for name in (name for name in QUERIES_AND_KEYS if name in found):
+            queries, keys = (length[side] for side in QUERIES_AND_KEYS[name])
+            maps[name] = np.asarray(found[name])[:, 0, :, :queries, :keys]
+        return AttentionMaps(tokens, maps)
+
+    @functools.cached_property
+    def _look(self) -> Callable:
+        return jax.jit(lambda params, batch: intermediates.apply(self.module, params, batch)[1].attention)
 
     @functools.cached_property
     def module(self) -> Any:
