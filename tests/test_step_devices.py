@@ -24,6 +24,8 @@ CASES = {
     "gpt_neo scanned": ("gpt_neo", {"scan_layers": True}, (2, 2, 2), "adamw"),
     "t5 decoder": ("t5_decoder", {"num_decoder_layers": 1}, (1, 4, 2), "adamw"),
     "bart": ("bart", ONE_LAYER, (2, 2, 2), "adamw"),
+    "cbow": ("cbow", {}, (2, 2, 2), "adamw"),
+    "elmo": ("elmo", {"num_encoder_layers": 1}, (1, 4, 2), "adamw"),
     "roberta": ("roberta", {"num_encoder_layers": 1}, (1, 4, 2), "adamw"),
     "distilbert": ("distilbert", {"heads": HEADS, "num_classes": 3, "num_encoder_layers": 1}, (2, 2, 2), "adamw"),
 }

@@ -37,6 +37,8 @@ OTHERS: dict[str, ModelConfig] = {
     "roberta": preset("roberta_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
     "distilbert": preset("distilbert_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
     "gpt_neo": preset("gpt_neo_125m", **SIZES, max_positions=64, local_window=3, num_decoder_layers=2),
+    "cbow": preset("cbow_tiny", **SIZES, **NO_DROPOUT, local_window=2),
+    "elmo": preset("elmo_tiny", **SIZES, **NO_DROPOUT, num_encoder_layers=2),
     "bart": preset("bart_base", **SIZES, **BOTH, **NO_DROPOUT, max_positions=64),
 }
 

@@ -21,15 +21,19 @@ def build(config: ModelConfig, constrain: "Constrain | None" = None) -> "nn.Modu
 
     Parameters come boxed as `nn.Partitioned` with their logical axis names. `constrain(array, axes)` is
     called on activations with theirs, and returns the array, laid out as the mesh wants it.
-    The output is a dict of float32 arrays, one per head: "lm", "mlm", "nsp", "classification", "regression".
+    The output is a dict of float32 arrays, one per head: "lm", or those of `config.heads`.
     """
+    from t5x_lite.models.cbow import ContinuousBagOfWords
     from t5x_lite.models.decoder_only import DecoderOnly
+    from t5x_lite.models.elmo import Elmo
     from t5x_lite.models.encoder_only import EncoderOnly
     from t5x_lite.models.layers import unconstrained
     from t5x_lite.models.text_to_text import TextToText
 
+    config.validate()
+    bodies = {"cbow": ContinuousBagOfWords, "elmo": Elmo}
     families = {"text_to_text": TextToText, "encoder_only": EncoderOnly, "decoder_only": DecoderOnly}
-    return families[config.validate().architecture](config, constrain or unconstrained)
+    return bodies.get(config.body, families[config.architecture])(config, constrain or unconstrained)
 
 
 def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, jax.Array]") -> Any:

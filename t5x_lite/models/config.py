@@ -13,6 +13,7 @@ from t5x_lite.lookup import unknown
 
 CHOICES = {
     "architecture": ("text_to_text", "encoder_only", "decoder_only"),
+    "body": ("transformer", "cbow", "elmo"),
     "norm": ("rms", "layer"),
     "norm_position": ("pre", "post"),
     "activation": ("relu", "gelu_tanh", "gelu_erf", "silu"),
@@ -43,6 +44,7 @@ class ModelConfig:
     num_encoder_layers: int = 0
     num_decoder_layers: int = 0
     # parts
+    body: str = "transformer"  # of an encoder also cbow or elmo: the ancestors, for comparison
     norm: str = "rms"
     norm_position: str = "pre"
     norm_epsilon: float = 1e-6
@@ -62,7 +64,7 @@ class ModelConfig:
     rotary_base: float = 10000.0
     rotary_factor: float = 1.0  # Llama 3.1: wavelengths beyond its original_positions are stretched so far
     rotary_original_positions: int = 8192
-    local_window: int = 0  # every second layer sees so many latest tokens only (GPT-Neo)
+    local_window: int = 0  # every second layer sees so many latest tokens only (GPT-Neo); CBOW: neighbours on each side
     parallel_block: bool = False  # attention and MLP side by side behind one norm (GPT-J)
     share_layers: bool = False  # all layers of a stack are one (ALBERT)
     embedding_dim: int = 0  # of the embedding tables where it is not d_model (ALBERT)
@@ -164,6 +166,15 @@ class ModelConfig:
             )
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even one")
+        if self.body != "transformer" and (
+            self.architecture != "encoder_only"
+            or {"token_classification", "span"} & set(self.heads)
+            or self.d_model % 2
+        ):
+            raise ConfigError(
+                f"model.body={self.body!r} is of encoder_only models with an even d_model, without the heads "
+                f"token_classification and span; it is {self.architecture}, d_model={self.d_model}, heads={self.heads}"
+            )
         if self.heads and self.architecture != "encoder_only":
             raise ConfigError(f"model.heads={self.heads}; heads belong to encoder_only, not {self.architecture}")
         if set(CLASS_HEADS) & set(self.heads) and self.num_classes < 2:

@@ -307,6 +307,8 @@ PRESETS: dict[str, ModelConfig] = {
     # For a CPU: first steps and tests. The vocabulary is the data's: override vocab_size.
     "t5_tiny": t5_1_1(128, 4, 2, 32, 256, vocab_size=4096, tie_embeddings=True, logits_scale="rsqrt_d_model"),
     "bert_tiny": bert(128, 4, 2, vocab_size=4096, max_positions=256),
+    "cbow_tiny": bert(128, 4, 1, vocab_size=4096, body="cbow", heads=("mlm",), local_window=5, positions="sinusoidal"),
+    "elmo_tiny": bert(128, 4, 2, vocab_size=4096, body="elmo", heads=("mlm",), positions="sinusoidal"),
     "gpt2_tiny": gpt2(128, 4, 2, vocab_size=4096, max_positions=512),
 }
 

@@ -1,0 +1,54 @@
+"""CBOW (Mikolov et al. 2013, §3.1): a word from its neighbours, a text as the mean of its words. It knows no order."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.encoder_only import example_outputs
+from t5x_lite.models.layers import Constrain, Dense, Embedding, subkey, unconstrained
+
+
+class ContinuousBagOfWords(nn.Module):
+    """Reads what `EncoderOnly` reads, and has its heads but for those of every token."""
+
+    config: ModelConfig
+    constrain: Constrain = unconstrained
+
+    @nn.compact
+    def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
+        config = self.config
+        key = self.make_rng("dropout") if train and config.has_dropout else None
+        table = Embedding(config, config.vocab_size, "vocab", constrain=self.constrain, name="token_embedding")
+        x_BSD = table(batch["encoder_input_tokens"])
+        outputs = {}
+        if "mlm" in config.heads:
+            context_BPD = mean(x_BSD, neighbours(batch, config.local_window))
+            shape, axes = (config.d_model, config.vocab_size), ("embed", "vocab")
+            logits_BPV = Dense(config, shape, axes, "head", dtype="float32", name="output")(context_BPD)
+            outputs["mlm"] = self.constrain(logits_BPV, ("batch", "length", "vocab"))
+        outputs |= (
+            example_outputs(config, mean(x_BSD, own_tokens(batch)), subkey(key, 0)) if config.pooled_heads else {}
+        )
+        return outputs or {"hidden": x_BSD.astype(jnp.float32)}
+
+
+def mean(x_BSD: jax.Array, chosen_BPS: jax.Array) -> jax.Array:
+    """The mean of the chosen positions' vectors, [B, P, D]; 0 where none is."""
+    weights_BPS = chosen_BPS / jnp.maximum(chosen_BPS.sum(axis=-1, keepdims=True), 1)
+    return jnp.einsum("BPS,BSD->BPD", weights_BPS.astype(x_BSD.dtype), x_BSD)
+
+
+def neighbours(batch, window: int) -> jax.Array:
+    """Which positions of the same example are within `window` of each masked one, but not itself, bool [B, P, S]."""
+    positions_BP, segment_ids_BS = batch["mlm_positions"], batch["encoder_segment_ids"]
+    distance_BPS = jnp.abs(jnp.arange(segment_ids_BS.shape[1]) - positions_BP[..., None])
+    own_BP = jnp.take_along_axis(segment_ids_BS, positions_BP, axis=1)
+    return (distance_BPS > 0) & (distance_BPS <= window) & (segment_ids_BS[:, None, :] == own_BP[..., None])
+
+
+def own_tokens(batch) -> jax.Array:
+    """Which positions are of each example, bool [B, E, S]."""
+    segment_ids_BS = batch["encoder_segment_ids"]
+    own_BE = jnp.take_along_axis(segment_ids_BS, batch["pooled_positions"], axis=1)
+    return segment_ids_BS[:, None, :] == own_BE[..., None]

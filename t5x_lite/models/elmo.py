@@ -1,0 +1,93 @@
+"""ELMo (Peters et al. 2018): two language models of LSTMs, from left and from right, whose layers are mixed."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from t5x_lite.models.cbow import mean, own_tokens
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.encoder_only import example_outputs, rows_at
+from t5x_lite.models.layers import (
+    Constrain,
+    Dense,
+    Embedding,
+    named,
+    residual_dropout,
+    subkey,
+    unconstrained,
+    vocabulary_bias,
+)
+
+
+class Elmo(nn.Module):
+    """Reads what `EncoderOnly` reads, and has its heads but for those of every token.
+
+    A masked token is predicted from the states before and behind it: the two models' logits are added. The layers'
+    mixture (§3.2) is meant for the example: the weights are learned with the head.
+    """
+
+    config: ModelConfig
+    constrain: Constrain = unconstrained
+
+    @nn.compact
+    def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
+        config = self.config
+        key = self.make_rng("dropout") if train and config.has_dropout else None
+        table = Embedding(config, config.vocab_size, "vocab", constrain=self.constrain, name="token_embedding")
+        x_BSD = residual_dropout(table(batch["encoder_input_tokens"]), config, subkey(key, 0))
+        segment_ids_BS = batch["encoder_segment_ids"]
+        goes_on_BS = segment_ids_BS[:, 1:] == segment_ids_BS[:, :-1]  # the next token is of the same example
+        keep = {
+            "forward": jnp.pad(goes_on_BS, ((0, 0), (1, 0))),
+            "backward": jnp.pad(goes_on_BS, ((0, 0), (0, 1))),
+        }
+        states = dict.fromkeys(keep, x_BSD)
+        layers = [x_BSD]
+        for layer in range(config.num_encoder_layers):
+            new = {side: self.lstm(f"{side}_{layer}", states[side], keep[side]) for side in keep}
+            new = {side: residual_dropout(h, config, subkey(key, layer + 1)) for side, h in new.items()}
+            states = {side: new[side] + states[side] if layer else new[side] for side in keep}
+            layers.append(jnp.concatenate([states["forward"], states["backward"]], axis=-1))
+        outputs = {}
+        if "mlm" in config.heads:
+            at = {"forward": batch["mlm_positions"] - 1, "backward": batch["mlm_positions"] + 1}
+            last = segment_ids_BS.shape[1] - 1
+            hidden_BPD = sum(
+                Dense(config, (config.d_model // 2, config.d_model), ("mlp", "embed"), "head", name=f"{side}_out")(
+                    rows_at(states[side], jnp.clip(at[side], 0, last))
+                )
+                for side in keep
+            )
+            logits_BPV = table.attend(self.constrain(hidden_BPD, ("batch", "length", "embed")))
+            outputs["mlm"] = self.constrain(logits_BPV + vocabulary_bias(self, config), ("batch", "length", "vocab"))
+        if config.pooled_heads or not outputs:
+            shares_N = self.param("mixture", named(nn.initializers.zeros, ("norm",)), (len(layers),), jnp.float32)
+            mixed_BSD = sum(s * h for s, h in zip(jax.nn.softmax(shares_N), layers, strict=True))
+            if not outputs and not config.pooled_heads:
+                return {"hidden": mixed_BSD.astype(jnp.float32)}
+            outputs |= example_outputs(config, mean(mixed_BSD, own_tokens(batch)), subkey(key, 99))
+        return outputs
+
+    def lstm(self, name: str, x_BSD: jax.Array, keep_BS: jax.Array) -> jax.Array:
+        """The states of D/2 cells, [B, S, D/2], which begin anew with every example."""
+        config, features = self.config, self.config.d_model // 2
+        matrix = ("embed", "mlp")
+        cell = nn.OptimizedLSTMCell(
+            features,
+            kernel_init=named(nn.initializers.lecun_normal(), matrix),
+            recurrent_kernel_init=named(nn.initializers.orthogonal(), matrix),
+            bias_init=named(nn.initializers.zeros, ("mlp",)),
+            dtype=config.dtype,
+            name=name,
+        )
+
+        def step(cell: nn.OptimizedLSTMCell, carry, inputs):
+            x_BD, keep_B = inputs
+            return cell(jax.tree.map(lambda state: jnp.where(keep_B[:, None], state, 0), carry), x_BD)
+
+        scanned = nn.scan(
+            step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1,
+            reverse=name.startswith("backward"),
+        )  # fmt: skip
+        nothing = jnp.zeros((x_BSD.shape[0], features), config.dtype)
+        return scanned(cell, (nothing, nothing), (x_BSD, keep_BS))[1]
