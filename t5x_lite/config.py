@@ -137,7 +137,7 @@ def base() -> Config:
     cfg.optimizer.epsilon = 1e-8  # adamw
     cfg.optimizer.weight_decay = 0.0  # decoupled, times the learning rate; never on biases and norms
     cfg.optimizer.clip_norm = 1.0  # of the global gradient; 0: no clipping
-    cfg.optimizer.trained = ""  # a regular expression over parameter paths: only these learn; "": all, or LoRA's
+    cfg.optimizer.trained = ""  # a regular expression over parameter paths: only these learn; "": all, or those added
 
     cfg.schedule = ConfigDict()
     cfg.schedule.name = "rsqrt"  # constant | linear | cosine | rsqrt

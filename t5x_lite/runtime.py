@@ -54,7 +54,7 @@ def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
 def which_trained(experiment: Experiment, on_devices: Runtime) -> Trained:
     """Which parameters learn."""
     params = step.abstract_params(on_devices.module, on_devices.example)
-    return trained.chosen(experiment.cfg.optimizer.trained, params, has_lora=experiment.model.lora_rank > 0)
+    return trained.chosen(experiment.cfg.optimizer.trained, params, has_added=experiment.model.has_added)
 
 
 def make_optimizer(

@@ -12,19 +12,21 @@ from t5x_lite.errors import ConfigError
 Trained = Callable[[str], bool]  # the path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> does it learn?
 
 HEADS = r"(classification|regression|token_classification|span|multiple_choice|pooler)/.*"
-WITH_LORA = rf".*/lora_[ab]|{HEADS}"  # what learns where model.lora_rank is set and nothing else is said
+ADDED = (
+    rf".*/lora_[ab]|.*_adapter/.*|{HEADS}"  # what learns where a model has added parameters and nothing else is said
+)
 
 
 def everything(path: str) -> bool:
     return True
 
 
-def chosen(pattern: str, tree: dict[str, Any], has_lora: bool) -> Trained:
-    """The parameters whose whole path matches a regular expression; "": all, or those that LoRA adds and the heads.
+def chosen(pattern: str, tree: dict[str, Any], has_added: bool) -> Trained:
+    """The parameters whose whole path matches a regular expression; "": all, or those that are added and the heads.
 
     Raises ConfigError for a pattern that is none, or that matches none of the tree's paths.
     """
-    pattern = pattern or (WITH_LORA if has_lora else "")
+    pattern = pattern or (ADDED if has_added else "")
     if not pattern:
         return everything
     try:

@@ -25,14 +25,14 @@ def paths(tree) -> dict[str, np.ndarray]:
 def test_split_and_merge_are_inverse():
     tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
     for pattern in ("a/.*", "e", ".*", "a/b|e"):
-        matches = trained.chosen(pattern, tree, has_lora=False)
+        matches = trained.chosen(pattern, tree, has_added=False)
         one, other = trained.split(tree, matches)
         assert trained.merge(one, other) == tree
         assert set(paths(one)) == {path for path in paths(tree) if re.fullmatch(pattern, path)}
     with pytest.raises(ConfigError, match="matches no parameter"):
-        trained.chosen("b", tree, has_lora=False)
+        trained.chosen("b", tree, has_added=False)
     with pytest.raises(ConfigError, match="no regular expression"):
-        trained.chosen("(", tree, has_lora=False)
+        trained.chosen("(", tree, has_added=False)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,9 @@ def test_split_and_merge_are_inverse():
             "t5",
             "adafactor",
             {"lora_rank": 2, "scan_layers": True, "lora_targets": ("query", "out", "wo")},
-            trained.WITH_LORA,
+            trained.ADDED,
         ),
+        ("gpt_j", "adamw", {"adapter_dim": 2, "num_decoder_layers": 1}, trained.ADDED),
     ],
 )
 def test_what_does_not_learn_stays_bit_equal_and_has_no_state(family, optimizer, changes, pattern):
@@ -61,6 +62,18 @@ def test_what_does_not_learn_stays_bit_equal_and_has_no_state(family, optimizer,
     count = sum(after[path].size for path in after if matches(path))
     held = sum(leaf.size for leaf in jax.tree.leaves(run.state.opt_state) if leaf.ndim)
     assert 0 < held <= 2 * count
+
+
+@pytest.mark.parametrize("family", ["albert", "t5_1_1"])
+def test_adapters_begin_as_nothing(family):
+    config = FAMILIES[family]
+    adapted = dataclasses.replace(config, adapter_dim=3)
+    params, batch = random_params(adapted), random_batch(config)
+    without = trained.split(params, lambda path: "_adapter/" not in path)[0]
+    nothing = jax.tree_util.tree_map_with_path(lambda p, x: 0 * x if path_text(p).endswith("/up") else x, params)
+    plain = forward(config, without, batch)
+    assert_trees_close(forward(adapted, nothing, batch), plain, atol=1e-6)
+    assert not all(np.allclose(x, plain[head], atol=1e-2) for head, x in forward(adapted, params, batch).items())
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

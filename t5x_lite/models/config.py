@@ -86,6 +86,7 @@ class ModelConfig:
     lora_rank: int = 0  # of the matrices added to dense layers (models/lora.py); 0: none
     lora_alpha: float = 16.0  # they are scaled by lora_alpha / lora_rank
     lora_targets: tuple = ("query", "value")  # names of the layers: query key value out wi wi_0 wi_1 wo
+    adapter_dim: int = 0  # width of the adapters behind each sublayer (models/adapter.py); 0: none
     # training
     dropout_rate: float = 0.0  # embeddings, residual branches, pooled output before a classification head
     attention_dropout_rate: float = 0.0  # attention weights
@@ -111,6 +112,11 @@ class ModelConfig:
     @property
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def has_added(self) -> bool:
+        """Whether it has parameters that are added to a model to be trained alone."""
+        return self.lora_rank > 0 or self.adapter_dim > 0
 
     @property
     def has_dropout(self) -> bool:
@@ -143,8 +149,9 @@ class ModelConfig:
         for target in self.lora_targets:
             if target not in LORA_TARGETS:
                 raise ConfigError(unknown("model.lora_targets entry", target, LORA_TARGETS))
-        if self.lora_rank < 0:
-            raise ConfigError(f"model.lora_rank={self.lora_rank}; it must be at least 0, which is no LoRA")
+        for field in ("lora_rank", "adapter_dim"):
+            if getattr(self, field) < 0:
+                raise ConfigError(f"model.{field}={getattr(self, field)}; it must be at least 0, which is none")
         if self.num_heads % self.kv_heads:
             raise ConfigError(
                 f"model.num_heads={self.num_heads} is not divisible by model.num_kv_heads={self.num_kv_heads}"

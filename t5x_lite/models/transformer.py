@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from t5x_lite.models.adapter import Adapter
 from t5x_lite.models.attention import INTERMEDIATES, Attention, extend, segment_mask
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, Embedding, Mlp, Norm, residual_dropout, subkey, unconstrained
@@ -56,9 +57,13 @@ class Block(nn.Module):
         pre = config.norm_position == "pre"
         self.sow(INTERMEDIATES, "hidden", x_BLD)
 
+        def adapted(name: str, y_BLD: jax.Array) -> jax.Array:
+            return Adapter(config, name=f"{name}_adapter")(y_BLD) if config.adapter_dim else y_BLD
+
         def branch(name: str, purpose: int, layer, x_BLD: jax.Array) -> jax.Array:
             norm = Norm(config, name=f"{name}_norm")
-            y_BLD = residual_dropout(layer(norm(x_BLD) if pre else x_BLD), config, subkey(key, purpose))
+            y_BLD = adapted(name, layer(norm(x_BLD) if pre else x_BLD))
+            y_BLD = residual_dropout(y_BLD, config, subkey(key, purpose))
             x_BLD = x_BLD + y_BLD if pre else norm(x_BLD + y_BLD)
             return self.constrain(x_BLD, ("batch", "length", "embed"))
 
@@ -75,8 +80,8 @@ class Block(nn.Module):
         mlp = Mlp(config, self.constrain, name="mlp")
         if config.parallel_block:
             y_BLD = Norm(config, name="self_attention_norm")(x_BLD)
-            x_BLD += residual_dropout(self_attention(y_BLD), config, subkey(key, 1))
-            x_BLD += residual_dropout(mlp(y_BLD, subkey(key, 4)), config, subkey(key, 5))
+            x_BLD += residual_dropout(adapted("self_attention", self_attention(y_BLD)), config, subkey(key, 1))
+            x_BLD += residual_dropout(adapted("mlp", mlp(y_BLD, subkey(key, 4))), config, subkey(key, 5))
             return self.constrain(x_BLD, ("batch", "length", "embed")), (None if cache is None else new)
         x_BLD = branch("self_attention", 1, self_attention, x_BLD)
         if self.cross:
