@@ -47,6 +47,7 @@ NOT_NEGATIVE = (
     "optimizer.learning_rate",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
+    "optimizer.unfreeze_every_steps",
     "schedule.warmup_steps",
     "loss.z_loss",
     "loss.label_smoothing",
@@ -75,7 +76,14 @@ WANDB_MODES = ("disabled", "offline", "online")
 ON_NONFINITE = ("stop", "skip", "rollback")
 # What another value of a key means to a run that has a checkpoint; of several prefixes that fit, the longest counts.
 ON_RESUME = {
-    "refuse": ("seed", "model.", "data.", "optimizer.name", "optimizer.trained"),  # they decide what its steps are
+    "refuse": (
+        "seed",
+        "model.",
+        "data.",
+        "optimizer.name",
+        "optimizer.trained",
+        "optimizer.unfreeze_every_steps",
+    ),  # they decide what its steps are
     "warn": (  # it goes on, but no longer as an uninterrupted run would
         *("optimizer.", "schedule.", "loss.", "train.microbatches", "train.on_nonfinite", "init.", "mesh"),
         *("model.dropout_", "model.attention_dropout_rate", "model.dtype"),
@@ -138,6 +146,7 @@ def base() -> Config:
     cfg.optimizer.weight_decay = 0.0  # decoupled, times the learning rate; never on biases and norms
     cfg.optimizer.clip_norm = 1.0  # of the global gradient; 0: no clipping
     cfg.optimizer.trained = ""  # a regular expression over parameter paths: only these learn; "": all, or those added
+    cfg.optimizer.unfreeze_every_steps = 0  # the last layers learn first, each one before so much later; 0: all at once
 
     cfg.schedule = ConfigDict()
     cfg.schedule.name = "rsqrt"  # constant | linear | cosine | rsqrt

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from t5x_lite import batch as batches
-from t5x_lite import losses, optim, sharding, step, trained
+from t5x_lite import losses, optim, sharding, step, trained, unfreezing
 from t5x_lite.batch import Batch
 from t5x_lite.experiment import Experiment
 from t5x_lite.models import build
@@ -80,6 +80,8 @@ def make_optimizer(
         b2=cfg.optimizer.b2,
         epsilon=cfg.optimizer.epsilon,
     )
+    if cfg.optimizer.unfreeze_every_steps:
+        optimizer = unfreezing.gradually(optimizer, cfg.optimizer.unfreeze_every_steps)
     return optimizer, schedule
 
 

@@ -5,14 +5,15 @@ import re
 
 import jax
 import numpy as np
+import optax
 import pytest
 from tiny_models import FAMILIES, forward, random_batch, random_params
 from training import assert_trees_close, start
 
-from t5x_lite import trained
+from t5x_lite import trained, unfreezing
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import lora
-from t5x_lite.models.transformer import stack_layers
+from t5x_lite.models.transformer import stack_layers, unstack_layers
 from t5x_lite.sharding import path_text
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -62,6 +63,19 @@ def test_what_does_not_learn_stays_bit_equal_and_has_no_state(family, optimizer,
     count = sum(after[path].size for path in after if matches(path))
     held = sum(leaf.size for leaf in jax.tree.leaves(run.state.opt_state) if leaf.ndim)
     assert 0 < held <= 2 * count
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_layers_begin_to_learn_from_the_last(scan_layers):
+    config = dataclasses.replace(FAMILIES["t5_1_1"], scan_layers=scan_layers)
+    optimizer = unfreezing.gradually(optax.adamw(0.01, weight_decay=0.1), every_steps=2)
+    run = start(config, optimizer=optimizer, drawn=True)
+    unrolled = unstack_layers if scan_layers else lambda params: params
+    before = paths(unrolled(jax.device_get(run.state.params)))
+    for steps, late in ((2, "/layers_0/"), (1, "none")):
+        after = paths(unrolled(jax.device_get(run.advance(steps).state.params)))
+        same = {path for path in after if np.array_equal(before[path], after[path])}
+        assert same == {path for path in after if late in path}
 
 
 @pytest.mark.parametrize("family", ["albert", "t5_1_1"])
