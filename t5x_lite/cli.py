@@ -193,11 +193,13 @@ def _cache(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _import(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from t5x_lite.hub import interchange
+    from t5x_lite.hub import download, interchange
 
     out = Path(arguments.output)
+    is_remote = arguments.source.startswith(download.PREFIX)
+    source = download.fetch(arguments.source) if is_remote else Path(arguments.source)
     allow = tuple(name for name in arguments.allow.split(",") if name)
-    report = interchange.import_directory(Path(arguments.source), out, allow=allow, vocab_size=arguments.vocab_size)
+    report = interchange.import_directory(source, out, allow=allow, vocab_size=arguments.vocab_size)
     print("\n".join(report.lines()) if arguments.verbose else report)
     print(f"{out}: start from it with --config.model.preset={out} --config.init.checkpoint={out}")
 
@@ -323,7 +325,11 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--beam", default="", metavar="FLAGS", help="Beam's own, in quotes (the README has some)")
 
     to_ours = verb("import", _import, "make a checkpoint of a directory in Hugging Face format", takes_config=False)
-    to_ours.add_argument("source", metavar="DIR", help="with config.json, model.safetensors and the tokenizer's files")
+    to_ours.add_argument(
+        "source",
+        metavar="DIR",
+        help="with config.json, model.safetensors and the tokenizer's files; hf://OWNER/NAME@COMMIT; a T5X checkpoint",
+    )
     to_ours.add_argument("output", metavar="OUT", help="a new directory, to start runs from")
     to_ours.add_argument("--vocab-size", type=int, default=0, metavar="N", help="rows of the embedding table")
     to_ours.add_argument(

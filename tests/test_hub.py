@@ -1,6 +1,7 @@
 """Hugging Face directories: there and back, what the report says, and what a broken or hostile one is answered."""
 
 import dataclasses
+import fnmatch
 import json
 import shutil
 import struct
@@ -15,11 +16,12 @@ import t5x_lite
 from t5x_lite import cli
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import CheckpointError, ConfigError, UserError
-from t5x_lite.hub import adapters, interchange, mapping, parameters, weights
+from t5x_lite.hub import adapters, download, interchange, mapping, parameters, t5x, weights
 from t5x_lite.hub.families import FAMILIES
 from t5x_lite.hub.model import Model
 from t5x_lite.models import lora, presets
 from t5x_lite.models.transformer import stack_layers
+from t5x_lite.sharding import path_text
 
 LAYERS = {"text_to_text": ("num_encoder_layers", "num_decoder_layers"), "encoder_only": ("num_encoder_layers",)}
 
@@ -333,3 +335,51 @@ def test_every_preset_has_its_family_but_the_first_transformer(name):
     config = presets.PRESETS[name]
     family = mapping.family_for(config)
     assert family.base.architecture == config.architecture
+
+
+def test_a_t5x_directory_is_imported(tmp_path):
+    """Every parameter a zarr array of its own, heads and their dimension in one, as T5X writes them."""
+    import tensorstore
+
+    config = tiny("t5", vocab_size=64)
+    params = random_params(config)
+    theirs = {ours: name for name, ours in t5x.NAMES.items()}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        parts = path_text(path).split("/")
+        attention = "attention" if parts[0] == "encoder" else "self_attention"
+        names = theirs | {"final_norm": f"{parts[0]}_norm", "self_attention": attention}
+        names["self_attention_norm"] = f"pre_{attention}_layer_norm"
+        if parts[0] == "token_embedding":
+            names["embedding"] = "embedding"
+        name = ".".join(names.get(part, part) for part in parts)
+        array = np.asarray(leaf)
+        if parts[-1] == "kernel" and array.ndim == 3:
+            inputs = 2 if parts[-2] == "out" else 1
+            array = array.reshape(int(np.prod(array.shape[:inputs])), -1)
+        store = {"driver": "file", "path": str(tmp_path / "t5x" / f"target.{name}")}
+        spec = {"driver": "zarr", "kvstore": store, "metadata": {"compressor": {"id": "gzip"}}}
+        tensorstore.open(spec, create=True, dtype="float32", shape=array.shape).result().write(array).result()
+    report = interchange.import_directory(tmp_path / "t5x", tmp_path / "out")
+    assert {row.status for row in report.rows} == {"loaded"}
+    assert presets.stored(tmp_path / "out") == config
+    got = t5x.load(tmp_path / "t5x")[1]
+    assert_same(got, params)
+    next((tmp_path / "t5x").glob("target.decoder*/.zarray")).write_text("{}")
+    with pytest.raises(CheckpointError, match="no T5X checkpoint"):
+        interchange.import_directory(tmp_path / "t5x", tmp_path / "out2")
+
+
+def test_downloads_are_pinned_and_hold_no_pickle(tmp_path, monkeypatch):
+    """Without a network: what would be asked of the hub."""
+    hub = pytest.importorskip("huggingface_hub", reason="the extra `hub`")
+    asked = {}
+    directory, _, _ = theirs(tmp_path)
+    monkeypatch.setattr(hub, "snapshot_download", lambda repo_id, **options: asked.update(options) or str(directory))
+    revision = "0123456789" * 4
+    assert cli.run(["import", f"hf://google-bert/bert@{revision}", str(tmp_path / "out")]) == 0
+    assert asked["revision"] == revision
+    assert not any(fnmatch.fnmatch(name, p) for name in ("a.bin", "a.pt", "a.py") for p in asked["allow_patterns"])
+    assert (tmp_path / "out" / "checkpoints" / "0").is_dir()
+    for source in ("hf://google-bert/bert", "hf://google-bert/bert@main", "hf://bert/a/b@" + revision):
+        with pytest.raises(ConfigError, match="hf://OWNER/NAME@REVISION"):
+            download.fetch(source)

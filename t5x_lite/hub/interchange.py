@@ -42,13 +42,13 @@ SETTINGS = "huggingface.json"
 
 
 def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), vocab_size: int = 0) -> ImportReport:
-    """Makes the directory `out` from one in Hugging Face format, or from a T5X checkpoint of one file; nothing is left
-    of it where anything fails.
+    """Makes the directory `out` from one in Hugging Face format, or from a T5X checkpoint; nothing is left of
+    it where anything fails.
 
     vocab_size: rows of the embedding table, for a vocabulary that is larger or smaller; 0: as it is.
     allow: tensors and parameters that may go without the other; see `parameters.load`.
     """
-    if source.is_file() and source.suffix not in (*weights.PICKLES, ".safetensors"):
+    if t5x.is_directory(source) or (source.is_file() and source.suffix not in (*weights.PICKLES, ".safetensors")):
         config, params, report = t5x.load(source)
         with _new_directory(out) as directory:
             _write_checkpoint(directory, config, params, report)

@@ -1,4 +1,5 @@
-"""T5X's checkpoints of one msgpack file: their parameter names as ours, and the model that the shapes describe."""
+"""T5X's checkpoints, of one msgpack file or a directory of zarr arrays: their parameter names as ours, and the model
+that the shapes describe."""
 
 import dataclasses
 import math
@@ -36,20 +37,14 @@ def load(path: Path) -> tuple[ModelConfig, dict[str, Any], ImportReport]:
 
     A checkpoint of a T5 names no activation: gated MLPs are taken for T5 1.1's, with the tanh gelu, others for 1.0's.
     """
-    from flax import serialization
-
     try:
-        stored = serialization.msgpack_restore(path.read_bytes())
-        target = stored["optimizer"]["target"] if "optimizer" in stored else stored["target"]
-        flat = {path_text(p): x for p, x in jax.tree_util.tree_flatten_with_path(target)[0]}
-        if not all(isinstance(x, np.ndarray) for x in flat.values()):
-            raise ValueError("not all of its parameters are arrays")
+        flat = _of_directory(path) if path.is_dir() else _of_file(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # msgpack raises whatever its bytes lead it into
+    except Exception as error:  # msgpack and tensorstore raise whatever the bytes lead them into
         raise CheckpointError(
-            f"{path} is no T5X checkpoint in one msgpack file ({type(error).__name__}: {str(error)[:100]}); "
-            "give that file, or a directory in Hugging Face format"
+            f"{path} is no T5X checkpoint ({type(error).__name__}: {str(error)[:100]}); give its msgpack file, its "
+            "directory with target.… in it, or a directory in Hugging Face format"
         ) from error
     ours = {rename(name): name for name in flat}
     try:
@@ -68,6 +63,34 @@ def load(path: Path) -> tuple[ModelConfig, dict[str, Any], ImportReport]:
         parameters.insert(tree, name, jax.device_put(value, layout.sharding(axes)))
     rows = (Row(ours[name], flat[ours[name]].shape, "loaded", name) for name in shapes)
     return config, tree, ImportReport(tuple(rows))
+
+
+def is_directory(path: Path) -> bool:
+    """Whether it is one of T5X's directories, in which every parameter is a directory of zarr's."""
+    return any(path.glob("target.*/.zarray"))
+
+
+def _of_file(path: Path) -> dict[str, np.ndarray]:
+    from flax import serialization
+
+    stored = serialization.msgpack_restore(path.read_bytes())
+    target = stored["optimizer"]["target"] if "optimizer" in stored else stored["target"]
+    flat = {path_text(p): x for p, x in jax.tree_util.tree_flatten_with_path(target)[0]}
+    if not all(isinstance(x, np.ndarray) for x in flat.values()):
+        raise ValueError("not all of its parameters are arrays")
+    return flat
+
+
+def _of_directory(path: Path) -> dict[str, np.ndarray]:
+    """Only what lies in the directory is read, wherever its own index says that the arrays are."""
+    import tensorstore
+
+    def read(directory: Path) -> np.ndarray:
+        store = {"driver": "file", "path": str(directory.absolute())}
+        return tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result().read().result()
+
+    found = sorted(found.parent for found in path.glob("target.*/.zarray"))
+    return {d.name.removeprefix("target.").replace(".", "/"): read(d).astype(np.float32) for d in found}
 
 
 def rename(path: str) -> str:
