@@ -199,6 +199,7 @@ def _converter(cfg: Config, model: ModelConfig, choices: int) -> convert.Convert
             data.on_long,
             start_id=model.decoder_start_id,
             fairseq_marks=model.fairseq_marks,
+            prompt_tokens=model.prompt_tokens,
         )
     if model.architecture == "decoder_only":
         denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()

@@ -12,9 +12,7 @@ from t5x_lite.errors import ConfigError
 Trained = Callable[[str], bool]  # the path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> does it learn?
 
 HEADS = r"(classification|regression|token_classification|span|multiple_choice|pooler)/.*"
-ADDED = (
-    rf".*/lora_[ab]|.*_adapter/.*|{HEADS}"  # what learns where a model has added parameters and nothing else is said
-)
+ADDED = rf".*/lora_[ab]|.*_adapter/.*|prompt|{HEADS}"  # what learns where there is such, and nothing else is said
 
 
 def everything(path: str) -> bool:

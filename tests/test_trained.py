@@ -11,6 +11,8 @@ from tiny_models import FAMILIES, forward, random_batch, random_params
 from training import assert_trees_close, start
 
 from t5x_lite import trained, unfreezing
+from t5x_lite.data import convert, packing
+from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import lora
 from t5x_lite.models.transformer import stack_layers, unstack_layers
@@ -46,6 +48,7 @@ def test_split_and_merge_are_inverse():
             {"lora_rank": 2, "scan_layers": True, "lora_targets": ("query", "out", "wo")},
             trained.ADDED,
         ),
+        ("t5_1_1", "adamw", {"prompt_tokens": 3, "num_encoder_layers": 1, "num_decoder_layers": 1}, trained.ADDED),
         ("gpt_j", "adamw", {"adapter_dim": 2, "num_decoder_layers": 1}, trained.ADDED),
     ],
 )
@@ -78,6 +81,30 @@ def test_layers_begin_to_learn_from_the_last(scan_layers):
         assert same == {path for path in after if late in path}
 
 
+def test_a_prompt_stands_before_every_text_of_a_row():
+    """Packed as alone; the vectors are read in the place of tokens that the data put there, whatever those are."""
+    vocabulary = ByteVocabulary()
+    config = dataclasses.replace(FAMILIES["t5"], prompt_tokens=2, vocab_size=260)
+    converter = convert.TextToText(20, 8, prompt_tokens=2)
+    texts = [{"inputs": "abc", "targets": "x"}, {"inputs": "de", "targets": "yz"}]
+    task = convert.text_task("text_to_text")
+    examples, truncated = converter.supervised(texts, task, vocabulary)
+    inputs = examples["encoder_input_tokens"]
+    expected = [[0, 0, *ids.tolist(), 1] for ids in vocabulary.encode(["abc", "de"])]
+    assert [inputs[0].tolist(), inputs[1].tolist()] == expected and not truncated.any()
+    assert converter.supervised([{"inputs": "a" * 18, "targets": "x"}], task, vocabulary)[1].all()
+    fill = lambda rows: packing.fill(examples, np.array(rows), 2, converter.specs(), converter.sizes(True))  # noqa: E731
+    packed, alone = fill([0, 0]), fill([0, 1])
+    params = random_params(config)
+    a, b = forward(config, params, packed)["lm"], forward(config, params, alone)["lm"]
+    np.testing.assert_allclose(a[0, :2], b[0, :2], atol=1e-5)
+    np.testing.assert_allclose(a[0, 2:5], b[1, :3], atol=1e-5)
+    tokens = np.where(packed["encoder_positions"] < 2, 9, packed["encoder_input_tokens"])
+    assert np.array_equal(forward(config, params, packed | {"encoder_input_tokens": tokens})["lm"][0], a[0])
+    moved = params | {"prompt": params["prompt"] + 1}
+    assert not np.allclose(forward(config, moved, packed)["lm"][0, :5], a[0, :5], atol=1e-3)
+
+
 @pytest.mark.parametrize("family", ["albert", "t5_1_1"])
 def test_adapters_begin_as_nothing(family):
     config = FAMILIES[family]
@@ -102,6 +129,10 @@ def test_lora_begins_as_nothing_and_merges_into_the_kernels(scan_layers):
     plain, merged = lora.merged(with_lora, params)
     assert plain.lora_rank == 0 and not any("lora" in path for path in paths(merged))
     np.testing.assert_allclose(forward(plain, merged, batch)["lm"], got, rtol=1e-5, atol=1e-5)
+    dropping = dataclasses.replace(with_lora, lora_dropout_rate=0.5)
+    once, again, other = (forward(dropping, params, batch, jax.random.key(seed))["lm"] for seed in (1, 1, 2))
+    assert np.array_equal(once, again) and not np.allclose(once, other, atol=1e-3)
+    assert np.array_equal(forward(dropping, params, batch)["lm"], got)
     none = jax.tree_util.tree_map_with_path(lambda p, x: 0 * x if path_text(p).endswith("lora_b") else x, params)
     without = lora.merged(with_lora, none)[1]
     assert not np.allclose(forward(plain, without, batch)["lm"], got, atol=1e-2)

@@ -120,6 +120,7 @@ class TextToText:
     on_long: str = "truncate"
     start_id: int = -1  # what the decoder reads first; -1: the vocabulary's pad
     fairseq_marks: bool = False  # inputs and targets begin with [CLS] (BART's <s>)
+    prompt_tokens: int = 0  # that the inputs begin with, for a learned prompt to take their place
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("text_to_text")
@@ -155,7 +156,7 @@ class TextToText:
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         inputs = _encode(examples, "inputs", task, vocabulary)
         short = _cut(inputs, self._room["S"], vocabulary, task, "inputs")
-        return {"encoder_input_tokens": self._begun(short, vocabulary)}
+        return {"encoder_input_tokens": self._prompted(self._begun(short, vocabulary), vocabulary)}
 
     def prompt_sizes(self, max_new_tokens):
         return self.sizes(pack=False)
@@ -163,14 +164,20 @@ class TextToText:
     @property
     def _room(self) -> dict[str, int]:
         """Of a row for text and its end."""
-        return {letter: size - self.fairseq_marks for letter, size in self.sizes(pack=False).items()}
+        prompt = {"S": self.prompt_tokens}
+        return {k: n - self.fairseq_marks - prompt.get(k, 0) for k, n in self.sizes(pack=False).items()}
 
     def _begun(self, texts: Ragged, vocabulary: Vocabulary) -> Ragged:
         return ragged.join(ragged.constant(vocabulary.cls_id, len(texts)), texts) if self.fairseq_marks else texts
 
     def _examples(self, inputs: Ragged, targets: Ragged, vocabulary: Vocabulary) -> Examples:
         inputs, targets = self._begun(inputs, vocabulary), self._begun(targets, vocabulary)
+        inputs = self._prompted(inputs, vocabulary)
         return {"encoder_input_tokens": inputs, **_shifted(targets, 1.0, start(self.start_id, vocabulary))}
+
+    def _prompted(self, inputs: Ragged, vocabulary: Vocabulary) -> Ragged:
+        nothing = np.full((len(inputs), self.prompt_tokens), vocabulary.pad_id, np.int32)
+        return ragged.join(ragged.block(nothing), inputs) if self.prompt_tokens else inputs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> 
         "task_type": "SEQ_CLS" if whole else "SEQ_2_SEQ_LM" if config.architecture == "text_to_text" else "CAUSAL_LM",
         "r": config.lora_rank,
         "lora_alpha": config.lora_alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": config.lora_dropout_rate,
         "target_modules": sorted(targets),
         "modules_to_save": sorted(whole) or None,
         "bias": "none",

@@ -21,6 +21,7 @@ SILENT = (
     "dtype", "scan_layers", "remat", "initializer", "initializer_stddev", "scale_residual_init", "dropout_rate",
     "attention_dropout_rate", "dropout_hidden", "dropout_broadcasts_length", "heads", "num_classes", "decoder_start_id",
     "fairseq_marks", "max_positions", "lora_rank", "lora_alpha", "lora_targets",
+    "lora_dropout_rate",
 )  # fmt: skip
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 LARGEST_JSON = 10_000_000  # bytes; a config.json has some thousand

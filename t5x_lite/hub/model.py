@@ -204,7 +204,8 @@ class Model:
         which it does not read."""
         counts = {f: list(map(len, self._ids([e[f] for e in examples]))) for f in fields}
         more = self.config.fairseq_marks
-        longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + 1 + len(fields) + more
+        marks = 1 + len(fields) + more + self.config.prompt_tokens
+        longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + marks
         read = _rounded_up(longest)
         if self.config.positions == "learned":
             read = min(read, self.config.max_positions)
@@ -212,7 +213,8 @@ class Model:
             return convert.EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more)
         if self.config.architecture == "text_to_text":
             targets = _rounded_up(max(counts.get("targets", [0]), default=0) + 1 + more)
-            return convert.TextToText(read, targets, start_id=self.start_id, fairseq_marks=more)
+            prompt = self.config.prompt_tokens
+            return convert.TextToText(read, targets, start_id=self.start_id, fairseq_marks=more, prompt_tokens=prompt)
         if self.config.positions == "learned":
             read = max(1, min(read, self.config.max_positions - (max_new_tokens - 1)))
         return convert.DecoderOnly(length=read, start_id=self.start_id)

@@ -85,7 +85,9 @@ class ModelConfig:
     # fine-tuning
     lora_rank: int = 0  # of the matrices added to dense layers (models/lora.py); 0: none
     lora_alpha: float = 16.0  # they are scaled by lora_alpha / lora_rank
+    lora_dropout_rate: float = 0.0  # of what they read
     lora_targets: tuple = ("query", "value")  # names of the layers: query key value out wi wi_0 wi_1 wo
+    prompt_tokens: int = 0  # learned vectors that begin every text of a text-to-text model's encoder; 0: none
     adapter_dim: int = 0  # width of the adapters behind each sublayer (models/adapter.py); 0: none
     # training
     dropout_rate: float = 0.0  # embeddings, residual branches, pooled output before a classification head
@@ -116,7 +118,7 @@ class ModelConfig:
     @property
     def has_added(self) -> bool:
         """Whether it has parameters that are added to a model to be trained alone."""
-        return self.lora_rank > 0 or self.adapter_dim > 0
+        return self.lora_rank > 0 or self.adapter_dim > 0 or self.prompt_tokens > 0
 
     @property
     def has_dropout(self) -> bool:
@@ -138,7 +140,7 @@ class ModelConfig:
         for field in ("vocab_size", "d_model", "d_ff", "num_heads", "head_dim"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"model.{field}={getattr(self, field)}; it must be at least 1")
-        for field in ("dropout_rate", "attention_dropout_rate"):
+        for field in ("dropout_rate", "attention_dropout_rate", "lora_dropout_rate"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"model.{field}={getattr(self, field)}; it must be in [0, 1)")
         wants = {"text_to_text": (1, 1), "encoder_only": (1, 0), "decoder_only": (0, 1)}[self.architecture]
@@ -149,7 +151,11 @@ class ModelConfig:
         for target in self.lora_targets:
             if target not in LORA_TARGETS:
                 raise ConfigError(unknown("model.lora_targets entry", target, LORA_TARGETS))
-        for field in ("lora_rank", "adapter_dim"):
+        if self.prompt_tokens and self.architecture != "text_to_text":
+            raise ConfigError(
+                f"model.prompt_tokens={self.prompt_tokens}; only text_to_text models have learned prompts"
+            )
+        for field in ("lora_rank", "adapter_dim", "prompt_tokens"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"model.{field}={getattr(self, field)}; it must be at least 0, which is none")
         if self.num_heads % self.kv_heads:

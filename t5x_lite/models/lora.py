@@ -24,7 +24,8 @@ def added(
     init_b = nn.with_partitioning(nn.initializers.zeros, ("lora", *axes[inputs:]))
     a: Any = module.param("lora_a", init_a, (*shape[:inputs], rank), jnp.float32)  # bounds ±1/√inputs, as peft has it
     b: Any = module.param("lora_b", init_b, (rank, *shape[inputs:]), jnp.float32)
-    low_NR = x_NI @ a.astype(x_NI.dtype).reshape(-1, rank)
+    dropped = nn.Dropout(config.lora_dropout_rate, deterministic=not module.has_rng("dropout"), name="lora_dropout")
+    low_NR = dropped(x_NI) @ a.astype(x_NI.dtype).reshape(-1, rank)
     return low_NR @ b.astype(x_NI.dtype).reshape(rank, -1) * (config.lora_alpha / rank)
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layers import Constrain, Embedding, LanguageModelLogits, unconstrained
+from t5x_lite.models.layers import Constrain, Embedding, LanguageModelLogits, embedding_init, named, unconstrained
 from t5x_lite.models.transformer import Cache, Stack, empty_cache
 
 
@@ -23,6 +23,9 @@ class TextToText(nn.Module):
         self.encoder = Stack(config, config.num_encoder_layers, causal=False, constrain=self.constrain)
         self.decoder = Stack(config, config.num_decoder_layers, causal=True, cross=True, constrain=self.constrain)
         self.logits = LanguageModelLogits(config, self.constrain)
+        if config.prompt_tokens:  # Lester et al. 2021
+            init, shape = named(embedding_init(config), ("positions", "embed")), (config.prompt_tokens, config.d_model)
+            self.prompt = self.constrain(self.param("prompt", init, shape, jnp.float32), ("positions", None))
 
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
         """{"lm": logits_BLV}."""
@@ -42,6 +45,10 @@ class TextToText(nn.Module):
     def encode(self, batch, key: jax.Array | None = None) -> jax.Array:
         """The encoder's hidden states, [B, S, D]."""
         x_BSD = self.token_embedding(batch["encoder_input_tokens"])
+        if self.config.prompt_tokens:  # in the place of the first tokens of each example, which the data put there
+            positions_BS = batch["encoder_positions"]
+            prompt_BSD = jnp.take(self.prompt, positions_BS, axis=0, mode="clip").astype(x_BSD.dtype)
+            x_BSD = jnp.where((positions_BS < self.config.prompt_tokens)[..., None], prompt_BSD, x_BSD)
         encoded_BSD, _ = self.encoder(x_BSD, batch["encoder_segment_ids"], batch["encoder_positions"], key=key)
         return encoded_BSD
 

@@ -209,7 +209,7 @@ class Stack(nn.Module):
                 block,
                 variable_broadcast="params" if config.share_layers else False,
                 variable_axes={INTERMEDIATES: 0} | ({} if config.share_layers else {"params": 0}),
-                split_rngs={"params": not config.share_layers},
+                split_rngs={"params": not config.share_layers, "dropout": True},
                 in_axes=(nn.broadcast, 0, 0, 0),  # pyright: ignore[reportArgumentType]  (one per argument)
                 length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
