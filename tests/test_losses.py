@@ -152,17 +152,19 @@ def test_the_loss_by_task_is_that_of_a_batch_with_the_other_tasks_left_out():
     positions = rng.integers(0, 6, (4, 3)).astype(np.int32)
     batch = {"decoder_task_ids": task_ids, "encoder_task_ids": task_ids}
     batch |= {"mlm_positions": positions, "pooled_positions": positions}
-    outputs = {}
+    batch |= {"encoder_segment_ids": np.ones((4, 6), np.int32), "span_ends": positions}
+    outputs, every_token = {}, ("lm", "token_classification")
     for head, (targets, weights) in losses.HEADS.items():
-        shape = (4, 6) if head == "lm" else (4, 3)
-        outputs[head] = rng.normal(size=shape if head == "regression" else (*shape, 5)).astype(np.float32)
-        batch[targets] = rng.integers(0, 5, shape).astype(np.int32)
+        shape = (4, 6) if head in every_token else (4, 3)
+        size = {"regression": shape, "multiple_choice": shape, "span": (4, 6, 2)}.get(head, (*shape, 5))
+        outputs[head] = rng.normal(size=size).astype(np.float32)
+        batch[targets] = positions if head == "span" else rng.integers(0, 5, shape).astype(np.int32)
         batch[weights] = (rng.integers(0, 2, shape) * rng.random(shape)).astype(np.float32)
     whole = losses.loss_sums(outputs, batch, tasks=2)
     for task in (1, 2):
         alone = dict(batch)
         for head, (_, weights) in losses.HEADS.items():
-            of_target = task_ids if head == "lm" else np.take_along_axis(task_ids, positions, axis=1)
+            of_target = task_ids if head in every_token else np.take_along_axis(task_ids, positions, axis=1)
             alone[weights] = batch[weights] * (of_target == task)
         for head, expected in losses.loss_sums(outputs, alone).items():
             assert expected.task_sum is None
