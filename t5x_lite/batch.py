@@ -73,9 +73,7 @@ SPAN = {
     "span_weights": ArraySpec("BE", np.float32, "1 for an example, 0 for an unused slot"),
 }
 MULTIPLE_CHOICE = {
-    "choice_questions": ArraySpec(
-        "BE", np.int32, "1 + index into S where the question of this choice begins; 0 unused"
-    ),
+    "choice_questions": ArraySpec("BE", np.int32, "1 + index into S where the example of this choice begins; 0 unused"),
     "choice_weights": ArraySpec("BE", np.float32, "1 for the right choice of a question, 0 for the others"),
 }
 HEADS = {

@@ -220,13 +220,14 @@ def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[s
                 shown = float(f"{target:.6g}") if head == "regression" else target  # of a float32, without its dust
                 labels = registry.REGISTRY[out["task"]].labels if head == "class" else ()  # type: ignore[union-attr]
                 out[f"{head} target"] = labels[target] if labels else shown
-        if "token_targets" in arrays:
+        task: Any = registry.get(out["task"])
+        if task.tags and "token_targets" in arrays:
             where = (arrays["token_weights"] > 0) & (arrays["encoder_segment_ids"] == number)
-            out["tags"] = " ".join(registry.get(out["task"]).tags[i] for i in arrays["token_targets"][where])  # type: ignore[union-attr]
+            out["tags"] = " ".join(task.tags[i] for i in arrays["token_targets"][where])
         if "span_starts" in arrays and arrays["span_weights"][number - 1] > 0:
             span = slice(arrays["span_starts"][number - 1], arrays["span_ends"][number - 1] + 1)
             out["answer"] = vocabulary.show(arrays["encoder_input_tokens"][span])
-        if "choice_questions" in arrays and arrays["choice_questions"][number - 1] > 0:
+        if task.choices and "choice_weights" in arrays:
             out["choice"] = "right" if arrays["choice_weights"][number - 1] > 0 else "wrong"
         yield out
 

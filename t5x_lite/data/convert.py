@@ -411,7 +411,6 @@ class EncoderOnly:
         types = ragged.join(*(Ragged(types, tokens.lengths) for tokens, types, _ in each))
         lengths = np.stack([tokens.lengths for tokens, _, _ in each], axis=1)
         out = self._unlabelled(tokens, types.values, parts=ragged.block(lengths))
-        out["choice_questions"] = ragged.block(np.ones_like(lengths, np.int32))
         return out, np.any([truncated for _, _, truncated in each], axis=0)
 
     def _segments(
@@ -482,7 +481,8 @@ class EncoderOnly:
             if name == "pooled_positions":
                 out[name] = Ragged(begins.astype(np.int32), parts.lengths)
             elif spec.dims == "BE":
-                out[name] = Ragged(np.zeros(len(parts.values), spec.dtype), parts.lengths)
+                first = name == "choice_questions"  # 1 + the column where it begins, 0 for now
+                out[name] = Ragged(np.full(len(parts.values), first, spec.dtype), parts.lengths)
             elif spec.dims == "BS" and name.startswith("token_") and name not in out:
                 out[name] = Ragged(np.zeros(len(tokens.values), spec.dtype), tokens.lengths)
             elif spec.dims == "BP":
