@@ -46,6 +46,6 @@ def gradually(optimizer: optax.GradientTransformation, every_steps: int) -> opta
 
     def update(grads: Any, state: UnfreezingState, params: Any = None) -> tuple[Any, UnfreezingState]:
         updates, inner = optimizer.update(unfrozen(grads, state.count), state.inner, params)
-        return unfrozen(updates, state.count), UnfreezingState(optax.safe_increment(state.count), inner)
+        return unfrozen(updates, state.count), UnfreezingState(jnp.asarray(optax.safe_increment(state.count)), inner)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]

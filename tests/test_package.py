@@ -14,13 +14,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A module may import those of earlier lines and of its own sub-package, never later ones.
 LAYERS = (
     "errors",
-    "atomic console lookup batch accelerators flops collectives goodput",
+    "atomic attention console lookup batch accelerators flops collectives goodput",
     "models lock manifest processes",
     "guard profiling",
     "data",
-    "tasks",
+    "tasks answers",
     "config losses sharding trained",
-    "experiment metrics optim beam constraint logit_rules figures",
+    "experiment metrics optim unfreezing beam constraint logit_rules figures",
     "step decode",
     "checkpoint writers runtime",
     "predict inspect report",

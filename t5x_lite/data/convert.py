@@ -332,7 +332,9 @@ class EncoderOnly:
         labels = [label(example, task) for example in examples]
         if task.head == "multiple_choice":
             out, truncated = self._choices(examples, task, vocabulary)
-            out["choice_weights"] = ragged.block(np.eye(len(task.choices), dtype=np.float32)[labels])
+            out["choice_weights"] = ragged.block(
+                np.eye(len(task.choices), dtype=np.float32)[np.array(labels, np.int64)]
+            )
             return out, truncated
         tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
         out = self._unlabelled(tokens, types)

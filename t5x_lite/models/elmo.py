@@ -52,17 +52,18 @@ class Elmo(nn.Module):
         if "mlm" in config.heads:
             at = {"forward": batch["mlm_positions"] - 1, "backward": batch["mlm_positions"] + 1}
             last = segment_ids_BS.shape[1] - 1
-            hidden_BPD = sum(
-                Dense(config, (config.d_model // 2, config.d_model), ("mlp", "embed"), "head", name=f"{side}_out")(
-                    rows_at(states[side], jnp.clip(at[side], 0, last))
-                )
-                for side in keep
+            shape, axes = (config.d_model // 2, config.d_model), ("mlp", "embed")
+            reads = {side: rows_at(states[side], jnp.clip(at[side], 0, last)) for side in keep}
+            before_BPD, behind_BPD = (
+                Dense(config, shape, axes, "head", name=f"{side}_out")(read) for side, read in reads.items()
             )
-            logits_BPV = table.attend(self.constrain(hidden_BPD, ("batch", "length", "embed")))
+            logits_BPV = table.attend(self.constrain(before_BPD + behind_BPD, ("batch", "length", "embed")))
             outputs["mlm"] = self.constrain(logits_BPV + vocabulary_bias(self, config), ("batch", "length", "vocab"))
         if config.pooled_heads or not outputs:
-            shares_N = self.param("mixture", named(nn.initializers.zeros, ("norm",)), (len(layers),), jnp.float32)
-            mixed_BSD = sum(s * h for s, h in zip(jax.nn.softmax(shares_N), layers, strict=True))
+            shares_N: jax.Array = self.param(
+                "mixture", named(nn.initializers.zeros, ("norm",)), (len(layers),), jnp.float32
+            )
+            mixed_BSD = jnp.einsum("N,NBSD->BSD", jax.nn.softmax(shares_N).astype(x_BSD.dtype), jnp.stack(layers))
             if not outputs and not config.pooled_heads:
                 return {"hidden": mixed_BSD.astype(jnp.float32)}
             outputs |= example_outputs(config, mean(mixed_BSD, own_tokens(batch)), subkey(key, 99))

@@ -28,7 +28,8 @@ class Intermediates(NamedTuple):
 def apply(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], Intermediates]:
     """The outputs of a module that `models.build` made, and its intermediates. To be jitted."""
     outputs, recorded = module.apply({"params": params}, batch, mutable=[INTERMEDIATES])
-    stacks, scanned = recorded[INTERMEDIATES], module.config.scan_layers  # type: ignore[attr-defined]
+    stacks: Any = recorded[INTERMEDIATES]
+    scanned: bool = module.config.scan_layers  # type: ignore[attr-defined]
     hidden, attention = {}, {}
     for name, stack in stacks.items():
         hidden[name] = jnp.concatenate([_of_layers(stack, scanned, "hidden"), stack["hidden"][0][None]])

@@ -205,10 +205,11 @@ class Stack(nn.Module):
             block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
         local = np.arange(self.num_layers) % 2 == 1
         if config.scan_layers:
+            stacked: dict[Any, Any] = {INTERMEDIATES: 0} | ({} if config.share_layers else {"params": 0})
             scanned = nn.scan(
                 block,
                 variable_broadcast="params" if config.share_layers else False,
-                variable_axes={INTERMEDIATES: 0} | ({} if config.share_layers else {"params": 0}),
+                variable_axes=stacked,
                 split_rngs={"params": not config.share_layers, "dropout": True},
                 in_axes=(nn.broadcast, 0, 0, 0),  # pyright: ignore[reportArgumentType]  (one per argument)
                 length=self.num_layers,
