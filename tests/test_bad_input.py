@@ -26,8 +26,8 @@ class TooSmall(ByteVocabulary):
 add(Task("rows", {source}, preprocessors=(template(inputs="{{text}}", targets="{{label}}"),), labels=("a", "b"),
     features={{name: Feature({vocabulary}) for name in ("inputs", "targets")}}, metrics=(accuracy,)))
 
-def get_config():
-    cfg = tiny.get_config()
+def get_config(preset="t5_tiny"):
+    cfg = tiny.get_config(preset)
     cfg.data.mixture = "rows"
     cfg.data.vocabulary = "" if {vocabulary} else "bytes"
     return cfg
@@ -93,9 +93,7 @@ def test_a_broken_file(tmp_path, capsys, preset, source, content, status, messag
     experiment = tmp_path / "experiment.py"
     tests = str(Path(__file__).parent)
     experiment.write_text(FILE_TASK.format(tests=tests, source=source.replace("FILE", str(file)), vocabulary=None))
-    code = cli.run(
-        ["train", f"--config={experiment}", f"--workdir={tmp_path / 'run'}", f"--config.model.preset={preset}"]
-    )
+    code = cli.run(["train", f"--config={experiment}:{preset}", f"--workdir={tmp_path / 'run'}"])
     shown = capsys.readouterr().err
     assert code == status, shown
     assert message.replace("FILE", str(file)) in shown
