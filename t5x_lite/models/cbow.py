@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.encoder_only import example_outputs
-from t5x_lite.models.layers import Constrain, Dense, Embedding, subkey, unconstrained
+from t5x_lite.models.layers import Constrain, Embedding, LanguageModelLogits, subkey, unconstrained
 
 
 class ContinuousBagOfWords(nn.Module):
@@ -24,9 +24,7 @@ class ContinuousBagOfWords(nn.Module):
         outputs = {}
         if "mlm" in config.heads:
             context_BPD = mean(x_BSD, neighbours(batch, config.local_window))
-            shape, axes = (config.d_model, config.vocab_size), ("embed", "vocab")
-            logits_BPV = Dense(config, shape, axes, "head", dtype="float32", name="output")(context_BPD)
-            outputs["mlm"] = self.constrain(logits_BPV, ("batch", "length", "vocab"))
+            outputs["mlm"] = LanguageModelLogits(config, self.constrain, name="logits")(context_BPD, table)
         outputs |= (
             example_outputs(config, mean(x_BSD, own_tokens(batch)), subkey(key, 0)) if config.pooled_heads else {}
         )

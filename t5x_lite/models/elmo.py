@@ -11,11 +11,11 @@ from t5x_lite.models.layers import (
     Constrain,
     Dense,
     Embedding,
+    LanguageModelLogits,
     named,
     residual_dropout,
     subkey,
     unconstrained,
-    vocabulary_bias,
 )
 
 
@@ -57,8 +57,8 @@ class Elmo(nn.Module):
             before_BPD, behind_BPD = (
                 Dense(config, shape, axes, "head", name=f"{side}_out")(read) for side, read in reads.items()
             )
-            logits_BPV = table.attend(self.constrain(before_BPD + behind_BPD, ("batch", "length", "embed")))
-            outputs["mlm"] = self.constrain(logits_BPV + vocabulary_bias(self, config), ("batch", "length", "vocab"))
+            hidden_BPD = self.constrain(before_BPD + behind_BPD, ("batch", "length", "embed"))
+            outputs["mlm"] = LanguageModelLogits(config, self.constrain, name="logits")(hidden_BPD, table)
         if config.pooled_heads or not outputs:
             shares_N: jax.Array = self.param(
                 "mixture", named(nn.initializers.zeros, ("norm",)), (len(layers),), jnp.float32

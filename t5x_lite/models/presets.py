@@ -258,6 +258,8 @@ def transformer(d_model: int, num_heads: int, num_layers: int, d_ff: int, **chan
     )
 
 
+# T5's large embeddings: the mean of a text's is near nothing with BERT's, and no classifier learns from it.
+_ANCESTOR: dict[str, Any] = {"vocab_size": 4096, "heads": ("mlm",), "positions": "sinusoidal", "initializer": "t5"}
 PRESETS: dict[str, ModelConfig] = {
     "t5_small": t5(512, 8, 6, 64, 2048),
     "t5_base": t5(768, 12, 12, 64, 3072),
@@ -307,8 +309,8 @@ PRESETS: dict[str, ModelConfig] = {
     # For a CPU: first steps and tests. The vocabulary is the data's: override vocab_size.
     "t5_tiny": t5_1_1(128, 4, 2, 32, 256, vocab_size=4096, tie_embeddings=True, logits_scale="rsqrt_d_model"),
     "bert_tiny": bert(128, 4, 2, vocab_size=4096, max_positions=256),
-    "cbow_tiny": bert(128, 4, 1, vocab_size=4096, body="cbow", heads=("mlm",), local_window=5, positions="sinusoidal"),
-    "elmo_tiny": bert(128, 4, 2, vocab_size=4096, body="elmo", heads=("mlm",), positions="sinusoidal"),
+    "cbow_tiny": bert(128, 4, 1, body="cbow", local_window=5, tie_embeddings=False, **_ANCESTOR),
+    "elmo_tiny": bert(128, 4, 2, body="elmo", logits_scale="rsqrt_d_model", **_ANCESTOR),
     "gpt2_tiny": gpt2(128, 4, 2, vocab_size=4096, max_positions=512),
 }
 
