@@ -146,10 +146,13 @@ def draw_curves(rows: list[dict], path: Path) -> Path:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     evaluated = {name: points for name, points in curves(rows, "eval/").items() if name.endswith("/loss")}
-    drawn = evaluated | curves(rows, "train/loss")
+    trained = curves(rows, "train/loss")
+    if len(trained) == 2:  # of one head alone: the same curve again
+        trained = {"train/loss": trained["train/loss"]}
+    drawn = evaluated | trained
     for name, points in drawn.items():
         steps, values = zip(*points, strict=True)
-        training = name == "train/loss"
+        training = name in trained
         axes.plot(
             steps, values, label=name, linewidth=1 if training else 1.6, marker="" if training else "o", markersize=4
         )
