@@ -233,10 +233,14 @@ def test_text_lines_in_any_order(tmp_path_factory, lines, end, last):
     assert [found[i]["text"] for i in reversed(range(len(found)))] == kept[::-1]
 
 
-def test_an_index_is_kept_and_opens_a_long_file_in_constant_memory(tmp_path, monkeypatch):
+def test_an_index_is_kept_and_opens_a_long_file_in_constant_memory(tmp_path, monkeypatch, caplog):
     rows = 200_000
+    caplog.set_level("INFO", "t5x_lite")
+    monkeypatch.setattr(records, "LONG_BYTES", 1 << 20)
     path = write(tmp_path, "long.jsonl", b"".join(b'{"text": "row %d"}\n' % i for i in range(rows)))
     assert len(sources.Jsonl(path).split("train")) == pytest.approx(0.9 * rows, rel=0.01)
+    assert [m for m in caplog.messages if "MB are read and checked, once" in m] == caplog.messages[:1]
+    caplog.clear()
     forget()
     monkeypatch.setattr(records, "_scanned", None)  # it is not read from end to end again
     tracemalloc.start()
@@ -245,7 +249,7 @@ def test_an_index_is_kept_and_opens_a_long_file_in_constant_memory(tmp_path, mon
     tracemalloc.stop()
     assert sum(map(len, parts.values())) == rows
     last = max(int(part[len(part) - 1]["text"].split()[1]) for part in parts.values())
-    assert last == rows - 1
+    assert last == rows - 1 and not caplog.messages
     assert parts["train"].where(0) == f"{path}:{1 + int(parts['train'][0]['text'].split()[1])}"
 
 

@@ -657,7 +657,7 @@ def words_of(example: Mapping[str, Any], task: Task) -> list[str]:
 
 def _tags(example: Mapping[str, Any], task: Task) -> np.ndarray:
     """The class of each word's tag; DataError where a word has none, or an unknown one."""
-    tags, count = list(example.get("tags", ())), len(words_of(example, task))
+    tags, count = list(example.get("tags") or ()), len(words_of(example, task))
     unknown = [tag for tag in tags if tag not in task.tags]
     if unknown or len(tags) != count:
         problem = f"tag {unknown[0]!r} is not one of {', '.join(task.tags)}" if unknown else f"{len(tags)} tags"

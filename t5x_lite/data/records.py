@@ -38,6 +38,7 @@ _CODES = [code for code, share in enumerate(PERCENT.values()) for _ in share]  #
 VERSION = 1  # of the index; raise it when what a format makes of a file changes
 MAX_RECORD_BYTES = 1 << 28  # longer lines are no text: they would fill the memory
 SMALL_BYTES = 1 << 20  # smaller files are read again rather than their index kept
+LONG_BYTES = 1 << 28  # to read so many takes long enough to say why
 OPEN_FILES = 128
 # What file systems of fsspec tell of a file that is another when its contents are: Google's, Amazon's, Azure's, HTTP's.
 VERSION_MARKS = ("generation", "etag", "ETag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified")
@@ -212,6 +213,9 @@ def _indexed(file: File, form: Format, by_hash: bool, tolerant: bool) -> tuple[P
     stored = cache_dir() / "indices" / f"{_digest(repr((file.key, form, by_hash)).encode())}.npy"
     index = _load(stored)
     if index is None or (not tolerant and index["split"][-1] == BAD):  # what is bad is found again, to say it
+        if file.size >= LONG_BYTES:
+            note = "%s: %s MB are read and checked, once; from then on the file opens at once"
+            logging.getLogger(__name__).info(note, file.name, f"{file.size >> 20:,}")
         index = _scanned(form, path, file, by_hash, tolerant)
         if not (index["split"] < BAD).any():
             raise DataError(f"{file.name} holds no example ({file.size} bytes); is it the right file?")
