@@ -13,6 +13,17 @@ def logprobs(logits: np.ndarray) -> np.ndarray:
     return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
+def labels(logits_C: np.ndarray, names: tuple[str, ...]) -> tuple[str, float]:
+    """The labels that are more probable than not, with commas between, and the log-probability of just these.
+
+    >>> labels(np.array([2.0, -1.0, 0.5]), ("joy", "anger", "surprise"))[0]
+    'joy, surprise'
+    """
+    logits_C = logits_C.astype(np.float64)
+    found = [name for name, logit in zip(names, logits_C, strict=True) if logit > 0]
+    return ", ".join(found), -float(np.logaddexp(0, -np.abs(logits_C)).sum())
+
+
 def tags(logits_SC: np.ndarray, weights_S: np.ndarray, names: tuple[str, ...], words: int) -> tuple[list[str], float]:
     """The most probable tag of each word, whose first tokens weigh something, and their joint log-probability."""
     logprobs_WC = logprobs(logits_SC[weights_S > 0])

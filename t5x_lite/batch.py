@@ -2,7 +2,8 @@
 
 A batch is a plain `dict[str, np.ndarray]` (jax arrays once on the devices). Dimension letters are
 those of `t5x_lite.models.config`: B rows, S source length, L target (or decoder) length, P masked
-positions per row, E examples per row (1 unpacked), or the choices of all examples in it.
+positions per row, E examples per row (1 unpacked), or the choices of all examples in it, Y the classes
+of all examples in it (C of each).
 
 Padding is explicit: segment ids are 0 on padding and 1, 2, … on the examples packed in a row, weights
 are 0 where nothing is to be learned. No code tests a token id to find padding.
@@ -59,6 +60,10 @@ CLASSIFICATION = {
     "class_targets": ArraySpec("BE", np.int32, "class index, in the order of the task's labels"),
     "class_weights": ArraySpec("BE", np.float32, "1 for an example, 0 for an unused slot"),
 }
+MULTI_LABEL = {
+    "label_targets": ArraySpec("BY", np.float32, "1 for each class that an example has, 0 for the others"),
+    "label_weights": ArraySpec("BE", np.float32, "1 for an example, 0 for an unused slot"),
+}
 REGRESSION = {
     "regression_targets": ArraySpec("BE", np.float32, "the score to predict"),
     "regression_weights": ArraySpec("BE", np.float32, "1 for an example, 0 for an unused slot"),
@@ -80,6 +85,7 @@ HEADS = {
     "mlm": MLM,
     "nsp": POOLED | NSP,
     "classification": POOLED | CLASSIFICATION,
+    "multi_label": POOLED | MULTI_LABEL,
     "regression": POOLED | REGRESSION,
     "token_classification": TOKEN_CLASSIFICATION,
     "span": SPAN,
@@ -101,7 +107,7 @@ def specs(architecture: str, heads: tuple[str, ...] = ()) -> dict[str, ArraySpec
 
 
 def zeros(architecture: str, sizes: Mapping[str, int], heads: tuple[str, ...] = ()) -> Batch:
-    """An all-padding batch; `sizes` maps the dimension letters used (B, S, L, P, E) to ints."""
+    """An all-padding batch; `sizes` maps the dimension letters used (B, S, L, P, E, Y) to ints."""
     return {
         name: np.zeros([sizes[d] for d in spec.dims], spec.dtype) for name, spec in specs(architecture, heads).items()
     }

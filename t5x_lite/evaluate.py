@@ -21,7 +21,7 @@ from rich.table import Table
 from t5x_lite import atomic, console, metrics, predict, processes, report, runtime, sharding
 from t5x_lite.checkpoint import choose, load_model, saved_steps
 from t5x_lite.data import convert, pipeline
-from t5x_lite.data.registry import Task
+from t5x_lite.data.registry import Task, label_names
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.experiment import Experiment
 from t5x_lite.runtime import Runtime
@@ -87,7 +87,7 @@ class Evaluator:
         """{"words/TASK/METRIC": value} of logistic regression on bags of words, for the tasks with labels."""
         values: dict[str, float] = {}
         for task in self.experiment.eval_tasks:
-            if task.labels:
+            if task.labels and not task.multi_label:
                 found = pipeline.text_examples(task, self.experiment.cfg.eval.split)
                 examples = [e for _, e in itertools.islice(found, self.experiment.cfg.eval.max_examples or None)]
                 train = [e for _, e in itertools.islice(pipeline.text_examples(task, "train"), WORD_EXAMPLES)]
@@ -164,7 +164,7 @@ class Evaluator:
 
     def predict(self, params: Any, task: Task, split: str) -> list[dict]:
         """The predictions of a split, in the source's order; its targets may be unknown."""
-        unlabelled = dataclasses.replace(task, labels=(), regression=False, reference=None)
+        unlabelled = dataclasses.replace(task, labels=(), multi_label=False, regression=False, reference=None)
         return self._predictions(params, task, lambda: False, self._prompts(unlabelled, split))[0]
 
     def _predictions(
@@ -268,7 +268,9 @@ def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: 
     scores = {name: value for metric in task.metrics for name, value in metric(references, predictions).items()}
     if task.regression:
         scores["invalid"] = percent([predicted is None for predicted in predictions])
-    if task.labels:
+    if task.multi_label:
+        scores["invalid"] = percent([not set(label_names(row[field])) <= set(task.labels) for row in rows])
+    elif task.labels:
         scores["invalid"] = percent([row[field].strip() not in task.labels for row in rows])
         confidences = [min(math.exp(row[field.replace("prediction", "score")]), 1.0) for row in rows]
         right = [row[field].strip() == row["target"].strip() for row in rows]

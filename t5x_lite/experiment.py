@@ -215,5 +215,6 @@ def _converter(cfg: Config, model: ModelConfig, choices: int) -> convert.Convert
         on_long=data.on_long,
         window_stride=data.window_stride,
         choices=choices,
+        num_classes=model.num_classes,
         fairseq_marks=model.fairseq_marks,
     )

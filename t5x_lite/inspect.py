@@ -178,7 +178,10 @@ def _label_counts(task: registry.Task, split: str) -> dict[str, int]:
     reader = Reader(task, split)
     places = order.shuffled(np.arange(min(len(reader), SAMPLED_LABELS)), len(reader), order.key(task.name, "labels"))
     found = (reader.read(n, lambda n=n: order.generator(0, task.name, split, n)) for n in places.tolist())
-    counts = collections.Counter(str(example["targets"]).strip() for example in found if example is not None)
+    targets = (str(example["targets"]).strip() for example in found if example is not None)
+    if task.multi_label:
+        targets = itertools.chain.from_iterable(map(registry.label_names, targets))
+    counts = collections.Counter(targets)
     return dict(counts.most_common()) | {label: 0 for label in task.labels if label not in counts}
 
 
@@ -221,6 +224,10 @@ def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[s
                 labels = registry.REGISTRY[out["task"]].labels if head == "class" else ()  # type: ignore[union-attr]
                 out[f"{head} target"] = labels[target] if labels else shown
         task: Any = registry.get(out["task"])
+        if task.multi_label and "label_weights" in arrays:
+            classes = len(task.labels)
+            has = arrays["label_targets"][(number - 1) * classes : number * classes] > 0
+            out["class targets"] = ", ".join(label for label, given in zip(task.labels, has, strict=True) if given)
         if task.tags and "token_targets" in arrays:
             where = (arrays["token_weights"] > 0) & (arrays["encoder_segment_ids"] == number)
             out["tags"] = " ".join(task.tags[i] for i in arrays["token_targets"][where])

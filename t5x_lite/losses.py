@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 from t5x_lite.errors import DataError
@@ -21,6 +22,7 @@ HEADS: dict[str, tuple[str, str]] = {
     "mlm": ("mlm_targets", "mlm_weights"),
     "nsp": ("nsp_targets", "nsp_weights"),
     "classification": ("class_targets", "class_weights"),
+    "multi_label": ("label_targets", "label_weights"),
     "regression": ("regression_targets", "regression_weights"),
     "token_classification": ("token_targets", "token_weights"),
     "span": ("span_starts", "span_weights"),
@@ -35,7 +37,7 @@ class LossSum:
 
     sum: Σ weight · loss, in nats (squared error for regression).
     weight: Σ weight.
-    correct: Σ weight where no logit is larger than the target's (0 for regression).
+    correct: Σ weight where no logit is larger than the target's (0 for regression; of several labels, where all are).
     task_sum, task_weight: sum and weight of each task [tasks], where the batch says which token is whose.
     """
 
@@ -76,6 +78,8 @@ def loss_sums(
         if head == "regression":
             losses = jnp.square(predicted.astype(jnp.float32) - targets)
             correct = jnp.zeros_like(losses)
+        elif head == "multi_label":
+            losses, correct = label_losses(predicted, targets)
         elif head == "span":
             losses, correct = span_losses(predicted, targets, batch["span_ends"], batch["encoder_segment_ids"], z_loss)
         elif head == "multiple_choice":
@@ -135,6 +139,15 @@ def token_losses(
         logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), z_loss, label_smoothing
     )
     return losses.reshape(targets.shape), correct.reshape(targets.shape)
+
+
+def label_losses(logits_BEC: jax.Array, targets_BY: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean over classes of the cross entropy of having each or not, [B, E], and whether all are right (above 0 the
+    model says yes). The mean is that of transformers' multi_label_classification."""
+    logits_BEC, targets_BEC = logits_BEC.astype(jnp.float32), targets_BY.reshape(logits_BEC.shape)
+    right_BEC = (logits_BEC > 0) == (targets_BEC > 0)
+    losses_BE = optax.sigmoid_binary_cross_entropy(logits_BEC, targets_BEC).mean(-1)
+    return losses_BE, right_BEC.all(-1).astype(jnp.float32)
 
 
 def span_losses(

@@ -49,7 +49,8 @@ class Predictor:
         """The ways of `eval.answers` that this model and task have; one at least."""
         if self.experiment.model.architecture == "encoder_only":
             return ("head",)
-        usable = tuple(way for way in self.experiment.cfg.eval.answers if task.labels or way not in NEED_LABELS)
+        one_label = task.labels and not task.multi_label
+        usable = tuple(way for way in self.experiment.cfg.eval.answers if one_label or way not in NEED_LABELS)
         return usable or ("greedy",)
 
     def predict(
@@ -77,6 +78,8 @@ class Predictor:
             outputs = _local(self._forward(params, on_mesh), self.on_devices.layout)
             if task.head == "regression":
                 return [Prediction(str(float(x)), float(x)) for x in outputs["regression"][:, 0]]
+            if task.head == "multi_label":
+                return [Prediction(*answers.labels(logits_C, task.labels)) for logits_C in outputs[task.head][:, 0]]
             if task.head == "token_classification":
                 of_rows = zip(outputs[task.head], batch["token_weights"], examples, strict=False)
                 return [_tagged(*of_row, task) for of_row in of_rows]

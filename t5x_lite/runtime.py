@@ -45,6 +45,7 @@ def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
     sharding.check_model(experiment.model, sizes)
     layout = Layout(sharding.make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"], devices))
     dims = {"B": cfg.data.batch_rows, "S": cfg.data.length, "L": cfg.data.length, "P": 1, "E": 1}
+    dims["Y"] = experiment.model.num_classes
     if experiment.model.architecture == "text_to_text":
         dims["L"] = cfg.data.targets_length
     example = batches.zeros(experiment.model.architecture, dims, experiment.model.heads)

@@ -11,7 +11,7 @@ from t5x_lite.errors import ConfigError
 
 Trained = Callable[[str], bool]  # the path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> does it learn?
 
-HEADS = r"(classification|regression|token_classification|span|multiple_choice|pooler)/.*"
+HEADS = r"(classification|multi_label|regression|token_classification|span|multiple_choice|pooler)/.*"
 ADDED = rf".*/lora_[ab]|.*_adapter/.*|prompt|{HEADS}"  # what learns where there is such, and nothing else is said
 
 

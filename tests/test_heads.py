@@ -1,4 +1,4 @@
-"""Heads that read an answer off an encoder: tags of words, a part of a text, one of several choices."""
+"""Heads that read an answer off an encoder: tags of words, a part of a text, one of several choices, several labels."""
 
 import dataclasses
 import itertools
@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from tiny_models import FAMILIES, random_params
 
+import t5x_lite
 from t5x_lite import answers, config, experiment, inspect, losses, train
-from t5x_lite.data import convert, packing, registry
-from t5x_lite.data.registry import Mixture, Task
+from t5x_lite.data import convert, packing, preprocess, registry
+from t5x_lite.data.reader import Reader
+from t5x_lite.data.registry import Mixture, Task, label_names
 from t5x_lite.data.sources import Function
 from t5x_lite.data.vocabularies import ByteVocabulary, TokenizerVocabulary
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.hub import interchange
 from t5x_lite.models import build
-from t5x_lite.tasks.metrics import accuracy
+from t5x_lite.tasks.metrics import accuracy, label_f1
 from t5x_lite.tasks.question_answering import spaced
 from t5x_lite.tasks.span_metrics import span_f1, spans_as_text, spans_of_text
 from t5x_lite.tasks.text_metrics import squad
@@ -47,6 +50,11 @@ def chosen(split):
     return [{"premise": "who", "one": a, "two": "you", "targets": b} for a, b in (("I", "two"), ("we", "one"))] * 3
 
 
+def named(split):
+    return [{"inputs": "a cat", "targets": "cat"}, {"inputs": "a cat, a dog", "targets": "dog, cat"},
+        {"inputs": "none", "targets": ""}] * 4  # fmt: skip
+
+
 def as_text(example):
     text = spans_as_text(example["tokens"], example["tags"])
     return {**example, "inputs": " ".join(example["tokens"]), "targets": text}
@@ -72,27 +80,35 @@ CHOICES = Task(
     "tiny_choices", Function(chosen), (choice_as_text,), labels=("one", "two"), segments=("premise",),
     choices=("one", "two"), metrics=(accuracy,),
 )  # fmt: skip
+LABELS = Task(
+    "tiny_labels", Function(named), labels=("cat", "dog", "emu", "fox", "gnu"), multi_label=True,
+    metrics=(label_f1, accuracy), postprocess=label_names, baseline="majority",
+)  # fmt: skip
 
 
 def converter(**options):
-    options = {"length": 40, "heads": HEADS, "window_stride": 9, "choices": 2} | options
+    options = {"length": 40, "heads": HEADS, "window_stride": 9, "choices": 2, "num_classes": 5} | options
     return convert.EncoderOnly(**options)
 
 
 def examples_of(task):
-    return [preprocessed for e in task.source.split("train") for preprocessed in [task.preprocessors[0](e)]]
+    return [preprocess.apply(task.preprocessors, e, lambda: None) for e in task.source.split("train")]
 
 
 def test_packed_equals_unpacked():
-    """Sums of losses and of what is right, of three tasks in the same rows."""
-    parts = [converter().supervised(examples_of(task), task, VOCABULARY)[0] for task in (TAGS, SPANS, CHOICES)]
+    """Sums of losses and of what is right, of four tasks in the same rows."""
+    heads = (*HEADS, "multi_label")
+    parts = [
+        converter(heads=heads).supervised(examples_of(t), t, VOCABULARY)[0] for t in (TAGS, SPANS, CHOICES, LABELS)
+    ]
     examples = packing.concatenate(parts)
-    model = dataclasses.replace(FAMILIES["bert"], vocab_size=260, max_positions=64, heads=HEADS, num_classes=5)
+    model = dataclasses.replace(FAMILIES["bert"], vocab_size=260, max_positions=64, heads=heads, num_classes=5)
     params, module = random_params(model), build(model)
     run = jax.jit(lambda batch: losses.loss_sums(module.apply({"params": params}, batch), batch, z_loss=0.01))
     found = []
     for pack in (True, False):
-        specs, sizes = converter().specs(), converter(length=80 if pack else 40).sizes(pack)
+        packed = converter(heads=heads, length=80 if pack else 40)
+        specs, sizes = packed.specs(), packed.sizes(pack)
         row_of = np.arange(packing.count(examples))
         if pack:
             row_of = packing.assign(packing.lengths_of(examples, specs, "".join(sizes)), np.array(list(sizes.values())))
@@ -100,7 +116,7 @@ def test_packed_equals_unpacked():
         found.append(jax.device_get(run(packing.fill(examples, row_of, int(row_of.max()) + 1, specs, sizes))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *found)
     windows = packing.count(parts[1])
-    assert {head: sums.weight for head, sums in found[0].items()} == dict(zip(HEADS, (28, windows, 6), strict=True))
+    assert {head: sums.weight for head, sums in found[0].items()} == dict(zip(heads, (28, windows, 6, 12), strict=True))
 
 
 @pytest.mark.parametrize("marks", [False, True])
@@ -143,20 +159,60 @@ def test_tags_that_are_wrong_are_named():
         converter(heads=("mlm",)).supervised(examples_of(SPANS), SPANS, VOCABULARY)
 
 
+def test_labels_that_are_wrong_are_named():
+    wrong = dataclasses.replace(LABELS, source=Function(lambda split: [{"inputs": "a", "targets": "cat, ox"}]))
+    with pytest.raises(DataError, match="label 'ox' is not one of cat, dog, emu, fox, gnu"):
+        Reader(wrong, "train").read(0, lambda: None)
+    for labels in ((), ("a", "b, c"), ("a", " ")):
+        with pytest.raises(ConfigError, match="multi_label needs labels"):
+            dataclasses.replace(LABELS, labels=labels)
+
+
+def two_steps(mixture, workdir):
+    cfg = config.base()
+    cfg.model.preset, cfg.data.mixture, cfg.data.vocabulary = "bert_tiny", mixture, "bytes"
+    cfg.model.update({"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_encoder_layers": 1})
+    cfg.data.length, cfg.data.window_stride, cfg.data.batch_rows, cfg.eval.batch_rows = 40, 9, 8, 8
+    cfg.train.total_steps, cfg.eval.untrained = 2, False
+    assert train.run(experiment.resolve(cfg), workdir) == 0
+    return workdir
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One encoder for all three, two steps of it."""
     for task in (TAGS, SPANS, CHOICES):
         registry.add(task)
     registry.add(Mixture("tiny_heads", {task.name: 1.0 for task in (TAGS, SPANS, CHOICES)}))
-    cfg = config.base()
-    cfg.model.preset, cfg.data.mixture, cfg.data.vocabulary = "bert_tiny", "tiny_heads", "bytes"
-    cfg.model.update({"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_encoder_layers": 1})
-    cfg.data.length, cfg.data.window_stride, cfg.data.batch_rows, cfg.eval.batch_rows = 40, 9, 8, 8
-    cfg.train.total_steps, cfg.eval.untrained = 2, False
-    workdir = tmp_path_factory.mktemp("heads")
-    assert train.run(experiment.resolve(cfg), workdir) == 0
-    return workdir
+    return two_steps("tiny_heads", tmp_path_factory.mktemp("heads"))
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_several_labels_from_the_data_to_hugging_face_and_back(tmp_path):
+    registry.add(LABELS)
+    workdir = two_steps("tiny_labels", tmp_path / "run")
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    metrics = {k: v for line in rows for k, v in json.loads(line).items()}
+    assert abs(metrics["train/loss"] - np.log(2)) < 0.2 and metrics["eval/tiny_labels/invalid"] == 0
+    assert metrics["baseline/tiny_labels/accuracy"] == pytest.approx(100 / 3)
+    model = t5x_lite.load(workdir)
+    texts = ["a cat", "a cat, a dog"]
+    found = model.classify(texts)
+    lines = (workdir / "predictions" / "step_2" / "tiny_labels.jsonl").read_text().splitlines()[:2]
+    for line, alone in zip(map(json.loads, lines), found, strict=True):
+        assert line["prediction"] == ", ".join(name for name, p in alone.items() if p > 0.5)
+        sure = [max(p, 1 - p) for p in alone.values()]
+        assert line["score"] == pytest.approx(np.log(sure).sum(), abs=1e-4)
+    shown = inspect.describe(experiment.resolve(config.from_json(workdir / "config.json")), 8, "train")
+    assert {e["class targets"] for row in shown["rows"] for e in row} == {"cat", "cat, dog", ""}
+    assert shown["tasks"][0]["labels"] == {"cat": 8, "dog": 4, "emu": 0, "fox": 0, "gnu": 0}
+    interchange.export_model(model, tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["problem_type"] == "multi_label_classification"
+    assert said["architectures"] == ["BertForSequenceClassification"]
+    classify = t5x_lite.pipeline("text-classification", model=tmp_path / "out", top_k=None)
+    for scores, alone in zip(classify(texts), found, strict=True):
+        assert {s["label"]: s["score"] for s in scores} == pytest.approx(alone, abs=1e-6)
 
 
 @pytest.mark.usefixtures("quick_compilation")

@@ -68,7 +68,10 @@ MODELS = {
     "bert_span": ("BertForQuestionAnswering", BERT),
     "bert_choice": ("BertForMultipleChoice", BERT),
     "roberta_mlm": ("RobertaForMaskedLM", BERT | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
-    "roberta_classifier": ("RobertaForSequenceClassification", BERT | {"type_vocab_size": 1, "num_labels": 3}),
+    "roberta_labels": (
+        "RobertaForSequenceClassification",
+        BERT | {"type_vocab_size": 1, "num_labels": 3, "problem_type": "multi_label_classification"},
+    ),
     "roberta_tokens": ("RobertaForTokenClassification", BERT | {"type_vocab_size": 1, "num_labels": 3}),
     "distilbert_mlm": ("DistilBertForMaskedLM", DISTIL),
     "distilbert_classifier": ("DistilBertForSequenceClassification", DISTIL | {"num_labels": 3}),

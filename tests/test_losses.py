@@ -159,6 +159,8 @@ def test_the_loss_by_task_is_that_of_a_batch_with_the_other_tasks_left_out():
         size = {"regression": shape, "multiple_choice": shape, "span": (4, 6, 2)}.get(head, (*shape, 5))
         outputs[head] = rng.normal(size=size).astype(np.float32)
         batch[targets] = positions if head == "span" else rng.integers(0, 5, shape).astype(np.int32)
+        if head == "multi_label":
+            batch[targets] = rng.integers(0, 2, (4, 15)).astype(np.float32)
         batch[weights] = (rng.integers(0, 2, shape) * rng.random(shape)).astype(np.float32)
     whole = losses.loss_sums(outputs, batch, tasks=2)
     for task in (1, 2):

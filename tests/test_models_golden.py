@@ -114,7 +114,7 @@ def bert_of(golden, head: str, classes: int):
         ("test_sequence_classification_1", "regression"),
         ("test_sequence_classification_2", "classification"),
         ("test_sequence_classification_3", "classification"),
-        ("test_sequence_binary_classification", "classification"),
+        ("test_sequence_binary_classification", "multi_label"),
     ],
 )
 def test_bert_logits_equal_the_reference(case, head):
@@ -138,6 +138,11 @@ def test_bert_logits_equal_the_reference(case, head):
     else:
         got = got[:, 0].reshape(expected.shape)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+    if head == "multi_label":
+        targets = golden["inputs/target_labels"].astype(np.float32)
+        batch |= {"label_targets": targets, "label_weights": np.ones((rows, 1), np.float32)}
+        loss = losses.loss_sums({head: got[:, None]}, batch)[head]
+        np.testing.assert_allclose(loss.sum / loss.weight, golden["outputs/loss"], rtol=1e-6)
 
 
 @pytest.mark.skipif(not BERT.exists(), reason="the golden arrays are not on this machine")

@@ -111,8 +111,13 @@ def _reading(task: Task, converter: Any) -> dict[str, Any]:
             f"task {task.name!r} is read word by word for the head {task.head!r}; a cache holds ids of texts. "
             "Train on it without data.cache_dir"
         )
+    if encoder and task.head == "multi_label":
+        raise ConfigError(
+            f"task {task.name!r} gives an example several labels; a cache holds one. Train on it without data.cache_dir"
+        )
     fields = list(task.encoder_fields) if encoder else ["inputs", "targets"]
-    return {"fields": fields, "sentences": False, "labels": "number" if task.regression else list(task.labels)}
+    one_label = [] if task.multi_label else list(task.labels)
+    return {"fields": fields, "sentences": False, "labels": "number" if task.regression else one_label}
 
 
 # ------------------------------------------------------------------------------------------------------------- making

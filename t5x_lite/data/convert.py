@@ -26,7 +26,7 @@ from t5x_lite.data.denoise import (
 )
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.ragged import Ragged
-from t5x_lite.data.registry import Feature, Task
+from t5x_lite.data.registry import Feature, Task, label_names
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
@@ -272,6 +272,7 @@ class EncoderOnly:
     fairseq_marks: bool = False  # two [SEP] between the segments (RoBERTa's </s></s>)
     window_stride: int = 128  # tokens from one window of a long context to the next
     choices: int = 1  # the most that an example has
+    num_classes: int = 0  # of the head multi_label
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("encoder_only", self.heads)
@@ -279,7 +280,9 @@ class EncoderOnly:
     def sizes(self, pack: bool) -> dict[str, int]:
         examples = self.max_examples_per_row if pack else 1
         capacity = mlm_capacity(self.length, self.mlm_rate, examples)
-        return {"S": self.length, "P": capacity, "E": max(examples, self.choices)}
+        slots = max(examples, self.choices)
+        labels = {"Y": slots * self.num_classes} if "multi_label" in self.heads else {}
+        return {"S": self.length, "P": capacity, "E": slots, **labels}
 
     def corpus(self, texts, vocabulary, rng):
         room = self.length - 3 - self.fairseq_marks  # [CLS] and two or three [SEP]
@@ -328,6 +331,13 @@ class EncoderOnly:
             begins = out["token_weights"].values > 0
             of_row = np.repeat(tags.starts, word_of.lengths)
             out["token_targets"].values[begins] = tags.values[(of_row + word_of.values)[begins]]
+            return out, truncated
+        if task.head == "multi_label":
+            tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
+            out = self._unlabelled(tokens, types)
+            found = np.array([label_set(example, task) for example in examples], np.float32)
+            out["label_targets"] = ragged.block(found.reshape(len(examples), self.num_classes))
+            out["label_weights"] = _one_each(np.ones(len(examples), np.float32))
             return out, truncated
         labels = [label(example, task) for example in examples]
         if task.head == "multiple_choice":
@@ -487,6 +497,9 @@ class EncoderOnly:
                 out[name] = Ragged(np.full(len(parts.values), first, spec.dtype), parts.lengths)
             elif spec.dims == "BS" and name.startswith("token_") and name not in out:
                 out[name] = Ragged(np.zeros(len(tokens.values), spec.dtype), tokens.lengths)
+            elif spec.dims == "BY":
+                lengths = self.num_classes * parts.lengths
+                out[name] = Ragged(np.zeros(lengths.sum(), spec.dtype), lengths)
             elif spec.dims == "BP":
                 out[name] = Ragged(np.zeros(0, spec.dtype), np.zeros(len(tokens), np.int64))
         return out
@@ -678,15 +691,20 @@ def _answer(example: Mapping[str, Any], window: Window) -> tuple[int, int]:
     return first + int(tokens[0]), first + int(tokens[-1])
 
 
+def label_set(example: Mapping[str, Any], task: Task) -> list[bool]:
+    """Of each class, whether an example's target names it; DataError where it names another."""
+    named = label_names(text_of(example, "targets", task))
+    for name in named:
+        _require_label(name, example, task)
+    return [label in named for label in task.labels]
+
+
 def label(example: Mapping[str, Any], task: Task) -> int | float:
     """The class index, or the number, that an example's target stands for; DataError when it is neither."""
     if isinstance(example, Encoded):
         return example.label
     field = "number" if task.regression and "number" in example else "targets"
     target = text_of(example, field, task).strip()
-    where = ", ".join(
-        f"{name} {str(example[name])[:80]!r}" for name in dict.fromkeys(("inputs", *task.segments)) if name in example
-    )
     if task.regression:
         try:
             number = float(target)
@@ -694,12 +712,23 @@ def label(example: Mapping[str, Any], task: Task) -> int | float:
             number = math.nan
         if not math.isfinite(number):
             raise DataError(
-                f"task {task.name!r}: target {target!r} is not a finite number; correct it in the data ({where})"
+                f"task {task.name!r}: target {target!r} is not a finite number; correct it in the data "
+                f"({_told(example, task)})"
             )
         return number
-    if target not in task.labels:
-        raise DataError(
-            f"task {task.name!r}: label {target!r} is not one of {', '.join(task.labels)}; "
-            f"correct it in the data or add it to the task's labels ({where})"
-        )
+    _require_label(target, example, task)
     return task.labels.index(target)
+
+
+def _require_label(name: str, example: Mapping[str, Any], task: Task) -> None:
+    if name not in task.labels:
+        raise DataError(
+            f"task {task.name!r}: label {name!r} is not one of {', '.join(task.labels)}; "
+            f"correct it in the data or add it to the task's labels ({_told(example, task)})"
+        )
+
+
+def _told(example: Mapping[str, Any], task: Task) -> str:
+    """The beginnings of an example's texts, to find it by."""
+    fields = dict.fromkeys(("inputs", *task.segments))
+    return ", ".join(f"{name} {str(example[name])[:80]!r}" for name in fields if name in example)

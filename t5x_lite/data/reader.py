@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from t5x_lite.data import preprocess
-from t5x_lite.data.convert import label
+from t5x_lite.data.convert import label, label_set
 from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.registry import UNLABELLED, Example, Task
 from t5x_lite.errors import DataError
@@ -50,7 +50,8 @@ class Reader:
         try:
             example = preprocess.apply(self.task.preprocessors, record, rng)
             if example is not None and (self.task.labels or self.task.regression) and not self._is_unlabelled(example):
-                label(example, self.task)  # a wrong one is wrong for every architecture, also where it is just text
+                # A wrong one is wrong for every architecture, also where it is just text.
+                (label_set if self.task.multi_label else label)(example, self.task)
             return example
         except DataError as error:
             raise DataError(f"{self.where(index)}: {error}") from error.__cause__

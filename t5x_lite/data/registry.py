@@ -48,6 +48,8 @@ class Task:
     preprocessors: functions `example -> example`; one with a parameter named `rng` also gets a
         `numpy.random.Generator` that depends only on the seed and the example's place in the order.
     labels: for classification, the class names; `targets` is one of them. Encoder heads use the index.
+    multi_label: `targets` names any number of the labels, with commas between ("joy, surprise"; "": none). Metrics
+        compare them with `postprocess=registry.label_names`.
     regression: `targets` is a number written as text; where that is rounded, `number` is the number itself.
     segments: the example fields an encoder reads as its one or two segments.
     choices: for multiple choice, the fields with the candidates, one for each label: an encoder reads each of them
@@ -70,6 +72,7 @@ class Task:
         default_factory=lambda: {"inputs": Feature(), "targets": Feature()}
     )
     labels: tuple[str, ...] = ()
+    multi_label: bool = False
     regression: bool = False
     segments: tuple[str, ...] = ("inputs",)
     choices: tuple[str, ...] = ()
@@ -86,6 +89,11 @@ class Task:
             raise ConfigError(
                 f"task {self.name!r}: its files are named after it; use letters, digits and _.- (at most 128)"
             )
+        if self.multi_label and (not self.labels or any("," in label or not label.strip() for label in self.labels)):
+            raise ConfigError(
+                f"task {self.name!r}: multi_label needs labels, none of them empty or with a comma, which stands "
+                f"between them in `targets`; they are {self.labels}"
+            )
         if self.max_bad_fraction and (tolerant := getattr(self.source, "tolerant", None)):
             object.__setattr__(self, "source", tolerant(self.max_bad_fraction))
 
@@ -99,6 +107,7 @@ class Task:
         of = {
             "mlm": self.is_corpus,
             "multiple_choice": self.choices,
+            "multi_label": self.multi_label,
             "classification": self.labels,
             "regression": self.regression,
             "token_classification": self.tags,
@@ -114,7 +123,8 @@ class Task:
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of its head's classes."""
-        return {"classification": self.labels, "token_classification": self.tags}.get(self.head, ())
+        named = {"classification": self.labels, "multi_label": self.labels, "token_classification": self.tags}
+        return named.get(self.head, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +189,15 @@ def proportional(cap: float = float("inf"), scale: float = 1.0, temperature: flo
     return lambda size: float(min(size * scale, cap) ** (1 / temperature))
 
 
+def label_names(targets: str) -> tuple[str, ...]:
+    """The labels that the target of a task with several names, each once, sorted.
+
+    >>> label_names("surprise, joy"), label_names("")
+    (('joy', 'surprise'), ())
+    """
+    return tuple(sorted({name.strip() for name in targets.split(",")} - {""}))
+
+
 def identity(task: Task, split: str = "train") -> dict[str, Any]:
     """What a split of a task is, as JSON-able data: another value means other examples.
 
@@ -192,6 +211,7 @@ def identity(task: Task, split: str = "train") -> dict[str, Any]:
         "source": own(split) if own else digest(examples),
         "preprocessors": [preprocess.identity(function) for function in task.preprocessors],
         "labels": list(task.labels),
+        "multi_label": task.multi_label,
         "regression": task.regression,
         "segments": list(task.segments),
         "choices": list(task.choices),

@@ -19,6 +19,7 @@ PREFIX = "base_model.model."  # what peft wraps a model in
 HEADS = (
     "pooler/",
     "classification/",
+    "multi_label/",
     "regression/",
     "token_classification/",
     "span/",

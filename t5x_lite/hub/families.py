@@ -179,14 +179,16 @@ _BERT_SETTINGS = {
     "attention_dropout_rate": "attention_probs_dropout_prob",
     "initializer_stddev": "initializer_range",
 }
-_CLASSIFIERS = {  # of three that have the same tensor, the class in config.json says which it is
+_CLASSIFIERS = {  # of four that have the same tensor, the class in config.json says which it is
     "classification": "classifier.weight",
+    "multi_label": "classifier.weight",
     "token_classification": "classifier.weight",
     "multiple_choice": "classifier.weight",
     "span": "qa_outputs.weight",
 }
 _CLASSIFIER_MODULES: dict[str, str | Key] = {
     "classification": "classifier",
+    "multi_label": "classifier",
     "regression": "classifier",
     "token_classification": "classifier",
     "multiple_choice": "classifier",
@@ -285,6 +287,7 @@ ROBERTA = Family(
     heads={
         "mlm": "lm_head.bias",
         "classification": "classifier.out_proj.weight",
+        "multi_label": "classifier.out_proj.weight",
         "token_classification": "classifier.weight",
         "span": "qa_outputs.weight",
     },
@@ -295,6 +298,7 @@ ROBERTA = Family(
         "mlm/transform": "lm_head.dense",
         "mlm/norm": "lm_head.layer_norm",
         "classification": "classifier.out_proj",
+        "multi_label": "classifier.out_proj",
         "regression": "classifier.out_proj",
         "token_classification": "classifier",
         "span": "qa_outputs",

@@ -23,6 +23,7 @@ SILENT = (
     "fairseq_marks", "max_positions", "lora_rank", "lora_alpha", "lora_targets",
     "lora_dropout_rate",
 )  # fmt: skip
+PROBLEMS = {"regression": "regression", "multi_label": "multi_label_classification"}  # of one class of transformers
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 LARGEST_JSON = 10_000_000  # bytes; a config.json has some thousand
 
@@ -119,15 +120,15 @@ def write_config(
     if differ:
         raise ConfigError(f"{family.model_type} of Hugging Face has no {', '.join(differ[:4])}")
     for name, heads in family.classes.items():
-        if heads == tuple(h if h != "regression" else "classification" for h in config.heads):
+        if heads == tuple("classification" if h in PROBLEMS else h for h in config.heads):
             out["architectures"] = [name]
             break
     if config.num_classes or "regression" in config.heads:
         count = config.num_classes or 1
         names = tuple(labels) if len(labels) == count else tuple(f"LABEL_{i}" for i in range(count))
         out |= {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
-        if "regression" in config.heads:
-            out["problem_type"] = "regression"
+    for head in set(PROBLEMS) & set(config.heads):
+        out["problem_type"] = PROBLEMS[head]
     return out
 
 

@@ -102,11 +102,14 @@ class Model:
         return self._hidden(self.params, batch)
 
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, float]]:
-        """The probability of each class for each text, or pair of texts."""
-        if "classification" not in self.config.heads:
+        """The probability of each class for each text, or pair of texts: of one of them, or of each by itself where a
+        text may have several."""
+        head = next((name for name in ("classification", "multi_label") if name in self.config.heads), None)
+        if head is None:
             raise ConfigError(f"this model has the heads {self.config.heads}; classifying needs `classification`")
-        logits_BC = np.asarray(self(self.tokenize(texts, pairs))["classification"])[:, 0].astype(np.float64)
-        probabilities_BC = np.exp(logits_BC - np.logaddexp.reduce(logits_BC, axis=1, keepdims=True))
+        logits_BC = np.asarray(self(self.tokenize(texts, pairs))[head])[:, 0].astype(np.float64)
+        one_BC = np.logaddexp.reduce(logits_BC, axis=1, keepdims=True)
+        probabilities_BC = np.exp(logits_BC - (one_BC if head == "classification" else np.logaddexp(0, logits_BC)))
         return [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities_BC]
 
     def attention(self, text: str, second: str = "") -> AttentionMaps:
@@ -210,7 +213,8 @@ class Model:
         if self.config.positions == "learned":
             read = min(read, self.config.max_positions)
         if self.config.architecture == "encoder_only":
-            return convert.EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more)
+            classes = self.config.num_classes
+            return convert.EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more, num_classes=classes)
         if self.config.architecture == "text_to_text":
             targets = _rounded_up(max(counts.get("targets", [0]), default=0) + 1 + more)
             prompt = self.config.prompt_tokens

@@ -65,7 +65,7 @@ def open_directory(path: Path) -> Found:
 def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
     """{path: (shape, logical axes)} of the model's parameters, in its own form (scanned or unrolled)."""
     scanned = dataclasses.replace(config, scan_layers=True)
-    sizes = dict.fromkeys("BSLPE", 1)
+    sizes = dict.fromkeys("BSLPEY", 1)
     example = batches.zeros(config.architecture, sizes, config.heads)
     boxed = jax.eval_shape(models.build(scanned).init, jax.random.key(0), example)["params"]
     leaves = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))[0]
@@ -174,7 +174,7 @@ def _with_heads(
     config: ModelConfig, family: Family, weights: Weights, names: Mapping[str, str], settings: Mapping[str, Any]
 ) -> ModelConfig:
     """The heads whose tensors are there, of several with the same tensor the one of the model's class, or the first;
-    one output of a classifier is a regression."""
+    one output of a classifier is a regression, and problem_type tells several labels from one."""
     architectures = settings.get("architectures")
     classes = [family.classes.get(str(name), ()) for name in architectures] if isinstance(architectures, list) else []
     head_of: dict[str, str] = {}
@@ -186,6 +186,8 @@ def _with_heads(
         num_classes = weights.shapes[names[family.heads[head]]][0]
         if head == "classification" and num_classes == 1:
             heads[heads.index(head)], num_classes = "regression", 0
+        elif head == "classification" and settings.get("problem_type") == "multi_label_classification":
+            heads[heads.index(head)] = "multi_label"
     if len(set(POOLED_HEADS) & set(heads)) > 1 and "pooled" in heads:
         heads.remove("pooled")
     return dataclasses.replace(config, heads=tuple(heads), num_classes=num_classes)
@@ -277,6 +279,7 @@ HEAD_PARTS = {
     "nsp": ("nsp",),
     "classification": ("classification", "regression"),
     "regression": ("classification", "regression"),
+    "multi_label": ("classification", "multi_label"),
     "token_classification": ("token_classification",),
     "span": ("span",),
     "multiple_choice": ("multiple_choice",),
@@ -322,7 +325,7 @@ def _fresh(config: ModelConfig, paths: list[str]) -> dict[str, Any]:
     """Initial values of some parameters alone: the rest is never computed."""
     if not paths:
         return {}
-    example = batches.zeros(config.architecture, dict.fromkeys("BSLPE", 1), config.heads)
+    example = batches.zeros(config.architecture, dict.fromkeys("BSLPEY", 1), config.heads)
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         params = nn.meta.unbox(models.init_params(models.build(config), key, example))  # type: ignore[arg-type]

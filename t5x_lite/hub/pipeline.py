@@ -90,11 +90,13 @@ def text_classification(model: Model, inputs: list, *, top_k: Any = "best", func
     """{"label", "score"} of a text or of {"text", "text_pair"}: the most probable class, or with `top_k` a list of so
     many (None: all).
 
-    function_to_apply: to an encoder's logits, softmax, sigmoid or none. A regression head's score is its number. A
-    model that generates text is asked how probable each label is, among them all.
+    function_to_apply: to an encoder's logits, softmax, sigmoid (where a text may have several labels) or none. A
+    regression head's score is its number. A model that generates text is asked how probable each label is, among them
+    all.
     """
     rows, names = _class_logits(model, inputs)
-    default = "softmax" if len(names) > 1 else "none"
+    several = "multi_label" in model.config.heads
+    default = "sigmoid" if several else "softmax" if len(names) > 1 else "none"
     function = lookup("function_to_apply", function_to_apply or default, FUNCTIONS)
     results = []
     for logits_C in rows:
@@ -161,7 +163,8 @@ def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[s
             raise ConfigError("text-classification needs labels; this model was trained on no task that has them")
         scores = model.score([(text, label) for text in texts for label in model.labels])
         return list(np.array(scores).reshape(len(texts), -1)), model.labels
-    head = next((name for name in ("classification", "regression") if name in model.config.heads), None)
+    heads = ("classification", "multi_label", "regression")
+    head = next((name for name in heads if name in model.config.heads), None)
     if head is None:
         raise ConfigError(f"this encoder has the heads {model.config.heads}; classifying needs `classification`")
     paired = [pair is not None for pair in pairs]
@@ -171,7 +174,7 @@ def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[s
         examples = [{"inputs": texts[i]} | ({"pair": str(pairs[i])} if kind else {}) for i in mine]
         for i, outputs in zip(mine, _encoder_outputs(model, examples), strict=True):
             rows[i] = outputs[head].reshape(-1).astype(np.float64)
-    return rows, model.labels if head == "classification" else ("LABEL_0",)
+    return rows, model.labels if head != "regression" else ("LABEL_0",)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -24,9 +24,9 @@ CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "dots", "dots_no_batch"),
 }
-POOLED_HEADS = ("nsp", "classification", "regression", "multiple_choice", "pooled")
+POOLED_HEADS = ("nsp", "classification", "multi_label", "regression", "multiple_choice", "pooled")
 HEADS = ("mlm", "token_classification", "span", *POOLED_HEADS)
-CLASS_HEADS = ("classification", "token_classification")  # with num_classes outputs
+CLASS_HEADS = ("classification", "multi_label", "token_classification")  # with num_classes outputs
 
 LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 

@@ -28,8 +28,8 @@ class EncoderOnly(nn.Module):
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
         """One float32 output per head: "mlm" [B, P, V], "token_classification" [B, S, C], "span" [B, S, 2] (start and
-        end), "nsp" [B, E, 2], "classification" [B, E, C], "regression" [B, E], "multiple_choice" [B, E], "pooled"
-        [B, E, D]; without heads, "hidden" [B, S, D].
+        end), "nsp" [B, E, 2], "classification" and "multi_label" [B, E, C], "regression" [B, E], "multiple_choice"
+        [B, E], "pooled" [B, E, D]; without heads, "hidden" [B, S, D].
         """
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
@@ -75,8 +75,9 @@ def example_outputs(config: ModelConfig, pooled_BED: jax.Array, key: jax.Array |
     dropped_BED = dropout(pooled_BED, config.dropout_rate, key)
     if "nsp" in config.heads:
         outputs["nsp"] = class_dense(config, 2, "nsp")(pooled_BED)
-    if "classification" in config.heads:
-        outputs["classification"] = class_dense(config, config.num_classes, "classification")(dropped_BED)
+    for head in ("classification", "multi_label"):
+        if head in config.heads:
+            outputs[head] = class_dense(config, config.num_classes, head)(dropped_BED)
     for head in ("regression", "multiple_choice"):
         if head in config.heads:
             outputs[head] = class_dense(config, 1, head)(dropped_BED)[..., 0]

@@ -94,6 +94,27 @@ def _macro_f1(classes: Sequence, targets: Sequence, predictions: Sequence) -> di
     return {"macro_f1": 100.0 * float(score)}
 
 
+def label_f1(targets: Sequence[tuple[str, ...]], predictions: Sequence[tuple[str, ...]]) -> dict[str, float]:
+    """Of examples with any number of labels (registry.label_names): F1 over all labels of all examples, and the mean of
+    the F1 of each label that occurs among the targets. 0 where there is none to find.
+
+    >>> label_f1([("joy",), ("fear", "joy")], [("joy",), ("joy",)])
+    {'micro_f1': 80.0, 'macro_f1': 50.0}
+    """
+    both = [(set(wanted), set(found)) for wanted, found in pairs(targets, predictions)]
+
+    def f1_of(hits: int, given: int) -> float:
+        return 100.0 * 2 * hits / given if given else 0.0
+
+    names = sorted(set().union(*(wanted for wanted, _ in both)))
+    counts = [
+        (sum(n in wanted and n in found for wanted, found in both), sum((n in w) + (n in f) for w, f in both))
+        for n in names
+    ]
+    micro = f1_of(sum(len(wanted & found) for wanted, found in both), sum(len(w) + len(f) for w, f in both))
+    return {"micro_f1": micro, "macro_f1": sum(f1_of(*count) for count in counts) / max(1, len(names))}
+
+
 def matthews(targets: Sequence, predictions: Sequence) -> dict[str, float]:
     """Matthews' correlation coefficient; an invalid prediction is a class of its own. 0 where all targets are one."""
     from sklearn.metrics import matthews_corrcoef
