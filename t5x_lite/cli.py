@@ -398,6 +398,10 @@ def _named_config(arguments: argparse.Namespace, overrides: dict[str, str]) -> "
     for key, text in overrides.items():
         config.override(cfg, key, text)
     if not cfg.data.files:
+        if Path(arguments.name).is_file() or re.search(r"[/*{,=]", arguments.name):
+            raise ConfigError(
+                f"{arguments.name!r} is no name of a task or mixture; of files say --config.data.files={arguments.name}"
+            )
         cfg.data.mixture = arguments.name
     elif arguments.name:
         raise ConfigError(f"NAME {arguments.name!r} and config.data.files={cfg.data.files!r}: give one of them")

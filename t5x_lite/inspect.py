@@ -68,10 +68,12 @@ def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
     """
     batches = list(_sample(experiment, split, rows))
     first, counts = batches[0][0], batches[-1][1]
-    segments = [array for batch, _ in batches for name, array in batch.items() if name.endswith("segment_ids")]
-    encoder = next(name for name in first if name.endswith("segment_ids"))
-    per_row = float(np.concatenate([batch[encoder].max(axis=1) for batch, _ in batches]).mean())
-    shown = itertools.islice(((batch, row) for batch, _ in batches for row in range(len(batch[encoder]))), rows)
+    sides = [name for name in first if name.endswith("segment_ids")]
+    stacked = {name: np.concatenate([batch[name] for batch, _ in batches]) for name in sides}
+    filled = stacked[sides[0]].any(axis=1)  # an evaluation's last batch has rows with nothing in them
+    segments = [array[filled] for array in stacked.values()]
+    per_row = float(segments[0].max(axis=1).mean())
+    shown = itertools.islice(((batch, row) for batch, _ in batches for row in range(len(batch[sides[0]]))), rows)
     return {
         "mixture": experiment.cfg.data.mixture,
         "split": split,
@@ -216,7 +218,7 @@ def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[s
                     out["targets"] = vocabulary.show(arrays["decoder_target_tokens"][where])
         if "mlm_targets" in arrays:
             where = (arrays["mlm_weights"] > 0) & (arrays["encoder_segment_ids"][arrays["mlm_positions"]] == number)
-            out["mlm targets"] = vocabulary.show(arrays["mlm_targets"][where])
+            out["mlm targets"] = " | ".join(vocabulary.show([i]) for i in arrays["mlm_targets"][where].tolist())
         for head in ("nsp", "class", "regression"):
             if f"{head}_targets" in arrays and arrays[f"{head}_weights"][number - 1] > 0:
                 target = arrays[f"{head}_targets"][number - 1].item()

@@ -178,6 +178,9 @@ def test_inspect_and_tasks_show_what_there_is(capsys):
         assert "row 23" in shown and "animal: the" in shown and "padding" in shown
     assert cli.run(["inspect", "tiny", f"--config={CONFIG}", "-n", "-3"]) == 2
     assert "-n -3" in capsys.readouterr().err
+    for file in (str(CONFIG), "data/*.csv", "train.{en,de}"):
+        assert cli.run(["inspect", file]) == 2
+        assert f"of files say --config.data.files={file}" in capsys.readouterr().err
 
 
 def test_a_broken_line_for_infer(tmp_path, capsys):

@@ -259,7 +259,9 @@ def test_what_is_wrong_in_a_record_names_its_line(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("a.docx", r"no name of a known kind: \.txt"),
+        ("a.bmp", r"no name of a known kind: \.txt"),
+        ("a.xlsx", "of a kind that is not read; save the sheet as CSV"),
+        ("a.tar.gz", "of a kind that is not read; unpack it"),
         ("a.jsnol", r"no name of a known kind \(\.jsonl\?\)"),
         ("nowhere.csv", "cannot read nowhere.csv: No such file"),
         ("nowhere/*.csv", "no file matches 'nowhere/"),

@@ -34,6 +34,11 @@ SUFFIXES = {
     "conll": ("conll", "bio", "iob", "iob2"),
 }
 KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
+OTHER_KINDS = {
+    **dict.fromkeys(("xlsx", "xls", "ods"), "save the sheet as CSV"),
+    **dict.fromkeys(("zip", "tar", "tgz", "7z", "bz2", "xz", "zst"), "unpack it (gzip alone is read as it is)"),
+    **dict.fromkeys(("pdf", "docx", "doc", "epub", "html"), "take its text out, into a .txt with an example a line"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +197,9 @@ def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
     kind = _kind(path)
     if kind is None:
         near = suggest(Path(path).suffix.removeprefix("."), KIND_OF_SUFFIX)
+        way = next((OTHER_KINDS[part] for part in path.lower().split(".")[-2:] if part in OTHER_KINDS), "")
+        if way:
+            raise ConfigError(f"data.files: {path!r} is of a kind that is not read; {way}")
         known = ", ".join(f".{suffix}" for suffix in KIND_OF_SUFFIX)
         raise ConfigError(
             f"data.files: {path!r} has no name of a known kind{f' (.{near[0]}?)' if near else ''}: {known}, each also "

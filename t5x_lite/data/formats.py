@@ -129,6 +129,7 @@ class JsonLines(_OfLines):
                 json.dumps(row)
         except (ValueError, RecursionError) as error:
             way = LIST_TO_LINES if text.lstrip()[:1] == "[" else "write one object a line"
+            way += " (jq -c . FILE > FILE.jsonl makes that)" if text.strip() == "{" else ""
             raise DataError(f"{where}: not JSON ({one_line(error)}); {way}") from None
         if isinstance(row, list):
             raise DataError(f"{where}: a JSON list; {LIST_TO_LINES}")

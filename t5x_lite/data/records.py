@@ -266,6 +266,15 @@ def _scanned(form: Format, path: Path, file: File, by_hash: bool, tolerant: bool
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
+# What people take for text by its name, by its first bytes, and what to do about it.
+BEGINNINGS = {
+    b"PAR1": "Parquet does; give its name the suffix .parquet",
+    b"ARROW1": "Arrow does; give its name the suffix .arrow",
+    b"\x1f\x8b": "gzip does; put .gz at the end of its name",
+    b"PK\x03\x04": "a zip archive does, and a spreadsheet; unpack it, or save it as CSV",
+}
+
+
 class Line(NamedTuple):
     number: int  # from 1
     begin: int  # in bytes
@@ -304,6 +313,8 @@ def read_lines(path: Path, name: str) -> Iterator[Line]:
                     f"{name}:{number}: a NUL byte at offset {begin + raw.index(0)}; the file is damaged, or is not "
                     "UTF-8 (iconv -f utf-16 -t utf-8 converts it)"
                 )
+            if number == 1 and wrong and (other := next((k for b, k in BEGINNINGS.items() if raw.startswith(b)), "")):
+                wrong = DataError(f"{name} is no text: it begins as {other}")
             if number == 1 and text.startswith("\ufeff"):  # a byte-order mark
                 text, begin = text[1:], 3
             yield Line(number, begin, end, bare(text), wrong)
@@ -394,10 +405,14 @@ def _remotely(name: str, do: Callable[[Any, str], Any]) -> Any:
         return do(*fsspec.core.url_to_fs(name))
     except FileNotFoundError:
         raise DataError(f"cannot read {name}: there is no such file; is the path right?") from None
+    except ImportError as error:
+        raise DataError(
+            f"cannot read {name}: {one_line(error)} (gs:// needs `pip install gcsfs`, s3:// `pip install s3fs`, "
+            "https:// `pip install aiohttp requests`)"
+        ) from error
     except Exception as error:  # each remote file system has its own
         raise DataError(
-            f"cannot read {name}: {one_line(error)}; are you logged in there? (gs:// needs `pip install gcsfs`, s3:// "
-            "`pip install s3fs`)"
+            f"cannot read {name}: {one_line(error)}; is the address right, and are you logged in there?"
         ) from error
 
 
