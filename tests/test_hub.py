@@ -5,6 +5,7 @@ import fnmatch
 import json
 import shutil
 import struct
+import weakref
 
 import jax
 import numpy as np
@@ -81,6 +82,25 @@ def test_there_and_back_is_bit_equal_scanned_or_not(name, tmp_path, monkeypatch)
     if name in ("gpt2", "albert"):
         interchange.export_directory(dataclasses.replace(config, scan_layers=True), scanned, tmp_path / "again")
         assert_same(load(tmp_path / "again")[0], params)
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_the_host_holds_one_tensor_while_the_next_is_read(name, tmp_path, monkeypatch):
+    directory, config, params = theirs(tmp_path, name)
+    read, put, alive, most = weights.Weights.read, jax.device_put, [], []
+
+    def watched(self, tensor):
+        most.append(sum(reference() is not None for reference in alive))
+        array = read(self, tensor)
+        alive.append(weakref.ref(array))
+        return array
+
+    found = parameters.open_directory(directory)
+    monkeypatch.setattr(weights.Weights, "read", watched)
+    monkeypatch.setattr(jax, "device_put", lambda array, place: put(np.array(array), place))  # a CPU keeps what it gets
+    got, _ = parameters.load(found, config, parameters.layout_for(config))
+    assert_same(got, params)
+    assert len(most) == len(found.weights.shapes) and max(most) <= 1
 
 
 def test_old_names_and_copies_are_known(tmp_path):
