@@ -5,9 +5,13 @@ import string
 
 import numpy as np
 import pytest
+from test_hub import tiny
+from tiny_models import random_params
 
 import t5x_lite
+from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.hub.model import Model
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
@@ -65,7 +69,7 @@ def assert_same(found, expected) -> None:
         assert isinstance(found, list) and len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             assert_same(one, other)
-    elif isinstance(expected, float):
+    elif isinstance(expected, float | np.floating):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     else:
         assert found == expected
@@ -108,6 +112,63 @@ def test_masks_and_features_are_those_of_transformers(tmp_path):
     for found, wanted in zip(features(TEXTS, return_tensors=True), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     assert np.shape(features("the cat")) == (1, 4, 16)
+
+
+def test_tags_are_those_of_transformers(tmp_path):
+    tags = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    names = {"id2label": dict(enumerate(tags)), "label2id": {tag: i for i, tag in enumerate(tags)}}
+    path = bert(tmp_path, "TokenClassification", **names)
+    ours, theirs = (make("ner", model=path) for make in (t5x_lite.pipeline, transformers.pipeline))
+    texts = [*TEXTS, "Matt ran  about ☃ the catdogs.", "a"]
+    for inputs, options in (
+        (texts, {}), (texts[0], {"ignore_labels": []}), (texts, {"aggregation_strategy": "simple"}),
+        *((texts, {"aggregation_strategy": name, "ignore_labels": ["PER"]}) for name in ("first", "average", "max")),
+    ):  # fmt: skip
+        assert_same(ours(inputs, **options), theirs(inputs, **options))
+
+
+def test_answers_are_the_most_probable_parts_of_the_context(tmp_path):
+    path = bert(tmp_path, "QuestionAnswering")
+    ours = t5x_lite.pipeline("question-answering", model=path)
+    model, tokenizer = (
+        make.from_pretrained(path) for make in (transformers.AutoModelForQuestionAnswering, transformers.AutoTokenizer)
+    )
+    for question, context in (("is this urgent", TEXTS[1]), ("the cat", TEXTS[3] + " " + TEXTS[0])):
+        encoded = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+        places = encoded.pop("offset_mapping")[0].numpy()
+        with torch.no_grad():
+            out = model(**encoded)
+        inside = np.array([part == 1 for part in encoded.sequence_ids(0)])
+        allowed = inside | (np.arange(len(inside)) == 0)  # [CLS] stands for no answer
+        start, end = (np.where(allowed, x[0].double().numpy(), -np.inf) for x in (out.start_logits, out.end_logits))
+        start, end = (np.exp(x - np.logaddexp.reduce(x)) for x in (start, end))
+        scores = np.tril(np.triu(np.outer(start * inside, end * inside)), 3)
+        first, last = np.unravel_index(scores.argmax(), scores.shape)
+        found = ours(question=question, context=context, max_answer_len=4)
+        assert found["score"] == pytest.approx(scores.max(), rel=1e-4)
+        assert found["start"] <= places[first, 0] and found["end"] >= places[last, 1]  # whole words
+        assert found["answer"] == context[found["start"] : found["end"]]
+        few = ours({"question": question, "context": context}, top_k=3, handle_impossible_answer=True)
+        assert [one["score"] for one in few] == sorted((one["score"] for one in few), reverse=True) and len(few) == 3
+    long = {"question": "the cat", "context": " ".join(TEXTS * 20)}
+    assert ours([long, long], doc_stride=9)[1]["answer"] in long["context"]  # in windows
+
+
+def test_tokens_without_places_have_those_of_their_words():
+    """Of vocabularies that are no tokenizer.json: bytes here."""
+    config = tiny("bert", vocab_size=384, max_positions=64, heads=("token_classification", "span"), num_classes=3)
+    params = random_params(config)
+    model = Model(config, params, ByteVocabulary(), ("O", "B-PER", "I-PER"))
+    tag = t5x_lite.pipeline("ner", model=model, ignore_labels=[])
+    assert [(one["start"], one["end"]) for one in tag("ab  c.")] == [(0, 2), (0, 2), (4, 5), (4, 5), (5, 6)]
+    by_word = tag(["ab  c.", "", "ü"], aggregation_strategy="first")
+    assert (
+        by_word[1] == [] and by_word[2][0]["word"] == "ü" and (by_word[0][0]["start"], by_word[0][-1]["end"]) == (0, 6)
+    )
+    answer = t5x_lite.pipeline("question-answering", model=model)
+    for context in ("a cat sat. " * 20, "x"):
+        found = answer(question="who", context=context, doc_stride=16)
+        assert found["answer"] == context[found["start"] : found["end"]] and 0 < found["score"] <= 1
 
 
 def test_language_models_go_on_as_in_transformers(tmp_path):

@@ -507,6 +507,16 @@ class TokenizerVocabulary:
             raise
         return [np.asarray(encoding.ids, np.int32) for encoding in found]
 
+    def places(self, text: str) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """The int32 ids of a text, their pieces, and where each stands in it: (begin, end) in characters, [ids, 2]."""
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.asarray(found.ids, np.int32), found.tokens, np.asarray(found.offsets, np.int64).reshape(-1, 2)
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """The text of pieces as `places` gives them; any other text among them stays as it is."""
+        decoder = self._tokenizer.decoder
+        return " ".join(pieces) if decoder is None else decoder.decode(list(pieces))
+
     def decode(self, ids: Iterable[int]) -> str:
         hidden = self._specials.keys() - {self._roles.get("unk")}
         kept = [i for i in _until(ids, self._roles.get("eos", -1)) if i not in hidden]

@@ -6,20 +6,23 @@ function from a model and a list of inputs to a list of outputs; its keyword arg
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from t5x_lite import decode
-from t5x_lite.data.convert import Encoded
-from t5x_lite.data.vocabularies import TokenizerVocabulary
+from t5x_lite.data import packing, words
+from t5x_lite.data.convert import Encoded, EncoderOnly, text_task
+from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
 from t5x_lite.decode import Strategy
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.hub import mapping
 from t5x_lite.hub.model import Model, in_batches, load, padded_rows
 from t5x_lite.lookup import lookup
+from t5x_lite.predict import cut_to_bucket
 
 BATCH_SIZE = 1024  # inputs taken at once, in turn sorted by length; the model reads 32 rows at a time
 NEW_TOKENS = 256
@@ -35,12 +38,15 @@ class Pipeline:
     run: Callable[..., list]
     options: Mapping[str, Any]
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: Any = None, **options: Any) -> Any:
         """The output of one input (a text, or what the task takes in its place), or the list of many inputs' outputs.
 
         options: the task's own, in place of those that `pipeline` was given. batch_size: inputs taken at once.
+        question, context: of question-answering in place of inputs.
         """
         chosen = {**self.options, **options}
+        if inputs is None and self.run is question_answering:
+            inputs = _asked(chosen.pop("question", None), chosen.pop("context", None))
         batch_size = chosen.pop("batch_size", BATCH_SIZE)
         for name in chosen:
             lookup(f"option of the pipeline {self.task!r}", name, options_of(self.run))
@@ -54,6 +60,15 @@ class Pipeline:
         outputs = [output for group in groups for output in self.run(self.model, group, **chosen)]
         alone = self.run in WRITE_ONE and all(len(texts) == 1 for texts in outputs)
         return [texts[0] for texts in outputs] if alone else outputs
+
+
+def _asked(question: Any, context: Any) -> Any:
+    if isinstance(question, str) and isinstance(context, str):
+        return {"question": question, "context": context}
+    if not question or not context:
+        raise ConfigError('question-answering takes {"question": …, "context": …}, a list of them, or both as keywords')
+    contexts = [context] * len(question) if isinstance(context, str) else context
+    return [{"question": q, "context": c} for q, c in zip(question, contexts, strict=True)]
 
 
 def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
@@ -270,6 +285,164 @@ def _masks(ids_BS: np.ndarray, mask_id: int) -> np.ndarray:
     return found_BP
 
 
+def token_classification(
+    model: Model, inputs: list, *, aggregation_strategy: str = "none", ignore_labels: Sequence[str] = ("O",)
+) -> list[list[dict]]:
+    """The tokens of a text that have a tag, [{"entity", "score", "index", "word", "start", "end"}, …]; start and end
+    count characters.
+
+    aggregation_strategy: "simple" joins neighbours of one tag (B- begins a new one), and gives "entity_group" without
+    "index". "first", "average" and "max" join the tokens of a word before: its tag is that of its first token, of their
+    mean, or of the surest.
+    """
+    if "token_classification" not in model.config.heads:
+        raise ConfigError(f"this needs a model with the head `token_classification`; its heads: {model.config.heads}")
+    voters = lookup("aggregation_strategy", aggregation_strategy, VOTERS)
+    by_word = aggregation_strategy not in ("none", "simple")
+    found = [_tokens(model.vocabulary, text) for text in inputs]
+    examples = [Encoded(inputs=np.array([token.id for token in tokens], np.int32)) for tokens in found]
+    results = []
+    for tokens, outputs in zip(found, _encoder_outputs(model, examples), strict=True):
+        count = len(outputs["ids"]) - 2  # without [CLS] and [SEP]
+        scores_TC = _softmax(outputs["token_classification"][1 : 1 + count].astype(np.float64))
+        tagged: list[tuple[list[int], str, float]] = []  # the numbers of tokens that share a tag, and its probability
+        for numbers in _runs([by_word and token.goes_on for token in tokens[:count]]):
+            scores_WC = voters(scores_TC[numbers])
+            row, tag = np.unravel_index(scores_WC.argmax(), scores_WC.shape)
+            tagged.append((numbers, model.labels[tag], float(scores_WC[row, tag])))
+        if aggregation_strategy == "none":
+            entities = [
+                {"entity": tag, "score": score, "index": n + 1, "word": tokens[n].text}
+                | {"start": tokens[n].begin, "end": tokens[n].end}
+                for (n,), tag, score in tagged
+            ]
+        else:
+            tags = [tag for _, tag, _ in tagged]
+            goes_on = [not b.startswith("B-") and _kind(a) == _kind(b) for a, b in itertools.pairwise(tags)]
+            groups = _runs([False, *goes_on][: len(tags)])
+            entities = [_entity(model.vocabulary, tokens, [tagged[n] for n in group]) for group in groups]
+        results.append([e for e in entities if e.get("entity", e.get("entity_group")) not in ignore_labels])
+    return results
+
+
+# By name those of the scores of a word's tokens, [tokens, C], whose surest gives the word its tag.
+VOTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "none": lambda scores_WC: scores_WC,
+    "simple": lambda scores_WC: scores_WC,
+    "first": lambda scores_WC: scores_WC[:1],
+    "average": lambda scores_WC: scores_WC.mean(axis=0, keepdims=True),
+    "max": lambda scores_WC: scores_WC,
+}
+
+
+class Token(NamedTuple):
+    """One token of a text, and where it stands there in characters. goes_on: with the word before it."""
+
+    id: int
+    text: str
+    begin: int
+    end: int
+    goes_on: bool
+
+
+def _tokens(vocabulary: Vocabulary, text: str) -> list[Token]:
+    """A vocabulary that does not know where its tokens stand gives each the place of its word."""
+    if isinstance(vocabulary, TokenizerVocabulary):
+        ids, pieces, places_T2 = vocabulary.places(text)
+    else:
+        found, of_word = words.found_in(text)
+        encoded, word_of = words.encoded([found], vocabulary)
+        ids, places_T2 = encoded.values, of_word[word_of.values]
+        pieces = [vocabulary.show([i]) for i in ids]
+    unknown_T = ids == vocabulary.unk_id
+    goes_on_T = ~vocabulary.word_starts[ids] & ~unknown_T & (np.arange(len(ids)) > 0)
+    rows = zip(ids.tolist(), pieces, places_T2.tolist(), goes_on_T.tolist(), unknown_T.tolist(), strict=True)
+    return [Token(i, text[b:e] if unknown else piece, b, e, on) for i, piece, (b, e), on, unknown in rows]
+
+
+def _runs(goes_on: Sequence[bool]) -> list[list[int]]:
+    """The numbers of `goes_on` in runs: n is in the run of n − 1 where goes_on[n].
+
+    >>> _runs([False, True, False])
+    [[0, 1], [2]]
+    """
+    runs: list[list[int]] = []
+    for n, joined in enumerate(goes_on):
+        if runs and joined:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return runs
+
+
+def _kind(tag: str) -> str:
+    return tag[2:] if tag.startswith(("B-", "I-")) else tag
+
+
+def _entity(vocabulary: Vocabulary, tokens: list[Token], group: list[tuple[list[int], str, float]]) -> dict[str, Any]:
+    mine = [tokens[n] for numbers, _, _ in group for n in numbers]
+    is_joined = isinstance(vocabulary, TokenizerVocabulary)  # unknown words as they stand in the text
+    return {
+        "entity_group": group[0][1].split("-", 1)[-1],
+        "score": float(np.mean([score for _, _, score in group])),
+        "word": vocabulary.join([t.text for t in mine]) if is_joined else vocabulary.show([t.id for t in mine]),
+        "start": mine[0].begin,
+        "end": mine[-1].end,
+    }
+
+
+def question_answering(
+    model: Model,
+    inputs: list,
+    *,
+    top_k: int = 1,
+    max_answer_len: int = 15,
+    max_seq_len: int = 384,
+    doc_stride: int = 128,
+    handle_impossible_answer: bool = False,
+) -> list:
+    """{"score", "start", "end", "answer"} of a {"question", "context"}: the part of the context that an encoder marks,
+    in whole words; with top_k above 1 a list of so many. start and end count characters.
+
+    A context that does not fit in max_seq_len tokens is read in windows, each doc_stride tokens after the one before.
+    The score is the probability of the start times that of the end, in the window. handle_impossible_answer: "" may be
+    the answer, as probable as in the window where it is least.
+    """
+    if "span" not in model.config.heads:
+        raise ConfigError(f"question-answering needs a model with the head `span`; its heads: {model.config.heads}")
+    length = min(max_seq_len, model.config.max_positions or max_seq_len)
+    marks = {"heads": model.config.heads, "fairseq_marks": model.config.fairseq_marks}
+    converter = EncoderOnly(length, window_stride=doc_stride, **marks)
+    task = text_task(model.config.architecture, ("question", "context"))
+    features, windows = converter.windows(inputs, task, model.vocabulary)
+
+    def work(chosen: list[int]) -> list[np.ndarray]:
+        rows, part = padded_rows(len(chosen)), packing.take(features, np.array(chosen))
+        batch = packing.fill(part, np.arange(len(chosen)), rows, converter.specs(), converter.prompt_sizes(0))
+        return list(np.asarray(model(cut_to_bucket(batch, model.config.architecture))["span"], np.float64))
+
+    answers: list[list[dict]] = [[] for _ in inputs]
+    impossible = np.ones(len(inputs))
+    for window, logits_S2 in zip(windows, in_batches(work, [w.end - w.begin for w in windows]), strict=True):
+        count = window.end - window.begin
+        columns = np.r_[0, window.first : window.first + count]  # [CLS], and the context
+        start_T, end_T = _softmax(logits_S2[columns].T)
+        impossible[window.example] = min(impossible[window.example], start_T[0] * end_T[0])
+        score_TT = np.tril(np.triu(np.outer(start_T[1:], end_T[1:])), max_answer_len - 1)
+        context = inputs[window.example]["context"]
+        for flat in np.argsort(-score_TT, axis=None, kind="stable")[:top_k]:
+            first, last = divmod(int(flat), count)
+            if score_TT[first, last] > 0:
+                start, end = int(window.places[window.begin + first, 0]), int(window.places[window.begin + last, 1])
+                found = {"score": float(score_TT[first, last]), "start": start, "end": end}
+                answers[window.example].append(found | {"answer": context[start:end]})
+    if handle_impossible_answer:
+        for found, score in zip(answers, impossible, strict=True):
+            found.append({"score": float(score), "start": 0, "end": 0, "answer": ""})
+    best = [sorted(found, key=lambda answer: -answer["score"])[:top_k] for found in answers]
+    return [found[0] if len(found) == 1 else found for found in best]
+
+
 # --------------------------------------------------------------------------------------------------- generation
 
 
@@ -411,6 +584,8 @@ def _size(example: Mapping[str, Any]) -> int:
 TASKS: dict[str, Callable[..., list]] = {
     "text-classification": text_classification,
     "zero-shot-classification": zero_shot_classification,
+    "token-classification": token_classification,
+    "question-answering": question_answering,
     "fill-mask": fill_mask,
     "feature-extraction": feature_extraction,
     "text-generation": text_generation,
@@ -419,4 +594,4 @@ TASKS: dict[str, Callable[..., list]] = {
     TRANSLATION: translation,
 }
 WRITE_ONE = (text2text_generation, summarization, translation)  # one text each: no lists of one in a list
-ALIASES = {"sentiment-analysis": "text-classification"}
+ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
