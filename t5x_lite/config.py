@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from t5x_lite.axes import AxisRules, axis_rules
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import suggest, unknown
 from t5x_lite.models.config import HEADS, ModelConfig
@@ -85,7 +86,7 @@ ON_RESUME = {
         "optimizer.unfreeze_every_steps",
     ),  # they decide what its steps are
     "warn": (  # it goes on, but no longer as an uninterrupted run would
-        *("optimizer.", "schedule.", "loss.", "train.microbatches", "train.on_nonfinite", "init.", "mesh"),
+        *("optimizer.", "schedule.", "loss.", "train.microbatches", "train.on_nonfinite", "init.", "mesh", "rules."),
         *("model.dropout_", "model.attention_dropout_rate", "model.dtype"),
     ),
     "free": (
@@ -202,6 +203,10 @@ def base() -> Config:
 
     cfg.wandb = ConfigDict()
     cfg.wandb.mode = "disabled"  # disabled | offline | online (without a network: offline, never an error)
+    cfg.rules = ConfigDict()  # which mesh axes each logical axis of an array is split over; meanings: axes.py
+    for field in dataclasses.fields(AxisRules):
+        cfg.rules[field.name] = field.default
+
     cfg.wandb.project = "t5x_lite"
     cfg.wandb.entity = ""
     return cfg.lock()
@@ -288,6 +293,7 @@ def validate(cfg: Config) -> None:
         raise ConfigError(
             "data.mixture is empty; name a task or mixture (`t5x-lite tasks` lists them), or give data.files"
         )
+    axis_rules(**cfg.rules)  # checks their mesh axes
     for key in ("data.inputs", "data.targets", "data.text", "data.labels"):
         if cfg[key] and not cfg.data.files:
             raise ConfigError(f"{key}={cfg[key]!r} is about data.files, which is empty; set it too")

@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import optax
 
 from t5x_lite import batch as batches
-from t5x_lite import losses, optim, sharding, step, trained, unfreezing
+from t5x_lite import losses, optim, sharding, spikes, step, trained, unfreezing
+from t5x_lite.axes import AxisRules, axis_rules
 from t5x_lite.batch import Batch
 from t5x_lite.experiment import Experiment
 from t5x_lite.models import build
@@ -38,12 +39,16 @@ class Runtime:
 def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
     """Builds mesh (of all devices unless given) and module; ConfigError where batch or model do not divide over the
     mesh, before compiling."""
-    cfg = experiment.cfg
+    cfg, rules = experiment.cfg, axis_rules(**experiment.cfg.rules)
     sizes = sharding.parse_mesh(cfg.mesh, jax.device_count() if devices is None else len(devices))
-    sharding.check_batch(cfg.data.batch_rows, sizes, microbatches=cfg.train.microbatches)
-    sharding.check_batch(cfg.eval.batch_rows, sizes)
-    sharding.check_model(experiment.model, sizes)
-    layout = Layout(sharding.make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"], devices))
+    check = functools.partial(check_mesh, experiment, rules)
+    try:
+        check(sizes)
+    except ConfigError as error:
+        fitting = sharding.meshes_that_fit(sizes, check)
+        texts = " or ".join(f"mesh={sharding.mesh_text(mesh)}" for mesh in fitting)
+        raise ConfigError(f"{error}. {f'This fits: {texts}' if texts else 'No mesh of as many devices fits'}") from None
+    layout = Layout(sharding.make_mesh(**sizes, devices=devices), rules)
     dims = {"B": cfg.data.batch_rows, "S": cfg.data.length, "L": cfg.data.length, "P": 1, "E": 1}
     dims["Y"] = experiment.model.num_classes
     if experiment.model.architecture == "text_to_text":
@@ -53,6 +58,18 @@ def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
 
 
 def which_trained(experiment: Experiment, on_devices: Runtime) -> Trained:
+def check_mesh(experiment: Experiment, rules: AxisRules, sizes: Mapping[str, int]) -> None:
+    """Raises ConfigError unless batch, rows and model divide over a mesh of these sizes; needs no device."""
+    cfg, model = experiment.cfg, experiment.model
+    sharding.check_batch(cfg.data.batch_rows, sizes, rules, cfg.train.microbatches)
+    sharding.check_batch(cfg.eval.batch_rows, sizes, rules)
+    lengths = {"data.length": cfg.data.length}
+    if model.architecture == "text_to_text":
+        lengths["data.targets_length"] = cfg.data.targets_length
+    sharding.check_lengths(lengths, sizes, rules)
+    sharding.check_model(model, sizes, rules)
+
+
     """Which parameters learn."""
     params = step.abstract_params(on_devices.module, on_devices.example)
     return trained.chosen(experiment.cfg.optimizer.trained, params, has_added=experiment.model.has_added)

@@ -1,18 +1,14 @@
-"""Which device holds what: the mesh, the rules from logical axis names to mesh axes, and the layout made of both.
-
-Three mesh axes serve every kind of parallelism:
-    data    each device holds all parameters and its share of the batch rows
-    fsdp    the same, but parameters and optimizer state are split too, and gathered when used
-    tensor  matrix products are split: heads, MLP width, vocabulary
+"""Which device holds what: the mesh, and the layout made of it and the rules of axes.py.
 
 A logical axis (`embed`, `mlp`, …) is a field of `AxisRules`, so a misspelt one is an error with a hint and never
 replicates in silence. A mesh is always passed, nothing is global; what does not divide is found before compiling.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,58 +17,12 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from t5x_lite.axes import DEFAULT_RULES, MESH_AXES, AxisRules
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
 from t5x_lite.models.config import ModelConfig
 
-MESH_AXES = ("data", "fsdp", "tensor")
 Axes = Sequence[str | None]  # the logical names of an array's dimensions; None: never split
-
-
-@dataclasses.dataclass(frozen=True)
-class AxisRules:
-    """For each logical axis, the mesh axes its dimension is split over; () keeps it whole on every device.
-
-    An array uses a mesh axis once: its leftmost dimension that asks for it gets it, so activations
-    ("batch", "length", "embed") are split by rows while kernels ("embed", "mlp") are split by `embed`.
-    """
-
-    batch: tuple[str, ...] = ("data", "fsdp")
-    length: tuple[str, ...] = ()
-    embed: tuple[str, ...] = ("fsdp",)
-    mlp: tuple[str, ...] = ("tensor",)
-    heads: tuple[str, ...] = ("tensor",)
-    kv: tuple[str, ...] = ()
-    vocab: tuple[str, ...] = ("tensor",)
-    layers: tuple[str, ...] = ()
-    relative_buckets: tuple[str, ...] = ()
-    positions: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    lora: tuple[str, ...] = ()
-    norm: tuple[str, ...] = ()  # scales and biases of norms: a few kilobytes
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, str) or value is None:  # "tensor" is ("tensor",), as in a config file; None is ()
-                value = (value,) if value else ()
-            object.__setattr__(self, field.name, tuple(value))
-            for axis in getattr(self, field.name):
-                if axis not in MESH_AXES:
-                    raise ConfigError(unknown(f"mesh axis in rule {field.name!r}", axis, MESH_AXES))
-
-
-DEFAULT_RULES = AxisRules()
-
-
-def axis_rules(**overrides: str | Sequence[str] | None) -> AxisRules:
-    """The default rules with some replaced: `axis_rules(vocab=None)` keeps embeddings whole over `tensor`."""
-    allowed = [field.name for field in dataclasses.fields(AxisRules)]
-    for name in overrides:
-        if name not in allowed:
-            raise ConfigError(unknown("logical axis", name, allowed))
-    return AxisRules(**overrides)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +54,10 @@ class Layout:
         """Tells the compiler where an activation lives; the identity on one device."""
         if len(axes) != array.ndim:
             raise ValueError(f"axes {tuple(axes)} name {len(axes)} dimensions; the array has shape {array.shape}")
+        parts = _parts(self.rules.length, self.mesh.shape)
+        if parts > 1:  # what is decoded, a token at a time, has no length to split
+            sizes = zip(axes, array.shape, strict=True)
+            axes = [None if name == "length" and size % parts else name for name, size in sizes]
         sharding = self.sharding(axes)
         return array if self.mesh.size == 1 else jax.lax.with_sharding_constraint(array, sharding)
 
@@ -126,9 +80,9 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     """The sizes of the mesh axes from a config value; an axis given as -1, or else `data`, takes the devices left.
 
     >>> parse_mesh("fsdp=2,tensor=2", 8)
-    {'data': 2, 'fsdp': 2, 'tensor': 2}
+    {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}
     >>> parse_mesh("", 1)
-    {'data': 1, 'fsdp': 1, 'tensor': 1}
+    {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
 
     Raises:
       ConfigError: unknown or repeated axis, a size that is not a positive integer, a product that is not the
@@ -164,35 +118,38 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of data × fsdp × tensor devices (all of `jax.devices()` unless given); `tensor` neighbours are nearest."""
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of so many devices (all of `jax.devices()` unless given); `tensor` neighbours are nearest."""
     found = len(devices) if devices is not None else jax.device_count()
-    if data * fsdp * tensor != found:
-        raise ConfigError(
-            f"mesh data={data} × fsdp={fsdp} × tensor={tensor} is {data * fsdp * tensor} devices; there are {found}"
-        )
+    shape = (data, fsdp, sequence, tensor)
+    if math.prod(shape) != found:
+        text = " × ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
+        raise ConfigError(f"mesh {text} is {math.prod(shape)} devices; there are {found}")
     devices = list(jax.devices() if devices is None else devices)
-    axis_types = (AxisType.Auto,) * 3
+    axis_types = (AxisType.Auto,) * len(shape)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:  # joined by the slower network: only gradients go over it, along `data`
         if data % slices:
             raise ConfigError(f"mesh data={data} does not divide over {slices} slices; use {_nearest(data, slices)}")
         return Mesh(
-            mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices),
+            mesh_utils.create_hybrid_device_mesh((data // slices, *shape[1:]), (slices, 1, 1, 1), devices),
             MESH_AXES,
             axis_types=axis_types,
         )
-    mesh = jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=axis_types, devices=devices)
+    mesh = jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
     if _rows_follow(mesh.devices):
         return mesh
     # The order that suits the links best would give a process rows that do not follow each other.
     in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(in_order).reshape(data, fsdp, tensor), MESH_AXES, axis_types=axis_types)
+    return Mesh(np.array(in_order).reshape(shape), MESH_AXES, axis_types=axis_types)
 
 
 def _rows_follow(devices: np.ndarray) -> bool:
-    """Whether the batch rows of each process follow each other. devices: [data, fsdp, tensor]."""
-    of_row = [{device.process_index for device in row} for row in devices.reshape(-1, devices.shape[-1])]
+    """Whether the batch rows of each process follow each other. devices: [data, fsdp, …]."""
+    rows = devices.reshape(devices.shape[0] * devices.shape[1], -1)
+    of_row = [{device.process_index for device in row} for row in rows]
     for process in set().union(*of_row):
         held = [number for number, processes in enumerate(of_row) if process in processes]
         if held[-1] - held[0] >= len(held):
@@ -216,6 +173,15 @@ def check_batch(
         raise ConfigError(f"batch_rows={batch_rows} is not divisible by {by}; use {near}")
 
 
+def check_lengths(lengths: Mapping[str, int], mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES) -> None:
+    """Raises ConfigError unless rows of these lengths ({"data.length": 512}) split evenly."""
+    parts = _parts(rules.length, mesh)
+    for key, length in lengths.items():
+        if length % parts:
+            by = _mesh_text(rules.length, mesh)
+            raise ConfigError(f"{key}={length} is not divisible by {by}; use {_nearest(length, parts)}")
+
+
 def check_model(config: ModelConfig, mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES) -> None:
     """Raises ConfigError for the first size of the model that does not split evenly; needs no device."""
     sizes = {
@@ -236,6 +202,42 @@ def check_model(config: ModelConfig, mesh: Mapping[str, int], rules: AxisRules =
             raise ConfigError(
                 f"model.{field}={size} is not divisible by {by}; use {_nearest(size, parts)}, or another mesh"
             )
+
+
+def meshes_that_fit(
+    wanted: Mapping[str, int], check: Callable[[Mapping[str, int]], None], number: int = 3
+) -> list[dict[str, int]]:
+    """The meshes of as many devices that `check` raises no ConfigError for, those nearest to the wanted one first."""
+    found = []
+    for sizes in _factorings(math.prod(wanted.values()), len(MESH_AXES)):
+        mesh = dict(zip(MESH_AXES, sizes, strict=True))
+        with contextlib.suppress(ConfigError):
+            check(mesh)
+            found.append(mesh)
+    return sorted(found, key=lambda mesh: sum(abs(math.log(mesh[a] / wanted[a])) for a in MESH_AXES))[:number]
+
+
+def mesh_text(mesh: Mapping[str, int]) -> str:
+    """A mesh as `--config.mesh` takes it.
+
+    >>> mesh_text({"data": 1, "fsdp": 4, "sequence": 1, "tensor": 2})
+    'fsdp=4,tensor=2'
+    """
+    return ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "data=1"
+
+
+def _factorings(product: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """
+    >>> list(_factorings(4, 2))
+    [(1, 4), (2, 2), (4, 1)]
+    """
+    if parts == 1:
+        yield (product,)
+        return
+    for first in range(1, product + 1):
+        if product % first == 0:
+            for rest in _factorings(product // first, parts - 1):
+                yield (first, *rest)
 
 
 def _parts(axes: Sequence[str], mesh: Mapping[str, int]) -> int:

@@ -8,10 +8,10 @@ import pytest
 from tiny_models import FAMILIES
 
 from t5x_lite import batch as batches
+from t5x_lite.axes import AxisRules
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.presets import PRESETS, preset
-from t5x_lite.sharding import AxisRules
 
 PARAMETERS = {
     "t5_small": 60_506_624,

@@ -14,8 +14,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A module may import those of earlier lines and of its own sub-package, never later ones.
 LAYERS = (
     "errors",
-    "atomic attention console lookup batch accelerators flops collectives goodput",
-    "models lock manifest processes",
+    "atomic attention console lookup batch accelerators flops collectives goodput rendezvous",
+    "models lock manifest processes axes",
+    "mirror",
     "guard profiling",
     "data",
     "tasks answers",

@@ -1,8 +1,13 @@
 """Meshes, rules and layouts: what goes where, and that what cannot work is said before anything compiles."""
 
 import dataclasses
+import math
+import re
+import types
+from unittest import mock
 
 import flax.linen as nn
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +17,12 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 from tiny_models import FAMILIES, random_batch
 
-from t5x_lite import sharding, step
+from t5x_lite import config, runtime, sharding, step
+from t5x_lite.axes import MESH_AXES, AxisRules, axis_rules
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.presets import preset
-from t5x_lite.sharding import AxisRules, Layout, axis_rules, check_batch, check_model, make_mesh, parse_mesh
+from t5x_lite.sharding import Layout, check_batch, check_model, make_mesh, parse_mesh
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +36,14 @@ def layout():
 @pytest.mark.parametrize(
     ("text", "devices", "sizes"),
     [
-        ("", 8, (8, 1, 1)),
-        ("data=-1", 8, (8, 1, 1)),
-        ("data=2,fsdp=2,tensor=2", 8, (2, 2, 2)),
-        ("tensor=4", 8, (2, 1, 4)),
-        ("fsdp=-1", 8, (1, 8, 1)),
-        ("fsdp=-1, data=2", 8, (2, 4, 1)),
-        ("data=1", 1, (1, 1, 1)),
+        ("", 8, (8, 1, 1, 1)),
+        ("data=-1", 8, (8, 1, 1, 1)),
+        ("data=2,fsdp=2,tensor=2", 8, (2, 2, 1, 2)),
+        ("tensor=4", 8, (2, 1, 1, 4)),
+        ("fsdp=-1", 8, (1, 8, 1, 1)),
+        ("fsdp=-1, data=2", 8, (2, 4, 1, 1)),
+        ("sequence=4", 8, (2, 1, 4, 1)),
+        ("data=1", 1, (1, 1, 1, 1)),
     ],
 )
 def test_parse_mesh(text, devices, sizes):
@@ -63,17 +70,21 @@ def test_mesh_errors(text, message):
         parse_mesh(text, 8)
 
 
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-def test_any_mesh_that_fits_is_taken(data, fsdp, tensor):
-    text = f"data={data},fsdp={fsdp},tensor={tensor}"
-    assert parse_mesh(text, data * fsdp * tensor) == {"data": data, "fsdp": fsdp, "tensor": tensor}
+SIZES = st.fixed_dictionaries({axis: st.integers(1, 4) for axis in MESH_AXES})
+
+
+@given(SIZES)
+def test_any_mesh_that_fits_is_taken(sizes):
+    text = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+    count = math.prod(sizes.values())
+    assert parse_mesh(text, count) == sizes == parse_mesh(sharding.mesh_text(sizes), count)
 
 
 def test_make_mesh_has_auto_axes_and_takes_exactly_its_devices():
     mesh = make_mesh(2, 1, 2, devices=jax.devices()[:4])
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
-    assert mesh.axis_types == (AxisType.Auto,) * 3
-    with pytest.raises(ConfigError, match=r"data=2 × fsdp=1 × tensor=1 is 2 devices; there are 8"):
+    assert mesh.axis_names == MESH_AXES
+    assert mesh.axis_types == (AxisType.Auto,) * 4
+    with pytest.raises(ConfigError, match=r"data=2 × fsdp=1 × sequence=1 × tensor=1 is 2 devices; there are 8"):
         make_mesh(2)
 
 
@@ -102,8 +113,9 @@ def test_slices_are_joined_along_data_and_the_rows_of_a_process_follow_each_othe
 
 
 def test_specs(layout):
-    assert layout.spec(("batch", "length", "embed")) == PartitionSpec(("data", "fsdp"), None, None)
-    assert layout.spec(("batch", "length", "mlp")) == PartitionSpec(("data", "fsdp"), None, "tensor")
+    assert layout.spec(("batch", "length", "embed")) == PartitionSpec(("data", "fsdp"), "sequence", None)
+    assert layout.spec(("batch", "length", "mlp")) == PartitionSpec(("data", "fsdp"), "sequence", "tensor")
+    assert layout.spec(("batch", "keys", "heads")) == PartitionSpec(("data", "fsdp"), None, "tensor")
     assert layout.spec(("embed", "heads", "kv")) == PartitionSpec("fsdp", "tensor", None)
     assert layout.spec(("layers", "mlp", "embed")) == PartitionSpec(None, "tensor", "fsdp")
     assert layout.spec(("vocab", "embed")) == PartitionSpec("tensor", "fsdp")
@@ -125,6 +137,16 @@ def test_rules_can_be_replaced():
     layout = Layout(make_mesh(1, 4, 2), axis_rules(vocab=None, embed=("fsdp", "tensor")))
     assert layout.spec(("vocab", "embed")) == PartitionSpec(None, ("fsdp", "tensor"))
     assert hash(layout) == hash(Layout(layout.mesh, axis_rules(vocab=(), embed=["fsdp", "tensor"])))
+
+
+def test_a_row_is_split_along_its_length_where_it_divides():
+    layout = Layout(make_mesh(2, 1, 2, 2))
+    x = jax.jit(lambda x: layout.constrain(x, ("batch", "length", "embed")))(jnp.zeros((4, 6, 4)))
+    assert {shard.data.shape for shard in x.addressable_shards} == {(2, 3, 4)}
+    one = jax.jit(lambda x: layout.constrain(x, ("batch", "length", "embed")))(jnp.zeros((4, 1, 4)))
+    assert {shard.data.shape for shard in one.addressable_shards} == {(2, 1, 4)}
+    with pytest.raises(ConfigError, match=r"data.length=31 is not divisible by mesh axis sequence=2; use 30 or 32"):
+        sharding.check_lengths({"data.length": 31}, {"sequence": 2})
 
 
 def test_constrain_wants_a_name_for_every_dimension(layout):
@@ -160,6 +182,35 @@ def test_model_must_divide():
         check_model(config, {"data": 1, "fsdp": 3, "tensor": 1})
     check_model(config, {"data": 8, "fsdp": 1, "tensor": 1})
     check_model(config, {"data": 1, "fsdp": 1, "tensor": 2}, axis_rules(vocab=None, heads=None))
+
+
+@hypothesis.settings(max_examples=500)
+@given(SIZES, st.integers(1, 64), st.integers(1, 4), st.integers(1, 12), st.integers(1, 16), st.integers(1, 64))
+def test_what_does_not_divide_is_told_with_the_nearest_meshes_that_do(sizes, rows, microbatches, heads, width, length):
+    """Of 500 random configs each is taken, or refused in a line that names meshes which are taken."""
+    cfg = config.base()
+    cfg.data.batch_rows, cfg.eval.batch_rows, cfg.data.length = rows * microbatches, rows, length
+    cfg.train.microbatches = microbatches
+    model = preset("gpt2_tiny", num_heads=heads, head_dim=8, d_model=8 * width, d_ff=32 * width, vocab_size=128)
+    experiment = types.SimpleNamespace(cfg=cfg, model=model)
+    cfg.mesh, devices = sharding.mesh_text(sizes), [None] * math.prod(sizes.values())
+
+    def fits(mesh) -> bool:
+        divide = [(rows, "data", "fsdp"), (length, "sequence"), (heads, "tensor"), (8 * width, "fsdp")]
+        divide += [(32 * width, "tensor"), (128, "tensor")]
+        return all(size % math.prod(mesh[axis] for axis in axes) == 0 for size, *axes in divide)
+
+    with mock.patch.object(sharding, "make_mesh", side_effect=StopIteration):
+        try:
+            runtime.start(experiment, devices)
+        except StopIteration:
+            assert fits(sizes)
+        except ConfigError as error:
+            assert not fits(sizes)
+            assert "\n" not in str(error)
+            named = re.findall(r"mesh=([a-z=,\d]+)", str(error).partition("This fits: ")[2])
+            assert named or "No mesh of as many devices fits" in str(error)
+            assert all(fits(parse_mesh(text, len(devices))) for text in named)
 
 
 def test_a_parameter_that_does_not_divide_is_named(layout):

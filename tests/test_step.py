@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -95,13 +96,16 @@ def test_a_step_that_is_not_finite_is_counted_and_changes_nothing():
 
 def test_the_state_is_donated_and_aliased_whole():
     run = start(GPT2, (2, 2, 2))
-    lowered = run.train_step.lower(run.state, run.batch)
-    memory = lowered.compile().memory_analysis()
+    compiled = run.train_step.lower(run.state, run.batch).compile()
+    memory = compiled.memory_analysis()
     state_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(run.state))
     assert memory.alias_size_in_bytes == state_bytes
     old = run.state
     run.advance(1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+    # Nor is there anywhere an array over the whole vocabulary: tables, logits and their gradients stay split.
+    whole, half = (re.findall(rf"\[(?:\d+,)*{size}(?:,\d+)*\]", compiled.as_text()) for size in (48, 24))
+    assert GPT2.vocab_size == 48 and half and not whole
 
 
 def test_metrics_and_learning_rate_of_each_step():

@@ -11,14 +11,14 @@ ONE_LAYER = {"num_encoder_layers": 1, "num_decoder_layers": 1}
 HEADS = ("classification", "token_classification", "span", "multiple_choice")
 CASES = {
     # T5 only: Adafactor divides gradients that are 0 in theory, as of keys' biases elsewhere, by their own noise.
-    "t5 scanned": ("t5", {"scan_layers": True}, (2, 2, 2), "adafactor"),
+    "t5 scanned": ("t5", {"scan_layers": True}, (1, 2, 2, 2), "adafactor"),
     "t5_1_1 unrolled": ("t5_1_1", ONE_LAYER, (1, 4, 2), "adamw"),
     "transformer unrolled": ("transformer", ONE_LAYER, (2, 2, 2), "adamw"),
     "bert mlm and nsp scanned": ("bert", {"heads": ("mlm", "nsp"), "scan_layers": True}, (2, 2, 2), "adamw"),
-    "bert mlm and nsp unrolled": ("bert", {"heads": ("mlm", "nsp"), "num_encoder_layers": 1}, (1, 8, 1), "adamw"),
+    "bert mlm and nsp unrolled": ("bert", {"heads": ("mlm", "nsp"), "num_encoder_layers": 1}, (1, 4, 1, 2), "adamw"),
     "albert": ("albert", {"heads": ("mlm",)}, (2, 2, 2), "adamw"),
     "llama": ("llama", {"num_kv_heads": 2, "num_decoder_layers": 1}, (2, 2, 2), "adamw"),
-    "gpt2 scanned": ("gpt2", {"scan_layers": True}, (2, 2, 2), "adamw"),
+    "gpt2 scanned": ("gpt2", {"scan_layers": True}, (2, 1, 2, 2), "adamw"),
     "gpt2 unrolled": ("gpt2", {"num_decoder_layers": 1}, (4, 1, 2), "adamw"),
     "gpt_j": ("gpt_j", {"num_decoder_layers": 1}, (1, 4, 2), "adamw"),
     "gpt_neo scanned": ("gpt_neo", {"scan_layers": True}, (2, 2, 2), "adamw"),

@@ -26,7 +26,7 @@ def with_dropout(family: str, **changes: Any) -> ModelConfig:
 def training_batch(config: ModelConfig, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
     """A packed batch with targets; the rows carry very different weights, as real ones do."""
     rng = np.random.default_rng(seed)
-    batch = random_batch(config, segments=[(5, 3), (7, 0), (2, 2), (8, 0)] * (rows // 4), seed=seed)
+    batch = random_batch(config, segments=[(5, 4), (7, 0), (2, 2), (8, 0)] * (rows // 4), seed=seed)
 
     def weights(shape, of=1.0):
         return (rng.integers(0, 2, shape) * rng.integers(0, 2, (shape[0], 1)) * of).astype(np.float32)
@@ -73,7 +73,7 @@ class Run:
 
 def start(
     config: ModelConfig,
-    mesh: tuple[int, int, int] = (1, 1, 1),
+    mesh: tuple[int, ...] = (1, 1, 1),
     *,
     rows: int = 8,
     optimizer: str | optax.GradientTransformation = "adamw",
@@ -82,7 +82,7 @@ def start(
     drawn: bool = False,
     **options: Any,
 ) -> Run:
-    """A run on data × fsdp × tensor devices, about to begin: afresh, or from the numbers of another run's `state`.
+    """A run on data × fsdp × tensor (× sequence) devices, about to begin: afresh, or from another run's `state`.
 
     drawn: afresh with parameters drawn by numpy, so that no initialisation is compiled.
     """

@@ -115,7 +115,7 @@ class Attention(nn.Module):
 
     def key_value(self, x_BMD: jax.Array, rotation: Rotation | None = None) -> KeyValue:
         """The keys and values of a sequence."""
-        axes = ("batch", "length", "heads", "kv")
+        axes = ("batch", "keys", "heads", "kv")
         key_BMHK = rotate(self.key(x_BMD), rotation, self.config)
         return {"key": self.constrain(key_BMHK, axes), "value": self.constrain(self.value(x_BMD), axes)}
 
