@@ -62,6 +62,7 @@ NOT_NEGATIVE = (
     "data.prefetch_batches",
     "train.hang_s",
     "train.grace_s",
+    "train.spike_sigmas",
     "profile.start_step",
 )
 _DENOISING = ("iid_denoising", "mass", "drop_tokens", "deshuffle", "sequential", "ul2")
@@ -85,6 +86,7 @@ ON_RESUME = {
         "optimizer.trained",
         "optimizer.unfreeze_every_steps",
     ),  # they decide what its steps are
+        "train.spike_sigmas",
     "warn": (  # it goes on, but no longer as an uninterrupted run would
         *("optimizer.", "schedule.", "loss.", "train.microbatches", "train.on_nonfinite", "init.", "mesh", "rules."),
         *("model.dropout_", "model.attention_dropout_rate", "model.dtype"),
@@ -163,7 +165,8 @@ def base() -> Config:
     cfg.train.microbatches = 1  # gradient accumulation: the batch is cut into this many parts
     cfg.train.log_every_steps = 10
     cfg.train.on_nonfinite = "stop"  # a loss or gradient that is not: stop | skip the update | rollback past its batch
-    cfg.train.max_nonfinite = 10  # skips in a row, or rollbacks, until the run stops after all
+    cfg.train.spike_sigmas = 0.0  # an update whose loss lies so far above the last ones is left out; 0: none
+    cfg.train.max_nonfinite = 10  # updates left out in a row, or rollbacks, until the run stops after all
     cfg.train.hang_s = 1800.0  # without a step or a batch of an evaluation until a process ends itself; 0: never
     cfg.train.grace_s = 60.0  # from Ctrl-C or SIGTERM until it ends, saved or not
 

@@ -69,6 +69,7 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
+        spike_sigmas=cfg.train.spike_sigmas,
             raise
         raise OutOfMemoryError(f"the compiler finds no room: {str(error).splitlines()[0][:300]}") from error
     memory = compiled.memory_analysis()

@@ -101,6 +101,8 @@ def make_optimizer(
     if cfg.optimizer.unfreeze_every_steps:
         optimizer = unfreezing.gradually(optimizer, cfg.optimizer.unfreeze_every_steps)
     return optimizer, schedule
+    if cfg.train.spike_sigmas:
+        optimizer = spikes.remembering(optimizer)
 
 
 def make_loss(experiment: Experiment) -> LossFn:

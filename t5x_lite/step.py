@@ -14,7 +14,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from t5x_lite import losses, models, sharding
+from t5x_lite import losses, models, sharding, spikes
 from t5x_lite.errors import ConfigError
 from t5x_lite.metrics import batch_metrics
 from t5x_lite.optim import Schedule
@@ -121,12 +121,13 @@ def make_train_step(
     microbatches: int = 1,
     seed: int = 0,
     trained: Trained = everything,
+    spike_sigmas: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step; it consumes (donates) the state it is given.
 
     The gradient is that of Σ_head (Σ loss / Σ weight) over the whole batch, whatever the number of microbatches:
     each microbatch's sums are divided by the weights of the whole. Where the loss or the gradient's norm is not
-    finite only the step is counted, and `is_finite` is 0: nothing bad can be saved.
+    finite only the step is counted, and `is_finite` is 0: nothing bad can be saved. So it is with a spike of the loss.
 
     Args:
       schedule: only reported here; the optimizer applies it.
@@ -135,6 +136,8 @@ def make_train_step(
       microbatches: the batch is worked through in this many parts, one after the other, to save memory.
       trained: which parameters learn; the others have no gradient and no optimizer state, and are never written.
       seed: of dropout, which depends on (seed, step, microbatch) alone.
+      spike_sigmas: a loss above by so many standard deviations is a spike (spikes.py; the optimizer is one that
+        remembers losses), and `is_spike` is 1; 0: none is.
     Returns:
       (state, batch) -> (state, metrics); the keys are described in t5x_lite/metrics.py.
     """
@@ -171,17 +174,20 @@ def make_train_step(
         )  # summed straight into each device's share
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        is_good, known = is_finite, {}
+        if spike_sigmas:
+            is_spike = spikes.is_spike(state.opt_state, loss, spike_sigmas)
+            metrics |= {"is_spike": is_spike.astype(jnp.float32)}
+            is_good, known = is_finite & ~is_spike, {"value": loss}
 
         def update(state: TrainState, grads: Any) -> TrainState:
             learning, frozen = split(state.params, trained)
-            updates, opt_state = optimizer.update(grads, state.opt_state, learning)
+            updates, opt_state = optimizer.update(grads, state.opt_state, learning, **known)
             learning: Any = optax.apply_updates(learning, updates)
             return TrainState(state.step + 1, merge(learning, frozen), opt_state)
 
         # A branch, not a select between old and new: a select makes XLA keep a copy of every moment it overwrites.
-        new_state = jax.lax.cond(
-            is_finite, update, lambda state, grads: state.replace(step=state.step + 1), state, grads
-        )
+        new_state = jax.lax.cond(is_good, update, lambda state, grads: state.replace(step=state.step + 1), state, grads)
         metrics |= {
             "loss": loss,
             "grad_norm": grad_norm,

@@ -124,6 +124,7 @@ def _run(
     writers = Writers(workdir, run_name, cfg.to_dict(), first_step, active=main_process)
     closing.callback(writers.close)
     size = sum(p.size for p in jax.tree.leaves(state.params))
+        spike_sigmas=cfg.train.spike_sigmas,
     learning = sum(p.size for p in jax.tree.leaves(trained.split(state.params, learns)[0]))
     if learning < size:
         terminal.line(f"{learning:,} parameters are trained, {learning / size:.2%} of all")
@@ -171,7 +172,7 @@ def _run(
     # -------------------------------------------------------------------------------------------------------- loop
     total = None  # metrics since the last log line
     pending = None  # the last step's metrics, fetched one step late so that the device never waits for the host
-    skipped = 0  # updates in a row that were not finite
+    skipped = 0  # updates in a row that were left out
     profile = Profile(workdir, first_step, cfg.profile.start_step, cfg.profile.steps)
     closing.callback(profile.close)
 
@@ -184,13 +185,15 @@ def _run(
         guard.beat(f"step {step}")
         added = metrics.add(None, values)
         clock.lap("step")
-        skipped = 0 if added["is_finite"] else skipped + 1
+        is_spike = added["is_finite"] and added.get("is_spike")
+        skipped = skipped + 1 if is_spike or not added["is_finite"] else 0
         if skipped:
             problem = _divergence(step, added, checkpoints.steps())
-            if cfg.train.on_nonfinite == "stop" or skipped > cfg.train.max_nonfinite:
+            policy = "skip" if is_spike else cfg.train.on_nonfinite
+            if policy == "stop" or skipped > cfg.train.max_nonfinite:
                 raise DivergedError(problem)
-            terminal.line(f"{problem}. train.on_nonfinite={cfg.train.on_nonfinite}")
-            if cfg.train.on_nonfinite == "rollback":
+            terminal.line(f"{problem}. {'Its update is left out' if policy == 'skip' else 'Rolling back'}")
+            if policy == "rollback":
                 newest = max(checkpoints.steps(), default=0)
                 raise _Rollback(newest, step - newest + (passed_over if newest == first_step else 0), problem)
         else:
@@ -307,3 +310,5 @@ def _divergence(step: int, values: dict, saved: list[int]) -> str:
         f"step {step} is not finite: {json.dumps(shown)}. Nothing was saved after it; {newest}. "
         "Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or set optimizer.clip_norm"
     )
+    if values["is_finite"]:
+        return f"step {step} is a spike (train.spike_sigmas): {json.dumps(shown)}; {newest}"

@@ -20,7 +20,7 @@ LAYERS = (
     "guard profiling",
     "data",
     "tasks answers",
-    "config losses sharding trained",
+    "config losses sharding spikes trained",
     "experiment metrics optim unfreezing beam constraint logit_rules figures",
     "step decode",
     "checkpoint writers runtime",
