@@ -7,9 +7,11 @@ then the processes would wait for each other forever: such questions are asked `
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -18,7 +20,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from t5x_lite.errors import INTERNAL, ConfigError, LostProcessError, OutOfMemoryError, UserError
+from t5x_lite import rendezvous
+from t5x_lite.errors import INTERNAL, RESTART_ME, ConfigError, LostProcessError, OutOfMemoryError, UserError
 
 T = TypeVar("T")
 
@@ -35,9 +38,9 @@ def joined() -> Iterator[None]:
 
     All leave together; but one that fails leaves at once, as the others would wait for it in vain.
     """
-    if not jax.distributed.is_initialized() and expected():
-        _join()
     try:
+        if not jax.distributed.is_initialized() and expected():
+            _join()
         yield
     except BaseException as error:
         named = _named(error) if isinstance(error, jax.errors.JaxRuntimeError) else error
@@ -106,12 +109,23 @@ def _join() -> None:
             "process_id": int(os.environ["JAX_PROCESS_ID"]),
             "cluster_detection_method": "deactivate",
         }
+        rendezvous.wait(address, settings["num_processes"], settings["process_id"], START_S)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from guard.py
+    ctypes.CDLL(None).signal(signal.SIGABRT, _ABORTED)
     try:
         jax.distributed.initialize(**settings)
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise LostProcessError(f"could not join the other processes at {address}: {first}") from error
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _ABORTED(number: int) -> None:
+    """The runtime's way to end a process whose peer is silent, from a thread of its own: SIGABRT, after some lines of
+    C++. Its status would not tell it from a bug."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"t5x-lite: lost another process (see above): this one ends; the same command goes on\n")
+    os._exit(RESTART_ME)
 
 
 def _named(error: BaseException) -> BaseException:

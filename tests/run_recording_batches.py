@@ -1,5 +1,6 @@
 """`t5x-lite`, with a digest of every row that was trained on appended to $BATCH_LOG, a line a batch; of several
-processes each has a file of its own. $HANG_AT: the number of the batch that never comes (to the last process)."""
+processes each has a file of its own. $HANG_AT: the number of the batch that never comes (to the last process).
+$HEARTBEAT_S, $START_S: in place of those of t5x_lite/processes.py."""
 
 import hashlib
 import os
@@ -7,13 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-from t5x_lite import cli
+from t5x_lite import cli, processes
 from t5x_lite.data.pipeline import TrainBatches
 
 following = TrainBatches.__next__
-process, processes = os.environ.get("JAX_PROCESS_ID", ""), os.environ.get("JAX_NUM_PROCESSES", "1")
+process, number = os.environ.get("JAX_PROCESS_ID", ""), os.environ.get("JAX_NUM_PROCESSES", "1")
 log = Path(os.environ["BATCH_LOG"] + process)
-hang_at = int(os.environ.get("HANG_AT", 0)) if int(process or 0) == int(processes) - 1 else 0
+hang_at = int(os.environ.get("HANG_AT", 0)) if int(process or 0) == int(number) - 1 else 0
 count = 0
 
 
@@ -35,4 +36,6 @@ def recorded(self):
 
 if __name__ == "__main__":
     TrainBatches.__next__ = recorded
+    for name in ("HEARTBEAT_S", "START_S"):
+        setattr(processes, name, int(os.environ.get(name, getattr(processes, name))))
     sys.exit(cli.run(sys.argv[1:]))

@@ -1,11 +1,15 @@
 """Two real processes with 4 devices each, started by launch/local.sh: the same run as on one, stopped by either."""
 
+import contextlib
+import functools
 import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,8 +17,9 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_lite import cli, processes
+from t5x_lite import cli, processes, rendezvous, runtime
 from t5x_lite.data.pipeline import TrainBatches
+from t5x_lite.errors import LostProcessError
 
 TESTS = Path(__file__).parent
 CONFIG = f"--config={TESTS / 'experiments' / 'tiny.py'}:bert_tiny"
@@ -22,6 +27,9 @@ LOCAL = TESTS.parent / "launch" / "local.sh"
 FLAGS = ("--config.model.num_heads=8", "--config.model.head_dim=4", "--config.model.num_encoder_layers=1")
 FLAGS += ("--config.eval.untrained=false", "--config.eval.max_examples=10")
 FLAGS += ("--config.eval.every_steps=0", "--config.checkpoint.every_steps=1000", "--config.train.grace_s=200")
+
+
+STEPS = 20
 
 
 def two(workdir: Path, log: Path, *flags: str, **environment: str) -> subprocess.Popen:
@@ -90,9 +98,9 @@ def test_two_processes_are_one_run_and_stop_together(tmp_path, rows_of_one, caps
     """FSDP × tensor on two processes until one gets SIGTERM, on from there on one process, then on two again with the
     tensor axis over both: the same rows in the same places, and the losses of an uninterrupted run on one."""
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
-    run = ["train", CONFIG, *FLAGS, "--config.train.total_steps=12"]
+    run = ["train", CONFIG, *FLAGS, f"--config.train.total_steps={STEPS}"]
     assert cli.run([*run, f"--workdir={whole}"]) == 0
-    expected = rows_of_one[:12]
+    expected = rows_of_one[:STEPS]
     rows_of_one.clear()
 
     first = two(parts, log, "--config.mesh=fsdp=4,tensor=2", "--config.train.total_steps=1000")
@@ -101,7 +109,7 @@ def test_two_processes_are_one_run_and_stop_together(tmp_path, rows_of_one, caps
     output, _ = first.communicate(timeout=300)
     assert first.returncode == 75, output
     (stopped,) = saved(parts)
-    assert f"stopped and saved at step {stopped}" in output and 3 <= stopped < 10
+    assert f"stopped and saved at step {stopped}" in output and 3 <= stopped < STEPS - 2
     halves = [lines(Path(f"{log}{process}"))[:stopped] for process in (0, 1)]
     assert [" ".join(both) for both in zip(*halves, strict=True)] == expected[:stopped]
 
@@ -113,18 +121,126 @@ def test_two_processes_are_one_run_and_stop_together(tmp_path, rows_of_one, caps
 
     for process in (0, 1):
         Path(f"{log}{process}").unlink()
-    last = two(parts, log, "--config.mesh=tensor=8", "--config.train.total_steps=12")
+    last = two(parts, log, "--config.mesh=tensor=8", f"--config.train.total_steps={STEPS}")
     output, _ = last.communicate(timeout=300)
     assert last.returncode == 0, output
     for process in (0, 1):
-        assert lines(Path(f"{log}{process}"))[: 12 - until] == expected[until:]
+        assert lines(Path(f"{log}{process}"))[: STEPS - until] == expected[until:]
     np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-6)
     predictions = [
-        [json.loads(row) for row in lines(workdir / "predictions" / "step_12" / "tiny_animal.jsonl")]
+        [json.loads(row) for row in lines(workdir / "predictions" / f"step_{STEPS}" / "tiny_animal.jsonl")]
         for workdir in (parts, whole)
     ]
     assert [row["index"] for row in predictions[0]] == list(range(10))
     assert [r["prediction"] for r in predictions[0]] == [r["prediction"] for r in predictions[1]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def meet(port: int, number: int, process: int, timeout_s: float, said: list) -> threading.Thread:
+    def come():
+        try:
+            rendezvous.wait(f"127.0.0.1:{port}", number, process, timeout_s)
+            said.append("met")
+        except LostProcessError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    return thread
+
+
+def test_processes_meet_in_any_order_and_strangers_do_not_count():
+    port, said = free_port(), []
+    early = meet(port, 3, 2, 60, said)
+    first = meet(port, 3, 0, 60, said)
+    for content in (b"GET / HTTP/1.1", b""):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as stranger:
+            stranger.sendall(content)
+    assert early.is_alive() and first.is_alive()
+    for thread in (meet(port, 3, 1, 60, said), early, first):
+        thread.join(60)
+    assert said == ["met"] * 3
+
+
+def test_who_is_missing_at_the_start_is_named(monkeypatch):
+    port, said = free_port(), []
+    for thread in (meet(port, 4, 0, 0.5, said), meet(port, 4, 2, 0.5, said)):
+        thread.join(60)
+    assert sorted(said)[0].startswith("of 4 processes, 1, 3 did not come within 0 s")
+    assert sorted(said)[1].startswith(f"process 2 did not meet the others at 127.0.0.1:{port}")
+    with socket.create_server(("", port)):
+        meet(port, 2, 0, 0.5, said).join(60)
+    assert f"process 0 cannot listen on port {port}: Address already in use" in said[-1]
+
+
+JOINED = """
+import os, sys, time
+from t5x_lite import processes
+processes.HEARTBEAT_S = 5
+with processes.joined():
+    print("joined", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_changes_its_devices_at_every_stop_is_the_run_that_never_did(
+    tmp_path, rows_of_one, monkeypatch, quick_compilation
+):
+    """Seven topologies, three steps on each: the same rows in the same places, and the same losses."""
+    topologies = [(8, "data=8"), (1, ""), (2, "fsdp=2"), (4, "data=4"), (8, "data=4,tensor=2"), (8, "fsdp=2,tensor=4")]
+    topologies += [(8, "fsdp=4,sequence=2")]
+    start, following, steps = runtime.start, TrainBatches.__next__, 3 * len(topologies)
+    run = ["train", CONFIG, *FLAGS, f"--config.train.total_steps={steps}", "--config.data.prefetch_batches=0"]
+    assert cli.run([*run, f"--workdir={tmp_path / 'whole'}", "--config.mesh=fsdp=8"]) == 0
+    expected, taken = rows_of_one[:steps], 0
+    rows_of_one.clear()
+
+    def stopping(self):
+        nonlocal taken
+        taken += 1
+        if taken % 3 == 0 and taken < steps:
+            signal.raise_signal(signal.SIGTERM)
+        return following(self)
+
+    monkeypatch.setattr(TrainBatches, "__next__", stopping)
+    for number, (count, mesh) in enumerate(topologies):
+        monkeypatch.setattr(runtime, "start", functools.partial(start, devices=jax.devices()[:count]))
+        code = cli.run([*run, f"--workdir={tmp_path / 'parts'}", f"--config.mesh={mesh}"])
+        assert code == (0 if number == len(topologies) - 1 else 75)
+        assert saved(tmp_path / "parts")[-1] == 3 * (number + 1)
+    assert rows_of_one[:steps] == expected
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_when_one_process_dies_or_freezes_the_other_ends_and_says_so(victim, number):
+    both = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOINED],
+            env=both | {"JAX_PROCESS_ID": str(process)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+    for process in pair:
+        assert process.stdout and process.stdout.readline() == "joined\n"
+    pair[victim].send_signal(number)
+    began_s = time.monotonic()
+    output, _ = pair[1 - victim].communicate(timeout=60)
+    pair[victim].kill()
+    pair[victim].communicate()
+    assert pair[1 - victim].returncode == 75, output
+    assert "lost another process" in output and time.monotonic() - began_s < 5 + 10  # heartbeat, and some
 
 
 def test_only_what_speaks_of_other_processes_is_a_lost_one(monkeypatch):
