@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from t5x_lite import atomic, manifest, processes
 from t5x_lite.errors import CheckpointError
+from t5x_lite.mirror import Mirror
 from t5x_lite.sharding import path_text
 from t5x_lite.step import TrainState
 
@@ -37,9 +38,17 @@ class Checkpoints:
     All processes call the same methods in the same order. Process 0 alone names, lists and removes directories.
     """
 
-    def __init__(self, workdir: Path, keep_last: int, beat: Callable[[str], None] = lambda at: None):
-        """beat: is called, with what it waits for, whenever a save that is waited for got on (Guard.beat)."""
+    def __init__(
+        self,
+        workdir: Path,
+        keep_last: int,
+        beat: Callable[[str], None] = lambda at: None,
+        mirror: Mirror | None = None,
+    ):
+        """beat: is called, with what it waits for, whenever a save that is waited for got on (Guard.beat).
+        mirror: each step is copied there."""
         self._beat = beat
+        self._mirror = mirror
         self.directory = Path(workdir).absolute() / DIRECTORY
         self._staging = self.directory.parent / STAGING
         self.keep_last = keep_last
@@ -98,6 +107,8 @@ class Checkpoints:
             for old in dropped:  # by two steps, so that no half of it is ever found under its name
                 (self.directory / str(old)).rename(self._staging / f"{old}.dropped")
                 shutil.rmtree(self._staging / f"{old}.dropped")
+            if self._mirror:
+                self._mirror.push(self.directory / str(step), self._steps)
         except Exception as error:
             self._error = error
 
@@ -135,13 +146,18 @@ class Checkpoints:
             self._thread.join(LOOK_S)
             if not self._thread.is_alive():
                 self._thread = None
-            elif (written := _bytes_below(self._staging)) != seen:  # a large one takes long, but no disk may hang
-                self._beat(f"{written:,} bytes of a checkpoint")
-                seen = written
+            elif (moved := self._moved()) != seen:  # a large one takes long, but no disk may hang
+                self._beat(f"{moved[0]:,} bytes of a checkpoint, {moved[1]:,} files in the mirror")
+                seen = moved
         error, self._error = self._error, None
+        if isinstance(error, CheckpointError):
+            raise error
         with self._saying("cannot save"):
             if error:
                 raise error
+
+    def _moved(self) -> tuple[int, int]:
+        return _bytes_below(self._staging), self._mirror.sent if self._mirror else 0
 
     def close(self) -> None:
         self.wait()
@@ -161,6 +177,11 @@ class Checkpoints:
             raise CheckpointError(
                 f"{what} to {self.directory}: {_first_line(error)}; is the disk full, or read-only?{left}"
             ) from error
+
+
+def fetch(workdir: Path, mirror: Mirror) -> int | None:
+    """The newest step of the mirror, where the workdir has none of its own; else None."""
+    return None if saved_steps(workdir) else mirror.pull(workdir, DIRECTORY, STAGING)
 
 
 def newest_good(workdir: Path, say: Callable[[str], None]) -> int | None:

@@ -82,6 +82,11 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     with processes.joined():
         return train.run(experiment.resolve(cfg), Path(os.path.expandvars(arguments.workdir)))
 
+    if "://" in arguments.workdir:
+        raise ConfigError(
+            f"--workdir={arguments.workdir}: a run works in a directory, local or mounted. Give it one, and "
+            f"--config.checkpoint.mirror={arguments.workdir} to keep its checkpoints in the bucket"
+        )
 
 def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     cfg = _workdir_config(arguments.workdir, arguments.config, overrides)

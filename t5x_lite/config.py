@@ -195,6 +195,7 @@ def base() -> Config:
     cfg.checkpoint.keep_last = 3
     cfg.checkpoint.keep_best = ""  # "task/metric": also keep the best step by it, higher is better
 
+    cfg.checkpoint.mirror = ""  # "gs://bucket/run": each checkpoint is copied there, and fetched to an empty workdir
     cfg.init = ConfigDict()
     cfg.init.checkpoint = ""  # a workdir (or DIR/checkpoints/STEP) whose parameters to start from; steps count from 0
 

@@ -18,6 +18,7 @@ from t5x_lite.experiment import Experiment
 from t5x_lite.goodput import Clock, training_s
 from t5x_lite.guard import Guard
 from t5x_lite.profiling import Profile
+from t5x_lite.mirror import Mirror
 from t5x_lite.step import LossFn, abstract_state, init_state, make_train_step
 from t5x_lite.writers import Terminal, Writers, read_metrics
 
@@ -63,6 +64,8 @@ def _run(
     # ------------------------------------------------------------------------------------ workdir, devices, model
     rejected: list[str] = []
     first_step = checkpoint.newest_good(workdir, rejected.append) or 0
+    mirror = Mirror(cfg.checkpoint.mirror) if cfg.checkpoint.mirror else None
+    fetched = processes.on_first(lambda: checkpoint.fetch(workdir, mirror)) if mirror else None
     changed = processes.on_first(lambda: _changes(cfg, workdir) if first_step else [])
     on_devices = runtime.start(experiment)
     layout, module = on_devices.layout, on_devices.module
@@ -89,10 +92,12 @@ def _run(
     terminal = Terminal(cfg.train.total_steps, first_step, active=main_process)
     closing.callback(terminal.close)
     for line in (*rejected, *changed):
+    if fetched:
+        terminal.line(f"fetched checkpoint {fetched} from {cfg.checkpoint.mirror}")
         terminal.line(line)
     target = abstract_state(module, optimizer, layout, on_devices.example, learns)
     checkpoint.check_space(workdir, target, cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best))
-    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last, guard.beat)
+    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last, guard.beat, mirror)
     closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
     if first_step:
         state, data_state = checkpoints.restore(first_step, target)
