@@ -7,9 +7,13 @@ that fails is switched off with one warning: no log is worth a run.
 import contextlib
 import json
 import os
+import queue
 import socket
 import sys
+import threading
 import time
+import urllib.parse
+import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +26,9 @@ from rich.text import Text
 from t5x_lite import atomic, console
 
 METRICS_FILE = "metrics.jsonl"
-WANDB_TIMEOUT_S = 20
+WANDB_TIMEOUT_S = 15  # for its answer at the start, and for what is left to send at the end
+REACHABLE_S = 3.0
+KEPT_IN_WANDB = ("config.json", "report.html", "report.md", METRICS_FILE)  # as an artifact
 
 
 class Writers:
@@ -38,7 +44,7 @@ class Writers:
         self._open("metrics.jsonl", lambda: _Jsonl(workdir, resume_step))
         self._open("TensorBoard", lambda: _TensorBoard(workdir, resume_step))
         if config["wandb"]["mode"] != "disabled":
-            self._open("wandb", lambda: _Wandb(workdir, run_name, config))
+            self._open("wandb", lambda: _InBackground(_Wandb(workdir, run_name, config), workdir))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._each("scalars", step, dict(values))
@@ -127,14 +133,17 @@ class _Wandb:
             "resume": "allow",
             "dir": str(workdir),
             "config": dict(config),
-            "settings": wandb.Settings(init_timeout=WANDB_TIMEOUT_S, silent=True, console="off"),
+            "settings": wandb.Settings(
+                init_timeout=WANDB_TIMEOUT_S, finish_timeout=WANDB_TIMEOUT_S / 2, silent=True, console="off"
+            ),
         }
         try:
             self._run = wandb.init(mode=mode, **arguments)
         except wandb.errors.Error as error:
             _warn(f"wandb: {error}; recording offline")
+            wandb.teardown()  # else the run that did not come to be has the id
             self._run = wandb.init(mode="offline", **arguments)
-        self._wandb = wandb
+        self._wandb, self._workdir = wandb, workdir
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
@@ -146,7 +155,51 @@ class _Wandb:
             self._run.log({name: self._wandb.Table(columns=columns, data=data)}, step=step)
 
     def close(self) -> None:
+        artifact = self._wandb.Artifact(f"report-{self._run.id}", type="report")
+        for name in KEPT_IN_WANDB:
+            if (self._workdir / name).exists():
+                artifact.add_file(str(self._workdir / name))
+        self._run.log_artifact(artifact)
         self._run.finish()
+
+
+class _InBackground:
+    """A sink whose calls nobody waits for: without a network a table of wandb's takes 40 s. What fails is raised at a
+    later call."""
+
+    def __init__(self, sink: Any, workdir: Path):
+        self._sink, self._workdir = sink, workdir
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="t5x_lite-wandb", daemon=True)
+        self._thread.start()
+
+    def scalars(self, *args: Any) -> None:
+        self._call("scalars", args)
+
+    def table(self, *args: Any) -> None:
+        self._call("table", args)
+
+    def close(self) -> None:
+        self._call("close", ())
+        self._thread.join(WANDB_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._error = TimeoutError(f"not all was sent within {WANDB_TIMEOUT_S} s")
+        self._call("", ())
+
+    def _call(self, method: str, args: tuple) -> None:
+        if self._error:
+            raise RuntimeError(f"{self._error}; later: wandb sync {self._workdir / 'wandb'}/*run-*") from self._error
+        self._calls.put((method, args))
+
+    def _work(self) -> None:
+        method = ""
+        while method != "close" and self._error is None:
+            method, args = self._calls.get()
+            try:
+                getattr(self._sink, method)(*args)
+            except Exception as error:
+                self._error = error
 
 
 class Terminal:
@@ -213,15 +266,23 @@ def read_metrics(workdir: Path) -> list[dict]:
     return rows
 
 
-def _reachable(url: str, timeout_s: float = 3) -> bool:
-    from urllib.parse import urlsplit
+def _reachable(url: str) -> bool:
+    """Whether somebody listens there, or at the proxy that stands before it."""
+    parts = urllib.parse.urlsplit(url)
+    if (proxy := urllib.request.getproxies().get(parts.scheme)) and not urllib.request.proxy_bypass(parts.netloc):
+        parts = urllib.parse.urlsplit(proxy)
+    found: list[bool] = []
 
-    parts = urlsplit(url)
-    try:
-        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=timeout_s):
-            return True
-    except OSError:
-        return False
+    def look() -> None:
+        with contextlib.suppress(OSError):
+            default = 80 if parts.scheme == "http" else 443
+            socket.create_connection((parts.hostname or "", parts.port or default), timeout=REACHABLE_S).close()
+            found.append(True)
+
+    thread = threading.Thread(target=look, daemon=True)  # as a name server may take any time
+    thread.start()
+    thread.join(REACHABLE_S)
+    return bool(found)
 
 
 def _warn(text: str) -> None:
