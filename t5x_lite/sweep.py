@@ -11,6 +11,7 @@ import html
 import itertools
 import json
 import math
+import os
 import re
 import shlex
 import signal
@@ -27,7 +28,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from t5x_lite import atomic, report
+from t5x_lite import atomic, lock, report
 from t5x_lite.errors import RESTART_ME, ConfigError
 from t5x_lite.lookup import lookup, unknown
 from t5x_lite.writers import read_metrics
@@ -207,6 +208,7 @@ def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, con
 
 def _start(sweep: Sweep, point: dict[str, Any], output: Path) -> subprocess.Popen:
     workdir = output / run_id(point)
+    again = {lock.AGAIN: "1"} if workdir.exists() else {}  # a killed sweep's point may still be saving there
     workdir.mkdir(exist_ok=True)
     arguments = [f"--{name}={value}" for name, value in point.items()]
     command = [one for part in sweep.command for one in (arguments if part == "${args}" else [part])]
@@ -215,6 +217,7 @@ def _start(sweep: Sweep, point: dict[str, Any], output: Path) -> subprocess.Pope
     with (workdir / "output.txt").open("ab") as log:
         return subprocess.Popen(
             command,
+            env=os.environ | again,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the sweep to pass on, once
@@ -265,7 +268,7 @@ def collect(sweep: Sweep, output: Path) -> list[dict[str, Any]]:
 
 
 def _print(sweep: Sweep, rows: list[dict[str, Any]], console: Console) -> None:
-    names = list(rows[0]["point"]) if rows else []
+    names = _varying(rows)
     table = Table(title=sweep.metric, title_justify="left")
     for name in (*(name.removeprefix("config.") for name in names), "mean", "sd", "runs"):
         table.add_column(name, justify="right")
@@ -274,13 +277,26 @@ def _print(sweep: Sweep, rows: list[dict[str, Any]], console: Console) -> None:
             *(str(row["point"][n]) for n in names), _number(row["mean"]), _number(row["sd"]), str(len(row["runs"]))
         )
     console.print(table)
+    console.print(_in_all(rows), markup=False)
+
+
+def _varying(rows: list[dict[str, Any]]) -> list[str]:
+    """The parameters that are not the same in all settings."""
+    return [name for name in rows[0]["point"] if len({str(row["point"][name]) for row in rows}) > 1] if rows else []
+
+
+def _in_all(rows: list[dict[str, Any]]) -> str:
+    """The others, with their values."""
+    varying = _varying(rows)
+    same = {name: value for name, value in rows[0]["point"].items() if name not in varying} if rows else {}
+    return f"in all: {_settings(same)}" if same else ""
 
 
 def page(sweep: Sweep, rows: list[dict[str, Any]], title: str) -> str:
     """One page that opens offline: the parallel coordinates of all settings, and their table."""
     table = [
         {
-            **{name.removeprefix("config."): str(value) for name, value in row["point"].items()},
+            **{name.removeprefix("config."): str(row["point"][name]) for name in _varying(rows)},
             "mean ± sd": "–" if row["mean"] is None else f"{row['mean']:.4g} ± {_number(row['sd'])}",
             "n": str(len(row["runs"])),
             "runs": ", ".join(row["runs"]),
@@ -292,13 +308,15 @@ def page(sweep: Sweep, rows: list[dict[str, Any]], title: str) -> str:
             "<!doctype html><html lang=en><meta charset=utf-8>",
             f"<title>{html.escape(title)}</title><style>{report.STYLE}",
             "svg { width: 100%; font-size: 12px } path { fill: none; stroke-width: 2; opacity: .75 }",
-            "path:hover { stroke-width: 5; opacity: 1 } line { stroke: #999 }</style>",
+            "path:hover { stroke-width: 5; opacity: 1 } line { stroke: #999 }",
+            "text { paint-order: stroke; stroke: white; stroke-width: 4px }</style>",  # readable where lines cross it
             f"<h1>{html.escape(title)}</h1>",
             f"<p>{html.escape(sweep.metric)}, {'higher' if sweep.maximize else 'lower'} is better; "
             f"{len(rows)} settings, {sum(len(row['runs']) for row in rows)} of {len(sweep.points)} runs.</p>",
             _parallel_coordinates(sweep, [row for row in rows if row["mean"] is not None]),
             "<h2>Settings</h2>",
             report.html_table(table, "No run yet."),
+            f"<p>{html.escape(_in_all(rows))}</p>",
             "</html>",
         ]
     )
@@ -308,26 +326,27 @@ def _parallel_coordinates(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     """An SVG: an axis for each parameter that varies and for the metric, a line for each setting, from blue to red."""
     if not rows:
         return ""
-    axes = [name for name in rows[0]["point"] if len({str(row["point"][name]) for row in rows}) > 1]
-    columns = {name.removeprefix("config."): [row["point"][name] for row in rows] for name in axes}
+    columns = {name.removeprefix("config."): [row["point"][name] for row in rows] for name in _varying(rows)}
     columns[sweep.metric] = [row["mean"] for row in rows]
     width, height, top, side = 960, 360, 30, 80
     step = (width - 2 * side) / max(len(columns) - 1, 1)
-    out, places = [f'<svg viewBox="0 0 {width} {height + 2 * top}">'], []
+    lines, texts, places = [], [], []
     for number, (name, values) in enumerate(columns.items()):
         x = side + number * step
         share, ticks = _scale(values)
         places.append([(x, top + height * (1 - s)) for s in share])
-        out.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{top}" y2="{top + height}"/>')
-        out.append(f'<text x="{x:.0f}" y="{top - 12}" text-anchor="middle">{html.escape(name)}</text>')
+        lines.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{top}" y2="{top + height}"/>')
+        # Names reach inwards from the outer axes, where there is room.
+        at, anchor = {0: (0, "start"), len(columns) - 1: (width, "end")}.get(number, (x, "middle"))
+        texts.append(f'<text x="{at:.0f}" y="{top - 12}" text-anchor="{anchor}">{html.escape(name)}</text>')
         for text, s in ticks:
-            out.append(f'<text x="{x + 6:.0f}" y="{top + height * (1 - s) + 4:.0f}">{html.escape(text)}</text>')
+            texts.append(f'<text x="{x + 6:.0f}" y="{top + height * (1 - s) + 4:.0f}">{html.escape(text)}</text>')
     for row, line, quality in zip(rows, zip(*places, strict=True), _scale(columns[sweep.metric])[0], strict=True):
         colour = f"hsl({240 * (1 - quality):.0f} 75% 45%)"
         path = " L ".join(f"{x:.1f} {y:.1f}" for x, y in line)
         tip = f"{_settings(row['point'])}: {row['mean']:.4g}"
-        out.append(f'<path d="M {path}" stroke="{colour}"><title>{html.escape(tip)}</title></path>')
-    return "\n".join([*out, "</svg>"])
+        lines.append(f'<path d="M {path}" stroke="{colour}"><title>{html.escape(tip)}</title></path>')
+    return "\n".join([f'<svg viewBox="0 0 {width} {height + 2 * top}">', *lines, *texts, "</svg>"])
 
 
 def _scale(values: list[Any]) -> tuple[list[float], list[tuple[str, float]]]:
@@ -340,8 +359,12 @@ def _scale(values: list[Any]) -> tuple[list[float], list[tuple[str, float]]]:
     low, high = min(values), max(values)
     by = math.log if low > 0 and high / low >= 10 else float
     spread = (by(high) - by(low)) or 1.0
-    shown = sorted(set(values)) if len(set(values)) <= 6 else [low, high]
-    return [(by(v) - by(low)) / spread for v in values], [(f"{v:.4g}", (by(v) - by(low)) / spread) for v in shown]
+    ticks: list[tuple[str, float]] = []
+    for value in sorted(set(values), reverse=True) if len(set(values)) <= 6 else [high, low]:
+        share = (by(value) - by(low)) / spread
+        if not ticks or ticks[-1][1] - share > 0.034:  # else one label would lie on the other
+            ticks.append((f"{value:.4g}", share))
+    return [(by(v) - by(low)) / spread for v in values], ticks
 
 
 def _settings(point: dict[str, Any]) -> str:
