@@ -43,6 +43,11 @@ def run(argv: list[str]) -> int:
     except UserError as error:
         _tell(str(error))
         return error.exit_code
+    except MemoryError:
+        _tell(
+            f"no memory left on this machine. Lower data.prefetch_batches or data.batch_rows\n{traceback.format_exc()}"
+        )
+        return INTERNAL
     except KeyboardInterrupt:
         _tell("interrupted")
         return 130
@@ -77,16 +82,16 @@ def _speak() -> None:
 
 def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     cfg = _config(arguments.config, overrides)
-    from t5x_lite import experiment, processes, train
-
-    with processes.joined():
-        return train.run(experiment.resolve(cfg), Path(os.path.expandvars(arguments.workdir)))
-
     if "://" in arguments.workdir:
         raise ConfigError(
             f"--workdir={arguments.workdir}: a run works in a directory, local or mounted. Give it one, and "
             f"--config.checkpoint.mirror={arguments.workdir} to keep its checkpoints in the bucket"
         )
+    from t5x_lite import experiment, processes, train
+
+    with processes.joined():
+        return train.run(experiment.resolve(cfg), Path(os.path.expandvars(arguments.workdir)))
+
 
 def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     cfg = _workdir_config(arguments.workdir, arguments.config, overrides)

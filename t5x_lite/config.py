@@ -76,6 +76,7 @@ NEED_LABELS = ("constrained", "rank")  # answers that only tasks with labels hav
 ANSWERS = ("greedy", "beam", "sample", *NEED_LABELS)  # their meaning: predict.py
 WANDB_MODES = ("disabled", "offline", "online")
 ON_NONFINITE = ("stop", "skip", "rollback")
+ON_ERROR = ("raise", "record")
 # What another value of a key means to a run that has a checkpoint; of several prefixes that fit, the longest counts.
 ON_RESUME = {
     "refuse": (
@@ -188,6 +189,7 @@ def base() -> Config:
     cfg.eval.top_k = 0  # sample from the k most probable tokens; 0: from all
     cfg.eval.top_p = 1.0  # sample from the fewest tokens that are this probable together
     cfg.eval.repetition_penalty = 1.0  # above 1: tokens that were there before become less likely
+    cfg.eval.on_error = "raise"  # a metric or postprocessor that fails: raise | record the error and go on training
     cfg.eval.predictions_shown = 3  # per task, on the console and in the report
 
     cfg.checkpoint = ConfigDict()
@@ -236,6 +238,7 @@ def validate(cfg: Config) -> None:
     choice("wandb.mode", WANDB_MODES)
     choice("data.on_long", ON_LONG)
     choice("train.on_nonfinite", ON_NONFINITE)
+    choice("eval.on_error", ON_ERROR)
     if cfg.data.objective:
         choice("data.objective", tuple(dict.fromkeys(name for names in OBJECTIVES.values() for name in names)))
     for key, value in flat(cfg).items():

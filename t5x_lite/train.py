@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import time
+import traceback
 from pathlib import Path
 
 import jax
@@ -163,6 +164,12 @@ def _run(
             values, samples = evaluator.evaluate(state.params, step, stop=stop_evaluating)
         except evaluate.Stopped:
             return
+        except Exception as error:
+            if cfg.eval.on_error == "raise" or isinstance(error, jax.errors.JaxRuntimeError):
+                raise
+            terminal.line(f"the evaluation at step {step} failed and is left out (eval.on_error=record):")
+            terminal.line(traceback.format_exc())
+            return
         best_by = cfg.checkpoint.keep_best
         if best_by and f"eval/{best_by}" not in values:
             there_are = ", ".join(sorted(key.removeprefix("eval/") for key in values))
@@ -210,7 +217,7 @@ def _run(
             if profile.flops:
                 out["mfu"] = profile.mfu(total["steps"] / training_s(spent_s))
             out["tokens_per_s"] = out.pop("tokens") / training_s(spent_s)
-            out["data_wait"] = spent_s["input"] / training_s(spent_s)  # 0: the devices never wait for data
+            out |= _waits(spent_s["input"] / training_s(spent_s))
             out |= data.counters()
             terminal.train(step, out["loss"], out["tokens_per_s"], out["padding"])
             times = {f"time/{span}": seconds for span, seconds in spent_s.items()} | {"time/unix": time.time()}
@@ -306,6 +313,13 @@ def _write_config(cfg, workdir: Path) -> None:
         atomic.write(workdir / "config.json", configs.to_json(cfg))
     except OSError as error:
         raise CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+
+
+def _waits(share: float) -> dict[str, float]:
+    """The share of the time that the slowest process waited for its data (0: no device ever did), and which it was."""
+    waits = processes.gather([share])
+    slowest = max(range(len(waits)), key=waits.__getitem__)
+    return {"data_wait": waits[slowest]} | ({"slowest_process": slowest} if len(waits) > 1 else {})
 
 
 def _divergence(step: int, values: dict, saved: list[int]) -> str:

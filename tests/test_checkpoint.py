@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from t5x_lite import checkpoint, evaluate, manifest
 from t5x_lite.checkpoint import Checkpoints, load_model, load_params, newest_good, saved_steps
 from t5x_lite.errors import CheckpointError
 from t5x_lite.step import TrainState
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def state(step: int) -> TrainState:
@@ -124,14 +127,17 @@ def test_every_corruption_is_found_and_the_older_step_taken(tmp_path):
             file.write_bytes(content[:place])
         else:
             file.unlink()
-        assert whole_steps(tmp_path) == [1], (file, kind, place)
+        said: list[str] = []
+        assert newest_good(tmp_path, said.append) == 1, (file, kind, place)
+        assert file.name in said[0]
+        newest.with_name("2.corrupt").rename(newest)
         with pytest.raises(CheckpointError, match=r"checkpoints/2 is damaged"):
             load_params(newest, state(0).params)
         file.write_bytes(content)
     assert whole_steps(tmp_path) == [1, 2]
 
     files[0].unlink()
-    said: list[str] = []
+    said = []
     assert newest_good(tmp_path, said.append) == 1
     assert "checkpoint 2 is damaged" in said[0] and files[0].name in said[0]
     assert (tmp_path / "checkpoints" / "2.corrupt").is_dir() and saved_steps(tmp_path) == [1]
@@ -139,6 +145,21 @@ def test_every_corruption_is_found_and_the_older_step_taken(tmp_path):
     with pytest.raises(CheckpointError, match=r"every checkpoint of .* is damaged"):
         newest_good(tmp_path, said.append)
     assert saved_steps(tmp_path) == [1]  # left for the user to look at
+
+
+@pytest.mark.parametrize("archive", sorted(GOLDEN.glob("checkpoint_of_*.zip")), ids=lambda path: path.stem)
+def test_a_checkpoint_of_every_release_is_restored(tmp_path, archive):
+    """Made by this file's `save` of `state(7)`, with that release and the libraries of its time."""
+    shutil.unpack_archive(archive, tmp_path)
+    assert newest_good(tmp_path, pytest.fail) == 7
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    restored, data = checkpoints.restore(7, state(0))
+    checkpoints.close()
+    assert data == {"place": 7}
+    jax.tree.map(np.testing.assert_array_equal, restored, state(7))
+    loaded, report = load_params(tmp_path, state(0).params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, state(7).params)
+    assert len(report.loaded) == 2
 
 
 def test_the_newest_and_the_kept_stay(tmp_path):
