@@ -29,10 +29,17 @@ ARRAYS_SHOWN = 12
 
 def run(experiment: Experiment, device: str, topology: str, everything: bool, as_json: bool) -> None:
     """Prints `make`. device: a name of ACCELERATORS to predict a step's time on; topology: "v5e:4x8"."""
-    found = make(experiment, device, _topology_devices(topology) if topology else None)
+    devices = _topology_devices(topology) if topology else None
+    kind = topology.partition(":")[0]
+    device = device or (kind if kind in ACCELERATORS else "")
+    try:
+        found = make(experiment, device, devices)
+    except OutOfMemoryError as error:
+        tried = [_lever_text(lever) for lever in _levers(experiment, device, devices)]
+        raise OutOfMemoryError("\n  ".join([f"{error}; of what would lower it:", *tried])) from None
     found["tasks"] = inspect.describe(experiment, 0, "train")["tasks"]
     if device:
-        found["levers"] = _levers(experiment, device) if not found["fits"] else []
+        found["levers"] = _levers(experiment, device, devices) if not found["fits"] else []
     if as_json:
         print(json.dumps(found, indent=1))
     else:
@@ -62,6 +69,7 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
         loss_fn=loss_fn,
         microbatches=cfg.train.microbatches,
         trained=learns,
+        spike_sigmas=cfg.train.spike_sigmas,
     )
     traced = step.trace(state, batch)
     began_s = time.monotonic()
@@ -69,7 +77,6 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-        spike_sigmas=cfg.train.spike_sigmas,
             raise
         raise OutOfMemoryError(f"the compiler finds no room: {str(error).splitlines()[0][:300]}") from error
     memory = compiled.memory_analysis()
@@ -135,9 +142,10 @@ def _roofline(found: dict[str, Any], accelerator: Accelerator, experiment: Exper
     }
 
 
-def _levers(experiment: Experiment, device: str) -> list[dict[str, Any]]:
-    """What could be changed where memory does not suffice, each tried: {"change", "peak", "fits"}."""
-    cfg, count = experiment.cfg, jax.device_count()
+def _levers(experiment: Experiment, device: str, devices: Any) -> list[dict[str, Any]]:
+    """What could be changed where memory does not suffice, each tried: {"change", "peak", "fits"}; the peak is None
+    where the compiler gave up."""
+    cfg, count = experiment.cfg, jax.device_count() if devices is None else len(devices)
     changes: list[dict[str, Any]] = []
     if experiment.model.remat != "full":
         changes.append({"model.remat": "full"})
@@ -146,7 +154,7 @@ def _levers(experiment: Experiment, device: str) -> list[dict[str, Any]]:
     if cfg.data.batch_rows % (more * sizes["data"] * sizes["fsdp"]) == 0:
         changes.append({"train.microbatches": more})
     if sizes["data"] > 1:
-        changes.append({"mesh": f"fsdp={sizes['data'] * sizes['fsdp']},tensor={sizes['tensor']}"})
+        changes.append({"mesh": sharding.mesh_text(sizes | {"data": 1, "fsdp": sizes["data"] * sizes["fsdp"]})})
     if len(changes) > 1:
         changes.append({key: value for change in changes for key, value in change.items()})
     out = []
@@ -157,11 +165,19 @@ def _levers(experiment: Experiment, device: str) -> list[dict[str, Any]]:
         model = dataclasses.replace(experiment.model, remat=change.get("model.remat", experiment.model.remat))
         text = ", ".join(f"{key}={value}" for key, value in change.items())
         try:
-            found = make(dataclasses.replace(experiment, cfg=changed, model=model), device)
+            found = make(dataclasses.replace(experiment, cfg=changed, model=model), device, devices)
         except ConfigError:  # this model does not divide so
+            continue
+        except OutOfMemoryError:
+            out.append({"change": text, "peak": None, "fits": False})
             continue
         out.append({"change": text, "peak": found["bytes"]["peak"], "fits": found["fits"]})
     return out
+
+
+def _lever_text(lever: dict[str, Any]) -> str:
+    size = "" if lever["peak"] is None else f" {size_text(lever['peak'])},"
+    return f"{lever['change']}:{size} {'would do' if lever['fits'] else 'would not do alone'}"
 
 
 def _abstract_batch(experiment: Experiment, layout: sharding.Layout) -> dict[str, jax.ShapeDtypeStruct]:
@@ -267,8 +283,7 @@ def _print(found: dict[str, Any], experiment: Experiment, device: str, everythin
     have = size_text(found["memory_bytes"])
     console.print(f"{size_text(found['bytes']['peak'])} at the peak {verdict} in {have}", highlight=False)
     for lever in found["levers"]:
-        does = "would do" if lever["fits"] else "would not do alone"
-        console.print(f"  {lever['change']}: {size_text(lever['peak'])}, {does}", highlight=False, soft_wrap=True)
+        console.print(f"  {_lever_text(lever)}", highlight=False, soft_wrap=True)
 
 
 def _table(title: str, *columns: str) -> Table:
