@@ -86,8 +86,8 @@ ON_RESUME = {
         "optimizer.name",
         "optimizer.trained",
         "optimizer.unfreeze_every_steps",
-    ),  # they decide what its steps are
         "train.spike_sigmas",
+    ),  # they decide what its steps are
     "warn": (  # it goes on, but no longer as an uninterrupted run would
         *("optimizer.", "schedule.", "loss.", "train.microbatches", "train.on_nonfinite", "init.", "mesh", "rules."),
         *("model.dropout_", "model.attention_dropout_rate", "model.dtype"),
@@ -195,13 +195,17 @@ def base() -> Config:
     cfg.checkpoint = ConfigDict()
     cfg.checkpoint.every_steps = 1000  # also at the end and on interruption
     cfg.checkpoint.keep_last = 3
+    cfg.checkpoint.mirror = ""  # "gs://bucket/run": each checkpoint is copied there, and fetched to an empty workdir
     cfg.checkpoint.keep_best = ""  # "task/metric": also keep the best step by it, higher is better
 
-    cfg.checkpoint.mirror = ""  # "gs://bucket/run": each checkpoint is copied there, and fetched to an empty workdir
     cfg.init = ConfigDict()
     cfg.init.checkpoint = ""  # a workdir (or DIR/checkpoints/STEP) whose parameters to start from; steps count from 0
 
     cfg.mesh = "data=-1"  # e.g. "data=2,fsdp=2,tensor=2"; -1: the devices that are left
+
+    cfg.rules = ConfigDict()  # which mesh axes each logical axis of an array is split over; meanings: axes.py
+    for field in dataclasses.fields(AxisRules):
+        cfg.rules[field.name] = field.default
 
     cfg.profile = ConfigDict()
     cfg.profile.start_step = 0  # a trace for xprof goes to WORKDIR/profile from this step of a process on; 0: none
@@ -209,10 +213,6 @@ def base() -> Config:
 
     cfg.wandb = ConfigDict()
     cfg.wandb.mode = "disabled"  # disabled | offline | online (without a network: offline, never an error)
-    cfg.rules = ConfigDict()  # which mesh axes each logical axis of an array is split over; meanings: axes.py
-    for field in dataclasses.fields(AxisRules):
-        cfg.rules[field.name] = field.default
-
     cfg.wandb.project = "t5x_lite"
     cfg.wandb.entity = ""
     return cfg.lock()
@@ -293,6 +293,7 @@ def validate(cfg: Config) -> None:
             f"data.batch_rows={cfg.data.batch_rows} is not divisible by train.microbatches={cfg.train.microbatches}; "
             f"use {' or '.join(map(str, sorted(near)))} microbatches"
         )
+    axis_rules(**cfg.rules)  # checks their mesh axes
     for head in cfg.model.heads or ():
         if head not in HEADS:
             raise ConfigError(unknown("model.heads entry", head, HEADS))
@@ -300,7 +301,6 @@ def validate(cfg: Config) -> None:
         raise ConfigError(
             "data.mixture is empty; name a task or mixture (`t5x-lite tasks` lists them), or give data.files"
         )
-    axis_rules(**cfg.rules)  # checks their mesh axes
     for key in ("data.inputs", "data.targets", "data.text", "data.labels"):
         if cfg[key] and not cfg.data.files:
             raise ConfigError(f"{key}={cfg[key]!r} is about data.files, which is empty; set it too")

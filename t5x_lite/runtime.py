@@ -12,6 +12,7 @@ from t5x_lite import batch as batches
 from t5x_lite import losses, optim, sharding, spikes, step, trained, unfreezing
 from t5x_lite.axes import AxisRules, axis_rules
 from t5x_lite.batch import Batch
+from t5x_lite.errors import ConfigError
 from t5x_lite.experiment import Experiment
 from t5x_lite.models import build
 from t5x_lite.optim import Schedule
@@ -57,7 +58,6 @@ def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
     return Runtime(layout, build(experiment.model, layout.constrain), example)
 
 
-def which_trained(experiment: Experiment, on_devices: Runtime) -> Trained:
 def check_mesh(experiment: Experiment, rules: AxisRules, sizes: Mapping[str, int]) -> None:
     """Raises ConfigError unless batch, rows and model divide over a mesh of these sizes; needs no device."""
     cfg, model = experiment.cfg, experiment.model
@@ -70,6 +70,7 @@ def check_mesh(experiment: Experiment, rules: AxisRules, sizes: Mapping[str, int
     sharding.check_model(model, sizes, rules)
 
 
+def which_trained(experiment: Experiment, on_devices: Runtime) -> Trained:
     """Which parameters learn."""
     params = step.abstract_params(on_devices.module, on_devices.example)
     return trained.chosen(experiment.cfg.optimizer.trained, params, has_added=experiment.model.has_added)
@@ -100,9 +101,9 @@ def make_optimizer(
     )
     if cfg.optimizer.unfreeze_every_steps:
         optimizer = unfreezing.gradually(optimizer, cfg.optimizer.unfreeze_every_steps)
-    return optimizer, schedule
     if cfg.train.spike_sigmas:
         optimizer = spikes.remembering(optimizer)
+    return optimizer, schedule
 
 
 def make_loss(experiment: Experiment) -> LossFn:

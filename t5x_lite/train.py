@@ -18,8 +18,8 @@ from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedEr
 from t5x_lite.experiment import Experiment
 from t5x_lite.goodput import Clock, training_s
 from t5x_lite.guard import Guard
-from t5x_lite.profiling import Profile
 from t5x_lite.mirror import Mirror
+from t5x_lite.profiling import Profile
 from t5x_lite.step import LossFn, abstract_state, init_state, make_train_step
 from t5x_lite.writers import Terminal, Writers, read_metrics
 
@@ -64,9 +64,9 @@ def _run(
 
     # ------------------------------------------------------------------------------------ workdir, devices, model
     rejected: list[str] = []
-    first_step = checkpoint.newest_good(workdir, rejected.append) or 0
     mirror = Mirror(cfg.checkpoint.mirror) if cfg.checkpoint.mirror else None
     fetched = processes.on_first(lambda: checkpoint.fetch(workdir, mirror)) if mirror else None
+    first_step = checkpoint.newest_good(workdir, rejected.append) or 0
     changed = processes.on_first(lambda: _changes(cfg, workdir) if first_step else [])
     on_devices = runtime.start(experiment)
     layout, module = on_devices.layout, on_devices.module
@@ -92,9 +92,9 @@ def _run(
     # -------------------------------------------- state: this workdir's newest checkpoint, another's parameters, fresh
     terminal = Terminal(cfg.train.total_steps, first_step, active=main_process)
     closing.callback(terminal.close)
-    for line in (*rejected, *changed):
     if fetched:
         terminal.line(f"fetched checkpoint {fetched} from {cfg.checkpoint.mirror}")
+    for line in (*rejected, *changed):
         terminal.line(line)
     target = abstract_state(module, optimizer, layout, on_devices.example, learns)
     checkpoint.check_space(workdir, target, cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best))
@@ -124,13 +124,13 @@ def _run(
         microbatches=cfg.train.microbatches,
         seed=cfg.seed,
         trained=learns,
+        spike_sigmas=cfg.train.spike_sigmas,
     )
     evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
     run_name = report.title(cfg.to_dict(), workdir)
     writers = Writers(workdir, run_name, cfg.to_dict(), first_step, active=main_process)
     closing.callback(writers.close)
     size = sum(p.size for p in jax.tree.leaves(state.params))
-        spike_sigmas=cfg.train.spike_sigmas,
     learning = sum(p.size for p in jax.tree.leaves(trained.split(state.params, learns)[0]))
     if learning < size:
         terminal.line(f"{learning:,} parameters are trained, {learning / size:.2%} of all")
@@ -325,9 +325,9 @@ def _waits(share: float) -> dict[str, float]:
 def _divergence(step: int, values: dict, saved: list[int]) -> str:
     shown = {k: round(float(v), 6) for k, v in values.items() if k in ("loss", "grad_norm", "learning_rate")}
     newest = f"the newest checkpoint is step {max(saved)}" if saved else "there is no checkpoint yet"
+    if values["is_finite"]:
+        return f"step {step} is a spike (train.spike_sigmas): {json.dumps(shown)}; {newest}"
     return (
         f"step {step} is not finite: {json.dumps(shown)}. Nothing was saved after it; {newest}. "
         "Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or set optimizer.clip_norm"
     )
-    if values["is_finite"]:
-        return f"step {step} is a spike (train.spike_sigmas): {json.dumps(shown)}; {newest}"
