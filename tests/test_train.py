@@ -72,36 +72,6 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.slow
-def test_killed_three_times_ends_bit_for_bit_like_an_uninterrupted_run(tmp_path):
-    flags = ("--config.train.total_steps=40", "--config.eval.every_steps=0", "--config.eval.untrained=false")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(whole, *flags)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    expected = Path(f"{whole}.batches").read_text().splitlines()
-    assert len(expected) == 40
-
-    log = Path(f"{killed}.batches")
-    for after_batches in (5, 11, 7, None):
-        begins_at = max((int(d.name) for d in killed.glob("checkpoints/*") if d.name.isdigit()), default=0)
-        process = start(killed, *flags)
-        if after_batches is not None:
-            wait_for(lambda n=after_batches: lines(log) >= n, process)
-            process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate(timeout=600)
-        digests = log.read_text().splitlines()
-        assert digests == expected[begins_at : begins_at + len(digests)]
-        log.unlink()
-    assert process.returncode == 0, output
-    assert f"at step {begins_at}" in output and 0 < begins_at < 40
-    ours, theirs = leaves(params(killed, 40)), leaves(params(whole, 40))
-    assert ours.keys() == theirs.keys()
-    for path in ours:
-        np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
-    assert train_losses(killed) == train_losses(whole)
-
-
 def test_a_signal_saves_at_once_and_the_run_goes_on(tmp_path):
     flags = ("--config.train.total_steps=2000", "--config.checkpoint.every_steps=2000", "--config.eval.untrained=false")
     flags += ("--config.eval.every_steps=0", "--config.eval.max_examples=2")
