@@ -210,7 +210,7 @@ def meshes_that_fit(
     """The meshes of as many devices that `check` raises no ConfigError for, those nearest to the wanted one first."""
     found = []
     for sizes in _factorings(math.prod(wanted.values()), len(MESH_AXES)):
-        mesh = dict(zip(MESH_AXES, sizes, strict=True))
+        mesh: dict[str, int] = dict(zip(MESH_AXES, sizes, strict=True))
         with contextlib.suppress(ConfigError):
             check(mesh)
             found.append(mesh)

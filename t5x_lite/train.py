@@ -319,7 +319,7 @@ def _waits(share: float) -> dict[str, float]:
     """The share of the time that the slowest process waited for its data (0: no device ever did), and which it was."""
     waits = processes.gather([share])
     slowest = max(range(len(waits)), key=waits.__getitem__)
-    return {"data_wait": waits[slowest]} | ({"slowest_process": slowest} if len(waits) > 1 else {})
+    return {"data_wait": waits[slowest]} | ({"slowest_process": float(slowest)} if len(waits) > 1 else {})
 
 
 def _divergence(step: int, values: dict, saved: list[int]) -> str:

@@ -26,7 +26,8 @@ from rich.text import Text
 from t5x_lite import atomic, console
 
 METRICS_FILE = "metrics.jsonl"
-WANDB_TIMEOUT_S = 15  # for its answer at the start, and for what is left to send at the end
+WANDB_TIMEOUT_S = 15  # for its answer at the start
+CLOSE_S = 15  # for what is left to write at the end
 REACHABLE_S = 3.0
 KEPT_IN_WANDB = ("config.json", "report.html", "report.md", METRICS_FILE)  # as an artifact
 
@@ -42,9 +43,10 @@ class Writers:
         if not active:
             return
         self._open("metrics.jsonl", lambda: _Jsonl(workdir, resume_step))
-        self._open("TensorBoard", lambda: _TensorBoard(workdir, resume_step))
+        self._open("TensorBoard", lambda: _InBackground(_TensorBoard(workdir, resume_step)))
         if config["wandb"]["mode"] != "disabled":
-            self._open("wandb", lambda: _InBackground(_Wandb(workdir, run_name, config), workdir))
+            sync = f"; later: wandb sync {workdir / 'wandb'}/*run-*"
+            self._open("wandb", lambda: _InBackground(_Wandb(workdir, run_name, config), sync))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._each("scalars", step, dict(values))
@@ -134,7 +136,7 @@ class _Wandb:
             "dir": str(workdir),
             "config": dict(config),
             "settings": wandb.Settings(
-                init_timeout=WANDB_TIMEOUT_S, finish_timeout=WANDB_TIMEOUT_S / 2, silent=True, console="off"
+                init_timeout=WANDB_TIMEOUT_S, finish_timeout=CLOSE_S / 2, silent=True, console="off"
             ),
         }
         try:
@@ -164,14 +166,14 @@ class _Wandb:
 
 
 class _InBackground:
-    """A sink whose calls nobody waits for: without a network a table of wandb's takes 40 s. What fails is raised at a
-    later call."""
+    """A sink whose calls nobody waits for: without a network a table of wandb's takes 40 s, and on a full disk
+    TensorBoard's writer waits for ever. What fails is raised at a later call, with the advice."""
 
-    def __init__(self, sink: Any, workdir: Path):
-        self._sink, self._workdir = sink, workdir
+    def __init__(self, sink: Any, advice: str = ""):
+        self._sink, self._advice = sink, advice
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name="t5x_lite-wandb", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="t5x_lite-writer", daemon=True)
         self._thread.start()
 
     def scalars(self, *args: Any) -> None:
@@ -182,14 +184,14 @@ class _InBackground:
 
     def close(self) -> None:
         self._call("close", ())
-        self._thread.join(WANDB_TIMEOUT_S)
+        self._thread.join(CLOSE_S)
         if self._thread.is_alive():
-            self._error = TimeoutError(f"not all was sent within {WANDB_TIMEOUT_S} s")
+            self._error = TimeoutError(f"not all was written within {CLOSE_S} s")
         self._call("", ())
 
     def _call(self, method: str, args: tuple) -> None:
         if self._error:
-            raise RuntimeError(f"{self._error}; later: wandb sync {self._workdir / 'wandb'}/*run-*") from self._error
+            raise RuntimeError(f"{self._error}{self._advice}") from self._error
         self._calls.put((method, args))
 
     def _work(self) -> None:
