@@ -73,7 +73,7 @@ TEXTS = {
     "multi30k/val.de": "Ja.\n",
     "conll2003/eng.testa": "-DOCSTART- -X- O O\n\nAda NNP B-NP B-PER\nran VBD B-VP O\n\n",
     "squad/dev-v2.0.json": json.dumps({"data": [{"paragraphs": [{"context": "In 1066, Normans won.", "qas": [
-        {"id": "a", "question": "Who?", "answers": [
+        {"id": "a", "question": "Who?", "is_impossible": False, "answers": [
             {"text": "Normans", "answer_start": 9}, {"text": "the Normans", "answer_start": 9},
         ]},
         {"id": "b", "question": "Why?", "answers": [], "is_impossible": True},
@@ -250,34 +250,79 @@ def test_files_that_are_missing_or_wrong_are_named(directory, tmp_path):
         task_of("squad").source.at(str(tmp_path)).split("validation")
 
 
-def test_tfds_gives_the_same_examples(directory, tmp_path, monkeypatch):
-    """The TFDS builder, made to read our files, and our source from the same files."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    from tensorflow_datasets.text import glue as tfds_glue
+def assert_same_examples(name: str, files: Path, tfds_directory: Path) -> None:
+    """Those of the published files and those that TFDS has prepared, as they are and as text; in any order."""
+    task = task_of(name)
+    assert isinstance(task.source, Published) and task.source.tfds is not None
+    ours = task.source.at(str(files))
+    theirs = dataclasses.replace(
+        task.source, tfds=dataclasses.replace(task.source.tfds, data_dir=str(tfds_directory)), directory=""
+    )
+    for split in task.source.files:
+        found = []
+        for source in (ours, theirs):
+            texts = [e for _, e in pipeline.text_examples(dataclasses.replace(task, source=source), split)]
+            found.append(sorted(repr(sorted(e.items())) for e in [*source.split(split), *texts]))
+        assert found[0] == found[1] and found[0], (name, split)
+    assert theirs.fingerprint("train") != ours.fingerprint("train")
 
-    folder = tmp_path / "STS-B"
-    folder.mkdir()
+
+def test_tfds_gives_the_same_examples(tmp_path, monkeypatch):
+    """TFDS's own builders, made to read our files or given their rows, and our source from the same files."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    from tensorflow_datasets.datasets.squad.squad_dataset_builder import Builder as Squad
+    from tensorflow_datasets.summarization.cnn_dailymail import CnnDailymail
+    from tensorflow_datasets.summarization.xsum import Xsum
+    from tensorflow_datasets.text.conll2003.conll2003 import Conll2003
+    from tensorflow_datasets.text.glue import Glue
+    from tensorflow_datasets.translate.wmt14 import Wmt14Translate
+    from tensorflow_datasets.translate.wmt16 import Wmt16Translate
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
     rows = "".join(f"{i}\tA {i}.\tB.\t{i}.77\n" for i in range(5))
-    for name in ("train", "dev"):
-        (folder / f"{name}.tsv").write_text(f"index\tsentence1\tsentence2\tscore\n{rows}")
-    (folder / "test.tsv").write_text("index\tsentence1\tsentence2\n0\tA.\tB.\n")
-    (tmp_path / "CoLA").mkdir()
-    for name in ("train", "dev"):
-        (tmp_path / "CoLA" / f"{name}.tsv").write_text("gj\t1\t\tFine.\ngj\t0\t*\tFine not.\n")
-    (tmp_path / "CoLA" / "test.tsv").write_text("index\tsentence\n0\tWell.\n")
-    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(tmp_path))
-    for name in ("stsb", "cola"):
-        builder = tfds_glue.Glue(config=name, data_dir=str(tmp_path / "tfds"), file_format="array_record")
-        builder.download_and_prepare()
-        task = task_of(f"glue_{name}")
-        ours = task.source.at(str(tmp_path))
-        theirs = dataclasses.replace(
-            task.source, tfds=dataclasses.replace(task.source.tfds, data_dir=str(tmp_path / "tfds"))
+    for split, sentences in (("train", 3), ("dev", 2), ("test", 1)):
+        test = split == "test"
+        write(f"CoLA/{split}.tsv", "index\tsentence\n0\tWell.\n" if test else "gj\t1\t\tFine.\ngj\t0\t*\tNot.\n")
+        stsb = "sentence1\tsentence2\n0\tA.\tB.\n" if test else f"sentence1\tsentence2\tscore\n{rows}"
+        write(f"STS-B/{split}.tsv", f"index\t{stsb}")
+        lines = "".join(f"Ada NNP B-NP B-PER\nran{i} VBD B-VP O\n\n" for i in range(sentences))
+        write(f"conll2003/{ {'dev': 'valid'}.get(split, split) }.txt", f"-DOCSTART- -X- O O\n\n{lines}")
+        write(f"squad/{split}-v2.0.json", TEXTS["squad/dev-v2.0.json"].replace("Why?", f"Why, {split}?"))
+
+    def downloaded(self, urls):
+        files = (
+            {name: str(tmp_path / "squad" / Path(url).name) for name, url in urls.items()}
+            if (isinstance(urls, dict))
+            else None
         )
-        for split in ("train", "validation", "test"):
-            both = [sorted(map(repr, map(sorted, map(dict.items, source.split(split))))) for source in (ours, theirs)]
-            assert both[0] == both[1] and both[0]
-        assert isinstance(theirs, Published) and theirs.fingerprint("train") != ours.fingerprint("train")
+        return files or tmp_path / ("conll2003" if "conll" in urls else "")
+
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", downloaded)
+    given = {
+        "xsum": (Xsum, None, {"document": "Long.\nLonger.", "summary": "Short."}),
+        "cnn_dailymail": (CnnDailymail, None, {"article": "A.", "highlights": "B.\nC.", "publisher": "x", "id": "1"}),
+        "wmt_en_de": (Wmt14Translate, "de-en", {"en": "Yes.", "de": "Ja."}),
+        "wmt_en_ro": (Wmt16Translate, "ro-en", {"en": "Yes.", "ro": "Da."}),
+    }
+    for name, (builder, _, row) in given.items():
+        splits = {
+            split: [(str(i), {field: f"{text} {split} {i}" for field, text in row.items()}) for i in range(2)]
+            for split in ("train", "validation", "test")
+        }
+        monkeypatch.setattr(builder, "_split_generators", lambda self, _, splits=splits: splits)
+        for split, examples in splits.items():
+            write(f"{name}/{split}.jsonl", "".join(f"{json.dumps(example)}\n" for _, example in examples))
+    real = {
+        "glue_stsb": (Glue, "stsb"), "glue_cola": (Glue, "cola"), "conll2003": (Conll2003, None),
+        "squad_v2": (Squad, "v2.0"),
+    }  # fmt: skip
+    for name, (builder, config, *_) in (real | given).items():
+        options = {"config": config} if config else {}
+        builder(**options, data_dir=str(tmp_path / "tfds"), file_format="array_record").download_and_prepare()
+        assert_same_examples(name, tmp_path, tmp_path / "tfds")
 
 
 def test_the_average_is_t5_s_and_wants_every_task():

@@ -462,12 +462,21 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constan
 
 
 def texts(example: Mapping[str, Any]) -> Example:
-    """An example whose bytes are text. What cannot be, such as an image, stays bytes: an error for whom it reaches."""
-    return {name: _text(value) if isinstance(value, bytes) else value for name, value in example.items()}
+    """An example whose bytes are text, those in lists and objects too. What cannot be, such as an image, stays bytes:
+    an error for whom it reaches."""
+    return {name: _text(value) for name, value in example.items()}
 
 
-def _text(value: bytes) -> str | bytes:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value
+def _text(value: Any) -> Any:
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return texts(value)
+    if isinstance(value, list) and value and isinstance(value[0], bytes | list | Mapping):
+        return [_text(item) for item in value]
+    return value

@@ -4,6 +4,7 @@ words, which are then written in the same way.
 From TFDS (not WNUT), or from a directory with the published files: --config.data.dir=DIR (conll2003/eng.train, …).
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from t5x_lite.data import registry
@@ -11,12 +12,21 @@ from t5x_lite.data.formats import Sentences
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Tfds
-from t5x_lite.tasks.published import Published
+from t5x_lite.tasks.published import Chosen, Published
 from t5x_lite.tasks.span_metrics import span_f1, spans_as_text, spans_of_text
 
 WNUT_KINDS = ("corporation", "creative-work", "group", "location", "person", "product")
 WNUT_TAGS = ("O", *(f"{mark}-{kind}" for kind in WNUT_KINDS for mark in "BI"))
 CONLL_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")  # TFDS's order
+
+
+@dataclasses.dataclass(frozen=True)
+class ConllTfds(Tfds):
+    """TFDS has an empty sentence in every split, which none of the files has."""
+
+    def split(self, name: str) -> Sequence[Example]:
+        rows = super().split(name)
+        return Chosen(rows, [place for place in range(len(rows)) if len(rows[place]["tokens"])])
 
 
 def of_file(row: Example) -> Example:
@@ -56,7 +66,7 @@ TASKS = (
             },
             ("tokens", "pos", "chunk", "tags"),
             CONLL_TAGS,
-            Tfds("conll2003", {"train": "train", "validation": "dev", "test": "test"}),
+            ConllTfds("conll2003", {"train": "train", "validation": "dev", "test": "test"}),
         )
     ),
     registry.add(

@@ -108,6 +108,20 @@ class Mapped(Sequence):
             raise DataError(f"{where}: not as the data set was published: {_reason(error)}") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen(Sequence):
+    """Those rows that stand at `places`."""
+
+    rows: Sequence[Example]
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: int) -> Example:  # type: ignore[override]  (nobody slices)
+        return self.rows[self.places[place]]
+
+
 def use_directory(directory: str) -> None:
     """Every registered task of a published data set reads it from there."""
     for entry in list(registry.REGISTRY.values()):
