@@ -220,9 +220,11 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
         writers.scalars(steps[0], evaluator.word_baselines())
         for step in steps:
             params = load_model(workdir, step, target)
-            values, _ = evaluator.evaluate(params, step)
+            values, samples = evaluator.evaluate(params, step)
             if first:
                 writers.scalars(step, values | evaluator.intervals(step))
+                for task, rows in samples.items():
+                    writers.table(step, f"predictions/{task}", rows)
                 with console.optional(sys.stdout):
                     Console().print(results_table(read_metrics(workdir), step))
         if submission is not None:

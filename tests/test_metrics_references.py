@@ -54,6 +54,21 @@ def test_rouge_is_the_mean_of_the_reference_s_scores(pairs):
         assert value == pytest.approx(100 * np.mean([score[name].fmeasure for score in scores]))
 
 
+@pytest.mark.parametrize(
+    ("target", "predicted", "expected"),
+    [
+        # Lin 2004, §3.1: of the two only ROUGE-L sees which keeps the order of the words.
+        ("police killed the gunman", "police kill the gunman", {"rouge2": 100 / 3, "rougeLsum": 75}),
+        ("police killed the gunman", "the gunman kill police", {"rouge2": 100 / 3, "rougeLsum": 50}),
+        # §3.2: the union of the matches with both sentences is 4 of the target's 5 words.
+        ("w1 w2 w3 w4 w5", "w1 w2 w6 w7 w8 . w1 w3 w8 w9 w5", {"rougeLsum": 100 * 2 * (4 / 5) * (4 / 10) / (12 / 10)}),
+    ],
+)
+def test_rouge_gives_the_values_of_its_paper(target, predicted, expected):
+    found = text_metrics.rouge([target], [predicted])
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
 @given(TEXTS)
 def test_bleu_and_chrf_as_sacrebleu_scores_them(pairs):
     targets, predictions = map(list, zip(*pairs, strict=True))

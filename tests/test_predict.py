@@ -1,5 +1,6 @@
 """A run's answers and scores: each way against the plain definition of it; infer through kills."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import jax
@@ -20,6 +22,7 @@ from t5x_lite import config as configs
 from t5x_lite.data import registry
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Function
+from t5x_lite.errors import ConfigError
 from t5x_lite.tasks.metrics import accuracy
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
@@ -74,6 +77,26 @@ def test_a_label_is_known_by_its_ids_and_a_test_set_needs_no_targets(ready, monk
     assert len(rows) == 11 and {row["target"] for row in rows} == {"<unk>"}
 
 
+def test_a_submission_has_every_test_prediction_and_what_was_in_it(ready, tmp_path, monkeypatch):
+    evaluator, params = ready
+    path, experiment = tmp_path / "glue.zip", evaluator.experiment
+    task = dataclasses.replace(registry.get("answers"), name="glue_sst2", labels=("negative", "positive"))
+    with pytest.raises(ConfigError, match="--submission is for GLUE's tasks"):
+        evaluate._submit(evaluator, params, path)
+    cfg = copy.deepcopy(experiment.cfg)
+    cfg.data.dir = "glue"
+    monkeypatch.setattr(evaluator, "experiment", dataclasses.replace(experiment, cfg=cfg, eval_tasks=(task,)))
+    with zipfile.ZipFile(path, "w") as other:
+        other.writestr("CoLA.tsv", "index\tprediction\n0\t1\n")
+        other.writestr("SST-2.tsv", "of an earlier model")
+    evaluate._submit(evaluator, params, path)
+    with zipfile.ZipFile(path) as found:
+        assert found.namelist() == ["CoLA.tsv", "SST-2.tsv"] and found.read("CoLA.tsv").endswith(b"0\t1\n")
+        lines = found.read("SST-2.tsv").decode().splitlines()
+    assert lines[0] == "index\tprediction" and [line.split("\t")[0] for line in lines[1:]] == list(map(str, range(11)))
+    assert {line.split("\t")[1] for line in lines[1:]} == {"0"}  # what is no label is written as the first
+
+
 def test_answers_stand_side_by_side_and_invalid_ones_are_counted(ready):
     evaluator, params = ready
     values, _ = evaluator.evaluate(params, 0)
@@ -119,14 +142,17 @@ def test_infer_killed_at_any_byte_ends_with_the_lines_of_an_uninterrupted_run(tm
 
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     assert cli.run(command(whole)) == 0
-    process = subprocess.Popen([sys.executable, "-m", "t5x_lite.cli", *command(killed)], env=os.environ)
-    while process.poll() is None and not (killed.exists() and killed.stat().st_size):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     expected, rng = whole.read_bytes(), random.Random(0)
-    assert 0 < killed.stat().st_size < len(expected) and expected.startswith(killed.read_bytes())
-    for cut in (None, *(rng.randrange(len(expected)) for _ in range(4))):  # a kill leaves what was written so far
+    killed.touch()
+    for size in sorted(rng.randrange(len(expected) * 9 // 10) for _ in range(5)):
+        process = subprocess.Popen([sys.executable, "-m", "t5x_lite.cli", *command(killed)], env=os.environ)
+        while process.poll() is None and killed.stat().st_size <= size:
+            time.sleep(0.001)
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert size < killed.stat().st_size < len(expected) and expected.startswith(killed.read_bytes())
+    for cut in (None, *(rng.randrange(len(expected)) for _ in range(4))):  # within a line: a disk may be cut off there
         if cut is not None:
             killed.write_bytes(expected[:cut])
         assert cli.run(command(killed)) == 0

@@ -33,9 +33,13 @@ STEPS = 20
 
 
 def two(workdir: Path, log: Path, *flags: str, **environment: str) -> subprocess.Popen:
+    return started(["train", CONFIG, f"--workdir={workdir}", *FLAGS, *flags], log, **environment)
+
+
+def started(command: list[str], log: Path, **environment: str) -> subprocess.Popen:
     program = shlex.join([sys.executable, str(TESTS / "run_recording_batches.py")])
     return subprocess.Popen(
-        [str(LOCAL), "2", "train", CONFIG, f"--workdir={workdir}", *FLAGS, *flags],
+        [str(LOCAL), "2", *command],
         env=os.environ
         | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "T5X_LITE": program, "BATCH_LOG": str(log)}
         | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -133,6 +137,19 @@ def test_two_processes_are_one_run_and_stop_together(tmp_path, rows_of_one, caps
     ]
     assert [row["index"] for row in predictions[0]] == list(range(10))
     assert [r["prediction"] for r in predictions[0]] == [r["prediction"] for r in predictions[1]]
+
+    source, outputs = tmp_path / "in.txt", [tmp_path / "two.jsonl", tmp_path / "one.jsonl"]
+    source.write_text("".join(f"animal: the {'red ' * (n % 4)}cat\n" for n in range(45)))  # the last chunk has 13
+    infer = ["infer", CONFIG, f"--workdir={whole}", f"--input={source}"]
+    both = started([*infer, f"--output={outputs[0]}"], log)
+    output, _ = both.communicate(timeout=300)
+    assert both.returncode == 0, output
+    assert cli.run([*infer, f"--output={outputs[1]}"]) == 0
+    from_two, from_one = ([json.loads(line) for line in lines(path)] for path in outputs)
+    assert len(from_two) == 45 and [row.pop("score") for row in from_two] == pytest.approx(
+        [row.pop("score") for row in from_one], abs=2e-5
+    )
+    assert from_two == from_one
 
 
 def free_port() -> int:

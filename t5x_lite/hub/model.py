@@ -24,7 +24,6 @@ from t5x_lite.models import intermediates, presets
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.writers import read_metrics
 
-LENGTH_MULTIPLE = 32  # texts are padded to it, so that few lengths are compiled
 BATCH_ROWS = 32
 
 
@@ -209,14 +208,14 @@ class Model:
         more = self.config.fairseq_marks
         marks = 1 + len(fields) + more + self.config.prompt_tokens
         longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + marks
-        read = _rounded_up(longest)
+        read = decode.bucket(longest)
         if self.config.positions == "learned":
             read = min(read, self.config.max_positions)
         if self.config.architecture == "encoder_only":
             classes = self.config.num_classes
             return convert.EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more, num_classes=classes)
         if self.config.architecture == "text_to_text":
-            targets = _rounded_up(max(counts.get("targets", [0]), default=0) + 1 + more)
+            targets = decode.bucket(max(counts.get("targets", [0]), default=0) + 1 + more)
             prompt = self.config.prompt_tokens
             return convert.TextToText(read, targets, start_id=self.start_id, fairseq_marks=more, prompt_tokens=prompt)
         if self.config.positions == "learned":
@@ -281,10 +280,6 @@ def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str,
     if isinstance(names, dict) and all(isinstance(names.get(str(i)), str) for i in range(config.num_classes)):
         return tuple(names[str(i)] for i in range(config.num_classes))
     return tuple(f"LABEL_{i}" for i in range(config.num_classes))
-
-
-def _rounded_up(length: int) -> int:
-    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
 def padded_rows(number: int) -> int:
