@@ -50,12 +50,12 @@ def get_config():
     cfg.optimizer.learning_rate = 0.02
     cfg.schedule.name = "cosine"
     cfg.schedule.warmup_steps = 200
-    cfg.train.total_steps = 2400
+    cfg.train.total_steps = 900
     cfg.train.log_every_steps = 50
 
-    cfg.eval.every_steps = 1200
+    cfg.eval.every_steps = 0
     cfg.eval.batch_rows = 64
     cfg.eval.max_examples = 256
     cfg.eval.max_decode_tokens = 48
-    cfg.checkpoint.every_steps = 600
+    cfg.checkpoint.every_steps = 300
     return cfg

@@ -13,7 +13,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .8em; text-align: left; vertical-align: top;
-border-bottom: 1px solid #eee } th { background: #f6f6f6 } td.number { text-align: right; font-variant-numeric:
+border-bottom: 1px solid #eee } th { background: #f6f6f6 } .number { text-align: right; font-variant-numeric:
 tabular-nums } img { max-width: 100% } pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: 13px }
 .right { color: #176b2c } .text { max-width: 34em; overflow-wrap: anywhere }
 """
@@ -116,10 +116,10 @@ def seen(rows: list[dict]) -> list[dict]:
     return [
         {
             "task": name,
-            "examples": f"{last[f'train/examples/{name}']:,.0f}",
+            "examples": int(last[f"train/examples/{name}"]),
             "share of examples %": 100 * last[f"train/examples/{name}"] / max(totals["examples"], 1),
             "epochs": last[f"train/epochs/{name}"],
-            "tokens": f"{last[f'train/tokens/{name}']:,.0f}",
+            "tokens": int(last[f"train/tokens/{name}"]),
             "share of tokens %": 100 * last[f"train/tokens/{name}"] / max(totals["tokens"], 1),
             "training loss": loss(name),
         }
@@ -178,14 +178,18 @@ def html_table(rows: list[dict], empty: str) -> str:
     if not rows:
         return f"<p>{empty}</p>"
 
+    def is_number(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
     def cell(value: object) -> str:
-        if isinstance(value, float):
-            return f'<td class="number">{value:.2f}</td>'
+        if is_number(value):
+            return f'<td class="number">{value:{".2f" if isinstance(value, float) else ","}}</td>'
         if value is None:
             return '<td class="number">–</td>'
         return f"<td>{html.escape(str(value))}</td>"
 
-    head = "".join(f"<th>{html.escape(k)}</th>" for k in rows[0])
+    numbers = {k for row in rows for k, v in row.items() if is_number(v)}
+    head = "".join(f"<th{' class=number' * (k in numbers)}>{html.escape(k)}</th>" for k in rows[0])
     body = "".join(f"<tr>{''.join(cell(v) for v in row.values())}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
@@ -208,9 +212,10 @@ def _predictions(workdir: Path, shown: int) -> list[str]:
         for row in rows:
             right = ' class="right"' if row["target"] == row["prediction"] else ""
             inputs = row["inputs"] if len(row["inputs"]) < 600 else row["inputs"][:600] + " …"
+            predicted = html.escape(str(row["prediction"])) or "<i>(empty)</i>"
             out.append(
                 f'<tr><td class="text">{html.escape(inputs)}<td class="text">{html.escape(str(row["target"]))}'
-                f'<td class="text"><span{right}>{html.escape(str(row["prediction"]))}</span></tr>'
+                f'<td class="text"><span{right}>{predicted}</span></tr>'
             )
         out.append("</table>")
     return out

@@ -19,10 +19,10 @@ def test_what_was_seen_of_each_task_is_that_of_the_last_log_line():
     a, b = report.seen(rows)
     assert a == {
         "task": "a",
-        "examples": "2",
+        "examples": 2,
         "share of examples %": 25.0,
         "epochs": 0.02,
-        "tokens": "20",
+        "tokens": 20,
         "share of tokens %": 25.0,
         "training loss": 2.5,
     }
