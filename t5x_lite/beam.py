@@ -21,7 +21,7 @@ def search(
     history: Any,
     done_B: jax.Array,
     read: Callable[[jax.Array, Any], Any],
-    rules: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    rules: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, jax.Array]],
     written: Callable[[Any, jax.Array], Any],
     reorder: Callable[[Any, jax.Array], Any],
     *,
@@ -35,7 +35,8 @@ def search(
     """The best `texts` of each example, as decode.generate returns them; its functions are handed in.
 
     decoding, history: of B·K rows, the K of an example side by side and alike.  read(token_R, decoding), rules(count,
-    logits_RV, history) → log-probabilities, −inf where forbidden; written(history, token_R); reorder(state, rows_R).
+    logits_RV, history) → logits, −inf where forbidden, and normaliser_R, which makes log-probabilities of them;
+    written(history, token_R); reorder(state, rows_R).
     penalty: (alpha, offset) of decode.Strategy. A text that is cut at max_tokens is finished there.
     """
     batch_rows = len(done_B)
@@ -58,10 +59,10 @@ def search(
 
     def extend(count, decoding, history, live, live_scores_BK, done, done_scores_BK):
         """One more token for every beam: (token_R, parents_R, …) with what was finished by it."""
-        scores_RV = rules(count, decoding.logits_RV, history)
-        vocab_size = scores_RV.shape[1]
+        allowed_RV, normaliser_R = rules(count, decoding.logits_RV, history)
         # Of each beam first: one sort of a beam's own few instead of one over all K·V.
-        best_RJ, token_RJ = lax.top_k(scores_RV, min(2 * beams, vocab_size))
+        best_RJ, token_RJ = lax.top_k(allowed_RV, min(2 * beams, allowed_RV.shape[1]))
+        best_RJ -= normaliser_R[:, None]
         width = best_RJ.shape[1]
         total_BKJ = live_scores_BK[:, :, None] + best_RJ.reshape(batch_rows, beams, width)
         total_BJ, place_BJ = lax.top_k(total_BKJ.reshape(batch_rows, -1), min(2 * beams, beams * width))
@@ -69,8 +70,8 @@ def search(
         token_BJ = jnp.take_along_axis(token_RJ.reshape(batch_rows, -1), place_BJ, axis=1).astype(jnp.int32)
 
         rows_BJ = jnp.arange(batch_rows)[:, None] * beams + parent_BJ
-        normaliser_R = jax.nn.logsumexp(decoding.logits_RV, axis=1)
-        logprob_BJ = decoding.logits_RV[rows_BJ, token_BJ] - normaliser_R[rows_BJ]
+        own_R = jax.nn.logsumexp(decoding.logits_RV, axis=1)  # the model's own, whatever the rules made of it
+        logprob_BJ = decoding.logits_RV[rows_BJ, token_BJ] - own_R[rows_BJ]
         ends_BJ = token_BJ == eos_id
         after = pick(live, parent_BJ)
         after = {

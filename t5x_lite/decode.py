@@ -19,7 +19,7 @@ from jax import lax
 from t5x_lite import beam, constraint, logit_rules
 from t5x_lite.constraint import PrefixTree
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.transformer import Cache, on_rows
+from t5x_lite.models.transformer import Cache, repeat_rows
 
 PROMPT = {
     "text_to_text": ("encoder_input_tokens", "encoder_segment_ids", "encoder_positions"),
@@ -78,6 +78,7 @@ class Decoding(NamedTuple):
     logits_RV: jax.Array  # float32, of the next token
     positions_R: jax.Array  # of the next token in its example
     cache: Cache
+    visible_BKM: Any = None  # bool, the slots of the cache that each of K beams looks at; None: a row has its own cache
 
 
 class History(NamedTuple):
@@ -165,18 +166,19 @@ def _generate(module, strategy, eos_id, start_id, params, batch, max_tokens, min
     segment_ids_BL = batch[PROMPT[module.config.architecture][1]]
     paths = max(strategy.beams, strategy.texts)
     read = functools.partial(step, module, params)
-    decoding = repeat(prefill(module, params, batch, max_tokens=strategy.max_tokens, start_id=start_id), paths)
-    history = repeat(_history(module, strategy, batch, start_id), paths)
+    decoding = prefill(module, params, batch, new_slots=(strategy.max_tokens - 1) * strategy.beams, start_id=start_id)
+    decoding = branch(decoding, paths) if strategy.beams > 1 else repeat(decoding, paths)
+    history = History(*(jnp.repeat(array, paths, axis=0) for array in _history(module, strategy, batch, start_id)))
     done_B = jnp.all(segment_ids_BL == 0, axis=1)
 
-    def rules(count: jax.Array, logits_RV: jax.Array, history: History) -> jax.Array:
+    def rules(count: jax.Array, logits_RV: jax.Array, history: History) -> tuple[jax.Array, jax.Array]:
+        """Logits, −inf where forbidden, and what normalises them: a text's score is its probability among all."""
         if strategy.repetition_penalty != 1:
             logits_RV = logit_rules.penalise_repetition(logits_RV, history.seen_RV, strategy.repetition_penalty)
-        if strategy.beams > 1:  # the score of a text is its probability among all, not among those that are allowed
-            logits_RV = jax.nn.log_softmax(logits_RV)
+        normaliser_R = jax.nn.logsumexp(logits_RV, axis=1)
         if choices is not None:
-            return constraint.forbid(choices, history.node_R, logits_RV)
-        return logit_rules.forbid_end(logits_RV, eos_id, count < min_tokens)
+            return constraint.forbid(choices, history.node_R, logits_RV), normaliser_R
+        return logit_rules.forbid_end(logits_RV, eos_id, count < min_tokens), normaliser_R
 
     def written(history: History, token_R: jax.Array) -> History:
         node_R, seen_RV = history
@@ -198,7 +200,7 @@ def _generate(module, strategy, eos_id, start_id, params, batch, max_tokens, min
 
     def choose(count, decoding: Decoding, history: History, out):
         """The token after `count` others: (token_R, history and outputs with it)."""
-        logits_RV = rules(count, decoding.logits_RV, history)
+        logits_RV, _ = rules(count, decoding.logits_RV, history)
         token_R = _sample(strategy, logits_RV, keys_R, count) if strategy.temperature else jnp.argmax(logits_RV, axis=1)
         token_R = jnp.where(out["done"], eos_id, token_R.astype(jnp.int32))
         logprob_R = jnp.where(out["done"], 0.0, token_logprob(decoding.logits_RV, token_R))
@@ -268,8 +270,8 @@ def _history(module, strategy: Strategy, batch, start_id: int) -> History:
     return History(node_B, seen_BV)
 
 
-def prefill(module, params, batch, *, max_tokens: int, start_id: int = 0) -> Decoding:
-    """Reads the prompts at once, with room in the cache for `max_tokens` tokens, the last of them not read."""
+def prefill(module, params, batch, *, new_slots: int, start_id: int = 0) -> Decoding:
+    """Reads the prompts at once, with room in the cache for so many more tokens."""
     if module.config.architecture == "text_to_text":
         start_B1 = jnp.full_like(batch["encoder_input_tokens"][:, :1], start_id)
         batch = dict(batch) | {
@@ -279,7 +281,7 @@ def prefill(module, params, batch, *, max_tokens: int, start_id: int = 0) -> Dec
         }
     segment_ids_BL = batch["decoder_segment_ids"]
     lengths_B = jnp.sum(segment_ids_BL > 0, axis=1, dtype=jnp.int32)
-    capacity = segment_ids_BL.shape[1] + max_tokens - 1
+    capacity = segment_ids_BL.shape[1] + new_slots
     hidden_BLD, cache = module.apply({"params": params}, batch, capacity, method="prefill")
     last_B1 = jnp.maximum(lengths_B - 1, 0)[:, None]
     hidden_BD = jnp.take_along_axis(hidden_BLD, last_B1[..., None], axis=1)[:, 0]
@@ -289,26 +291,42 @@ def prefill(module, params, batch, *, max_tokens: int, start_id: int = 0) -> Dec
 
 def step(module, params, token_R: jax.Array, decoding: Decoding) -> Decoding:
     """Reads one chosen token per row."""
-    positions_R = decoding.positions_R
-    logits_RV, cache = module.apply({"params": params}, token_R, positions_R, decoding.cache, method="step")
-    return Decoding(logits_RV, positions_R + 1, cache)
+    _, positions_R, cache, visible_BKM = decoding
+    if visible_BKM is not None:
+        beams, slots = visible_BKM.shape[1:]
+        visible_BKM |= jnp.arange(slots) == cache["index"] + jnp.arange(beams)[:, None]  # its own
+    BK = cache["segment_ids"].shape[0], -1
+    read = {"params": params}, token_R.reshape(BK), positions_R.reshape(BK), cache, visible_BKM
+    logits_BKV, cache = module.apply(*read, method="step")
+    return Decoding(logits_BKV.reshape(len(token_R), -1), positions_R + 1, cache, visible_BKM)
 
 
-def repeat(state: Any, times: int) -> Any:
-    """Every row of a Decoding or a History `times` times, side by side."""
-    return state if times == 1 else _on_rows(state, lambda array, axis: jnp.repeat(array, times, axis=axis))
+def repeat(decoding: Decoding, times: int) -> Decoding:
+    """Every row `times` times, side by side, each with a cache of its own."""
+    if times == 1:
+        return decoding
+    logits_RV, positions_R, cache, _ = decoding
+    return Decoding(
+        jnp.repeat(logits_RV, times, axis=0), jnp.repeat(positions_R, times, axis=0), repeat_rows(cache, times)
+    )
 
 
-def reorder(state: Any, rows_R: jax.Array) -> Any:
-    """The rows `rows_R` of a Decoding or a History; rows that share an encoder's row must stay its own."""
-    return _on_rows(state, lambda array, axis: jnp.take(array, rows_R, axis=axis, mode="clip"))
+def branch(decoding: Decoding, beams: int) -> Decoding:
+    """Every row as so many beams, side by side, in one cache: behind the prompt each of them has a slot at each step,
+    and looks at the prompt's and at those of its ancestors. So no step copies the cache."""
+    logits_RV, positions_R, cache, _ = decoding
+    visible_BKM = jnp.repeat(cache["segment_ids"][:, None] > 0, beams, axis=1)
+    return Decoding(jnp.repeat(logits_RV, beams, axis=0), jnp.repeat(positions_R, beams, axis=0), cache, visible_BKM)
 
 
-def _on_rows(state: Any, function) -> Any:
+def reorder(state: Decoding | History, rows_R: jax.Array) -> Any:
+    """The rows `rows_R` of beams or of their histories; a beam comes from one of its own example's, all of which are
+    as long."""
     if isinstance(state, History):
-        return History(*(function(array, 0) for array in state))
-    logits_RV, positions_R, cache = state
-    return Decoding(function(logits_RV, 0), function(positions_R, 0), on_rows(cache, function))
+        return History(*(array[rows_R] for array in state))
+    visible_BKM = state.visible_BKM
+    visible_RM = visible_BKM.reshape(len(rows_R), -1)[rows_R]
+    return state._replace(logits_RV=state.logits_RV[rows_R], visible_BKM=visible_RM.reshape(visible_BKM.shape))
 
 
 def token_logprob(logits_RV: jax.Array, token_R: jax.Array) -> jax.Array:

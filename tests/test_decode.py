@@ -94,7 +94,7 @@ def test_prefill_logits_are_those_of_the_forward_pass(family):
     config = FAMILIES[family]
     params, batch, module = random_params(config), prompts(config), build(FAMILIES[family])
     lengths = np.array([row[0] for row in PROMPTS])
-    decoding = jax.jit(lambda p, b: decode.prefill(module, p, b, max_tokens=4))(params, batch)
+    decoding = jax.jit(lambda p, b: decode.prefill(module, p, b, new_slots=3))(params, batch)
     if family == "t5":
         start = np.zeros((len(PROMPTS), 1), np.int32)
         batch |= {"decoder_input_tokens": start, "decoder_segment_ids": start + 1, "decoder_positions": start}

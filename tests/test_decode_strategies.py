@@ -136,7 +136,7 @@ def test_samples_follow_the_distribution():
     module, params, batch = tiny("t5", vocab_size=12)
     one = {name: array[:1] for name, array in batch.items()}
     logits_V = np.asarray(
-        jax.jit(lambda p, b: decode.prefill(module, p, b, max_tokens=8).logits_RV)(params, one), np.float64
+        jax.jit(lambda p, b: decode.prefill(module, p, b, new_slots=7).logits_RV)(params, one), np.float64
     )[0]
     for temperature, top_k, top_p in ((1.0, 0, 1.0), (2.0, 5, 1.0), (1.5, 0, 0.8)):
         expected = np.exp(logits_V / temperature)

@@ -17,7 +17,12 @@ INTERMEDIATES = "intermediates"  # flax's collection of what is computed on the 
 
 
 class KeyValue(TypedDict):
-    """Keys and values of one layer, both [B, M, H, K]."""
+    """Keys and values of one layer, both [B, H, M, K].
+
+    Heads before positions, turned round once, where they are made, and not inside the products: XLA's CPU backend then
+    multiplies plain matrices. It would copy [B, M, H, K] for every product of the backward pass, and a decoder's whole
+    cache for every token.
+    """
 
     key: jax.Array
     value: jax.Array
@@ -36,12 +41,10 @@ def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False
 
 
 def attention_weights(
-    query_BLHK: jax.Array, key_BMHK: jax.Array, mask_B1LM: jax.Array, bias_1HLM: jax.Array | None = None
+    query_BLHK: jax.Array, key_BHMK: jax.Array, mask_B1LM: jax.Array, bias_1HLM: jax.Array | None = None
 ) -> jax.Array:
     """softmax(q·kᵀ + bias), float32 [B, H, L, M], whatever the inputs' dtype; see `attend`."""
-    # Heads before positions, turned round here and not inside the products: XLA's CPU backend then multiplies plain
-    # matrices, and copies [B, L, H, K] once where it would copy it for every product of the backward pass.
-    query_BHLK, key_BHMK = query_BLHK.swapaxes(1, 2), _of_query_heads(key_BMHK, query_BLHK).swapaxes(1, 2)
+    query_BHLK, key_BHMK = query_BLHK.swapaxes(1, 2), _of_query_heads(key_BHMK, query_BLHK)
     logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
     if bias_1HLM is not None:
         shared = bias_1HLM.shape[0] == 1
@@ -51,8 +54,8 @@ def attention_weights(
 
 def attend(
     query_BLHK: jax.Array,
-    key_BMHK: jax.Array,
-    value_BMHK: jax.Array,
+    key_BHMK: jax.Array,
+    value_BHMK: jax.Array,
     mask_B1LM: jax.Array,
     bias_1HLM: jax.Array | None = None,
     *,
@@ -66,16 +69,16 @@ def attend(
 
     `bias`: [1, H, L, M], or [B, H, L, M] where rows differ (cached decoding).
     """
-    weights_BHLM = attention_weights(query_BLHK, key_BMHK, mask_B1LM, bias_1HLM).astype(value_BMHK.dtype)
+    weights_BHLM = attention_weights(query_BLHK, key_BHMK, mask_B1LM, bias_1HLM).astype(value_BHMK.dtype)
     weights_BHLM = dropout(weights_BHLM, dropout_rate, dropout_key, 2 if dropout_broadcasts_queries else None)
-    value_BHMK = _of_query_heads(value_BMHK, query_BLHK).swapaxes(1, 2)
+    value_BHMK = _of_query_heads(value_BHMK, query_BLHK)
     return jnp.einsum("BHLM,BHMK->BHLK", weights_BHLM, value_BHMK).swapaxes(1, 2)
 
 
-def _of_query_heads(x_BMHK: jax.Array, query_BLHK: jax.Array) -> jax.Array:
+def _of_query_heads(x_BHMK: jax.Array, query_BLHK: jax.Array) -> jax.Array:
     """Keys or values with as many heads as the queries have: each repeated for its group."""
-    groups = query_BLHK.shape[2] // x_BMHK.shape[2]
-    return jnp.repeat(x_BMHK, groups, axis=2) if groups > 1 else x_BMHK
+    groups = query_BLHK.shape[2] // x_BHMK.shape[1]
+    return jnp.repeat(x_BHMK, groups, axis=1) if groups > 1 else x_BHMK
 
 
 @jax.custom_vjp
@@ -115,9 +118,9 @@ class Attention(nn.Module):
 
     def key_value(self, x_BMD: jax.Array, rotation: Rotation | None = None) -> KeyValue:
         """The keys and values of a sequence."""
-        axes = ("batch", "keys", "heads", "kv")
-        key_BMHK = rotate(self.key(x_BMD), rotation, self.config)
-        return {"key": self.constrain(key_BMHK, axes), "value": self.constrain(self.value(x_BMD), axes)}
+        axes = ("batch", "heads", "keys", "kv")
+        key_BHMK = rotate(self.key(x_BMD), rotation, self.config).swapaxes(1, 2)
+        return {"key": self.constrain(key_BHMK, axes), "value": self.constrain(self.value(x_BMD).swapaxes(1, 2), axes)}
 
     def __call__(
         self,
@@ -129,7 +132,7 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
     ) -> jax.Array:
         """[B, L, D] → [B, L, D]. Keys and values may have fewer rows, each for B/rows queries' rows side by side (the
-        beams of an example, which read one encoder); the mask has as many as they."""
+        samples of an example, which read one encoder); the mask has as many as they."""
         config = self.config
         query_BLHK = rotate(self.query(x_BLD), rotation, config)
         if config.scale_attention:
@@ -153,8 +156,8 @@ class Attention(nn.Module):
 
 
 def extend(cached: KeyValue, new: KeyValue, index: jax.Array) -> KeyValue:
-    """The cache [B, M, H, K] with `new` [B, L, H, K] written from slot `index` on."""
+    """The cache [B, H, M, K] with `new` [B, H, L, K] written from slot `index` on."""
     return {
-        "key": lax.dynamic_update_slice_in_dim(cached["key"], new["key"], index, axis=1),
-        "value": lax.dynamic_update_slice_in_dim(cached["value"], new["value"], index, axis=1),
+        "key": lax.dynamic_update_slice_in_dim(cached["key"], new["key"], index, axis=2),
+        "value": lax.dynamic_update_slice_in_dim(cached["value"], new["value"], index, axis=2),
     }

@@ -43,11 +43,18 @@ class DecoderOnly(nn.Module):
             cache=empty_cache(self.config, tokens_BL.shape[0], capacity),
         )
 
-    def step(self, tokens_B: jax.Array, positions_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Reads one more token per row: (logits_BV of the one after it, cache)."""
-        x_B1D = self.token_embedding(tokens_B[:, None])
-        hidden_B1D, cache = self.decoder(x_B1D, jnp.ones_like(tokens_B)[:, None], positions_B[:, None], cache=cache)
-        return self.next_logits(hidden_B1D[:, 0]), cache
+    def step(
+        self, tokens_BL: jax.Array, positions_BL: jax.Array, cache: Cache, visible_BLM: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """Reads more tokens of each row: (logits_BLV of those after them, cache). visible_BLM: see `Stack`."""
+        hidden_BLD, cache = self.decoder(
+            self.token_embedding(tokens_BL),
+            jnp.ones_like(tokens_BL),
+            positions_BL,
+            cache=cache,
+            visible_BLM=visible_BLM,
+        )
+        return self.logits(hidden_BLD, self.token_embedding), cache
 
     def next_logits(self, hidden_BD: jax.Array) -> jax.Array:
         """[B, D] → [B, V]."""

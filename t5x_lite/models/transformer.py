@@ -4,7 +4,6 @@ Whether layers are scanned or unrolled, and what is rematerialised, changes the 
 numbers: dropout keys are split per layer by hand, so both see the same ones.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -120,12 +119,14 @@ class Stack(nn.Module):
         encoded_BSD: jax.Array | None = None,
         encoded_segment_ids_BS: jax.Array | None = None,
         cache: Cache | None = None,
+        visible_BLM: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """Returns ([B, L, D], cache: None where none was given). `key` turns dropout on.
 
         With a `cache` (see `empty_cache`) the L tokens are written after those it holds, and attend to
-        both; `encoded_BSD` is needed in the first such call only.
+        both; `encoded_BSD` is needed in the first such call only. `visible_BLM` says which of the cache's M slots each
+        token looks at (bool), where those are not all that came before it.
         """
         config = self.config
         x_BLD = self.embed_positions(x_BLD, positions_BL)
@@ -154,9 +155,13 @@ class Stack(nn.Module):
                 bias = relative_bias.at(positions_BL, key_positions)
         encoded_mask = None
         if encoded_segment_ids_BS is not None:
-            readers = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # beams share an encoder's row
+            readers = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # samples share an encoder's row
             encoded_mask = segment_mask(readers, encoded_segment_ids_BS)
-        mask, near = segment_mask(segment_ids_BL, key_segment_ids, causal=self.causal, index=index), None
+        near = None
+        if visible_BLM is None:
+            mask = segment_mask(segment_ids_BL, key_segment_ids, causal=self.causal, index=index)
+        else:
+            mask = visible_BLM[:, None]
         if config.local_window:
             near = mask & (positions_BL[:, :, None] - key_positions[:, None, :] < config.local_window)[:, None]
         context = Context(
@@ -235,7 +240,7 @@ def empty_cache(config: ModelConfig, batch_rows: int, capacity: int) -> Cache:
     """
 
     def key_value(*leading: int) -> Cache:
-        shape = (*leading, batch_rows, capacity, config.kv_heads, config.head_dim)
+        shape = (*leading, batch_rows, config.kv_heads, capacity, config.head_dim)
         return {"self": {"key": jnp.zeros(shape, config.dtype), "value": jnp.zeros(shape, config.dtype)}}
 
     layers = config.num_decoder_layers
@@ -247,17 +252,17 @@ def empty_cache(config: ModelConfig, batch_rows: int, capacity: int) -> Cache:
     }
 
 
-def on_rows(cache: Cache, function: Callable[[jax.Array, int], jax.Array]) -> Cache:
-    """The cache with `function(array, axis)` in place of each array of the decoder's own, whose rows lie along `axis`.
-    What was read of an encoder stays as it is: the beams of an example share it."""
+def repeat_rows(cache: Cache, times: int) -> Cache:
+    """The cache with every row `times` times, side by side. What was read of an encoder stays as it is: they share
+    it."""
 
     def of_layers(path, array: jax.Array) -> jax.Array:
         names = [getattr(key, "key", None) for key in path]
-        return array if "cross" in names else function(array, array.ndim - 4)  # a scanned stack's axis leads
+        return array if "cross" in names else jnp.repeat(array, times, array.ndim - 4)  # a scanned stack's axis leads
 
     return cache | {
-        "segment_ids": function(cache["segment_ids"], 0),
-        "positions": function(cache["positions"], 0),
+        "segment_ids": jnp.repeat(cache["segment_ids"], times, axis=0),
+        "positions": jnp.repeat(cache["positions"], times, axis=0),
         "layers": jax.tree.map_with_path(of_layers, cache["layers"]),
     }
 
