@@ -47,6 +47,8 @@ class Pipeline:
         chosen = {**self.options, **options}
         if inputs is None and self.run is question_answering:
             inputs = _asked(chosen.pop("question", None), chosen.pop("context", None))
+        if inputs is None:
+            raise ConfigError(f"the pipeline {self.task!r} got no input; give it one, or a list of them")
         batch_size = chosen.pop("batch_size", BATCH_SIZE)
         for name in chosen:
             lookup(f"option of the pipeline {self.task!r}", name, options_of(self.run))
