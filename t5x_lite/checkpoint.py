@@ -261,10 +261,11 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} parameters loaded"]
-        for kind in ("fresh", "skipped", "reshaped"):
+        kinds = {"fresh": "fresh", "skipped": "skipped", "reshaped": "fresh, as they have another shape"}
+        for kind, words in kinds.items():
             names = getattr(self, kind)
             if names:
-                lines.append(f"{len(names)} {kind}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
+                lines.append(f"{len(names)} {words}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
         return "; ".join(lines)
 
 
@@ -272,7 +273,8 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     """`params` with every tensor that the checkpoint `source` has under the same path and shape.
 
     source: a workdir (its newest step), or `WORKDIR/checkpoints/STEP`.
-    Raises CheckpointError when there is no checkpoint, or none of its tensors fits.
+    Raises CheckpointError when there is no checkpoint, none of its tensors fits, or its layers have other shapes: then
+    it is of another model. (Tables and heads may differ: of another vocabulary, or other classes.)
     """
     check(find(source))
     directory = find(source) / "params"
@@ -288,6 +290,12 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
         raise CheckpointError(
             f"{directory} shares no parameter with this model; it has for example {next(iter(stored), 'nothing')}, "
             f"the model {next(iter(ours))}. Is it of the same family, with the same model.scan_layers?"
+        )
+    if inner := [p for p in shapes_differ if re.search(r"(^|/)layers(_\d+)?/", p)]:
+        theirs, here = list(stored[inner[0]].shape), list(ours[inner[0]].shape)
+        raise CheckpointError(
+            f"{directory} is of another model: {len(inner)} parameters of its layers have other shapes, the first "
+            f"{inner[0]}, {theirs} there and {here} here. Take the same model.preset and sizes"
         )
     wanted = _nest({p: _abstract(ours[p]) for p in loaded})
     arguments = ocp.args.PyTreeRestore(

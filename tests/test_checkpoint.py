@@ -1,5 +1,6 @@
 """Checkpoints on a real disk: when old ones go, what a damaged one says, which is best."""
 
+import dataclasses
 import os
 import resource
 import shutil
@@ -228,8 +229,17 @@ def test_a_model_must_be_whole_and_a_start_need_not_be(tmp_path):
     loaded, report = load_params(tmp_path, wider)
     assert (report.loaded, report.fresh, report.reshaped) == (["layer/kernel"], ["head"], ["layer/bias"])
     np.testing.assert_array_equal(loaded["layer"]["kernel"], np.ones((4, 3)))
+    assert "1 fresh, as they have another shape: layer/bias" in str(report)
     with pytest.raises(CheckpointError, match="does not hold the model"):
         load_model(tmp_path, 1, wider)
+
+
+def test_layers_of_another_shape_are_of_another_model(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    checkpoints.save(dataclasses.replace(state(1), params={"layers_0": {"a": jnp.ones(3)}, "b": jnp.ones(2)}), {}, "{}")
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match=r"another model: 1 param.* layers_0/a, \[3\] there and \[4\] here"):
+        load_params(tmp_path, {"layers_0": {"a": jnp.ones(4)}, "b": jnp.ones(2)})
 
 
 def test_a_full_disk_says_so_at_the_next_step_and_the_old_checkpoint_stays(tmp_path):
