@@ -38,8 +38,16 @@ def chosen(pattern: str, tree: dict[str, Any], has_added: bool) -> Trained:
         return compiled.fullmatch(path) is not None
 
     if not split(tree, matches)[0]:
-        raise ConfigError(f"optimizer.trained={pattern!r} matches no parameter; the whole path of each is compared")
+        raise ConfigError(
+            f"optimizer.trained={pattern!r} matches no parameter; the whole path of each is compared, such as "
+            f"{_first_path(tree)!r}: write for example 'encoder/.*' or '.*bias'"
+        )
     return matches
+
+
+def _first_path(tree: dict[str, Any]) -> str:
+    name = next(iter(tree))
+    return f"{name}/{_first_path(tree[name])}" if isinstance(tree[name], dict) else name
 
 
 def split(tree: dict[str, Any], trained: Trained, path: str = "") -> tuple[dict[str, Any], dict[str, Any]]:

@@ -332,6 +332,14 @@ def test_a_broken_or_hostile_directory_is_one_clear_message(case, good, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad"]
 
 
+def test_what_is_not_imported_yet_is_told_how(tmp_path):
+    with pytest.raises(CheckpointError, match=r"in Hugging Face format .*hf://OWNER/NAME@COMMIT OUT"):
+        t5x_lite.load(tmp_path / "bert-base-uncased")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"`t5x-lite import .* OUT` makes one of it"):
+        presets.find(str(tmp_path))
+
+
 def test_what_is_allowed_by_name_passes(good, tmp_path):
     shutil.copytree(good, tmp_path / "bad")
     renamed(NORM, "bert.stray")(tmp_path / "bad")

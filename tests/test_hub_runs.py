@@ -10,6 +10,7 @@ from test_hub import theirs
 
 import t5x_lite
 from t5x_lite import cli
+from t5x_lite.errors import ConfigError
 from t5x_lite.sharding import path_text
 
 CONFIG = Path(__file__).parent / "experiments" / "tiny.py"
@@ -54,7 +55,9 @@ def test_a_run_starts_from_imported_weights_and_goes_back_out(imported, rank, tm
     texts = ["animal : the red cat runs", "the dog"]
     probabilities = tuned.classify(texts)
     assert [set(p) for p in probabilities] == [{"cat", "dog"}] * 2
-    assert before.embed(texts).shape == (2, 16)
+    assert before.embed(texts).shape == (2, 16) and before.embed([]).shape == (0, 16) and tuned.classify([]) == []
+    with pytest.raises(ConfigError, match=r"give a list of texts, \['the dog'\]"):
+        tuned.embed("the dog")
 
     assert cli.run(["export", str(workdir), str(tmp_path / "out")]) == 0
     back = t5x_lite.load(tmp_path / "out")

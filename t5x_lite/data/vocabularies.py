@@ -588,10 +588,11 @@ def load(spec: str) -> Vocabulary:
         vocabulary = TokenizerVocabulary(path)
     else:
         near = suggest(spec, ["bytes"])
+        what = f"there is no {spec!r}" if "/" in spec and not path.exists() else f"unknown vocabulary {spec!r}"
         raise ConfigError(
-            f"unknown vocabulary {spec!r}; "
+            f"{what}; "
             + (f"did you mean {near[0]!r}? " if near else "")
-            + 'it is "bytes", or a SentencePiece .model, a tokenizer.json, a vocab.txt, or a directory that holds one'
+            + 'give "bytes", or a SentencePiece .model, a tokenizer.json, a vocab.txt, or a directory that holds one'
         )
     _ = vocabulary.size  # a missing or broken file is found here, not at the first batch
     return vocabulary

@@ -38,8 +38,9 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has {path.stat().st_size} bytes, more than {LARGEST_JSON}")
         found = json.loads(path.read_bytes())
     except OSError as error:
+        hint = "" if path.parent.is_dir() else " (`t5x-lite import hf://OWNER/NAME@COMMIT OUT` gets a model of the hub)"
         raise CheckpointError(
-            f"cannot read {path}: {error.strerror}; give a directory in Hugging Face format"
+            f"cannot read {path}: {error.strerror}; give a directory in Hugging Face format{hint}"
         ) from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {str(error)[:200]}; get the file again") from None

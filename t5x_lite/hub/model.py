@@ -48,7 +48,7 @@ class Model:
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
         """A batch with one text a row, as the model reads it; `pairs`: the second text of each, for an encoder."""
-        examples: list[dict[str, str]] = [{"inputs": text} for text in texts]
+        examples: list[dict[str, str]] = _inputs(texts)
         if pairs is not None:
             examples = [{"inputs": a, "pair": b} for a, b in zip(texts, pairs, strict=True)]
         return self.prompts(examples, len(examples))
@@ -69,7 +69,7 @@ class Model:
             tokens, lengths = np.asarray(out["tokens"]), np.asarray(out["lengths"])
             return [self.vocabulary.decode(t[:n]) for t, n in zip(tokens, lengths, strict=True)]
 
-        return _in_batches(work, [{"inputs": text} for text in texts])
+        return _in_batches(work, _inputs(texts))
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The natural log-probability of each (inputs, targets) pair's targets and their end, given the inputs."""
@@ -92,7 +92,7 @@ class Model:
         def work(examples: list[dict[str, str]]) -> list[np.ndarray]:
             return list(np.asarray(self._embed(self.params, self.prompts(examples, padded_rows(len(examples))))))
 
-        vectors = np.array(_in_batches(work, [{"inputs": text} for text in texts]), np.float32)
+        vectors = np.array(_in_batches(work, _inputs(texts)), np.float32).reshape(len(texts), self.config.d_model)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
     def hidden(self, batch: Mapping[str, Any]) -> jax.Array:
@@ -106,6 +106,8 @@ class Model:
         head = next((name for name in ("classification", "multi_label") if name in self.config.heads), None)
         if head is None:
             raise ConfigError(f"this model has the heads {self.config.heads}; classifying needs `classification`")
+        if not len(texts):
+            return []
         logits_BC = np.asarray(self(self.tokenize(texts, pairs))[head])[:, 0].astype(np.float64)
         one_BC = np.logaddexp.reduce(logits_BC, axis=1, keepdims=True)
         probabilities_BC = np.exp(logits_BC - (one_BC if head == "classification" else np.logaddexp(0, logits_BC)))
@@ -280,6 +282,12 @@ def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str,
     if isinstance(names, dict) and all(isinstance(names.get(str(i)), str) for i in range(config.num_classes)):
         return tuple(names[str(i)] for i in range(config.num_classes))
     return tuple(f"LABEL_{i}" for i in range(config.num_classes))
+
+
+def _inputs(texts: Sequence[str]) -> list[dict[str, str]]:
+    if isinstance(texts, str):  # it would be taken for a list of its letters
+        raise ConfigError(f"give a list of texts, [{texts[:40]!r}], not one alone")
+    return [{"inputs": text} for text in texts]
 
 
 def padded_rows(number: int) -> int:

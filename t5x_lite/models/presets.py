@@ -320,7 +320,14 @@ STORED = "model.json"  # the ModelConfig of a directory that `t5x-lite import` m
 
 def find(name: str) -> ModelConfig:
     """The preset `name`, or the model of the directory `name` (`t5x-lite import` makes such directories)."""
-    return stored(Path(name)) if (Path(name) / STORED).is_file() else lookup("model preset", name, PRESETS)
+    if (Path(name) / STORED).is_file():
+        return stored(Path(name))
+    if name not in PRESETS and Path(name).is_dir():
+        raise ConfigError(
+            f"model.preset={name!r} has no {STORED}: a preset is a name or a directory that was imported; "
+            f"`t5x-lite import {name} OUT` makes one of it where it is in Hugging Face format"
+        )
+    return lookup("model preset", name, PRESETS)
 
 
 def stored(directory: Path) -> ModelConfig:
