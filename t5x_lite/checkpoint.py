@@ -31,6 +31,12 @@ STAGING = "saving"
 LOOK_S = 10.0  # while waiting for a save: how often to look whether it gets on
 BARRIER_S = 24 * 3600  # for all processes to have written: it is the guard that ends what hangs
 
+# Replicas write a part each of what they all hold. To cut an array is a program to compile for every shape, and more
+# work than to write a small one whole.
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20), override=True
+)
+
 
 class Checkpoints:
     """The checkpoints of one workdir. Saving is asynchronous: `save` returns once the arrays are copied.

@@ -179,7 +179,8 @@ def _run(
             writers.table(step, f"predictions/{task}", rows)
         if main_process:
             terminal.show(evaluate.results_table(read_metrics(workdir), step))
-            report.write(workdir, cfg.eval.predictions_shown)
+            if step < cfg.train.total_steps:  # else it is written below, with the time this took in it
+                report.write(workdir, cfg.eval.predictions_shown)
 
     # -------------------------------------------------------------------------------------------------------- loop
     total = None  # metrics since the last log line

@@ -187,7 +187,6 @@ def run(tmp_path_factory):
     return two_steps("tiny_heads", tmp_path_factory.mktemp("heads"))
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_several_labels_from_the_data_to_hugging_face_and_back(tmp_path):
     registry.add(LABELS)
     workdir = two_steps("tiny_labels", tmp_path / "run")
@@ -215,7 +214,6 @@ def test_several_labels_from_the_data_to_hugging_face_and_back(tmp_path):
         assert {s["label"]: s["score"] for s in scores} == pytest.approx(alone, abs=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_one_definition_trains_and_is_judged_as_its_texts_are(run):
     metrics = {k: v for line in (run / "metrics.jsonl").read_text().splitlines() for k, v in json.loads(line).items()}
     assert metrics["train/loss"] > 0 and {f"train/loss/{head}" for head in HEADS} <= set(metrics)

@@ -165,7 +165,6 @@ def comparable(name: str, array, batch):
     return array.reshape(2, -1)  # one row an example
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_gradients_and_the_way_back(name, tmp_path):
     model = reference(name)

@@ -14,7 +14,6 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.sharding import path_text
 
 CONFIG = Path(__file__).parent / "experiments" / "tiny.py"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 WORDS = ("the", "a", "red", "blue", "old", "new", "cat", "dog", "runs", "sleeps", "animal", ":")
 
 

@@ -29,12 +29,11 @@ NO_DEPRECATIONS = ("-W", "error::DeprecationWarning", "-W", "error::PendingDepre
 KILLS = int(os.environ.get("KILLS", 4))
 EVERY = 5  # steps between two saves
 QUIET = ("--config.eval.untrained=false", "--config.eval.every_steps=0", "--config.eval.max_examples=2")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def start(workdir: Path, *flags: str) -> subprocess.Popen:
-    environment = os.environ | {"XLA_FLAGS": "", "BATCH_LOG": f"{workdir}.batches"}
-    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = os.environ | {"XLA_FLAGS": one_device, "BATCH_LOG": f"{workdir}.batches"}
     driver = str(TESTS / "run_recording_batches.py")
     return subprocess.Popen(
         [sys.executable, *NO_DEPRECATIONS, driver, "train", CONFIG, f"--workdir={workdir}", *flags],

@@ -11,7 +11,6 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.presets import preset
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIGS = {
     name: dataclasses.replace(OTHERS[name], heads=("mlm", "classification"), num_classes=3) for name in ("cbow", "elmo")
 }

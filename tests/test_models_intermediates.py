@@ -10,8 +10,6 @@ from tiny_models import FAMILIES, forward, random_batch, random_params
 from t5x_lite.models import build, intermediates
 from t5x_lite.models.transformer import stack_layers
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("family", ["t5", "albert"])
 def test_scanned_layers_give_the_intermediates_of_unrolled_ones(family):

@@ -63,13 +63,13 @@ def test_who_sees_whom(family):
 def test_packed_equals_unpacked(family):
     config = dataclasses.replace(FAMILIES[family], heads=())
     params = random_params(config)
-    packed = random_batch(config, segments=((5, 3),))
-    alone = random_batch(config, segments=((5,), (3,)))
+    batch = random_batch(config, segments=((5, 3), (5,), (3,)))
     for name in ("encoder_input_tokens", "decoder_input_tokens", "token_type_ids"):
-        alone[name][0, :5], alone[name][1, :3] = packed[name][0, :5], packed[name][0, 5:8]
-    (a,), (b,) = forward(config, params, packed).values(), forward(config, params, alone).values()
-    np.testing.assert_allclose(a[0, :5], b[0, :5], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(a[0, 5:8], b[1, :3], rtol=1e-5, atol=1e-5)
+        tokens = batch[name]
+        tokens[1, :5], tokens[2, :3] = tokens[0, :5], tokens[0, 5:8]
+    ((packed, first, second),) = forward(config, params, batch).values()
+    np.testing.assert_allclose(packed[:5], first[:5], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(packed[5:8], second[:3], rtol=1e-5, atol=1e-5)
 
 
 def test_pooled_heads_packed_equal_unpacked():

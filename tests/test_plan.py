@@ -24,7 +24,7 @@ def tiny(family: str, **changes):
 
 
 @pytest.mark.parametrize(("family", "mesh"), [("t5_tiny", "fsdp=4,tensor=2"), ("bert_tiny", "data=2,fsdp=2,tensor=2")])
-def test_argument_bytes_are_the_compiled_programs_own(family, mesh, quick_compilation):
+def test_argument_bytes_are_the_compiled_programs_own(family, mesh):
     found = plan.make(tiny(family, mesh=mesh, model__scan_layers="true"), "v5e")
     assert sum(array["bytes"] for array in found["arrays"]) == found["bytes"]["arguments"]
     sizes = found["bytes"]
@@ -94,7 +94,7 @@ def test_collectives_in_a_loop_count_as_often_as_it_turns():
     assert kind[1]["sent_bytes"] == pytest.approx(kind[1]["bytes"] * 7 / 8)
 
 
-def test_the_verb_names_levers_where_memory_does_not_suffice(monkeypatch, capsys, quick_compilation):
+def test_the_verb_names_levers_where_memory_does_not_suffice(monkeypatch, capsys):
     small = dataclasses.replace(accelerators.ACCELERATORS["v5e"], memory_bytes=1000)
     monkeypatch.setitem(accelerators.ACCELERATORS, "v5e", small)
     for name in ("XLA_FLAGS", "JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY"):

@@ -27,7 +27,6 @@ from t5x_lite.tasks.metrics import accuracy
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
 LABELS = ("no", "yes", "yesterday")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROWS = [{"inputs": "is " + "it " * n, "targets": LABELS[n % 3]} for n in range(11)]
 
 

@@ -26,7 +26,7 @@ def test_a_spike_is_what_lies_far_above_the_last_losses():
     assert spikes.is_spike(state_of([*losses[:28], *losses]), jnp.float32(2.8), 6.0)
 
 
-def test_the_update_of_a_spike_is_left_out_and_its_loss_not_remembered(quick_compilation):
+def test_the_update_of_a_spike_is_left_out_and_its_loss_not_remembered():
     config = FAMILIES["gpt2"]
     run = start(config, rows=4, optimizer=spikes.remembering(optax.adam(1e-2)), spike_sigmas=1.5)
     run.advance(spikes.FEWEST)

@@ -16,7 +16,6 @@ from t5x_lite import losses, metrics, step
 from t5x_lite.errors import ConfigError
 from t5x_lite.sharding import Layout, make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 GPT2 = FAMILIES["gpt2"]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,15 +28,17 @@ TESTS = Path(__file__).parent
 CONFIG = str(TESTS / "experiments" / "tiny.py")
 DRIVER = TESTS / "run_recording_batches.py"
 NO_DEPRECATIONS = ("-W", "error::DeprecationWarning", "-W", "error::PendingDeprecationWarning")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+BERT = f"--config={CONFIG}:bert_tiny"
+SIX = ["--config.data.mixture=tiny_corpus", "--config.train.total_steps=6", "--config.checkpoint.keep_last=9"]
+SIX += ["--config.eval.untrained=false", "--config.eval.every_steps=0", "--config.eval.max_examples=2"]
 FILES = ("loss_curve.png", "config.json", "metrics.jsonl", "report.html")
 
 
 def start(workdir: Path, *flags: str) -> subprocess.Popen:
-    environment = os.environ | {"XLA_FLAGS": "", "BATCH_LOG": str(workdir) + ".batches"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles in half the time
+    one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = os.environ | {"XLA_FLAGS": one_device, "BATCH_LOG": str(workdir) + ".batches"}
     return subprocess.Popen(
-        [sys.executable, *NO_DEPRECATIONS, str(DRIVER), "train", f"--config={CONFIG}", f"--workdir={workdir}", *flags],
+        [sys.executable, *NO_DEPRECATIONS, str(DRIVER), "train", BERT, f"--workdir={workdir}", *flags],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -72,9 +75,16 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+@pytest.fixture(scope="module")
+def six_steps(tmp_path_factory):
+    """The workdir of a run of six steps on text, saved at every second. To be read, or copied."""
+    workdir = tmp_path_factory.mktemp("six") / "run"
+    assert cli.run(["train", BERT, f"--workdir={workdir}", *SIX]) == 0
+    return workdir
+
+
 def test_a_signal_saves_at_once_and_the_run_goes_on(tmp_path):
-    flags = ("--config.train.total_steps=2000", "--config.checkpoint.every_steps=2000", "--config.eval.untrained=false")
-    flags += ("--config.eval.every_steps=0", "--config.eval.max_examples=2")
+    flags = [*SIX, "--config.train.total_steps=2000", "--config.checkpoint.every_steps=2000"]
     workdir = tmp_path / "run"
     process = start(workdir, *flags)
     wait_for(lambda: lines(Path(f"{workdir}.batches")) >= 8, process)
@@ -84,9 +94,7 @@ def test_a_signal_saves_at_once_and_the_run_goes_on(tmp_path):
     (saved,) = [int(d.name) for d in (workdir / "checkpoints").iterdir()]
     assert f"saved at step {saved}" in output and "same command" in output
     assert max(train_losses(workdir)) == saved
-    resumed = start(workdir, *flags, f"--config.train.total_steps={saved + 2}")
-    output, _ = resumed.communicate(timeout=600)
-    assert resumed.returncode == 0, output
+    assert cli.run(["train", BERT, f"--workdir={workdir}", *flags, f"--config.train.total_steps={saved + 2}"]) == 0
     assert sorted(train_losses(workdir)) == list(range(1, saved + 3))
 
 
@@ -124,9 +132,10 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
     results = [json.loads(line) for line in first.splitlines()]
     assert [r["inputs"] for r in results] == [json.loads(line)["inputs"] for line in source.read_text().splitlines()]
     assert all("prediction" in r and r["score"] <= 0 for r in results)
-    output.write_text(first[: first.index("cat 4") + 3])  # as a kill would leave it
-    assert cli.run(infer) == 0
-    assert output.read_text() == first
+    if preset == "bert_tiny":
+        output.write_text(first[: first.index("cat 4") + 3])  # as a kill would leave it
+        assert cli.run(infer) == 0
+        assert output.read_text() == first
     if preset != "bert_tiny":
         scores = tmp_path / "scores.jsonl"
         assert cli.run([*infer[:3], f"--output={scores}", infer[4], "--mode=score"]) == 0
@@ -145,7 +154,7 @@ def test_a_signal_ends_an_evaluation_and_nothing_is_lost(tmp_path, capsys):
     animal = registry.get("tiny_animal")
     registry.add(dataclasses.replace(animal, name="tiny_interrupting", metrics=(interrupting,)))
     workdir = tmp_path / "run"
-    run = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", "--config.data.mixture=tiny_animal"]
+    run = ["train", BERT, f"--workdir={workdir}", "--config.data.mixture=tiny_animal"]
     run += ["--config.eval.tasks=tiny_interrupting,tiny_animal", "--config.train.total_steps=4"]
     run += ["--config.eval.every_steps=2", "--config.checkpoint.every_steps=4", "--config.checkpoint.keep_last=9"]
     calls = [False, True]  # the first is about the baseline
@@ -162,11 +171,8 @@ def test_a_signal_ends_an_evaluation_and_nothing_is_lost(tmp_path, capsys):
     assert "baseline/tiny_animal/accuracy" in rows[0]
 
 
-def test_resuming_with_another_config_is_refused(tmp_path, capsys):
-    workdir = tmp_path / "run"
-    train = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", "--config.train.total_steps=2"]
-    train += ["--config.eval.untrained=false", "--config.eval.max_examples=2"]
-    assert cli.run(train) == 0
+def test_resuming_with_another_config_is_refused(six_steps, capsys):
+    train = ["train", BERT, f"--workdir={six_steps}", *SIX]
     assert cli.run([*train, "--config.seed=1"]) == 2
     assert "seed: 0 → 1" in capsys.readouterr().err
     assert cli.run([*train, "--config.data.length=32"]) == 2
@@ -177,9 +183,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path, cap
     workdir = tmp_path / "run"
     code = cli.run(
         [
-            *("train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", "--config.optimizer.learning_rate=1e38"),
-            *("--config.optimizer.clip_norm=0", "--config.schedule.warmup_steps=0", "--config.eval.untrained=false"),
-            *("--config.checkpoint.every_steps=1", "--config.train.total_steps=5"),
+            *("train", BERT, f"--workdir={workdir}", *SIX, "--config.optimizer.learning_rate=1e38"),
+            *("--config.optimizer.clip_norm=0", "--config.schedule.warmup_steps=0"),
+            "--config.checkpoint.every_steps=1",
         ]
     )
     assert code == 76
@@ -205,13 +211,9 @@ def poisoned(monkeypatch, number: int):
     return following
 
 
-NONFINITE = ["--config.train.total_steps=6", "--config.eval.untrained=false", "--config.eval.every_steps=0"]
-NONFINITE += ["--config.checkpoint.keep_last=9", "--config.eval.max_examples=2"]
-
-
 def test_a_batch_that_is_not_finite_can_be_skipped(tmp_path, monkeypatch, capsys):
     poisoned(monkeypatch, 3)
-    run = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={tmp_path / 'run'}", *NONFINITE]
+    run = ["train", BERT, f"--workdir={tmp_path / 'run'}", *SIX]
     assert cli.run([*run, "--config.train.on_nonfinite=skip"]) == 0
     assert "step 3 is not finite" in capsys.readouterr().out
     assert sorted(train_losses(tmp_path / "run")) == [1, 2, 4, 5, 6]
@@ -231,7 +233,7 @@ def test_a_rollback_is_a_run_that_never_saw_those_batches(tmp_path, monkeypatch,
     monkeypatch.setattr(Checkpoints, "restore", counted)
     before = sum(array.nbytes for array in jax.live_arrays())
     rolled, clean = tmp_path / "rolled", tmp_path / "clean"
-    run = ["train", f"--config={CONFIG}:bert_tiny", *NONFINITE]
+    run = ["train", BERT, *SIX]
     assert cli.run([*run, f"--workdir={rolled}", "--config.train.on_nonfinite=rollback"]) == 0
     out = capsys.readouterr().out
     assert "step 5 is not finite" in out and f"resuming {rolled} at step 4" in out
@@ -260,37 +262,34 @@ def test_a_disk_that_fails_anywhere_is_the_disks_error(tmp_path, monkeypatch, nu
         train.run(SimpleNamespace(cfg=configs.base()), tmp_path)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_resumed(tmp_path, capsys):
-    run = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={tmp_path}", *NONFINITE]
-    assert cli.run(run) == 0
-    assert cli.run(["verify", str(tmp_path)]) == 0
-    whole = leaves(params(tmp_path, 6))
-    (tmp_path / "checkpoints" / "6" / "progress" / "metadata").write_text("{}")
-    assert cli.run(["verify", str(tmp_path)]) == 74
+def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_resumed(six_steps, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(six_steps, workdir)
+    assert cli.run(["verify", str(workdir)]) == 0
+    (workdir / "checkpoints" / "6" / "progress" / "metadata").write_text("{}")
+    assert cli.run(["verify", str(workdir)]) == 74
     assert "6: progress/metadata has 2 bytes" in capsys.readouterr().out
-    assert cli.run([*run, "--config.optimizer.b2=0.999"]) == 0
+    assert cli.run(["train", BERT, f"--workdir={workdir}", *SIX, "--config.optimizer.b2=0.999"]) == 0
     out = capsys.readouterr().out
     assert "checkpoint 6 is damaged and was set aside as 6.corrupt: progress/metadata" in out
-    assert f"resuming {tmp_path} at step 4" in out
-    again = leaves(params(tmp_path, 6))
+    assert f"resuming {workdir} at step 4" in out
+    whole, again = leaves(params(six_steps, 6)), leaves(params(workdir, 6))
     for path in whole:
         np.testing.assert_array_equal(again[path], whole[path], err_msg=path)
 
 
-def test_fine_tuning_starts_from_another_runs_parameters(tmp_path, capsys):
-    first, second = tmp_path / "pretrain", tmp_path / "classify"
-    common = ["--config.eval.untrained=false", "--config.eval.max_examples=2", "--config.train.total_steps=2"]
-    config = f"--config={CONFIG}:bert_tiny"
-    assert cli.run(["train", config, f"--workdir={first}", "--config.data.mixture=tiny_corpus", *common]) == 0
+def test_fine_tuning_starts_from_another_runs_parameters(six_steps, tmp_path, capsys):
+    second = tmp_path / "classify"
     code = cli.run(
         [
-            *("train", config, f"--workdir={second}", "--config.data.mixture=tiny_animal"),
-            *(f"--config.init.checkpoint={first}", "--config.optimizer.learning_rate=0", *common),
+            *("train", BERT, f"--workdir={second}", *SIX, "--config.data.mixture=tiny_animal"),
+            *(f"--config.init.checkpoint={six_steps}", "--config.optimizer.learning_rate=0"),
+            "--config.train.total_steps=2",
         ]
     )
     assert code == 0
     assert "fresh: classification" in capsys.readouterr().out
-    old, new = leaves(params(first, 2)), leaves(params(second, 2))
+    old, new = leaves(params(six_steps, 6)), leaves(params(second, 2))
     shared = [path for path in new if path in old]
     assert shared and all(np.array_equal(old[path], new[path]) for path in shared)
     assert [path for path in new if path not in old] == ["/classification/bias", "/classification/kernel"]

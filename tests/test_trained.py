@@ -18,8 +18,6 @@ from t5x_lite.models import lora
 from t5x_lite.models.transformer import stack_layers, unstack_layers
 from t5x_lite.sharding import path_text
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def paths(tree) -> dict[str, np.ndarray]:
     return {path_text(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}

@@ -1,6 +1,7 @@
 """Tiny models of every family, batches for them, and parameters none of which is 0 or 1."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -88,6 +89,15 @@ def random_params(config: ModelConfig, seed: int = 0):
 
 def forward(config: ModelConfig, params, batch, key=None) -> dict[str, jax.Array]:
     """The model's outputs, jitted; with `key` those of training."""
-    rngs = None if key is None else {"dropout": key}
+    return _forward(config)(params, batch, key)
+
+
+@functools.cache  # traced once for all tests that ask for the same
+def _forward(config: ModelConfig):
     module = build(config)
-    return jax.jit(lambda p, b: module.apply({"params": p}, b, train=key is not None, rngs=rngs))(params, batch)
+
+    def outputs(params, batch, key):
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, batch, train=key is not None, rngs=rngs)
+
+    return jax.jit(outputs)
