@@ -26,7 +26,7 @@ from t5x_lite.data.pipeline import TrainBatches
 TESTS = Path(__file__).parent
 CONFIG = f"--config={TESTS / 'experiments' / 'tiny.py'}:bert_tiny"
 NO_DEPRECATIONS = ("-W", "error::DeprecationWarning", "-W", "error::PendingDeprecationWarning")
-KILLS = int(os.environ.get("KILLS", 4))
+KILLS = int(os.environ.get("KILLS", 3))
 EVERY = 5  # steps between two saves
 QUIET = ("--config.eval.untrained=false", "--config.eval.every_steps=0", "--config.eval.max_examples=2")
 
@@ -92,6 +92,7 @@ def _leaves(directory: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900 + 90 * KILLS)
 def test_killed_at_any_moment_a_run_ends_bit_for_bit_like_one_that_never_was(tmp_path, capsys):
     """Every third kill comes while a checkpoint is being written, the others anywhere."""
     total = 20 * KILLS
