@@ -1,0 +1,118 @@
+"""What a fine-tuning step takes when all parameters learn, and when only those do that are added: memory and time.
+
+    python benchmarks/fine_tuning.py --preset=bert_base --rows=8 --length=128
+
+Each way runs in a process of its own, float32, AdamW, without dropout. Prints a JSON line for each:
+
+    trained           parameters that learn, and their share of all
+    state_mb          parameters and the optimizer's state, as they stand between two steps
+    gradients_mb      of what learns
+    step_mb           all that XLA holds at once in a step: the state, the batch and what it computes on the way
+    peak_rss_mb       most memory the process ever held, with Python, XLA and its compiler
+    step_ms           median
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+DENSE = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
+WAYS = {
+    "full": {},
+    "lora, query and value": {"lora_rank": 8},
+    "lora, all dense layers": {"lora_rank": 8, "lora_targets": DENSE},
+    "adapters": {"adapter_dim": 32},
+}
+
+
+def measure(way: str, arguments: argparse.Namespace) -> dict:
+    import jax
+
+    from t5x_lite import optim, sharding, trained
+    from t5x_lite.models import build, presets
+    from t5x_lite.step import abstract_params, abstract_state, init_state, make_train_step
+
+    changes = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "remat": arguments.remat, **WAYS[way]}
+    if presets.find(arguments.preset).architecture == "encoder_only":
+        changes |= {"heads": ("classification",), "num_classes": 2}
+    config = presets.preset(arguments.preset, **changes)
+    arrays = random_batch(config, arguments.rows, arguments.length)
+    layout = sharding.Layout(sharding.make_mesh(1, 1, 1))
+    module = build(config, layout.constrain)
+    boxed = abstract_params(module, arrays)
+    learns = trained.chosen("", boxed, has_added=config.has_added)
+    schedule = optim.make_schedule("constant", 1e-4)
+    axes = trained.split(sharding.param_axes(boxed), learns)[0]
+    optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.01)
+    target = abstract_state(module, optimizer, layout, arrays, learns)
+    run = make_train_step(module, optimizer, schedule, layout, target, trained=learns)
+    found = run.lower(target, arrays).compile().memory_analysis()
+    state, step_ms = init_state(module, optimizer, layout, arrays, trained=learns), []
+    for _ in range(2 + arguments.steps):
+        began_s = time.perf_counter()
+        state, metrics = run(state, arrays)
+        loss = float(metrics["loss"])
+        step_ms.append(1e3 * (time.perf_counter() - began_s))
+    learning = trained.split(state.params, learns)[0]
+    count, size = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (learning, state.params))
+    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return {
+        "way": way,
+        "preset": arguments.preset,
+        "parameters": size,
+        "trained": count,
+        "trained_share": round(count / size, 4),
+        "state_mb": megabytes(sum(leaf.nbytes for leaf in jax.tree.leaves(state))),
+        "gradients_mb": megabytes(4 * count),
+        "step_mb": megabytes(held + found.temp_size_in_bytes),
+        "peak_rss_mb": megabytes(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss),
+        "step_ms": round(statistics.median(step_ms[2:]), 1),
+        "loss": round(loss, 4),
+    }
+
+
+def random_batch(config, rows: int, length: int) -> dict[str, np.ndarray]:
+    """Rows of one example each, without padding."""
+    from t5x_lite import batch
+
+    rng = np.random.default_rng(0)
+    dims = {"B": rows, "S": length, "L": length, "P": 1, "E": 1, "Y": config.num_classes}
+    arrays = batch.zeros(config.architecture, dims, config.heads)
+    for name, array in arrays.items():
+        if name.endswith("_tokens"):
+            array[:] = rng.integers(3, config.vocab_size, array.shape)
+        elif name.endswith(("segment_ids", "_weights")):
+            array[:] = 1
+        elif name in ("encoder_positions", "decoder_positions"):
+            array[:] = np.arange(length)
+    return arrays
+
+
+def megabytes(size: float) -> float:
+    return round(size / 1e6, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="bert_base", help="of t5x_lite/models/presets.py")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=5, help="that are timed")
+    parser.add_argument("--remat", default="none", help="full: activations are computed again on the way back")
+    parser.add_argument("--way", choices=WAYS, help="that one alone, in this process")
+    arguments = parser.parse_args()
+    if arguments.way:
+        print(json.dumps(measure(arguments.way, arguments)), flush=True)
+        return
+    for way in WAYS:
+        subprocess.run([sys.executable, *sys.argv, f"--way={way}"], check=True)
+
+
+if __name__ == "__main__":
+    main()
