@@ -11,6 +11,7 @@ from t5x_lite.models import build, intermediates
 from t5x_lite.models.transformer import stack_layers
 
 
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("family", ["t5", "albert"])
 def test_scanned_layers_give_the_intermediates_of_unrolled_ones(family):
     config = FAMILIES[family]

@@ -103,6 +103,7 @@ def test_a_prompt_stands_before_every_text_of_a_row():
     assert not np.allclose(forward(config, moved, packed)["lm"][0, :5], a[0, :5], atol=1e-3)
 
 
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("family", ["albert", "t5_1_1"])
 def test_adapters_begin_as_nothing(family):
     config = FAMILIES[family]
