@@ -13,6 +13,7 @@ from t5x_lite.hub import interchange, t5x
 from t5x_lite.models import build
 from t5x_lite.models.presets import preset
 
+pytestmark = pytest.mark.usefixtures("full_compilation")
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "data" / "golden"
 T5X, BERT = GOLDEN / "axlearn.common.encoder_decoder_test.npz", GOLDEN / "axlearn.common.bert_test.npz"
 
