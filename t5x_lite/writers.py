@@ -43,7 +43,7 @@ class Writers:
         if not active:
             return
         self._open("metrics.jsonl", lambda: _Jsonl(workdir, resume_step))
-        self._open("TensorBoard", lambda: _InBackground(_TensorBoard(workdir, resume_step)))
+        self._open("TensorBoard", lambda: _TensorBoard(workdir, resume_step))
         if config["wandb"]["mode"] != "disabled":
             sync = f"; later: wandb sync {workdir / 'wandb'}/*run-*"
             self._open("wandb", lambda: _InBackground(_Wandb(workdir, run_name, config), sync))
@@ -97,20 +97,33 @@ class _Jsonl:
 
 
 class _TensorBoard:
-    def __init__(self, workdir: Path, resume_step: int | None):
-        from tensorboardX import SummaryWriter
+    """An event file, written at once: SummaryWriter leaves it to a thread, and once a full disk has ended that one, its
+    calls and the end of the process wait for ever."""
 
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+    def __init__(self, workdir: Path, resume_step: int | None):
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        directory = workdir / "tensorboard"
+        directory.mkdir(exist_ok=True)
+        self._file, self._event, self._scalar = EventsWriter(str(directory / "events")), Event, summary.scalar
+        if resume_step:  # later events of earlier files are no longer shown
+            self._write(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._write(step, summary=self._scalar(name, value))
+        self._file.flush()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
 
     def table(self, *_: Any) -> None:
         pass
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 class _Wandb:
@@ -166,10 +179,10 @@ class _Wandb:
 
 
 class _InBackground:
-    """A sink whose calls nobody waits for: without a network a table of wandb's takes 40 s, and on a full disk
-    TensorBoard's writer waits for ever. What fails is raised at a later call, with the advice."""
+    """A sink whose calls nobody waits for: without a network a table of wandb's takes 40 s. What fails is raised at a
+    later call, with the advice."""
 
-    def __init__(self, sink: Any, advice: str = ""):
+    def __init__(self, sink: Any, advice: str):
         self._sink, self._advice = sink, advice
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._error: Exception | None = None

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from t5x_lite import cli, config
 from t5x_lite.writers import Writers, read_metrics
@@ -63,6 +64,51 @@ def test_a_writer_that_fails_is_switched_off_with_one_warning(tmp_path, capsys, 
     assert len(warnings) == 1 and broken in warnings[0]
     if broken != "metrics.jsonl":
         assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def events(workdir: Path) -> list:
+    """What TensorBoard reads of a workdir: records of a length, its checksum, an event, and its checksum."""
+    found = []
+    for file in sorted((workdir / "tensorboard").iterdir()):
+        content = file.read_bytes()
+        while content:
+            size = int.from_bytes(content[:8], "little")
+            found.append(event_pb2.Event.FromString(content[12 : 12 + size]))
+            content = content[16 + size :]
+    return found
+
+
+def test_tensorboard_has_the_numbers_and_is_told_what_a_resume_takes_back(tmp_path):
+    out = writers(tmp_path)
+    out.scalars(3, {"train/loss": 2.5})
+    (first, event) = events(tmp_path)
+    assert first.file_version == "brain.Event:2"
+    assert (event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) == (3, "train/loss", 2.5)
+    out.close()
+    (tmp_path / "tensorboard").rename(tmp_path / "before")  # file names differ by seconds
+    again = writers(tmp_path, resume_step=2)
+    again.close()
+    assert [(e.step, e.session_log.status) for e in events(tmp_path)[1:]] == [(3, event_pb2.SessionLog.START)]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from t5x_lite import config
+from t5x_lite.writers import Writers
+out = Writers(Path(sys.argv[1]), "run", config.base().to_dict(), 0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+for step in range(100):
+    out.scalars(step, {"train/loss": 2.0})
+out.close()
+"""
+
+
+def test_a_full_disk_switches_writers_off_and_the_process_ends(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for writer in ("metrics.jsonl", "TensorBoard"):
+        assert done.stderr.count(f"{writer} is off from here: [Errno 27]") == 1, done.stderr
 
 
 def test_steps_after_the_checkpoint_are_kept_once(tmp_path):
