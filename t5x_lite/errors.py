@@ -6,6 +6,7 @@ lines. The command line prints the message alone; a traceback is left for our ow
 
 import contextlib
 import errno
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,14 @@ class OutOfMemoryError(UserError):
     """No memory left on a device (exit 70: starting again would only repeat it)."""
 
     exit_code = INTERNAL
+
+
+def cannot_write(workdir: Path, error: OSError) -> CheckpointError:
+    """Of a workdir that takes no file, with the room that is left on its disk."""
+    left = ""
+    with contextlib.suppress(OSError):
+        left = f"; {shutil.disk_usage(workdir).free:,} bytes free"
+    return CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror}{left}")
 
 
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # whatever was done with it

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.errors import ConfigError, cannot_write
 
 NAME = "run.lock"
 HEARTBEAT_S = 10.0
@@ -29,7 +29,7 @@ def held(workdir: Path) -> Iterator[None]:
     try:
         descriptor = _take(workdir, time.monotonic() + (LEAVES_S if AGAIN in os.environ else 0))
     except OSError as error:
-        raise CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+        raise cannot_write(workdir, error) from error
     ended = threading.Event()
 
     def beat() -> None:

@@ -6,6 +6,7 @@ points that are not done, and a point that was interrupted with its newest check
 
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import html
 import itertools
@@ -221,13 +222,15 @@ def _start(sweep: Sweep, point: dict[str, Any], output: Path) -> subprocess.Pope
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the sweep to pass on, once
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=functools.partial(_end_with, os.getpid()) if sys.platform == "linux" else None,
         )
 
 
-def _end_with_parent() -> None:
+def _end_with(sweep_pid: int) -> None:
     """The point is told to save and stop should the sweep be killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != sweep_pid:  # killed before it could ask for that
+        os._exit(1)
 
 
 def _is_done(workdir: Path) -> bool:

@@ -14,7 +14,7 @@ from t5x_lite import atomic, checkpoint, evaluate, lock, metrics, processes, rep
 from t5x_lite import config as configs
 from t5x_lite.checkpoint import Checkpoints, load_params
 from t5x_lite.data import pipeline
-from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError, of_the_disk
+from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError, cannot_write, of_the_disk
 from t5x_lite.experiment import Experiment
 from t5x_lite.goodput import Clock, training_s
 from t5x_lite.guard import Guard
@@ -313,7 +313,7 @@ def _write_config(cfg, workdir: Path) -> None:
     try:
         atomic.write(workdir / "config.json", configs.to_json(cfg))
     except OSError as error:
-        raise CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+        raise cannot_write(workdir, error) from error
 
 
 def _waits(share: float) -> dict[str, float]:

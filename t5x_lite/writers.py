@@ -137,8 +137,9 @@ class _Wandb:
         if not id_file.exists():
             id_file.write_text(os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12])  # an agent's, in a sweep
         mode = config["wandb"]["mode"]
+        offline = f"recording offline. Later: wandb sync {workdir / 'wandb'}/offline-run-*"
         if mode == "online" and not _reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
-            _warn(f"wandb: no network; recording offline. Later: wandb sync {workdir / 'wandb'}/offline-run-*")
+            _warn(f"wandb: no network; {offline}")
             mode = "offline"
         arguments: dict[str, Any] = {
             "project": config["wandb"]["project"],
@@ -155,7 +156,7 @@ class _Wandb:
         try:
             self._run = wandb.init(mode=mode, **arguments)
         except wandb.errors.Error as error:
-            _warn(f"wandb: {error}; recording offline")
+            _warn(f"wandb: {error}; {offline}")
             wandb.teardown()  # else the run that did not come to be has the id
             self._run = wandb.init(mode="offline", **arguments)
         self._wandb, self._workdir = wandb, workdir

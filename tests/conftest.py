@@ -26,7 +26,9 @@ hypothesis.settings.load_profile("untimed")
 
 @pytest.fixture(scope="module")
 def full_compilation():
-    """For tests of numbers that others gave: as users compile."""
+    """For tests of numbers that others gave: as users compile. No program is shared with the other tests."""
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import wandb
 from test_writers import recorded_runs, writers
 
 from t5x_lite.writers import read_metrics
@@ -49,6 +50,7 @@ def server(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     yield server
     server.server_close()
+    wandb.teardown()  # it remembers the server of its first run
 
 
 @pytest.mark.slow
@@ -58,7 +60,7 @@ def test_a_server_that_never_answers_is_given_up_and_the_run_recorded_offline(tm
     out.scalars(1, {"train/loss": 2.0})
     out.close()
     assert time.monotonic() - began_s < MOST_S
-    assert "recording offline" in capsys.readouterr().err
+    assert f"recording offline. Later: wandb sync {tmp_path / 'wandb'}" in capsys.readouterr().err
     assert (tmp_path / "wandb_id.txt").read_text() in recorded_runs(tmp_path)
     assert list((tmp_path / "wandb").glob("offline-run-*"))
 
