@@ -112,17 +112,18 @@ def _path(text: str) -> Path | None:
 
 def _infer(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
-    from t5x_lite import experiment, infer
+    from t5x_lite import experiment, infer, processes
 
-    infer.run(
-        experiment.resolve(cfg),
-        Path(arguments.workdir),
-        Path(arguments.input),
-        Path(arguments.output),
-        arguments.checkpoint,
-        arguments.mode,
-        arguments.task,
-    )
+    with processes.joined():
+        infer.run(
+            experiment.resolve(cfg),
+            Path(arguments.workdir),
+            Path(arguments.input),
+            Path(arguments.output),
+            arguments.checkpoint,
+            arguments.mode,
+            arguments.task,
+        )
 
 
 def _verify(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
