@@ -10,13 +10,14 @@ for argument; do [[ $argument == --workdir=* ]] && workdir=${argument#--workdir=
 if [[ ! $workdir ]]; then sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
 
 newest() { find "$workdir/checkpoints" -maxdepth 1 -name '[0-9]*' ! -name '*.*' -printf '%f\n' 2>/dev/null | sort -n | tail -1; }
-failures=0
+failures=0 asked='' child=''
+trap 'asked=1; if [[ $child ]]; then kill -TERM "$child" 2>/dev/null; fi' TERM INT
 while true; do
   before=$(newest)
+  if [[ $asked ]]; then exit 75; fi
   "$@" &
   child=$!
-  asked=
-  trap 'asked=1; kill -TERM "$child" 2>/dev/null' TERM INT
+  if [[ $asked ]]; then kill -TERM "$child" 2>/dev/null; fi # between the two lines above
   wait "$child"; status=$?
   while kill -0 "$child" 2>/dev/null; do wait "$child"; status=$?; done # a signal ends the wait, not the child
   if ((status != 75 && status < 128)) || [[ $asked ]]; then exit "$status"; fi

@@ -19,6 +19,10 @@ command='old=$(cat ~/t5x-lite.pid 2>/dev/null) && grep -qsa t5x-lite "/proc/$old
 spot=(--spot); if [[ ${SPOT:-1} == 0 ]]; then spot=(); fi
 
 run() { echo "+$(printf ' %q' "$@")"; if [[ ! $dry ]]; then "$@"; fi; }
+newest() { # checkpoint
+  gcloud compute tpus tpu-vm ssh "$name" --worker=0 "${place[@]}" --command="ls $(printf %q "$workdir")/checkpoints" \
+    2>/dev/null | grep -xE '[0-9]+' | sort -n | tail -1
+}
 state() { gcloud compute tpus queued-resources describe "$name" "${place[@]}" --format='value(state.state)' 2>/dev/null; }
 create() {
   run gcloud compute tpus queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
@@ -28,15 +32,17 @@ create() {
 }
 delete() { run gcloud compute tpus queued-resources delete "$name" --force --quiet "${place[@]}"; }
 
+workdir=
+for argument; do [[ $argument == --workdir=* ]] && workdir=${argument#--workdir=}; done
 create || exit
 failures=0
 while true; do
-  began=$SECONDS
+  before=; if [[ ! $dry ]]; then before=$(newest); fi
   run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${place[@]}" --command="$command"
   status=$?
   if [[ $dry ]]; then echo "# after exit 75, or when the slice was taken away (its parts are then made anew):"; delete; exit; fi
   case $status in 0 | 2 | 65 | 70 | 74 | 76) exit "$status" ;; esac # done, or nothing that a restart would mend
-  if ((SECONDS - began > 600)); then failures=0; else failures=$((failures + 1)); fi
-  if ((failures > 3)); then echo "tpu_vm.sh: three restarts did not last 10 minutes; giving up" >&2; exit "$status"; fi
   if [[ $(state) != ACTIVE ]]; then delete && create || exit; fi
+  if [[ $(newest) != "$before" ]]; then failures=0; else failures=$((failures + 1)); fi
+  if ((failures > 3)); then echo "tpu_vm.sh: 3 restarts left no newer checkpoint; giving up" >&2; exit "$status"; fi
 done

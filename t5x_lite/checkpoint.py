@@ -233,8 +233,9 @@ def check_space(workdir: Path, state: TrainState, kept: int) -> None:
     bytes_each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
     def look() -> None:
-        root = Path(workdir) / DIRECTORY
-        needed, free = (kept + 1) * bytes_each - _bytes_below(root), shutil.disk_usage(workdir).free
+        # What a killed save left behind is removed, what was set aside stays.
+        replaced = [Path(workdir) / STAGING, *(Path(workdir) / DIRECTORY / str(step) for step in saved_steps(workdir))]
+        needed, free = (kept + 1) * bytes_each - sum(map(_bytes_below, replaced)), shutil.disk_usage(workdir).free
         if needed > free:
             raise CheckpointError(
                 f"{workdir} has {free:,} bytes free; {kept} checkpoints and one being written take {needed:,} more. "
@@ -282,8 +283,9 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     Raises CheckpointError when there is no checkpoint, none of its tensors fits, or its layers have other shapes: then
     it is of another model. (Tables and heads may differ: of another vocabulary, or other classes.)
     """
-    check(find(source))
-    directory = find(source) / "params"
+    found = Path(processes.on_first(lambda: str(find(source))))  # another run may be saving there
+    check(found)
+    directory = found / "params"
     checkpointer = ocp.PyTreeCheckpointer()
     ours = _flat(params)
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import absl.logging
 
 from t5x_lite import console
-from t5x_lite.errors import INTERNAL, CheckpointError, ConfigError, UserError
+from t5x_lite.errors import INTERNAL, CheckpointError, ConfigError, UserError, of_the_disk
 
 if TYPE_CHECKING:
     from t5x_lite.config import Config
@@ -100,7 +100,7 @@ def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     tasks = tuple(t for t in arguments.tasks.split(",") if t)
     if tasks:
         cfg.eval.tasks = tasks
-    with processes.joined():
+    with processes.joined(), of_the_disk(Path(arguments.workdir)):
         evaluate.run(
             experiment.resolve(cfg), Path(arguments.workdir), arguments.checkpoints, _path(arguments.submission)
         )
@@ -114,7 +114,7 @@ def _infer(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
     from t5x_lite import experiment, infer, processes
 
-    with processes.joined():
+    with processes.joined(), of_the_disk(Path(arguments.output)):
         infer.run(
             experiment.resolve(cfg),
             Path(arguments.workdir),

@@ -7,12 +7,14 @@ output file is never touched: it is an error.
 """
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -37,15 +39,19 @@ def run(
     if mode == "score" and experiment.model.architecture == "encoder_only":
         raise ConfigError("--mode=score needs a model that gives text a probability; encoder-only models have none")
     examples = _read(source, needed=("inputs", "targets") if mode == "score" else _needed(experiment, task))
-    best = best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved_steps(workdir))
-    step = choose(workdir, which, best)[-1]
+
+    def chosen() -> int:
+        best = best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved_steps(workdir))
+        return choose(workdir, which, best)[-1]
+
+    step = processes.on_first(chosen)
     added = {"step": step, **dict.fromkeys(("prediction", "score") if mode == "predict" else ("logprob", "tokens"))}
-    done = processes.on_first(lambda: _resume(output, examples, added, cfg.eval.batch_rows))
-    on_devices = runtime.start(experiment)
-    params = load_model(workdir, step, on_devices.abstract_params())
-    predictor = predict.Predictor(experiment, on_devices)
     with contextlib.ExitStack() as closing:
-        out = closing.enter_context(output.open("a", encoding="utf-8")) if jax.process_index() == 0 else None
+        out = processes.on_each(lambda: closing.enter_context(_opened(output)) if jax.process_index() == 0 else None)
+        done = processes.on_first(lambda: _resume(output, examples, added, cfg.eval.batch_rows))
+        on_devices = runtime.start(experiment)
+        params = load_model(workdir, step, on_devices.abstract_params())
+        predictor = predict.Predictor(experiment, on_devices)
         progress = closing.enter_context(_progress())
         bar = progress.add_task(output.name, total=len(examples), completed=done)
         for begin in range(done, len(examples), cfg.eval.batch_rows):
@@ -153,15 +159,27 @@ def _objects(path: Path, needed: tuple[str, ...]) -> Iterator[dict]:
         yield row
 
 
+def _opened(path: Path) -> TextIO:
+    """To append to, for this process alone: two that go on behind the same line would write the rest twice."""
+    try:
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; give another --output") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"another process writes {path}; wait for it, stop it, or give another --output") from None
+    except OSError:  # a disk without locks
+        pass
+    return file
+
+
 def _resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -> int:
     """How many lines of `path` are done: whole chunks, or all; what a kill left behind them is removed. ConfigError,
     and nothing changed, where the file holds anything but first results of these examples: with the fields of `added`,
     and its values where they are not None."""
-    try:
-        path.open("a").close()
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; give another --output") from error
+    data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     lines, rest = data[:whole].splitlines(), data[whole:]
 
@@ -190,4 +208,6 @@ def _resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -
 
 
 def _dumps(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False)
+    text = json.dumps(row, ensure_ascii=False)
+    # Half of a surrogate pair has no UTF-8; escaped, it is what the input had.
+    return json.dumps(row) if re.search("[\ud800-\udfff]", text) else text

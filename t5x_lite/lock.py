@@ -65,7 +65,7 @@ def _take(workdir: Path, until_s: float) -> int:
                 pass
             break
         _wait_for_other_host(workdir, descriptor, until_s)
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}
+        me = {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "since": time.strftime("%F %T")}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(me).encode(), 0)
     except BaseException:
@@ -80,13 +80,21 @@ def _wait_for_other_host(workdir: Path, descriptor: int, until_s: float) -> None
     silent, seen = 0, os.fstat(descriptor).st_mtime_ns
     while silent < 3:
         holder = _holder(descriptor)
-        if holder.get("host") in (None, socket.gethostname()):
+        if not holder or (holder.get("host"), holder.get("boot")) == (socket.gethostname(), _boot_id()):
             return  # on this host, the lock has told
         time.sleep(HEARTBEAT_S)
         beaten = (workdir / NAME).stat().st_mtime_ns
         if beaten != seen and time.monotonic() >= until_s:
             raise ConfigError(_taken(workdir, holder))
         silent, seen = (silent + 1 if beaten == seen else 0), beaten
+
+
+def _boot_id() -> str:
+    """Tells apart machines that bear the same name one after the other, as the pods of a job do."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _holder(descriptor: int) -> dict:

@@ -54,7 +54,9 @@ class Mirror:
             self._tried(lambda old=old: self._files.rm(f"{self._root}/{old}", recursive=True))
 
     def pull(self, workdir: Path, checkpoints: str, staging: str) -> int | None:
-        """Fetches the newest step that is whole, and what stood beside it; None where there is none."""
+        """Fetches the newest step that is whole, and what stood beside it; None where no step is. CheckpointError
+        where all are damaged: a run from the beginning would take their place."""
+        rejected = []
         for step in reversed(self.steps()):
             partial = workdir / staging / str(step)
             shutil.rmtree(partial, ignore_errors=True)
@@ -67,6 +69,7 @@ class Mirror:
                 self._tried(lambda path=path, target=target: self._files.get_file(path, str(target)))
             if problem := manifest.problem(partial):
                 logging.getLogger(__name__).warning("%s/%d is damaged, and not taken: %s", self.url, step, problem)
+                rejected.append(f"{step}: {problem}")
                 continue
             for name in BESIDE:
                 if self._tried(lambda name=name: self._files.exists(f"{self._root}/{name}")):
@@ -74,6 +77,11 @@ class Mirror:
             (workdir / checkpoints).mkdir(exist_ok=True)
             partial.rename(workdir / checkpoints / str(step))
             return step
+        if rejected:
+            raise CheckpointError(
+                f"every checkpoint of {self.url} is damaged ({'; '.join(rejected)}). Restore one from a copy, or give "
+                "another checkpoint.mirror to begin again from nothing"
+            )
         return None
 
     def _put(self, file: Path, target: str) -> None:

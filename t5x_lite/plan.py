@@ -15,7 +15,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from t5x_lite import collectives, flops, inspect, runtime, sharding
+from t5x_lite import collectives, flops, inspect, runtime, sharding, trained
 from t5x_lite import config as configs
 from t5x_lite.accelerators import ACCELERATORS, Accelerator
 from t5x_lite.errors import ConfigError, OutOfMemoryError
@@ -86,6 +86,7 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     read = flops.inputs_read(traced.jaxpr)
     arrays = [_array(path_text(path), leaf) for (path, leaf), is_read in zip(leaves, read, strict=True) if is_read]
     params, opt = _bytes(state.params), _bytes(state.opt_state)
+    gradients = _bytes(trained.split(state.params, learns)[0])  # in float32, laid out as the parameters are
     checkpoint_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
     kept = cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best)
     count = layout.mesh.size
@@ -100,8 +101,8 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
             "parameters": params,
             "optimizer": opt,
             "batch": sum(array["bytes"] for array in arrays if array["array"] in batch),
-            "gradients": params,  # in float32, laid out as the parameters are
-            "activations": max(0, memory.temp_size_in_bytes - params),  # and all else that a step makes for itself
+            "gradients": gradients,
+            "activations": max(0, memory.temp_size_in_bytes - gradients),  # and all else that a step makes for itself
             "arguments": memory.argument_size_in_bytes,
             "peak": peak,
         },

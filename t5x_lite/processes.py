@@ -75,21 +75,32 @@ def gather(rows: list) -> list:
 
 
 def on_first(function: Callable[[], T]) -> T:
-    """What `function` returns (JSON) or raises (a UserError) on process 0, which alone calls it, on every process."""
+    """What `function` returns (JSON) on process 0, which alone calls it, on every process; if it raises, all do."""
+    return gather(on_each(lambda: [function()] if jax.process_index() == 0 else []))[0]
+
+
+def on_each(function: Callable[[], T]) -> T:
+    """What `function` returns on this process. If it raises on any, all do: none goes on to wait for one that left."""
     if jax.process_count() == 1:
         return function()
-    answer: dict = {}
-    if jax.process_index() == 0:
-        try:
-            answer = {"value": function()}
-        except UserError as error:
-            answer = {"error": str(error), "exit_code": error.exit_code}
-    answer = gather([answer])[0]
-    if "error" in answer:
-        error = UserError(answer["error"])
-        error.exit_code = answer["exit_code"]
+    value, failed = None, None
+    try:
+        value = function()
+    except Exception as error:
+        failed = error
+    mine = [] if failed is None else [[_said(failed), getattr(failed, "exit_code", INTERNAL)]]
+    others = gather(mine)
+    if failed is not None:
+        raise failed
+    if others:
+        error = UserError(others[0][0])
+        error.exit_code = others[0][1]
         raise error
-    return answer["value"]
+    return value  # pyright: ignore[reportReturnType]  (nothing failed)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error} (on another process)"
 
 
 def _join() -> None:

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -91,22 +92,28 @@ def read(file: Path) -> Sweep:
     for key in content:
         if key not in KEYS:
             raise ConfigError(f"{file}: " + unknown("key", key, KEYS))
-    metric = content.get("metric") or {}
+    metric = content.get("metric")
+    metric = metric if isinstance(metric, dict) else {"given": metric}
     goal = metric.get("goal", "minimize")
     if goal not in ("minimize", "maximize") or "name" not in metric:
-        raise ConfigError(f"{file}: metric={metric}; write metric: {{name: eval/TASK/METRIC, goal: maximize}}")
-    make = lookup("method", content.get("method", ""), {"grid": _grid, "random": _random})
+        raise ConfigError(f"{file}: metric={metric!r}; write metric: {{name: eval/TASK/METRIC, goal: maximize}}")
+    make = lookup("method", str(content.get("method", "")), {"grid": _grid, "random": _random})
     command = content.get("command") or ()
     if not any("$WANDB_RUN_ID" in str(part) for part in command) or "${args}" not in command:
         raise ConfigError(
             f"{file}: command={list(command)}; it needs ${{args}} and a workdir for each point: "
             "[t5x-lite, train, --config=FILE.py, --workdir=runs/sweep/$WANDB_RUN_ID, ${args}]"
         )
-    points = make(content["parameters"], content.get("run_cap"))
+    cap = content.get("run_cap")
+    if cap is not None and (type(cap) is not int or cap < 1):
+        raise ConfigError(f"{file}: run_cap={cap!r}; write how many points to run, 1 or more")
+    points = {run_id(point): point for point in make(content["parameters"], cap)}  # drawn twice, run once
     program = str(content.get("program", "t5x-lite"))
     parts = {"${program}": [program], "${interpreter}": ["python"], "${env}": ["/usr/bin/env"]}
     flat = [one for part in command for one in parts.get(str(part), [str(part)])]
-    return Sweep(tuple(flat), tuple(points), str(metric["name"]), goal == "maximize")
+    if shutil.which(flat[0]) is None:
+        raise ConfigError(f"{file}: no program {flat[0]!r} to run; is it installed, and its path right?")
+    return Sweep(tuple(flat), tuple(points.values()), str(metric["name"]), goal == "maximize")
 
 
 def run_id(point: dict[str, Any]) -> str:
@@ -142,7 +149,10 @@ def _draw(name: str, given: dict[str, Any], rng: np.random.Generator) -> Any:
     if "value" in given:
         return given["value"]
     if "values" in given:
-        return given["values"][int(rng.choice(len(given["values"]), p=given.get("probabilities")))]
+        try:
+            return given["values"][int(rng.choice(len(given["values"]), p=given.get("probabilities")))]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"parameter {name!r}: probabilities={given['probabilities']!r}; {error}") from error
     low, high = given.get("min"), given.get("max")
     whole = isinstance(low, int) and isinstance(high, int)
     kind = given.get("distribution", "int_uniform" if whole else "uniform")
@@ -154,7 +164,9 @@ def _draw(name: str, given: dict[str, Any], rng: np.random.Generator) -> Any:
         return int(rng.integers(int(low), int(high) + 1))
     if kind == "uniform":
         return float(f"{rng.uniform(low, high):.6g}")
-    if kind == "log_uniform_values" and low > 0:
+    if kind == "log_uniform_values" and low <= 0:
+        raise ConfigError(f"parameter {name!r}: min={low}; log_uniform_values needs one above 0")
+    if kind == "log_uniform_values":
         return float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.6g}")
     allowed = ("int_uniform", "uniform", "log_uniform_values", "normal")
     raise ConfigError(f"parameter {name!r}, min={low}: " + unknown("distribution", kind, allowed))
@@ -189,7 +201,10 @@ def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, con
         while (queue and not asked) or running:
             while queue and len(running) < jobs and not asked:
                 point = queue.pop(0)
-                running[_start(sweep, point, output)] = point
+                process = _start(sweep, point, output)
+                running[process] = point
+                if asked:  # while it was being started
+                    process.send_signal(signal.SIGTERM)
                 console.print(f"{run_id(point)}  {_settings(point)}", markup=False)
             time.sleep(POLL_S)
             for process in [p for p in running if p.poll() is not None]:

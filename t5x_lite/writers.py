@@ -103,7 +103,7 @@ class _TensorBoard:
     def __init__(self, workdir: Path, resume_step: int | None):
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         directory = workdir / "tensorboard"
         directory.mkdir(exist_ok=True)

@@ -147,7 +147,10 @@ def test_an_output_of_infer_that_is_something_else_is_left_alone(tmp_path, capsy
     assert infer._resume(output, examples, added) == 1
     assert output.read_text() == done
     with pytest.raises(ConfigError, match="directory"):
-        infer._resume(tmp_path, examples, added)
+        infer._opened(tmp_path)
+    with infer._opened(output), pytest.raises(ConfigError, match=r"another process writes .*out\.jsonl"):
+        infer._opened(output)
+    assert json.loads(infer._dumps({"id": "\ud800"}).encode()) == {"id": "\ud800"}  # half of a pair, in UTF-8
 
 
 def test_a_config_that_is_none(tmp_path, capsys):

@@ -264,6 +264,12 @@ def test_a_disk_too_small_is_an_error_before_the_first_step(tmp_path, monkeypatc
     checkpoint.check_space(tmp_path, state(0), kept=0)  # 64 bytes
     with pytest.raises(CheckpointError, match="has 100 bytes free; 1 checkpoints and one being written take 128 more"):
         checkpoint.check_space(tmp_path, state(0), kept=1)
+    for name, size in (("saving/3/params", 40), ("checkpoints/2/params", 64), ("checkpoints/1.corrupt/params", 900)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "checkpoints" / "2" / manifest.NAME).write_text("{}")
+    with pytest.raises(CheckpointError, match="being written take 150 more"):  # of 256, what will be in their place
+        checkpoint.check_space(tmp_path, state(0), kept=3)
 
 
 def test_the_best_step_is_a_saved_one_by_the_metrics_own_direction():

@@ -1,6 +1,7 @@
 """Launch scripts: what each would run, word for word, and when a run is started again."""
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -64,6 +65,23 @@ def test_a_run_is_started_again_while_it_helps(tmp_path):
     assert "3 restarts left no newer checkpoint" in done.stderr
     for status in (0, 2, 65, 70, 74, 76):
         assert launch("restart.sh", "bash", "-c", f"exit {status}", f"--workdir={tmp_path}").returncode == status
+
+
+def test_a_signal_between_two_runs_is_not_forgotten(tmp_path):
+    """It comes while the launcher looks for the newest checkpoint, with no run to pass it on to."""
+    (tmp_path / "bin").mkdir()
+    find = tmp_path / "bin" / "find"
+    find.write_text(f"#!/bin/sh\ntouch {tmp_path}/looking; sleep 1\n")
+    find.chmod(0o755)
+    command = [str(LAUNCH / "restart.sh"), "bash", "-c", f"touch {tmp_path}/ran", f"--workdir={tmp_path}"]
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    process = subprocess.Popen(command, env=os.environ | {"PATH": path}, start_new_session=True)
+    while not (tmp_path / "looking").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_first_failure_is_the_launchers_and_takes_the_others_with_it(tmp_path):

@@ -54,6 +54,20 @@ def test_another_hosts_run_is_told_by_its_heartbeat(tmp_path, monkeypatch):
         assert '"elsewhere"' not in file.read_text()
 
 
+def test_a_machine_that_bears_the_same_name_is_another(tmp_path, monkeypatch):
+    """As the pods of a job do, one after the other, on a disk without locks."""
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)
+    waits = []
+    monkeypatch.setattr(lock, "_boot_id", lambda: "before")
+    with lock.held(tmp_path):
+        left = (tmp_path / lock.NAME).read_text()
+    (tmp_path / lock.NAME).write_text(left)
+    monkeypatch.setattr(lock, "_boot_id", lambda: "after")
+    monkeypatch.setattr(lock.time, "sleep", waits.append)
+    with lock.held(tmp_path):
+        assert len(waits) == 3  # heartbeats that did not come
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_run_that_is_started_again_waits_for_its_last_moments(tmp_path, monkeypatch, elsewhere):
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)

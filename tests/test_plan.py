@@ -33,6 +33,13 @@ def test_argument_bytes_are_the_compiled_programs_own(family, mesh):
     assert found["fits"] and 0 < found["mfu"] < 1 and found["seconds"]["step"] == max(found["seconds"].values())
 
 
+def test_gradients_are_of_what_learns():
+    whole, lora = plan.make(tiny("bert_tiny"))["bytes"], plan.make(tiny("bert_tiny", model__lora_rank="2"))["bytes"]
+    assert whole["gradients"] == whole["parameters"]
+    assert 0 < lora["gradients"] < whole["gradients"] / 2
+    assert lora["optimizer"] == pytest.approx(2 * lora["gradients"], abs=16)  # AdamW's two moments, and its counts
+
+
 def gpt2_flops(model, rows: int, length: int) -> int:
     """Of a step, by hand: forward, and twice as much backward."""
     B, L, D, F, V = rows, length, model.d_model, model.d_ff, model.vocab_size

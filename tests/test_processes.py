@@ -195,6 +195,42 @@ def test_who_is_missing_at_the_start_is_named(monkeypatch):
     assert f"process 0 cannot listen on port {port}: Address already in use" in said[-1]
 
 
+ONE_FAILS = """
+import os
+from t5x_lite import processes
+from t5x_lite.errors import DataError
+def fails(there):
+    if os.environ["JAX_PROCESS_ID"] == there:
+        raise DataError("a bad row") if there == "1" else OSError(28, "full")
+    return 5
+with processes.joined():
+    for do in (lambda: processes.on_each(lambda: fails("1")), lambda: processes.on_first(lambda: fails("0"))):
+        try:
+            do()
+        except Exception as error:
+            print(getattr(error, "exit_code", None), error)
+    print(processes.on_each(lambda: fails("2")), processes.on_first(lambda: [6]))
+"""
+
+
+@pytest.mark.slow
+def test_what_fails_on_one_process_fails_on_all_and_they_go_on_together():
+    both = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_FAILS],
+            env=both | {"JAX_PROCESS_ID": str(process)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=120)[0].splitlines() for process in pair]
+    first, second = ([line for line in lines if not line.startswith("[Gloo]")] for lines in outputs)
+    assert first == ["65 a bad row", "None [Errno 28] full", "5 [6]"]
+    assert second == ["65 a bad row", "70 OSError: [Errno 28] full (on another process)", "5 [6]"]
+
+
 JOINED = """
 import os, sys, time
 from t5x_lite import processes

@@ -96,6 +96,11 @@ def test_random_points_are_the_same_at_every_start(file):
     assert all(0.001 <= p["config.optimizer.learning_rate"] <= 0.1 and p["config.seed"] in range(4) for p in points)
 
 
+def test_a_point_drawn_twice_is_one_run(file):
+    file.write_text(file.read_text().replace("method: grid", "method: random\nrun_cap: 60"))
+    assert len(sweep.read(file).points) == 12
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -106,11 +111,20 @@ def test_random_points_are_the_same_at_every_start(file):
         ("values: [0, 1]", "values: 3", "write value: X, values"),
         ("/$WANDB_RUN_ID", "", "a workdir for each point"),
         ("method: grid", "method: random", "needs run_cap"),
+        ("method: grid", "method: grid\nrun_cap: many", "run_cap='many'"),
+        ("method: grid", "method: [grid]", "unknown method"),
+        ("{name: eval/t/accuracy, goal: maximize}", "accuracy", "write metric"),
+        ("values: [0, 1]", "values: [0, 1], probabilities: [1]", "probabilities=[1]"),
+        ("values: [0, 1]", "min: 0, max: 1, distribution: log_uniform_values", "needs one above 0"),
+        ("program: ", "program: /missing", "no program '/missing"),
         ("method:", "{", "is not YAML"),
     ],
 )
 def test_a_file_that_cannot_be_run_says_why(file, old, new, message):
-    file.write_text(file.read_text().replace(old, new))
+    text = file.read_text().replace(old, new)
+    if "probabilities" in text or "log_uniform" in text:
+        text = text.replace("method: grid", "method: random\nrun_cap: 3")
+    file.write_text(text)
     with pytest.raises(ConfigError) as error:
         sweep.read(file)
     assert message in str(error.value)

@@ -623,8 +623,8 @@ def eval_batches(
     blocks = (_packed(examples, specs, sizes, pack)[0] for examples in windows)
     batch = None
     for whole in _of_rows(blocks, batch_rows):
+        batches.check(whole, specs, vocabulary.size)  # all of it, so that all hosts refuse it together
         batch = {name: array[share] for name, array in whole.items()}
-        batches.check(batch, specs, vocabulary.size)
         yield batch
     if batch is None:
         raise DataError(f"task {task.name!r}: all texts of split {split!r} are empty; there is nothing to evaluate")
