@@ -22,7 +22,10 @@ import time
 
 import numpy as np
 
-DENSE = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
+DENSE = {
+    False: ("query", "key", "value", "out", "wi", "wo"),
+    True: ("query", "key", "value", "out", "wi_0", "wi_1", "wo"),
+}
 WAYS = {
     "full": {},
     "lora, query and value": {"lora_rank": 8},
@@ -39,7 +42,10 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
     from t5x_lite.step import abstract_params, abstract_state, init_state, make_train_step
 
     changes = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "remat": arguments.remat, **WAYS[way]}
-    if presets.find(arguments.preset).architecture == "encoder_only":
+    plain = presets.find(arguments.preset)
+    if changes.get("lora_targets") is DENSE:
+        changes["lora_targets"] = DENSE[plain.gated_mlp]
+    if plain.architecture == "encoder_only":
         changes |= {"heads": ("classification",), "num_classes": 2}
     config = presets.preset(arguments.preset, **changes)
     arrays = random_batch(config, arguments.rows, arguments.length)

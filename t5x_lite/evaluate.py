@@ -20,7 +20,7 @@ from rich.table import Table
 
 from t5x_lite import atomic, console, metrics, predict, processes, report, runtime, sharding
 from t5x_lite.checkpoint import choose, load_model, saved_steps
-from t5x_lite.data import convert, pipeline
+from t5x_lite.data import convert, pipeline, registry
 from t5x_lite.data.registry import Task, label_names
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.experiment import Experiment
@@ -62,7 +62,7 @@ class Evaluator:
                     found = scores_of(task, rows, references, field)
                     beside = "" if field == "prediction" else f"{answer}/"
                     scores |= {f"{beside}{name}": value for name, value in found.items()}
-                self._write(step, task.name, rows)
+                processes.on_first(lambda name=task.name, rows=rows: self._write(step, name, rows))
                 samples[task.name] = rows[: self.experiment.cfg.eval.predictions_shown]
             values |= {f"eval/{task.name}/{name}": value for name, value in scores.items()}
         return values, samples
@@ -148,7 +148,7 @@ class Evaluator:
                 named["bits_per_byte"] = total["lm/loss_sum"] / math.log(2) / max(size, 1)
         return named
 
-    def _prompts(self, task: Task, split: str):
+    def _prompts(self, task: Task, split: str, limit: int):
         """Batches of one example per row: (batch, indices, text examples)."""
         cfg = self.experiment.cfg
         return pipeline.prompt_batches(
@@ -158,21 +158,24 @@ class Evaluator:
             batch_rows=cfg.eval.batch_rows,
             max_new_tokens=cfg.eval.max_decode_tokens,
             split=split,
-            limit=cfg.eval.max_examples,
+            limit=limit,
             **sharding.input_shard(self.on_devices.layout, cfg.eval.batch_rows),
         )
 
     def predict(self, params: Any, task: Task, split: str) -> list[dict]:
-        """The predictions of a split, in the source's order; its targets may be unknown."""
+        """The predictions of a whole split, in the source's order; its targets may be unknown."""
         unlabelled = dataclasses.replace(task, labels=(), multi_label=False, regression=False, reference=None)
-        return self._predictions(params, task, lambda: False, self._prompts(unlabelled, split))[0]
+        return self._predictions(params, task, lambda: False, self._prompts(unlabelled, split, limit=0))[0]
 
     def _predictions(
         self, params: Any, task: Task, stop: Callable[[], bool], prompts: Iterable | None = None
     ) -> tuple[list[dict], list]:
         """Rows for the predictions' file, and what the metrics compare each with (of other prompts: None)."""
         rows, fields = [], fields_of(self._predictor.answers(task))
-        for batch, indices, examples in prompts or self._prompts(task, self.experiment.cfg.eval.split):
+        cfg = self.experiment.cfg.eval
+        batches = iter(prompts or self._prompts(task, cfg.split, cfg.max_examples))
+        while (following := processes.on_each(lambda: next(batches, None))) is not None:
+            batch, indices, examples = following
             row_of = [
                 {"index": int(i), "inputs": e["inputs"], "target": e["targets"]}
                 for i, e in zip(indices, examples, strict=True)
@@ -183,7 +186,9 @@ class Evaluator:
                 for row, prediction in zip(row_of, predictions, strict=True):
                     row[field] = prediction.text
                     row[field.replace("prediction", "score")] = round(prediction.score, 5)
-            wanted = [None if prompts else reference(task, example) for example in examples]
+            wanted = processes.on_each(
+                lambda examples=examples: [None if prompts else reference(task, example) for example in examples]
+            )
             rows += zip(row_of, wanted, strict=True)
         # Hosts that share rows (sharding.input_shard) have the same ones.
         by_index = {row["index"]: (row, _tupled(wanted)) for row, wanted in processes.gather(rows)}
@@ -191,11 +196,10 @@ class Evaluator:
         return [row for row, _ in found], [wanted for _, wanted in found]
 
     def _write(self, step: int, task: str, rows: list[dict]) -> None:
-        if jax.process_index() == 0:
-            directory = self.workdir / "predictions" / f"step_{step}"
-            directory.mkdir(parents=True, exist_ok=True)
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (directory / f"{task}.jsonl").write_text(text, encoding="utf-8")
+        directory = self.workdir / "predictions" / f"step_{step}"
+        directory.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (directory / f"{task}.jsonl").write_text(text, encoding="utf-8")
 
 
 def run(experiment: Experiment, workdir: Path, which: str, submission: Path | None = None) -> None:
@@ -244,6 +248,8 @@ def _submit(evaluator: Evaluator, params: Any, path: Path) -> None:
             "--submission is for GLUE's tasks, read from its own files (their order is the server's): "
             f"--config.data.dir=DIR; this run evaluates {', '.join(t.name for t in evaluator.experiment.eval_tasks)}"
         )
+    if "glue_mnli" in {task.name for task in tasks}:
+        tasks += registry.tasks("glue_ax")  # a test set alone, for MNLI's model
     members = {}
     if path.exists():
         with zipfile.ZipFile(path) as old:

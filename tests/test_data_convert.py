@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from t5x_lite import batch as batches
 from t5x_lite import config, experiment
 from t5x_lite.data import denoise, packing, registry
-from t5x_lite.data.convert import TEXT, DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.convert import TEXT, DecoderOnly, EncoderOnly, TextToText, text_task
 from t5x_lite.data.denoise import Denoiser
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Function
@@ -155,6 +155,14 @@ def test_a_prompt_is_what_training_showed_before_the_targets(words):
     assert len(ids) <= 8 and ids[-1] == 1
     if len(ids) == words + 2:
         assert ids == example["decoder_input_tokens"].tolist()[: len(ids)]
+
+
+def test_a_text_to_go_on_from_keeps_its_end():
+    """A language model's own texts have no separator behind them: what comes next follows from their last words."""
+    texts = [{"inputs": " ".join(str(n) for n in range(3, 33))}, {"inputs": "9"}]
+    prompts = DecoderOnly(16).prompts(texts, text_task("decoder_only"), NUMBERS, 8)
+    long, short = (packing.example(prompts, row)["decoder_input_tokens"].tolist() for row in (0, 1))
+    assert long[1:] == list(range(26, 33)) and short[1:] == [9]
 
 
 def test_wrong_labels_and_fields_are_named():

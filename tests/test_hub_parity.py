@@ -210,6 +210,16 @@ def test_outputs_gradients_and_the_way_back(name, tmp_path):
         np.testing.assert_array_equal(values.detach(), expected[output], err_msg=output)
 
 
+def test_of_a_bare_roberta_all_but_its_pooler_is_read(tmp_path, monkeypatch):
+    """No other class of transformers' has that pooler, nor has our model."""
+    monkeypatch.setitem(MODELS, "roberta_bare", ("RobertaModel", MODELS["roberta_mlm"][1]))
+    reference("roberta_bare").save_pretrained(tmp_path)
+    found = parameters.open_directory(tmp_path)
+    _, report = parameters.load(found, found.config, parameters.layout_for(found.config))
+    skipped = {row.tensor for row in report.rows if row.status not in ("loaded", "transposed")}
+    assert skipped == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
 def check_gradients(gradients, model, config, tmp_path):
     """Theirs, written as if they were parameters and read as such, are ours."""
     with torch.no_grad():

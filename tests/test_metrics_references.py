@@ -129,6 +129,11 @@ def test_spans_survive_being_written_down():
     text = span_metrics.spans_as_text(tokens, tags)
     assert span_metrics.spans_of_text(text) == [("person", "Ada Lovelace"), ("person", "Babbage")]
     assert span_metrics.spans_of_text(span_metrics.spans_as_text(["no"], ["O"])) == []
+    tags = ["B-group", "I-group", "I-group", "B-person", "O", "B-creative-work"]
+    said = span_metrics.spans_as_text(["M&amp;amp;M", "&", "amp ; Co", "a:b", "x", "y"], tags)
+    assert span_metrics.spans_of_text(said) == [
+        ("group", "M&amp;amp;M & amp ; Co"), ("person", "a:b"), ("creative-work", "y")
+    ]  # fmt: skip
     assert span_metrics.spans_of_text("nonsense") is None
     assert span_metrics.span_f1([[("person", "Ada")]], [None])["span_f1"] == 0
 

@@ -72,6 +72,9 @@ def test_a_label_is_known_by_its_ids_and_a_test_set_needs_no_targets(ready, monk
     assert predictor._text(ids, LABELS) == "yes" and predictor._text(ids[:1], LABELS) == "y e s"
     unknown = [row | {"targets": "<unk>"} for row in ROWS]
     task = dataclasses.replace(registry.get("answers"), source=Function(lambda split: unknown))
+    cfg = copy.deepcopy(evaluator.experiment.cfg)
+    cfg.eval.max_examples = 4  # of an evaluation, not of what is handed in
+    monkeypatch.setattr(evaluator, "experiment", dataclasses.replace(evaluator.experiment, cfg=cfg))
     rows = evaluator.predict(params, task, "test")
     assert len(rows) == 11 and {row["target"] for row in rows} == {"<unk>"}
 
@@ -94,6 +97,13 @@ def test_a_submission_has_every_test_prediction_and_what_was_in_it(ready, tmp_pa
         lines = found.read("SST-2.tsv").decode().splitlines()
     assert lines[0] == "index\tprediction" and [line.split("\t")[0] for line in lines[1:]] == list(map(str, range(11)))
     assert {line.split("\t")[1] for line in lines[1:]} == {"0"}  # what is no label is written as the first
+    entailed = dataclasses.replace(task, labels=("entailment", "neutral", "contradiction"))
+    mnli, ax = (dataclasses.replace(entailed, name=name) for name in ("glue_mnli", "glue_ax"))
+    monkeypatch.setattr(evaluator, "experiment", dataclasses.replace(experiment, cfg=cfg, eval_tasks=(mnli,)))
+    monkeypatch.setattr(registry, "tasks", lambda name: {"glue_ax": (ax,)}[name])
+    evaluate._submit(evaluator, params, path)
+    with zipfile.ZipFile(path) as found:  # the diagnostic set is for MNLI's model
+        assert found.namelist() == ["AX.tsv", "CoLA.tsv", "MNLI-m.tsv", "SST-2.tsv"]
 
 
 def test_answers_stand_side_by_side_and_invalid_ones_are_counted(ready):

@@ -116,6 +116,16 @@ def test_adapters_begin_as_nothing(family):
     assert not all(np.allclose(x, plain[head], atol=1e-2) for head, x in forward(adapted, params, batch).items())
 
 
+def test_lora_of_layers_that_the_model_lacks_is_an_error():
+    for family, targets, message in (
+        ("bert", ("wi_0",), "MLPs have wi and wo"),
+        ("t5_1_1", ("query", "wi"), "have wi_0, wi_1 and wo"),
+        ("bert", (), "name some layers"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            dataclasses.replace(FAMILIES[family], lora_rank=2, lora_targets=targets).validate()
+
+
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_lora_begins_as_nothing_and_merges_into_the_kernels(scan_layers):
     config = FAMILIES["t5_1_1"]

@@ -236,7 +236,11 @@ class DecoderOnly:
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         room = self.prompt_sizes(max_new_tokens)["L"]
-        inputs = _cut(_encode(examples, "inputs", task, vocabulary), room - 1, vocabulary, task, "inputs")
+        inputs = _encode(examples, "inputs", task, vocabulary)
+        if task.features["inputs"].add_eos:
+            inputs = _cut(inputs, room - 1, vocabulary, task, "inputs")
+        else:  # what comes next follows from the end of a text
+            inputs = ragged.tail(inputs, room - 1)
         first = ragged.constant(start(self.start_id, vocabulary), len(inputs))  # what a shifted sequence begins with
         return {"decoder_input_tokens": ragged.join(first, inputs)}
 

@@ -126,6 +126,12 @@ def cut(rows: Ragged, limits: np.ndarray | int) -> Ragged:
     return Ragged(rows.values[spread(rows.starts, lengths)], lengths)
 
 
+def tail(rows: Ragged, limit: int) -> Ragged:
+    """At most the last `limit` values of each row."""
+    lengths = np.minimum(rows.lengths, limit)
+    return Ragged(rows.values[spread(rows.ends - lengths, lengths)], lengths)
+
+
 def shift(rows: Ragged, first: int) -> Ragged:
     """Each row moved right by one: it begins with `first` and loses its last value.
 

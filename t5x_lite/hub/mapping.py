@@ -224,7 +224,7 @@ def bindings(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Bind
 
 def canonical_names(names: Collection[str], family: Family) -> dict[str, str]:
     """{the name that the tables have: the name in the file}: old names of norms, and a prefix that is missing."""
-    known = re.compile("|".join([*patterns(family), *map(re.escape, family.tied)]))
+    known = re.compile("|".join([*patterns(family), *map(re.escape, family.tied), *family.ignored]))
     out: dict[str, str] = {}
     for name in names:
         new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))

@@ -151,6 +151,11 @@ class ModelConfig:
         for target in self.lora_targets:
             if target not in LORA_TARGETS:
                 raise ConfigError(unknown("model.lora_targets entry", target, LORA_TARGETS))
+            if self.lora_rank and target in (("wi",) if self.gated_mlp else ("wi_0", "wi_1")):
+                there = "wi_0, wi_1 and wo" if self.gated_mlp else "wi and wo"
+                raise ConfigError(f"model.lora_targets has {target!r}; this model's MLPs have {there}")
+        if self.lora_rank and not self.lora_targets:
+            raise ConfigError(f"model.lora_rank={self.lora_rank} without model.lora_targets; name some layers")
         if self.prompt_tokens and self.architecture != "text_to_text":
             raise ConfigError(
                 f"model.prompt_tokens={self.prompt_tokens}; only text_to_text models have learned prompts"

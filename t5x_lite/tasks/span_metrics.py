@@ -1,6 +1,7 @@
 """Scores of named entities, values × 100, and the two ways to write entities down: tags and text."""
 
 import collections
+import re
 from collections.abc import Hashable, Iterable, Sequence
 
 from t5x_lite.tasks.metrics import pairs
@@ -67,7 +68,8 @@ def spans_of_text(text: str) -> list[tuple[str, str]] | None:
     """
     if text.strip() == NONE:
         return []
-    parts = [part.partition(":") for part in text.split(";")]
+    # Words may hold a semicolon; what follows one between spans is a kind.
+    parts = [part.partition(":") for part in re.split(r";\s*(?=[\w-]+:\s)", text)]
     if not all(colon and kind.strip() and words.strip() for kind, colon, words in parts):
         return None
     return [(kind.strip(), " ".join(words.split())) for kind, _, words in parts]
