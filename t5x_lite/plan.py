@@ -82,6 +82,8 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     memory = compiled.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak += memory.temp_size_in_bytes
+    if devices is not None:  # the TPU's compiler knows which of the temporary arrays are there at one time
+        peak = memory.peak_memory_in_bytes
     leaves = jax.tree_util.tree_leaves_with_path((state, batch))
     read = flops.inputs_read(traced.jaxpr)
     arrays = [_array(path_text(path), leaf) for (path, leaf), is_read in zip(leaves, read, strict=True) if is_read]

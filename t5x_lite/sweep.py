@@ -66,6 +66,8 @@ def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool
     if point is not None and not 0 <= point < len(sweep.points):
         raise ConfigError(f"--point={point}; there are points 0 to {len(sweep.points) - 1}")
     chosen = sweep.points if point is None else sweep.points[point : point + 1]
+    if shutil.which(sweep.command[0]) is None:
+        raise ConfigError(f"{file}: no program {sweep.command[0]!r} to run; is it installed, and its path right?")
     output.mkdir(parents=True, exist_ok=True)
     waiting = [p for p in chosen if not _is_done(output / run_id(p))]
     console.print(f"{len(chosen)} points, {len(chosen) - len(waiting)} of them done; {jobs} at a time")
@@ -111,8 +113,6 @@ def read(file: Path) -> Sweep:
     program = str(content.get("program", "t5x-lite"))
     parts = {"${program}": [program], "${interpreter}": ["python"], "${env}": ["/usr/bin/env"]}
     flat = [one for part in command for one in parts.get(str(part), [str(part)])]
-    if shutil.which(flat[0]) is None:
-        raise ConfigError(f"{file}: no program {flat[0]!r} to run; is it installed, and its path right?")
     return Sweep(tuple(flat), tuple(points.values()), str(metric["name"]), goal == "maximize")
 
 

@@ -96,6 +96,12 @@ def test_random_points_are_the_same_at_every_start(file):
     assert all(0.001 <= p["config.optimizer.learning_rate"] <= 0.1 and p["config.seed"] in range(4) for p in points)
 
 
+def test_a_program_that_is_not_there_is_an_error_before_any_point(file, tmp_path, capsys):
+    file.write_text(file.read_text().replace("program: ", "program: /missing"))
+    assert cli.run(["sweep", str(file), f"--output={tmp_path / 'out'}"]) == 2
+    assert "no program '/missing" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_point_drawn_twice_is_one_run(file):
     file.write_text(file.read_text().replace("method: grid", "method: random\nrun_cap: 60"))
     assert len(sweep.read(file).points) == 12
@@ -116,7 +122,6 @@ def test_a_point_drawn_twice_is_one_run(file):
         ("{name: eval/t/accuracy, goal: maximize}", "accuracy", "write metric"),
         ("values: [0, 1]", "values: [0, 1], probabilities: [1]", "probabilities=[1]"),
         ("values: [0, 1]", "min: 0, max: 1, distribution: log_uniform_values", "needs one above 0"),
-        ("program: ", "program: /missing", "no program '/missing"),
         ("method:", "{", "is not YAML"),
     ],
 )
