@@ -173,9 +173,12 @@ class Evaluator:
         """Rows for the predictions' file, and what the metrics compare each with (of other prompts: None)."""
         rows, fields = [], fields_of(self._predictor.answers(task))
         cfg = self.experiment.cfg.eval
-        batches = iter(prompts or self._prompts(task, cfg.split, cfg.max_examples))
-        while (following := processes.on_each(lambda: next(batches, None))) is not None:
-            batch, indices, examples = following
+        judged = (
+            (batch, indices, examples, [None if prompts else reference(task, example) for example in examples])
+            for batch, indices, examples in prompts or self._prompts(task, cfg.split, cfg.max_examples)
+        )
+        while (following := processes.on_each(lambda: next(judged, None))) is not None:
+            batch, indices, examples, wanted = following
             row_of = [
                 {"index": int(i), "inputs": e["inputs"], "target": e["targets"]}
                 for i, e in zip(indices, examples, strict=True)
@@ -186,9 +189,6 @@ class Evaluator:
                 for row, prediction in zip(row_of, predictions, strict=True):
                     row[field] = prediction.text
                     row[field.replace("prediction", "score")] = round(prediction.score, 5)
-            wanted = processes.on_each(
-                lambda examples=examples: [None if prompts else reference(task, example) for example in examples]
-            )
             rows += zip(row_of, wanted, strict=True)
         # Hosts that share rows (sharding.input_shard) have the same ones.
         by_index = {row["index"]: (row, _tupled(wanted)) for row, wanted in processes.gather(rows)}
@@ -209,11 +209,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     """
     from rich.console import Console
 
-    def chosen() -> list[int]:
-        best = best_step(read_metrics(workdir), experiment.cfg.checkpoint.keep_best, saved_steps(workdir))
-        return choose(workdir, which, best)
-
-    steps = processes.on_first(chosen)
+    steps = chosen_steps(workdir, which, experiment.cfg.checkpoint.keep_best)
     first = jax.process_index() == 0
     on_devices = runtime.start(experiment)
     evaluator = Evaluator(experiment, on_devices, workdir)
@@ -237,6 +233,15 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
         writers.close()
     if first:
         report.write(workdir, experiment.cfg.eval.predictions_shown)
+
+
+def chosen_steps(workdir: Path, which: str, keep_best: str) -> list[int]:
+    """The steps that `which` means, the same on all processes: another run may be saving there."""
+
+    def chosen() -> list[int]:
+        return choose(workdir, which, best_step(read_metrics(workdir), keep_best, saved_steps(workdir)))
+
+    return processes.on_first(chosen)
 
 
 def _submit(evaluator: Evaluator, params: Any, path: Path) -> None:

@@ -19,15 +19,14 @@ from typing import Any, TextIO
 import jax
 
 from t5x_lite import console, predict, processes, runtime, sharding
-from t5x_lite.checkpoint import choose, load_model, saved_steps
+from t5x_lite.checkpoint import load_model
 from t5x_lite.data import convert, pipeline
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Csv
 from t5x_lite.errors import ConfigError, DataError
-from t5x_lite.evaluate import best_step
+from t5x_lite.evaluate import chosen_steps
 from t5x_lite.experiment import Experiment
 from t5x_lite.lookup import lookup
-from t5x_lite.writers import read_metrics
 
 
 def run(
@@ -39,12 +38,7 @@ def run(
     if mode == "score" and experiment.model.architecture == "encoder_only":
         raise ConfigError("--mode=score needs a model that gives text a probability; encoder-only models have none")
     examples = _read(source, needed=("inputs", "targets") if mode == "score" else _needed(experiment, task))
-
-    def chosen() -> int:
-        best = best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved_steps(workdir))
-        return choose(workdir, which, best)[-1]
-
-    step = processes.on_first(chosen)
+    step = chosen_steps(workdir, which, cfg.checkpoint.keep_best)[-1]
     added = {"step": step, **dict.fromkeys(("prediction", "score") if mode == "predict" else ("logprob", "tokens"))}
     with contextlib.ExitStack() as closing:
         out = processes.on_each(lambda: closing.enter_context(_opened(output)) if jax.process_index() == 0 else None)
@@ -162,7 +156,7 @@ def _objects(path: Path, needed: tuple[str, ...]) -> Iterator[dict]:
 def _opened(path: Path) -> TextIO:
     """To append to, for this process alone: two that go on behind the same line would write the rest twice."""
     try:
-        file = path.open("a", encoding="utf-8")
+        file = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; give another --output") from error
     try:

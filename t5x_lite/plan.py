@@ -80,10 +80,10 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
             raise
         raise OutOfMemoryError(f"the compiler finds no room: {str(error).splitlines()[0][:300]}") from error
     memory = compiled.memory_analysis()
-    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak += memory.temp_size_in_bytes
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporary = memory.temp_size_in_bytes
     if devices is not None:  # the TPU's compiler knows which of the temporary arrays are there at one time
-        peak = memory.peak_memory_in_bytes
+        temporary = memory.peak_memory_in_bytes - held
     leaves = jax.tree_util.tree_leaves_with_path((state, batch))
     read = flops.inputs_read(traced.jaxpr)
     arrays = [_array(path_text(path), leaf) for (path, leaf), is_read in zip(leaves, read, strict=True) if is_read]
@@ -104,9 +104,9 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
             "optimizer": opt,
             "batch": sum(array["bytes"] for array in arrays if array["array"] in batch),
             "gradients": gradients,
-            "activations": max(0, memory.temp_size_in_bytes - gradients),  # and all else that a step makes for itself
+            "activations": max(0, temporary - gradients),  # and all else that a step makes for itself
             "arguments": memory.argument_size_in_bytes,
-            "peak": peak,
+            "peak": held + temporary,
         },
         "arrays": arrays,  # that the step reads
         "collectives": collectives.count(compiled.as_text(), count),

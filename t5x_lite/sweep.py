@@ -95,9 +95,8 @@ def read(file: Path) -> Sweep:
         if key not in KEYS:
             raise ConfigError(f"{file}: " + unknown("key", key, KEYS))
     metric = content.get("metric")
-    metric = metric if isinstance(metric, dict) else {"given": metric}
-    goal = metric.get("goal", "minimize")
-    if goal not in ("minimize", "maximize") or "name" not in metric:
+    goal = metric.get("goal", "minimize") if isinstance(metric, dict) else None
+    if not isinstance(metric, dict) or "name" not in metric or goal not in ("minimize", "maximize"):
         raise ConfigError(f"{file}: metric={metric!r}; write metric: {{name: eval/TASK/METRIC, goal: maximize}}")
     make = lookup("method", str(content.get("method", "")), {"grid": _grid, "random": _random})
     command = content.get("command") or ()

@@ -158,6 +158,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def pair_of(program: str) -> list[subprocess.Popen]:
+    """Two processes of one run, each with this program."""
+    both = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=both | {"JAX_PROCESS_ID": str(process)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+
+
 def meet(port: int, number: int, process: int, timeout_s: float, said: list) -> threading.Thread:
     def come():
         try:
@@ -215,16 +230,7 @@ with processes.joined():
 
 @pytest.mark.slow
 def test_what_fails_on_one_process_fails_on_all_and_they_go_on_together():
-    both = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_FAILS],
-            env=both | {"JAX_PROCESS_ID": str(process)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for process in (0, 1)
-    ]
+    pair = pair_of(ONE_FAILS)
     outputs = [process.communicate(timeout=120)[0].splitlines() for process in pair]
     first, second = ([line for line in lines if not line.startswith("[Gloo]")] for lines in outputs)
     assert first == ["65 a bad row", "None [Errno 28] full", "5 [6]"]
@@ -272,17 +278,7 @@ def test_a_run_that_changes_its_devices_at_every_stop_is_the_run_that_never_did(
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_when_one_process_dies_or_freezes_the_other_ends_and_says_so(victim, number):
-    both = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOINED],
-            env=both | {"JAX_PROCESS_ID": str(process)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in (0, 1)
-    ]
+    pair = pair_of(JOINED)
     for process in pair:
         assert process.stdout and process.stdout.readline() == "joined\n"
     pair[victim].send_signal(number)
