@@ -14,6 +14,7 @@ seconds. Tokens are those of a batch that are not padding, encoder and decoder; 
     lengths     nanoseconds a token at rows of 128 to 4096 tokens
     mixtures    nanoseconds a token with 1 to 100 tasks
     packing     utilisation and examples per core-second of packing documents with lengths like C4's into rows of 512
+    seqio_packing   the same by SeqIO's packer
     cached      throughput of the task out of what `t5x-lite cache` made of it
     seqio       throughput of SeqIO on the same corpus, vocabulary and task, where seqio and t5 are installed
     resume      seconds to the first batch from the state of step 1,000,000, and the size of that state
@@ -37,11 +38,14 @@ from unittest import mock  # noqa: E402
 
 import numpy as np  # noqa: E402
 
+from t5x_lite.batch import DECODER  # noqa: E402
 from t5x_lite.cli import HUGE_PAGES  # noqa: E402  (`t5x-lite train` starts itself again with them)
 from t5x_lite.data import cache, convert, denoise, packing, pipeline, registry, sources, vocabularies  # noqa: E402
+from t5x_lite.data.ragged import Ragged  # noqa: E402
 from t5x_lite.data.registry import Feature, Mixture, Task  # noqa: E402
 
-MEASURES = ("throughput", "stages", "lengths", "mixtures", "packing", "cached", "resume", "seqio")
+MEASURES = ("throughput", "stages", "lengths", "mixtures", "packing", "cached", "resume", "seqio", "seqio_packing")
+ROW_LENGTH = 512  # that documents are packed into
 STAGES = {
     "chunk": [(convert, "chunks")],
     "noise": [(convert, "corrupt_each")],
@@ -61,7 +65,7 @@ def main() -> None:
             vocabularies.train_sentencepiece(size=args.pieces, output=Path(args.model), texts=_sample(args.corpus))
         flags = [f"--{k}={v}" for k, v in vars(args).items() if k not in ("measure", "vocabularies", "worker")]
         for measure in args.measure.split(","):
-            for vocabulary in args.vocabularies.split(",") if measure != "packing" else ["none"]:
+            for vocabulary in args.vocabularies.split(",") if "packing" not in measure else ["none"]:
                 command = [sys.executable, __file__, *flags, f"--measure={measure}", f"--vocabularies={vocabulary}"]
                 environment = os.environ | {"GLIBC_TUNABLES": HUGE_PAGES}
                 subprocess.run([*command, "--worker"], check=True, env=environment)
@@ -82,6 +86,7 @@ def work(args: argparse.Namespace) -> None:
         "packing": packed,
         "cached": cached,
         "seqio": with_seqio,
+        "seqio_packing": packed_with_seqio,
         "resume": resume,
     }[args.measure](args, vocabulary)
     print(json.dumps({"measure": args.measure, "vocabulary": name, **found}), flush=True)
@@ -221,25 +226,56 @@ def _nanoseconds(batches: Iterator, args: argparse.Namespace) -> float:
 
 
 def packed(args: argparse.Namespace, vocabulary) -> dict:
-    """Log-normal lengths fitted to C4's documents in T5's pieces, cut at the row's length."""
-    rng = np.random.default_rng(0)
-    drawn = np.clip(rng.lognormal(5.5, 1.0, 20_000).astype(int), 1, 512)[:, None]
-    capacity = np.array([512])
+    specs = {name: DECODER[name] for name in ("decoder_target_tokens", "decoder_segment_ids", "decoder_positions")}
     rows_per_window = pipeline.ROWS_PER_WINDOW // pipeline.stream_count(args.batch_rows)
     windows, window, total = [], [], 0
-    for length in drawn[:, 0].tolist():
+    for length in document_lengths().tolist():
         window.append(length)
         total += length
-        if total >= rows_per_window * 512:
-            windows.append(np.array(window)[:, None])
+        if total >= rows_per_window * ROW_LENGTH:
+            lengths = np.array(window)
+            windows.append({"decoder_target_tokens": Ragged(np.ones(total, np.int32), lengths)})
             window, total = [], 0
     speeds, rows = [], 0
     for _ in range(args.samples):
+        begin, rows = time.process_time(), 0
+        for examples in windows:
+            row_of = packing.assign(packing.lengths_of(examples, specs, "L"), np.array([ROW_LENGTH]))
+            count = int(row_of.max()) + 1
+            packing.fill(examples, row_of, count, specs, {"L": ROW_LENGTH})
+            rows += count
+        speeds.append(sum(map(packing.count, windows)) / (time.process_time() - begin))
+    used = sum(int(examples["decoder_target_tokens"].lengths.sum()) for examples in windows)
+    return {
+        "utilisation": round(used / (ROW_LENGTH * rows), 4),
+        "examples_per_core_s": round(statistics.median(speeds)),
+    }
+
+
+def document_lengths() -> np.ndarray:
+    """Log-normal, fitted to C4's documents in T5's pieces; cut at the row's length."""
+    return np.clip(np.random.default_rng(0).lognormal(5.5, 1.0, 20_000).astype(int), 1, ROW_LENGTH)
+
+
+def packed_with_seqio(args: argparse.Namespace, vocabulary) -> dict:
+    try:
+        import seqio  # pyright: ignore[reportMissingImports]
+        import tensorflow as tf  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        return {"skipped": f"{error.name} is not installed"}
+    lengths = document_lengths()
+    values = np.ones(int(lengths.sum()), np.int32)
+    examples = tf.data.Dataset.from_tensor_slices(tf.RaggedTensor.from_row_lengths(values, lengths))
+    found = seqio.trim_and_pack_dataset(examples.map(lambda ids: {"targets": ids}), {"targets": ROW_LENGTH})
+    speeds, rows = [], 0
+    for _ in range(args.samples):
         begin = time.process_time()
-        rows = sum(int(packing.assign(w, capacity).max()) + 1 for w in windows)
-        speeds.append(sum(map(len, windows)) / (time.process_time() - begin))
-    used = sum(int(w.sum()) for w in windows)
-    return {"utilisation": round(used / (512 * rows), 4), "examples_per_core_s": round(statistics.median(speeds))}
+        rows = sum(1 for _ in found.as_numpy_iterator())
+        speeds.append(len(lengths) / (time.process_time() - begin))
+    return {
+        "utilisation": round(int(lengths.sum()) / (ROW_LENGTH * rows), 4),
+        "examples_per_core_s": round(statistics.median(speeds)),
+    }
 
 
 def cached(args: argparse.Namespace, vocabulary) -> dict:

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from t5x_lite.data.records import (
     File,
     Line,
     OnBad,
+    Read,
     Records,
     Scanned,
     bare,
@@ -45,16 +46,21 @@ class _OfLines:
     def local(self, file: File) -> Path:
         return plain(file)
 
-    def reader(self, path: Path, file: File) -> Callable[[int, int], Example]:
+    def reader(self, path: Path, file: File) -> Read:
         version = version_of(path, file)
 
-        def read(begin: int, length: int) -> Example:
+        def read(places: Sequence[tuple[int, int]]) -> list[Example]:
             handle = open_handle(path, version)
-            require_unchanged(handle, version, file)
+            data = [os.pread(handle.fileno(), length, begin) for begin, length in places]
+            require_unchanged(handle, version, file)  # after it was read: what it was then is what counts
+            found: list[Example] = []
             try:
-                return self.parse(os.pread(handle.fileno(), length, begin).decode("utf-8"), file.name)
+                for record in data:
+                    found.append(self.parse(record.decode("utf-8"), file.name))
             except (ValueError, csv.Error, StopIteration):  # a change that its time and size do not show
+                begin, _ = places[len(found)]
                 raise DataError(f"{file.name}: byte {begin} is not what it was when the file was indexed") from None
+            return found
 
         return read
 
@@ -194,7 +200,7 @@ class Table(_OfLines):
                     raise found from None
                 bad(found, len(lines))
 
-    def reader(self, path: Path, file: File) -> Callable[[int, int], Example]:
+    def reader(self, path: Path, file: File) -> Read:
         rows = self._cells(line.text + "\n" for line in read_lines(path, file.name))
         header = list(self.columns) or next(filter(None, rows))
         read = dataclasses.replace(self, columns=tuple(header))
@@ -279,9 +285,15 @@ class ParallelLines:
             if any(text.strip() for text in row.values()):
                 yield Scanned(number, 0, row)
 
-    def reader(self, path: Path, file: File) -> Callable[[int, int], Example]:
+    def reader(self, path: Path, file: File) -> Read:
         sides = self._sides(file)
-        return lambda number, length: {name: side[number][name] for name, side in sides.items()}
+
+        def read(places: Sequence[tuple[int, int]]) -> list[Example]:
+            numbers = [number for number, _ in places]
+            rows = zip(*(side.__getitems__(numbers) for side in sides.values()), strict=True)
+            return [{name: text for row in sided for name, text in row.items()} for sided in rows]
+
+        return read
 
     def where(self, path: Path, begin: int) -> str:
         return str(begin + 1)
@@ -322,17 +334,21 @@ class ArrowRows(_OfRows):
                     yield Scanned(row, 0, texts(example))
                     row += 1
 
-    def reader(self, path: Path, file: File) -> Callable[[int, int], Example]:
+    def reader(self, path: Path, file: File) -> Read:
         batches = _batches(path, file)
         ends = np.cumsum([len(batch) for batch in batches])
         version = version_of(path, file)
 
-        def read(row: int, length: int) -> Example:
-            require_unchanged(path, version, file)
+        def row_of(row: int) -> Example:
             number = int(np.searchsorted(ends, row, side="right"))
             batch = batches[number]
             (example,) = batch.slice(row - int(ends[number]) + len(batch), 1).to_pylist()
             return texts(example)
+
+        def read(places: Sequence[tuple[int, int]]) -> list[Example]:
+            found = [row_of(row) for row, _ in places]
+            require_unchanged(path, version, file)
+            return found
 
         return read
 
@@ -373,16 +389,16 @@ class ArrayRecordRows(_OfRows):
         reader = self._opened(path, file)
         for row in range(reader.num_records()):
             try:
-                found = read(row, 0)
+                (found,) = read([(row, 0)])
             except DataError as error:
                 bad(error, 1)
             else:
                 yield Scanned(row, 0, found)
 
-    def reader(self, path: Path, file: File) -> Callable[[int, int], Example]:
+    def reader(self, path: Path, file: File) -> Read:
         reader = self._opened(path, file)
 
-        def read(row: int, length: int) -> Example:
+        def record(row: int) -> Example:
             where = f"{file.name}, record {row}"
             try:
                 (data,) = reader.read([row])
@@ -395,7 +411,7 @@ class ArrayRecordRows(_OfRows):
                 raise DataError(f"{where}: {one_line(error)}; the file is damaged, get it again") from None
             return JsonLines()._strictly(text, where)
 
-        return read
+        return lambda places: [record(row) for row, _ in places]
 
     def _opened(self, path: Path, file: File):
         from array_record.python.array_record_module import ArrayRecordReader

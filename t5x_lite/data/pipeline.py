@@ -379,10 +379,7 @@ class _Feed:
         if task.name in setting.caches:
             found = setting.caches[task.name].read(indices)
         else:
-            found = [
-                self._reader.read(index, lambda place=place: generator(setting.seed, task.name, "element", place))
-                for place, index in zip(places, indices, strict=True)
-            ]
+            found = self._reader.read_many(indices, lambda n: generator(setting.seed, task.name, "element", places[n]))
         kept = [(index, example) for index, example in zip(indices, found, strict=True) if example is not None]
         rng = generator(setting.seed, task.name, "window", self._stream, window)
         examples, too_long = _converted(kept, self._reader, setting.converter, setting.vocabulary, rng)

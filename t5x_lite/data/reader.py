@@ -1,7 +1,8 @@
-"""A task's examples, one by one: read, preprocessed, checked; and what is wrong with one, with its file and line."""
+"""A task's examples: read, preprocessed, checked; and what is wrong with one, with its file and line."""
 
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,8 +29,39 @@ class Reader:
 
     def read(self, index: int, rng: Callable[[], np.random.Generator]) -> Example | None:
         """The example of this number in the source, preprocessed; `rng()` makes what a random one draws from."""
+        return self._tolerantly(index, lambda: self._record(index), rng)
+
+    def read_many(self, indices: Sequence[int], rng: Callable[[int], np.random.Generator]) -> list[Example | None]:
+        """`read` of several, sooner where the source reads them together; rng(n) makes what the n-th draws from."""
+        together = getattr(self.source, "__getitems__", None)
         try:
-            return self._strictly(index, rng)
+            records = together(indices) if together else None
+        except (DataError, OSError):  # read one by one, it is said which one is bad, or that one is left out
+            records = None
+        if records is None:
+            return [self.read(index, functools.partial(rng, n)) for n, index in enumerate(indices)]
+        if not self._is_changed:
+            return records
+        return [
+            self._tolerantly(index, lambda record=record: record, functools.partial(rng, n))
+            for n, (index, record) in enumerate(zip(indices, records, strict=True))
+        ]
+
+    def where(self, index: int) -> str:
+        """The place of an example, for messages: file and line where the source knows them."""
+        known = getattr(self.source, "where", None)
+        return known(index) if known else f"task {self.task.name!r}, example {index} of {self.split!r}"
+
+    @property
+    def _is_changed(self) -> bool:
+        """Whether an example is more than the record as it was read."""
+        return bool(self.task.preprocessors or self.task.labels or self.task.regression)
+
+    def _tolerantly(
+        self, index: int, record: Callable[[], Example], rng: Callable[[], np.random.Generator]
+    ) -> Example | None:
+        try:
+            return self._prepared(index, record(), rng)
         except DataError as error:
             if not self.task.max_bad_fraction:
                 raise
@@ -37,16 +69,13 @@ class Reader:
             self.bad += 1
             return None
 
-    def where(self, index: int) -> str:
-        """The place of an example, for messages: file and line where the source knows them."""
-        known = getattr(self.source, "where", None)
-        return known(index) if known else f"task {self.task.name!r}, example {index} of {self.split!r}"
-
-    def _strictly(self, index: int, rng: Callable[[], np.random.Generator]) -> Example | None:
+    def _record(self, index: int) -> Example:
         try:
-            record = self.source[index]  # what is wrong in a file names its place itself
+            return self.source[index]  # what is wrong in a file names its place itself
         except OSError as error:
             raise DataError(f"{self.where(index)} cannot be read: {error}") from error
+
+    def _prepared(self, index: int, record: Example, rng: Callable[[], np.random.Generator]) -> Example | None:
         try:
             example = preprocess.apply(self.task.preprocessors, record, rng)
             if example is not None and (self.task.labels or self.task.regression) and not self._is_unlabelled(example):
@@ -76,7 +105,7 @@ class Reader:
 
     def _is_bad(self, index: int) -> bool:
         try:
-            self._strictly(index, lambda: generator(0, self.task.name, self.split, index))
+            self._prepared(index, self._record(index), lambda: generator(0, self.task.name, self.split, index))
         except DataError:
             return True
         return False

@@ -62,6 +62,9 @@ class Scanned(NamedTuple):
     row: Example
 
 
+Read = Callable[[Sequence[tuple[int, int]]], list[Example]]  # of (begin, length)
+
+
 class Format(Protocol):
     """How a file's records are found and read. Frozen dataclasses: their repr says all that matters."""
 
@@ -74,8 +77,8 @@ class Format(Protocol):
         what makes the whole file unreadable."""
         ...
 
-    def reader(self, path: Path, file: "File") -> Callable[[int, int], Example]:
-        """The function from (begin, length) to the record there."""
+    def reader(self, path: Path, file: "File") -> "Read":
+        """The function from places to the records there."""
         ...
 
     def where(self, path: Path, begin: int) -> str:
@@ -149,7 +152,12 @@ class Records(Sequence[Example]):
 
     def __getitem__(self, place: int) -> Example:  # type: ignore[override]  (nobody slices)
         begin, length, _, _ = self._index[place].item()
-        return self._read(begin, length)
+        return self._read([(begin, length)])[0]
+
+    def __getitems__(self, places: Sequence[int]) -> list[Example]:
+        """Several at once, in less time: the method that TFDS's data sources and PyTorch's data sets have for it."""
+        found = self._index[places]
+        return self._read(list(zip(found["begin"].tolist(), found["length"].tolist(), strict=True)))
 
     def where(self, place: int) -> str:
         """File and line of a record, for messages."""
@@ -161,7 +169,7 @@ class Records(Sequence[Example]):
         return _digest(np.ascontiguousarray(self._index["check"]).tobytes())
 
     @functools.cached_property
-    def _read(self) -> Callable[[int, int], Example]:
+    def _read(self) -> Read:
         return self._form.reader(self.path, self.file)
 
     def __getstate__(self) -> dict:
@@ -181,6 +189,15 @@ class Chained(Sequence[Example]):
     def __getitem__(self, place: int) -> Example:  # type: ignore[override]  (nobody slices)
         part, inner = self._find(range(len(self))[place])
         return part[inner]
+
+    def __getitems__(self, places: Sequence[int]) -> list[Example]:
+        numbers = np.searchsorted(self._ends, places, side="right")
+        found: dict[int, Example] = {}
+        for number in set(numbers.tolist()):
+            mine = np.asarray(places)[numbers == number].tolist()
+            before = int(self._ends[number]) - len(self._parts[number])
+            found |= zip(mine, self._parts[number].__getitems__([place - before for place in mine]), strict=True)
+        return [found[place] for place in places]
 
     def where(self, place: int) -> str:
         part, inner = self._find(place)
