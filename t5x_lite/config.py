@@ -90,7 +90,7 @@ ON_RESUME = {
     ),  # they decide what its steps are
     "warn": (  # it goes on, but no longer as an uninterrupted run would
         *("optimizer.", "schedule.", "loss.", "train.microbatches", "train.on_nonfinite", "init.", "mesh", "rules."),
-        *("model.dropout_", "model.attention_dropout_rate", "model.dtype"),
+        *("model.dropout_", "model.attention_dropout_rate", "model.classifier_dropout_rate", "model.dtype"),
     ),
     "free": (
         *("name", "train.", "eval.", "checkpoint.", "wandb.", "profile."),

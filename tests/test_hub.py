@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import weakref
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -363,6 +364,24 @@ def test_every_preset_has_its_family_but_the_first_transformer(name):
         return
     family = mapping.family_for(config)
     assert family.base.architecture == config.architecture
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "unset"),
+    [
+        ("bert", "classifier_dropout", -1.0),
+        ("roberta", "classifier_dropout", -1.0),
+        ("albert", "classifier_dropout_prob", 0.1),
+        ("distilbert", "seq_classif_dropout", 0.2),
+    ],
+)
+def test_a_classifier_s_own_dropout_is_read_and_written(name, key, unset):
+    family, where = FAMILIES[name], Path("config.json")
+    settings = mapping.write_config(tiny(name, classifier_dropout_rate=0.3), family)
+    assert settings[key] == 0.3 and mapping.read_config(settings, family, where).classifier_dropout_rate == 0.3
+    assert mapping.read_config(settings | {key: None}, family, where).classifier_dropout_rate == unset
+    shared = mapping.write_config(tiny(name, classifier_dropout_rate=-1.0, dropout_rate=0.25), family)
+    assert shared[key] == (None if unset == -1 else 0.25)  # BERT's null is its dropout of everything else
 
 
 def test_a_t5x_directory_is_imported(tmp_path):

@@ -127,6 +127,17 @@ def test_dropout_is_off_without_train_and_a_function_of_the_key(family):
         assert not np.allclose(once[head], other[head], atol=1e-3), head
 
 
+@pytest.mark.parametrize("head", ["classification", "regression", "token_classification"])
+def test_a_classifier_can_have_a_dropout_of_its_own(head):
+    changes = {"heads": (head, "pooled"), "num_classes": 1 if head == "regression" else 3}
+    config = dataclasses.replace(FAMILIES["bert"], **changes, classifier_dropout_rate=0.5)
+    params, batch, key = random_params(config), random_batch(config), jax.random.key(1, impl="unsafe_rbg")
+    quiet = forward(config, params, batch)
+    noisy = jax.jit(lambda: build(config).apply({"params": params}, batch, True, rngs={"dropout": key}))()
+    assert not np.allclose(noisy[head], quiet[head], atol=1e-3)
+    assert_trees_close(noisy["pooled"], quiet["pooled"], rtol=1e-6, atol=1e-6)  # nothing before it has any
+
+
 def test_dropout_keeps_the_mean_and_shares_its_mask_along_an_axis():
     x = jnp.ones((50, 40, 30))
     y = np.asarray(dropout(x, 0.25, jax.random.key(0)))

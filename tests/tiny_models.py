@@ -14,7 +14,7 @@ from t5x_lite.models.presets import preset
 
 SIZES = {"vocab_size": 48, "d_model": 16, "d_ff": 24, "num_heads": 2, "head_dim": 8}
 BOTH = {"num_encoder_layers": 2, "num_decoder_layers": 2}
-NO_DROPOUT = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
+NO_DROPOUT = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "classifier_dropout_rate": -1.0}
 
 FAMILIES: dict[str, ModelConfig] = {
     "t5": preset("t5_small", **SIZES, **BOTH, **NO_DROPOUT),
@@ -22,7 +22,7 @@ FAMILIES: dict[str, ModelConfig] = {
     "transformer": preset("transformer_base", **SIZES, **BOTH, **NO_DROPOUT),
     "bert": preset("bert_tiny", **SIZES, **NO_DROPOUT, max_positions=32),
     "gpt2": preset("gpt2_tiny", **SIZES, **NO_DROPOUT, max_positions=64),
-    "albert": preset("albert_base", **SIZES, max_positions=32, embedding_dim=8, num_encoder_layers=2),
+    "albert": preset("albert_base", **SIZES, **NO_DROPOUT, max_positions=32, embedding_dim=8, num_encoder_layers=2),
     "gpt_j": preset("gpt_j_6b", **SIZES, rotary_dim=4, num_decoder_layers=2),
     "llama": preset(
         "llama_3_1_8b", **SIZES | {"num_heads": 4}, num_kv_heads=2, num_decoder_layers=2, rotary_original_positions=8

@@ -177,6 +177,7 @@ _BERT_SETTINGS = {
     "norm_epsilon": "layer_norm_eps",
     "dropout_rate": "hidden_dropout_prob",
     "attention_dropout_rate": "attention_probs_dropout_prob",
+    "classifier_dropout_rate": "classifier_dropout",
     "initializer_stddev": "initializer_range",
 }
 _CLASSIFIERS = {  # of four that have the same tensor, the class in config.json says which it is
@@ -325,6 +326,7 @@ DISTILBERT = Family(
         "max_positions": "max_position_embeddings",
         "dropout_rate": "dropout",
         "attention_dropout_rate": "attention_dropout",
+        "classifier_dropout_rate": "seq_classif_dropout",
         "initializer_stddev": "initializer_range",
     },
     choices={"activation": ACTIVATIONS, "sinusoidal_pos_embds": {False: {}, True: {}}},
@@ -362,7 +364,11 @@ _ALBERT_LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 ALBERT = Family(
     model_type="albert",
     base=presets.PRESETS["albert_base"],
-    settings={**_BERT_SETTINGS, "embedding_dim": "embedding_size"},
+    settings={
+        **_BERT_SETTINGS,
+        "embedding_dim": "embedding_size",
+        "classifier_dropout_rate": "classifier_dropout_prob",
+    },
     choices={
         "hidden_act": ACTIVATIONS,
         "position_embedding_type": {"absolute": {}},

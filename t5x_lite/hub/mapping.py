@@ -19,8 +19,8 @@ REQUIRED = ("vocab_size", "d_model", "num_heads", "num_encoder_layers", "num_dec
 # Decide how a model is trained or run, not what it computes; a config.json may be silent about them.
 SILENT = (
     "dtype", "scan_layers", "remat", "initializer", "initializer_stddev", "scale_residual_init", "dropout_rate",
-    "attention_dropout_rate", "dropout_hidden", "dropout_broadcasts_length", "heads", "num_classes", "decoder_start_id",
-    "fairseq_marks", "max_positions", "lora_rank", "lora_alpha", "lora_targets",
+    "attention_dropout_rate", "classifier_dropout_rate", "dropout_hidden", "dropout_broadcasts_length", "heads",
+    "num_classes", "decoder_start_id", "fairseq_marks", "max_positions", "lora_rank", "lora_alpha", "lora_targets",
     "lora_dropout_rate",
 )  # fmt: skip
 PROBLEMS = {"regression": "regression", "multi_label": "multi_label_classification"}  # of one class of transformers
@@ -109,6 +109,9 @@ def write_config(
                 out[key] = value
                 break
     out |= {"torch_dtype": "float32"} | family.write(config)
+    head = family.settings.get("classifier_dropout_rate")
+    if head and out[head] == -1:
+        out[head] = None if family.base.classifier_dropout_rate == -1 else config.dropout_rate
     start = family.settings.get("decoder_start_id")
     if start and out[start] == -1:  # ours: the pad
         out[start] = family.constants.get(start, out.get("pad_token_id"))

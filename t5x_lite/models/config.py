@@ -90,8 +90,9 @@ class ModelConfig:
     prompt_tokens: int = 0  # learned vectors that begin every text of a text-to-text model's encoder; 0: none
     adapter_dim: int = 0  # width of the adapters behind each sublayer (models/adapter.py); 0: none
     # training
-    dropout_rate: float = 0.0  # embeddings, residual branches, pooled output before a classification head
+    dropout_rate: float = 0.0  # embeddings, residual branches
     attention_dropout_rate: float = 0.0  # attention weights
+    classifier_dropout_rate: float = -1.0  # what a classification head reads; -1: dropout_rate
     dropout_hidden: bool = False  # dropout_rate also on the MLP's hidden layer and a stack's output (T5)
     dropout_broadcasts_length: bool = False  # T5: one mask for all positions of a row, for all queries of a head
     initializer: str = "t5"
@@ -122,7 +123,12 @@ class ModelConfig:
 
     @property
     def has_dropout(self) -> bool:
-        return self.dropout_rate > 0 or self.attention_dropout_rate > 0
+        return max(self.dropout_rate, self.attention_dropout_rate, self.head_dropout_rate) > 0
+
+    @property
+    def head_dropout_rate(self) -> float:
+        """Of what a classification head reads."""
+        return self.dropout_rate if self.classifier_dropout_rate == -1 else self.classifier_dropout_rate
 
     @property
     def pooled_heads(self) -> tuple[str, ...]:
@@ -143,6 +149,11 @@ class ModelConfig:
         for field in ("dropout_rate", "attention_dropout_rate", "lora_dropout_rate"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"model.{field}={getattr(self, field)}; it must be in [0, 1)")
+        if not 0 <= self.head_dropout_rate < 1:
+            raise ConfigError(
+                f"model.classifier_dropout_rate={self.classifier_dropout_rate}; it must be in [0, 1), or -1: as "
+                "model.dropout_rate"
+            )
         wants = {"text_to_text": (1, 1), "encoder_only": (1, 0), "decoder_only": (0, 1)}[self.architecture]
         for field, wanted in zip(("num_encoder_layers", "num_decoder_layers"), wants, strict=True):
             if (getattr(self, field) > 0) != bool(wanted):

@@ -57,7 +57,7 @@ class EncoderOnly(nn.Module):
             mlm = MaskedLanguageModelHead(config, self.constrain, name="mlm")
             outputs["mlm"] = mlm(rows_at(hidden_BSD, batch["mlm_positions"]), token_embedding)
         if "token_classification" in config.heads:
-            dropped_BSD = dropout(hidden_BSD, config.dropout_rate, subkey(key, 2))
+            dropped_BSD = dropout(hidden_BSD, config.head_dropout_rate, subkey(key, 2))
             head = class_dense(config, config.num_classes, "token_classification")
             outputs["token_classification"] = head(dropped_BSD)
         if "span" in config.heads:
@@ -72,7 +72,7 @@ class EncoderOnly(nn.Module):
 def example_outputs(config: ModelConfig, pooled_BED: jax.Array, key: jax.Array | None) -> dict[str, jax.Array]:
     """The outputs of the heads that read one vector per example; their layers belong to the module that calls."""
     outputs = {}
-    dropped_BED = dropout(pooled_BED, config.dropout_rate, key)
+    dropped_BED = dropout(pooled_BED, config.head_dropout_rate, key)
     if "nsp" in config.heads:
         outputs["nsp"] = class_dense(config, 2, "nsp")(pooled_BED)
     for head in ("classification", "multi_label"):

@@ -113,12 +113,17 @@ def roberta(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelCo
 
 def distilbert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
     """DistilBERT (Sanh et al. 2019): half of BERT's layers, no sentence types, a relu before the classifier."""
-    new = {"type_vocab_size": 0, "pooler_activation": "relu", "heads": ("mlm",)}
+    new = {
+        "type_vocab_size": 0,
+        "pooler_activation": "relu",
+        "heads": ("mlm",),
+        "classifier_dropout_rate": 0.2,  # seq_classif_dropout of its config.json
+    }
     return bert(d_model, num_heads, num_layers, **(new | changes))
 
 
 def albert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """ALBERT v2 (Lan et al. 2020): one layer for all, small embeddings, sentence order, no dropout."""
+    """ALBERT v2 (Lan et al. 2020): one layer for all, small embeddings, sentence order, dropout before classifiers."""
     new = {
         "vocab_size": 30000,
         "embedding_dim": 128,
@@ -126,6 +131,7 @@ def albert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelCon
         "activation": "gelu_tanh",
         "dropout_rate": 0.0,
         "attention_dropout_rate": 0.0,
+        "classifier_dropout_rate": 0.1,  # classifier_dropout_prob of its config.json
     }
     return bert(d_model, num_heads, num_layers, **(new | changes))
 
