@@ -43,6 +43,8 @@ def test_a_table_of_reviews_is_a_classification_task(tmp_path):
     assert [m.__name__ for m in task.metrics] == ["accuracy", "macro_f1"]
     examples = [example for split in records.PERCENT for example in task.source.split(split)]
     assert len(examples) == 400 and {"inputs": "No 7: good, 7", "targets": "good"} in examples
+    test = task.source.split("test")
+    assert test.read_many([3, 0, 3]) == [test[3], test[0], test[3]]
     assert found.notes[0].startswith(f"{path}: CSV with the columns title, body, label; split by hash: train 3")
     assert found.notes[1] == (
         "targets '{label}': 2 labels found, bad 25.0%, good 75.0%; scored by accuracy and macro F1"

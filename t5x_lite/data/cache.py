@@ -338,7 +338,7 @@ def _make_adopted(shard: int) -> dict[str, Any]:
 def _arrays_of(job: Job, reader: Reader, indices: range) -> dict[str, np.ndarray]:
     """Some examples of the source, preprocessed and tokenised, as columns; of offsets, those behind each example."""
     task, vocabulary, recipe = job.task, job.vocabulary, job.recipe
-    examples = reader.read_many(indices, _no_rng)
+    examples = [reader.read(index, _no_rng) for index in indices]
     arrays = {"kept": np.array([example is not None for example in examples])}
     columns: dict[str, list[np.ndarray]] = {}
     for field in recipe["fields"]:
@@ -357,7 +357,7 @@ def _arrays_of(job: Job, reader: Reader, indices: range) -> dict[str, np.ndarray
     return arrays
 
 
-def _no_rng(_: int) -> np.random.Generator:
+def _no_rng() -> np.random.Generator:
     raise AssertionError("a task with a random preprocessor is not cached")
 
 

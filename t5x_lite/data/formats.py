@@ -51,15 +51,15 @@ class _OfLines:
 
         def read(places: Sequence[tuple[int, int]]) -> list[Example]:
             handle = open_handle(path, version)
-            data = [os.pread(handle.fileno(), length, begin) for begin, length in places]
-            require_unchanged(handle, version, file)  # after it was read: what it was then is what counts
-            found: list[Example] = []
+            number, found = handle.fileno(), []
             try:
-                for record in data:
-                    found.append(self.parse(record.decode("utf-8"), file.name))
-            except (ValueError, csv.Error, StopIteration):  # a change that its time and size do not show
+                for begin, length in places:
+                    found.append(self.parse(os.pread(number, length, begin).decode("utf-8"), file.name))
+            except (ValueError, csv.Error, StopIteration):
+                require_unchanged(handle, version, file)  # else a change that its time and size do not show
                 begin, _ = places[len(found)]
                 raise DataError(f"{file.name}: byte {begin} is not what it was when the file was indexed") from None
+            require_unchanged(handle, version, file)  # after it was read: what it was then is what counts
             return found
 
         return read
@@ -290,7 +290,7 @@ class ParallelLines:
 
         def read(places: Sequence[tuple[int, int]]) -> list[Example]:
             numbers = [number for number, _ in places]
-            rows = zip(*(side.__getitems__(numbers) for side in sides.values()), strict=True)
+            rows = zip(*(side.read_many(numbers) for side in sides.values()), strict=True)
             return [{name: text for row in sided for name, text in row.items()} for sided in rows]
 
         return read

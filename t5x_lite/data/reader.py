@@ -33,7 +33,7 @@ class Reader:
 
     def read_many(self, indices: Sequence[int], rng: Callable[[int], np.random.Generator]) -> list[Example | None]:
         """`read` of several, sooner where the source reads them together; rng(n) makes what the n-th draws from."""
-        together = getattr(self.source, "__getitems__", None)
+        together = getattr(self.source, "read_many", None)
         try:
             records = together(indices) if together else None
         except (DataError, OSError):  # read one by one, it is said which one is bad, or that one is left out

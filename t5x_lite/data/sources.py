@@ -176,9 +176,6 @@ class _Decoded(Sequence):
     def __getitem__(self, index):
         return texts(self._source[index])
 
-    def __getitems__(self, places: Sequence[int]) -> list[Example]:
-        return [texts(example) for example in self._source.__getitems__(places)]
-
 
 def matching(pattern: str) -> list[str]:
     """The paths that a pattern with wildcards stands for, sorted by name; one without is itself. DataError for none."""
