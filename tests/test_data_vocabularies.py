@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +72,31 @@ def test_decoding_ends_at_eos_and_leaves_padding_out(trained):
         ids = [*vocabulary.encode(["the fox"])[0], vocabulary.pad_id, vocabulary.eos_id, *vocabulary.encode(["dog"])[0]]
         assert vocabulary.decode(ids) == "the fox"
         assert vocabulary.decode([vocabulary.sentinel(1)]) == "<extra_id_1>"
+
+
+@pytest.mark.parametrize("text", ["the fox, the dog.", "ba  dri", " Grüße ½ …日本\tthe", "", " "])
+def test_places_are_those_of_the_ids(trained, text):
+    tokenizer = load(str(SHARED / "vocab" / "gpt2")) if SHARED.exists() else None
+    for vocabulary in filter(None, (ByteVocabulary(), trained, tokenizer)):
+        ids, places = vocabulary.places(text)
+        assert ids.tolist() == vocabulary.encode([text])[0].tolist() and places.shape == (len(ids), 2)
+        assert (np.diff(places, axis=0) >= 0).all() and (places >= 0).all() and (places <= len(text)).all()
+        if text.isascii():  # where nothing is normalised a piece is what stands there
+            pieces = [vocabulary.decode([i]).strip() for i in ids.tolist()]
+            assert pieces == [text[begin:end].strip() for begin, end in places.tolist()]
+
+
+def test_a_context_s_tokens_are_those_of_the_whole_text(trained):
+    """In windows, for which SentencePiece would begin every word or mark with a space if it saw them one by one."""
+    context = "the fox, the dog. (ba-dri) fu's"
+    encoder = EncoderOnly(16, window_stride=4, heads=("span",))
+    task = text_task("encoder_only", ("question", "context"))
+    found, windows = encoder.windows([{"question": "the", "context": context}], task, trained)
+    ids = trained.encode([context])[0].tolist()
+    assert len(windows) > 1 and windows[-1].end == len(ids)
+    for row, window in enumerate(windows):
+        tokens = found["encoder_input_tokens"][row].tolist()
+        assert tokens[window.first : window.first + window.end - window.begin] == ids[window.begin : window.end]
 
 
 def test_half_a_surrogate_pair_is_an_error(trained):

@@ -380,16 +380,15 @@ class EncoderOnly:
         question, context = task.segments
         asked = ragged.of(_ids([text_of(e, question, task) for e in examples], vocabulary))
         asked = ragged.cut(asked, self.length // 2)
-        found = [words.found_in(text_of(e, context, task)) for e in examples]
-        tokens, word_of = words.encoded([texts for texts, _ in found], vocabulary)
         windows, parts = [], []
-        for number, (_, places) in enumerate(found):
+        for number, text in enumerate(text_of(e, context, task) for e in examples):
+            ids, places_T2 = vocabulary.places(text)
+            of_token = words.around(text, places_T2)
             first = 2 + int(asked.lengths[number]) + self.fairseq_marks
             room = self.length - first - 1
             if room < 1:
                 raise ConfigError(f"data.length={self.length} leaves no room for a context behind a question")
             step = min(self.window_stride, room)
-            ids, of_token = tokens[number], places[word_of[number]]
             for begin in range(0, max(1, len(ids) - room + step), step):
                 end = min(begin + room, len(ids))
                 windows.append(Window(number, first, begin, end, of_token))

@@ -82,6 +82,14 @@ class Vocabulary(Protocol):
         """int32 ids of each text, without special tokens."""
         ...
 
+    def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The int32 ids of a text, and where each stands in it: (begin, end) in characters, [ids, 2]."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each id as the vocabulary's file has it: "##ing", "▁the"."""
+        ...
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text up to the first `eos_id`; padding and control ids print nothing, sentinels `<extra_id_k>`."""
         ...
@@ -135,6 +143,14 @@ class ByteVocabulary:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(_utf8(text), np.uint8).astype(np.int32) + 3 for text in texts]
+
+    def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        (ids,) = self.encode([text])
+        begins_T = np.arange(len(ids))
+        return ids, _in_characters(text, np.stack([begins_T, begins_T + 1], axis=1))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.show([i]) for i in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         kept = [i for i in _until(ids, self.eos_id) if i not in (self.cls_id, self.sep_id)]
@@ -270,6 +286,15 @@ class SentencePieceVocabulary:
             for text in texts:
                 _utf8(text)  # says which
             raise
+
+    def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        _utf8(text)  # says what is none
+        found = self._processor.encode(text, return_type="proto").pieces
+        places_T2 = np.array([(piece.begin, piece.end) for piece in found], np.int64).reshape(-1, 2)
+        return np.array([piece.id for piece in found], np.int32), _in_characters(text, places_T2)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._processor.id_to_piece(i) for i in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         hidden = {self.pad_id, *(self._processor.piece_to_id(s) for s in CONTROL_SYMBOLS)} - {self.unk_id}
@@ -507,13 +532,15 @@ class TokenizerVocabulary:
             raise
         return [np.asarray(encoding.ids, np.int32) for encoding in found]
 
-    def places(self, text: str) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """The int32 ids of a text, their pieces, and where each stands in it: (begin, end) in characters, [ids, 2]."""
+    def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         found = self._tokenizer.encode(text, add_special_tokens=False)
-        return np.asarray(found.ids, np.int32), found.tokens, np.asarray(found.offsets, np.int64).reshape(-1, 2)
+        return np.asarray(found.ids, np.int32), np.asarray(found.offsets, np.int64).reshape(-1, 2)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._tokenizer.id_to_token(i) or "" for i in ids]  # "": there is none of this id
 
     def join(self, pieces: Sequence[str]) -> str:
-        """The text of pieces as `places` gives them; any other text among them stays as it is."""
+        """The text of `pieces`; any other text among them stays as it is."""
         decoder = self._tokenizer.decoder
         return " ".join(pieces) if decoder is None else decoder.decode(list(pieces))
 
@@ -705,6 +732,17 @@ def _texts(texts: Iterable[str], files: Sequence[Path]) -> Iterable[str]:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
+
+
+def _in_characters(text: str, bytes_T2: np.ndarray) -> np.ndarray:
+    """(begin, end) in bytes of UTF-8 as the characters they touch.
+
+    >>> _in_characters("aé", np.array([[0, 1], [1, 2], [2, 3]])).tolist()
+    [[0, 1], [1, 2], [1, 2]]
+    """
+    begun = np.cumsum((np.frombuffer(_utf8(text) + b"\0", np.uint8) & 0xC0) != 0x80)  # up to each byte, with it
+    begins, ends = bytes_T2.T
+    return np.stack([begun[begins] - 1, np.where(ends > 0, begun[ends - 1], 0)], axis=1)
 
 
 def _read(path: Path) -> bytes:

@@ -31,13 +31,17 @@ def encoded(texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[Rag
     return Ragged(ragged.of(ids).values, lengths), Ragged(np.repeat(numbers, counts), lengths)
 
 
-def found_in(text: str) -> tuple[list[str], np.ndarray]:
-    """The words and marks of a text, each with the space before it, and their (begin, end) in characters, [words, 2].
+def around(text: str, places_T2: np.ndarray) -> np.ndarray:
+    """The places of the words or marks that tokens are of, from those of the tokens: (begin, end) in characters,
+    [tokens, 2]. A token of spaces keeps its own.
 
-    >>> words, places = found_in("No, U.S.")
-    >>> words, places.tolist()
-    (['No', ',', ' U', '.', 'S', '.'], [[0, 2], [2, 3], [4, 5], [5, 6], [6, 7], [7, 8]])
+    >>> around("No, U.S.", np.array([[0, 1], [1, 3], [3, 5], [3, 4]])).tolist()
+    [[0, 2], [0, 3], [4, 5], [3, 4]]
     """
-    matches = list(WORD.finditer(text))
-    words = [" " * (m.start() > 0 and text[m.start() - 1].isspace()) + m[0] for m in matches]
-    return words, np.array([m.span() for m in matches], np.int64).reshape(-1, 2)
+    words_W2 = np.array([match.span() for match in WORD.finditer(text)], np.int64).reshape(-1, 2)
+    first_T = np.searchsorted(words_W2[:, 1], places_T2[:, 0], side="right")
+    last_T = np.searchsorted(words_W2[:, 0], places_T2[:, 1], side="left") - 1
+    out_T2, touches_T = places_T2.copy(), first_T <= last_T
+    out_T2[touches_T, 0] = words_W2[first_T[touches_T], 0]
+    out_T2[touches_T, 1] = words_W2[last_T[touches_T], 1]
+    return out_T2

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5x_lite import decode
-from t5x_lite.data import packing, words
+from t5x_lite.data import packing
 from t5x_lite.data.convert import Encoded, EncoderOnly, text_task
 from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
 from t5x_lite.decode import Strategy
@@ -348,16 +348,10 @@ class Token(NamedTuple):
 
 
 def _tokens(vocabulary: Vocabulary, text: str) -> list[Token]:
-    """A vocabulary that does not know where its tokens stand gives each the place of its word."""
-    if isinstance(vocabulary, TokenizerVocabulary):
-        ids, pieces, places_T2 = vocabulary.places(text)
-    else:
-        found, of_word = words.found_in(text)
-        encoded, word_of = words.encoded([found], vocabulary)
-        ids, places_T2 = encoded.values, of_word[word_of.values]
-        pieces = [vocabulary.show([i]) for i in ids]
+    ids, places_T2 = vocabulary.places(text)
     unknown_T = ids == vocabulary.unk_id
     goes_on_T = ~vocabulary.word_starts[ids] & ~unknown_T & (np.arange(len(ids)) > 0)
+    pieces = vocabulary.pieces(ids.tolist())
     rows = zip(ids.tolist(), pieces, places_T2.tolist(), goes_on_T.tolist(), unknown_T.tolist(), strict=True)
     return [Token(i, text[b:e] if unknown else piece, b, e, on) for i, piece, (b, e), on, unknown in rows]
 
