@@ -148,7 +148,7 @@ def _plan(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     count = arguments.devices or _mesh_devices(cfg.mesh)
     os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is touched: its runtime would take it from a run
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {LIBTPU_STACKS}".strip()
+    os.environ["LIBTPU_INIT_ARGS"] = f"{LIBTPU_STACKS} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip()
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     from t5x_lite import experiment, plan
 

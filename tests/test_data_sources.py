@@ -294,6 +294,23 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
             _ = opened[1]
 
 
+def test_an_arrow_file_that_is_cut_off_or_damaged_while_it_is_read_is_an_error(tmp_path):
+    """Pages that are mapped and no longer there would end the process."""
+    path = tmp_path / "a.arrow"
+    write_rows(path, [{"a": "x" * 1000}] * 5000)
+    opened = sources.Arrow({"train": str(path)}).split("train")
+    assert opened[0]
+    before, data = path.stat(), path.read_bytes()
+    path.write_bytes(data.replace(b"xx", b"\xff\xff"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(DataError, match=r"a\.arrow: damaged .*get it again"):
+        opened.read_many([4000, 1])
+    with path.open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(DataError, match="was changed while it was read"):
+        opened.read_many([4000, 1])
+
+
 def test_a_change_that_time_and_size_do_not_show_is_no_traceback(tmp_path):
     for name, make, data in (("a.jsonl", sources.Jsonl, b'{"a": 1}\n'), ("a.txt", sources.Text, b"abcdefgh\n")):
         path = tmp_path / name

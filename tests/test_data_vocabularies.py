@@ -103,6 +103,8 @@ def test_half_a_surrogate_pair_is_an_error(trained):
     for vocabulary in (ByteVocabulary(), trained):
         with pytest.raises(DataError, match="surrogate"):
             vocabulary.encode(["fine", "bad \ud800"])
+        with pytest.raises(DataError, match="surrogate"):
+            vocabulary.places("bad \ud800")
 
 
 def test_trained_model_has_the_roles_and_the_sentinels(trained):

@@ -55,7 +55,7 @@ class _OfLines:
             try:
                 for begin, length in places:
                     found.append(self.parse(os.pread(number, length, begin).decode("utf-8"), file.name))
-            except (ValueError, csv.Error, StopIteration):
+            except (ValueError, csv.Error, StopIteration, RecursionError):
                 require_unchanged(handle, version, file)  # else a change that its time and size do not show
                 begin, _ = places[len(found)]
                 raise DataError(f"{file.name}: byte {begin} is not what it was when the file was indexed") from None
@@ -346,7 +346,12 @@ class ArrowRows(_OfRows):
             return texts(example)
 
         def read(places: Sequence[tuple[int, int]]) -> list[Example]:
-            found = [row_of(row) for row, _ in places]
+            require_unchanged(path, version, file)  # before: pages that a shorter file lacks end the process
+            try:
+                found = [row_of(row) for row, _ in places]
+            except (ValueError, TypeError, ArithmeticError, OSError) as error:
+                require_unchanged(path, version, file)
+                raise DataError(f"{file.name}: damaged ({one_line(error)}); get it again") from None
             require_unchanged(path, version, file)
             return found
 

@@ -533,6 +533,7 @@ class TokenizerVocabulary:
         return [np.asarray(encoding.ids, np.int32) for encoding in found]
 
     def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        _utf8(text)  # says what is none
         found = self._tokenizer.encode(text, add_special_tokens=False)
         return np.asarray(found.ids, np.int32), np.asarray(found.offsets, np.int64).reshape(-1, 2)
 

@@ -33,15 +33,14 @@ def encoded(texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[Rag
 
 def around(text: str, places_T2: np.ndarray) -> np.ndarray:
     """The places of the words or marks that tokens are of, from those of the tokens: (begin, end) in characters,
-    [tokens, 2]. A token of spaces keeps its own.
+    [tokens, 2]. A token of spaces is of the word behind it, or of the last.
 
     >>> around("No, U.S.", np.array([[0, 1], [1, 3], [3, 5], [3, 4]])).tolist()
-    [[0, 2], [0, 3], [4, 5], [3, 4]]
+    [[0, 2], [0, 3], [4, 5], [4, 5]]
     """
     words_W2 = np.array([match.span() for match in WORD.finditer(text)], np.int64).reshape(-1, 2)
-    first_T = np.searchsorted(words_W2[:, 1], places_T2[:, 0], side="right")
+    if not len(words_W2):
+        return places_T2
+    first_T = np.searchsorted(words_W2[:, 1], places_T2[:, 0], side="right").clip(max=len(words_W2) - 1)
     last_T = np.searchsorted(words_W2[:, 0], places_T2[:, 1], side="left") - 1
-    out_T2, touches_T = places_T2.copy(), first_T <= last_T
-    out_T2[touches_T, 0] = words_W2[first_T[touches_T], 0]
-    out_T2[touches_T, 1] = words_W2[last_T[touches_T], 1]
-    return out_T2
+    return np.stack([words_W2[first_T, 0], words_W2[np.maximum(first_T, last_T), 1]], axis=1)

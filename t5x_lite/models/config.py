@@ -92,7 +92,7 @@ class ModelConfig:
     # training
     dropout_rate: float = 0.0  # embeddings, residual branches
     attention_dropout_rate: float = 0.0  # attention weights
-    classifier_dropout_rate: float = -1.0  # what a classification head reads; -1: dropout_rate
+    classifier_dropout_rate: float = -1.0  # of the vector that classifies an example; -1: dropout_rate
     dropout_hidden: bool = False  # dropout_rate also on the MLP's hidden layer and a stack's output (T5)
     dropout_broadcasts_length: bool = False  # T5: one mask for all positions of a row, for all queries of a head
     initializer: str = "t5"
@@ -127,7 +127,7 @@ class ModelConfig:
 
     @property
     def head_dropout_rate(self) -> float:
-        """Of what a classification head reads."""
+        """Of the vector that classifies an example."""
         return self.dropout_rate if self.classifier_dropout_rate == -1 else self.classifier_dropout_rate
 
     @property

@@ -57,7 +57,7 @@ class EncoderOnly(nn.Module):
             mlm = MaskedLanguageModelHead(config, self.constrain, name="mlm")
             outputs["mlm"] = mlm(rows_at(hidden_BSD, batch["mlm_positions"]), token_embedding)
         if "token_classification" in config.heads:
-            dropped_BSD = dropout(hidden_BSD, config.head_dropout_rate, subkey(key, 2))
+            dropped_BSD = dropout(hidden_BSD, config.dropout_rate, subkey(key, 2))
             head = class_dense(config, config.num_classes, "token_classification")
             outputs["token_classification"] = head(dropped_BSD)
         if "span" in config.heads:
