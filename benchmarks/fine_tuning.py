@@ -22,16 +22,16 @@ import time
 
 import numpy as np
 
-DENSE = {
-    False: ("query", "key", "value", "out", "wi", "wo"),
-    True: ("query", "key", "value", "out", "wi_0", "wi_1", "wo"),
-}
-WAYS = {
-    "full": {},
-    "lora, query and value": {"lora_rank": 8},
-    "lora, all dense layers": {"lora_rank": 8, "lora_targets": DENSE},
-    "adapters": {"adapter_dim": 32},
-}
+
+def ways(gated_mlp: bool) -> dict[str, dict]:
+    """What each way changes of a model."""
+    dense = ("query", "key", "value", "out", *(("wi_0", "wi_1") if gated_mlp else ("wi",)), "wo")
+    return {
+        "full": {},
+        "lora, query and value": {"lora_rank": 8},
+        "lora, all dense layers": {"lora_rank": 8, "lora_targets": dense},
+        "adapters": {"adapter_dim": 32},
+    }
 
 
 def measure(way: str, arguments: argparse.Namespace) -> dict:
@@ -41,10 +41,9 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
     from t5x_lite.models import build, presets
     from t5x_lite.step import abstract_params, abstract_state, init_state, make_train_step
 
-    changes = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "remat": arguments.remat, **WAYS[way]}
     plain = presets.find(arguments.preset)
-    if changes.get("lora_targets") is DENSE:
-        changes["lora_targets"] = DENSE[plain.gated_mlp]
+    changes = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "remat": arguments.remat}
+    changes |= ways(plain.gated_mlp)[way]
     if plain.architecture == "encoder_only":
         changes |= {"heads": ("classification",), "num_classes": 2}
     config = presets.preset(arguments.preset, **changes)
@@ -111,12 +110,12 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5, help="that are timed")
     parser.add_argument("--remat", default="none", help="full: activations are computed again on the way back")
-    parser.add_argument("--way", choices=WAYS, help="that one alone, in this process")
+    parser.add_argument("--way", choices=ways(False), help="that one alone, in this process")
     arguments = parser.parse_args()
     if arguments.way:
         print(json.dumps(measure(arguments.way, arguments)), flush=True)
         return
-    for way in WAYS:
+    for way in ways(False):
         subprocess.run([sys.executable, *sys.argv, f"--way={way}"], check=True)
 
 

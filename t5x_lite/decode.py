@@ -174,14 +174,12 @@ def _generate(module, strategy, eos_id, start_id, params, batch, max_tokens, min
     def rules(count: jax.Array, logits_RV: jax.Array, history: History) -> tuple[jax.Array, jax.Array]:
         """Logits, −inf where forbidden, and what normalises them: a text's score is its probability among all."""
         penalised = strategy.repetition_penalty != 1
-        if penalised and strategy.beams > 1:  # beams compare penalised log-probabilities, as in transformers
+        normalised = penalised and strategy.beams > 1  # beams compare penalised log-probabilities, as in transformers
+        if normalised:
             logits_RV = jax.nn.log_softmax(logits_RV)
         if penalised:
             logits_RV = logit_rules.penalise_repetition(logits_RV, history.seen_RV, strategy.repetition_penalty)
-        if penalised and strategy.beams > 1:
-            normaliser_R = jnp.zeros(len(logits_RV))
-        else:
-            normaliser_R = jax.nn.logsumexp(logits_RV, axis=1)
+        normaliser_R = jnp.zeros(len(logits_RV)) if normalised else jax.nn.logsumexp(logits_RV, axis=1)
         if choices is not None:
             return constraint.forbid(choices, history.node_R, logits_RV), normaliser_R
         return logit_rules.forbid_end(logits_RV, eos_id, count < min_tokens), normaliser_R

@@ -40,8 +40,6 @@ class Reader:
             records = None
         if records is None:
             return [self.read(index, functools.partial(rng, n)) for n, index in enumerate(indices)]
-        if not self._is_changed:
-            return records
         return [
             self._tolerantly(index, lambda record=record: record, functools.partial(rng, n))
             for n, (index, record) in enumerate(zip(indices, records, strict=True))
@@ -51,11 +49,6 @@ class Reader:
         """The place of an example, for messages: file and line where the source knows them."""
         known = getattr(self.source, "where", None)
         return known(index) if known else f"task {self.task.name!r}, example {index} of {self.split!r}"
-
-    @property
-    def _is_changed(self) -> bool:
-        """Whether an example is more than the record as it was read."""
-        return bool(self.task.preprocessors or self.task.labels or self.task.regression)
 
     def _tolerantly(
         self, index: int, record: Callable[[], Example], rng: Callable[[], np.random.Generator]
