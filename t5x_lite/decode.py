@@ -205,7 +205,7 @@ def _generate(module, strategy, eos_id, start_id, params, batch, max_tokens, min
     def choose(count, decoding: Decoding, history: History, out):
         """The token after `count` others: (token_R, history and outputs with it)."""
         logits_RV, _ = rules(count, decoding.logits_RV, history)
-        token_R = _sample(strategy, logits_RV, keys_R, count) if strategy.temperature else jnp.argmax(logits_RV, axis=1)
+        token_R = _sample(strategy, logits_RV, keys_R, count) if strategy.temperature else _first_largest(logits_RV)
         token_R = jnp.where(out["done"], eos_id, token_R.astype(jnp.int32))
         logprob_R = jnp.where(out["done"], 0.0, token_logprob(decoding.logits_RV, token_R))
         done_R = out["done"] | (token_R == eos_id)
@@ -248,6 +248,13 @@ def greedy(
     """The most probable token at each step: `generate`'s texts without the axis N, and their `logprob`, [B]."""
     out = generate(module, params, batch, Strategy(max_tokens=max_tokens), eos_id=eos_id, start_id=start_id)
     return {name: out[name][:, 0] for name in ("tokens", "lengths", "logprobs")} | {"logprob": out["score"][:, 0]}
+
+
+def _first_largest(logits_RV: jax.Array) -> jax.Array:
+    """argmax, of which XLA's CPU backend makes a loop over single numbers: a 20th of a token's time."""
+    top_R1 = logits_RV.max(axis=1, keepdims=True)
+    ids_RV = lax.broadcasted_iota(jnp.int32, logits_RV.shape, 1)
+    return jnp.where(logits_RV < top_R1, logits_RV.shape[1], ids_RV).min(axis=1)
 
 
 def _sample(strategy: Strategy, logits_RV: jax.Array, keys_R: jax.Array, count: jax.Array) -> jax.Array:
