@@ -124,9 +124,9 @@ def token_losses(
 
     so that a perfect prediction of q costs 0 (t5x/losses.py; the z-loss of Mesh TensorFlow).
     The backward pass keeps e = exp(logits − maximum), in the logits' dtype and place, and forms
-    (1 + 2·z_loss·log Z)·e/Σe − q in one pass: a [..., V] buffer less than automatic differentiation. Logits split over the vocabulary stay where they are: only
-    one number per target is summed over devices. (Correct is a comparison with the maximum because an argmax, on a
-    CPU, would take longer than all the rest.)
+    (1 + 2·z_loss·log Z)·e/Σe − q in one pass: a [..., V] buffer less than automatic differentiation. Logits split over
+    the vocabulary stay where they are: only one number per target is summed over devices. (Correct is a comparison
+    with the maximum because an argmax, on a CPU, would take longer than all the rest.)
 
     Args:
       logits: [..., V].

@@ -3,6 +3,7 @@
 Parameters are float32 and carry the names of their axes; the computation is in `config.dtype`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -184,6 +185,11 @@ def residual_dropout(x_BLD: jax.Array, config: ModelConfig, key: jax.Array | Non
     return dropout(x_BLD, config.dropout_rate, key, broadcast_axis=1 if config.dropout_broadcasts_length else None)
 
 
+# A product with so few rows, as decoding makes, is bound by reading the table. XLA's CPU backend reads it 1.3 to 1.7
+# times as fast on the left, where a barrier has to keep it, as on the right.
+FEW_ROWS = 64
+
+
 class Embedding(nn.Module):
     """A table [rows, D]. Rows are gathered: a one-hot matmul would cost 2·B·L·V·D FLOPs for nothing."""
 
@@ -213,7 +219,13 @@ class Embedding(nn.Module):
         """
         table = self.embedding.astype(self.config.dtype)
         flat = x.reshape(-1, x.shape[-1]).astype(table.dtype)
-        logits = lax.dot_general(flat, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        product = functools.partial(
+            lax.dot_general, dimension_numbers=(((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        if len(flat) <= FEW_ROWS:
+            logits = lax.optimization_barrier(product(table, flat)).T
+        else:
+            logits = product(flat, table)
         return logits.reshape(*x.shape[:-1], -1)
 
 
