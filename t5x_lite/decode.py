@@ -251,10 +251,10 @@ def greedy(
 
 
 def _first_largest(logits_RV: jax.Array) -> jax.Array:
-    """argmax, of which XLA's CPU backend makes a loop over single numbers: a 20th of a token's time."""
+    """argmax, of which XLA's CPU backend makes a loop over single numbers: a 20th of a token's time. NaN: token 0."""
     top_R1 = logits_RV.max(axis=1, keepdims=True)
     ids_RV = lax.broadcasted_iota(jnp.int32, logits_RV.shape, 1)
-    return jnp.where(logits_RV < top_R1, logits_RV.shape[1], ids_RV).min(axis=1)
+    return jnp.where(logits_RV < top_R1, logits_RV.shape[1] - 1, ids_RV).min(axis=1)
 
 
 def _sample(strategy: Strategy, logits_RV: jax.Array, keys_R: jax.Array, count: jax.Array) -> jax.Array:

@@ -54,8 +54,8 @@ class DecoderOnly(nn.Module):
             cache=cache,
             visible_BLM=visible_BLM,
         )
-        return self.logits(hidden_BLD, self.token_embedding), cache
+        return self.logits(hidden_BLD, self.token_embedding, decoding=True), cache
 
     def next_logits(self, hidden_BD: jax.Array) -> jax.Array:
         """[B, D] → [B, V]."""
-        return self.logits(hidden_BD, self.token_embedding)
+        return self.logits(hidden_BD, self.token_embedding, decoding=True)
