@@ -21,10 +21,10 @@ def get_config():
     cfg.optimizer.learning_rate = 0.02
     cfg.schedule.name = "cosine"
     cfg.schedule.warmup_steps = 150
-    cfg.train.total_steps = 2000
+    cfg.train.total_steps = 2600
     cfg.train.log_every_steps = 50
 
-    cfg.eval.every_steps = 1000
+    cfg.eval.every_steps = 1300
     cfg.eval.batch_rows = 64
     cfg.eval.max_examples = 192
     cfg.eval.max_decode_tokens = 32
