@@ -9,9 +9,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     " --xla_cpu_parallel_codegen_split_count=1"
-    # jaxlib aborts where it does not know a flag, as from 0.11 on
-    f"{' --xla_cpu_use_fusion_emitters=false' * importlib.metadata.version('jaxlib').startswith('0.10.')}"
 )
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know it, and abort
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles in a third of the time, with those flags
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

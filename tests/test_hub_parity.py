@@ -206,6 +206,9 @@ def test_outputs_gradients_and_the_way_back(name, tmp_path):
         np.testing.assert_array_equal(ours.read(tensor), theirs.read(tensor), err_msg=tensor)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [MODELS[name][0]]
     again = type(model).from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for tensor, values in model.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[tensor], values, err_msg=tensor)
     for output, values in outputs_of(again, config, batch).items():
         # Not bit for bit, as the weights are: torch's sums over a vector depend on where in memory it begins.
         np.testing.assert_allclose(values.detach(), expected[output], rtol=1e-6, atol=1e-6, err_msg=output)

@@ -3,7 +3,6 @@
 Parameters are float32 and carry the names of their axes; the computation is in `config.dtype`.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -215,13 +214,10 @@ class Embedding(nn.Module):
         """
         table = self.embedding.astype(self.config.dtype)
         flat = x.reshape(-1, x.shape[-1]).astype(table.dtype)
-        product = functools.partial(
-            lax.dot_general, dimension_numbers=(((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-        )
+        operands = (table, flat) if decoding else (flat, table)
+        logits = lax.dot_general(*operands, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
         if decoding:
-            logits = lax.optimization_barrier(product(table, flat)).T
-        else:
-            logits = product(flat, table)
+            logits = lax.optimization_barrier(logits).T
         return logits.reshape(*x.shape[:-1], -1)
 
 
