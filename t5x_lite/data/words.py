@@ -1,6 +1,9 @@
 """Texts word by word: which token belongs to which word, and which words stand where in a text."""
 
+import functools
 import re
+import sys
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +12,9 @@ from t5x_lite.data import ragged
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabularies import Vocabulary
 
-WORD = re.compile(r"\w+|[^\w\s]")
+# Scripts without spaces between words: Thai to Tibetan, Myanmar, Khmer, kana, ideographs and their extensions.
+UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
+UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 
 
 def encoded(texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[Ragged, Ragged]:
@@ -31,14 +36,25 @@ def encoded(texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[Rag
     return Ragged(ragged.of(ids).values, lengths), Ragged(np.repeat(numbers, counts), lengths)
 
 
+@functools.cache
+def _word() -> re.Pattern:
+    """Letters, digits and the marks that combine with them; or anything else but a space, alone. So stand the letters
+    of scripts without spaces: there a token is as long as it is."""
+    every = "".join(c for c in map(chr, range(sys.maxunicode // 17)) if unicodedata.category(c)[0] == "M")
+    marks = re.sub(f"[{UNSPACED}]", "", every)
+    return re.compile(rf"[^\W{UNSPACED}]+(?:[{marks}]+[^\W{UNSPACED}]*)*|\S")
+
+
 def around(text: str, places_T2: np.ndarray) -> np.ndarray:
     """The places of the words or marks that tokens are of, from those of the tokens: (begin, end) in characters,
     [tokens, 2]. A token of spaces is of the word behind it, or of the last.
 
     >>> around("No, U.S.", np.array([[0, 1], [1, 3], [3, 5], [3, 4]])).tolist()
     [[0, 2], [0, 3], [4, 5], [4, 5]]
+    >>> around("\u5317\u4eac cafe\u0301s", np.array([[0, 1], [3, 5]])).tolist()
+    [[0, 1], [3, 9]]
     """
-    words_W2 = np.array([match.span() for match in WORD.finditer(text)], np.int64).reshape(-1, 2)
+    words_W2 = np.array([match.span() for match in _word().finditer(text)], np.int64).reshape(-1, 2)
     if not len(words_W2):
         return places_T2
     first_T = np.searchsorted(words_W2[:, 1], places_T2[:, 0], side="right").clip(max=len(words_W2) - 1)
