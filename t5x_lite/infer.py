@@ -1,14 +1,16 @@
 """Bulk prediction: every line of a JSONL, CSV or text file in, one line out in the same order, resumable.
 
-Output lines repeat the input's fields and add "prediction" and "score" (or, scoring, "logprob" and "tokens"), and
-"step", the checkpoint's. Chunks are written by one process however many compute; after a kill the same command goes on
-behind the last whole chunk, so that it ends with the very lines of a run that was never killed. What else stands in the
-output file is never touched: it is an error.
+Output lines repeat the input's fields and add "prediction" and "score" (or, scoring, "logprob", "tokens", and
+"truncated", of what does not fit in the run's rows), and "step", the checkpoint's. Chunks are written by one process
+however many compute; after a kill the same command goes on behind the last whole chunk, so that it ends with the very
+lines of a run that was never killed. What else stands in the output file is never touched: it is an error.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
+import math
 import os
 import re
 import sys
@@ -20,7 +22,7 @@ import jax
 
 from t5x_lite import console, predict, processes, runtime, sharding
 from t5x_lite.checkpoint import load_model
-from t5x_lite.data import convert, pipeline
+from t5x_lite.data import convert, files, pipeline
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Csv
 from t5x_lite.errors import ConfigError, DataError
@@ -37,9 +39,11 @@ def run(
     task = _task(experiment, task_name)
     if mode == "score" and experiment.model.architecture == "encoder_only":
         raise ConfigError("--mode=score needs a model that gives text a probability; encoder-only models have none")
-    examples = _read(source, needed=("inputs", "targets") if mode == "score" else _needed(experiment, task))
+    needed = ("inputs", "targets") if mode == "score" else _needed(experiment, task)
+    results = ("prediction", "score") if mode == "predict" else ("logprob", "tokens", "truncated")
+    examples = _read(source, needed, added=("step", *results))
     step = chosen_steps(workdir, which, cfg.checkpoint.keep_best)[-1]
-    added = {"step": step, **dict.fromkeys(("prediction", "score") if mode == "predict" else ("logprob", "tokens"))}
+    added = {"step": step, **dict.fromkeys(results)}
     with contextlib.ExitStack() as closing:
         out = processes.on_each(lambda: closing.enter_context(_opened(output)) if jax.process_index() == 0 else None)
         done = processes.on_first(lambda: _resume(output, examples, added, cfg.eval.batch_rows))
@@ -74,13 +78,19 @@ def _results(
     mine = [examples[i] for i in rows]
     if mode == "score":
         scores = predictor.score(params, mine, task, each)
-        return [(i, {"logprob": round(lp, 5), "tokens": n}) for i, (lp, n) in zip(rows, scores, strict=True)]
+        found = [dataclasses.asdict(score) | {"logprob": _rounded(score.logprob)} for score in scores]
+        return list(zip(rows, found, strict=True))
     batch = pipeline.prompt_batch(
         mine, task, experiment.converter, experiment.vocabulary, batch_rows=each,
         max_new_tokens=experiment.cfg.eval.max_decode_tokens,
     )  # fmt: skip
     found = predictor.predict(params, batch, task, predictor.answers(task)[0], rows, mine)[: len(mine)]
-    return [(i, {"prediction": p.text, "score": round(p.score, 5)}) for i, p in zip(rows, found, strict=True)]
+    return [(i, {"prediction": p.text, "score": _rounded(p.score)}) for i, p in zip(rows, found, strict=True)]
+
+
+def _rounded(number: float) -> float | None:
+    """None where it is not finite, which JSON has no word for."""
+    return round(number, 5) if math.isfinite(number) else None
 
 
 def _progress():
@@ -110,45 +120,54 @@ def _task(experiment: Experiment, name: str) -> Task:
     return next(iter(supervised.values()))
 
 
-def _read(path: Path, needed: tuple[str, ...]) -> Sequence[dict]:
-    """The lines of a JSON-lines file, the rows of a CSV or TSV table, or each line of any other as {"inputs": …}.
-    DataError names line and field of the first that lacks one. What is read stays on disk, but for JSON lines and
-    text, which are kept."""
-    if path.suffix in (".csv", ".tsv"):
-        table = Csv({"all": str(path)}, delimiter="\t" if path.suffix == ".tsv" else ",").split("all")
-        if not len(table):
-            raise DataError(f"{path} has no row under its header")
-        for field in needed:
-            if field not in table[0]:
-                raise DataError(f"{path} has the columns {', '.join(table[0])}; a column {field!r} is needed")
-        return table  # type: ignore[return-value]
-    if path.suffix not in (".jsonl", ".json"):
-        return [{"inputs": line.removesuffix("\r")} for line in _text(path).removesuffix("\n").split("\n")]
-    return list(_objects(path, needed))
+def _read(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Sequence[dict]:
+    """The lines of a JSON-lines file, the rows of a CSV or TSV table, or each line of a text as {"inputs": …}.
+    DataError names line and field of the first that lacks one, or that has one of what will be `added`. What is read
+    stays on disk, but for JSON lines and text, which are kept."""
+    kind = files.kind_of(path.name) or "text"
+    if kind not in ("text", "json", "csv", "tsv") or path.suffix.lower() == ".gz":
+        raise ConfigError(f"--input={path}: .jsonl, .csv, .tsv and .txt are read, unpacked; write it as one of them")
+    if kind == "text":
+        if needed != ("inputs",):
+            raise ConfigError(f"--input={path} has texts alone; {', '.join(needed)} are needed: write them as .jsonl")
+        rows: Sequence[dict] = [{"inputs": line.removesuffix("\r")} for line in _lines(path)]
+    elif kind == "json":
+        rows = list(_objects(path, needed))
+    else:
+        rows = Csv({"all": str(path)}, delimiter="\t" if kind == "tsv" else ",").split("all")  # type: ignore[assignment]
+        for field in needed if len(rows) else ():
+            if field not in rows[0]:
+                raise DataError(f"{path} has the columns {', '.join(rows[0])}; a column {field!r} is needed")
+    if not len(rows):
+        raise DataError(f"{path} has nothing to predict: no line, or none under its header")
+    if taken := [name for name in added if name in rows[0]]:
+        raise DataError(f"{path} has a field {taken[0]!r}, which the output adds; rename it")
+    return rows
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> list[str]:
+    """Of a file in UTF-8, with or without a mark of it in front; they end where a newline is, and nowhere else."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _objects(path: Path, needed: tuple[str, ...]) -> Iterator[dict]:
-    """The objects of a JSONL file."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    for number, raw in enumerate(data.splitlines(), 1):
+    """The objects of a JSONL file. Lines of spaces hold none."""
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(raw.decode("utf-8"))
+            row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f'{path}:{number}: not a JSON object in UTF-8 ({error}); write {{"inputs": "…"}}') from None
+            raise DataError(f'{path}:{number}: not a JSON object ({error}); write {{"inputs": "…"}}') from None
         for field in needed:
-            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            fits = (str, list) if field == "tokens" else str  # words may stand in a list
+            if not isinstance(row, dict) or not isinstance(row.get(field), fits):
                 raise DataError(f'{path}:{number}: no text field {field!r}; write {{"{field}": "…"}}')
         yield row
 

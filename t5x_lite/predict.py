@@ -36,6 +36,16 @@ class Prediction:
     tokens: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Natural log-probability of an example's targets, and of how many tokens; truncated: of its texts, what fits in
+    the run's rows."""
+
+    logprob: float
+    tokens: int
+    truncated: bool
+
+
 class Predictor:
     """Predicts a prompt batch at a time; compiled once per shape."""
 
@@ -169,8 +179,8 @@ class Predictor:
         ids[: len(rows or ())] = rows or ()
         return sharding.put_batch({"row": ids}, self.on_devices.layout)["row"]
 
-    def score(self, params: Any, examples: Sequence[Mapping], task: Task, batch_rows: int) -> list[tuple[float, int]]:
-        """(natural log-probability of the targets, number of target tokens) of each supervised text example.
+    def score(self, params: Any, examples: Sequence[Mapping], task: Task, batch_rows: int) -> list[Score]:
+        """The score of each supervised text example's targets.
 
         They are packed, `batch_rows` rows at a time (of this process's; every process calls it as often).
         """
@@ -178,12 +188,13 @@ class Predictor:
         specs, sizes = converter.specs(), converter.sizes(pack=True)
         row_of = np.zeros(0, np.int64)
         features: packing.Examples = {}
+        truncated = np.zeros(0, bool)
         if examples:
-            features = converter.supervised(examples, task, vocabulary)[0]
+            features, truncated = converter.supervised(examples, task, vocabulary)
             lengths = packing.lengths_of(features, specs, "".join(sizes))
             row_of = packing.assign(lengths, np.array(list(sizes.values())))
         rounds = _most(-(-(int(row_of.max(initial=-1)) + 1) // batch_rows))
-        found: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
+        found = [Score(0.0, 0, False)] * len(examples)
         for begin in range(0, rounds * batch_rows, batch_rows):
             mine = np.flatnonzero((row_of >= begin) & (row_of < begin + batch_rows))
             part = packing.take(features, mine) if len(mine) else {}
@@ -194,7 +205,8 @@ class Predictor:
             for example in mine:  # in a row, examples are numbered in their order
                 row = int(row_of[example]) - begin
                 segment = segments[row] = segments.get(row, 0) + 1
-                found[example] = float(logprobs_BE[row, segment]), int(tokens_BE[row, segment])
+                logprob, tokens = float(logprobs_BE[row, segment]), int(tokens_BE[row, segment])
+                found[example] = Score(logprob, tokens, bool(truncated[example]))
         return found
 
 

@@ -17,12 +17,12 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_lite import cli, evaluate, experiment, predict, runtime
+from t5x_lite import cli, evaluate, experiment, infer, predict, runtime
 from t5x_lite import config as configs
 from t5x_lite.data import registry
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Function
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.tasks.metrics import accuracy
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
@@ -53,15 +53,32 @@ def test_rank_takes_the_label_that_packed_scoring_finds_most_probable(ready):
     pairs = [row | {"targets": label} for row in ROWS for label in LABELS]
     scored = predictor.score(params, pairs, task, batch_rows=8)
     alone = [predictor.score(params, [pair], task, batch_rows=8)[0] for pair in pairs[:4]]
-    np.testing.assert_allclose([s for s, _ in scored[:4]], [s for s, _ in alone], rtol=1e-5, atol=1e-5)  # packed = not
-    assert [n for _, n in scored[:3]] == [len(label) + 1 for label in LABELS]  # bytes and the end
+    packed, unpacked = ([s.logprob for s in each] for each in (scored[:4], alone))
+    np.testing.assert_allclose(packed, unpacked, rtol=1e-5, atol=1e-5)
+    assert [s.tokens for s in scored[:3]] == [len(label) + 1 for label in LABELS]  # bytes and the end
+    long = predictor.score(params, [{"inputs": "it", "targets": "yes" * 99}], task, batch_rows=8)
+    assert [s.truncated for s in scored] == [False] * len(scored) and long[0].truncated
     rows, _ = evaluator._predictions(params, task, lambda: False)
     assert [row["index"] for row in rows] == list(range(11))  # every example once, in a ragged last batch too
     for number, row in enumerate(rows):
-        logprobs = [logprob for logprob, _ in scored[3 * number : 3 * number + 3]]
+        logprobs = [s.logprob for s in scored[3 * number : 3 * number + 3]]
         assert row["rank_prediction"] == LABELS[int(np.argmax(logprobs))]
         assert row["rank_score"] == pytest.approx(max(logprobs), abs=2e-5)
         assert row["constrained_prediction"] in LABELS
+
+
+def test_a_task_without_a_training_split_has_no_baseline(ready, monkeypatch):
+    evaluator, _ = ready
+    whole = Function.split
+    assert evaluator.baselines() and evaluator.word_baselines()
+
+    def split(self, name):
+        if name == "train":
+            raise ConfigError("unknown split 'train'")
+        return whole(self, name)
+
+    monkeypatch.setattr(Function, "split", split)
+    assert evaluator.baselines() == evaluator.word_baselines() == {}
 
 
 def test_a_label_is_known_by_its_ids_and_a_test_set_needs_no_targets(ready, monkeypatch):
@@ -169,13 +186,25 @@ def test_infer_killed_at_any_byte_ends_with_the_lines_of_an_uninterrupted_run(tm
     assert numbers == list(range(1003))
 
 
-def test_text_and_what_is_no_input(tmp_path):
-    from t5x_lite import infer
-    from t5x_lite.errors import DataError
-
-    (tmp_path / "a.txt").write_bytes("one\r\n\ntwo\u2028still two\n".encode())
-    read = infer._read(tmp_path / "a.txt", ("inputs",))
-    assert [row["inputs"] for row in read] == ["one", "", "two\u2028still two"]
-    (tmp_path / "b.csv").write_text("text\nx\n")
-    with pytest.raises(DataError, match="columns text; a column 'inputs' is needed"):
-        infer._read(tmp_path / "b.csv", ("inputs",))
+def test_what_infer_reads(tmp_path):
+    """By the same names as training does, whatever the case; what it cannot use is told before a model is loaded."""
+    for name, content, fields, rows in (
+        ("a.txt", "one\r\n\ntwo\u2028still two\n", "inputs", ["one", "", "two\u2028still two"]),
+        ("A.JSONL", '\ufeff{"inputs": "one"}\n\n{"inputs": "two"}\r\n', "inputs", ["one", "two"]),
+        ("b.ndjson", '{"tokens": ["a", "b"]}', "tokens", [["a", "b"]]),
+        ("c.TSV", "inputs\tid\none\t1\n", "inputs", ["one"]),
+    ):
+        (tmp_path / name).write_text(content, newline="")
+        assert [row[fields] for row in infer._read(tmp_path / name, (fields,), ())] == rows, name
+    for name, content, needed, message in (
+        ("b.csv", "text\nx\n", "inputs", "columns text; a column 'inputs' is needed"),
+        ("c.csv", "inputs\n", "inputs", "holds no example"),
+        ("empty.txt", "", "inputs", "nothing to predict"),
+        ("d.txt", "one\n", "targets", "texts alone; targets are needed"),
+        ("e.jsonl.gz", "", "inputs", r"\.txt are read, unpacked"),
+        ("f.parquet", "", "inputs", r"\.txt are read, unpacked"),
+        ("g.jsonl", '{"inputs": "a", "score": 1}', "inputs", "a field 'score', which the output adds"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises((ConfigError, DataError), match=message):
+            infer._read(tmp_path / name, (needed,), ("step", "prediction", "score"))

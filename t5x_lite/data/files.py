@@ -133,7 +133,7 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
     """{split: file} of the files in it that are named for one; for `save_to_disk` its Arrow files."""
     if arrow := _arrow_splits(directory):
         return next(iter(arrow.values())) if list(arrow) == ["train"] else arrow
-    files = sorted(p for p in directory.iterdir() if p.is_file() and _kind(p.name))
+    files = sorted(p for p in directory.iterdir() if p.is_file() and kind_of(p.name))
     where = f"data.files={str(directory)!r}"
     found = {}
     for split in SPLIT_NAMES:
@@ -186,7 +186,8 @@ def _alike(
 # ------------------------------------------------------------------------------------------------------------- formats
 
 
-def _kind(name: str) -> str | None:
+def kind_of(name: str) -> str | None:
+    """What a file of that name holds, a key of SUFFIXES; None where it does not tell."""
     return KIND_OF_SUFFIX.get(name.lower().removesuffix(".gz").rpartition(".")[2])
 
 
@@ -194,7 +195,7 @@ def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
     """How to read a file and more like it, and what to call it."""
     if fields := records.braces(path):
         return formats.ParallelLines(), [f"text files, a line each: {', '.join(fields)}"]
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind is None:
         near = suggest(Path(path).suffix.removeprefix("."), KIND_OF_SUFFIX)
         way = next((OTHER_KINDS[part] for part in path.lower().split(".")[-2:] if part in OTHER_KINDS), "")
