@@ -71,7 +71,7 @@ class Evaluator:
         """{"baseline/TASK/METRIC": value} of predicting without learning, on the same examples."""
         values: dict[str, float] = {}
         for task in self.experiment.eval_tasks:
-            if not task.baseline:
+            if not task.baseline or (task.baseline == "majority" and not _has_training(task)):
                 continue
             found = pipeline.text_examples(task, self.experiment.cfg.eval.split)
             examples = [e for _, e in itertools.islice(found, self.experiment.cfg.eval.max_examples or None)]
@@ -87,7 +87,7 @@ class Evaluator:
         """{"words/TASK/METRIC": value} of logistic regression on bags of words, for the tasks with labels."""
         values: dict[str, float] = {}
         for task in self.experiment.eval_tasks:
-            if task.labels and not task.multi_label:
+            if task.labels and not task.multi_label and _has_training(task):
                 found = pipeline.text_examples(task, self.experiment.cfg.eval.split)
                 examples = [e for _, e in itertools.islice(found, self.experiment.cfg.eval.max_examples or None)]
                 train = [e for _, e in itertools.islice(pipeline.text_examples(task, "train"), WORD_EXAMPLES)]
@@ -296,6 +296,15 @@ def fields_of(answers: Sequence[str]) -> dict[str, str]:
     return {answer: f"{answer}_prediction" if number else "prediction" for number, answer in enumerate(answers)}
 
 
+def _has_training(task: Task) -> bool:
+    """A diagnostic set, such as glue_ax, has no training split; nor has a directory that holds dev.tsv alone."""
+    try:
+        task.source.split("train")
+    except (ConfigError, DataError):
+        return False
+    return True
+
+
 def by_words(train: Sequence[tuple[str, str]], inputs: Sequence[str]) -> list[str]:
     """Labels by logistic regression on the words and pairs of words of the texts, weighted by their rarity."""
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -335,13 +344,10 @@ def _named(out: dict[str, float]) -> dict[str, float]:
 
 
 def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
-    """The step of `saved` whose `eval/KEY` is best (the earliest of equals); None without a key or a value."""
-    points = [
-        (step, value) for step, value in report.curves(rows, f"eval/{key}").get(f"eval/{key}", ()) if step in saved
-    ]
-    if not points:
-        return None
-    return (min if metrics.lower_is_better(key) else max)(points, key=lambda point: point[1])[0]
+    """The step of `saved` whose `eval/KEY` is best (the earliest of equals); None without a key or a number."""
+    points = report.curves(rows, f"eval/{key}").get(f"eval/{key}", ())
+    best = metrics.best(key, [(step, value) for step, value in points if step in saved])
+    return None if best is None else best[0]
 
 
 def was_evaluated(rows: list[dict], step: int, tasks: Iterable[Task]) -> bool:

@@ -14,8 +14,12 @@ def of_predictions(rows: Sequence[Mapping]) -> dict[str, bytes]:
     """{title: PNG} of the rows of a predictions' file, as far as they make sense: classes are targets that are few and
     come again; other texts have lengths; numbers neither."""
     labels = sorted({row["target"].strip() for row in rows})
-    if len(labels) > min(MOST_CLASSES, len(rows) / 2):
-        return {} if all(map(_is_number, labels)) else {"lengths": lengths(rows)}
+    answers = {row["prediction"].strip() for row in rows}
+    are_many = len(labels) > min(MOST_CLASSES, len(rows) / 2)
+    if all(map(_is_number, labels)) and (are_many or any(map(_is_number, answers.difference(labels)))):
+        return {}
+    if are_many:
+        return {"lengths": lengths(rows)}
     return {"confusion": confusion(rows, labels), "calibration": reliability(rows)}
 
 
@@ -46,7 +50,7 @@ def counts_of(rows: Sequence[Mapping], labels: Sequence[str]) -> list[list[int]]
 def reliability(rows: Sequence[Mapping]) -> bytes:
     """Share of right answers against the probability that the model gave them, in 15 bins."""
     right = [row["prediction"].strip() == row["target"].strip() for row in rows]
-    diagram = confidence.calibration([min(math.exp(row["score"]), 1.0) for row in rows], right)
+    diagram = confidence.calibration([math.exp(min(row["score"], 0.0)) for row in rows], right)
     figure, axes = _figure(4, 3.4)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     sizes = [10 + 190 * bin_["examples"] / len(rows) for bin_ in diagram]

@@ -9,7 +9,8 @@ The keys of a step's metrics, all scalars:
 The scores of a task's predictions (accuracy, F1, ROUGE, …) are another thing: t5x_lite/tasks/metrics.py.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,9 +47,14 @@ def sum_of(total: Mapping[str, Any] | None, added: Mapping[str, Any]) -> dict[st
     return {name: value if name in LAST else total.get(name, 0.0) + value for name, value in added.items()}
 
 
-def lower_is_better(name: str) -> bool:
-    """Whether a metric of that name ("task/loss") is good when it is low."""
-    return name.endswith(("loss", "perplexity", "bits_per_byte", "invalid", "ece"))
+LOW_IS_GOOD = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")  # the ends of metrics' names
+
+
+def best(name: str, points: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
+    """Of the (step, value) points of a metric ("task/loss") the best, the earliest of equals; None where no value is a
+    finite number."""
+    numbers = [point for point in points if math.isfinite(point[1])]
+    return (min if name.endswith(LOW_IS_GOOD) else max)(numbers, key=lambda point: point[1], default=None)
 
 
 def finalise(total: Mapping[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:

@@ -67,7 +67,7 @@ def results(rows: list[dict]) -> list[dict]:
     for name, points in sorted(curves(rows, "eval/").items()):
         name = name.removeprefix("eval/")
         untrained = next((v for s, v in points if s == 0), None)
-        best_step, best = (min if metrics.lower_is_better(name) else max)(points, key=lambda p: p[1])
+        best_step, best = metrics.best(name, points) or points[-1]
         task, _, metric = name.rpartition("/")
         line = {"task": task, "metric": metric, "baseline": found["baseline"].get(name)}
         line |= {"words": found["words"].get(name)} if found["words"] else {}

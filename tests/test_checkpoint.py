@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite import checkpoint, evaluate, manifest
+from t5x_lite import checkpoint, evaluate, manifest, report
 from t5x_lite.checkpoint import Checkpoints, load_model, load_params, newest_good, saved_steps
 from t5x_lite.errors import CheckpointError
 from t5x_lite.step import TrainState
@@ -281,3 +281,9 @@ def test_the_best_step_is_a_saved_one_by_the_metrics_own_direction():
     assert evaluate.best_step(rows, "task/f1", saved=(5, 10)) is None
     again = [*rows, {"step": 10, "eval/task/accuracy": 8.0}]  # evaluated once more: the later value counts
     assert evaluate.best_step(again, "task/accuracy", saved=(5, 10, 15)) == 10
+    undefined = [{"step": 0, "eval/task/accuracy": float("nan"), "eval/task/loss": float("nan")}, *rows[1:]]
+    assert evaluate.best_step(undefined, "task/accuracy", saved=(0, 5, 10)) == 5
+    assert evaluate.best_step(undefined, "task/loss", saved=(0, 5, 10)) == 5
+    assert evaluate.best_step(undefined, "task/loss", saved=(0,)) is None
+    assert [r["best step"] for r in report.results(undefined)] == [5, 5]
+    assert [r["best step"] for r in report.results(undefined[:1])] == [0, 0]

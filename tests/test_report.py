@@ -76,3 +76,5 @@ def test_words_intervals_and_glue_s_average_stand_in_both_reports(tmp_path):
     assert [f'alt="{name}"' in page for name in ("confusion", "calibration", "lengths")] == [True] * 3
     assert figures.counts_of(rows, ["no", "yes"]) == [[0, 1, 1], [0, 2, 0]]
     assert figures.of_predictions([row | {"target": f"{i}.5"} for i, row in enumerate(rows)]) == {}
+    ratings = [{"target": f"{800 + i % 2}.0", "prediction": f"{810.25 + i}", "score": 810.25 + i} for i in range(40)]
+    assert figures.of_predictions(ratings) == {}  # numbers, though few: no classes, and their score no probability
