@@ -145,7 +145,7 @@ def generate(
         np.int32(strategy.max_tokens),
         np.int32(strategy.min_tokens),
         choices,
-        np.uint32(seed),
+        np.uint32(seed % 2**32),
         jnp.arange(rows) if row_ids is None else row_ids,
     )
     return {n: x[:, :, : strategy.max_tokens] if x.ndim == 3 else x for n, x in out.items()}

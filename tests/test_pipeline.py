@@ -99,6 +99,18 @@ def test_classes_and_entailment_are_those_of_transformers(tmp_path):
         ours(TEXTS, hypothesis_template="the")
 
 
+@pytest.mark.parametrize("problem", [None, "regression"])
+def test_one_output_is_a_class_or_a_number_as_config_json_has_it(problem, tmp_path):
+    names = {"id2label": {0: "toxic"}, "label2id": {"toxic": 0}, "problem_type": problem}
+    path = bert(tmp_path, "SequenceClassification", **names)
+    ours, theirs = (make("text-classification", model=path) for make in (t5x_lite.pipeline, transformers.pipeline))
+    found, expected = ours(TEXTS), theirs(TEXTS)
+    assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], rel=1e-4, abs=1e-5)
+    assert {one["label"] for one in found} == {"LABEL_0" if problem else "toxic"}
+    with pytest.raises(DataError, match=r"'sentence': 'x'.* is no text; give one"):
+        ours({"sentence": "x"})
+
+
 def test_masks_and_features_are_those_of_transformers(tmp_path):
     path = bert(tmp_path, "MaskedLM")
     ours, theirs = (make("fill-mask", model=path) for make in (t5x_lite.pipeline, transformers.pipeline))
@@ -150,8 +162,35 @@ def test_answers_are_the_most_probable_parts_of_the_context(tmp_path):
         assert found["answer"] == context[found["start"] : found["end"]]
         few = ours({"question": question, "context": context}, top_k=3, handle_impossible_answer=True)
         assert [one["score"] for one in few] == sorted((one["score"] for one in few), reverse=True) and len(few) == 3
-    long = {"question": "the cat", "context": " ".join(TEXTS * 20)}
-    assert ours([long, long], doc_stride=9)[1]["answer"] in long["context"]  # in windows
+    question, context = "the cat", " ".join(TEXTS * 20)
+    windows = tokenizer(
+        question,
+        context,
+        truncation="only_second",
+        max_length=32,
+        stride=9,
+        return_overflowing_tokens=True,
+        padding=True,
+    )
+    best = 0.0
+    for ids, mask, types, parts in zip(
+        windows["input_ids"], windows["attention_mask"], windows["token_type_ids"],
+        map(windows.sequence_ids, range(len(windows["input_ids"]))), strict=True,
+    ):  # fmt: skip
+        with torch.no_grad():
+            out = model(*(torch.tensor([row]) for row in (ids, mask, types)))
+        inside = np.array([part == 1 for part in parts])
+        allowed = inside | (np.arange(len(inside)) == 0)
+        start, end = (np.where(allowed, x[0].double().numpy(), -np.inf) for x in (out.start_logits, out.end_logits))
+        start, end = (np.exp(x - np.logaddexp.reduce(x)) for x in (start, end))
+        best = max(best, np.tril(np.triu(np.outer(start * inside, end * inside)), 14).max())
+    found = ours(question=[question, question], context=context, max_seq_len=32, doc_stride=9)
+    assert found[0] == found[1] and found[0]["score"] == pytest.approx(best, rel=1e-4)
+    assert found[0]["answer"] == context[found[0]["start"] : found[0]["end"]]
+    with pytest.raises(ConfigError, match="cannot share 40"):
+        ours(question=question, context=context, max_seq_len=32, doc_stride=40)
+    with pytest.raises(ConfigError, match="2 questions of 3 contexts"):
+        ours(question=TEXTS[:2], context=TEXTS[:3])
 
 
 def test_tokens_of_bytes_have_their_places():
@@ -186,6 +225,15 @@ def test_language_models_go_on_as_in_transformers(tmp_path):
     samples = ours(TEXTS, max_new_tokens=6, num_return_sequences=3, seed=1)
     assert [len(texts) for texts in samples] == [3] * len(TEXTS)
     assert samples == ours(TEXTS, max_new_tokens=6, num_return_sequences=3, seed=1)
+    same = ours([TEXTS[0]] * 4, max_new_tokens=6)
+    assert len({text[0]["generated_text"] for text in same}) > 1
+    assert same == ours([TEXTS[0]] * 4, max_new_tokens=6, batch_size=1)  # whoever is read with it
+    assert ours([TEXTS[0], "", TEXTS[1]], **greedy)[::2] == ours(TEXTS[:2], **greedy)
+    with pytest.raises(ConfigError, match="num_beams=4 searches and do_sample draws"):
+        ours(TEXTS, num_beams=4)
+    assert np.isfinite(ours.model.score([("ab", "x" * 60)])).all()
+    with pytest.raises(DataError, match="64 positions, which do not hold them"):
+        ours.model.score([("ab", "x"), ("ab", "x" * 80)])
     assert all(
         one["generated_text"].startswith(text) for text, texts in zip(TEXTS, samples, strict=True) for one in texts
     )
@@ -225,6 +273,7 @@ def test_text_to_text_models_write_what_transformers_generates(tmp_path):
     ):
         write = t5x_lite.pipeline(task, model=path, max_new_tokens=6)
         assert write(TEXTS) == [{key: text} for text in expected(prefixes.get(task, ""), num_beams=4)]
+        assert t5x_lite.pipeline(task, model=model).options == {"prefix": prefixes.get(task, "")}
     write = t5x_lite.pipeline("text2text-generation", model=model, max_new_tokens=6)
     assert write(TEXTS[0], num_beams=1) == [{"generated_text": expected("")[0]}]
     both = expected("", num_beams=4, num_return_sequences=2)
@@ -240,6 +289,8 @@ def test_text_to_text_models_write_what_transformers_generates(tmp_path):
     for found, classes, chance in zip(zero_shot(TEXTS), classify(TEXTS), chances, strict=True):
         assert_same(dict(zip(found["labels"], found["scores"], strict=True)), dict(zip(labels, chance, strict=True)))
         assert_same({c["label"]: c["score"] for c in classes}, dict(zip(labels, map(float, chance), strict=True)))
+    with pytest.raises(ConfigError, match="reads one text"):
+        classify({"text": TEXTS[0], "text_pair": TEXTS[1]})
     with pytest.raises(ConfigError, match="did you mean 'summarization'"):
         t5x_lite.pipeline("summarisation", model=model)
     with pytest.raises(ConfigError, match="did you mean"):

@@ -17,7 +17,7 @@ from t5x_lite.batch import Batch
 from t5x_lite.data import convert, pipeline, vocabularies
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
-from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.errors import CheckpointError, ConfigError, DataError
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.losses import token_losses
 from t5x_lite.models import intermediates, presets
@@ -31,8 +31,9 @@ BATCH_ROWS = 32
 class Model:
     """A model with its parameters and vocabulary. Texts go in and come out in the form it was trained on.
 
-    labels: names of its classes. origin: the imported directory it began as. features: of the task it was trained on,
-    where one was: a language model that no task taught otherwise goes on from texts that have no end.
+    labels: names of its classes. origin: the directory it began as, imported or of Hugging Face. features: of the task
+    it was trained on, where one was: a language model that no task taught otherwise goes on from texts that have no
+    end.
     """
 
     config: ModelConfig
@@ -72,12 +73,18 @@ class Model:
         return _in_batches(work, _inputs(texts))
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """The natural log-probability of each (inputs, targets) pair's targets and their end, given the inputs."""
+        """The natural log-probability of each (inputs, targets) pair's targets and their end, given the inputs.
+        DataError for a pair that is longer than the model can read."""
         self._require("text_to_text", "decoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[float]:
-            converter = self._converter(examples, ("inputs", "targets"))
-            task = self._task(("inputs",))
+            converter, task = self._converter(examples, ("inputs", "targets")), self._task(("inputs",))
+            if np.any(truncated := converter.supervised(examples, task, self.vocabulary)[1]):
+                pair = examples[int(np.argmax(truncated))]
+                raise DataError(
+                    f"{pair['inputs'][:40]!r} and {pair['targets'][:40]!r}: the model has {self.config.max_positions} "
+                    "positions, which do not hold them; shorten them"
+                )
             batch = pipeline.example_batch(
                 examples, task, converter, self.vocabulary, batch_rows=padded_rows(len(examples))
             )
@@ -218,6 +225,8 @@ class Model:
             return convert.EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more, num_classes=classes)
         if self.config.architecture == "text_to_text":
             targets = decode.bucket(max(counts.get("targets", [0]), default=0) + 1 + more)
+            if self.config.positions == "learned":
+                targets = min(targets, self.config.max_positions)
             prompt = self.config.prompt_tokens
             return convert.TextToText(read, targets, start_id=self.start_id, fairseq_marks=more, prompt_tokens=prompt)
         if self.config.positions == "learned":
@@ -249,7 +258,7 @@ def _downloaded(path: Path) -> Model:
     found = parameters.open_directory(path)
     vocabulary = vocabularies.load(str(path))
     params, _ = parameters.load(found, found.config, parameters.layout_for(found.config))
-    return Model(found.config, params, vocabulary, _class_names(found.settings, found.config))
+    return Model(found.config, params, vocabulary, _class_names(found.settings, found.config), path)
 
 
 def _trained(path: Path, which: str) -> Model:
@@ -277,8 +286,11 @@ def _labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
 
 
 def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
-    """The names of the classes in a config.json, or LABEL_0, LABEL_1, … as transformers calls them."""
+    """The names of the classes in a config.json, or LABEL_0, LABEL_1, … as transformers calls them. One output is a
+    class, unless config.json says that it is a number."""
     names = settings.get("id2label")
+    if "regression" in config.heads and settings.get("problem_type") != "regression":
+        return (names["0"] if isinstance(names, dict) and isinstance(names.get("0"), str) else "LABEL_0",)
     if isinstance(names, dict) and all(isinstance(names.get(str(i)), str) for i in range(config.num_classes)):
         return tuple(names[str(i)] for i in range(config.num_classes))
     return tuple(f"LABEL_{i}" for i in range(config.num_classes))

@@ -58,19 +58,27 @@ class Pipeline:
             in_list = self.run is text_classification and isinstance(inputs, str) and isinstance(found, dict)
             return [found] if in_list else found
         listed = list(inputs)
-        groups = (listed[i : i + batch_size] for i in range(0, len(listed), batch_size))
-        outputs = [output for group in groups for output in self.run(self.model, group, **chosen)]
+        outputs = []
+        for first in range(0, len(listed), batch_size):
+            # Of a sample the number of its text is part of the seed.
+            numbered = {"first": first} if "seed" in options_of(self.run) else {}
+            outputs += self.run(self.model, listed[first : first + batch_size], **chosen, **numbered)
         alone = self.run in WRITE_ONE and all(len(texts) == 1 for texts in outputs)
         return [texts[0] for texts in outputs] if alone else outputs
 
 
 def _asked(question: Any, context: Any) -> Any:
+    """One of both, or a list of each; one of either goes with every one of the other."""
     if isinstance(question, str) and isinstance(context, str):
         return {"question": question, "context": context}
     if not question or not context:
         raise ConfigError('question-answering takes {"question": …, "context": …}, a list of them, or both as keywords')
-    contexts = [context] * len(question) if isinstance(context, str) else context
-    return [{"question": q, "context": c} for q, c in zip(question, contexts, strict=True)]
+    questions, contexts = ([given] if isinstance(given, str) else list(given) for given in (question, context))
+    count = max(len(questions), len(contexts))
+    questions, contexts = (one * count if len(one) == 1 else one for one in (questions, contexts))
+    if len(questions) != len(contexts):
+        raise ConfigError(f"{len(questions)} questions of {len(contexts)} contexts; give as many of both, or one")
+    return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
 
 
 def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
@@ -84,11 +92,9 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
     """
     name = TRANSLATION if task.startswith(f"{TRANSLATION}_") else ALIASES.get(task, task)
     run = lookup("task of a pipeline", name, TASKS)
-    if not isinstance(model, Model):
-        path = Path(model)
-        model = load(path)
-        if "prefix" in options_of(run):
-            options = {"prefix": _prefix(task, path, model.origin), **options}
+    model = model if isinstance(model, Model) else load(Path(model))
+    if "prefix" in options_of(run):
+        options = {"prefix": _prefix(task, model.origin), **options}
     return Pipeline(task, model, run, options)
 
 
@@ -107,13 +113,14 @@ def text_classification(model: Model, inputs: list, *, top_k: Any = "best", func
     """{"label", "score"} of a text or of {"text", "text_pair"}: the most probable class, or with `top_k` a list of so
     many (None: all).
 
-    function_to_apply: to an encoder's logits, softmax, sigmoid (where a text may have several labels) or none. A
-    regression head's score is its number. A model that generates text is asked how probable each label is, among them
-    all.
+    function_to_apply: to an encoder's logits, softmax, sigmoid (where a text may have several labels, or there is one)
+    or none. A regression's score is its number. A model that generates text is asked how probable each label is, among
+    them all.
     """
     rows, names = _class_logits(model, inputs)
-    several = "multi_label" in model.config.heads
-    default = "sigmoid" if several else "softmax" if len(names) > 1 else "none"
+    each = "multi_label" in model.config.heads or len(names) == 1
+    default = "none" if not names else "sigmoid" if each else "softmax"
+    names = names or ("LABEL_0",)
     function = lookup("function_to_apply", function_to_apply or default, FUNCTIONS)
     results = []
     for logits_C in rows:
@@ -172,10 +179,15 @@ def zero_shot_classification(
 
 
 def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """float64 [C] for each text or pair of texts, and the names of the classes."""
+    """float64 [C] for each text or pair of texts, and the names of the classes: none of a number."""
+    for given in inputs:
+        if not isinstance(given, str) and not (isinstance(given, Mapping) and isinstance(given.get("text"), str)):
+            raise DataError(f'{str(given)[:80]!r} is no text; give one, or {{"text": …, "text_pair": …}}')
     texts = [given if isinstance(given, str) else given["text"] for given in inputs]
     pairs = [None if isinstance(given, str) else given.get("text_pair") for given in inputs]
     if model.config.architecture != "encoder_only":
+        if any(pair is not None for pair in pairs):
+            raise ConfigError("a model that writes reads one text: put text_pair into text, as its task has them")
         if not model.labels:
             raise ConfigError("text-classification needs labels; this model was trained on no task that has them")
         scores = model.score([(text, label) for text in texts for label in model.labels])
@@ -191,7 +203,7 @@ def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[s
         examples = [{"inputs": texts[i]} | ({"pair": str(pairs[i])} if kind else {}) for i in mine]
         for i, outputs in zip(mine, _encoder_outputs(model, examples), strict=True):
             rows[i] = outputs[head].reshape(-1).astype(np.float64)
-    return rows, model.labels if head != "regression" else ("LABEL_0",)
+    return rows, model.labels
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -394,23 +406,25 @@ def question_answering(
     top_k: int = 1,
     max_answer_len: int = 15,
     max_seq_len: int = 384,
-    doc_stride: int = 128,
+    doc_stride: int | None = None,
     handle_impossible_answer: bool = False,
 ) -> list:
     """{"score", "start", "end", "answer"} of a {"question", "context"}: the part of the context that an encoder marks,
     in whole words; with top_k above 1 a list of so many. start and end count characters.
 
-    A context that does not fit in max_seq_len tokens is read in windows, each doc_stride tokens after the one before.
-    The score is the probability of the start times that of the end, in the window. handle_impossible_answer: "" may be
-    the answer, as probable as in the window where it is least.
+    A context that does not fit in max_seq_len tokens is read in windows, each of which shares doc_stride tokens with
+    the one before: 128, or half of max_seq_len where that is less. The score is the probability of the start times that
+    of the end, in the window. handle_impossible_answer: "" may be the answer, as probable as in the window where it is
+    least.
     """
     if "span" not in model.config.heads:
         raise ConfigError(f"question-answering needs a model with the head `span`; its heads: {model.config.heads}")
     length = min(max_seq_len, model.config.max_positions or max_seq_len)
     marks = {"heads": model.config.heads, "fairseq_marks": model.config.fairseq_marks}
-    converter = EncoderOnly(length, window_stride=doc_stride, **marks)
+    converter = EncoderOnly(length, **marks)
     task = text_task(model.config.architecture, ("question", "context"))
-    features, windows = converter.windows(inputs, task, model.vocabulary)
+    overlap = min(length // 2, 128) if doc_stride is None else doc_stride
+    features, windows = converter.windows(inputs, task, model.vocabulary, overlap)
 
     def work(chosen: list[int]) -> list[np.ndarray]:
         rows, part = padded_rows(len(chosen)), packing.take(features, np.array(chosen))
@@ -462,7 +476,8 @@ def text_generation(
 
 def _text_to_text(key: str, model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
     _require(model, "writing from a text", "text_to_text")
-    written = _write(model, [prefix + text for text in inputs], **{"num_beams": 4, **options})
+    beams = 1 if options.get("do_sample") else 4
+    written = _write(model, [prefix + text for text in inputs], **{"num_beams": beams, **options})
     return [[{key: text} for text in texts] for texts in written]
 
 
@@ -498,11 +513,13 @@ def strategy(
 ) -> Strategy:
     """What transformers calls these options, as a Strategy of ours. Beam search ends when nothing better can come, as
     with its early_stopping="never"."""
+    if do_sample and num_beams > 1:
+        raise ConfigError(f"num_beams={num_beams} searches and do_sample draws; choose do_sample=False, or num_beams=1")
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
     return Strategy(
         max_tokens=max_new_tokens,
         min_tokens=min_new_tokens,
-        beams=1 if do_sample else num_beams,
+        beams=num_beams,
         length_penalty=length_penalty,
         length_offset=0,
         repetition_penalty=repetition_penalty,
@@ -511,22 +528,23 @@ def strategy(
     )
 
 
-def _write(model: Model, texts: list[str], *, seed: int = 0, **options: Any) -> list[list[str]]:
-    """The texts that are generated for each."""
+def _write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **options: Any) -> list[list[str]]:
+    """The texts that are generated for each. first: the number of the first, for what is drawn."""
     chosen_strategy = strategy(**options)
     if "max_new_tokens" not in options:
         chosen_strategy = dataclasses.replace(chosen_strategy, max_tokens=_room(model, texts))
     new = chosen_strategy.max_tokens
     # Llama's tokenizer puts its <s> before a text, GPT-2's nothing: then the text is all there is to go on from.
     begins = not isinstance(model.vocabulary, TokenizerVocabulary) or model.vocabulary.begins_with_bos
+    alone = model.config.architecture == "decoder_only" and not begins and model.features is None
 
     def work(chosen: list[int]) -> list[list[str]]:
         rows = padded_rows(len(chosen))
         batch = model.prompts([{"inputs": texts[i]} for i in chosen], rows, new)
-        if model.config.architecture == "decoder_only" and not begins and model.features is None and all(texts):
+        if alone and texts[chosen[0]]:
             batch = {name: array[:, :-1] if "positions" in name else array[:, 1:] for name, array in batch.items()}
         row_ids = np.zeros(rows, np.uint32)
-        row_ids[: len(chosen)] = chosen
+        row_ids[: len(chosen)] = first + np.array(chosen)
         out = decode.generate(
             model.module,
             model.params,
@@ -543,7 +561,13 @@ def _write(model: Model, texts: list[str], *, seed: int = 0, **options: Any) -> 
             for row in range(len(chosen))
         ]
 
-    return in_batches(work, [len(text) for text in texts])
+    def together(numbers: list[int]) -> list[list[str]]:
+        """In batches of empty texts, or of others, as they begin differently."""
+        parts = [part for empty in (True, False) if (part := [i for i in numbers if (not texts[i]) == empty])]
+        written = {i: found for part in parts for i, found in zip(part, work(part), strict=True)}
+        return [written[i] for i in numbers]
+
+    return in_batches(together, [len(text) for text in texts])
 
 
 def _room(model: Model, texts: list[str]) -> int:
@@ -556,15 +580,14 @@ def _room(model: Model, texts: list[str]) -> int:
     return max(1, min(NEW_TOKENS, model.config.max_positions - longest + 1))
 
 
-def _prefix(task: str, *directories: Path | None) -> str:
+def _prefix(task: str, directory: Path | None) -> str:
     """What config.json says comes before a text in this task (`task_specific_params`, as T5's has them)."""
-    for directory in directories:
-        for name in ("config.json", "huggingface.json"):
-            if directory is not None and (directory / name).is_file():
-                tasks = mapping.read_json(directory / name).get("task_specific_params")
-                found = tasks.get(task) if isinstance(tasks, Mapping) else None
-                if isinstance(found, Mapping) and isinstance(found.get("prefix"), str):
-                    return found["prefix"]
+    paths = [directory / name for name in ("config.json", "huggingface.json")] if directory else []
+    for path in paths:
+        tasks = mapping.read_json(path).get("task_specific_params") if path.is_file() else None
+        found = tasks.get(task) if isinstance(tasks, Mapping) else None
+        if isinstance(found, Mapping) and isinstance(found.get("prefix"), str):
+            return found["prefix"]
     return ""
 
 
