@@ -30,7 +30,7 @@ class Recipe:
 RECIPES = {
     "cola": Recipe(96_859, rows=6, length=60),
     "sst2": Recipe(897_039, rows=6, length=72, epochs=1),
-    "mrpc": Recipe(195_290, rows=14, length=124),
+    "mrpc": Recipe(195_290, rows=14, length=128),
     "stsb": Recipe(159_879, rows=7, length=128),
     "wnli": Recipe(23_539, rows=10, length=120),
 }

@@ -14,9 +14,9 @@ def of_predictions(rows: Sequence[Mapping]) -> dict[str, bytes]:
     """{title: PNG} of the rows of a predictions' file, as far as they make sense: classes are targets that are few and
     come again; other texts have lengths; numbers neither."""
     labels = sorted({row["target"].strip() for row in rows})
-    answers = {row["prediction"].strip() for row in rows}
+    others = [row for row in rows if row["prediction"].strip() not in labels]
     are_many = len(labels) > min(MOST_CLASSES, len(rows) / 2)
-    if all(map(_is_number, labels)) and (are_many or any(map(_is_number, answers.difference(labels)))):
+    if all(map(_is_number, labels)) and (are_many or len(others) > len(rows) / 2):
         return {}
     if are_many:
         return {"lengths": lengths(rows)}

@@ -132,17 +132,22 @@ def _read(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Sequen
             raise ConfigError(f"--input={path} has texts alone; {', '.join(needed)} are needed: write them as .jsonl")
         rows: Sequence[dict] = [{"inputs": line.removesuffix("\r")} for line in _lines(path)]
     elif kind == "json":
-        rows = list(_objects(path, needed))
+        rows = list(_objects(path, needed, added))
     else:
         rows = Csv({"all": str(path)}, delimiter="\t" if kind == "tsv" else ",").split("all")  # type: ignore[assignment]
-        for field in needed if len(rows) else ():
+        for field in needed:
             if field not in rows[0]:
                 raise DataError(f"{path} has the columns {', '.join(rows[0])}; a column {field!r} is needed")
+        _require_free(added, rows[0], str(path))
     if not len(rows):
-        raise DataError(f"{path} has nothing to predict: no line, or none under its header")
-    if taken := [name for name in added if name in rows[0]]:
-        raise DataError(f"{path} has a field {taken[0]!r}, which the output adds; rename it")
+        raise DataError(f"{path} has no line")
     return rows
+
+
+def _require_free(added: tuple[str, ...], row: dict, where: str) -> None:
+    for name in added:
+        if name in row:
+            raise DataError(f"{where}: the output adds a field {name!r}, which is there; rename it")
 
 
 def _lines(path: Path) -> list[str]:
@@ -156,7 +161,7 @@ def _lines(path: Path) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _objects(path: Path, needed: tuple[str, ...]) -> Iterator[dict]:
+def _objects(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Iterator[dict]:
     """The objects of a JSONL file. Lines of spaces hold none."""
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
@@ -169,6 +174,7 @@ def _objects(path: Path, needed: tuple[str, ...]) -> Iterator[dict]:
             fits = (str, list) if field == "tokens" else str  # words may stand in a list
             if not isinstance(row, dict) or not isinstance(row.get(field), fits):
                 raise DataError(f'{path}:{number}: no text field {field!r}; write {{"{field}": "…"}}')
+        _require_free(added, row, f"{path}:{number}")
         yield row
 
 

@@ -11,6 +11,7 @@ from tiny_models import random_params
 import t5x_lite
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.hub.interchange import export_model
 from t5x_lite.hub.model import Model
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
@@ -107,6 +108,8 @@ def test_one_output_is_a_class_or_a_number_as_config_json_has_it(problem, tmp_pa
     found, expected = ours(TEXTS), theirs(TEXTS)
     assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], rel=1e-4, abs=1e-5)
     assert {one["label"] for one in found} == {"LABEL_0" if problem else "toxic"}
+    export_model(ours.model, tmp_path / "again")
+    assert t5x_lite.pipeline("text-classification", model=tmp_path / "again")(TEXTS) == found
     with pytest.raises(DataError, match=r"'sentence': 'x'.* is no text; give one"):
         ours({"sentence": "x"})
 
@@ -189,6 +192,11 @@ def test_answers_are_the_most_probable_parts_of_the_context(tmp_path):
     assert found[0]["answer"] == context[found[0]["start"] : found[0]["end"]]
     with pytest.raises(ConfigError, match="cannot share 40"):
         ours(question=question, context=context, max_seq_len=32, doc_stride=40)
+    asked = " ".join(["cat"] * 15)
+    assert ours(question=asked, context="the mat", max_seq_len=32, doc_stride=40)["answer"]  # in one window
+    assert ours(question=asked, context=context, max_seq_len=32)["answer"]
+    with pytest.raises(ConfigError, match="cannot share -1"):
+        ours(question=question, context=context, max_seq_len=32, doc_stride=-1)
     with pytest.raises(ConfigError, match="2 questions of 3 contexts"):
         ours(question=TEXTS[:2], context=TEXTS[:3])
 

@@ -199,11 +199,17 @@ def test_what_infer_reads(tmp_path):
     for name, content, needed, message in (
         ("b.csv", "text\nx\n", "inputs", "columns text; a column 'inputs' is needed"),
         ("c.csv", "inputs\n", "inputs", "holds no example"),
-        ("empty.txt", "", "inputs", "nothing to predict"),
+        ("empty.txt", "", "inputs", "has no line"),
         ("d.txt", "one\n", "targets", "texts alone; targets are needed"),
         ("e.jsonl.gz", "", "inputs", r"\.txt are read, unpacked"),
         ("f.parquet", "", "inputs", r"\.txt are read, unpacked"),
-        ("g.jsonl", '{"inputs": "a", "score": 1}', "inputs", "a field 'score', which the output adds"),
+        (
+            "g.jsonl",
+            '{"inputs": "a"}\n{"inputs": "a", "score": 1}',
+            "inputs",
+            "g.jsonl:2: the output adds a field 'score'",
+        ),
+        ("h.csv", "inputs,step\na,1\n", "inputs", "h.csv: the output adds a field 'step'"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises((ConfigError, DataError), match=message):

@@ -78,3 +78,5 @@ def test_words_intervals_and_glue_s_average_stand_in_both_reports(tmp_path):
     assert figures.of_predictions([row | {"target": f"{i}.5"} for i, row in enumerate(rows)]) == {}
     ratings = [{"target": f"{800 + i % 2}.0", "prediction": f"{810.25 + i}", "score": 810.25 + i} for i in range(40)]
     assert figures.of_predictions(ratings) == {}  # numbers, though few: no classes, and their score no probability
+    digits = [row | {"target": str(i % 2), "prediction": str(i % 3)} for i, row in enumerate(rows * 10)]
+    assert set(figures.of_predictions(digits)) == {"confusion", "calibration"}  # a model may write another number

@@ -373,10 +373,15 @@ class EncoderOnly:
         return self.sizes(pack=False)
 
     def windows(
-        self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary, overlap: int | None = None
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        task: Task,
+        vocabulary: Vocabulary,
+        overlap: Callable[[int], int] | None = None,
     ) -> tuple[Examples, list[Window]]:
         """[CLS] question [SEP] a window of the context [SEP], as often as each context needs: of what does not fit in a
-        row, every window begins `window_stride` tokens after the one before, or shares `overlap` tokens with it."""
+        row, every window begins `window_stride` tokens after the one before; or shares so many with it as `overlap`
+        says of windows of a size."""
         question, context = task.segments
         asked = ragged.of(_ids([text_of(e, question, task) for e in examples], vocabulary))
         asked = ragged.cut(asked, self.length // 2)
@@ -388,10 +393,12 @@ class EncoderOnly:
             room = self.length - first - 1
             if room < 1:
                 raise ConfigError(f"data.length={self.length} leaves no room for a context behind a question")
-            step = min(self.window_stride, room) if overlap is None else room - overlap
-            if step < 1:
-                raise ConfigError(f"windows of {room} tokens cannot share {overlap}; let them share fewer")
-            for begin in range(0, max(1, len(ids) - room + step), step):
+            step = min(self.window_stride, room) if overlap is None else room - overlap(room)
+            if not 0 < step <= room and len(ids) > room:
+                raise ConfigError(
+                    f"windows of {room} tokens cannot share {room - step}; let them share 0 to {room - 1}"
+                )
+            for begin in range(0, len(ids) - room + step, step) if len(ids) > room else (0,):
                 end = min(begin + room, len(ids))
                 windows.append(Window(number, first, begin, end, of_token))
                 parts.append(ids[begin:end])

@@ -132,7 +132,8 @@ def write_config(
         names = tuple(labels) if len(labels) == count else tuple(f"LABEL_{i}" for i in range(count))
         out |= {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
     for head in set(PROBLEMS) & set(config.heads):
-        out["problem_type"] = PROBLEMS[head]
+        if head != "regression" or len(labels) != 1:  # one output with a name is a class
+            out["problem_type"] = PROBLEMS[head]
     return out
 
 

@@ -203,7 +203,7 @@ def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[s
         examples = [{"inputs": texts[i]} | ({"pair": str(pairs[i])} if kind else {}) for i in mine]
         for i, outputs in zip(mine, _encoder_outputs(model, examples), strict=True):
             rows[i] = outputs[head].reshape(-1).astype(np.float64)
-    return rows, model.labels
+    return rows, model.labels if head != "regression" or len(model.labels) == 1 else ()
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -413,7 +413,7 @@ def question_answering(
     in whole words; with top_k above 1 a list of so many. start and end count characters.
 
     A context that does not fit in max_seq_len tokens is read in windows, each of which shares doc_stride tokens with
-    the one before: 128, or half of max_seq_len where that is less. The score is the probability of the start times that
+    the one before: 128, or half of them where that is less. The score is the probability of the start times that
     of the end, in the window. handle_impossible_answer: "" may be the answer, as probable as in the window where it is
     least.
     """
@@ -423,7 +423,10 @@ def question_answering(
     marks = {"heads": model.config.heads, "fairseq_marks": model.config.fairseq_marks}
     converter = EncoderOnly(length, **marks)
     task = text_task(model.config.architecture, ("question", "context"))
-    overlap = min(length // 2, 128) if doc_stride is None else doc_stride
+
+    def overlap(room: int) -> int:
+        return min(128, room // 2) if doc_stride is None else doc_stride
+
     features, windows = converter.windows(inputs, task, model.vocabulary, overlap)
 
     def work(chosen: list[int]) -> list[np.ndarray]:
