@@ -120,9 +120,10 @@ def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Bat
         task_ids=True,
         **common,
     )
-    for _ in range(max(1, SAMPLED_ROWS * hosts // cfg.data.batch_rows)):
+    of_batch = cfg.data.batch_rows // hosts
+    for number in range(1, -(-max(SAMPLED_ROWS, rows) // of_batch) + 1):
         yield next(stream), stream.counters() | stream.epochs_per_example()
-        if time.monotonic() > end:
+        if number * of_batch >= rows and time.monotonic() > end:
             return
 
 
