@@ -9,7 +9,7 @@ runs/minilm, set --config.model.preset, --config.init.checkpoint and --config.da
 
 The hyper-parameters are those of BERT's fine-tuning (Devlin et al. 2019, §A.3): batches of 32 examples, 3 epochs (1 of
 SST-2), AdamW, and a rate that rises to 5e-5 and falls to 0 on lines. Examples share rows of up to 128 tokens, so that a
-batch has 32 of them on average and next to no padding. Results: README.md; benchmarks/glue.py makes the table.
+batch has about 32 of them and next to no padding. Results: README.md; benchmarks/glue.py makes the table.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from t5x_lite.lookup import lookup
 class Recipe:
     tokens: int  # of all training examples, by BERT's uncased vocabulary
     rows: int  # of a batch, and
-    length: int  # their tokens, for 32 examples on average; no training example is longer
+    length: int  # their tokens, for about 32 examples; no training example is longer
     epochs: int = 3
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from t5x_lite.losses import LossSum
 
+LOW_IS_GOOD = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")  # the ends of metrics' names
 LAST = ("learning_rate",)  # of several steps, the last one's value is meant; everything else is summed
 
 
@@ -45,9 +46,6 @@ def sum_of(total: Mapping[str, Any] | None, added: Mapping[str, Any]) -> dict[st
     """The running sums `total` and those of later steps, together."""
     total = total or {}
     return {name: value if name in LAST else total.get(name, 0.0) + value for name, value in added.items()}
-
-
-LOW_IS_GOOD = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")  # the ends of metrics' names
 
 
 def best(name: str, points: Iterable[tuple[int, float]]) -> tuple[int, float] | None:

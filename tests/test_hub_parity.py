@@ -209,9 +209,10 @@ def test_outputs_gradients_and_the_way_back(name, tmp_path):
     assert again.state_dict().keys() == model.state_dict().keys()
     for tensor, values in model.state_dict().items():
         np.testing.assert_array_equal(again.state_dict()[tensor], values, err_msg=tensor)
-    for output, values in outputs_of(again, config, batch).items():
-        # Not bit for bit, as the weights are: torch's sums over a vector depend on where in memory it begins.
-        np.testing.assert_allclose(values.detach(), expected[output], rtol=1e-6, atol=1e-6, err_msg=output)
+    expected = outputs_of(model.double(), config, batch)
+    for output, values in outputs_of(again.double(), config, batch).items():
+        # Not bit for bit: torch's sums over a vector depend on where in memory it begins.
+        np.testing.assert_allclose(values.detach(), expected[output].detach(), rtol=1e-12, atol=1e-12, err_msg=output)
 
 
 def test_of_a_bare_roberta_all_but_its_pooler_is_read(tmp_path, monkeypatch):

@@ -148,16 +148,21 @@ def test_answers_are_the_most_probable_parts_of_the_context(tmp_path):
     model, tokenizer = (
         make.from_pretrained(path) for make in (transformers.AutoModelForQuestionAnswering, transformers.AutoTokenizer)
     )
-    for question, context in (("is this urgent", TEXTS[1]), ("the cat", TEXTS[3] + " " + TEXTS[0])):
-        encoded = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
-        places = encoded.pop("offset_mapping")[0].numpy()
+
+    def chances(encoded, window: int, longest: int) -> np.ndarray:
+        """Of each first and last token of an answer, [tokens, tokens]."""
+        read = ("input_ids", "token_type_ids", "attention_mask")
         with torch.no_grad():
-            out = model(**encoded)
-        inside = np.array([part == 1 for part in encoded.sequence_ids(0)])
+            out = model(**{name: torch.tensor([encoded[name][window]]) for name in read})
+        inside = np.array([part == 1 for part in encoded.sequence_ids(window)])
         allowed = inside | (np.arange(len(inside)) == 0)  # [CLS] stands for no answer
         start, end = (np.where(allowed, x[0].double().numpy(), -np.inf) for x in (out.start_logits, out.end_logits))
         start, end = (np.exp(x - np.logaddexp.reduce(x)) for x in (start, end))
-        scores = np.tril(np.triu(np.outer(start * inside, end * inside)), 3)
+        return np.tril(np.triu(np.outer(start * inside, end * inside)), longest - 1)
+
+    for question, context in (("is this urgent", TEXTS[1]), ("the cat", TEXTS[3] + " " + TEXTS[0])):
+        encoded = tokenizer([question], [context], return_offsets_mapping=True)
+        scores, places = chances(encoded, 0, longest=4), np.array(encoded["offset_mapping"][0])
         first, last = np.unravel_index(scores.argmax(), scores.shape)
         found = ours(question=question, context=context, max_answer_len=4)
         assert found["score"] == pytest.approx(scores.max(), rel=1e-4)
@@ -166,27 +171,9 @@ def test_answers_are_the_most_probable_parts_of_the_context(tmp_path):
         few = ours({"question": question, "context": context}, top_k=3, handle_impossible_answer=True)
         assert [one["score"] for one in few] == sorted((one["score"] for one in few), reverse=True) and len(few) == 3
     question, context = "the cat", " ".join(TEXTS * 20)
-    windows = tokenizer(
-        question,
-        context,
-        truncation="only_second",
-        max_length=32,
-        stride=9,
-        return_overflowing_tokens=True,
-        padding=True,
-    )
-    best = 0.0
-    for ids, mask, types, parts in zip(
-        windows["input_ids"], windows["attention_mask"], windows["token_type_ids"],
-        map(windows.sequence_ids, range(len(windows["input_ids"]))), strict=True,
-    ):  # fmt: skip
-        with torch.no_grad():
-            out = model(*(torch.tensor([row]) for row in (ids, mask, types)))
-        inside = np.array([part == 1 for part in parts])
-        allowed = inside | (np.arange(len(inside)) == 0)
-        start, end = (np.where(allowed, x[0].double().numpy(), -np.inf) for x in (out.start_logits, out.end_logits))
-        start, end = (np.exp(x - np.logaddexp.reduce(x)) for x in (start, end))
-        best = max(best, np.tril(np.triu(np.outer(start * inside, end * inside)), 14).max())
+    cut = {"truncation": "only_second", "max_length": 32, "stride": 9, "return_overflowing_tokens": True}
+    encoded = tokenizer([question], [context], **cut)
+    best = max(chances(encoded, window, longest=15).max() for window in range(len(encoded["input_ids"])))
     found = ours(question=[question, question], context=context, max_seq_len=32, doc_stride=9)
     assert found[0] == found[1] and found[0]["score"] == pytest.approx(best, rel=1e-4)
     assert found[0]["answer"] == context[found[0]["start"] : found[0]["end"]]
@@ -240,7 +227,7 @@ def test_language_models_go_on_as_in_transformers(tmp_path):
     with pytest.raises(ConfigError, match="num_beams=4 searches and do_sample draws"):
         ours(TEXTS, num_beams=4)
     assert np.isfinite(ours.model.score([("ab", "x" * 60)])).all()
-    with pytest.raises(DataError, match="64 positions, which do not hold them"):
+    with pytest.raises(DataError, match="do not fit in rows of 64 tokens"):
         ours.model.score([("ab", "x"), ("ab", "x" * 80)])
     assert all(
         one["generated_text"].startswith(text) for text, texts in zip(TEXTS, samples, strict=True) for one in texts

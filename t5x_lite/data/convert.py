@@ -380,8 +380,10 @@ class EncoderOnly:
         overlap: Callable[[int], int] | None = None,
     ) -> tuple[Examples, list[Window]]:
         """[CLS] question [SEP] a window of the context [SEP], as often as each context needs: of what does not fit in a
-        row, every window begins `window_stride` tokens after the one before; or shares so many with it as `overlap`
-        says of windows of a size."""
+        row, every window begins `window_stride` tokens after the one before.
+
+        overlap: in place of that stride, how many tokens a window shares with the one before, by its size.
+        """
         question, context = task.segments
         asked = ragged.of(_ids([text_of(e, question, task) for e in examples], vocabulary))
         asked = ragged.cut(asked, self.length // 2)

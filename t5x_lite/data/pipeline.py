@@ -666,8 +666,12 @@ def prompt_batch(
 def example_batch(
     examples: Sequence[Mapping], task: Task, converter: Converter, vocabulary: Vocabulary, *, batch_rows: int
 ) -> Batch:
-    """Supervised text examples with their targets as one batch, one a row."""
-    found = converter.supervised(examples, task, vocabulary)[0] if examples else {}
+    """Supervised text examples with their targets as one batch, one a row; DataError for one that is longer than it."""
+    found, truncated = converter.supervised(examples, task, vocabulary) if examples else ({}, ())
+    if any(truncated):
+        texts = " and ".join(repr(str(text)[:40]) for text in examples[list(truncated).index(True)].values())
+        sizes = " and ".join(map(str, converter.sizes(pack=False).values()))
+        raise DataError(f"{texts} do not fit in rows of {sizes} tokens; shorten them")
     return _one_per_row(found, converter, vocabulary, batch_rows, converter.sizes(pack=False))
 
 

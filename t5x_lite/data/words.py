@@ -2,7 +2,6 @@
 
 import functools
 import re
-import sys
 import unicodedata
 from collections.abc import Sequence
 
@@ -40,7 +39,7 @@ def encoded(texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[Rag
 def _word() -> re.Pattern:
     """Letters, digits and the marks that combine with them; or anything else but a space, alone. So stand the letters
     of scripts without spaces: there a token is as long as it is."""
-    every = "".join(c for c in map(chr, range(sys.maxunicode // 17)) if unicodedata.category(c)[0] == "M")
+    every = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c)[0] == "M")
     marks = re.sub(f"[{UNSPACED}]", "", every)
     return re.compile(rf"[^\W{UNSPACED}]+(?:[{marks}]+[^\W{UNSPACED}]*)*|\S")
 

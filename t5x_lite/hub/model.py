@@ -17,7 +17,7 @@ from t5x_lite.batch import Batch
 from t5x_lite.data import convert, pipeline, vocabularies
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
-from t5x_lite.errors import CheckpointError, ConfigError, DataError
+from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.losses import token_losses
 from t5x_lite.models import intermediates, presets
@@ -79,12 +79,6 @@ class Model:
 
         def work(examples: list[dict[str, str]]) -> list[float]:
             converter, task = self._converter(examples, ("inputs", "targets")), self._task(("inputs",))
-            if np.any(truncated := converter.supervised(examples, task, self.vocabulary)[1]):
-                pair = examples[int(np.argmax(truncated))]
-                raise DataError(
-                    f"{pair['inputs'][:40]!r} and {pair['targets'][:40]!r}: the model has {self.config.max_positions} "
-                    "positions, which do not hold them; shorten them"
-                )
             batch = pipeline.example_batch(
                 examples, task, converter, self.vocabulary, batch_rows=padded_rows(len(examples))
             )

@@ -50,8 +50,9 @@ class Pipeline:
         if inputs is None:
             raise ConfigError(f"the pipeline {self.task!r} got no input; give it one, or a list of them")
         batch_size = chosen.pop("batch_size", BATCH_SIZE)
+        known = options_of(self.run)
         for name in chosen:
-            lookup(f"option of the pipeline {self.task!r}", name, options_of(self.run))
+            lookup(f"option of the pipeline {self.task!r}", name, known)
         if isinstance(inputs, str | Mapping):
             found = self.run(self.model, [inputs], **chosen)[0]
             # The class of one text stands in a list, as in transformers.
@@ -60,8 +61,7 @@ class Pipeline:
         listed = list(inputs)
         outputs = []
         for first in range(0, len(listed), batch_size):
-            # Of a sample the number of its text is part of the seed.
-            numbered = {"first": first} if "seed" in options_of(self.run) else {}
+            numbered = {"first": first} if "seed" in known else {}  # what is drawn depends on the text's number
             outputs += self.run(self.model, listed[first : first + batch_size], **chosen, **numbered)
         alone = self.run in WRITE_ONE and all(len(texts) == 1 for texts in outputs)
         return [texts[0] for texts in outputs] if alone else outputs
