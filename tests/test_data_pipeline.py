@@ -214,6 +214,28 @@ def test_each_epoch_has_every_example_once_in_a_new_order():
     assert epochs[0] != epochs[1] != epochs[2] != sorted(epochs[2])
 
 
+@pytest.mark.parametrize("rows", [5, 10, 24])
+def test_packing_keeps_the_epochs_apart(rows):
+    """Packed windows are longer than these epochs: none may hold an example of the next one."""
+    examples = [{"inputs": f"train {i}", "targets": "x" * (i % 19)} for i in range(700)]
+    registry.add(Task("small", sources.Function(lambda split: examples)))
+    streams = pipeline.stream_count(rows)
+    batches = take(train("small", rows=rows), 800 // rows)
+    per_stream: list[list[str]] = [[] for _ in range(streams)]
+    for batch in batches:
+        for row, (tokens, segments) in enumerate(
+            zip(batch["encoder_input_tokens"], batch["encoder_segment_ids"], strict=True)
+        ):
+            texts = [VOCABULARY.decode(tokens[segments == n]) for n in range(1, segments.max() + 1)]
+            per_stream[row * streams // rows] += texts
+    for epoch in range(2):
+        shares = [(700 * (epoch + 1) + streams - 1 - s) // streams for s in range(streams)]
+        begins = [(700 * epoch + streams - 1 - s) // streams for s in range(streams)]
+        found = [t for texts, b, e in zip(per_stream, begins, shares, strict=True) for t in texts[b:e]]
+        assert len(found) == 700 == len(set(found))
+    assert min(len(texts) for texts in per_stream) > 1400 // streams
+
+
 @pytest.mark.parametrize("converter", ["text_to_text", "encoder_only"])
 def test_a_text_met_again_has_other_noise(converter):
     """A fresh mask each epoch: one document, again and again, is not one row again and again."""

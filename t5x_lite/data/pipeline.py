@@ -2,9 +2,10 @@
 
 The rows of a global batch are cut into S streams, S fixed by the number of rows alone. Stream s takes the elements
 s, s + S, s + 2S, … of each task's shuffled, endlessly repeated order, draws its examples from the tasks by their
-rates, and packs them into its rows. A host computes only the streams of its rows, so any number of hosts up to S sees
-the same global batch, row by row. The state of a stream is where it stands: three integers per task, packed tightly.
-Restoring works through one packing window again at most.
+rates, and packs them into its rows, window by window. A window ends where an epoch does: packed with the next one's,
+an example would come twice in one epoch, or in one batch. A host computes only the streams of its rows, so any number
+of hosts up to S sees the same global batch, row by row. The state of a stream is where it stands: three integers per
+task, packed tightly. Restoring works through one packing window again at most.
 """
 
 import base64
@@ -38,6 +39,7 @@ TEXTS_PER_WINDOW = 64  # of a task, encoded together; the documents of a corpus 
 FEWEST_TEXTS_PER_WINDOW = 8  # of a task with a small share of a mixture: every stream keeps a window of every task
 ROWS_PER_WINDOW = 1024  # packed together, over all streams; of each at least FEWEST_ROWS_PER_WINDOW
 FEWEST_ROWS_PER_WINDOW = 64  # the last may stay half empty: about 0.8% of them
+FEWEST_ROWS_PER_EPOCH = 16  # of a single task: shorter epochs are packed together
 ROWS_PER_UNPACKED_WINDOW = 16  # noised together: they wait for no others to fit beside them
 MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window of examples that are next to empty
 EXAMPLES_PER_EVAL_WINDOW = 1024
@@ -91,7 +93,7 @@ class TrainBatches:
             "tasks": {name: _brief(registry.identity(registry.REGISTRY[name])) for name in rates},  # type: ignore[arg-type]
             "converter": repr(setting.converter),
             "vocabulary": vocabulary.fingerprint,
-            "format": 3,  # of this state, and of the order it stands for
+            "format": 4,  # of this state, and of the order it stands for
             "seed": setting.seed,
             "batch_rows": batch_rows,
             "pack": setting.pack,
@@ -279,6 +281,7 @@ class _Texts:
     examples: Examples
     lengths: np.ndarray  # int [examples, dimensions]
     counts: np.ndarray  # int [3]: converted, too long, bad
+    epoch_ends: np.ndarray  # int: how many examples there are up to each end of an epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,6 +321,21 @@ class _Feed:
         self._load(count)
         found = np.concatenate([texts.lengths for texts in self._loaded])
         return found[self._offset : self._offset + count]
+
+    def begins_epoch(self) -> bool:
+        """Whether this stream's next example is the first that it reads of an epoch of the source."""
+        self._load(1)
+        if self._offset:
+            return self._offset in self._loaded[0].epoch_ends
+        place, size = self._elements(self._window)[0][0], len(self._reader)
+        return (place - self._setting.streams) // size < place // size
+
+    def epoch_ends(self, count: int) -> np.ndarray:
+        """int, ascending: after how many of the next `count` examples this stream has read all of the source."""
+        self._load(count)
+        begins = itertools.accumulate((len(texts.lengths) for texts in self._loaded), initial=-self._offset)
+        ends = np.concatenate([texts.epoch_ends + begin for texts, begin in zip(self._loaded, begins, strict=False)])
+        return ends[(ends > 0) & (ends <= count)]
 
     def take(self, count: int) -> list[Examples]:
         """The next `count` examples."""
@@ -380,12 +398,27 @@ class _Feed:
             found = setting.caches[task.name].read(indices)
         else:
             found = self._reader.read_many(indices, lambda n: generator(setting.seed, task.name, "element", places[n]))
-        kept = [(index, example) for index, example in zip(indices, found, strict=True) if example is not None]
         rng = generator(setting.seed, task.name, "window", self._stream, window)
-        examples, too_long = _converted(kept, self._reader, setting.converter, setting.vocabulary, rng)
+        pieces, too_long, ends = [], 0, self._epoch_ends(places)
+        for begin, end in itertools.pairwise(sorted({0, *ends, len(places)})):
+            numbered = zip(indices[begin:end], found[begin:end], strict=True)
+            kept = [(index, example) for index, example in numbered if example is not None]
+            piece, long = _converted(kept, self._reader, setting.converter, setting.vocabulary, rng)
+            pieces.append(piece)
+            too_long += long
+        examples = packing.concatenate(pieces)
         lengths = setting.converter.lengths(examples, setting.vocabulary)
         skipped = too_long if setting.converter.on_long == "skip" else 0
-        return _Texts(examples, lengths, np.array([len(lengths) + skipped, too_long, self._reader.bad - bad]))
+        counts = np.array([len(lengths) + skipped, too_long, self._reader.bad - bad])
+        return _Texts(examples, lengths, counts, np.cumsum([packing.count(piece) for piece in pieces])[: len(ends)])
+
+    def _epoch_ends(self, places: Sequence[int]) -> list[int]:
+        """After how many elements of a window its stream has read all of the source; none where it does so before there
+        are rows enough to keep the epochs apart."""
+        streams, size = self._setting.streams, len(self._reader)
+        if size < FEWEST_ROWS_PER_EPOCH * streams:
+            return []
+        return (np.flatnonzero((np.array(places) + streams) // size > np.array(places) // size) + 1).tolist()
 
     def _elements(self, window: int) -> tuple[list[int], list[int]]:
         """The places in the task's order of a window's elements, and their numbers in the source. Those of several
@@ -481,8 +514,11 @@ class _Stream:
         self.read = np.vstack([self._token_counts, counts])
 
     def _draw(self) -> np.ndarray:
-        """The tasks of the next examples, as many as make up the full rows of a window."""
+        """The tasks of the next examples, as many as make up the full rows of a window, or end an epoch."""
         wanted = self._window_rows
+        fewest = FEWEST_ROWS_PER_WINDOW
+        if len(self._feeds) == 1:  # the rest of an epoch whose beginning is packed stays alone, short as it may be
+            fewest = FEWEST_ROWS_PER_EPOCH if self._feeds[0].begins_epoch() else 0
         if self._drawn == 0:  # first windows of different sizes: later the streams do not all run dry in one batch
             wanted = -(-wanted * (self._number + 1) // self._setting.streams)
         count = wanted
@@ -492,8 +528,11 @@ class _Stream:
             lengths = np.concatenate([feed.lengths(n) for feed, n in zip(self._feeds, counts, strict=True) if n])
             filled = (np.cumsum(lengths[_ranks(tasks)], axis=0) / self._capacity).max(axis=1)
             if filled[-1] >= wanted or count >= MOST_EXAMPLES_PER_WINDOW:
-                needed = int(np.searchsorted(filled, wanted)) + 1
-                return tasks[:needed]
+                ends = [int(np.searchsorted(filled, wanted)) + 1]
+                for task in np.flatnonzero(counts):
+                    read = self._feeds[task].epoch_ends(counts[task])
+                    ends += (np.flatnonzero(tasks == task)[read - 1] + 1).tolist()
+                return tasks[: min(end for end in ends if end == ends[0] or filled[end - 1] >= fewest)]
             count = min(int(count * wanted / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
 
     def _tasks_from(self, first: int, count: int) -> np.ndarray:
