@@ -1,9 +1,9 @@
 """Beam search: the most probable texts, several prefixes of each followed at a time.
 
 Of the 2K best continuations of K beams the best K others than those that end are the new beams. Finished texts are
-those among the first K that end, as in transformers (in T5X all of the 2K may). It stops when no beam can become better
-than the worst of K finished ones, as in T5X (t5x/decoding.py: beam_search). Letters beside the project's: K beams,
-J = 2K continuations, T tokens.
+those among the first K that end, as in transformers (in T5X all of the 2K may). When an example is done is said by
+`EARLY_STOPPING`; it goes on as long as another one does, and then nothing changes. Letters beside the project's:
+K beams, J = 2K continuations, T tokens.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+# When an example with K finished texts is done: "never" before no beam can become better than the worst of them (T5X's
+# t5x/decoding.py: beam_search), False: if none would be better that ended now (transformers' default), True: at once.
+EARLY_STOPPING = ("never", False, True)
 
 Texts = dict[str, jax.Array]  # tokens [B, K, T], logprobs [B, K, T] and lengths [B, K] of beams or finished texts
 
@@ -28,16 +32,17 @@ def search(
     beams: int,
     texts: int,
     capacity: int,
-    max_tokens: jax.Array,
+    most_B: jax.Array,
     eos_id: int,
     penalty: tuple[float, float],
+    early_stopping: bool | str,
 ) -> dict[str, jax.Array]:
     """The best `texts` of each example, as decode.generate returns them; its functions are handed in.
 
     decoding, history: of B·K rows, the K of an example side by side and alike.  read(token_R, decoding), rules(count,
     logits_RV, history) → logits, −inf where forbidden, and normaliser_R, which makes log-probabilities of them;
     written(history, token_R); reorder(state, rows_R).
-    penalty: (alpha, offset) of decode.Strategy. A text that is cut at max_tokens is finished there.
+    penalty: (alpha, offset) of decode.Strategy. A text that is cut at its most_B tokens is finished there.
     """
     batch_rows = len(done_B)
     exponent, offset = penalty
@@ -57,7 +62,7 @@ def search(
             lambda x: jnp.take_along_axis(x, index_BK.reshape(*index_BK.shape, *[1] * (x.ndim - 2)), 1), tree
         )
 
-    def extend(count, decoding, history, live, live_scores_BK, done, done_scores_BK):
+    def extend(count, decoding, history, live, live_scores_BK, done, done_scores_BK, closed_B):
         """One more token for every beam: (token_R, parents_R, …) with what was finished by it."""
         allowed_RV, normaliser_R = rules(count, decoding.logits_RV, history)
         # Of each beam first: one sort of a beam's own few instead of one over all K·V.
@@ -80,7 +85,8 @@ def search(
             "lengths": after["lengths"] + ~ends_BJ,
         }
         # Finished: those that end, of the first K alone (the others are there so that K go on); at the last token all.
-        finishes_BJ = (ends_BJ | (count + 1 >= max_tokens)) & (jnp.arange(token_BJ.shape[1]) < beams)
+        last_B = count + 1 >= most_B
+        finishes_BJ = (ends_BJ | last_B[:, None]) & (jnp.arange(token_BJ.shape[1]) < beams) & ~closed_B[:, None]
         new_scores_BJ = jnp.where(finishes_BJ, penalised(total_BJ, count + 1), -jnp.inf)
         done_scores_BK, index_BK = lax.top_k(jnp.concatenate([done_scores_BK, new_scores_BJ], axis=1), beams)
         both = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), done, after)
@@ -91,26 +97,28 @@ def search(
         token_R, parent_R = pick((token_BJ, rows_BJ), index_BK)
         token_R, parent_R = token_R.reshape(-1), parent_R.reshape(-1)
         history = written(reorder(history, parent_R), token_R)
-        return token_R, parent_R, history, live, live_scores_BK, done, done_scores_BK
+        closed_B |= last_B | ~improvable(count + 1, live_scores_BK, done_scores_BK)
+        return token_R, parent_R, history, live, live_scores_BK, done, done_scores_BK, closed_B
 
-    def improvable(state) -> jax.Array:
-        """Whether there is a row one of whose beams could still end better than the worst finished text: a beam's
-        logprob only falls, and the kindest penalty is that of the longest text."""
-        count, *_, live_scores_BK, _, done_scores_BK = state
-        hoped_B = penalised(live_scores_BK[:, 0], max_tokens)
-        return (count < max_tokens) & jnp.any(~done_B & (hoped_B > done_scores_BK[:, -1]))
+    def improvable(count, live_scores_BK, done_scores_BK) -> jax.Array:
+        """Whether an example goes on, [B]. A beam's logprob only falls; the kindest penalty is the longest text's."""
+        worst_B = done_scores_BK[:, -1]  # −inf: there are fewer than K
+        hoped_B = penalised(live_scores_BK[:, 0], most_B if early_stopping == "never" else count)
+        return (hoped_B > worst_B) & ((early_stopping is not True) | (worst_B == -jnp.inf))
 
     def body(state):
-        count, token_R, parent_R, decoding, history, live, live_scores_BK, done, done_scores_BK = state
+        count, token_R, parent_R, decoding, *rest = state
         decoding = read(token_R, reorder(decoding, parent_R))
-        found = extend(count, decoding, history, live, live_scores_BK, done, done_scores_BK)
-        return (count + 1, *found[:2], decoding, *found[2:])
+        token_R, parent_R, *rest = extend(count, decoding, *rest)
+        return count + 1, token_R, parent_R, decoding, *rest
 
     first_BK = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf), (batch_rows, beams))
     none_BK = jnp.full((batch_rows, beams), -jnp.inf)
-    found = extend(jnp.int32(0), decoding, history, start(beams), first_BK, start(beams), none_BK)
-    state = lax.while_loop(improvable, body, (jnp.int32(1), *found[:2], decoding, *found[2:]))
-    *_, done, scores_BK = state
+    token_R, parent_R, *rest = extend(
+        jnp.int32(0), decoding, history, start(beams), first_BK, start(beams), none_BK, done_B
+    )
+    state = (jnp.int32(1), token_R, parent_R, decoding, *rest)
+    *_, done, scores_BK, _ = lax.while_loop(lambda state: ~jnp.all(state[-1]), body, state)
     empty = start(beams)
     done = jax.tree.map(lambda blank, x: jnp.where(done_B.reshape(-1, *[1] * (x.ndim - 1)), blank, x), empty, done)
     scores_BK = jnp.where(done_B[:, None], 0.0, scores_BK)

@@ -45,11 +45,16 @@ class Strategy:
     top_k: int = 0  # sample from the k most probable tokens; 0: from all
     top_p: float = 1.0  # sample from the fewest tokens that are this probable together
     repetition_penalty: float = 1.0  # above 1: tokens that were there before become less likely
+    no_repeat_ngram_size: int = 0  # no so many tokens in a row come twice, in the text or after the prompt; 0: they may
+    first_token: int | None = None  # what a text begins with, for certain: of BART, or the language of mBART's
+    last_token: int | None = None  # what stands at max_tokens, for certain: an end
+    early_stopping: bool | str = "never"  # of beam search, by beam.EARLY_STOPPING
     texts: int = 1  # for each example: so many samples, or the best so many beams
 
     def validate(self) -> "Strategy":
         """Returns self; raises ConfigError naming the field, what it got and what is allowed."""
-        for field, low in (("max_tokens", 1), ("min_tokens", 0), ("beams", 1), ("texts", 1), ("top_k", 0)):
+        least = {"max_tokens": 1, "min_tokens": 0, "beams": 1, "texts": 1, "top_k": 0, "no_repeat_ngram_size": 0}
+        for field, low in least.items():
             if getattr(self, field) < low:
                 raise ConfigError(f"{field}={getattr(self, field)}; it must be at least {low}")
         for field in ("length_penalty", "length_offset", "temperature"):
@@ -59,6 +64,8 @@ class Strategy:
             raise ConfigError(f"top_p={self.top_p}; it must be above 0 and at most 1")
         if not self.repetition_penalty > 0:
             raise ConfigError(f"repetition_penalty={self.repetition_penalty}; it must be above 0 (1: none)")
+        if self.early_stopping not in beam.EARLY_STOPPING:
+            raise ConfigError(f"early_stopping={self.early_stopping!r}; it must be one of {beam.EARLY_STOPPING}")
         if self.min_tokens >= self.max_tokens:
             raise ConfigError(f"min_tokens={self.min_tokens} is not below max_tokens={self.max_tokens}")
         if self.beams > 1 and self.temperature:
@@ -85,7 +92,8 @@ class History(NamedTuple):
     """What the rules must know of what a row has written."""
 
     node_R: jax.Array  # in the constraint's tree
-    seen_RV: jax.Array  # bool, tokens written or read by the decoder; of no columns where nothing asks
+    tokens_RT: jax.Array  # int32, what the decoder has read, V behind it; of no columns where nothing asks
+    lengths_R: jax.Array  # of it
 
 
 def generate(
@@ -99,6 +107,7 @@ def generate(
     choices: PrefixTree | None = None,
     seed: int = 0,
     row_ids: Any = None,
+    limits: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, jax.Array]:
     """Texts for each row of a batch of prompts, until `eos_id` or `strategy.max_tokens` tokens.
 
@@ -107,15 +116,17 @@ def generate(
     different lengths, and goes on from the last token of each. Rows of padding alone generate nothing.
 
     choices: constraint.prefix_tree(…) of what may be written.  seed, row_ids: sampling draws from them alone, so give
-    an example's number in the data set and its texts are the same in any batch; by default, the row's number.
+    an example's number in the data set and its texts are the same in any batch; by default, the row's number.  limits:
+    int32 [B], [B], the strategy's min_tokens and max_tokens for each row, where they are not all alike.
     Compiled once for each shape of the batch, strategy, and bucket (see `bucket`) of max_tokens.
 
     Returns, for N = strategy.texts, best first:
         tokens    int32 [B, N, max_tokens]; past its length a text holds `eos_id`
-        lengths   int32 [B, N], tokens before the end, `eos_id` not counted; max_tokens: no end was found
+        lengths   int32 [B, N], tokens before the end, `eos_id` not counted; the most there may be: no end was found
         logprobs  float32 [B, N, max_tokens], the model's own natural log-probability of each token, `eos_id`
                   included and 0 behind it, whatever the strategy made of it
-        score     float32 [B, N], what the texts are ranked by: the sum of logprobs, for beam search penalised
+        score     float32 [B, N], what the texts are ranked by: the sum of logprobs, for beam search penalised and
+                  without those of a first and last token that were for certain
 
     Raises ConfigError for a model that does not generate, or for more positions than it has learned.
     """
@@ -130,10 +141,15 @@ def generate(
     prompt = {name: batch[name] for name in PROMPT[config.architecture]}
     rows, columns = np.shape(prompt[PROMPT[config.architecture][0]])
     read = 1 if config.architecture == "text_to_text" else columns
-    if config.positions == "learned" and read + strategy.max_tokens - 1 > config.max_positions:
+    if limits is None:
+        limits = np.full(rows, strategy.min_tokens), np.full(rows, strategy.max_tokens)
+    elif config.architecture == "decoder_only":
+        read = np.sum(np.asarray(prompt["decoder_segment_ids"]) > 0, axis=1)
+    needed = int(np.max(read + limits[1])) - 1
+    if config.positions == "learned" and needed > config.max_positions:
         raise ConfigError(
-            f"prompts of {read} and max_tokens={strategy.max_tokens} need {read + strategy.max_tokens - 1} positions; "
-            f"the model has model.max_positions={config.max_positions}. Shorten the prompts or lower max_tokens"
+            f"prompts of {np.max(read)} tokens and up to {np.max(limits[1])} new ones need {needed} positions; the "
+            f"model has model.max_positions={config.max_positions}. Shorten the prompts or lower max_tokens"
         )
     out = _generate(
         module,
@@ -142,8 +158,8 @@ def generate(
         start_id,
         params,
         prompt,
-        np.int32(strategy.max_tokens),
-        np.int32(strategy.min_tokens),
+        np.asarray(limits[0], np.int32),
+        np.asarray(limits[1], np.int32),
         choices,
         np.uint32(seed % 2**32),
         jnp.arange(rows) if row_ids is None else row_ids,
@@ -162,7 +178,7 @@ def bucket(number: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _generate(module, strategy, eos_id, start_id, params, batch, max_tokens, min_tokens, choices, seed, row_ids):
+def _generate(module, strategy, eos_id, start_id, params, batch, least_B, most_B, choices, seed, row_ids):
     segment_ids_BL = batch[PROMPT[module.config.architecture][1]]
     paths = max(strategy.beams, strategy.texts)
     read = functools.partial(step, module, params)
@@ -170,6 +186,7 @@ def _generate(module, strategy, eos_id, start_id, params, batch, max_tokens, min
     decoding = branch(decoding, paths) if strategy.beams > 1 else repeat(decoding, paths)
     history = History(*(jnp.repeat(array, paths, axis=0) for array in _history(module, strategy, batch, start_id)))
     done_B = jnp.all(segment_ids_BL == 0, axis=1)
+    least_R, most_R = (jnp.repeat(limit_B, paths) for limit_B in (least_B, most_B))
 
     def rules(count: jax.Array, logits_RV: jax.Array, history: History) -> tuple[jax.Array, jax.Array]:
         """Logits, −inf where forbidden, and what normalises them: a text's score is its probability among all."""
@@ -178,26 +195,34 @@ def _generate(module, strategy, eos_id, start_id, params, batch, max_tokens, min
         if normalised:
             logits_RV = jax.nn.log_softmax(logits_RV)
         if penalised:
-            logits_RV = logit_rules.penalise_repetition(logits_RV, history.seen_RV, strategy.repetition_penalty)
+            logits_RV = logit_rules.penalise_repetition(logits_RV, history.tokens_RT, strategy.repetition_penalty)
         normaliser_R = jnp.zeros(len(logits_RV)) if normalised else jax.nn.logsumexp(logits_RV, axis=1)
         if choices is not None:
             return constraint.forbid(choices, history.node_R, logits_RV), normaliser_R
-        return logit_rules.forbid_end(logits_RV, eos_id, count < min_tokens), normaliser_R
+        if strategy.no_repeat_ngram_size:
+            logits_RV = logit_rules.forbid_repetition(
+                logits_RV, history.tokens_RT, history.lengths_R, strategy.no_repeat_ngram_size
+            )
+        logits_RV = logit_rules.forbid_end(logits_RV, eos_id, count < least_R)
+        for token, place_R in ((strategy.first_token, 0), (strategy.last_token, most_R - 1)):
+            if token is not None:
+                logits_RV = logit_rules.force(logits_RV, token, count == place_R, normaliser_R)
+        return logits_RV, normaliser_R
 
     def written(history: History, token_R: jax.Array) -> History:
-        node_R, seen_RV = history
+        node_R, tokens_RT, lengths_R = history
         if choices is not None:
             node_R = constraint.advance(choices, node_R, token_R)
-        if seen_RV.shape[1]:
-            seen_RV = seen_RV.at[jnp.arange(len(token_R)), token_R].set(True)
-        return History(node_R, seen_RV)
+        if tokens_RT.shape[1]:
+            tokens_RT = tokens_RT.at[jnp.arange(len(token_R)), lengths_R].set(token_R)
+        return History(node_R, tokens_RT, lengths_R + 1)
 
     if strategy.beams > 1:
         penalty = (strategy.length_penalty, strategy.length_offset)
         return beam.search(
             decoding, history, done_B, read, rules, written, reorder,
-            beams=strategy.beams, texts=strategy.texts, capacity=strategy.max_tokens, max_tokens=max_tokens,
-            eos_id=eos_id, penalty=penalty,
+            beams=strategy.beams, texts=strategy.texts, capacity=strategy.max_tokens, most_B=most_B,
+            eos_id=eos_id, penalty=penalty, early_stopping=strategy.early_stopping,
         )  # fmt: skip
     keys_R = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(row_ids)
     keys_R = jax.vmap(lambda key: jax.random.split(key, paths))(keys_R).reshape(-1)
@@ -208,17 +233,17 @@ def _generate(module, strategy, eos_id, start_id, params, batch, max_tokens, min
         token_R = _sample(strategy, logits_RV, keys_R, count) if strategy.temperature else _first_largest(logits_RV)
         token_R = jnp.where(out["done"], eos_id, token_R.astype(jnp.int32))
         logprob_R = jnp.where(out["done"], 0.0, token_logprob(decoding.logits_RV, token_R))
-        done_R = out["done"] | (token_R == eos_id)
+        ended_R = out["done"] | (token_R == eos_id)
         return token_R, written(history, token_R), {
             "tokens": lax.dynamic_update_slice_in_dim(out["tokens"], token_R[:, None], count, axis=1),
-            "lengths": out["lengths"] + ~done_R,
+            "lengths": out["lengths"] + ~ended_R,
             "logprobs": lax.dynamic_update_slice_in_dim(out["logprobs"], logprob_R[:, None], count, axis=1),
-            "done": done_R,
+            "done": ended_R | (count + 1 >= most_R),
         }  # fmt: skip
 
     def unfinished(state):
-        count, *_, out = state
-        return (count < max_tokens) & ~jnp.all(out["done"])
+        *_, out = state
+        return ~jnp.all(out["done"])
 
     def body(state):
         count, token_R, decoding, history, out = state
@@ -269,16 +294,17 @@ def _sample(strategy: Strategy, logits_RV: jax.Array, keys_R: jax.Array, count: 
 
 
 def _history(module, strategy: Strategy, batch, start_id: int) -> History:
-    """Of the B rows of a batch before anything is written; seen is what the decoder has read."""
-    rows = batch[PROMPT[module.config.architecture][0]].shape[0]
-    node_B, vocab_size = jnp.full(rows, constraint.ROOT, jnp.int32), module.config.vocab_size
-    if strategy.repetition_penalty == 1:
-        return History(node_B, jnp.zeros((rows, 0), bool))
+    """Of the B rows of a batch before anything is written, with room for what the decoder will read."""
+    tokens_BL, segment_ids_BL, _ = (batch[name] for name in PROMPT[module.config.architecture])
     if module.config.architecture == "text_to_text":
-        return History(node_B, jnp.broadcast_to(jnp.arange(vocab_size) == start_id, (rows, vocab_size)))
-    tokens_BL = jnp.where(batch["decoder_segment_ids"] > 0, batch["decoder_input_tokens"], vocab_size)
-    seen_BV = jnp.zeros((rows, vocab_size), bool).at[jnp.arange(rows)[:, None], tokens_BL].set(True, mode="drop")
-    return History(node_B, seen_BV)
+        tokens_BL = jnp.full_like(tokens_BL[:, :1], start_id)
+        segment_ids_BL = jnp.ones_like(tokens_BL)
+    node_B, lengths_B = jnp.full(len(tokens_BL), constraint.ROOT, jnp.int32), jnp.sum(segment_ids_BL > 0, axis=1)
+    if strategy.repetition_penalty == 1 and not strategy.no_repeat_ngram_size:
+        return History(node_B, jnp.zeros((len(tokens_BL), 0), jnp.int32), lengths_B)
+    nothing = module.config.vocab_size
+    tokens_BL = jnp.where(segment_ids_BL > 0, tokens_BL, nothing)
+    return History(node_B, jnp.pad(tokens_BL, ((0, 0), (0, strategy.max_tokens)), constant_values=nothing), lengths_B)
 
 
 def prefill(module, params, batch, *, new_slots: int, start_id: int = 0) -> Decoding:

@@ -145,7 +145,12 @@ class Predictor:
 
     def _strategy(self, task: Task, answer: str) -> Strategy:
         cfg = self.experiment.cfg.eval
-        common = {"max_tokens": cfg.max_decode_tokens, "repetition_penalty": cfg.repetition_penalty}
+        common = {
+            "max_tokens": cfg.max_decode_tokens,
+            "min_tokens": cfg.min_decode_tokens,
+            "repetition_penalty": cfg.repetition_penalty,
+            "no_repeat_ngram_size": cfg.no_repeat_ngram_size,
+        }
         if answer == "beam":
             common |= {"beams": cfg.beams, "length_penalty": cfg.length_penalty}
         elif answer == "sample":
@@ -154,7 +159,7 @@ class Predictor:
             return Strategy()
         elif answer == "rank":  # with a beam for each label none is lost on the way: the best is the most probable
             return Strategy(beams=max(2, len(task.labels)), length_penalty=0.0)
-        return Strategy(**common, min_tokens=cfg.min_decode_tokens)
+        return Strategy(**common)
 
     @functools.cache  # noqa: B019  (one predictor a process)
     def _choices(self, labels: tuple[str, ...]) -> PrefixTree:

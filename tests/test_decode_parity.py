@@ -44,6 +44,10 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
     model = reference(family)
     if family == "bart":
         model.final_logits_bias *= 0.1  # or it alone decides
+    with torch.no_grad():  # or each token brings itself again
+        for name, parameter in model.named_parameters():
+            of_a_layer = any(part.isdigit() for part in name.split("."))
+            parameter.mul_(3 if of_a_layer and parameter.ndim == 2 else 1)
     model.save_pretrained(tmp_path)
     found = parameters.open_directory(tmp_path)
     params, _ = parameters.load(found, found.config, parameters.layout_for(found.config))
@@ -56,26 +60,38 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
     rows_with = [(np.asarray(free) == token).any(axis=(1, 2)).mean() for token in range(48)]
     eos_id = int(np.argmin(np.abs(np.array(rows_with) - 0.5)))  # so that about half of the texts end
     ended = 0
-    ways = [(1, 0.0, 0, 1.0), (4, 1.0, 3, 1.0)]
-    if family == "t5":  # elsewhere transformers counts the padding before a prompt as said
-        ways.append((4, 1.0, 0, 1.7))
-    for beams, alpha, least, penalty in ways:
+    beams = {"beams": 4, "length_penalty": 1.0, "length_offset": 0}
+    ways = [
+        {"beams": 1},
+        {**beams, "min_tokens": 3},
+        {**beams, "early_stopping": False, "length_penalty": 2.0},
+        {**beams, "early_stopping": True},
+        {"beams": 1, "last_token": eos_id},
+    ]
+    if family != "gpt2":  # there transformers counts the padding before a prompt as said
+        ways += [{**beams, "repetition_penalty": 1.7}, {"beams": 1, "no_repeat_ngram_size": 1}]
+        ways += [{**beams, "no_repeat_ngram_size": 2, "first_token": 7, "last_token": eos_id}]
+    names = {
+        "min_tokens": "min_new_tokens", "beams": "num_beams", "first_token": "forced_bos_token_id",
+        "last_token": "forced_eos_token_id", "length_offset": "",
+    }  # fmt: skip
+    texts = []
+    for way in ways:
+        options = {"early_stopping": "never"} | {names.get(name, name): value for name, value in way.items()}
         expected = model.generate(
             torch.from_numpy(tokens.astype(np.int64)), attention_mask=torch.from_numpy(mask.astype(np.int64)),
-            max_new_tokens=NEW, min_new_tokens=least, num_beams=beams,
-            do_sample=False, length_penalty=alpha, early_stopping="never", eos_token_id=eos_id, pad_token_id=0,
-            decoder_start_token_id=0, repetition_penalty=penalty,
+            max_new_tokens=NEW, do_sample=False, eos_token_id=eos_id, pad_token_id=0, decoder_start_token_id=0,
+            **{name: value for name, value in options.items() if name},
         ).numpy()[:, LENGTH if family == "gpt2" else 1 :]  # fmt: skip
-        strategy = Strategy(
-            max_tokens=NEW, min_tokens=least, beams=beams, length_penalty=alpha, length_offset=0,
-            repetition_penalty=penalty,
-        )  # fmt: skip
-        out = decode.generate(module, params, batch, strategy, eos_id=eos_id)
+        out = decode.generate(module, params, batch, Strategy(max_tokens=NEW, **way), eos_id=eos_id)
         lengths = np.asarray(out["lengths"])[:, 0]
         for row, text in enumerate(expected):
             stop = np.flatnonzero(text == eos_id)
             text = text[: stop[0]] if len(stop) else text
             ours = np.asarray(out["tokens"])[row, 0, : lengths[row]]
-            assert ours.tolist() == text.tolist(), (beams, alpha, penalty, row)
-        ended += int((lengths < NEW).sum())
-    assert 20 < ended < 280, eos_id  # texts that end, and such that are cut
+            assert ours.tolist() == text.tolist(), (way, row)
+        texts.append(np.asarray(out["tokens"])[:, 0].tolist())
+        if len(texts) < 3:
+            ended += int((lengths < NEW).sum())
+    assert 20 < ended < 180, eos_id  # texts that end, and such that are cut
+    assert len(set(map(str, texts))) == len(ways)  # each option changes some

@@ -1,7 +1,9 @@
 """Each task of `pipeline` on tiny models: what transformers' pipeline gives, or its model and tokenizer by hand."""
 
 import dataclasses
+import json
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from tiny_models import random_params
 import t5x_lite
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
-from t5x_lite.hub.interchange import export_model
+from t5x_lite.hub.interchange import export_model, import_directory
 from t5x_lite.hub.model import Model
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
@@ -215,8 +217,13 @@ def test_language_models_go_on_as_in_transformers(tmp_path):
     ours, theirs = (make("text-generation", model=path) for make in (t5x_lite.pipeline, transformers.pipeline))
     greedy = {"do_sample": False, "max_new_tokens": 6}
     for inputs, options in ((TEXTS[0], {"return_full_text": False}), (TEXTS, {}), (TEXTS, {"num_beams": 2})):
-        beams = {"early_stopping": "never"} if "num_beams" in options else {}
-        assert_same(ours(inputs, **greedy, **options), theirs(inputs, **greedy, **options, **beams))
+        assert_same(ours(inputs, **greedy, **options), theirs(inputs, **greedy, **options))
+    long = {"do_sample": False, "max_length": 40, "min_length": 30}  # with the text; none has as much room as another
+    for stop in (False, True, "never"):
+        options = {**long, "num_beams": 3, "early_stopping": stop, "no_repeat_ngram_size": 2}
+        assert_same(ours(TEXTS, **options), theirs(TEXTS, **options))
+    assert_same(ours(TEXTS, **long), theirs(TEXTS, **long))
+    assert_same(ours(TEXTS, do_sample=False), theirs(TEXTS, do_sample=False, max_length=65))  # all positions
     samples = ours(TEXTS, max_new_tokens=6, num_return_sequences=3, seed=1)
     assert [len(texts) for texts in samples] == [3] * len(TEXTS)
     assert samples == ours(TEXTS, max_new_tokens=6, num_return_sequences=3, seed=1)
@@ -257,7 +264,7 @@ def test_text_to_text_models_write_what_transformers_generates(tmp_path):
         found = []
         for text in TEXTS:
             ids = tokenizer(prefix + text, return_tensors="pt")
-            out = reference.generate(**ids, max_new_tokens=6, early_stopping="never", do_sample=False, **options)
+            out = reference.generate(**ids, max_new_tokens=6, do_sample=False, **options)
             found += tokenizer.batch_decode(out, skip_special_tokens=True)
         return found
 
@@ -268,7 +275,7 @@ def test_text_to_text_models_write_what_transformers_generates(tmp_path):
     ):
         write = t5x_lite.pipeline(task, model=path, max_new_tokens=6)
         assert write(TEXTS) == [{key: text} for text in expected(prefixes.get(task, ""), num_beams=4)]
-        assert t5x_lite.pipeline(task, model=model).options == {"prefix": prefixes.get(task, "")}
+        assert t5x_lite.pipeline(task, model=model).options == ({"prefix": prefixes[task]} if task in prefixes else {})
     write = t5x_lite.pipeline("text2text-generation", model=model, max_new_tokens=6)
     assert write(TEXTS[0], num_beams=1) == [{"generated_text": expected("")[0]}]
     both = expected("", num_beams=4, num_return_sequences=2)
@@ -290,3 +297,47 @@ def test_text_to_text_models_write_what_transformers_generates(tmp_path):
         t5x_lite.pipeline("summarisation", model=model)
     with pytest.raises(ConfigError, match="did you mean"):
         write(TEXTS, max_new_token=3)
+
+
+def test_models_write_as_their_directory_says(tmp_path):
+    """generation_config.json and task_specific_params, as transformers 4 took them for these tasks."""
+    tokenizer = words(tmp_path)
+    of_task = {"prefix": "summarize: ", "max_length": 9, "num_beams": 3}
+    config = transformers.T5Config(
+        vocab_size=48, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0,
+        task_specific_params={"summarization": of_task},
+    )  # fmt: skip
+    torch.manual_seed(1)
+    reference = transformers.T5ForConditionalGeneration(config)
+    reference.generation_config.update(
+        num_beams=2, no_repeat_ngram_size=2, min_length=4, max_length=12, length_penalty=2.0, early_stopping=True,
+        forced_bos_token_id=7, forced_eos_token_id=1,
+    )  # fmt: skip
+    path = saved(tmp_path, reference, tokenizer)
+    imported = tmp_path / "imported"
+    import_directory(Path(path), imported)
+
+    def expected(prefix: str = "", **options) -> list[str]:
+        found = [reference.generate(**tokenizer(prefix + t, return_tensors="pt"), **options) for t in TEXTS]
+        return [tokenizer.decode(ids[0], skip_special_tokens=True) for ids in found]
+
+    for model in (path, imported):
+        write = t5x_lite.pipeline("text2text-generation", model=model)
+        for options in (
+            {}, {"num_beams": 1}, {"max_length": 7}, {"max_new_tokens": 11, "min_length": 8}, {"min_new_tokens": 6},
+            {"no_repeat_ngram_size": 0, "forced_bos_token_id": 9},
+        ):  # fmt: skip
+            assert [one["generated_text"] for one in write(TEXTS, **options)] == expected(**options), options
+        summarize = t5x_lite.pipeline("summarization", model=model)
+        assert [one["summary_text"] for one in summarize(TEXTS)] == expected(**of_task)
+    assert len(write(TEXTS, do_sample=True, num_return_sequences=2)[0]) == 2  # not by the two beams
+    with pytest.warns(UserWarning, match="at least 20 tokens and at most 11"):
+        write(TEXTS, min_new_tokens=20)
+    with pytest.raises(ConfigError, match="max_length=1 leaves no room"):
+        write(TEXTS, max_length=1)
+    said = json.loads((Path(path) / "generation_config.json").read_text())
+    for wrong, how in (({"min_p": 0.1}, pytest.warns(UserWarning, match="without its min_p=0.1")),
+                       ({"num_beams": "four"}, pytest.raises(ConfigError, match="num_beams='four'"))):  # fmt: skip
+        (Path(path) / "generation_config.json").write_text(json.dumps(said | wrong))
+        with how:
+            t5x_lite.pipeline("text2text-generation", model=path)
