@@ -359,22 +359,6 @@ def test_assign_needs_few_more_rows_than_there_must_be(lengths):
     assert bound <= rows <= 11 / 9 * optimum_at_most + 6 / 9
 
 
-def test_assign_parts_examples_of_one_length():
-    """Pairs of one length, as two sentences about one passage are: when the longest simply came first, they met 23
-    times as often in a row as any two do."""
-    rng = np.random.default_rng(0)
-    together = met = 0
-    for _ in range(40):
-        lengths = np.repeat(rng.integers(20, 60, 150), 2)[order := rng.permutation(300)]
-        row_of = packing.assign(lengths[:, None], np.array([120]))
-        rows = np.bincount(row_of)
-        met += (rows * (rows - 1)).sum() / 2
-        pair_rows = row_of[np.argsort(order)].reshape(-1, 2)
-        together += (pair_rows[:, 0] == pair_rows[:, 1]).sum()
-    by_chance = met * 150 / (300 * 299 / 2)
-    assert by_chance < together < 8 * by_chance
-
-
 def _first_fit(lengths: list[int]) -> list[int]:
     rooms: list[int] = []
     for n in lengths:

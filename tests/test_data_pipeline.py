@@ -54,6 +54,7 @@ def register() -> None:
     registry.add(Task("corpus", sources.Function(documents), features={"text": Feature()}))
     registry.add(Task("numbers", sources.Function(numbered), (KEEP, shout), labels=("even", "odd")))
     registry.add(Task("plain", sources.Function(numbered), labels=("even", "odd")))
+    registry.add(Task("many", sources.Function(lambda split: 3 * numbered(split)), (KEEP,), labels=("even", "odd")))
     registry.add(Mixture("both", {"corpus": 1, "numbers": 3}))
     registry.add(Mixture("nested", {"both": 1, "plain": 1}))
 
@@ -112,7 +113,7 @@ def test_any_number_of_hosts_sees_the_same_rows(converter, pack):
 
 @settings(max_examples=12, deadline=None)
 @given(
-    mixture=st.sampled_from(["corpus", "numbers", "both", "nested"]),
+    mixture=st.sampled_from(["corpus", "numbers", "many", "both", "nested"]),
     converter=st.sampled_from(sorted(CONVERTERS | OBJECTIVES)),
     pack=st.booleans(),
     stop=st.integers(0, 40),
@@ -217,7 +218,7 @@ def test_each_epoch_has_every_example_once_in_a_new_order():
 @pytest.mark.parametrize("rows", [5, 10, 24])
 def test_packing_keeps_the_epochs_apart(rows):
     """Packed windows are longer than these epochs: none may hold an example of the next one."""
-    examples = [{"inputs": f"train {i}", "targets": "x" * (i % 19)} for i in range(700)]
+    examples = [{"inputs": f"train {i}", "targets": "x" * (i % 19)} for i in range(700)]  # 320 rows
     registry.add(Task("small", sources.Function(lambda split: examples)))
     streams = pipeline.stream_count(rows)
     batches = take(train("small", rows=rows), 800 // rows)

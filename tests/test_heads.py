@@ -119,6 +119,17 @@ def test_packed_equals_unpacked():
     assert {head: sums.weight for head, sums in found[0].items()} == dict(zip(heads, (28, windows, 6, 12), strict=True))
 
 
+@pytest.mark.parametrize("task", [TAGS, SPANS, CHOICES, LABELS], ids=lambda task: task.name)
+def test_no_examples_are_no_rows(task):
+    """A preprocessor may drop all that would be converted together."""
+    encoder = converter(heads=(*HEADS, "multi_label"))
+    nothing, truncated = encoder.supervised([], task, VOCABULARY)
+    some, _ = encoder.supervised(examples_of(task), task, VOCABULARY)
+    assert packing.count(nothing) == len(truncated) == 0
+    both = packing.concatenate([nothing, some])
+    assert both.keys() == some.keys() and packing.count(both) == packing.count(some)
+
+
 @pytest.mark.parametrize("marks", [False, True])
 def test_windows_cover_the_context_and_mark_every_answer(marks):
     encoder = converter(length=30, fairseq_marks=marks)

@@ -323,10 +323,8 @@ class EncoderOnly:
             )
         if task.head == "span":
             out, windows = self.windows(examples, task, vocabulary)
-            answers = [_answer(examples[w.example], w) for w in windows]
-            out["span_starts"], out["span_ends"] = (
-                _one_each(np.array(a, np.int32)) for a in zip(*answers, strict=True)
-            )
+            answers_N2 = np.array([_answer(examples[w.example], w) for w in windows], np.int32).reshape(-1, 2)
+            out["span_starts"], out["span_ends"] = (_one_each(column_N) for column_N in answers_N2.T)
             out["span_weights"] = _one_each(np.ones(len(windows), np.float32))
             return out, np.zeros(len(windows), bool)
         if task.head == "token_classification":

@@ -23,17 +23,13 @@ PARTS = "encoder_parts"  # lengths of the parts of an example that do not see ea
 
 
 def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
-    """Which row each example goes to: best fit, the longest first, but for what the rows begin with.
+    """Which row each example goes to: best fit, the longest first.
 
     lengths: int [examples, dimensions]; capacity: int [dimensions]. Each example goes to the row that it leaves the
     least room in, else to a new one. An example is as long as its largest share of a dimension, and a row's room is
     the sum of its shares: with one dimension that is best fit decreasing; with two, judged by the fuller one alone,
     rows of T5's inputs and targets came out a tenth emptier. Rows are numbered by their first example, so that long
     examples do not come first.
-
-    Examples of one length would share rows, and what is as long is often alike: two sentences about one passage (in
-    WNLI the pairs of a passage met in a batch 1.7 times as often as by chance). So as many rows as are needed at least
-    begin with the examples that come first, of those that fill no more than half of one.
 
     >>> assign(np.array([[5], [6], [4], [3]]), np.array([10])).tolist()
     [0, 1, 1, 0]
@@ -50,28 +46,19 @@ def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
     rooms: list[list[int]] = [[]] * alone  # of each row, by dimension
     open_rows: list[tuple[int, int]] = []  # (sum of its room, row), sorted
     empty, whole = [size] * len(capacity), size * len(capacity)
-
-    def place(indices: np.ndarray, in_new_rows: bool) -> None:
-        for index, need in zip(indices.tolist(), needs[indices].tolist(), strict=True):
-            share = shares[index].tolist()
-            at = len(open_rows) if in_new_rows else bisect.bisect_left(open_rows, (need,))
-            while at < len(open_rows) and any(map(operator.lt, rooms[open_rows[at][1]], share)):
-                at += 1
-            if at < len(open_rows):
-                room, row = open_rows.pop(at)
-            else:
-                room, row = whole, len(rooms)
-                rooms.append(empty)
-            rooms[row] = list(map(operator.sub, rooms[row], share))
-            bisect.insort(open_rows, (room - need, row))
-            row_of[index] = row
-
-    long = max(alone, int((2 * longest > size).sum()))
-    place(order[alone:long], in_new_rows=False)
-    fewest_rows = -(-int(shares.sum(axis=0).max(initial=0)) // size)
-    first = np.sort(order[long:])[: max(0, fewest_rows - len(rooms))]
-    place(first, in_new_rows=True)
-    place(order[long:][~np.isin(order[long:], first)], in_new_rows=False)
+    for index, need in zip(order[alone:].tolist(), needs[order[alone:]].tolist(), strict=True):
+        share = shares[index].tolist()
+        at = bisect.bisect_left(open_rows, (need,))
+        while at < len(open_rows) and any(map(operator.lt, rooms[open_rows[at][1]], share)):
+            at += 1
+        if at < len(open_rows):
+            room, row = open_rows.pop(at)
+        else:
+            room, row = whole, len(rooms)
+            rooms.append(empty)
+        rooms[row] = list(map(operator.sub, rooms[row], share))
+        bisect.insort(open_rows, (room - need, row))
+        row_of[index] = row
     _, first, inverse = np.unique(row_of, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
 

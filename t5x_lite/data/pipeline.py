@@ -2,8 +2,8 @@
 
 The rows of a global batch are cut into S streams, S fixed by the number of rows alone. Stream s takes the elements
 s, s + S, s + 2S, … of each task's shuffled, endlessly repeated order, draws its examples from the tasks by their
-rates, and packs them into its rows, window by window. A window ends where an epoch does: packed with the next one's,
-an example would come twice in one epoch, or in one batch. A host computes only the streams of its rows, so any number
+rates, and packs them into its rows, window by window. A window of a single task ends where an epoch does: packed with
+the next one's, an example would come twice in one epoch, or in one batch. A host computes only the streams of its rows, so any number
 of hosts up to S sees the same global batch, row by row. The state of a stream is where it stands: three integers per
 task, packed tightly. Restoring works through one packing window again at most.
 """
@@ -39,7 +39,7 @@ TEXTS_PER_WINDOW = 64  # of a task, encoded together; the documents of a corpus 
 FEWEST_TEXTS_PER_WINDOW = 8  # of a task with a small share of a mixture: every stream keeps a window of every task
 ROWS_PER_WINDOW = 1024  # packed together, over all streams; of each at least FEWEST_ROWS_PER_WINDOW
 FEWEST_ROWS_PER_WINDOW = 64  # the last may stay half empty: about 0.8% of them
-FEWEST_ROWS_PER_EPOCH = 16  # of a single task: shorter epochs are packed together
+FEWEST_ROWS_PER_EPOCH = 16  # of a single task in a stream: shorter epochs are packed together
 ROWS_PER_UNPACKED_WINDOW = 16  # noised together: they wait for no others to fit beside them
 MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window of examples that are next to empty
 EXAMPLES_PER_EVAL_WINDOW = 1024
@@ -516,10 +516,11 @@ class _Stream:
     def _draw(self) -> np.ndarray:
         """The tasks of the next examples, as many as make up the full rows of a window, or end an epoch."""
         wanted = self._window_rows
-        fewest = FEWEST_ROWS_PER_WINDOW
+        begins_epoch, fewest = self._drawn == 0, FEWEST_ROWS_PER_WINDOW
         if len(self._feeds) == 1:  # the rest of an epoch whose beginning is packed stays alone, short as it may be
-            fewest = FEWEST_ROWS_PER_EPOCH if self._feeds[0].begins_epoch() else 0
-        if self._drawn == 0:  # first windows of different sizes: later the streams do not all run dry in one batch
+            begins_epoch = self._feeds[0].begins_epoch()
+            fewest = FEWEST_ROWS_PER_EPOCH if begins_epoch else 0
+        if begins_epoch:  # first windows of different sizes: later the streams do not all run dry in one batch
             wanted = -(-wanted * (self._number + 1) // self._setting.streams)
         count = wanted
         while True:
