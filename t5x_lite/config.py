@@ -189,7 +189,7 @@ def base() -> Config:
     cfg.eval.top_k = 0  # sample from the k most probable tokens; 0: from all
     cfg.eval.top_p = 1.0  # sample from the fewest tokens that are this probable together
     cfg.eval.repetition_penalty = 1.0  # above 1: tokens that were there before become less likely
-    cfg.eval.no_repeat_ngram_size = 0  # no so many tokens in a row are written twice; 0: they may be
+    cfg.eval.no_repeat_ngram_size = 0  # no run of so many tokens is written twice; 0: any may be
     cfg.eval.on_error = "raise"  # a metric or postprocessor that fails: raise | record the error and go on training
     cfg.eval.predictions_shown = 3  # per task, on the console and in the report
 

@@ -45,7 +45,7 @@ class Strategy:
     top_k: int = 0  # sample from the k most probable tokens; 0: from all
     top_p: float = 1.0  # sample from the fewest tokens that are this probable together
     repetition_penalty: float = 1.0  # above 1: tokens that were there before become less likely
-    no_repeat_ngram_size: int = 0  # no so many tokens in a row come twice, in the text or after the prompt; 0: they may
+    no_repeat_ngram_size: int = 0  # no run of so many tokens comes twice, the prompt of a decoder included; 0: any may
     first_token: int | None = None  # what a text begins with, for certain: of BART, or the language of mBART's
     last_token: int | None = None  # what stands at max_tokens, for certain: an end
     early_stopping: bool | str = "never"  # of beam search, by beam.EARLY_STOPPING
@@ -134,8 +134,11 @@ def generate(
     if config.architecture not in PROMPT:
         raise ConfigError(f"a {config.architecture} model does not generate text; allowed: {', '.join(sorted(PROMPT))}")
     if choices is not None:
-        if strategy.min_tokens:
-            raise ConfigError(f"min_tokens={strategy.min_tokens} with a constraint: the texts to choose from decide")
+        for name in ("min_tokens", "no_repeat_ngram_size", "first_token", "last_token"):
+            if getattr(strategy, name):
+                raise ConfigError(
+                    f"{name}={getattr(strategy, name)} with a constraint: the texts to choose from decide"
+                )
         strategy = dataclasses.replace(strategy, max_tokens=int(choices.depth))
     strategy.validate()
     prompt = {name: batch[name] for name in PROMPT[config.architecture]}
@@ -159,7 +162,7 @@ def generate(
         params,
         prompt,
         np.asarray(limits[0], np.int32),
-        np.asarray(limits[1], np.int32),
+        np.minimum(limits[1], strategy.max_tokens).astype(np.int32),
         choices,
         np.uint32(seed % 2**32),
         jnp.arange(rows) if row_ids is None else row_ids,

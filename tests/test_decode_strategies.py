@@ -1,6 +1,7 @@
 """Sampling, beam search, constraints: each against the plain definition of what it stands for."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -176,6 +177,29 @@ def test_an_example_s_texts_do_not_depend_on_its_batch(family, strategy):
     np.testing.assert_allclose(whole["score"][3], one["score"][0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("strategy", [Strategy(), Strategy(beams=3), Strategy(temperature=1.0, texts=2)])
+@pytest.mark.parametrize("family", ["t5", "gpt2"])
+def test_each_row_has_its_own_limits(family, strategy):
+    """What a row writes within them is what it writes in a batch of rows that all have them."""
+    module, params, batch = tiny(family, vocab_size=12)
+    limits = np.array([0, 3, 0, 5]), np.array([2, 7, 1, 6])
+    run = functools.partial(decode.generate, module, params, batch, eos_id=EOS, row_ids=np.arange(4))
+    out = run(dataclasses.replace(strategy, max_tokens=7), limits=limits)
+    for row in (0, 1, 3):
+        least, most = (int(limit[row]) for limit in limits)
+        alone = run(dataclasses.replace(strategy, min_tokens=least, max_tokens=most))
+        assert texts(out)[row] == texts(alone)[row]
+        np.testing.assert_allclose(out["score"][row], alone["score"][row], rtol=1e-5, atol=1e-5)
+
+
+def test_first_and_last_tokens_that_are_certain():
+    module, params, batch = tiny("gpt2", vocab_size=12)
+    for strategy in (Strategy(), Strategy(beams=3, texts=3), Strategy(temperature=1.0, texts=9)):
+        chosen = dataclasses.replace(strategy, max_tokens=4, min_tokens=3, first_token=7, last_token=9)
+        found = decode.generate(module, params, batch, chosen, eos_id=EOS)
+        assert {(text[0], text[3], len(text)) for row in (0, 1, 3) for text in texts(found)[row]} == {(7, 9, 4)}
+
+
 def test_least_and_most_tokens_and_repetition():
     module, params, batch = tiny("gpt2")
     free = decode.generate(module, params, batch, Strategy(max_tokens=7), eos_id=EOS)
@@ -213,6 +237,8 @@ def test_a_second_size_of_a_bucket_compiles_nothing():
         ({"min_tokens": 64}, "not below max_tokens=64"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"repetition_penalty": 0.0}, "above 0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1; it must be at least 0"),
+        ({"early_stopping": "always"}, "early_stopping='always'; it must be one of"),
     ],
 )
 def test_strategies_that_cannot_work(changes, message):

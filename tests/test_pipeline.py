@@ -11,6 +11,7 @@ from test_hub import tiny
 from tiny_models import random_params
 
 import t5x_lite
+from t5x_lite.data.registry import Feature
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.hub.interchange import export_model, import_directory
@@ -224,6 +225,13 @@ def test_language_models_go_on_as_in_transformers(tmp_path):
         assert_same(ours(TEXTS, **options), theirs(TEXTS, **options))
     assert_same(ours(TEXTS, **long), theirs(TEXTS, **long))
     assert_same(ours(TEXTS, do_sample=False), theirs(TEXTS, do_sample=False, max_length=65))  # all positions
+    searching = t5x_lite.pipeline("text-generation", model=path, do_sample=False)
+    assert_same(searching(TEXTS, num_beams=2, max_new_tokens=6), theirs(TEXTS, **greedy, num_beams=2))
+    with pytest.raises(ConfigError, match="max_new_tokens=60 behind 27 tokens needs more than"):
+        ours(TEXTS, do_sample=False, max_new_tokens=60)
+    # A model that a task taught reads an end before it goes on: it has all the other positions too.
+    trained = dataclasses.replace(ours.model, features={"inputs": Feature(), "targets": Feature()})
+    assert t5x_lite.pipeline("text-generation", model=trained, do_sample=False)(TEXTS[0])[0]["generated_text"]
     samples = ours(TEXTS, max_new_tokens=6, num_return_sequences=3, seed=1)
     assert [len(texts) for texts in samples] == [3] * len(TEXTS)
     assert samples == ours(TEXTS, max_new_tokens=6, num_return_sequences=3, seed=1)
@@ -336,8 +344,14 @@ def test_models_write_as_their_directory_says(tmp_path):
     with pytest.raises(ConfigError, match="max_length=1 leaves no room"):
         write(TEXTS, max_length=1)
     said = json.loads((Path(path) / "generation_config.json").read_text())
-    for wrong, how in (({"min_p": 0.1}, pytest.warns(UserWarning, match="without its min_p=0.1")),
-                       ({"num_beams": "four"}, pytest.raises(ConfigError, match="num_beams='four'"))):  # fmt: skip
-        (Path(path) / "generation_config.json").write_text(json.dumps(said | wrong))
-        with how:
-            t5x_lite.pipeline("text2text-generation", model=path)
+    also = {"min_p": 0.1, "eos_token_id": [1, 5], "forced_bos_token_id": [7], "num_beams": "four"}
+    (Path(path) / "generation_config.json").write_text(json.dumps(said | also))
+    with pytest.warns(UserWarning, match=r"without min_p=0.1, eos_token_id=\[1, 5\]"):
+        write = t5x_lite.pipeline("text2text-generation", model=path)
+    with pytest.raises(ConfigError, match=r"num_beams='four', given or in .* it must be int"):
+        write(TEXTS)
+    assert [one["generated_text"] for one in write(TEXTS, num_beams=2)] == expected()
+    for wrong, message in (({"max_new_tokens": 2.5}, "it must be int | None"), ({"min_length": None}, "must be int"),
+                           ({"forced_eos_token_id": 48}, "tokens 0 to 47")):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            write(TEXTS, num_beams=2, **wrong)

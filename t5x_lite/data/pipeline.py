@@ -3,9 +3,9 @@
 The rows of a global batch are cut into S streams, S fixed by the number of rows alone. Stream s takes the elements
 s, s + S, s + 2S, … of each task's shuffled, endlessly repeated order, draws its examples from the tasks by their
 rates, and packs them into its rows, window by window. A window of a single task ends where an epoch does: packed with
-the next one's, an example would come twice in one epoch, or in one batch. A host computes only the streams of its rows, so any number
-of hosts up to S sees the same global batch, row by row. The state of a stream is where it stands: three integers per
-task, packed tightly. Restoring works through one packing window again at most.
+the next one's, an example would come twice in one epoch, or in one batch. A host computes only the streams of its
+rows, so any number of hosts up to S sees the same global batch, row by row. The state of a stream is where it stands:
+three integers per task, packed tightly. Restoring works through one packing window again at most.
 """
 
 import base64

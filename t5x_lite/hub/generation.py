@@ -1,47 +1,214 @@
-"""How a model is to write, by what stands beside its parameters in Hugging Face format."""
+"""How a model of the hub writes: by transformers' options, which a caller gives, or the model's directory."""
 
+import dataclasses
+import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from t5x_lite import decode
+from t5x_lite.data.vocabularies import TokenizerVocabulary
+from t5x_lite.decode import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub import mapping
+from t5x_lite.hub.model import Model, in_batches, padded_rows
 
-DEFAULT_MAX_LENGTH = 20  # of transformers; a file that has it says nothing
-NEUTRAL = (None, False, 0, 1, [])  # values of what there is not here that change nothing
+NEW_TOKENS = 256
+LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))  # two ways to say it
+DEFAULT_MAX_LENGTH = 20  # of transformers 4, which wrote it into files that meant nothing by it
+NEUTRAL = (None, False, 0, 1, [])  # values of what is not here that change nothing
 NOT_HERE = (
-    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "diversity_penalty",
-    "num_beam_groups", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "guidance_scale",
-    "exponential_decay_length_penalty", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha",
+    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "force_words_ids", "constraints",
+    "diversity_penalty", "num_beam_groups", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
+    "exponential_decay_length_penalty", "guidance_scale", "renormalize_logits", "penalty_alpha", "dola_layers",
+    "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "watermarking_config", "stop_strings", "max_time",
 )  # fmt: skip
 
 
-def settings(directory: Path | None, task: str, known: Iterable[str]) -> dict[str, Any]:
-    """What a directory says of the options `known`, which have transformers' names; {} where there is none.
+# ----------------------------------------------------------------------------------------------------- options
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """How long texts are; "length" counts what the decoder reads before a text too. By default NEW_TOKENS, or as many
+    as the model has positions for."""
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_new_tokens: int | None = None
+    min_length: int = 0
+
+    def limits(self, read_B: np.ndarray, positions: int) -> tuple[np.ndarray, np.ndarray]:
+        """The fewest and most tokens, [B] and [B], behind `read_B` others of a model with so many positions; 0: any."""
+        room_B = positions - read_B + 1 if positions else np.full(len(read_B), np.iinfo(np.int32).max)
+        if self.max_new_tokens is not None:
+            said, most_B = f"max_new_tokens={self.max_new_tokens}", np.full(len(read_B), self.max_new_tokens)
+        elif self.max_length is not None:
+            said, most_B = f"max_length={self.max_length}", np.minimum(self.max_length - read_B, room_B)
+        else:
+            said, most_B = "the model", np.minimum(NEW_TOKENS, room_B)
+        if most_B.min() < 1:
+            raise ConfigError(f"{said} leaves no room behind {read_B.max()} tokens; give more, or max_new_tokens")
+        if np.any(most_B > room_B):
+            raise ConfigError(
+                f"{said} behind {read_B.max()} tokens needs more than the model's {positions} positions; shorten the "
+                "text, or give max_length"
+            )
+        in_all = self.min_new_tokens is None
+        least_B = np.maximum(self.min_length - read_B, 0) if in_all else np.full(len(read_B), self.min_new_tokens)
+        if np.any(least_B >= most_B):
+            text = f"texts of at least {least_B.max()} tokens and at most {most_B.min()}: not all can end"
+            warnings.warn(text, stacklevel=2)
+        return least_B, most_B
+
+
+def strategy(
+    *,
+    num_beams: int = 1,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+    forced_bos_token_id: int | None = None,
+    forced_eos_token_id: int | None = None,
+    num_return_sequences: int = 1,
+) -> Strategy:
+    """These options as a Strategy of ours, but for how long texts are."""
+    if do_sample and num_beams > 1:
+        raise ConfigError(f"num_beams={num_beams} searches and do_sample draws; choose do_sample=False, or num_beams=1")
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
+    return Strategy(
+        beams=num_beams,
+        length_penalty=length_penalty,
+        length_offset=0,
+        repetition_penalty=repetition_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        early_stopping=early_stopping,
+        first_token=forced_bos_token_id,
+        last_token=forced_eos_token_id,
+        texts=num_return_sequences,
+        **sampling,
+    )
+
+
+_OF_LENGTHS = {field.name: (field.type, field.default) for field in dataclasses.fields(Lengths)}
+_OF_STRATEGY = {name: (p.annotation, p.default) for name, p in inspect.signature(strategy).parameters.items()}
+OPTIONS: dict[str, tuple[Any, Any]] = _OF_LENGTHS | _OF_STRATEGY | {"seed": (int, 0)}  # their types and defaults
+
+
+def over(under: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, and those `under` them that they leave open: a length is said in one way or the other, and a text is
+    searched for or drawn."""
+    settled = {name for pair in LENGTHS for name in pair if not options.keys().isdisjoint(pair)}
+    if options.get("do_sample"):
+        settled.add("num_beams")
+    found = {name: value for name, value in under.items() if name not in settled} | dict(options)
+    if options.get("num_beams", 1) != 1 and "do_sample" in under and "do_sample" not in options:
+        found["do_sample"] = False
+    return found
+
+
+def settings(model: Model, task: str) -> dict[str, Any]:
+    """What the directory that a model is from says of the OPTIONS, and of a "prefix" of what it reads.
 
     A later one of these counts: config.json where there is no generation_config.json, that file, what config.json has
-    for the task (`task_specific_params`, as T5's: its prefix, its beams). Warns of a setting that is not known here.
+    for the task (`task_specific_params`, as T5's: its prefix, its beams). Warns of what is set and not done here, such
+    as several ends of a text.
     """
-    config = _read(directory, "config.json") or _read(directory, "huggingface.json")  # of an imported one
-    generation = _read(directory, "generation_config.json")
+    config = _read(model.origin, "config.json") or _read(model.origin, "huggingface.json")  # of an imported one
+    general = {"prefix": config.get("prefix")} | (_read(model.origin, "generation_config.json") or config)
+    if general.get("max_length") == DEFAULT_MAX_LENGTH:
+        del general["max_length"]
     tasks = config.get("task_specific_params")
     of_task = tasks.get(task) if isinstance(tasks, dict) else None
-    said = {"prefix": config.get("prefix")} | (generation or config) | (of_task if isinstance(of_task, dict) else {})
-    if said.get("max_length") == DEFAULT_MAX_LENGTH:
-        del said["max_length"]
-    if missing := {name: said[name] for name in NOT_HERE if said.get(name) not in NEUTRAL}:
-        text = ", ".join(f"{name}={value!r}" for name, value in missing.items())
-        warnings.warn(f"{directory}: texts are written without its {text[:200]}; that is not here", stacklevel=2)
-    found = {name: said[name] for name in known if said.get(name) is not None}
-    for name, value in found.items():
-        if name != "prefix" and not isinstance(value, bool | int | float) and value != "never":
-            raise ConfigError(
-                f"{directory}: {name}={value!r} in its generation settings; it must be a number or a bool"
-            )
+    said = over(general, of_task if isinstance(of_task, dict) else {})
+    undone = {name: said[name] for name in NOT_HERE if said.get(name) not in NEUTRAL}
+    ends = said.get("eos_token_id")
+    if isinstance(ends, list) and set(ends) != {model.vocabulary.eos_id}:
+        undone["eos_token_id"] = ends
+    if undone:
+        text = ", ".join(f"{name}={value!r}" for name, value in undone.items())
+        warnings.warn(f"{model.origin}: texts are written without {text[:200]}; that is not done here", stacklevel=3)
+    values = {name: said[name] for name in ("prefix", *OPTIONS) if said.get(name) is not None}
+    found = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in values.items()}
+    if found.get("num_beams", 1) != 1:
+        found.setdefault("do_sample", False)
+    if not isinstance(found.get("prefix", ""), str):
+        raise ConfigError(f"{model.origin}/config.json: prefix={found['prefix']!r}; it must be a text")
     return found
 
 
 def _read(directory: Path | None, name: str) -> dict[str, Any]:
     path = directory / name if directory else None
     return mapping.read_json(path) if path and path.is_file() else {}
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """ConfigError where one of them is of no type that it can be of."""
+    for name, value in options.items():
+        wanted, _ = OPTIONS[name]
+        if not isinstance(value, (wanted, int) if wanted is float else wanted):
+            kind = getattr(wanted, "__name__", wanted)
+            raise ConfigError(f"{name}={value!r}, given or in the model's generation_config.json; it must be {kind}")
+
+
+# ----------------------------------------------------------------------------------------------------- writing
+
+
+def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **options: Any) -> list[list[str]]:
+    """The texts that are generated for each. first: the number of the first, for what is drawn."""
+    _check(options)
+    lengths = Lengths(**{name: options.pop(name) for name in _OF_LENGTHS if name in options})
+    chosen_strategy, config = strategy(**options), model.config
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        if not 0 <= (options.get(name) or 0) < config.vocab_size:
+            raise ConfigError(f"{name}={options[name]}; the model has tokens 0 to {config.vocab_size - 1}")
+    # Llama's tokenizer puts its <s> before a text, GPT-2's nothing: then the text is all there is to go on from.
+    begins = not isinstance(model.vocabulary, TokenizerVocabulary) or model.vocabulary.begins_with_bos
+    alone = config.architecture == "decoder_only" and not begins and model.features is None
+    if config.architecture == "decoder_only":
+        chosen_strategy = dataclasses.replace(chosen_strategy, first_token=None)  # that would be the prompt's
+    positions = config.max_positions if config.positions == "learned" else 0
+
+    def work(chosen: list[int]) -> list[list[str]]:
+        count, rows = len(chosen), padded_rows(len(chosen))
+        batch = model.prompts([{"inputs": texts[i]} for i in chosen], rows)
+        if alone and texts[chosen[0]]:
+            batch = {name: array[:, :-1] if "positions" in name else array[:, 1:] for name, array in batch.items()}
+        read_B = np.ones(count, np.int32)
+        if config.architecture == "decoder_only":
+            read_B = (batch["decoder_segment_ids"] > 0).sum(axis=1)[:count]
+        least_B, most_B, row_ids = np.zeros(rows, np.int32), np.ones(rows, np.int32), np.zeros(rows, np.uint32)
+        least_B[:count], most_B[:count] = lengths.limits(read_B, positions)
+        row_ids[:count] = first + np.array(chosen)
+        out = decode.generate(
+            model.module,
+            model.params,
+            batch,
+            dataclasses.replace(chosen_strategy, max_tokens=int(most_B.max())),
+            eos_id=model.vocabulary.eos_id,
+            start_id=model.start_id,
+            seed=seed,
+            row_ids=row_ids,
+            limits=(least_B, most_B),
+        )
+        tokens_BNL, lengths_BN = np.asarray(out["tokens"])[:count], np.asarray(out["lengths"])[:count]
+        return [
+            [model.vocabulary.decode(ids[:n]) for ids, n in zip(tokens_NL, lengths_N, strict=True)]
+            for tokens_NL, lengths_N in zip(tokens_BNL, lengths_BN, strict=True)
+        ]
+
+    def together(numbers: list[int]) -> list[list[str]]:
+        """In batches of empty texts, or of others, as they begin differently."""
+        parts = [part for empty in (True, False) if (part := [i for i in numbers if (not texts[i]) == empty])]
+        written = {i: found for part in parts for i, found in zip(part, work(part), strict=True)}
+        return [written[i] for i in numbers]
+
+    return in_batches(together, [len(text) for text in texts])

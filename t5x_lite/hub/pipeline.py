@@ -7,7 +7,6 @@ function from a model and a list of inputs to a list of outputs; its keyword arg
 import dataclasses
 import inspect
 import itertools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from t5x_lite import decode
 from t5x_lite.data import packing
 from t5x_lite.data.convert import Encoded, EncoderOnly, text_task
 from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
-from t5x_lite.decode import Strategy
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.hub import generation
 from t5x_lite.hub.model import Model, in_batches, load, padded_rows
@@ -26,8 +24,6 @@ from t5x_lite.lookup import lookup
 from t5x_lite.predict import cut_to_bucket
 
 BATCH_SIZE = 1024  # inputs taken at once, in turn sorted by length; the model reads 32 rows at a time
-NEW_TOKENS = 256
-LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))  # of all that a decoder reads, or writes
 TRANSLATION = "translation"  # also translation_XX_to_YY
 
 
@@ -46,7 +42,7 @@ class Pipeline:
         options: the task's own, in place of those that `pipeline` was given. batch_size: inputs taken at once.
         question, context: of question-answering in place of inputs.
         """
-        chosen = _over(self.options, options)
+        chosen = generation.over(self.options, options)
         if inputs is None and self.run is question_answering:
             inputs = _asked(chosen.pop("question", None), chosen.pop("context", None))
         if inputs is None:
@@ -99,27 +95,18 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
     model = model if isinstance(model, Model) else load(Path(model))
     known = options_of(run)
     if "seed" in known:
-        of_task = task if "prefix" in known else ""  # transformers 5 reads these no more, and has the other task
-        options = _over(generation.settings(model.origin, of_task, known), options)
+        # text-generation is as in transformers 5, which knows no task_specific_params; the others are as in 4.
+        said = generation.settings(model, task if run in WRITE_ONE else "")
+        options = generation.over({name: value for name, value in said.items() if name in known}, options)
     return Pipeline(task, model, run, options)
 
 
 def options_of(run: Callable) -> dict[str, Any]:
-    """The options of a task by name; those of `_write` and `strategy` too where it generates text."""
+    """The options of a task by name, with those of hub/generation.py where it generates text."""
     parameters = inspect.signature(run).parameters.values()
-    own = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY and p.name != "first"}  # a caller's
-    if run is strategy or all(p.kind != p.VAR_KEYWORD for p in parameters):
-        return own
-    return own | options_of(strategy if run is _write else _write)
-
-
-def _over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """The options `over`, and those `under` them that they leave open: a length is said in one way or the other, and a
-    text is searched for or drawn."""
-    settled = {name for pair in LENGTHS for name in pair if not over.keys().isdisjoint(pair)}
-    settled |= {"num_beams"} if over.get("do_sample") else set()
-    settled |= {"do_sample"} if over.get("num_beams", 1) > 1 else set()
-    return {name: value for name, value in under.items() if name not in settled} | dict(over)
+    own = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
+    generates = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    return own | {name: default for name, (_, default) in generation.OPTIONS.items()} if generates else own
 
 
 # ------------------------------------------------------------------------------------------------------ classes
@@ -486,9 +473,9 @@ def text_generation(
     **options: Any,
 ) -> list[list[dict]]:
     """[{"generated_text"}, …] of each text: the text and how it goes on, or with return_full_text=False that alone.
-    Samples, unless do_sample=False. The other options: `strategy`."""
+    Samples, unless do_sample=False. The other options: hub/generation.py."""
     _require(model, "text-generation", "decoder_only")
-    written = _write(model, inputs, do_sample=do_sample, temperature=temperature, top_k=top_k, **options)
+    written = generation.write(model, inputs, do_sample=do_sample, temperature=temperature, top_k=top_k, **options)
     before = inputs if return_full_text else [""] * len(inputs)
     return [[{"generated_text": text + new} for new in texts] for text, texts in zip(before, written, strict=True)]
 
@@ -496,133 +483,25 @@ def text_generation(
 def _text_to_text(key: str, model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
     _require(model, "writing from a text", "text_to_text")
     beams = 1 if options.get("do_sample") else 4
-    written = _write(model, [prefix + text for text in inputs], **{"num_beams": beams, **options})
+    written = generation.write(model, [prefix + text for text in inputs], **{"num_beams": beams, **options})
     return [[{key: text} for text in texts] for texts in written]
 
 
 def text2text_generation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """[{"generated_text"}, …] of each text, by beam search; `prefix` comes before it. Options: `strategy`."""
+    """[{"generated_text"}, …] of each text, by beam search; `prefix` comes before it. Options: hub/generation.py."""
     return _text_to_text("generated_text", model, inputs, prefix=prefix, **options)
 
 
 def summarization(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
     """[{"summary_text"}] of each text, by beam search. prefix: that of the model's config.json by default, such as T5's
-    "summarize: ". Options: `strategy`."""
+    "summarize: ". Options: hub/generation.py."""
     return _text_to_text("summary_text", model, inputs, prefix=prefix, **options)
 
 
 def translation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
     """[{"translation_text"}] of each text, by beam search. prefix: of the task translation_en_to_de that of the model's
-    config.json by default, such as T5's "translate English to German: ". Options: `strategy`."""
+    config.json by default, such as T5's "translate English to German: ". Options: hub/generation.py."""
     return _text_to_text("translation_text", model, inputs, prefix=prefix, **options)
-
-
-def strategy(
-    *,
-    num_beams: int = 1,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int = 50,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    no_repeat_ngram_size: int = 0,
-    length_penalty: float = 1.0,
-    early_stopping: bool | str = False,
-    forced_bos_token_id: int | None = None,
-    forced_eos_token_id: int | None = None,
-    num_return_sequences: int = 1,
-) -> Strategy:
-    """What transformers calls these options, as a Strategy of ours."""
-    if do_sample and num_beams > 1:
-        raise ConfigError(f"num_beams={num_beams} searches and do_sample draws; choose do_sample=False, or num_beams=1")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
-    return Strategy(
-        beams=num_beams,
-        length_penalty=length_penalty,
-        length_offset=0,
-        repetition_penalty=repetition_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        early_stopping=early_stopping,
-        first_token=forced_bos_token_id,
-        last_token=forced_eos_token_id,
-        texts=num_return_sequences,
-        **sampling,
-    )
-
-
-def _write(
-    model: Model,
-    texts: list[str],
-    *,
-    max_new_tokens: int | None = None,
-    max_length: int | None = None,
-    min_new_tokens: int | None = None,
-    min_length: int = 0,
-    seed: int = 0,
-    first: int = 0,
-    **options: Any,
-) -> list[list[str]]:
-    """The texts that are generated for each. first: the number of the first, for what is drawn.
-
-    By default a text has NEW_TOKENS, or as many as the model has positions for. max_length and min_length count what
-    the decoder reads before it too.
-    """
-    chosen_strategy = strategy(**options)
-    # Llama's tokenizer puts its <s> before a text, GPT-2's nothing: then the text is all there is to go on from.
-    begins = not isinstance(model.vocabulary, TokenizerVocabulary) or model.vocabulary.begins_with_bos
-    alone = model.config.architecture == "decoder_only" and not begins and model.features is None
-    read_N = np.ones(len(texts), np.int32)
-    if model.config.architecture == "decoder_only":
-        chosen_strategy = dataclasses.replace(chosen_strategy, first_token=None)  # that would be the prompt's
-        counts_N = np.array([len(ids) for ids in model.vocabulary.encode(texts)], np.int32)
-        read_N = np.maximum(counts_N, 1) if alone else counts_N + 1
-    if max_new_tokens is not None:
-        most_N = np.full(len(texts), max_new_tokens, np.int32)
-    elif max_length is not None:
-        most_N = max_length - read_N
-    else:
-        room = model.config.max_positions - read_N + 1 if model.config.positions == "learned" else NEW_TOKENS
-        most_N = np.broadcast_to(np.clip(room, 1, NEW_TOKENS), len(texts))
-    least_N = np.maximum(min_length - read_N, 0) if min_new_tokens is None else np.full(len(texts), min_new_tokens)
-    if np.any(most_N < 1):
-        given = f"max_new_tokens={max_new_tokens}" if max_length is None else f"max_length={max_length}"
-        raise ConfigError(f"{given} leaves no room behind {np.max(read_N)} tokens; give more, or max_new_tokens")
-    if np.any(least_N >= most_N):
-        text = f"texts of at least {np.max(least_N)} tokens and at most {np.min(most_N)}: not all can end"
-        warnings.warn(text, stacklevel=2)
-
-    def work(chosen: list[int]) -> list[list[str]]:
-        rows = padded_rows(len(chosen))
-        batch = model.prompts([{"inputs": texts[i]} for i in chosen], rows)
-        if alone and texts[chosen[0]]:
-            batch = {name: array[:, :-1] if "positions" in name else array[:, 1:] for name, array in batch.items()}
-        least_B, most_B, row_ids = np.zeros(rows, np.int32), np.ones(rows, np.int32), np.zeros(rows, np.uint32)
-        least_B[: len(chosen)], most_B[: len(chosen)] = least_N[chosen], most_N[chosen]
-        row_ids[: len(chosen)] = first + np.array(chosen)
-        out = decode.generate(
-            model.module,
-            model.params,
-            batch,
-            dataclasses.replace(chosen_strategy, max_tokens=int(most_B.max())),
-            eos_id=model.vocabulary.eos_id,
-            start_id=model.start_id,
-            seed=seed,
-            row_ids=row_ids,
-            limits=(least_B, most_B),
-        )
-        tokens_BNL, lengths_BN = np.asarray(out["tokens"]), np.asarray(out["lengths"])
-        return [
-            [model.vocabulary.decode(ids[:n]) for ids, n in zip(tokens_BNL[row], lengths_BN[row], strict=True)]
-            for row in range(len(chosen))
-        ]
-
-    def together(numbers: list[int]) -> list[list[str]]:
-        """In batches of empty texts, or of others, as they begin differently."""
-        parts = [part for empty in (True, False) if (part := [i for i in numbers if (not texts[i]) == empty])]
-        written = {i: found for part in parts for i, found in zip(part, work(part), strict=True)}
-        return [written[i] for i in numbers]
-
-    return in_batches(together, [len(text) for text in texts])
 
 
 def _require(model: Model, task: str, architecture: str) -> None:
