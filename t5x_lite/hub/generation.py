@@ -100,7 +100,7 @@ def strategy(
 
 _OF_LENGTHS = {field.name: (field.type, field.default) for field in dataclasses.fields(Lengths)}
 _OF_STRATEGY = {name: (p.annotation, p.default) for name, p in inspect.signature(strategy).parameters.items()}
-OPTIONS: dict[str, tuple[Any, Any]] = _OF_LENGTHS | _OF_STRATEGY | {"seed": (int, 0)}  # their types and defaults
+OPTIONS: dict[str, tuple[Any, Any]] = _OF_LENGTHS | _OF_STRATEGY  # their types and defaults
 
 
 def over(under: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

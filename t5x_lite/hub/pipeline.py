@@ -106,7 +106,8 @@ def options_of(run: Callable) -> dict[str, Any]:
     parameters = inspect.signature(run).parameters.values()
     own = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
     generates = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    return own | {name: default for name, (_, default) in generation.OPTIONS.items()} if generates else own
+    written = {name: default for name, (_, default) in generation.OPTIONS.items()} | {"seed": 0}
+    return own | written if generates else own
 
 
 # ------------------------------------------------------------------------------------------------------ classes
