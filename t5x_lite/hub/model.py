@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,13 +192,27 @@ class Model:
         return task if self.features is None else dataclasses.replace(task, features=self.features)
 
     def prompts(self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
-        """What the model reads of each example's texts, or of their ids (convert.Encoded); missing rows are padding."""
+        """What the model reads of each example's texts, or of their ids (convert.Encoded); missing rows are padding.
+        Warns of a text that is longer than the model can read, and is cut."""
         fields = tuple(examples[0]) if examples else ("inputs",)
-        converter = self._converter(examples, fields, max_new_tokens)
+        ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
+        encoded = [convert.Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
+        converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
+        longest = max((sum(map(len, e.values())) for e in encoded), default=0)
+        if (room := converter.length - self._marks(task)) < longest:
+            kept = "the last" if self.config.architecture == "decoder_only" else "the first"
+            text = f"a text has {longest:,} tokens; the model reads {kept} {room:,} of it"
+            warnings.warn(text, stacklevel=2)
         # The converter's rows have no room for what is new: the cache has.
-        return pipeline.prompt_batch(
-            examples, self._task(fields), converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0
-        )
+        return pipeline.prompt_batch(encoded, task, converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0)
+
+    def _marks(self, task: Task) -> int:
+        """How many tokens a prompt has beside those of its texts."""
+        config = self.config
+        if config.architecture == "encoder_only":
+            return 1 + len(task.segments) + (config.fairseq_marks and len(task.segments) > 1)
+        begun = config.architecture == "decoder_only" or config.fairseq_marks
+        return begun + task.features["inputs"].add_eos + config.prompt_tokens
 
     def _ids(self, texts: list) -> list[np.ndarray]:
         return self.vocabulary.encode(texts) if texts and isinstance(texts[0], str) else texts

@@ -53,8 +53,8 @@ class Pipeline:
             lookup(f"option of the pipeline {self.task!r}", name, known)
         if isinstance(inputs, str | Mapping):
             found = self.run(self.model, [inputs], **chosen)[0]
-            # The class of one text stands in a list, as in transformers.
-            in_list = self.run is text_classification and isinstance(inputs, str) and isinstance(found, dict)
+            # What one text is stands in a list, as in transformers, where the call has no top_k.
+            in_list = self.run is text_classification and isinstance(inputs, str) and "top_k" not in options
             return [found] if in_list else found
         listed = list(inputs)
         outputs = []
