@@ -1,9 +1,10 @@
 """Beam search: the most probable texts, several prefixes of each followed at a time.
 
-Of the 2K best continuations of K beams the best K others than those that end are the new beams. Finished texts are
-those among the first K that end, as in transformers (in T5X all of the 2K may). When an example is done is said by
+Of the 2K best continuations of K beams the best K others than those that end are the new beams; a text may have more
+ends than one, so that (1 + ends) K are looked at. Finished texts are those among the first K that end, as in
+transformers (in T5X all of the 2K may). When an example is done is said by
 `EARLY_STOPPING`; it goes on as long as another one does, and then nothing changes. Letters beside the project's:
-K beams, J = 2K continuations, T tokens.
+K beams, J continuations, T tokens.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def search(
     texts: int,
     capacity: int,
     most_B: jax.Array,
-    eos_id: int,
+    ends: tuple[int, ...],
     penalty: tuple[float, float],
     early_stopping: bool | str,
 ) -> dict[str, jax.Array]:
@@ -42,9 +43,10 @@ def search(
     decoding, history: of B·K rows, the K of an example side by side and alike.  read(token_R, decoding), rules(count,
     logits_RV, history) → logits, −inf where forbidden, and normaliser_R, which makes log-probabilities of them;
     written(history, token_R); reorder(state, rows_R).
+    ends: the tokens that end a text; the first of them stands behind it.
     penalty: (alpha, offset) of decode.Strategy. A text that is cut at its most_B tokens is finished there.
     """
-    batch_rows = len(done_B)
+    batch_rows, continuations = len(done_B), (1 + len(ends)) * beams
     exponent, offset = penalty
 
     def penalised(logprob: jax.Array, length: jax.Array) -> jax.Array:
@@ -52,7 +54,7 @@ def search(
 
     def start(count: int) -> Texts:
         return {
-            "tokens": jnp.full((batch_rows, count, capacity), eos_id, jnp.int32),
+            "tokens": jnp.full((batch_rows, count, capacity), ends[0], jnp.int32),
             "logprobs": jnp.zeros((batch_rows, count, capacity), jnp.float32),
             "lengths": jnp.zeros((batch_rows, count), jnp.int32),
         }
@@ -66,18 +68,18 @@ def search(
         """One more token for every beam: (token_R, parents_R, …) with what was finished by it."""
         allowed_RV, normaliser_R = rules(count, decoding.logits_RV, history)
         # Of each beam first: one sort of a beam's own few instead of one over all K·V.
-        best_RJ, token_RJ = lax.top_k(allowed_RV, min(2 * beams, allowed_RV.shape[1]))
+        best_RJ, token_RJ = lax.top_k(allowed_RV, min(continuations, allowed_RV.shape[1]))
         best_RJ -= normaliser_R[:, None]
         width = best_RJ.shape[1]
         total_BKJ = live_scores_BK[:, :, None] + best_RJ.reshape(batch_rows, beams, width)
-        total_BJ, place_BJ = lax.top_k(total_BKJ.reshape(batch_rows, -1), min(2 * beams, beams * width))
+        total_BJ, place_BJ = lax.top_k(total_BKJ.reshape(batch_rows, -1), min(continuations, beams * width))
         parent_BJ = place_BJ // width
         token_BJ = jnp.take_along_axis(token_RJ.reshape(batch_rows, -1), place_BJ, axis=1).astype(jnp.int32)
 
         rows_BJ = jnp.arange(batch_rows)[:, None] * beams + parent_BJ
         own_R = jax.nn.logsumexp(decoding.logits_RV, axis=1)  # the model's own, whatever the rules made of it
         logprob_BJ = decoding.logits_RV[rows_BJ, token_BJ] - own_R[rows_BJ]
-        ends_BJ = token_BJ == eos_id
+        ends_BJ = jnp.isin(token_BJ, jnp.array(ends))
         after = pick(live, parent_BJ)
         after = {
             "tokens": lax.dynamic_update_slice_in_dim(after["tokens"], token_BJ[..., None], count, axis=2),

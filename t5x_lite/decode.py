@@ -48,6 +48,7 @@ class Strategy:
     no_repeat_ngram_size: int = 0  # no run of so many tokens comes twice, the prompt of a decoder included; 0: any may
     first_token: int | None = None  # what a text begins with, for certain: of BART, or the language of mBART's
     last_token: int | None = None  # what stands at max_tokens, for certain: an end
+    other_ends: tuple[int, ...] = ()  # tokens that end a text as eos_id does: of a turn in a chat
     early_stopping: bool | str = "never"  # of beam search, by beam.EARLY_STOPPING
     texts: int = 1  # for each example: so many samples, or the best so many beams
 
@@ -121,9 +122,9 @@ def generate(
     Compiled once for each shape of the batch, strategy, and bucket (see `bucket`) of max_tokens.
 
     Returns, for N = strategy.texts, best first:
-        tokens    int32 [B, N, max_tokens]; past its length a text holds `eos_id`
-        lengths   int32 [B, N], tokens before the end, `eos_id` not counted; the most there may be: no end was found
-        logprobs  float32 [B, N, max_tokens], the model's own natural log-probability of each token, `eos_id`
+        tokens    int32 [B, N, max_tokens]; past its length a text holds its end, and then `eos_id`
+        lengths   int32 [B, N], tokens before the end, which is not counted; the most there may be: no end was found
+        logprobs  float32 [B, N, max_tokens], the model's own natural log-probability of each token, the end
                   included and 0 behind it, whatever the strategy made of it
         score     float32 [B, N], what the texts are ranked by: the sum of logprobs, for beam search penalised and
                   without those of a first and last token that were for certain
@@ -134,7 +135,7 @@ def generate(
     if config.architecture not in PROMPT:
         raise ConfigError(f"a {config.architecture} model does not generate text; allowed: {', '.join(sorted(PROMPT))}")
     if choices is not None:
-        for name in ("min_tokens", "no_repeat_ngram_size", "first_token", "last_token"):
+        for name in ("min_tokens", "no_repeat_ngram_size", "first_token", "last_token", "other_ends"):
             if getattr(strategy, name):
                 raise ConfigError(
                     f"{name}={getattr(strategy, name)} with a constraint: the texts to choose from decide"
@@ -184,6 +185,7 @@ def bucket(number: int) -> int:
 def _generate(module, strategy, eos_id, start_id, params, batch, least_B, most_B, choices, seed, row_ids):
     segment_ids_BL = batch[PROMPT[module.config.architecture][1]]
     paths = max(strategy.beams, strategy.texts)
+    ends = (eos_id, *strategy.other_ends)
     read = functools.partial(step, module, params)
     decoding = prefill(module, params, batch, new_slots=(strategy.max_tokens - 1) * strategy.beams, start_id=start_id)
     decoding = branch(decoding, paths) if strategy.beams > 1 else repeat(decoding, paths)
@@ -206,7 +208,7 @@ def _generate(module, strategy, eos_id, start_id, params, batch, least_B, most_B
             logits_RV = logit_rules.forbid_repetition(
                 logits_RV, history.tokens_RT, history.lengths_R, strategy.no_repeat_ngram_size
             )
-        logits_RV = logit_rules.forbid_end(logits_RV, eos_id, count < least_R)
+        logits_RV = logit_rules.forbid_ends(logits_RV, ends, count < least_R)
         for token, place_R in ((strategy.first_token, 0), (strategy.last_token, most_R - 1)):
             if token is not None:
                 logits_RV = logit_rules.force(logits_RV, token, count == place_R, normaliser_R)
@@ -225,7 +227,7 @@ def _generate(module, strategy, eos_id, start_id, params, batch, least_B, most_B
         return beam.search(
             decoding, history, done_B, read, rules, written, reorder,
             beams=strategy.beams, texts=strategy.texts, capacity=strategy.max_tokens, most_B=most_B,
-            eos_id=eos_id, penalty=penalty, early_stopping=strategy.early_stopping,
+            ends=ends, penalty=penalty, early_stopping=strategy.early_stopping,
         )  # fmt: skip
     keys_R = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(row_ids)
     keys_R = jax.vmap(lambda key: jax.random.split(key, paths))(keys_R).reshape(-1)
@@ -236,7 +238,7 @@ def _generate(module, strategy, eos_id, start_id, params, batch, least_B, most_B
         token_R = _sample(strategy, logits_RV, keys_R, count) if strategy.temperature else _first_largest(logits_RV)
         token_R = jnp.where(out["done"], eos_id, token_R.astype(jnp.int32))
         logprob_R = jnp.where(out["done"], 0.0, token_logprob(decoding.logits_RV, token_R))
-        ended_R = out["done"] | (token_R == eos_id)
+        ended_R = out["done"] | jnp.isin(token_R, jnp.array(ends))
         return token_R, written(history, token_R), {
             "tokens": lax.dynamic_update_slice_in_dim(out["tokens"], token_R[:, None], count, axis=1),
             "lengths": out["lengths"] + ~ended_R,

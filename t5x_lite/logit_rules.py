@@ -32,9 +32,10 @@ def _marked(logits_RV: jax.Array, tokens_RT: jax.Array) -> jax.Array:
     return jnp.zeros(logits_RV.shape, bool).at[rows_R1, tokens_RT].set(True, mode="drop")
 
 
-def forbid_end(logits_RV: jax.Array, eos_id: int, before_R: jax.Array) -> jax.Array:
-    """The end of sequence cannot be chosen where `before_R` is true: the text is not long enough yet."""
-    return jnp.where(before_R[:, None] & (jnp.arange(logits_RV.shape[1]) == eos_id), -jnp.inf, logits_RV)
+def forbid_ends(logits_RV: jax.Array, ends: tuple[int, ...], before_R: jax.Array) -> jax.Array:
+    """No end of a text can be chosen where `before_R` is true: it is not long enough yet."""
+    ends_V = jnp.isin(jnp.arange(logits_RV.shape[1]), jnp.array(ends))
+    return jnp.where(before_R[:, None] & ends_V, -jnp.inf, logits_RV)
 
 
 def force(logits_RV: jax.Array, token: int, here_R: jax.Array, logit_R: jax.Array) -> jax.Array:

@@ -59,6 +59,7 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
     free = decode.generate(module, params, batch, Strategy(max_tokens=NEW), eos_id=-1)["tokens"]
     rows_with = [(np.asarray(free) == token).any(axis=(1, 2)).mean() for token in range(48)]
     eos_id = int(np.argmin(np.abs(np.array(rows_with) - 0.5)))  # so that about half of the texts end
+    other = next(token for token in np.argsort(rows_with)[::-1].tolist() if rows_with[token] < 0.5 and token != eos_id)
     ended = 0
     beams = {"beams": 4, "length_penalty": 1.0, "length_offset": 0}
     ways = [
@@ -67,26 +68,29 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
         {**beams, "early_stopping": False, "length_penalty": 2.0},
         {**beams, "early_stopping": True},
         {"beams": 1, "last_token": eos_id},
+        {"beams": 1, "other_ends": (other,), "min_tokens": 2},
+        {**beams, "other_ends": (other, 30)},
     ]
     if family != "gpt2":  # there transformers counts the padding before a prompt as said
         ways += [{**beams, "repetition_penalty": 1.7}, {"beams": 1, "no_repeat_ngram_size": 1}]
         ways += [{**beams, "no_repeat_ngram_size": 2, "first_token": 7, "last_token": eos_id}]
     names = {
         "min_tokens": "min_new_tokens", "beams": "num_beams", "first_token": "forced_bos_token_id",
-        "last_token": "forced_eos_token_id", "length_offset": "",
+        "last_token": "forced_eos_token_id", "length_offset": "", "other_ends": "",
     }  # fmt: skip
     texts = []
     for way in ways:
+        ends = [eos_id, *way.get("other_ends", ())]
         options = {"early_stopping": "never"} | {names.get(name, name): value for name, value in way.items()}
         expected = model.generate(
             torch.from_numpy(tokens.astype(np.int64)), attention_mask=torch.from_numpy(mask.astype(np.int64)),
-            max_new_tokens=NEW, do_sample=False, eos_token_id=eos_id, pad_token_id=0, decoder_start_token_id=0,
+            max_new_tokens=NEW, do_sample=False, eos_token_id=ends, pad_token_id=0, decoder_start_token_id=0,
             **{name: value for name, value in options.items() if name},
         ).numpy()[:, LENGTH if family == "gpt2" else 1 :]  # fmt: skip
         out = decode.generate(module, params, batch, Strategy(max_tokens=NEW, **way), eos_id=eos_id)
         lengths = np.asarray(out["lengths"])[:, 0]
         for row, text in enumerate(expected):
-            stop = np.flatnonzero(text == eos_id)
+            stop = np.flatnonzero(np.isin(text, ends))
             text = text[: stop[0]] if len(stop) else text
             ours = np.asarray(out["tokens"])[row, 0, : lengths[row]]
             assert ours.tolist() == text.tolist(), (way, row)

@@ -78,9 +78,11 @@ def strategy(
     early_stopping: bool | str = False,
     forced_bos_token_id: int | None = None,
     forced_eos_token_id: int | None = None,
+    eos_token_id: int | list | None = None,
     num_return_sequences: int = 1,
 ) -> Strategy:
-    """These options as a Strategy of ours, but for how long texts are."""
+    """These options as a Strategy of ours, but for how long texts are. eos_token_id: what ends one beside the
+    vocabulary's own end."""
     if do_sample and num_beams > 1:
         raise ConfigError(f"num_beams={num_beams} searches and do_sample draws; choose do_sample=False, or num_beams=1")
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
@@ -93,9 +95,14 @@ def strategy(
         early_stopping=early_stopping,
         first_token=forced_bos_token_id,
         last_token=forced_eos_token_id,
+        other_ends=tuple(_listed(eos_token_id)),
         texts=num_return_sequences,
         **sampling,
     )
+
+
+def _listed(ids: int | list | None) -> list:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 _OF_LENGTHS = {field.name: (field.type, field.default) for field in dataclasses.fields(Lengths)}
@@ -119,8 +126,7 @@ def settings(model: Model, task: str) -> dict[str, Any]:
     """What the directory that a model is from says of the OPTIONS, and of a "prefix" of what it reads.
 
     A later one of these counts: config.json where there is no generation_config.json, that file, what config.json has
-    for the task (`task_specific_params`, as T5's: its prefix, its beams). Warns of what is set and not done here, such
-    as several ends of a text.
+    for the task (`task_specific_params`, as T5's: its prefix, its beams). Warns of what is set and not done here.
     """
     config = _read(model.origin, "config.json") or _read(model.origin, "huggingface.json")  # of an imported one
     general = {"prefix": config.get("prefix")} | (_read(model.origin, "generation_config.json") or config)
@@ -130,14 +136,13 @@ def settings(model: Model, task: str) -> dict[str, Any]:
     of_task = tasks.get(task) if isinstance(tasks, dict) else None
     said = over(general, of_task if isinstance(of_task, dict) else {})
     undone = {name: said[name] for name in NOT_HERE if said.get(name) not in NEUTRAL}
-    ends = said.get("eos_token_id")
-    if isinstance(ends, list) and set(ends) != {model.vocabulary.eos_id}:
-        undone["eos_token_id"] = ends
     if undone:
         text = ", ".join(f"{name}={value!r}" for name, value in undone.items())
         warnings.warn(f"{model.origin}: texts are written without {text[:200]}; that is not done here", stacklevel=3)
     values = {name: said[name] for name in ("prefix", *OPTIONS) if said.get(name) is not None}
     found = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in values.items()}
+    if all(end == model.vocabulary.eos_id for end in _listed(found.get("eos_token_id"))):
+        found.pop("eos_token_id", None)
     if found.get("num_beams", 1) != 1:
         found.setdefault("do_sample", False)
     if not isinstance(found.get("prefix", ""), str):
@@ -157,6 +162,8 @@ def _check(options: Mapping[str, Any]) -> None:
         if not isinstance(value, (wanted, int) if wanted is float else wanted):
             kind = getattr(wanted, "__name__", wanted)
             raise ConfigError(f"{name}={value!r}, given or in the model's generation_config.json; it must be {kind}")
+        if isinstance(value, list) and not all(isinstance(one, int) for one in value):
+            raise ConfigError(f"{name}={value!r}, given or in the model's generation_config.json; it must be ids")
 
 
 # ----------------------------------------------------------------------------------------------------- writing
