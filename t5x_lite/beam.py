@@ -43,7 +43,7 @@ def search(
     decoding, history: of B·K rows, the K of an example side by side and alike.  read(token_R, decoding), rules(count,
     logits_RV, history) → logits, −inf where forbidden, and normaliser_R, which makes log-probabilities of them;
     written(history, token_R); reorder(state, rows_R).
-    ends: the tokens that end a text; the first of them stands behind it.
+    ends: the tokens that end a text; the first of them fills what is behind its own.
     penalty: (alpha, offset) of decode.Strategy. A text that is cut at its most_B tokens is finished there.
     """
     batch_rows, continuations = len(done_B), (1 + len(ends)) * beams

@@ -67,6 +67,8 @@ class Strategy:
             raise ConfigError(f"repetition_penalty={self.repetition_penalty}; it must be above 0 (1: none)")
         if self.early_stopping not in beam.EARLY_STOPPING:
             raise ConfigError(f"early_stopping={self.early_stopping!r}; it must be one of {beam.EARLY_STOPPING}")
+        if not isinstance(self.other_ends, tuple):
+            raise ConfigError(f"other_ends={self.other_ends!r}; it must be a tuple of ids")
         if self.min_tokens >= self.max_tokens:
             raise ConfigError(f"min_tokens={self.min_tokens} is not below max_tokens={self.max_tokens}")
         if self.beams > 1 and self.temperature:
@@ -110,7 +112,8 @@ def generate(
     row_ids: Any = None,
     limits: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, jax.Array]:
-    """Texts for each row of a batch of prompts, until `eos_id` or `strategy.max_tokens` tokens.
+    """Texts for each row of a batch of prompts, until an end (`eos_id`, `strategy.other_ends`) or
+    `strategy.max_tokens` tokens.
 
     One example per row (segment id 1; 0 on padding, which stands right of the tokens). A text_to_text model reads
     `encoder_*` and starts from `start_id`; a decoder_only model reads the prompts in `decoder_input_tokens`, of
@@ -185,7 +188,7 @@ def bucket(number: int) -> int:
 def _generate(module, strategy, eos_id, start_id, params, batch, least_B, most_B, choices, seed, row_ids):
     segment_ids_BL = batch[PROMPT[module.config.architecture][1]]
     paths = max(strategy.beams, strategy.texts)
-    ends = (eos_id, *strategy.other_ends)
+    ends = tuple(dict.fromkeys((eos_id, *strategy.other_ends)))
     read = functools.partial(step, module, params)
     decoding = prefill(module, params, batch, new_slots=(strategy.max_tokens - 1) * strategy.beams, start_id=start_id)
     decoding = branch(decoding, paths) if strategy.beams > 1 else repeat(decoding, paths)

@@ -349,19 +349,24 @@ def test_models_write_as_their_directory_says(tmp_path):
     with pytest.raises(ConfigError, match="max_length=1 leaves no room"):
         write(TEXTS, max_length=1)
     said = json.loads((Path(path) / "generation_config.json").read_text())
-    also = {"seed": 3, "min_p": 0.1, "eos_token_id": [[1], 5], "forced_bos_token_id": [7], "num_beams": "four"}
+    also = {"seed": 3, "min_p": 0.1, "eos_token_id": [1, 41], "forced_bos_token_id": [7], "num_beams": "four"}
     (Path(path) / "generation_config.json").write_text(json.dumps(said | also))
     with pytest.warns(UserWarning, match="without min_p=0.1;"):
         write = t5x_lite.pipeline("text2text-generation", model=path)
     assert "seed" not in write.options  # a training's, perhaps
     with pytest.raises(ConfigError, match=r"num_beams='four', given or in .* it must be int"):
         write(TEXTS)
-    with pytest.raises(ConfigError, match=r"eos_token_id=\[\[1\], 5\], given .* it must be ids"):
-        write(TEXTS, num_beams=2)
     early, late = ({"num_beams": 1, "min_length": 0, "eos_token_id": ids} for ids in ([1, 41], [1]))
-    found = [one["generated_text"] for one in write(TEXTS, **early)]
-    assert found == [text.removesuffix(" w41") for text in expected(**early)] != expected(**late)
-    for wrong, message in (({"max_new_tokens": 2.5}, "it must be int | None"), ({"min_length": None}, "must be int"),
-                           ({"forced_eos_token_id": 48}, "tokens 0 to 47")):  # fmt: skip
+    for options in ({"num_beams": 1, "min_length": 0}, early):
+        found = [one["generated_text"] for one in write(TEXTS, **options)]
+        assert found == [text.removesuffix(" w41") for text in expected(**early)] != expected(**late)
+    (Path(path) / "generation_config.json").write_text(json.dumps(said | {"eos_token_id": [41, 5]}))
+    of_another_vocabulary = t5x_lite.pipeline("text2text-generation", model=path)
+    assert [one["generated_text"] for one in of_another_vocabulary(TEXTS)] == expected()
+    for wrong, message in (
+        ({"max_new_tokens": 2.5}, "it must be int | None"), ({"min_length": None}, "must be int"),
+        ({"forced_eos_token_id": 48}, "tokens 0 to 47"), ({"eos_token_id": [1, 48]}, "tokens 0 to 47"),
+        ({"eos_token_id": ["5"]}, "it must be ids"),
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             write(TEXTS, **early | wrong)

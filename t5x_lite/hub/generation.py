@@ -1,4 +1,8 @@
-"""How a model of the hub writes: by transformers' options, which a caller gives, or the model's directory."""
+"""How a model of the hub writes: by transformers' options, which a caller gives, or the model's directory.
+
+Other than there, `eos_token_id` names tokens that end a text beside the vocabulary's own end, and no text shows its
+end, a special token or not.
+"""
 
 import dataclasses
 import inspect
@@ -81,8 +85,7 @@ def strategy(
     eos_token_id: int | list | None = None,
     num_return_sequences: int = 1,
 ) -> Strategy:
-    """These options as a Strategy of ours, but for how long texts are. eos_token_id: what ends one beside the
-    vocabulary's own end."""
+    """These options as a Strategy of ours, but for how long texts are."""
     if do_sample and num_beams > 1:
         raise ConfigError(f"num_beams={num_beams} searches and do_sample draws; choose do_sample=False, or num_beams=1")
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
@@ -141,8 +144,9 @@ def settings(model: Model, task: str) -> dict[str, Any]:
         warnings.warn(f"{model.origin}: texts are written without {text[:200]}; that is not done here", stacklevel=3)
     values = {name: said[name] for name in ("prefix", *OPTIONS) if said.get(name) is not None}
     found = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in values.items()}
-    if all(end == model.vocabulary.eos_id for end in _listed(found.get("eos_token_id"))):
-        found.pop("eos_token_id", None)
+    ends, own = _listed(found.pop("eos_token_id", None)), model.vocabulary.eos_id
+    if own in ends and len(ends) > 1:  # without it they are of another vocabulary than the model's
+        found["eos_token_id"] = [end for end in ends if end != own]
     if found.get("num_beams", 1) != 1:
         found.setdefault("do_sample", False)
     if not isinstance(found.get("prefix", ""), str):
@@ -174,8 +178,8 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
     _check(options)
     lengths = Lengths(**{name: options.pop(name) for name in _OF_LENGTHS if name in options})
     chosen_strategy, config = strategy(**options), model.config
-    for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        if not 0 <= (options.get(name) or 0) < config.vocab_size:
+    for name in ("forced_bos_token_id", "forced_eos_token_id", "eos_token_id"):
+        if not all(0 <= token < config.vocab_size for token in _listed(options.get(name))):
             raise ConfigError(f"{name}={options[name]}; the model has tokens 0 to {config.vocab_size - 1}")
     # Llama's tokenizer puts its <s> before a text, GPT-2's nothing: then the text is all there is to go on from.
     begins = not isinstance(model.vocabulary, TokenizerVocabulary) or model.vocabulary.begins_with_bos

@@ -199,10 +199,12 @@ class Model:
         encoded = [convert.Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
         converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
         longest = max((sum(map(len, e.values())) for e in encoded), default=0)
-        if (room := converter.length - self._marks(task)) < longest:
-            kept = "the last" if self.config.architecture == "decoder_only" else "the first"
-            text = f"a text has {longest:,} tokens; the model reads {kept} {room:,} of it"
-            warnings.warn(text, stacklevel=2)
+        if (room := max(0, converter.length - self._marks(task))) < longest:
+            goes_on = self.config.architecture == "decoder_only" and not task.features["inputs"].add_eos
+            kept = "" if len(fields) > 1 else "the last " if goes_on else "the first "
+            more = f" before {max_new_tokens:,} new ones" if max_new_tokens > 1 else ""
+            texts = "a text has" if len(fields) == 1 else "two texts have"
+            warnings.warn(f"{texts} {longest:,} tokens; the model reads {kept}{room:,} of them{more}", stacklevel=2)
         # The converter's rows have no room for what is new: the cache has.
         return pipeline.prompt_batch(encoded, task, converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0)
 
@@ -210,7 +212,7 @@ class Model:
         """How many tokens a prompt has beside those of its texts."""
         config = self.config
         if config.architecture == "encoder_only":
-            return 1 + len(task.segments) + (config.fairseq_marks and len(task.segments) > 1)
+            return 1 + len(task.segments) + config.fairseq_marks * (len(task.segments) - 1)
         begun = config.architecture == "decoder_only" or config.fairseq_marks
         return begun + task.features["inputs"].add_eos + config.prompt_tokens
 
