@@ -97,14 +97,22 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
-    from t5x_lite import evaluate, experiment, processes
+    from t5x_lite import config, evaluate, experiment, processes
+    from t5x_lite.data.registry import differences
 
+    own = config.from_json(Path(arguments.workdir) / "config.json")
+    if differing := "; ".join(differences(own.to_dict(), cfg.to_dict())):
+        logging.getLogger(__name__).warning(
+            "other settings than the run's: %s. These scores take their places among its own: in metrics.jsonl, the "
+            "report, predictions/ and the choice of the best step",
+            differing,
+        )
     tasks = tuple(t for t in arguments.tasks.split(",") if t)
     if tasks:
         cfg.eval.tasks = tasks
     with processes.joined(), of_the_disk(Path(arguments.workdir)):
         evaluate.run(
-            experiment.resolve(cfg), Path(arguments.workdir), arguments.checkpoints, _path(arguments.submission)
+            experiment.resolve_again(cfg), Path(arguments.workdir), arguments.checkpoints, _path(arguments.submission)
         )
 
 
@@ -118,7 +126,7 @@ def _infer(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
     with processes.joined(), of_the_disk(Path(arguments.output)):
         infer.run(
-            experiment.resolve(cfg),
+            experiment.resolve_again(cfg),
             Path(arguments.workdir),
             Path(arguments.input),
             Path(arguments.output),

@@ -210,6 +210,8 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     from rich.console import Console
 
     steps = chosen_steps(workdir, which, experiment.cfg.checkpoint.keep_best)
+    submitted = {} if submission is None else _in_zip(submission)
+    tasks = [] if submission is None else _to_submit(experiment)
     first = jax.process_index() == 0
     on_devices = runtime.start(experiment)
     evaluator = Evaluator(experiment, on_devices, workdir)
@@ -228,7 +230,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
                 with console.optional(sys.stdout):
                     Console().print(results_table(read_metrics(workdir), step))
         if submission is not None:
-            _submit(evaluator, params, submission)
+            _submit(evaluator, params, tasks, submitted, submission)
     finally:
         writers.close()
     if first:
@@ -244,28 +246,43 @@ def chosen_steps(workdir: Path, which: str, keep_best: str) -> list[int]:
     return processes.on_first(chosen)
 
 
-def _submit(evaluator: Evaluator, params: Any, path: Path) -> None:
-    """Adds the tasks' predictions of their test sets to the zip file, in the place of earlier ones."""
+def _in_zip(path: Path) -> dict[str, bytes]:
+    """What an earlier submission has; ConfigError, before anything is computed, where one cannot be written there."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"--submission={path}: there is no directory {path.parent}; make it, or give another")
+    if not path.exists():
+        return {}
+    try:
+        with zipfile.ZipFile(path) as old:
+            return {name: old.read(name) for name in old.namelist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"--submission={path} is there and no zip file ({error}); give another name") from error
+
+
+def _to_submit(experiment: Experiment) -> list[Task]:
+    """The tasks whose test sets GLUE's server judges."""
     names = {f"glue_{name}" for name in glue.SUBMISSION}
-    tasks = [task for task in evaluator.experiment.eval_tasks if task.name in names]
-    if not tasks or not evaluator.experiment.cfg.data.dir:
+    tasks = [task for task in experiment.eval_tasks if task.name in names]
+    if not tasks or not experiment.cfg.data.dir:
         raise ConfigError(
             "--submission is for GLUE's tasks, read from its own files (their order is the server's): "
-            f"--config.data.dir=DIR; this run evaluates {', '.join(t.name for t in evaluator.experiment.eval_tasks)}"
+            f"--config.data.dir=DIR; this run evaluates {', '.join(t.name for t in experiment.eval_tasks)}"
         )
     if "glue_mnli" in {task.name for task in tasks}:
         tasks += registry.tasks("glue_ax")  # a test set alone, for MNLI's model
-    members = {}
-    if path.exists():
-        with zipfile.ZipFile(path) as old:
-            members = {name: old.read(name) for name in old.namelist()}
+    return tasks
+
+
+def _submit(evaluator: Evaluator, params: Any, tasks: Sequence[Task], members: Mapping[str, bytes], path: Path) -> None:
+    """Writes the zip file: the tasks' predictions of their test sets, in the place of earlier ones in `members`."""
+    now = {}
     for task in tasks:
         rows = evaluator.predict(params, task, "test")
         name, text = glue.submission(task.name, [row["prediction"] for row in rows])
-        members[name] = text.encode()
+        now[name] = text.encode()
     if jax.process_index() == 0:
         with atomic.file(path) as file, zipfile.ZipFile(file, "w") as new:
-            for name, content in sorted(members.items()):
+            for name, content in sorted((dict(members) | now).items()):
                 new.writestr(name, content)
 
 

@@ -55,6 +55,19 @@ def resolve(cfg: Config) -> Experiment:
     return Experiment(cfg, tasks, eval_tasks, vocabulary, model, _converter(cfg, model, choices))
 
 
+def resolve_again(cfg: Config) -> Experiment:
+    """`resolve` for the config of a run that was. ConfigError where its config file defined what it trained on, and is
+    not loaded."""
+    from t5x_lite.tasks import published  # noqa: F401  (registers the built-in tasks)
+
+    if not cfg.data.files and cfg.data.mixture not in registry.REGISTRY:
+        raise ConfigError(
+            f"the run trained on {cfg.data.mixture!r}, which its config file defines: give --config=FILE.py, or in "
+            'Python call t5x_lite.config.load("FILE.py") first'
+        )
+    return resolve(cfg)
+
+
 def _add_files(cfg: Config) -> None:
     """Registers the task of `data.files`, which takes the place of the mixture, and logs what was found out about the
     files. Bytes are its vocabulary where the config names none."""

@@ -1,9 +1,10 @@
 """Bulk prediction: every line of a JSONL, CSV or text file in, one line out in the same order, resumable.
 
-Output lines repeat the input's fields and add "prediction" and "score" (or, scoring, "logprob", "tokens", and
-"truncated", of what does not fit in the run's rows), and "step", the checkpoint's. Chunks are written by one process
-however many compute; after a kill the same command goes on behind the last whole chunk, so that it ends with the very
-lines of a run that was never killed. What else stands in the output file is never touched: it is an error.
+Output lines repeat the input's fields and add "prediction" and "score" (or, scoring, "logprob" and "tokens"), and
+"truncated", of a text that does not fit in the run's rows, and "step", the checkpoint's. Chunks are written by one
+process however many compute; after a kill the same command goes on behind the last whole chunk, so that it ends with
+the very lines of a run that was never killed. `OUTPUT.settings.json` says by which checkpoint and settings: with others
+it does not go on. What else stands in the output file is never touched: it is an error.
 """
 
 import contextlib
@@ -20,15 +21,17 @@ from typing import Any, TextIO
 
 import jax
 
-from t5x_lite import console, predict, processes, runtime, sharding
-from t5x_lite.checkpoint import load_model
-from t5x_lite.data import convert, files, pipeline
+from t5x_lite import atomic, console, manifest, predict, processes, runtime, sharding
+from t5x_lite.checkpoint import DIRECTORY, load_model
+from t5x_lite.data import convert, files, pipeline, registry
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Csv
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluate import chosen_steps
 from t5x_lite.experiment import Experiment
 from t5x_lite.lookup import lookup
+
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 def run(
@@ -40,18 +43,23 @@ def run(
     if mode == "score" and experiment.model.architecture == "encoder_only":
         raise ConfigError("--mode=score needs a model that gives text a probability; encoder-only models have none")
     needed = ("inputs", "targets") if mode == "score" else _needed(experiment, task)
-    results = ("prediction", "score") if mode == "predict" else ("logprob", "tokens", "truncated")
+    results = (*(("prediction", "score") if mode == "predict" else ("logprob", "tokens")), "truncated")
     examples = _read(source, needed, added=("step", *results))
-    step = chosen_steps(workdir, which, cfg.checkpoint.keep_best)[-1]
+    if which == "all":
+        raise ConfigError("--checkpoint=all: lines are of one checkpoint; give latest, best or a step")
+    (step,) = chosen_steps(workdir, which, cfg.checkpoint.keep_best)
+    settings = _settings(experiment, workdir / DIRECTORY / str(step), mode, task)
     added = {"step": step, **dict.fromkeys(results)}
     with contextlib.ExitStack() as closing:
         out = processes.on_each(lambda: closing.enter_context(_opened(output)) if jax.process_index() == 0 else None)
+        processes.on_first(lambda: _require_same(output, settings))
         done = processes.on_first(lambda: _resume(output, examples, added, cfg.eval.batch_rows))
         on_devices = runtime.start(experiment)
         params = load_model(workdir, step, on_devices.abstract_params())
         predictor = predict.Predictor(experiment, on_devices)
         progress = closing.enter_context(_progress())
         bar = progress.add_task(output.name, total=len(examples), completed=done)
+        truncated = 0
         for begin in range(done, len(examples), cfg.eval.batch_rows):
             end = min(begin + cfg.eval.batch_rows, len(examples))
             mine = _results(predictor, params, task, mode, examples, range(begin, end))
@@ -61,10 +69,13 @@ def run(
                 out.write("".join(lines))
                 out.flush()
                 os.fsync(out.fileno())  # a chunk is on disk before the next begins
+            truncated += sum(found[i]["truncated"] for i in range(begin, end))
             progress.update(bar, completed=end)
     if out is not None:
         with console.optional(sys.stdout):
             print(f"{len(examples)} lines in {output}" + (f", {done} of them from before" if done else ""))
+            if truncated:
+                print(f"{truncated} of them longer than this run's rows, and cut (--config.data.length)")
 
 
 def _results(
@@ -85,7 +96,24 @@ def _results(
         max_new_tokens=experiment.cfg.eval.max_decode_tokens,
     )  # fmt: skip
     found = predictor.predict(params, batch, task, predictor.answers(task)[0], rows, mine)[: len(mine)]
-    return [(i, {"prediction": p.text, "score": _rounded(p.score)}) for i, p in zip(rows, found, strict=True)]
+    cut = _truncated(experiment, task, mine)
+    return [
+        (i, {"prediction": p.text, "score": _rounded(p.score), "truncated": longer})
+        for i, p, longer in zip(rows, found, cut, strict=True)
+    ]
+
+
+def _truncated(experiment: Experiment, task: Task, examples: Sequence[dict]) -> list[bool]:
+    """Of each example, whether the model reads less than all of it."""
+    if not examples or (experiment.model.architecture == "encoder_only" and task.head == "span"):
+        return [False] * len(examples)  # a context is read in as many windows as it takes
+    endless = dataclasses.replace(experiment.converter, length=1 << 30)  # type: ignore[type-var]
+    read, whole = (
+        next(iter(made.values())).lengths
+        for converter in (experiment.converter, endless)
+        for made in [converter.prompts(examples, task, experiment.vocabulary, experiment.cfg.eval.max_decode_tokens)]
+    )
+    return (read < whole).tolist()
 
 
 def _rounded(number: float) -> float | None:
@@ -174,6 +202,8 @@ def _objects(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Ite
             fits = (str, list) if field == "tokens" else str  # words may stand in a list
             if not isinstance(row, dict) or not isinstance(row.get(field), fits):
                 raise DataError(f'{path}:{number}: no text field {field!r}; write {{"{field}": "…"}}')
+            if HALF.search(str(row[field])):
+                raise DataError(f"{path}:{number}: {field!r} holds half of a surrogate pair, which is no character")
         _require_free(added, row, f"{path}:{number}")
         yield row
 
@@ -192,6 +222,41 @@ def _opened(path: Path) -> TextIO:
     except OSError:  # a disk without locks
         pass
     return file
+
+
+def _settings(experiment: Experiment, checkpoint: Path, mode: str, task: Task) -> dict:
+    """What decides the lines: not how many are computed at once, nor on which devices."""
+    data, evaluation = experiment.cfg.data.to_dict(), experiment.cfg.eval.to_dict()
+    del evaluation["batch_rows"]
+    settings = {
+        "checkpoint": manifest.identity(checkpoint),
+        "mode": mode,
+        "task": task.name,
+        "seed": experiment.cfg.seed,
+        "vocabulary": experiment.vocabulary.fingerprint,
+        "data": data,
+        "eval": evaluation,
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _require_same(path: Path, settings: dict) -> None:
+    """ConfigError where `path` was begun with others; of an empty file, they are written beside it."""
+    beside = path.with_name(f"{path.name}.settings.json")
+    if not path.stat().st_size:
+        atomic.write(beside, json.dumps(settings, indent=1))
+        return
+    try:
+        theirs = json.loads(beside.read_bytes())
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{path} holds something, and no {beside.name} says by which settings; give another --output, or remove it"
+        ) from None
+    if differing := list(registry.differences(theirs, settings)):
+        raise ConfigError(
+            f"{path} was begun with another checkpoint or other settings: {'; '.join(differing[:3])}. "
+            "Give the same, or another --output, or remove the file"
+        )
 
 
 def _resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -> int:
@@ -229,4 +294,4 @@ def _resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -
 def _dumps(row: dict) -> str:
     text = json.dumps(row, ensure_ascii=False)
     # Half of a surrogate pair has no UTF-8; escaped, it is what the input had.
-    return json.dumps(row) if re.search("[\ud800-\udfff]", text) else text
+    return json.dumps(row) if HALF.search(text) else text

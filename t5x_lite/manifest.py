@@ -32,6 +32,11 @@ def write(directory: Path) -> None:
     atomic.write(directory / NAME, json.dumps(body | {"xxh3_128": _hash_of(body)}, separators=(",", ":")))
 
 
+def identity(directory: Path) -> str:
+    """The hash of what the manifest says: the same for the same files, wherever they are."""
+    return json.loads((directory / NAME).read_bytes())["xxh3_128"]
+
+
 def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
     """The first thing in `directory` that is not as its manifest says, in words; None where all is well.
 

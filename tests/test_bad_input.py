@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite import cli, infer, inspect
+from t5x_lite import cli, config, infer, inspect
 from t5x_lite.errors import ConfigError
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
@@ -151,6 +151,15 @@ def test_an_output_of_infer_that_is_something_else_is_left_alone(tmp_path, capsy
     with infer._opened(output), pytest.raises(ConfigError, match=r"another process writes .*out\.jsonl"):
         infer._opened(output)
     assert json.loads(infer._dumps({"id": "\ud800"}).encode()) == {"id": "\ud800"}  # half of a pair, in UTF-8
+
+
+def test_a_run_whose_tasks_are_of_a_config_file_asks_for_it(tmp_path, capsys):
+    cfg = config.base()
+    cfg.model.preset, cfg.data.mixture = "t5_tiny", "defined_elsewhere"
+    (tmp_path / "config.json").write_text(json.dumps(cfg.to_dict()))
+    for verb in (["eval"], ["infer", "--input=a.txt", "--output=b.jsonl"]):
+        assert cli.run([*verb, f"--workdir={tmp_path}"]) == 2
+        assert "'defined_elsewhere', which its config file defines: give --config=FILE.py" in capsys.readouterr().err
 
 
 def test_a_config_that_is_none(tmp_path, capsys):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import string
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -370,3 +372,36 @@ def test_models_write_as_their_directory_says(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             write(TEXTS, **early | wrong)
+
+
+def test_what_no_pipeline_can_read_is_one_clear_error(tmp_path):
+    encoder = t5x_lite.load(bert(tmp_path, "MaskedLM"))
+    mask = encoder.vocabulary.show([encoder.vocabulary.mask_id])
+    config = tiny("t5", vocab_size=384, num_encoder_layers=1, num_decoder_layers=1)
+    writer = Model(config, random_params(config), ByteVocabulary())
+    fill, features = (t5x_lite.pipeline(task, model=encoder) for task in ("fill-mask", "feature-extraction"))
+    write, zero_shot, classify = (
+        t5x_lite.pipeline(task, model=writer)
+        for task in ("text2text-generation", "zero-shot-classification", "text-classification")
+    )
+    long = "cat " * encoder.config.max_positions
+    for call, message in (
+        (lambda: features([5]), "'5' is no text"), (lambda: features([None]), "'None' is no text"),
+        (lambda: features([["a", "b"]]), "is no text"), (lambda: features({"text": "a"}), "is no text"),
+        (lambda: features(5), "5 is no text"), (lambda: write([3.5]), "'3.5' is no text"),
+        (lambda: features(["a"], batch_size=-1), "batch_size=-1; it must be"),
+        (lambda: features(["a"], batch_size="8"), "batch_size='8'; it must be"),
+        (lambda: fill(mask, top_k=0), "top_k=0; it must be"), (lambda: fill(long + mask), "does not read each"),
+        (lambda: fill(mask + long + mask), "does not read each"),
+        (lambda: t5x_lite.pipeline("fill-mask", model=encoder, top_l=1), "did you mean 'top_k'"),
+        (lambda: zero_shot("a", candidate_labels=["x"], hypothesis_template="{name}"), "has no {} for the label"),
+        (lambda: zero_shot([7], candidate_labels=["x"]), "'7' is no text"),
+        (lambda: classify("a"), "on several. zero-shot-classification"),
+        (lambda: classify({"text": "a", "textpair": "b"}), "did you mean 'text_pair'"),
+        (lambda: write("a", do_sample=True, temperature=0.0), "temperature=0.0 with do_sample"),
+        (lambda: writer.score(["ab"]), "'ab' is no pair"), (lambda: writer.score([("a", 1)]), "'1' is no text"),
+        (lambda: encoder.tokenize(["a"], ["b", "c"]), "1 texts and 2 second ones"),
+    ):  # fmt: skip
+        with pytest.raises((ConfigError, DataError), match=re.escape(message)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a text that is cut
+            call()

@@ -101,14 +101,22 @@ def test_a_submission_has_every_test_prediction_and_what_was_in_it(ready, tmp_pa
     path, experiment = tmp_path / "glue.zip", evaluator.experiment
     task = dataclasses.replace(registry.get("answers"), name="glue_sst2", labels=("negative", "positive"))
     with pytest.raises(ConfigError, match="--submission is for GLUE's tasks"):
-        evaluate._submit(evaluator, params, path)
+        evaluate._to_submit(experiment)
+    for name, message in (("nowhere/glue.zip", "no directory"), ("text.zip", "no zip file")):
+        (tmp_path / "text.zip").write_text("text")
+        with pytest.raises(ConfigError, match=message):
+            evaluate._in_zip(tmp_path / name)
+
+    def submit():
+        evaluate._submit(evaluator, params, evaluate._to_submit(evaluator.experiment), evaluate._in_zip(path), path)
+
     cfg = copy.deepcopy(experiment.cfg)
     cfg.data.dir = "glue"
     monkeypatch.setattr(evaluator, "experiment", dataclasses.replace(experiment, cfg=cfg, eval_tasks=(task,)))
     with zipfile.ZipFile(path, "w") as other:
         other.writestr("CoLA.tsv", "index\tprediction\n0\t1\n")
         other.writestr("SST-2.tsv", "of an earlier model")
-    evaluate._submit(evaluator, params, path)
+    submit()
     with zipfile.ZipFile(path) as found:
         assert found.namelist() == ["CoLA.tsv", "SST-2.tsv"] and found.read("CoLA.tsv").endswith(b"0\t1\n")
         lines = found.read("SST-2.tsv").decode().splitlines()
@@ -117,7 +125,7 @@ def test_a_submission_has_every_test_prediction_and_what_was_in_it(ready, tmp_pa
     mnli, ax = (dataclasses.replace(task, name=name) for name in ("glue_mnli", "glue_ax"))
     monkeypatch.setattr(evaluator, "experiment", dataclasses.replace(experiment, cfg=cfg, eval_tasks=(mnli,)))
     monkeypatch.setattr(registry, "tasks", lambda name: {"glue_ax": (ax,)}[name])
-    evaluate._submit(evaluator, params, path)
+    submit()
     with zipfile.ZipFile(path) as found:  # the diagnostic set is for MNLI's model
         assert found.namelist() == ["AX.tsv", "CoLA.tsv", "MNLI-m.tsv", "SST-2.tsv"]
 
@@ -204,6 +212,7 @@ def test_what_infer_reads(tmp_path):
         ("e.jsonl.gz", "", "inputs", r"\.txt are read, unpacked"),
         ("f.parquet", "", "inputs", r"\.txt are read, unpacked"),
         ("g.jsonl", '{"inputs": "a"}\n{"inputs": "a", "score": 1}', "inputs", r"g\.jsonl:2: .* a field 'score'"),
+        ("i.jsonl", '{"inputs": "a"}\n{"inputs": "\\ud800"}', "inputs", r"i\.jsonl:2: 'inputs' holds half"),
         ("h.csv", "inputs,step\na,1\n", "inputs", "h.csv: the output adds a field 'step'"),
     ):
         (tmp_path / name).write_text(content)

@@ -131,11 +131,30 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
     first = output.read_text()
     results = [json.loads(line) for line in first.splitlines()]
     assert [r["inputs"] for r in results] == [json.loads(line)["inputs"] for line in source.read_text().splitlines()]
-    assert all("prediction" in r and r["score"] <= 0 for r in results)
+    assert all("prediction" in r and r["score"] <= 0 and not r["truncated"] for r in results)
     if preset == "bert_tiny":
         output.write_text(first[: first.index("cat 4") + 3])  # as a kill would leave it
         assert cli.run(infer) == 0
         assert output.read_text() == first
+    lengthy, short = tmp_path / "lengthy.jsonl", tmp_path / "short.jsonl"
+    lengthy.write_text(
+        "".join(json.dumps({"inputs": text}) + "\n" for text in ("animal: the cat", "animal: cat " * 99))
+    )
+    capsys.readouterr()
+    assert cli.run([*infer[:2], f"--input={lengthy}", f"--output={short}", infer[4]]) == 0
+    assert [json.loads(line)["truncated"] for line in short.read_text().splitlines()] == [False, True]
+    assert "1 of them longer" in capsys.readouterr().out
+    assert cli.run([*infer, "--config.eval.batch_rows=4"]) == 0  # decides nothing about the lines
+    capsys.readouterr()
+    for flag, message in (
+        ("--config.seed=7", "seed 0 → 7"), ("--checkpoint=2", "checkpoint"), ("--mode=score", "mode 'predict' →"),
+        ("--config.eval.max_decode_tokens=3", "eval.max_decode_tokens"), ("--checkpoint=all", "a step"),
+    ):  # fmt: skip
+        if preset != "bert_tiny" or "score" not in flag:
+            assert cli.run([*infer, flag]) == 2 and message in capsys.readouterr().err
+            assert output.read_text() == first
+    output.with_name("out.jsonl.settings.json").unlink()
+    assert cli.run(infer) == 2 and "no out.jsonl.settings.json says" in capsys.readouterr().err
     if preset != "bert_tiny":
         scores = tmp_path / "scores.jsonl"
         assert cli.run([*infer[:3], f"--output={scores}", infer[4], "--mode=score"]) == 0

@@ -88,6 +88,8 @@ def strategy(
     """These options as a Strategy of ours, but for how long texts are."""
     if do_sample and num_beams > 1:
         raise ConfigError(f"num_beams={num_beams} searches and do_sample draws; choose do_sample=False, or num_beams=1")
+    if do_sample and not temperature > 0:
+        raise ConfigError(f"temperature={temperature} with do_sample; give one above 0, or do_sample=False")
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
     return Strategy(
         beams=num_beams,

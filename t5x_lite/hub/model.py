@@ -18,7 +18,7 @@ from t5x_lite.batch import Batch
 from t5x_lite.data import convert, pipeline, vocabularies
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
-from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.errors import CheckpointError, ConfigError, DataError
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.losses import token_losses
 from t5x_lite.models import intermediates, presets
@@ -32,9 +32,9 @@ BATCH_ROWS = 32
 class Model:
     """A model with its parameters and vocabulary. Texts go in and come out in the form it was trained on.
 
-    labels: names of its classes. origin: the directory it began as, imported or of Hugging Face. features: of the task
-    it was trained on, where one was: a language model that no task taught otherwise goes on from texts that have no
-    end.
+    labels: names of its classes, where they are one task's. origin: the directory it began as, imported or of Hugging
+    Face. features: of the task it was trained on, where one was: a language model that no task taught otherwise goes on
+    from texts that have no end.
     """
 
     config: ModelConfig
@@ -52,7 +52,9 @@ class Model:
         """A batch with one text a row, as the model reads it; `pairs`: the second text of each, for an encoder."""
         examples: list[dict[str, str]] = _inputs(texts)
         if pairs is not None:
-            examples = [{"inputs": a, "pair": b} for a, b in zip(texts, pairs, strict=True)]
+            if len(texts) != len(pairs):
+                raise DataError(f"{len(texts)} texts and {len(pairs)} second ones; give as many of both")
+            examples = [{"inputs": a, "pair": require_text(b)} for a, b in zip(texts, pairs, strict=True)]
         return self.prompts(examples, len(examples))
 
     def generate(self, texts: Sequence[str], max_tokens: int = 64) -> list[str]:
@@ -85,7 +87,12 @@ class Model:
             )
             return [float(x) for x in self._score(self.params, batch)]
 
-        return _in_batches(work, [{"inputs": inputs, "targets": targets} for inputs, targets in pairs])
+        examples = []
+        for pair in pairs:
+            if isinstance(pair, str) or len(pair) != 2:
+                raise DataError(f"{str(pair)[:80]!r} is no pair of texts; give (inputs, targets)")
+            examples.append({"inputs": require_text(pair[0]), "targets": require_text(pair[1])})
+        return _in_batches(work, examples)
 
     def embed(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
         """One vector per text, float32 [texts, D]: the mean of the encoder's hidden states, made of length 1."""
@@ -245,13 +252,13 @@ class Model:
         return convert.DecoderOnly(length=read, start_id=self.start_id)
 
 
-def load(path: str | Path, which: str = "latest") -> Model:
+def load(path: str | Path, which: str | int = "latest") -> Model:
     """The model of a workdir or its `checkpoints/STEP`, of an imported directory, or of one in Hugging Face format.
 
     which: of a workdir, latest, best or a step. Parameters are put on all devices, split where they divide.
     Raises CheckpointError or ConfigError where there is none, or it cannot be used.
     """
-    path = Path(path)
+    path, which = Path(path), str(which)
     if (path / "params").is_dir():
         path, which = path.absolute().parent.parent, path.name
     if (path / presets.STORED).is_file():
@@ -274,10 +281,12 @@ def _downloaded(path: Path) -> Model:
 
 def _trained(path: Path, which: str) -> Model:
     cfg = configs.from_json(path / "config.json")
-    resolved = experiment.resolve(cfg)
+    resolved = experiment.resolve_again(cfg)
     best = evaluate.best_step(read_metrics(path), cfg.checkpoint.keep_best, checkpoint.saved_steps(path))
     step = checkpoint.choose(path, which, best)[-1]
-    labels = next((task.classes for task in resolved.tasks if task.classes), ())
+    classes = list(dict.fromkeys(task.classes for task in resolved.tasks if task.classes))
+    writes_several = len(classes) > 1 and resolved.model.architecture != "encoder_only"
+    labels = classes[0] if classes and not writes_several else ()
     features = next((task.features for task in resolved.tasks if not task.is_corpus), None)
     origin = Path(cfg.model.preset) if (Path(cfg.model.preset) / presets.STORED).is_file() else None
     params = _restored(path, step, resolved.model)
@@ -310,7 +319,14 @@ def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str,
 def _inputs(texts: Sequence[str]) -> list[dict[str, str]]:
     if isinstance(texts, str):  # it would be taken for a list of its letters
         raise ConfigError(f"give a list of texts, [{texts[:40]!r}], not one alone")
-    return [{"inputs": text} for text in texts]
+    return [{"inputs": require_text(text)} for text in texts]
+
+
+def require_text(given: Any) -> str:
+    """It, where it is a text; else DataError."""
+    if not isinstance(given, str):
+        raise DataError(f"{str(given)[:80]!r} is no text; give one")
+    return given
 
 
 def padded_rows(number: int) -> int:

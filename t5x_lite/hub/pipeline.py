@@ -7,7 +7,7 @@ function from a model and a list of inputs to a list of outputs; its keyword arg
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from t5x_lite.data.convert import Encoded, EncoderOnly, text_task
 from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.hub import generation
-from t5x_lite.hub.model import Model, in_batches, load, padded_rows
+from t5x_lite.hub.model import Model, in_batches, load, padded_rows, require_text
 from t5x_lite.lookup import lookup
 from t5x_lite.predict import cut_to_bucket
 
@@ -47,15 +47,16 @@ class Pipeline:
             inputs = _asked(chosen.pop("question", None), chosen.pop("context", None))
         if inputs is None:
             raise ConfigError(f"the pipeline {self.task!r} got no input; give it one, or a list of them")
-        batch_size = chosen.pop("batch_size", BATCH_SIZE)
-        known = options_of(self.run)
-        for name in chosen:
-            lookup(f"option of the pipeline {self.task!r}", name, known)
+        _require_known(self.task, self.run, chosen)
+        batch_size, known = chosen.pop("batch_size", BATCH_SIZE), options_of(self.run)
+        _require_positive("batch_size", batch_size)
         if isinstance(inputs, str | Mapping):
             found = self.run(self.model, [inputs], **chosen)[0]
             # What one text is stands in a list, as in transformers, where the call has no top_k.
             in_list = self.run is text_classification and isinstance(inputs, str) and "top_k" not in options
             return [found] if in_list else found
+        if not isinstance(inputs, Iterable):
+            raise DataError(f"{inputs!r} is no text; give one, or a list of them")
         listed = list(inputs)
         outputs = []
         for first in range(0, len(listed), batch_size):
@@ -63,6 +64,16 @@ class Pipeline:
             outputs += self.run(self.model, listed[first : first + batch_size], **chosen, **numbered)
         alone = self.run in WRITE_ONE and all(len(texts) == 1 for texts in outputs)
         return [texts[0] for texts in outputs] if alone else outputs
+
+
+def _require_known(task: str, run: Callable, options: Mapping[str, Any]) -> None:
+    for name in options.keys() - {"batch_size"}:
+        lookup(f"option of the pipeline {task!r}", name, options_of(run))
+
+
+def _require_positive(name: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r}; it must be a whole number, at least 1")
 
 
 def _asked(question: Any, context: Any) -> Any:
@@ -92,6 +103,7 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
     """
     name = TRANSLATION if task.startswith(f"{TRANSLATION}_") else ALIASES.get(task, task)
     run = lookup("task of a pipeline", name, TASKS)
+    _require_known(task, run, options)
     model = model if isinstance(model, Model) else load(Path(model))
     known = options_of(run)
     if "seed" in known:
@@ -121,6 +133,8 @@ def text_classification(model: Model, inputs: list, *, top_k: Any = "best", func
     or none. A regression's score is its number. A model that generates text is asked how probable each label is, among
     them all.
     """
+    if top_k not in ("best", None):
+        _require_positive("top_k", top_k)
     rows, names = _class_logits(model, inputs)
     each = "multi_label" in model.config.heads or len(names) == 1
     default = "none" if not names else "sigmoid" if each else "softmax"
@@ -156,9 +170,13 @@ def zero_shot_classification(
         raise ConfigError('zero-shot-classification needs candidate_labels, such as ["sports", "politics"]')
     infers = model.config.architecture == "encoder_only"
     template = hypothesis_template or ("This example is {}." if infers else "{}")
-    if template.format(labels[0]) == template:
+    try:
+        fits = template.format(labels[0]) != template
+    except (LookupError, ValueError):  # "{name}", "{1}", "{"
+        fits = False
+    if not fits:
         raise ConfigError(f"hypothesis_template={template!r} has no {{}} for the label to stand in")
-    pairs = [(text, template.format(label)) for text in inputs for label in labels]
+    pairs = [(require_text(text), template.format(label)) for text in inputs for label in labels]
     if infers:
         entails = next((i for i, name in enumerate(model.labels) if name.lower().startswith("entail")), None)
         if entails is None or "classification" not in model.config.heads:
@@ -187,13 +205,19 @@ def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[s
     for given in inputs:
         if not isinstance(given, str) and not (isinstance(given, Mapping) and isinstance(given.get("text"), str)):
             raise DataError(f'{str(given)[:80]!r} is no text; give one, or {{"text": …, "text_pair": …}}')
+        if isinstance(given, Mapping):
+            for key in given:
+                lookup("field of a text", key, {"text": None, "text_pair": None})
     texts = [given if isinstance(given, str) else given["text"] for given in inputs]
     pairs = [None if isinstance(given, str) else given.get("text_pair") for given in inputs]
     if model.config.architecture != "encoder_only":
         if any(pair is not None for pair in pairs):
             raise ConfigError("a model that writes reads one text: put text_pair into text, as its task has them")
         if not model.labels:
-            raise ConfigError("text-classification needs labels; this model was trained on no task that has them")
+            raise ConfigError(
+                "text-classification needs labels: this model was trained on no task that has them, or on several. "
+                "zero-shot-classification takes candidate_labels"
+            )
         scores = model.score([(text, label) for text in texts for label in model.labels])
         return list(np.array(scores).reshape(len(texts), -1)), model.labels
     heads = ("classification", "multi_label", "regression")
@@ -226,6 +250,7 @@ def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequ
     if "mlm" not in model.config.heads:
         raise ConfigError(f"fill-mask needs a model with the head `mlm`; this one has {model.config.heads}")
     vocabulary = model.vocabulary
+    _require_positive("top_k", top_k)
     mask = vocabulary.show([vocabulary.mask_id])
     allowed = None
     if targets is not None:
@@ -234,7 +259,7 @@ def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequ
         if not len(allowed):
             raise ConfigError(f"targets={words} have no token in this vocabulary")
     examples = []
-    for text in inputs:
+    for text in map(require_text, inputs):
         pieces = [piece.rstrip() if i < text.count(mask) else piece for i, piece in enumerate(text.split(mask))]
         if len(pieces) == 1:
             raise DataError(f"there is no {mask} in {text[:80]!r}; fill-mask fills one, or several")
@@ -242,9 +267,11 @@ def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequ
         parts = [part for ids in vocabulary.encode(pieces) for part in (between, ids)]
         examples.append(Encoded(inputs=np.concatenate(parts[1:])))
     results = []
-    for outputs in _encoder_outputs(model, examples):
+    for text, example, outputs in zip(inputs, examples, _encoder_outputs(model, examples), strict=True):
         ids = outputs["ids"]
         places = np.flatnonzero(ids == vocabulary.mask_id)
+        if len(places) < (example["inputs"] == vocabulary.mask_id).sum():
+            raise DataError(f"{text[:80]!r} is so long that the model does not read each {mask}; shorten it")
         results.append([
             _fillings(model, ids, place, logits_V, top_k, allowed, alone=len(places) == 1)
             for place, logits_V in zip(places, outputs["mlm"], strict=False)
@@ -270,7 +297,8 @@ def _fillings(model: Model, ids, place, logits_V, top_k: int, allowed, alone: bo
 def feature_extraction(model: Model, inputs: list, *, return_tensors: bool = False) -> list:
     """An encoder's hidden state for every token of a text, [1, tokens, D]: nested lists, or a float32 array."""
     results = [
-        outputs["hidden"][None] for outputs in _encoder_outputs(model, [{"inputs": text} for text in inputs], True)
+        outputs["hidden"][None]
+        for outputs in _encoder_outputs(model, [{"inputs": require_text(text)} for text in inputs], True)
     ]
     return results if return_tensors else [hidden.tolist() for hidden in results]
 
@@ -317,7 +345,7 @@ def token_classification(
         raise ConfigError(f"this needs a model with the head `token_classification`; its heads: {model.config.heads}")
     voters = lookup("aggregation_strategy", aggregation_strategy, VOTERS)
     by_word = aggregation_strategy not in ("none", "simple")
-    found = [_tokens(model.vocabulary, text) for text in inputs]
+    found = [_tokens(model.vocabulary, require_text(text)) for text in inputs]
     examples = [Encoded(inputs=np.array([token.id for token in tokens], np.int32)) for tokens in found]
     results = []
     for tokens, outputs in zip(found, _encoder_outputs(model, examples), strict=True):
@@ -476,6 +504,7 @@ def text_generation(
     """[{"generated_text"}, …] of each text: the text and how it goes on, or with return_full_text=False that alone.
     Samples, unless do_sample=False. The other options: hub/generation.py."""
     _require(model, "text-generation", "decoder_only")
+    inputs = list(map(require_text, inputs))
     written = generation.write(model, inputs, do_sample=do_sample, temperature=temperature, top_k=top_k, **options)
     before = inputs if return_full_text else [""] * len(inputs)
     return [[{"generated_text": text + new} for new in texts] for text, texts in zip(before, written, strict=True)]
@@ -484,7 +513,9 @@ def text_generation(
 def _text_to_text(key: str, model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
     _require(model, "writing from a text", "text_to_text")
     beams = 1 if options.get("do_sample") else 4
-    written = generation.write(model, [prefix + text for text in inputs], **{"num_beams": beams, **options})
+    written = generation.write(
+        model, [prefix + require_text(text) for text in inputs], **{"num_beams": beams, **options}
+    )
     return [[{key: text} for text in texts] for texts in written]
 
 
