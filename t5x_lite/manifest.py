@@ -13,6 +13,7 @@ import xxhash
 
 import t5x_lite
 from t5x_lite import atomic
+from t5x_lite.errors import CheckpointError
 
 NAME = "MANIFEST.json"
 READ_BYTES = 1 << 22
@@ -34,7 +35,10 @@ def write(directory: Path) -> None:
 
 def identity(directory: Path) -> str:
     """The hash of what the manifest says: the same for the same files, wherever they are."""
-    return json.loads((directory / NAME).read_bytes())["xxh3_128"]
+    try:
+        return json.loads((directory / NAME).read_bytes())["xxh3_128"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / NAME} cannot be read ({error}); take another checkpoint") from error
 
 
 def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:

@@ -155,6 +155,10 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
             assert output.read_text() == first
     output.with_name("out.jsonl.settings.json").unlink()
     assert cli.run(infer) == 2 and "no out.jsonl.settings.json says" in capsys.readouterr().err
+    about = workdir / "checkpoints" / "6" / "MANIFEST.json"
+    about.rename(workdir / "manifest")
+    assert cli.run(infer) > 0 and "MANIFEST.json cannot be read" in capsys.readouterr().err
+    (workdir / "manifest").rename(about)
     if preset != "bert_tiny":
         scores = tmp_path / "scores.jsonl"
         assert cli.run([*infer[:3], f"--output={scores}", infer[4], "--mode=score"]) == 0
