@@ -1,9 +1,8 @@
 """Beam search: the most probable texts, several prefixes of each followed at a time.
 
-Of the 2K best continuations of K beams the best K others than those that end are the new beams; a text may have more
-ends than one, so that (1 + ends) K are looked at. Finished texts are those among the first K that end, as in
-transformers (in T5X all of the 2K may). When an example is done is said by
-`EARLY_STOPPING`; it goes on as long as another one does, and then nothing changes. Letters beside the project's:
+Of the (1 + ends) K best continuations of K beams the best K others than those that end are the new beams. Finished
+texts are those among the first K that end, as in transformers (in T5X all of them may). When an example is done is said
+by `EARLY_STOPPING`; it goes on as long as another one does, and then nothing changes. Letters beside the project's:
 K beams, J continuations, T tokens.
 """
 

@@ -210,8 +210,8 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     from rich.console import Console
 
     steps = chosen_steps(workdir, which, experiment.cfg.checkpoint.keep_best)
-    submitted = {} if submission is None else _in_zip(submission)
-    tasks = [] if submission is None else _to_submit(experiment)
+    earlier = _in_zip(submission) if submission else {}
+    tasks = _to_submit(experiment) if submission else []
     first = jax.process_index() == 0
     on_devices = runtime.start(experiment)
     evaluator = Evaluator(experiment, on_devices, workdir)
@@ -230,7 +230,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
                 with console.optional(sys.stdout):
                     Console().print(results_table(read_metrics(workdir), step))
         if submission is not None:
-            _submit(evaluator, params, tasks, submitted, submission)
+            _submit(evaluator, params, tasks, earlier, submission)
     finally:
         writers.close()
     if first:

@@ -91,29 +91,15 @@ def _results(
         scores = predictor.score(params, mine, task, each)
         found = [dataclasses.asdict(score) | {"logprob": _rounded(score.logprob)} for score in scores]
         return list(zip(rows, found, strict=True))
-    batch = pipeline.prompt_batch(
+    batch, truncated = pipeline.prompt_batch(
         mine, task, experiment.converter, experiment.vocabulary, batch_rows=each,
         max_new_tokens=experiment.cfg.eval.max_decode_tokens,
     )  # fmt: skip
     found = predictor.predict(params, batch, task, predictor.answers(task)[0], rows, mine)[: len(mine)]
-    cut = _truncated(experiment, task, mine)
     return [
-        (i, {"prediction": p.text, "score": _rounded(p.score), "truncated": longer})
-        for i, p, longer in zip(rows, found, cut, strict=True)
+        (i, {"prediction": p.text, "score": _rounded(p.score), "truncated": cut})
+        for i, p, cut in zip(rows, found, truncated, strict=True)
     ]
-
-
-def _truncated(experiment: Experiment, task: Task, examples: Sequence[dict]) -> list[bool]:
-    """Of each example, whether the model reads less than all of it."""
-    if not examples or (experiment.model.architecture == "encoder_only" and task.head == "span"):
-        return [False] * len(examples)  # a context is read in as many windows as it takes
-    endless = dataclasses.replace(experiment.converter, length=1 << 30)  # type: ignore[type-var]
-    read, whole = (
-        next(iter(made.values())).lengths
-        for converter in (experiment.converter, endless)
-        for made in [converter.prompts(examples, task, experiment.vocabulary, experiment.cfg.eval.max_decode_tokens)]
-    )
-    return (read < whole).tolist()
 
 
 def _rounded(number: float) -> float | None:

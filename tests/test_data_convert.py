@@ -149,7 +149,9 @@ def test_short_inputs_leave_their_room_to_long_targets():
 def test_a_prompt_is_what_training_showed_before_the_targets(words):
     """Also when it is cut: the separator that announces the targets stays."""
     texts = [{"inputs": "9 " * words, "targets": "8"}]
-    prompt = packing.example(DecoderOnly(16).prompts(texts, task(), NUMBERS, 8), 0)
+    prompts, truncated = DecoderOnly(16).prompts(texts, task(), NUMBERS, 8)
+    assert truncated.tolist() == [words > 6]  # the start and the separator fill a row of 8
+    prompt = packing.example(prompts, 0)
     (example,) = each(DecoderOnly(16).supervised(texts, task(), NUMBERS))
     ids = prompt["decoder_input_tokens"].tolist()
     assert len(ids) <= 8 and ids[-1] == 1
@@ -160,7 +162,8 @@ def test_a_prompt_is_what_training_showed_before_the_targets(words):
 def test_a_text_to_go_on_from_keeps_its_end():
     """A language model's own texts have no separator behind them: what comes next follows from their last words."""
     texts = [{"inputs": " ".join(str(n) for n in range(3, 33))}, {"inputs": "9"}]
-    prompts = DecoderOnly(16).prompts(texts, text_task("decoder_only"), NUMBERS, 8)
+    prompts, truncated = DecoderOnly(16).prompts(texts, text_task("decoder_only"), NUMBERS, 8)
+    assert truncated.tolist() == [True, False]
     long, short = (packing.example(prompts, row)["decoder_input_tokens"].tolist() for row in (0, 1))
     assert long[1:] == list(range(26, 33)) and short[1:] == [9]
 

@@ -369,7 +369,8 @@ def test_fairseq_s_marks_are_those_of_the_reference(tmp_path):
     for second in ({}, {"pair": "dog"}):
         task = text_task("encoder_only", ("inputs", *second))
         converter = EncoderOnly(32, ("classification",), fairseq_marks=True)
-        found = converter.prompts([{"inputs": "the fox", **second}], task, vocabulary, 1)["encoder_input_tokens"]
+        prompts, _ = converter.prompts([{"inputs": "the fox", **second}], task, vocabulary, 1)
+        found = prompts["encoder_input_tokens"]
         reference = transformers.RobertaTokenizer(**files)
         assert found.values.tolist() == reference("the fox", *second.values())["input_ids"]
     example, task = {"inputs": "the fox", "targets": "dog"}, text_task("text_to_text")

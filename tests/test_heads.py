@@ -157,7 +157,7 @@ def test_windows_cover_the_context_and_mark_every_answer(marks):
             found = CONTEXT[window.places[first, 0] : window.places[last, 1]]
             assert (score, found) == (10, question["answers"][0]) if start else score == 0
         assert marked >= 1
-    first = encoder.prompts(questions, SPANS, VOCABULARY, 0)
+    first, _ = encoder.prompts(questions, SPANS, VOCABULARY, 0)
     assert packing.count(first) == len(questions)
 
 

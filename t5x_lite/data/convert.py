@@ -70,8 +70,8 @@ class Converter(Protocol):
 
     def prompts(
         self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary, max_new_tokens: int
-    ) -> Examples:
-        """What a model reads to predict each example's target."""
+    ) -> tuple[Examples, np.ndarray]:
+        """What a model reads to predict each example's target, and which were truncated (bool [examples])."""
         ...
 
     def prompt_sizes(self, max_new_tokens: int) -> dict[str, int]:
@@ -156,7 +156,8 @@ class TextToText:
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         inputs = _encode(examples, "inputs", task, vocabulary)
         short = _cut(inputs, self._room["S"], vocabulary, task, "inputs")
-        return {"encoder_input_tokens": self._prompted(self._begun(short, vocabulary), vocabulary)}
+        prompts = {"encoder_input_tokens": self._prompted(self._begun(short, vocabulary), vocabulary)}
+        return prompts, short.lengths < inputs.lengths
 
     def prompt_sizes(self, max_new_tokens):
         return self.sizes(pack=False)
@@ -238,11 +239,11 @@ class DecoderOnly:
         room = self.prompt_sizes(max_new_tokens)["L"]
         inputs = _encode(examples, "inputs", task, vocabulary)
         if task.features["inputs"].add_eos:
-            inputs = _cut(inputs, room - 1, vocabulary, task, "inputs")
+            short = _cut(inputs, room - 1, vocabulary, task, "inputs")
         else:  # what comes next follows from the end of a text
-            inputs = ragged.tail(inputs, room - 1)
-        first = ragged.constant(start(self.start_id, vocabulary), len(inputs))  # what a shifted sequence begins with
-        return {"decoder_input_tokens": ragged.join(first, inputs)}
+            short = ragged.tail(inputs, room - 1)
+        first = ragged.constant(start(self.start_id, vocabulary), len(short))  # what a shifted sequence begins with
+        return {"decoder_input_tokens": ragged.join(first, short)}, short.lengths < inputs.lengths
 
     def prompt_sizes(self, max_new_tokens):
         return {"L": max(self.length - max_new_tokens, self.length // 2)}
@@ -359,13 +360,15 @@ class EncoderOnly:
         """As in training; of a long context the first window (all of them: `windows`)."""
         if task.head == "span":
             out, windows = self.windows(examples, task, vocabulary)
-            return packing.take(out, np.unique([w.example for w in windows], return_index=True)[1])
+            first = packing.take(out, np.unique([w.example for w in windows], return_index=True)[1])
+            return first, np.zeros(len(examples), bool)
         if task.head == "token_classification":
-            return self._words(examples, task, vocabulary)[0]
+            out, _, truncated = self._words(examples, task, vocabulary)
+            return out, truncated
         if task.head == "multiple_choice":
-            return self._choices(examples, task, vocabulary)[0]
-        tokens, types, _ = self._segments(examples, task, task.segments, self.length, vocabulary)
-        return self._unlabelled(tokens, types)
+            return self._choices(examples, task, vocabulary)
+        tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
+        return self._unlabelled(tokens, types), truncated
 
     def prompt_sizes(self, max_new_tokens):
         return self.sizes(pack=False)

@@ -685,7 +685,7 @@ def prompt_batches(
         mine = group[share]
         examples = [example for _, example in mine]
         rows = share.stop - share.start
-        batch = prompt_batch(examples, task, converter, vocabulary, batch_rows=rows, max_new_tokens=max_new_tokens)
+        batch, _ = prompt_batch(examples, task, converter, vocabulary, batch_rows=rows, max_new_tokens=max_new_tokens)
         yield batch, [index for index, _ in mine], examples
 
 
@@ -697,10 +697,13 @@ def prompt_batch(
     *,
     batch_rows: int,
     max_new_tokens: int,
-) -> Batch:
-    """The prompts of some text examples as one batch; missing rows are padding."""
-    found = converter.prompts(examples, task, vocabulary, max_new_tokens) if examples else {}
-    return _one_per_row(found, converter, vocabulary, batch_rows, converter.prompt_sizes(max_new_tokens))
+) -> tuple[Batch, list[bool]]:
+    """The prompts of some text examples as one batch, and which were truncated; missing rows are padding."""
+    found, truncated = (
+        converter.prompts(examples, task, vocabulary, max_new_tokens) if examples else ({}, np.zeros(0, bool))
+    )
+    batch = _one_per_row(found, converter, vocabulary, batch_rows, converter.prompt_sizes(max_new_tokens))
+    return batch, truncated.tolist()
 
 
 def example_batch(

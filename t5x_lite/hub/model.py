@@ -205,23 +205,15 @@ class Model:
         ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
         encoded = [convert.Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
         converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
-        longest = max((sum(map(len, e.values())) for e in encoded), default=0)
-        if (room := max(0, converter.length - self._marks(task))) < longest:
-            goes_on = self.config.architecture == "decoder_only" and not task.features["inputs"].add_eos
-            kept = "" if len(fields) > 1 else "the last " if goes_on else "the first "
-            more = f" before {max_new_tokens:,} new ones" if max_new_tokens > 1 else ""
-            texts = "a text has" if len(fields) == 1 else "two texts have"
-            warnings.warn(f"{texts} {longest:,} tokens; the model reads {kept}{room:,} of them{more}", stacklevel=2)
         # The converter's rows have no room for what is new: the cache has.
-        return pipeline.prompt_batch(encoded, task, converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0)
-
-    def _marks(self, task: Task) -> int:
-        """How many tokens a prompt has beside those of its texts."""
-        config = self.config
-        if config.architecture == "encoder_only":
-            return 1 + len(task.segments) + config.fairseq_marks * (len(task.segments) - 1)
-        begun = config.architecture == "decoder_only" or config.fairseq_marks
-        return begun + task.features["inputs"].add_eos + config.prompt_tokens
+        batch, truncated = pipeline.prompt_batch(
+            encoded, task, converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0
+        )
+        if any(truncated):
+            goes_on = self.config.architecture == "decoder_only" and not task.features["inputs"].add_eos
+            text = f"{sum(truncated)} of {len(examples)} inputs do not fit in {converter.length:,} tokens"
+            warnings.warn(f"{text}: the {'beginning' if goes_on else 'end'} is cut off", stacklevel=2)
+        return batch
 
     def _ids(self, texts: list) -> list[np.ndarray]:
         return self.vocabulary.encode(texts) if texts and isinstance(texts[0], str) else texts

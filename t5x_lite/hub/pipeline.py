@@ -50,14 +50,17 @@ class Pipeline:
         _require_known(self.task, self.run, chosen)
         batch_size, known = chosen.pop("batch_size", BATCH_SIZE), options_of(self.run)
         _require_positive("batch_size", batch_size)
-        if isinstance(inputs, str | Mapping):
-            found = self.run(self.model, [inputs], **chosen)[0]
+        if not isinstance(inputs, Iterable):
+            raise DataError(f"{inputs!r} is no text; give one, or a list of them")
+        single = isinstance(inputs, str | Mapping)
+        listed = [inputs] if single else list(inputs)
+        if self.run not in READ_MORE:
+            listed = list(map(require_text, listed))
+        if single:
+            found = self.run(self.model, listed, **chosen)[0]
             # What one text is stands in a list, as in transformers, where the call has no top_k.
             in_list = self.run is text_classification and isinstance(inputs, str) and "top_k" not in options
             return [found] if in_list else found
-        if not isinstance(inputs, Iterable):
-            raise DataError(f"{inputs!r} is no text; give one, or a list of them")
-        listed = list(inputs)
         outputs = []
         for first in range(0, len(listed), batch_size):
             numbered = {"first": first} if "seed" in known else {}  # what is drawn depends on the text's number
@@ -176,7 +179,7 @@ def zero_shot_classification(
         fits = False
     if not fits:
         raise ConfigError(f"hypothesis_template={template!r} has no {{}} for the label to stand in")
-    pairs = [(require_text(text), template.format(label)) for text in inputs for label in labels]
+    pairs = [(text, template.format(label)) for text in inputs for label in labels]
     if infers:
         entails = next((i for i, name in enumerate(model.labels) if name.lower().startswith("entail")), None)
         if entails is None or "classification" not in model.config.heads:
@@ -259,7 +262,7 @@ def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequ
         if not len(allowed):
             raise ConfigError(f"targets={words} have no token in this vocabulary")
     examples = []
-    for text in map(require_text, inputs):
+    for text in inputs:
         pieces = [piece.rstrip() if i < text.count(mask) else piece for i, piece in enumerate(text.split(mask))]
         if len(pieces) == 1:
             raise DataError(f"there is no {mask} in {text[:80]!r}; fill-mask fills one, or several")
@@ -297,8 +300,7 @@ def _fillings(model: Model, ids, place, logits_V, top_k: int, allowed, alone: bo
 def feature_extraction(model: Model, inputs: list, *, return_tensors: bool = False) -> list:
     """An encoder's hidden state for every token of a text, [1, tokens, D]: nested lists, or a float32 array."""
     results = [
-        outputs["hidden"][None]
-        for outputs in _encoder_outputs(model, [{"inputs": require_text(text)} for text in inputs], True)
+        outputs["hidden"][None] for outputs in _encoder_outputs(model, [{"inputs": text} for text in inputs], True)
     ]
     return results if return_tensors else [hidden.tolist() for hidden in results]
 
@@ -345,7 +347,7 @@ def token_classification(
         raise ConfigError(f"this needs a model with the head `token_classification`; its heads: {model.config.heads}")
     voters = lookup("aggregation_strategy", aggregation_strategy, VOTERS)
     by_word = aggregation_strategy not in ("none", "simple")
-    found = [_tokens(model.vocabulary, require_text(text)) for text in inputs]
+    found = [_tokens(model.vocabulary, text) for text in inputs]
     examples = [Encoded(inputs=np.array([token.id for token in tokens], np.int32)) for tokens in found]
     results = []
     for tokens, outputs in zip(found, _encoder_outputs(model, examples), strict=True):
@@ -504,7 +506,6 @@ def text_generation(
     """[{"generated_text"}, …] of each text: the text and how it goes on, or with return_full_text=False that alone.
     Samples, unless do_sample=False. The other options: hub/generation.py."""
     _require(model, "text-generation", "decoder_only")
-    inputs = list(map(require_text, inputs))
     written = generation.write(model, inputs, do_sample=do_sample, temperature=temperature, top_k=top_k, **options)
     before = inputs if return_full_text else [""] * len(inputs)
     return [[{"generated_text": text + new} for new in texts] for text, texts in zip(before, written, strict=True)]
@@ -513,9 +514,7 @@ def text_generation(
 def _text_to_text(key: str, model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
     _require(model, "writing from a text", "text_to_text")
     beams = 1 if options.get("do_sample") else 4
-    written = generation.write(
-        model, [prefix + require_text(text) for text in inputs], **{"num_beams": beams, **options}
-    )
+    written = generation.write(model, [prefix + text for text in inputs], **{"num_beams": beams, **options})
     return [[{key: text} for text in texts] for texts in written]
 
 
@@ -557,5 +556,6 @@ TASKS: dict[str, Callable[..., list]] = {
     "summarization": summarization,
     TRANSLATION: translation,
 }
+READ_MORE = (text_classification, question_answering)  # than single texts
 WRITE_ONE = (text2text_generation, summarization, translation)  # one text each: no lists of one in a list
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
