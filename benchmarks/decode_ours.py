@@ -15,8 +15,8 @@ from worker import serve
 def main() -> None:
     import jax
 
-    from t5x_lite import decode
-    from t5x_lite.decode import Strategy
+    from t5x_lite.decoding import generate
+    from t5x_lite.decoding.generate import Strategy
     from t5x_lite.hub import parameters
     from t5x_lite.models import build
 
@@ -34,7 +34,7 @@ def main() -> None:
 
     def write(count: int) -> np.ndarray:
         strategy = Strategy(max_tokens=count, min_tokens=count - 1, beams=beams, length_penalty=1.0, length_offset=0)
-        return np.asarray(decode.generate(module, params, batch, strategy, eos_id=1)["tokens"])[:, 0]
+        return np.asarray(generate.generate(module, params, batch, strategy, eos_id=1)["tokens"])[:, 0]
 
     def long(_: str) -> dict[str, float]:
         times = {}

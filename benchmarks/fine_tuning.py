@@ -37,9 +37,10 @@ def ways(gated_mlp: bool) -> dict[str, dict]:
 def measure(way: str, arguments: argparse.Namespace) -> dict:
     import jax
 
-    from t5x_lite import optim, sharding, trained
+    from t5x_lite.cluster import sharding
     from t5x_lite.models import build, presets
-    from t5x_lite.step import abstract_params, abstract_state, init_state, make_train_step
+    from t5x_lite.training import optim, trainable
+    from t5x_lite.training.step import abstract_params, abstract_state, init_state, make_train_step
 
     plain = presets.find(arguments.preset)
     changes = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "remat": arguments.remat}
@@ -51,9 +52,9 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
     layout = sharding.Layout(sharding.make_mesh(1, 1, 1))
     module = build(config, layout.constrain)
     boxed = abstract_params(module, arrays)
-    learns = trained.chosen("", boxed, has_added=config.has_added)
+    learns = trainable.chosen("", boxed, has_added=config.has_added)
     schedule = optim.make_schedule("constant", 1e-4)
-    axes = trained.split(sharding.param_axes(boxed), learns)[0]
+    axes = trainable.split(sharding.param_axes(boxed), learns)[0]
     optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.01)
     target = abstract_state(module, optimizer, layout, arrays, learns)
     run = make_train_step(module, optimizer, schedule, layout, target, trained=learns)
@@ -64,7 +65,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
         state, metrics = run(state, arrays)
         loss = float(metrics["loss"])
         step_ms.append(1e3 * (time.perf_counter() - began_s))
-    learning = trained.split(state.params, learns)[0]
+    learning = trainable.split(state.params, learns)[0]
     count, size = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (learning, state.params))
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return {

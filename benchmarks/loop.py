@@ -24,9 +24,11 @@ from unittest import mock
 
 import jax
 
-from t5x_lite import config, experiment, losses, optim, runtime, sharding, train
+from t5x_lite import config, experiment, runtime, train
+from t5x_lite.cluster import sharding
 from t5x_lite.data import pipeline
-from t5x_lite.step import abstract_params, init_state, make_train_step
+from t5x_lite.training import losses, optim
+from t5x_lite.training.step import abstract_params, init_state, make_train_step
 
 STEPS_PER_TURN = 5
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"

@@ -28,9 +28,10 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
-    from t5x_lite import optim, sharding
+    from t5x_lite.cluster import sharding
     from t5x_lite.models import build
-    from t5x_lite.step import abstract_params, abstract_state, init_state, make_train_step
+    from t5x_lite.training import optim
+    from t5x_lite.training.step import abstract_params, abstract_state, init_state, make_train_step
 
     shape = Shape(**json.loads(sys.argv[1]))
     layout = sharding.Layout(sharding.make_mesh(1, 1, 1))

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from t5x_lite.hub.model import Model
-    from t5x_lite.hub.pipeline import Pipeline
+    from t5x_lite.hub.pipelines import Pipeline
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ def load(path: "str | Path", which: str = "latest") -> "Model":
 
 
 def pipeline(task: str, model: "str | Path | Model", **options: "Any") -> "Pipeline":
-    """A function from texts to a model's answers, as `transformers.pipeline` has it; see t5x_lite/hub/pipeline.py."""
-    from t5x_lite.hub import pipeline
+    """A function from texts to a model's answers, as `transformers.pipeline` has it; see t5x_lite/hub/pipelines.py."""
+    from t5x_lite.hub import pipelines
 
-    return pipeline.pipeline(task, model, **options)
+    return pipelines.pipeline(task, model, **options)

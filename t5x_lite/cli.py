@@ -89,7 +89,8 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
             f"--workdir={arguments.workdir}: a run works in a directory, local or mounted. Give it one, and "
             f"--config.checkpoint.mirror={arguments.workdir} to keep its checkpoints in the bucket"
         )
-    from t5x_lite import experiment, processes, train
+    from t5x_lite import experiment, train
+    from t5x_lite.cluster import processes
 
     with processes.joined():
         return train.run(experiment.resolve(cfg), Path(os.path.expandvars(arguments.workdir)))
@@ -97,8 +98,10 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
-    from t5x_lite import config, evaluate, experiment, processes
+    from t5x_lite import config, experiment
+    from t5x_lite.cluster import processes
     from t5x_lite.data.registry import differences
+    from t5x_lite.evaluation import evaluate
 
     own = config.from_json(Path(arguments.workdir) / "config.json")
     if differing := "; ".join(differences(own.to_dict(), cfg.to_dict())):
@@ -122,7 +125,9 @@ def _path(text: str) -> Path | None:
 
 def _infer(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
-    from t5x_lite import experiment, infer, processes
+    from t5x_lite import experiment
+    from t5x_lite.cluster import processes
+    from t5x_lite.evaluation import infer
 
     with processes.joined(), of_the_disk(Path(arguments.output)):
         infer.run(
@@ -137,7 +142,7 @@ def _infer(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _verify(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from t5x_lite import checkpoint
+    from t5x_lite.checkpoints import checkpoint
 
     found = checkpoint.verify(Path(arguments.workdir))
     if not found:
@@ -158,7 +163,8 @@ def _plan(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["LIBTPU_INIT_ARGS"] = f"{LIBTPU_STACKS} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip()
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    from t5x_lite import experiment, plan
+    from t5x_lite import experiment
+    from t5x_lite.costs import plan
 
     plan.run(experiment.resolve(cfg), arguments.device, arguments.topology, arguments.all, arguments.json)
 
@@ -172,7 +178,7 @@ def _sweep(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _compare(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from t5x_lite import compare
+    from t5x_lite.reports import compare
 
     compare.run([Path(w) for w in arguments.workdirs], Path(arguments.output) if arguments.output else None)
 
@@ -238,14 +244,15 @@ def _export(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _attention(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
-    from t5x_lite import atomic, attention
+    from t5x_lite import atomic
     from t5x_lite.hub import model
+    from t5x_lite.reports import attention_page
 
     if arguments.config:
         _config(arguments.config, overrides)  # running the file registers its tasks
     found = model.load(arguments.workdir, arguments.checkpoint).attention(arguments.text, arguments.second)
     output = Path(arguments.output or Path(arguments.workdir) / "attention.html")
-    atomic.write(output, attention.page(found, f"{arguments.text[:80]} ({arguments.workdir})"))
+    atomic.write(output, attention_page.page(found, f"{arguments.text[:80]} ({arguments.workdir})"))
     print(f"see {output}")
 
 

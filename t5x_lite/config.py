@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from t5x_lite.axes import AxisRules, axis_rules
+from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import suggest, unknown
 from t5x_lite.models.config import HEADS, ModelConfig
@@ -73,7 +73,7 @@ OBJECTIVES = {  # their meaning: data/denoise.py
 }
 ON_LONG = ("truncate", "skip", "error")  # their meaning: data/convert.py
 NEED_LABELS = ("constrained", "rank")  # answers that only tasks with labels have
-ANSWERS = ("greedy", "beam", "sample", *NEED_LABELS)  # their meaning: predict.py
+ANSWERS = ("greedy", "beam", "sample", *NEED_LABELS)  # their meaning: evaluation/predict.py
 WANDB_MODES = ("disabled", "offline", "online")
 ON_NONFINITE = ("stop", "skip", "rollback")
 ON_ERROR = ("raise", "record")
@@ -204,7 +204,7 @@ def base() -> Config:
 
     cfg.mesh = "data=-1"  # e.g. "data=2,fsdp=2,tensor=2"; -1: the devices that are left
 
-    cfg.rules = ConfigDict()  # which mesh axes each logical axis of an array is split over; meanings: axes.py
+    cfg.rules = ConfigDict()  # which mesh axes each logical axis of an array is split over; meanings: cluster/axes.py
     for field in dataclasses.fields(AxisRules):
         cfg.rules[field.name] = field.default
 

@@ -9,16 +9,17 @@ import jax
 import optax
 
 from t5x_lite import batch as batches
-from t5x_lite import losses, optim, sharding, spikes, step, trained, unfreezing
-from t5x_lite.axes import AxisRules, axis_rules
 from t5x_lite.batch import Batch
+from t5x_lite.cluster import sharding
+from t5x_lite.cluster.axes import AxisRules, axis_rules
+from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import ConfigError
 from t5x_lite.experiment import Experiment
 from t5x_lite.models import build
-from t5x_lite.optim import Schedule
-from t5x_lite.sharding import Layout
-from t5x_lite.step import LossFn
-from t5x_lite.trained import Trained
+from t5x_lite.training import losses, optim, spikes, step, trainable, unfreezing
+from t5x_lite.training.optim import Schedule
+from t5x_lite.training.step import LossFn
+from t5x_lite.training.trainable import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def check_mesh(experiment: Experiment, rules: AxisRules, sizes: Mapping[str, int
 def which_trained(experiment: Experiment, on_devices: Runtime) -> Trained:
     """Which parameters learn."""
     params = step.abstract_params(on_devices.module, on_devices.example)
-    return trained.chosen(experiment.cfg.optimizer.trained, params, has_added=experiment.model.has_added)
+    return trainable.chosen(experiment.cfg.optimizer.trained, params, has_added=experiment.model.has_added)
 
 
 def make_optimizer(
@@ -92,7 +93,7 @@ def make_optimizer(
     optimizer = optim.make_optimizer(
         cfg.optimizer.name,
         schedule,
-        trained.split(axes, learns)[0],
+        trainable.split(axes, learns)[0],
         weight_decay=cfg.optimizer.weight_decay,
         clip_norm=cfg.optimizer.clip_norm,
         b1=cfg.optimizer.b1,

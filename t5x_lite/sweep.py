@@ -30,10 +30,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from t5x_lite import atomic, lock, report
+from t5x_lite import atomic
+from t5x_lite.cluster import lock
 from t5x_lite.errors import RESTART_ME, ConfigError
 from t5x_lite.lookup import lookup, unknown
-from t5x_lite.writers import read_metrics
+from t5x_lite.reports import run_page
+from t5x_lite.reports.writers import read_metrics
 
 SEED = "config.seed"  # points that differ in it alone are one row of the table
 DONE = "sweep_exit.txt"
@@ -323,7 +325,7 @@ def page(sweep: Sweep, rows: list[dict[str, Any]], title: str) -> str:
     return "\n".join(
         [
             "<!doctype html><html lang=en><meta charset=utf-8>",
-            f"<title>{html.escape(title)}</title><style>{report.STYLE}",
+            f"<title>{html.escape(title)}</title><style>{run_page.STYLE}",
             "svg { width: 100%; font-size: 12px } path { fill: none; stroke-width: 2; opacity: .75 }",
             "path:hover { stroke-width: 5; opacity: 1 } line { stroke: #999 }",
             "text { paint-order: stroke; stroke: white; stroke-width: 4px }</style>",  # readable where lines cross it
@@ -332,7 +334,7 @@ def page(sweep: Sweep, rows: list[dict[str, Any]], title: str) -> str:
             f"{len(rows)} settings, {sum(len(row['runs']) for row in rows)} of {len(sweep.points)} runs.</p>",
             _parallel_coordinates(sweep, [row for row in rows if row["mean"] is not None]),
             "<h2>Settings</h2>",
-            report.html_table(table, "No run yet."),
+            run_page.html_table(table, "No run yet."),
             f"<p>{html.escape(_in_all(rows))}</p>",
             "</html>",
         ]

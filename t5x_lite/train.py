@@ -10,18 +10,23 @@ from pathlib import Path
 
 import jax
 
-from t5x_lite import atomic, checkpoint, evaluate, lock, metrics, processes, report, runtime, sharding, trained
+from t5x_lite import atomic, runtime
 from t5x_lite import config as configs
-from t5x_lite.checkpoint import Checkpoints, load_params
+from t5x_lite.checkpoints import checkpoint
+from t5x_lite.checkpoints.checkpoint import Checkpoints, load_params
+from t5x_lite.checkpoints.mirror import Mirror
+from t5x_lite.cluster import lock, processes, sharding
+from t5x_lite.cluster.guard import Guard
+from t5x_lite.costs.profiling import Profile
 from t5x_lite.data import pipeline
 from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError, cannot_write, of_the_disk
+from t5x_lite.evaluation import evaluate
 from t5x_lite.experiment import Experiment
-from t5x_lite.goodput import Clock, training_s
-from t5x_lite.guard import Guard
-from t5x_lite.mirror import Mirror
-from t5x_lite.profiling import Profile
-from t5x_lite.step import LossFn, abstract_state, init_state, make_train_step
-from t5x_lite.writers import Terminal, Writers, read_metrics
+from t5x_lite.reports import run_page
+from t5x_lite.reports.goodput import Clock, training_s
+from t5x_lite.reports.writers import Terminal, Writers, read_metrics
+from t5x_lite.training import step_metrics, trainable
+from t5x_lite.training.step import LossFn, abstract_state, init_state, make_train_step
 
 
 def run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None = None) -> int:
@@ -127,11 +132,11 @@ def _run(
         spike_sigmas=cfg.train.spike_sigmas,
     )
     evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
-    run_name = report.title(cfg.to_dict(), workdir)
+    run_name = run_page.title(cfg.to_dict(), workdir)
     writers = Writers(workdir, run_name, cfg.to_dict(), first_step, active=main_process)
     closing.callback(writers.close)
     size = sum(p.size for p in jax.tree.leaves(state.params))
-    learning = sum(p.size for p in jax.tree.leaves(trained.split(state.params, learns)[0]))
+    learning = sum(p.size for p in jax.tree.leaves(trainable.split(state.params, learns)[0]))
     if learning < size:
         terminal.line(f"{learning:,} parameters are trained, {learning / size:.2%} of all")
     terminal.line(
@@ -180,7 +185,7 @@ def _run(
         if main_process:
             terminal.show(evaluate.results_table(read_metrics(workdir), step))
             if step < cfg.train.total_steps:  # else it is written below, with the time this took in it
-                report.write(workdir, cfg.eval.predictions_shown)
+                run_page.write(workdir, cfg.eval.predictions_shown)
 
     # -------------------------------------------------------------------------------------------------------- loop
     total = None  # metrics since the last log line
@@ -196,7 +201,7 @@ def _run(
             return
         step, values = fetched
         guard.beat(f"step {step}")
-        added = metrics.add(None, values)
+        added = step_metrics.add(None, values)
         clock.lap("step")
         is_spike = added["is_finite"] and added.get("is_spike")
         skipped = skipped + 1 if is_spike or not added["is_finite"] else 0
@@ -210,11 +215,11 @@ def _run(
                 newest = max(checkpoints.steps(), default=0)
                 raise _Rollback(newest, step - newest + (passed_over if newest == first_step else 0), problem)
         else:
-            total = metrics.sum_of(total, added)
+            total = step_metrics.sum_of(total, added)
         terminal.advance(step)
         if total and (step % cfg.train.log_every_steps == 0 or step == cfg.train.total_steps):
             spent_s = clock.take()
-            out = metrics.finalise(total, told_apart)
+            out = step_metrics.finalise(total, told_apart)
             if profile.flops:
                 out["mfu"] = profile.mfu(total["steps"] / training_s(spent_s))
             out["tokens_per_s"] = out.pop("tokens") / training_s(spent_s)
@@ -276,7 +281,7 @@ def _run(
     if main_process:
         for line in evaluate.sample_lines(workdir, cfg.train.total_steps, cfg.eval.predictions_shown):
             terminal.line(line)
-        path = report.write(workdir, cfg.eval.predictions_shown)
+        path = run_page.write(workdir, cfg.eval.predictions_shown)
         terminal.line(f"done in {time.monotonic() - started_s:.0f} s; see {path}")
     return 0
 

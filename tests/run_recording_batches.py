@@ -1,6 +1,6 @@
 """`t5x-lite`, with a digest of every row that was trained on appended to $BATCH_LOG, a line a batch; of several
 processes each has a file of its own. $HANG_AT: the number of the batch that never comes (to the last process).
-$HEARTBEAT_S, $START_S: in place of those of t5x_lite/processes.py."""
+$HEARTBEAT_S, $START_S: in place of those of t5x_lite/cluster/processes.py."""
 
 import hashlib
 import os
@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from t5x_lite import cli, processes
+from t5x_lite import cli
+from t5x_lite.cluster import processes
 from t5x_lite.data.pipeline import TrainBatches
 
 following = TrainBatches.__next__

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite import cli, config, infer, inspect
+from t5x_lite import cli, config, inspect
 from t5x_lite.errors import ConfigError
+from t5x_lite.evaluation import infer
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
 

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite import checkpoint, evaluate, manifest, report
-from t5x_lite.checkpoint import Checkpoints, load_model, load_params, newest_good, saved_steps
+from t5x_lite.checkpoints import checkpoint, manifest
+from t5x_lite.checkpoints.checkpoint import Checkpoints, load_model, load_params, newest_good, saved_steps
 from t5x_lite.errors import CheckpointError
-from t5x_lite.step import TrainState
+from t5x_lite.evaluation import evaluate
+from t5x_lite.reports import run_page
+from t5x_lite.training.step import TrainState
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -285,5 +287,5 @@ def test_the_best_step_is_a_saved_one_by_the_metrics_own_direction():
     assert evaluate.best_step(undefined, "task/accuracy", saved=(0, 5, 10)) == 5
     assert evaluate.best_step(undefined, "task/loss", saved=(0, 5, 10)) == 5
     assert evaluate.best_step(undefined, "task/loss", saved=(0,)) is None
-    assert [r["best step"] for r in report.results(undefined)] == [5, 5]
-    assert [r["best step"] for r in report.results(undefined[:1])] == [0, 0]
+    assert [r["best step"] for r in run_page.results(undefined)] == [5, 5]
+    assert [r["best step"] for r in run_page.results(undefined[:1])] == [0, 0]

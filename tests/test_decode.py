@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tiny_models import BOTH, FAMILIES, NO_DROPOUT, SIZES, forward, random_batch, random_params
 
-from t5x_lite import decode, sharding
-from t5x_lite.decode import Strategy
+from t5x_lite.cluster import sharding
+from t5x_lite.decoding import generate
+from t5x_lite.decoding.generate import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.presets import preset
@@ -82,7 +83,7 @@ def test_greedy_equals_the_forward_pass_run_again(family, scan_layers):
 
     if scan_layers:
         config, params = dataclasses.replace(config, scan_layers=True), stack_layers(params)
-    got = decode.greedy(build(config), params, batch, max_tokens=MAX_TOKENS, eos_id=eos_id)
+    got = generate.greedy(build(config), params, batch, max_tokens=MAX_TOKENS, eos_id=eos_id)
     np.testing.assert_array_equal(got["tokens"], expected["tokens"])
     np.testing.assert_array_equal(got["lengths"], expected["lengths"])
     np.testing.assert_allclose(got["logprob"], expected["logprob"], rtol=1e-5, atol=1e-5)
@@ -94,7 +95,7 @@ def test_prefill_logits_are_those_of_the_forward_pass(family):
     config = FAMILIES[family]
     params, batch, module = random_params(config), prompts(config), build(FAMILIES[family])
     lengths = np.array([row[0] for row in PROMPTS])
-    decoding = jax.jit(lambda p, b: decode.prefill(module, p, b, new_slots=3))(params, batch)
+    decoding = jax.jit(lambda p, b: generate.prefill(module, p, b, new_slots=3))(params, batch)
     if family == "t5":
         start = np.zeros((len(PROMPTS), 1), np.int32)
         batch |= {"decoder_input_tokens": start, "decoder_segment_ids": start + 1, "decoder_positions": start}
@@ -108,11 +109,11 @@ def test_prefill_logits_are_those_of_the_forward_pass(family):
 def test_one_compilation_serves_every_batch_of_a_shape():
     config = FAMILIES["gpt2"]
     params, module = random_params(config), build(config)
-    decode.greedy(module, params, prompts(config), max_tokens=5, eos_id=1)
-    before = decode._generate._cache_size()
+    generate.greedy(module, params, prompts(config), max_tokens=5, eos_id=1)
+    before = generate._generate._cache_size()
     other = random_batch(config, segments=((2,), (7,), (4,), (1,)), seed=1)
-    decode.greedy(build(config), params, other, max_tokens=5, eos_id=1)
-    assert decode._generate._cache_size() == before
+    generate.greedy(build(config), params, other, max_tokens=5, eos_id=1)
+    assert generate._generate._cache_size() == before
 
 
 @pytest.mark.parametrize(
@@ -133,11 +134,11 @@ def test_a_mesh_changes_no_text(family, strategies):
     boxed = jax.eval_shape(module.init, jax.random.key(0), batch)["params"]
     split = jax.device_put(params, sharding.shardings(boxed, layout))
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(split))
-    read = {name: batch[name] for name in decode.PROMPT[config.architecture]}
+    read = {name: batch[name] for name in generate.PROMPT[config.architecture]}
     rows = jax.device_put(read, layout.batch_sharding)
     for strategy in strategies:
-        expected = decode.generate(build(config), params, read, strategy, eos_id=1)
-        got = decode.generate(module, split, rows, strategy, eos_id=1)
+        expected = generate.generate(build(config), params, read, strategy, eos_id=1)
+        got = generate.generate(module, split, rows, strategy, eos_id=1)
         for name in ("tokens", "lengths"):
             np.testing.assert_array_equal(got[name], expected[name])
         for name in ("logprobs", "score"):
@@ -151,4 +152,4 @@ def test_a_mesh_changes_no_text(family, strategies):
 def test_errors_before_anything_runs(family, max_tokens, message):
     config = FAMILIES[family]
     with pytest.raises(ConfigError, match=message):
-        decode.greedy(build(config), {}, prompts(config), max_tokens=max_tokens, eos_id=1)
+        generate.greedy(build(config), {}, prompts(config), max_tokens=max_tokens, eos_id=1)

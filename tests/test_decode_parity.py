@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from test_hub_parity import MODELS, reference
 
-from t5x_lite import decode
-from t5x_lite.decode import Strategy
+from t5x_lite.decoding import generate
+from t5x_lite.decoding.generate import Strategy
 from t5x_lite.hub import parameters
 from t5x_lite.models import build
 
@@ -56,7 +56,7 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
     tokens, mask, _ = batch.values()
     if family == "gpt2":
         tokens, mask = padded_left(tokens, mask)
-    free = decode.generate(module, params, batch, Strategy(max_tokens=NEW), eos_id=-1)["tokens"]
+    free = generate.generate(module, params, batch, Strategy(max_tokens=NEW), eos_id=-1)["tokens"]
     rows_with = [(np.asarray(free) == token).any(axis=(1, 2)).mean() for token in range(48)]
     eos_id = int(np.argmin(np.abs(np.array(rows_with) - 0.5)))  # so that about half of the texts end
     other = next(token for token in np.argsort(rows_with)[::-1].tolist() if rows_with[token] < 0.5 and token != eos_id)
@@ -87,7 +87,7 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
             max_new_tokens=NEW, do_sample=False, eos_token_id=ends, pad_token_id=0, decoder_start_token_id=0,
             **{name: value for name, value in options.items() if name},
         ).numpy()[:, LENGTH if family == "gpt2" else 1 :]  # fmt: skip
-        out = decode.generate(module, params, batch, Strategy(max_tokens=NEW, **way), eos_id=eos_id)
+        out = generate.generate(module, params, batch, Strategy(max_tokens=NEW, **way), eos_id=eos_id)
         lengths = np.asarray(out["lengths"])[:, 0]
         for row, text in enumerate(expected):
             stop = np.flatnonzero(np.isin(text, ends))

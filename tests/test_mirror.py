@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from test_checkpoint import save, state
 
-from t5x_lite import checkpoint, cli, manifest, mirror
-from t5x_lite.checkpoint import Checkpoints
+from t5x_lite import cli
+from t5x_lite.checkpoints import checkpoint, manifest, mirror
+from t5x_lite.checkpoints.checkpoint import Checkpoints
+from t5x_lite.checkpoints.mirror import Mirror
 from t5x_lite.errors import CheckpointError, ConfigError
-from t5x_lite.mirror import Mirror
 
 URL = "memory://bucket/run"
 

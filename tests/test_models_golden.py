@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_lite import losses
 from t5x_lite.errors import CheckpointError
 from t5x_lite.hub import interchange, t5x
 from t5x_lite.models import build
 from t5x_lite.models.presets import preset
+from t5x_lite.training import losses
 
 pytestmark = pytest.mark.usefixtures("full_compilation")
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "data" / "golden"

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import FAMILIES
 
 from t5x_lite import batch as batches
-from t5x_lite.axes import AxisRules
+from t5x_lite.cluster.axes import AxisRules
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.presets import PRESETS, preset

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_lite import config, optim
+from t5x_lite import config
 from t5x_lite.errors import ConfigError
+from t5x_lite.training import optim
 
 
 def at(schedule, *steps):

@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from training import start, with_dropout
 
-from t5x_lite import accelerators, cli, collectives, config, experiment, flops, plan
-from t5x_lite.sharding import make_mesh
+from t5x_lite import cli, config, experiment
+from t5x_lite.cluster.sharding import make_mesh
+from t5x_lite.costs import accelerators, collectives, flops, plan
 
 CONFIG = Path(__file__).parent / "experiments" / "tiny.py"
 

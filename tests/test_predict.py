@@ -17,12 +17,13 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_lite import cli, evaluate, experiment, infer, predict, runtime
+from t5x_lite import cli, experiment, runtime
 from t5x_lite import config as configs
 from t5x_lite.data import registry
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Function
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.evaluation import evaluate, infer, predict
 from t5x_lite.tasks.metrics import accuracy
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_lite import cli, processes, rendezvous, runtime
+from t5x_lite import cli, runtime
+from t5x_lite.cluster import processes, rendezvous
 from t5x_lite.data.pipeline import TrainBatches
 from t5x_lite.errors import LostProcessError
 

@@ -2,7 +2,7 @@
 
 import json
 
-from t5x_lite import figures, report
+from t5x_lite.reports import figures, run_page
 
 
 def test_what_was_seen_of_each_task_is_that_of_the_last_log_line():
@@ -16,7 +16,7 @@ def test_what_was_seen_of_each_task_is_that_of_the_last_log_line():
         }
 
     rows = [row(1, 1, 3) | {"train/task_loss/a": 2.5}, row(2, 2, 6) | {"train/task_loss/b": 1.5}, {"step": 2}]
-    a, b = report.seen(rows)
+    a, b = run_page.seen(rows)
     assert a == {
         "task": "a",
         "examples": 2,
@@ -27,7 +27,7 @@ def test_what_was_seen_of_each_task_is_that_of_the_last_log_line():
         "training loss": 2.5,
     }
     assert (b["epochs"], b["training loss"]) == (0.06, 1.5)
-    assert report.seen([{"step": 0}]) == []
+    assert run_page.seen([{"step": 0}]) == []
 
 
 def test_results_go_by_step_and_the_later_evaluation_of_a_step_counts():
@@ -37,7 +37,7 @@ def test_results_go_by_step_and_the_later_evaluation_of_a_step_counts():
         {"step": 10, "eval/t/accuracy": 70.0, "eval/t/loss": 2.0},  # `t5x-lite eval --checkpoints=10`, afterwards
         {"step": 20, "eval/t/accuracy": 61.0},
     ]
-    accuracy, loss = report.results(rows)
+    accuracy, loss = run_page.results(rows)
     assert accuracy == {
         "task": "t",
         "metric": "accuracy",
@@ -68,7 +68,7 @@ def test_words_intervals_and_glue_s_average_stand_in_both_reports(tmp_path):
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     texts = [row | {"target": f"a summary of {i}", "prediction": "short"} for i, row in enumerate(rows)]
     (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
-    page = report.write(tmp_path, 2).read_text()
+    page = run_page.write(tmp_path, 2).read_text()
     text = (tmp_path / "report.md").read_text()
     assert "| glue_cola | matthews | 0.00 | 12.00 | – | 40.00 | 31.00 | 49.00 | 40.00 | 3 |" in text
     for shown in (page, text):

@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 from tiny_models import FAMILIES, random_batch
 
-from t5x_lite import config, runtime, sharding, step
-from t5x_lite.axes import MESH_AXES, AxisRules, axis_rules
+from t5x_lite import config, runtime
+from t5x_lite.cluster import sharding
+from t5x_lite.cluster.axes import MESH_AXES, AxisRules, axis_rules
+from t5x_lite.cluster.sharding import Layout, check_batch, check_model, make_mesh, parse_mesh
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.presets import preset
-from t5x_lite.sharding import Layout, check_batch, check_model, make_mesh, parse_mesh
+from t5x_lite.training import step
 
 
 @pytest.fixture(scope="module")

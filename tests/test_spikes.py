@@ -7,8 +7,8 @@ import optax
 from tiny_models import FAMILIES
 from training import start
 
-from t5x_lite import spikes
-from t5x_lite.spikes import SpikesState
+from t5x_lite.training import spikes
+from t5x_lite.training.spikes import SpikesState
 
 
 def state_of(losses) -> SpikesState:

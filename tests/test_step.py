@@ -12,9 +12,9 @@ import pytest
 from tiny_models import FAMILIES
 from training import assert_trees_close, start, training_batch, with_dropout
 
-from t5x_lite import losses, metrics, step
+from t5x_lite.cluster.sharding import Layout, make_mesh
 from t5x_lite.errors import ConfigError
-from t5x_lite.sharding import Layout, make_mesh
+from t5x_lite.training import losses, step, step_metrics
 
 GPT2 = FAMILIES["gpt2"]
 
@@ -122,7 +122,7 @@ def test_metrics_and_learning_rate_of_each_step():
 def test_training_lowers_the_loss_and_eval_agrees_with_it():
     run = start(GPT2, rows=4)
     evaluate = step.make_eval_step(run.module, run.layout, run.state.params)
-    before = metrics.finalise(metrics.add(None, evaluate(run.state.params, run.batch)))
+    before = step_metrics.finalise(step_metrics.add(None, evaluate(run.state.params, run.batch)))
     run.advance(30)
     assert before["loss"] == pytest.approx(run.metrics[0]["loss"], rel=1e-6)
     assert run.metrics[-1]["loss"] < before["loss"] - 0.5

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite import cli, compare, config, sweep
+from t5x_lite import cli, config, sweep
 from t5x_lite.errors import ConfigError
+from t5x_lite.reports import compare
 
 SWEEP = """
 program: {program}

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import t5x_lite.tasks  # noqa: F401
-from t5x_lite import evaluate
 from t5x_lite.data import pipeline, registry
 from t5x_lite.data.convert import EncoderOnly, TextToText
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.evaluation import evaluate
 from t5x_lite.tasks import glue, superglue
 from t5x_lite.tasks.published import Published, use_directory
 

@@ -19,7 +19,7 @@ import pytest
 
 from t5x_lite import cli, train
 from t5x_lite import config as configs
-from t5x_lite.checkpoint import Checkpoints
+from t5x_lite.checkpoints.checkpoint import Checkpoints
 from t5x_lite.data import registry
 from t5x_lite.data.pipeline import TrainBatches
 from t5x_lite.errors import CheckpointError

@@ -10,13 +10,13 @@ import pytest
 from tiny_models import FAMILIES, forward, random_batch, random_params
 from training import assert_trees_close, start
 
-from t5x_lite import trained, unfreezing
+from t5x_lite.cluster.sharding import path_text
 from t5x_lite.data import convert, packing
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import lora
 from t5x_lite.models.transformer import stack_layers, unstack_layers
-from t5x_lite.sharding import path_text
+from t5x_lite.training import trainable, unfreezing
 
 
 def paths(tree) -> dict[str, np.ndarray]:
@@ -26,14 +26,14 @@ def paths(tree) -> dict[str, np.ndarray]:
 def test_split_and_merge_are_inverse():
     tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
     for pattern in ("a/.*", "e", ".*", "a/b|e"):
-        matches = trained.chosen(pattern, tree, has_added=False)
-        one, other = trained.split(tree, matches)
-        assert trained.merge(one, other) == tree
+        matches = trainable.chosen(pattern, tree, has_added=False)
+        one, other = trainable.split(tree, matches)
+        assert trainable.merge(one, other) == tree
         assert set(paths(one)) == {path for path in paths(tree) if re.fullmatch(pattern, path)}
     with pytest.raises(ConfigError, match="matches no parameter"):
-        trained.chosen("b", tree, has_added=False)
+        trainable.chosen("b", tree, has_added=False)
     with pytest.raises(ConfigError, match="no regular expression"):
-        trained.chosen("(", tree, has_added=False)
+        trainable.chosen("(", tree, has_added=False)
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,10 @@ def test_split_and_merge_are_inverse():
             "t5",
             "adafactor",
             {"lora_rank": 2, "scan_layers": True, "lora_targets": ("query", "out", "wo")},
-            trained.ADDED,
+            trainable.ADDED,
         ),
-        ("t5_1_1", "adamw", {"prompt_tokens": 3, "num_encoder_layers": 1, "num_decoder_layers": 1}, trained.ADDED),
-        ("gpt_j", "adamw", {"adapter_dim": 2, "num_decoder_layers": 1}, trained.ADDED),
+        ("t5_1_1", "adamw", {"prompt_tokens": 3, "num_encoder_layers": 1, "num_decoder_layers": 1}, trainable.ADDED),
+        ("gpt_j", "adamw", {"adapter_dim": 2, "num_decoder_layers": 1}, trainable.ADDED),
     ],
 )
 def test_what_does_not_learn_stays_bit_equal_and_has_no_state(family, optimizer, changes, pattern):
@@ -109,7 +109,7 @@ def test_adapters_begin_as_nothing(family):
     config = FAMILIES[family]
     adapted = dataclasses.replace(config, adapter_dim=3)
     params, batch = random_params(adapted), random_batch(config)
-    without = trained.split(params, lambda path: "_adapter/" not in path)[0]
+    without = trainable.split(params, lambda path: "_adapter/" not in path)[0]
     nothing = jax.tree_util.tree_map_with_path(lambda p, x: 0 * x if path_text(p).endswith("/up") else x, params)
     plain = forward(config, without, batch)
     assert_trees_close(forward(adapted, nothing, batch), plain, atol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from t5x_lite import cli, config
-from t5x_lite.writers import Writers, read_metrics
+from t5x_lite.reports.writers import Writers, read_metrics
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so it refuses at once
 

@@ -9,12 +9,13 @@ import numpy as np
 import optax
 from tiny_models import FAMILIES, OTHERS, random_batch, random_params
 
-from t5x_lite import optim, sharding, step
+from t5x_lite.cluster import sharding
+from t5x_lite.cluster.sharding import Layout, make_mesh
 from t5x_lite.models import build
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.sharding import Layout, make_mesh
-from t5x_lite.step import TrainState
-from t5x_lite.trained import Trained, everything, split
+from t5x_lite.training import optim, step
+from t5x_lite.training.step import TrainState
+from t5x_lite.training.trainable import Trained, everything, split
 
 DROPOUT = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite import decode
 from t5x_lite.data.vocabularies import TokenizerVocabulary
-from t5x_lite.decode import Strategy
+from t5x_lite.decoding import generate
+from t5x_lite.decoding.generate import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub import mapping
 from t5x_lite.hub.model import Model, in_batches, padded_rows
@@ -201,7 +201,7 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
         least_B, most_B, row_ids = np.zeros(rows, np.int32), np.ones(rows, np.int32), np.zeros(rows, np.uint32)
         least_B[:count], most_B[:count] = lengths.limits(read_B, positions)
         row_ids[:count] = first + np.array(chosen)
-        out = decode.generate(
+        out = generate.generate(
             model.module,
             model.params,
             batch,

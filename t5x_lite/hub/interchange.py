@@ -20,13 +20,13 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from t5x_lite import checkpoint, manifest
+from t5x_lite.checkpoints import checkpoint, manifest
 from t5x_lite.data import convert, vocabularies
 from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary
 from t5x_lite.errors import CheckpointError, ConfigError
-from t5x_lite.hub import adapters, mapping, parameters, t5x, weights
+from t5x_lite.hub import mapping, parameters, peft, t5x, weights
+from t5x_lite.hub.import_report import ImportReport
 from t5x_lite.hub.model import Model
-from t5x_lite.hub.report import ImportReport
 from t5x_lite.models import lora, presets
 from t5x_lite.models.config import ModelConfig
 
@@ -129,7 +129,7 @@ def export_adapter(model: Model, out: Path, family: str = "") -> str:
     """Writes the LoRA matrices of a loaded model alone, as peft does, and returns the family's name."""
     found = mapping.family_for(dataclasses.replace(model.config, lora_rank=0), family)
     with _new_directory(out) as directory:
-        adapters.write(directory, model.config, model.params, found)
+        peft.write(directory, model.config, model.params, found)
     return found.model_type
 
 

@@ -11,19 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite import checkpoint, decode, evaluate, experiment, models
 from t5x_lite import config as configs
-from t5x_lite.attention import QUERIES_AND_KEYS, AttentionMaps
+from t5x_lite import experiment, models
 from t5x_lite.batch import Batch
+from t5x_lite.checkpoints import checkpoint
 from t5x_lite.data import convert, pipeline, vocabularies
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.decoding import generate
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
+from t5x_lite.evaluation import evaluate
 from t5x_lite.hub import mapping, parameters
-from t5x_lite.losses import token_losses
 from t5x_lite.models import intermediates, presets
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.writers import read_metrics
+from t5x_lite.reports.attention_page import QUERIES_AND_KEYS, AttentionMaps
+from t5x_lite.reports.writers import read_metrics
+from t5x_lite.training.losses import token_losses
 
 BATCH_ROWS = 32
 
@@ -62,7 +65,7 @@ class Model:
         self._require("text_to_text", "decoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[str]:
-            out = decode.greedy(
+            out = generate.greedy(
                 self.module,
                 self.params,
                 self.prompts(examples, padded_rows(len(examples)), max_tokens),
@@ -227,14 +230,14 @@ class Model:
         more = self.config.fairseq_marks
         marks = 1 + len(fields) + more + self.config.prompt_tokens
         longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + marks
-        read = decode.bucket(longest)
+        read = generate.bucket(longest)
         if self.config.positions == "learned":
             read = min(read, self.config.max_positions)
         if self.config.architecture == "encoder_only":
             classes = self.config.num_classes
             return convert.EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more, num_classes=classes)
         if self.config.architecture == "text_to_text":
-            targets = decode.bucket(max(counts.get("targets", [0]), default=0) + 1 + more)
+            targets = generate.bucket(max(counts.get("targets", [0]), default=0) + 1 + more)
             if self.config.positions == "learned":
                 targets = min(targets, self.config.max_positions)
             prompt = self.config.prompt_tokens

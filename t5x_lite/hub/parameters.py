@@ -15,15 +15,16 @@ import jax
 import numpy as np
 
 from t5x_lite import batch as batches
-from t5x_lite import models, sharding
+from t5x_lite import models
+from t5x_lite.cluster import sharding
+from t5x_lite.cluster.sharding import Layout, path_text
 from t5x_lite.errors import CheckpointError
 from t5x_lite.hub import mapping
 from t5x_lite.hub.families import Family
+from t5x_lite.hub.import_report import ImportReport, Row
 from t5x_lite.hub.mapping import Binding
-from t5x_lite.hub.report import ImportReport, Row
 from t5x_lite.hub.weights import Weights
 from t5x_lite.models.config import CLASS_HEADS, POOLED_HEADS, ModelConfig
-from t5x_lite.sharding import Layout, path_text
 
 Place = Callable[[str, np.ndarray], jax.Array]
 

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.hub import parameters
-from t5x_lite.hub.report import ImportReport, Row
+from t5x_lite.hub.import_report import ImportReport, Row
 from t5x_lite.models import presets
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.sharding import path_text
 
 NAMES = {  # a part of a path of theirs -> ours
     "token_embedder": "token_embedding",

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t5x_lite.data import registry
-from t5x_lite.data.files import SPLIT_NAMES, Filled, Found, find
+from t5x_lite.data.local_files import SPLIT_NAMES, Filled, Found, find
 from t5x_lite.data.preprocess import pieces, root
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Files

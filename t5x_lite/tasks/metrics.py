@@ -1,6 +1,6 @@
 """What a task is scored by: functions (targets, predictions) -> {name: value}, on the host, values × 100. Here
 classes and numbers; texts in text_metrics.py, entities in span_metrics.py, and how sure of it one can be in
-confidence.py.
+reports/confidence.py.
 
 A prediction that is no valid answer (a string that is no label, `None`, a class id of -1, a number that is not
 finite) counts as wrong and is never dropped. Names and conventions are those of T5 (t5/evaluation/metrics.py).

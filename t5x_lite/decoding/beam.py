@@ -37,13 +37,13 @@ def search(
     penalty: tuple[float, float],
     early_stopping: bool | str,
 ) -> dict[str, jax.Array]:
-    """The best `texts` of each example, as decode.generate returns them; its functions are handed in.
+    """The best `texts` of each example, as generate.generate returns them; its functions are handed in.
 
     decoding, history: of B·K rows, the K of an example side by side and alike.  read(token_R, decoding), rules(count,
     logits_RV, history) → logits, −inf where forbidden, and normaliser_R, which makes log-probabilities of them;
     written(history, token_R); reorder(state, rows_R).
     ends: the tokens that end a text; the first of them fills what is behind its own.
-    penalty: (alpha, offset) of decode.Strategy. A text that is cut at its most_B tokens is finished there.
+    penalty: (alpha, offset) of generate.Strategy. A text that is cut at its most_B tokens is finished there.
     """
     batch_rows, continuations = len(done_B), (1 + len(ends)) * beams
     exponent, offset = penalty

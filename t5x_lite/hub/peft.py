@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.hub.families import Family
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.sharding import path_text
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # what peft wraps a model in

@@ -9,20 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite import answers, decode, processes, sharding
 from t5x_lite import batch as batches
 from t5x_lite.batch import Batch
+from t5x_lite.cluster import processes, sharding
+from t5x_lite.cluster.sharding import Layout
 from t5x_lite.config import NEED_LABELS
-from t5x_lite.constraint import PrefixTree, prefix_tree
 from t5x_lite.data import convert, packing
 from t5x_lite.data.registry import Task
-from t5x_lite.decode import Strategy
+from t5x_lite.decoding import generate
+from t5x_lite.decoding.constraint import PrefixTree, prefix_tree
+from t5x_lite.decoding.generate import Strategy
 from t5x_lite.errors import ConfigError
+from t5x_lite.evaluation import read_heads
 from t5x_lite.experiment import Experiment
-from t5x_lite.losses import token_losses
 from t5x_lite.runtime import Runtime
-from t5x_lite.sharding import Layout
 from t5x_lite.tasks.span_metrics import spans_as_text
+from t5x_lite.training.losses import token_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Predictor:
             if task.head == "regression":
                 return [Prediction(str(float(x)), float(x)) for x in outputs["regression"][:, 0]]
             if task.head == "multi_label":
-                return [Prediction(*answers.labels(logits_C, task.labels)) for logits_C in outputs[task.head][:, 0]]
+                return [Prediction(*read_heads.labels(logits_C, task.labels)) for logits_C in outputs[task.head][:, 0]]
             if task.head == "token_classification":
                 of_rows = zip(outputs[task.head], batch["token_weights"], examples, strict=False)
                 return [_tagged(*of_row, task) for of_row in of_rows]
@@ -98,9 +100,11 @@ class Predictor:
             else:
                 logits_BC = outputs["classification"][:, 0]
             return [
-                Prediction(task.labels[i], float(row[i])) for row in answers.logprobs(logits_BC) for i in [row.argmax()]
+                Prediction(task.labels[i], float(row[i]))
+                for row in read_heads.logprobs(logits_BC)
+                for i in [row.argmax()]
             ]
-        out = decode.generate(
+        out = generate.generate(
             self.on_devices.module,
             params,
             on_mesh,
@@ -130,7 +134,7 @@ class Predictor:
             on_mesh = sharding.put_batch(batch, self.on_devices.layout)
             logits_BS2 = _local(self._forward(params, on_mesh), self.on_devices.layout)["span"]
             for window, logits_S2 in zip((windows[n] for n in numbers), logits_BS2, strict=False):
-                score, first, last = answers.span(logits_S2, window, self.experiment.cfg.eval.max_answer_tokens)
+                score, first, last = read_heads.span(logits_S2, window, self.experiment.cfg.eval.max_answer_tokens)
                 none[window.example] = min(none[window.example], logits_S2[0].sum())
                 if score > found[window.example].score:
                     begins, ends = window.places[first, 0], window.places[last, 1]
@@ -217,20 +221,20 @@ class Predictor:
 
 def _tagged(logits_SC: np.ndarray, weights_S: np.ndarray, example: Mapping, task: Task) -> Prediction:
     words = convert.words_of(example, task)
-    tags, score = answers.tags(logits_SC, weights_S, task.tags, len(words))
+    tags, score = read_heads.tags(logits_SC, weights_S, task.tags, len(words))
     return Prediction(spans_as_text(words, tags), score)
 
 
 def cut_to_bucket(batch: Batch, architecture: str) -> Batch:
     """The batch without the columns that are padding in every row of every process, but for those that make its
-    length one of a few (decode.bucket)."""
+    length one of a few (generate.bucket)."""
     cut = dict(batch)
     for side, letter in (("encoder", "S"), ("decoder", "L")):
         if f"{side}_segment_ids" not in batch:
             continue
         segment_ids = batch[f"{side}_segment_ids"]
         used = _most(int((segment_ids > 0).sum(axis=1).max(initial=1)))
-        columns = min(decode.bucket(used), segment_ids.shape[1])
+        columns = min(generate.bucket(used), segment_ids.shape[1])
         heads = tuple(batches.HEADS) if architecture == "encoder_only" else ()
         for name, spec in batches.specs(architecture, heads).items():
             if name in cut and spec.dims == f"B{letter}":

@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-from t5x_lite.tasks import confidence
+from t5x_lite.reports import confidence
 
 MOST_CLASSES = 20  # that a confusion matrix is legible with
 OTHER = "(no label)"

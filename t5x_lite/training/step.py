@@ -14,12 +14,14 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from t5x_lite import losses, models, sharding, spikes
+from t5x_lite import models
+from t5x_lite.cluster import sharding
+from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import ConfigError
-from t5x_lite.metrics import batch_metrics
-from t5x_lite.optim import Schedule
-from t5x_lite.sharding import Layout
-from t5x_lite.trained import Trained, everything, merge, split
+from t5x_lite.training import losses, spikes
+from t5x_lite.training.optim import Schedule
+from t5x_lite.training.step_metrics import batch_metrics
+from t5x_lite.training.trainable import Trained, everything, merge, split
 
 Batch = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStruct where only shapes matter
 LossFn = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], dict[str, losses.LossSum]]
@@ -139,7 +141,7 @@ def make_train_step(
       spike_sigmas: a loss above by so many standard deviations is a spike (spikes.py; the optimizer is one that
         remembers losses), and `is_spike` is 1; 0: none is.
     Returns:
-      (state, batch) -> (state, metrics); the keys are described in t5x_lite/metrics.py.
+      (state, batch) -> (state, metrics); the keys are described in step_metrics.py.
     """
     places = _places(state)
 

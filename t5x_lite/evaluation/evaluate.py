@@ -18,17 +18,21 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from t5x_lite import atomic, console, metrics, predict, processes, report, runtime, sharding
-from t5x_lite.checkpoint import choose, load_model, saved_steps
+from t5x_lite import atomic, console, runtime
+from t5x_lite.checkpoints.checkpoint import choose, load_model, saved_steps
+from t5x_lite.cluster import processes, sharding
 from t5x_lite.data import convert, pipeline, registry
 from t5x_lite.data.registry import Task, label_names
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.evaluation import predict
 from t5x_lite.experiment import Experiment
+from t5x_lite.reports import confidence, run_page
+from t5x_lite.reports.writers import Writers, read_metrics
 from t5x_lite.runtime import Runtime
-from t5x_lite.step import make_eval_step
-from t5x_lite.tasks import confidence, glue
+from t5x_lite.tasks import glue
 from t5x_lite.tasks.metrics import percent
-from t5x_lite.writers import Writers, read_metrics
+from t5x_lite.training import step_metrics
+from t5x_lite.training.step import make_eval_step
 
 WORD_EXAMPLES = 20_000  # of training that the bag-of-words baseline sees: seconds, not minutes
 
@@ -133,10 +137,10 @@ class Evaluator:
         )
         for batch in batches:
             _stop_if(stop)
-            total = metrics.add(total, self._eval_step(params, sharding.put_batch(batch, self.on_devices.layout)))
+            total = step_metrics.add(total, self._eval_step(params, sharding.put_batch(batch, self.on_devices.layout)))
         if total is None:
             return {}
-        named = _named(metrics.finalise(total))
+        named = _named(step_metrics.finalise(total))
         if task.is_corpus and "lm/loss_sum" in total:
             named["perplexity"] = math.exp(min(named["loss"], 700))
             converter = self.experiment.converter
@@ -216,7 +220,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     on_devices = runtime.start(experiment)
     evaluator = Evaluator(experiment, on_devices, workdir)
     target = on_devices.abstract_params()
-    writers = Writers(workdir, report.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), None, first)
+    writers = Writers(workdir, run_page.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), None, first)
     params = None
     try:
         writers.scalars(steps[0], evaluator.word_baselines())
@@ -234,7 +238,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     finally:
         writers.close()
     if first:
-        report.write(workdir, experiment.cfg.eval.predictions_shown)
+        run_page.write(workdir, experiment.cfg.eval.predictions_shown)
 
 
 def chosen_steps(workdir: Path, which: str, keep_best: str) -> list[int]:
@@ -361,8 +365,8 @@ def _named(out: dict[str, float]) -> dict[str, float]:
 
 def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
     """The step of `saved` whose `eval/KEY` is best (the earliest of equals); None without a key or a number."""
-    points = report.curves(rows, f"eval/{key}").get(f"eval/{key}", ())
-    best = metrics.best(key, [(step, value) for step, value in points if step in saved])
+    points = run_page.curves(rows, f"eval/{key}").get(f"eval/{key}", ())
+    best = step_metrics.best(key, [(step, value) for step, value in points if step in saved])
     return None if best is None else best[0]
 
 
@@ -386,7 +390,7 @@ def results_table(rows: list[dict], step: int) -> Table:
     for column in ("baseline", "untrained", "now", "best"):
         table.add_column(column, justify="right")
     now = {k: v for row in rows if row["step"] == step for k, v in row.items()}
-    for row in report.results(rows):
+    for row in run_page.results(rows):
         name = f"eval/{row['task']}/{row['metric']}"
         cells = [row["baseline"], row["untrained"], now.get(name), row["best"]]
         table.add_row(row["task"], row["metric"], *("–" if v is None else f"{v:.2f}" for v in cells))

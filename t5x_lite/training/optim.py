@@ -1,7 +1,7 @@
 """Learning-rate schedules, and optimizers as optax chains: AdamW and T5's Adafactor.
 
 An optimizer here is `clip → scale → decay weights → · −learning rate`; the state it keeps for a parameter is boxed
-with the parameter's logical axes where the parameter is, so that sharding follows (t5x_lite/sharding.py).
+with the parameter's logical axes where the parameter is, so that sharding follows (cluster/sharding.py).
 """
 
 import math
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
-from t5x_lite.sharding import path_text
 
 Schedule = Callable[[Any], Any]  # the number of updates made so far, n -> a factor or a learning rate
 

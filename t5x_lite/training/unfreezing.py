@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t5x_lite.sharding import path_text
+from t5x_lite.cluster.sharding import path_text
 
 
 class UnfreezingState(NamedTuple):

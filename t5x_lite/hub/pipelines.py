@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5x_lite import decode
 from t5x_lite.data import packing
 from t5x_lite.data.convert import Encoded, EncoderOnly, text_task
 from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
+from t5x_lite.decoding import generate
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.evaluation.predict import cut_to_bucket
 from t5x_lite.hub import generation
 from t5x_lite.hub.model import Model, in_batches, load, padded_rows, require_text
 from t5x_lite.lookup import lookup
-from t5x_lite.predict import cut_to_bucket
 
 BATCH_SIZE = 1024  # inputs taken at once, in turn sorted by length; the model reads 32 rows at a time
 TRANSLATION = "translation"  # also translation_XX_to_YY
@@ -327,7 +327,7 @@ def _encoder_outputs(model: Model, examples: list, hidden: bool = False) -> list
 def _masks(ids_BS: np.ndarray, mask_id: int) -> np.ndarray:
     """int32 [B, P]: where the masks of each row are, 0 behind them; few values of P, so few compilations."""
     counts_B = (ids_BS == mask_id).sum(axis=1)
-    found_BP = np.zeros((len(ids_BS), decode.bucket(int(counts_B.max(initial=1)))), np.int32)
+    found_BP = np.zeros((len(ids_BS), generate.bucket(int(counts_B.max(initial=1)))), np.int32)
     for row, count in enumerate(counts_B):
         found_BP[row, :count] = np.flatnonzero(ids_BS[row] == mask_id)
     return found_BP

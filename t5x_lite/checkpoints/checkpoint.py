@@ -20,11 +20,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from t5x_lite import atomic, manifest, processes
+from t5x_lite import atomic
+from t5x_lite.checkpoints import manifest
+from t5x_lite.checkpoints.mirror import Mirror
+from t5x_lite.cluster import processes
+from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import CheckpointError
-from t5x_lite.mirror import Mirror
-from t5x_lite.sharding import path_text
-from t5x_lite.step import TrainState
+from t5x_lite.training.step import TrainState
 
 DIRECTORY = "checkpoints"
 STAGING = "saving"

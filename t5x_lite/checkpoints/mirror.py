@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from t5x_lite import manifest
+from t5x_lite.checkpoints import manifest
 from t5x_lite.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")

@@ -21,13 +21,16 @@ from typing import Any, TextIO
 
 import jax
 
-from t5x_lite import atomic, console, manifest, predict, processes, runtime, sharding
-from t5x_lite.checkpoint import DIRECTORY, load_model
-from t5x_lite.data import convert, files, pipeline, registry
+from t5x_lite import atomic, console, runtime
+from t5x_lite.checkpoints import manifest
+from t5x_lite.checkpoints.checkpoint import DIRECTORY, load_model
+from t5x_lite.cluster import processes, sharding
+from t5x_lite.data import convert, local_files, pipeline, registry
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Csv
 from t5x_lite.errors import ConfigError, DataError
-from t5x_lite.evaluate import chosen_steps
+from t5x_lite.evaluation import predict
+from t5x_lite.evaluation.evaluate import chosen_steps
 from t5x_lite.experiment import Experiment
 from t5x_lite.lookup import lookup
 
@@ -138,7 +141,7 @@ def _read(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Sequen
     """The lines of a JSON-lines file, the rows of a CSV or TSV table, or each line of a text as {"inputs": …}.
     DataError names line and field of the first that lacks one, or that has one of what will be `added`. What is read
     stays on disk, but for JSON lines and text, which are kept."""
-    kind = files.kind_of(path.name) or "text"
+    kind = local_files.kind_of(path.name) or "text"
     if kind not in ("text", "json", "csv", "tsv") or path.suffix.lower() == ".gz":
         raise ConfigError(f"--input={path}: .jsonl, .csv, .tsv and .txt are read, unpacked; write it as one of them")
     if kind == "text":

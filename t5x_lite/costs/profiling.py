@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from t5x_lite import accelerators, flops
+from t5x_lite.costs import accelerators, flops
 
 
 class Profile:

@@ -1,12 +1,12 @@
 """Training metrics that add: each step returns sums, steps are added on the host, and divided once at the end.
 
 The keys of a step's metrics, all scalars:
-    HEAD/loss_sum  HEAD/weight  HEAD/correct   sums over the step's targets (t5x_lite/losses.py)
+    HEAD/loss_sum  HEAD/weight  HEAD/correct   sums over the step's targets (losses.py)
     HEAD/task_sum  HEAD/task_weight            the same by task [tasks], in training on several
     tokens  positions                          positions that hold a token, of all there are (encoder and decoder)
     loss  grad_norm  learning_rate             of that step (training only); is_finite: 1.0, or 0.0 where it diverged
 
-The scores of a task's predictions (accuracy, F1, ROUGE, …) are another thing: t5x_lite/tasks/metrics.py.
+The scores of a task's predictions (accuracy, F1, ROUGE, …) are another thing: tasks/metrics.py.
 """
 
 import math
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite.losses import LossSum
+from t5x_lite.training.losses import LossSum
 
 LOW_IS_GOOD = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")  # the ends of metrics' names
 LAST = ("learning_rate",)  # of several steps, the last one's value is meant; everything else is summed

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from t5x_lite import rendezvous
+from t5x_lite.cluster import rendezvous
 from t5x_lite.errors import INTERNAL, RESTART_ME, ConfigError, LostProcessError, OutOfMemoryError, UserError
 
 T = TypeVar("T")

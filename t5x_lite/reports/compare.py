@@ -10,10 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from t5x_lite import atomic, report
+from t5x_lite import atomic
 from t5x_lite import config as configs
 from t5x_lite.errors import ConfigError
-from t5x_lite.writers import read_metrics
+from t5x_lite.reports import run_page
+from t5x_lite.reports.writers import read_metrics
 
 
 def run(workdirs: list[Path], output: Path | None) -> None:
@@ -33,9 +34,9 @@ def run(workdirs: list[Path], output: Path | None) -> None:
         console.print(table if rows else f"{title}: nothing differs")
     if output:
         parts = ["<!doctype html><html lang=en><meta charset=utf-8>"]
-        parts.append(f"<title>{html.escape(' · '.join(names))}</title><style>{report.STYLE}</style>")
+        parts.append(f"<title>{html.escape(' · '.join(names))}</title><style>{run_page.STYLE}</style>")
         for title, rows in tables.items():
-            parts += [f"<h2>{title}</h2>", report.html_table(rows, "Nothing differs.")]
+            parts += [f"<h2>{title}</h2>", run_page.html_table(rows, "Nothing differs.")]
         parts += ["<h2>Curves</h2>", _curves(workdirs, names)]
         atomic.write(output, "\n".join([*parts, "</html>"]))
         console.print(f"see {output}")
@@ -95,7 +96,9 @@ def _curves(workdirs: list[Path], names: list[str]) -> str:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found = [report.curves(read_metrics(w), "eval/") | report.curves(read_metrics(w), "train/loss") for w in workdirs]
+    found = [
+        run_page.curves(read_metrics(w), "eval/") | run_page.curves(read_metrics(w), "train/loss") for w in workdirs
+    ]
     metrics = sorted({metric for curves in found for metric in curves if not metric.startswith("train/loss/")})
     out = []
     for metric in metrics:

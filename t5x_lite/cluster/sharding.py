@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from t5x_lite.axes import DEFAULT_RULES, MESH_AXES, AxisRules
+from t5x_lite.cluster.axes import DEFAULT_RULES, MESH_AXES, AxisRules
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
 from t5x_lite.models.config import ModelConfig

@@ -5,9 +5,11 @@ import html
 import json
 from pathlib import Path
 
-from t5x_lite import atomic, figures, goodput, metrics
+from t5x_lite import atomic
+from t5x_lite.reports import figures, goodput
+from t5x_lite.reports.writers import read_metrics
 from t5x_lite.tasks import glue
-from t5x_lite.writers import read_metrics
+from t5x_lite.training import step_metrics
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -67,7 +69,7 @@ def results(rows: list[dict]) -> list[dict]:
     for name, points in sorted(curves(rows, "eval/").items()):
         name = name.removeprefix("eval/")
         untrained = next((v for s, v in points if s == 0), None)
-        best_step, best = metrics.best(name, points) or points[-1]
+        best_step, best = step_metrics.best(name, points) or points[-1]
         task, _, metric = name.rpartition("/")
         line = {"task": task, "metric": metric, "baseline": found["baseline"].get(name)}
         line |= {"words": found["words"].get(name)} if found["words"] else {}

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from t5x_lite import beam, constraint, logit_rules
-from t5x_lite.constraint import PrefixTree
+from t5x_lite.decoding import beam, constraint, logit_rules
+from t5x_lite.decoding.constraint import PrefixTree
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import Cache, repeat_rows
 
