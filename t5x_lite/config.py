@@ -309,7 +309,13 @@ def validate(cfg: Config) -> None:
 
 def load(spec: str) -> Config:
     """The config of `FILE.py` or `FILE.py:ARGUMENT` (passed to its get_config). Running the file also registers
-    the tasks it defines. The file is the user's own code; it is never fetched from anywhere."""
+    the tasks it defines, after the built-in ones. The file is the user's own code; it is never fetched from anywhere.
+
+    Raises ConfigError if there is no such file, or if it fails or returns no config.
+    """
+    from t5x_lite.tasks import builtin
+
+    builtin.register()
     path, _, argument = spec.partition(":")
     file = Path(path)
     if not file.is_file():

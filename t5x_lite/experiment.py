@@ -32,8 +32,9 @@ class Experiment:
 
 def resolve(cfg: Config) -> Experiment:
     """Raises ConfigError for names that do not exist and combinations that cannot work."""
-    from t5x_lite.tasks import published  # (registers the built-in tasks)
+    from t5x_lite.tasks import builtin, published
 
+    builtin.register()
     if cfg.data.dir:
         published.use_directory(cfg.data.dir)
     if cfg.data.files:
@@ -58,8 +59,9 @@ def resolve(cfg: Config) -> Experiment:
 def resolve_again(cfg: Config) -> Experiment:
     """`resolve` for the config of a run that was. ConfigError where its config file defined what it trained on, and is
     not loaded."""
-    from t5x_lite.tasks import published  # noqa: F401  (registers the built-in tasks)
+    from t5x_lite.tasks import builtin
 
+    builtin.register()
     if not cfg.data.files and cfg.data.mixture not in registry.REGISTRY:
         raise ConfigError(
             f"the run trained on {cfg.data.mixture!r}, which its config file defines: give --config=FILE.py, or in "

@@ -27,8 +27,9 @@ COUNTED = {"truncated": "truncated", "skipped_long": "left out as too long"}
 
 def print_tasks() -> None:
     """Every registered task and mixture, a line each."""
-    import t5x_lite.tasks  # noqa: F401  (registers the built-in tasks)
+    from t5x_lite.tasks import builtin
 
+    builtin.register()
     table = Table()
     for column in ("name", "kind", "features", "metrics or rates"):
         table.add_column(column, overflow="fold")

@@ -22,6 +22,10 @@ import hypothesis
 import jax
 import pytest
 
+from t5x_lite.tasks import builtin
+
+builtin.register()  # once, before a test replaces the registry
+
 collect_ignore = ["run_recording_batches.py"]  # a program: the doctests' collection would run it
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine breaks no law

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import t5x_lite.tasks  # noqa: F401  (registers its tasks once, before the table is replaced)
 from t5x_lite import cli
 from t5x_lite.data import cache, convert, pipeline, preprocess, registry, sources
 from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-import t5x_lite.tasks  # noqa: F401  (registers its tasks once, before the table is replaced)
 from t5x_lite import cli, config, experiment, inspect
 from t5x_lite.data import pipeline, registry, sources
 from t5x_lite.data.registry import Feature, Mixture, Task

@@ -114,7 +114,8 @@ def test_no_call_that_runs_what_a_file_says(file):
 
 def test_a_training_process_holds_no_tensorflow_and_no_torch():
     code = (
-        "import sys, t5x_lite.cli, t5x_lite.train, t5x_lite.evaluation.infer, t5x_lite.tasks, t5x_lite.data.sources\n"
+        "import sys, t5x_lite.cli, t5x_lite.train, t5x_lite.evaluation.infer, t5x_lite.data.sources\n"
+        "from t5x_lite.tasks import builtin; builtin.register()\n"
         "import tensorflow_datasets, array_record, pyarrow.parquet\n"
         "print(sorted({'tensorflow', 'tensorflow_text', 'torch'} & set(sys.modules)))"
     )
@@ -131,6 +132,13 @@ def test_listing_and_inspecting_tasks_brings_no_jax(tmp_path):
     )
     done = fresh("-c", code)
     assert done.stdout.splitlines()[-1] == "0 0 []", done.stdout + done.stderr
+
+
+def test_importing_a_metric_registers_no_task():
+    done = fresh(
+        "-c", "from t5x_lite.tasks import text_metrics; from t5x_lite.data import registry; print(registry.REGISTRY)"
+    )
+    assert done.stdout.strip() == "{}", done.stdout + done.stderr
 
 
 def test_importing_the_package_warns_of_nothing():

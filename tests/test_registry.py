@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import linecache
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -220,3 +223,35 @@ def test_changed_examples_or_preprocessors_of_a_run_are_refused_by_name():
         state_of().set_state(state)
     with pytest.raises(CheckpointError, match=r"tasks\.t\.examples 50 → 51.*tasks\.t\.source"):
         state_of(shout, rows=51).set_state(state)
+
+
+OWN_COLA = """
+from t5x_lite import config
+from t5x_lite.data.registry import Task, add
+from t5x_lite.data.sources import Function
+add(Task("glue_cola", Function(lambda split: []), labels=("bad", "good")))
+def get_config():
+    return config.base()
+"""
+LABELS = """
+from t5x_lite.tasks import builtin
+builtin.register()
+print(*(registry.get(name).labels for name in ("glue_cola", "glue_sst2")))
+"""
+
+
+@pytest.mark.parametrize(
+    "run_the_file", ["import experiment", "from t5x_lite import config; config.load('experiment.py')"]
+)
+def test_a_users_task_replaces_the_built_in_one_of_its_name(tmp_path, run_the_file):
+    (tmp_path / "experiment.py").write_text(OWN_COLA)
+    code = f"from t5x_lite.data import registry\n{run_the_file}\n{LABELS}"
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "('bad', 'good') ('negative', 'positive')", done.stdout + done.stderr

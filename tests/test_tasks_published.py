@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import t5x_lite.tasks  # noqa: F401
 from t5x_lite.data import pipeline, registry
 from t5x_lite.data.convert import EncoderOnly, TextToText
 from t5x_lite.data.registry import Task

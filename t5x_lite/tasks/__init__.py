@@ -1,9 +1,2 @@
-"""Built-in tasks; importing this registers them."""
-
-from t5x_lite.tasks import entities as entities
-from t5x_lite.tasks import glue as glue
-from t5x_lite.tasks import question_answering as question_answering
-from t5x_lite.tasks import quickstart as quickstart
-from t5x_lite.tasks import summarization as summarization
-from t5x_lite.tasks import superglue as superglue
-from t5x_lite.tasks import translation as translation
+"""Tasks, their metrics, and the tasks of files. Importing a module registers the tasks it defines, and no others:
+`builtin.register()` registers all the built-in ones."""

@@ -1,0 +1,18 @@
+"""The built-in tasks and mixtures, one module a suite."""
+
+from t5x_lite.data import registry
+
+
+def register() -> None:
+    """Registers every built-in task and mixture. A name that is registered already keeps its definition, so a user's
+    task replaces the built-in one of its name whichever comes first."""
+    registered = dict(registry.REGISTRY)
+    from t5x_lite.tasks import entities as entities
+    from t5x_lite.tasks import glue as glue
+    from t5x_lite.tasks import question_answering as question_answering
+    from t5x_lite.tasks import quickstart as quickstart
+    from t5x_lite.tasks import summarization as summarization
+    from t5x_lite.tasks import superglue as superglue
+    from t5x_lite.tasks import translation as translation
+
+    registry.REGISTRY.update(registered)
