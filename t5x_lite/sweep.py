@@ -35,7 +35,7 @@ from t5x_lite.cluster import lock
 from t5x_lite.errors import RESTART_ME, ConfigError
 from t5x_lite.lookup import lookup, unknown
 from t5x_lite.reports import run_page
-from t5x_lite.reports.writers import read_metrics
+from t5x_lite.reports.results import read_metrics
 
 SEED = "config.seed"  # points that differ in it alone are one row of the table
 DONE = "sweep_exit.txt"

@@ -22,9 +22,10 @@ from t5x_lite.data import pipeline
 from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError, cannot_write, of_the_disk
 from t5x_lite.evaluation import evaluate
 from t5x_lite.experiment import Experiment
-from t5x_lite.reports import run_page
+from t5x_lite.reports import results, run_page
 from t5x_lite.reports.goodput import Clock, training_s
-from t5x_lite.reports.writers import Terminal, Writers, read_metrics
+from t5x_lite.reports.results import read_metrics
+from t5x_lite.reports.writers import Terminal, Writers
 from t5x_lite.training import step_metrics, trainable
 from t5x_lite.training.step import LossFn, abstract_state, init_state, make_train_step
 
@@ -132,7 +133,7 @@ def _run(
         spike_sigmas=cfg.train.spike_sigmas,
     )
     evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
-    run_name = run_page.title(cfg.to_dict(), workdir)
+    run_name = results.title(cfg.to_dict(), workdir)
     writers = Writers(workdir, run_name, cfg.to_dict(), first_step, active=main_process)
     closing.callback(writers.close)
     size = sum(p.size for p in jax.tree.leaves(state.params))
@@ -146,12 +147,13 @@ def _run(
 
     def save() -> None:
         saved = checkpoints.steps()
-        best = processes.on_first(lambda: evaluate.best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved))
+        best = processes.on_first(lambda: results.best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved))
         data_state = pipeline.merge_states(processes.gather([data.get_state()]))
         checkpoints.save(state, data_state, configs.to_json(cfg), keep={best} if best else set())
 
     def was_evaluated(step: int) -> bool:
-        return processes.on_first(lambda: evaluate.was_evaluated(read_metrics(workdir), step, experiment.eval_tasks))
+        names = [task.name for task in experiment.eval_tasks]
+        return processes.on_first(lambda: results.was_evaluated(read_metrics(workdir), step, names))
 
     def evaluation_is_due(step: int) -> bool:
         every = cfg.eval.every_steps
@@ -183,7 +185,7 @@ def _run(
         for task, rows in samples.items():
             writers.table(step, f"predictions/{task}", rows)
         if main_process:
-            terminal.show(evaluate.results_table(read_metrics(workdir), step))
+            terminal.show(results.results_table(read_metrics(workdir), step))
             if step < cfg.train.total_steps:  # else it is written below, with the time this took in it
                 run_page.write(workdir, cfg.eval.predictions_shown)
 
@@ -279,7 +281,7 @@ def _run(
         terminal.line(f"{where}; the same command goes on from there")
         return RESTART_ME
     if main_process:
-        for line in evaluate.sample_lines(workdir, cfg.train.total_steps, cfg.eval.predictions_shown):
+        for line in results.sample_lines(workdir, cfg.train.total_steps, cfg.eval.predictions_shown):
             terminal.line(line)
         path = run_page.write(workdir, cfg.eval.predictions_shown)
         terminal.line(f"done in {time.monotonic() - started_s:.0f} s; see {path}")

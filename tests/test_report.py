@@ -2,7 +2,7 @@
 
 import json
 
-from t5x_lite.reports import figures, run_page
+from t5x_lite.reports import figures, results, run_page
 
 
 def test_what_was_seen_of_each_task_is_that_of_the_last_log_line():
@@ -37,7 +37,7 @@ def test_results_go_by_step_and_the_later_evaluation_of_a_step_counts():
         {"step": 10, "eval/t/accuracy": 70.0, "eval/t/loss": 2.0},  # `t5x-lite eval --checkpoints=10`, afterwards
         {"step": 20, "eval/t/accuracy": 61.0},
     ]
-    accuracy, loss = run_page.results(rows)
+    accuracy, loss = results.results(rows)
     assert accuracy == {
         "task": "t",
         "metric": "accuracy",

@@ -10,7 +10,7 @@ import pytest
 import wandb
 from test_writers import recorded_runs, writers
 
-from t5x_lite.reports.writers import read_metrics
+from t5x_lite.reports.results import read_metrics
 
 MOST_S = 30
 PROJECT = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}

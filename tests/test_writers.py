@@ -9,7 +9,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from t5x_lite import cli, config
-from t5x_lite.reports.writers import Writers, read_metrics
+from t5x_lite.reports.results import read_metrics
+from t5x_lite.reports.writers import Writers
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so it refuses at once
 

@@ -11,12 +11,11 @@ import math
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.table import Table
 
 from t5x_lite import atomic, console, runtime
 from t5x_lite.checkpoints.checkpoint import choose, load_model, saved_steps
@@ -26,8 +25,9 @@ from t5x_lite.data.registry import Task, label_names
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import predict
 from t5x_lite.experiment import Experiment
-from t5x_lite.reports import confidence, run_page
-from t5x_lite.reports.writers import Writers, read_metrics
+from t5x_lite.reports import confidence, results, run_page
+from t5x_lite.reports.results import read_metrics
+from t5x_lite.reports.writers import Writers
 from t5x_lite.runtime import Runtime
 from t5x_lite.tasks import glue
 from t5x_lite.tasks.metrics import percent
@@ -220,7 +220,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     on_devices = runtime.start(experiment)
     evaluator = Evaluator(experiment, on_devices, workdir)
     target = on_devices.abstract_params()
-    writers = Writers(workdir, run_page.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), None, first)
+    writers = Writers(workdir, results.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), None, first)
     params = None
     try:
         writers.scalars(steps[0], evaluator.word_baselines())
@@ -232,7 +232,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
                 for task, rows in samples.items():
                     writers.table(step, f"predictions/{task}", rows)
                 with console.optional(sys.stdout):
-                    Console().print(results_table(read_metrics(workdir), step))
+                    Console().print(results.results_table(read_metrics(workdir), step))
         if submission is not None:
             _submit(evaluator, params, tasks, earlier, submission)
     finally:
@@ -245,7 +245,7 @@ def chosen_steps(workdir: Path, which: str, keep_best: str) -> list[int]:
     """The steps that `which` means, the same on all processes: another run may be saving there."""
 
     def chosen() -> list[int]:
-        return choose(workdir, which, best_step(read_metrics(workdir), keep_best, saved_steps(workdir)))
+        return choose(workdir, which, results.best_step(read_metrics(workdir), keep_best, saved_steps(workdir)))
 
     return processes.on_first(chosen)
 
@@ -363,51 +363,7 @@ def _named(out: dict[str, float]) -> dict[str, float]:
     return named
 
 
-def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
-    """The step of `saved` whose `eval/KEY` is best (the earliest of equals); None without a key or a number."""
-    points = run_page.curves(rows, f"eval/{key}").get(f"eval/{key}", ())
-    best = step_metrics.best(key, [(step, value) for step, value in points if step in saved])
-    return None if best is None else best[0]
-
-
-def was_evaluated(rows: list[dict], step: int, tasks: Iterable[Task]) -> bool:
-    """Whether every task has a loss at that step."""
-    found = {key for row in rows if row["step"] == step for key in row}
-    return all(f"eval/{task.name}/loss" in found for task in tasks)
-
-
 def first_sentence(inputs: str) -> str:
     """The "copy" baseline: the first sentence of the text after the task's prefix."""
     text = inputs.partition(": ")[2] or inputs
     return re.split(r"(?<=[.!?])\s|\n", text.strip(), maxsplit=1)[0]
-
-
-def results_table(rows: list[dict], step: int) -> Table:
-    """Every task's metrics at `step`, beside its baseline and the untrained model."""
-    table = Table(title=f"evaluation at step {step}", title_justify="left")
-    for column in ("task", "metric"):
-        table.add_column(column)
-    for column in ("baseline", "untrained", "now", "best"):
-        table.add_column(column, justify="right")
-    now = {k: v for row in rows if row["step"] == step for k, v in row.items()}
-    for row in run_page.results(rows):
-        name = f"eval/{row['task']}/{row['metric']}"
-        cells = [row["baseline"], row["untrained"], now.get(name), row["best"]]
-        table.add_row(row["task"], row["metric"], *("–" if v is None else f"{v:.2f}" for v in cells))
-    return table
-
-
-def sample_lines(workdir: Path, step: int, count: int) -> list[str]:
-    """A few predictions of each task as lines for the console."""
-    lines = []
-    for file in sorted((workdir / "predictions" / f"step_{step}").glob("*.jsonl")):
-        with file.open(encoding="utf-8") as rows:
-            for _, line in zip(range(count), rows, strict=False):
-                row = json.loads(line)
-                inputs = " ".join(row["inputs"].split())
-                lines += [
-                    f"{file.stem}  {inputs[:100]}{'…' if len(inputs) > 100 else ''}",
-                    f"    target      {row['target']}",
-                    f"    prediction  {row['prediction']}",
-                ]
-    return lines

@@ -14,7 +14,7 @@ from t5x_lite import atomic
 from t5x_lite import config as configs
 from t5x_lite.errors import ConfigError
 from t5x_lite.reports import run_page
-from t5x_lite.reports.writers import read_metrics
+from t5x_lite.reports.results import curves, read_metrics
 
 
 def run(workdirs: list[Path], output: Path | None) -> None:
@@ -96,18 +96,16 @@ def _curves(workdirs: list[Path], names: list[str]) -> str:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found = [
-        run_page.curves(read_metrics(w), "eval/") | run_page.curves(read_metrics(w), "train/loss") for w in workdirs
-    ]
-    metrics = sorted({metric for curves in found for metric in curves if not metric.startswith("train/loss/")})
+    found = [curves(read_metrics(w), "eval/") | curves(read_metrics(w), "train/loss") for w in workdirs]
+    metrics = sorted({metric for of_run in found for metric in of_run if not metric.startswith("train/loss/")})
     out = []
     for metric in metrics:
         figure = Figure(figsize=(9, 3.2), dpi=100)
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        for name, curves in zip(names, found, strict=True):
-            if metric in curves:
-                axes.plot(*zip(*curves[metric], strict=True), label=name, marker="o", markersize=3)
+        for name, of_run in zip(names, found, strict=True):
+            if metric in of_run:
+                axes.plot(*zip(*of_run[metric], strict=True), label=name, marker="o", markersize=3)
         axes.set(xlabel="step", ylabel=metric)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from t5x_lite import atomic
 from t5x_lite.reports import figures, goodput
-from t5x_lite.reports.writers import read_metrics
-from t5x_lite.tasks import glue
-from t5x_lite.training import step_metrics
+from t5x_lite.reports.results import averages, curves, read_metrics, results, title
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -52,44 +50,6 @@ def write(workdir: Path, predictions_shown: int) -> Path:
     return path
 
 
-def title(config: dict, workdir: Path) -> str:
-    return config["name"] or Path(workdir).absolute().name
-
-
-def results(rows: list[dict]) -> list[dict]:
-    """One row per task and metric: baseline, untrained model, the value at the last step evaluated and the best. What
-    `t5x-lite eval` finds stands beside them, if it was run: logistic regression on words, and the interval that the
-    last value lies in with 95%."""
-    beside = {"baseline": "baseline/", "words": "words/", "low": "low/", "high": "high/"}
-    found = {
-        column: {key.removeprefix(prefix): v for row in rows for key, v in row.items() if key.startswith(prefix)}
-        for column, prefix in beside.items()
-    }
-    table = []
-    for name, points in sorted(curves(rows, "eval/").items()):
-        name = name.removeprefix("eval/")
-        untrained = next((v for s, v in points if s == 0), None)
-        best_step, best = step_metrics.best(name, points) or points[-1]
-        task, _, metric = name.rpartition("/")
-        line = {"task": task, "metric": metric, "baseline": found["baseline"].get(name)}
-        line |= {"words": found["words"].get(name)} if found["words"] else {}
-        line |= {"untrained": untrained, "last": points[-1][1]}
-        line |= {end: found[end].get(name) for end in ("low", "high") if found[end]}
-        table.append(line | {"best": best, "best step": best_step})
-    return table
-
-
-def averages(rows: list[dict]) -> list[str]:
-    """GLUE's average of the best steps, T5's way, where all of its tasks are there."""
-    steps: dict[int, dict[str, dict[str, float]]] = {}
-    for name, points in curves(rows, "eval/").items():
-        task, _, metric = name.removeprefix("eval/").rpartition("/")
-        for step, value in points:
-            steps.setdefault(step, {}).setdefault(task, {})[metric] = value
-    average = glue.average(steps.values())
-    return [] if average is None else [f"GLUE average, each task at its best step: {average:.2f}"]
-
-
 def markdown(workdir: Path) -> str:
     """The results as a Markdown table, under the run's name."""
     rows = read_metrics(workdir)
@@ -127,16 +87,6 @@ def seen(rows: list[dict]) -> list[dict]:
         }
         for name in names
     ]
-
-
-def curves(rows: list[dict], prefix: str) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every metric whose name begins so, by step; of a step evaluated again, the later value."""
-    found: dict[str, dict[int, float]] = {}
-    for row in rows:
-        for key, value in row.items():
-            if key.startswith(prefix):
-                found.setdefault(key, {})[row["step"]] = value
-    return {key: sorted(values.items()) for key, values in found.items()}
 
 
 def draw_curves(rows: list[dict], path: Path) -> Path:

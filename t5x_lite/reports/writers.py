@@ -24,8 +24,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from t5x_lite import atomic, console
+from t5x_lite.reports.results import METRICS_FILE, read_metrics
 
-METRICS_FILE = "metrics.jsonl"
 WANDB_TIMEOUT_S = 15  # for its answer at the start
 CLOSE_S = 15  # for what is left to write at the end
 REACHABLE_S = 3.0
@@ -268,18 +268,6 @@ class Terminal:
         if self._bar:
             with console.optional(sys.stdout):
                 self._bar.stop()
-
-
-def read_metrics(workdir: Path) -> list[dict]:
-    """The rows of `metrics.jsonl`; a last line cut off by a crash is left out."""
-    path = Path(workdir) / METRICS_FILE
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
 
 
 def _reachable(url: str) -> bool:

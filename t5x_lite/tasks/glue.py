@@ -5,7 +5,7 @@ From TFDS, or from a directory with GLUE's own folders and files: --config.data.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -63,10 +63,6 @@ SUITE = {
     "wnli": Glue("WNLI", PAIR, ("not_entailment", "entailment"), "label", (accuracy,)),
     "ax": dataclasses.replace(_MNLI, folder="diagnostic", train_rows=0, test="diagnostic.tsv", metrics=(matthews,)),
 }  # fmt: skip
-# What a task is judged by where that is not the accuracy.
-SCORES = {"cola": ("matthews",), "mrpc": ("f1", "accuracy"), "qqp": ("f1", "accuracy"), "stsb": ("pearson", "spearman")}
-# The tasks of its average; those of a group count as one.
-GROUPS = (("cola",), ("sst2",), ("mrpc",), ("stsb",), ("qqp",), ("mnli", "mnli_mismatched"), ("qnli",), ("rte",))
 # The names the benchmark's server wants in a submission, and what it wants written there.
 SUBMISSION = {
     "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "qqp": "QQP", "stsb": "STS-B", "mnli": "MNLI-m",
@@ -171,23 +167,6 @@ def of_tfds(example: Example) -> Example:
     """TFDS's example without its index, the label a number of Python's."""
     kept = {field: value for field, value in example.items() if field != "idx"}
     return {**kept, "label": np.asarray(example["label"]).item()}
-
-
-def average(steps: Iterable[Mapping[str, Mapping[str, float]]]) -> float | None:
-    """GLUE's average over {task: {metric: value}} of each step: each task at the step where the mean of its metrics
-    is highest, MNLI's two halves as one task, WNLI and AX left out (t5/evaluation/eval_utils.py). None where no step
-    has all of a task.
-
-    >>> average([{"glue_cola": {"matthews": 50.0}}])
-    """
-    best: dict[tuple[str, ...], float] = {}
-    for values in steps:
-        for group in GROUPS:
-            wanted = [(f"glue_{name}", metric) for name in group for metric in SCORES.get(name, ("accuracy",))]
-            if all(metric in values.get(task, {}) for task, metric in wanted):
-                mean = sum(values[task][metric] for task, metric in wanted) / len(wanted)
-                best[group] = max(mean, best.get(group, mean))
-    return sum(best.values()) / len(GROUPS) if len(best) == len(GROUPS) else None
 
 
 def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:

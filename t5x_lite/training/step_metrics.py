@@ -9,8 +9,7 @@ The keys of a step's metrics, all scalars:
 The scores of a task's predictions (accuracy, F1, ROUGE, …) are another thing: tasks/metrics.py.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +18,6 @@ import numpy as np
 
 from t5x_lite.training.losses import LossSum
 
-LOW_IS_GOOD = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")  # the ends of metrics' names
 LAST = ("learning_rate",)  # of several steps, the last one's value is meant; everything else is summed
 
 
@@ -46,13 +44,6 @@ def sum_of(total: Mapping[str, Any] | None, added: Mapping[str, Any]) -> dict[st
     """The running sums `total` and those of later steps, together."""
     total = total or {}
     return {name: value if name in LAST else total.get(name, 0.0) + value for name, value in added.items()}
-
-
-def best(name: str, points: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
-    """Of the (step, value) points of a metric ("task/loss") the best, the earliest of equals; None where no value is a
-    finite number."""
-    numbers = [point for point in points if math.isfinite(point[1])]
-    return (min if name.endswith(LOW_IS_GOOD) else max)(numbers, key=lambda point: point[1], default=None)
 
 
 def finalise(total: Mapping[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:

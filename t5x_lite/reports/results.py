@@ -1,0 +1,128 @@
+"""What the rows of a run's `metrics.jsonl` say: its curves, its best steps, and the table of its results."""
+
+import json
+import math
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from rich.table import Table
+
+from t5x_lite.reports import glue_average
+
+METRICS_FILE = "metrics.jsonl"
+LOW_IS_GOOD = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")  # the ends of metrics' names
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The rows of `metrics.jsonl`; a last line cut off by a crash is left out."""
+    path = Path(workdir) / METRICS_FILE
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def title(config: dict, workdir: Path) -> str:
+    """The run's name: the config's, or that of the workdir."""
+    return config["name"] or Path(workdir).absolute().name
+
+
+def curves(rows: list[dict], prefix: str) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every metric whose name begins with `prefix`, by step; of a step evaluated twice, the later
+    value."""
+    values_of: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith(prefix):
+                values_of.setdefault(key, {})[row["step"]] = value
+    return {key: sorted(values.items()) for key, values in values_of.items()}
+
+
+def best(name: str, points: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
+    """The best of the (step, value) points of a metric ("task/loss"), the earliest of equals; None where no value is a
+    finite number."""
+    numbers = [point for point in points if math.isfinite(point[1])]
+    return (min if name.endswith(LOW_IS_GOOD) else max)(numbers, key=lambda point: point[1], default=None)
+
+
+def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
+    """The step of `saved` whose `eval/KEY` is best (the earliest of equals); None without a key or a number."""
+    points = curves(rows, f"eval/{key}").get(f"eval/{key}", ())
+    point = best(key, [(step, value) for step, value in points if step in saved])
+    return None if point is None else point[0]
+
+
+def was_evaluated(rows: list[dict], step: int, tasks: Iterable[str]) -> bool:
+    """Whether every task, by its name, has a loss at that step."""
+    keys = {key for row in rows if row["step"] == step for key in row}
+    return all(f"eval/{task}/loss" in keys for task in tasks)
+
+
+def results(rows: list[dict]) -> list[dict]:
+    """One row per task and metric: baseline, untrained model, the value at the last step evaluated and the best.
+
+    After `t5x-lite eval` also `words`, the score of logistic regression on words, and `low` and `high`, the 95%
+    interval of the last value.
+    """
+    prefixes = {"baseline": "baseline/", "words": "words/", "low": "low/", "high": "high/"}
+    columns = {
+        column: {key.removeprefix(prefix): v for row in rows for key, v in row.items() if key.startswith(prefix)}
+        for column, prefix in prefixes.items()
+    }
+    table = []
+    for key, points in sorted(curves(rows, "eval/").items()):
+        name = key.removeprefix("eval/")
+        untrained = next((value for step, value in points if step == 0), None)
+        step_of_best, best_value = best(name, points) or points[-1]
+        task, _, metric = name.rpartition("/")
+        line = {"task": task, "metric": metric, "baseline": columns["baseline"].get(name)}
+        line |= {"words": columns["words"].get(name)} if columns["words"] else {}
+        line |= {"untrained": untrained, "last": points[-1][1]}
+        line |= {end: columns[end].get(name) for end in ("low", "high") if columns[end]}
+        table.append(line | {"best": best_value, "best step": step_of_best})
+    return table
+
+
+def averages(rows: list[dict]) -> list[str]:
+    """A line with GLUE's average of the best steps, where the run evaluated all of its tasks."""
+    steps: dict[int, dict[str, dict[str, float]]] = {}
+    for name, points in curves(rows, "eval/").items():
+        task, _, metric = name.removeprefix("eval/").rpartition("/")
+        for step, value in points:
+            steps.setdefault(step, {}).setdefault(task, {})[metric] = value
+    average = glue_average.average(steps.values())
+    return [] if average is None else [f"GLUE average, each task at its best step: {average:.2f}"]
+
+
+def results_table(rows: list[dict], step: int) -> Table:
+    """Every task's metrics at `step`, beside its baseline and the untrained model, for a console of plain text."""
+    table = Table(title=f"evaluation at step {step}", title_justify="left")
+    for column in ("task", "metric"):
+        table.add_column(column)
+    for column in ("baseline", "untrained", "now", "best"):
+        table.add_column(column, justify="right")
+    now = {key: value for row in rows if row["step"] == step for key, value in row.items()}
+    for row in results(rows):
+        name = f"eval/{row['task']}/{row['metric']}"
+        cells = [row["baseline"], row["untrained"], now.get(name), row["best"]]
+        table.add_row(row["task"], row["metric"], *("–" if v is None else f"{v:.2f}" for v in cells))
+    return table
+
+
+def sample_lines(workdir: Path, step: int, count: int) -> list[str]:
+    """The first `count` predictions of each task at `step`, as lines for the console."""
+    lines = []
+    for file in sorted((workdir / "predictions" / f"step_{step}").glob("*.jsonl")):
+        with file.open(encoding="utf-8") as rows:
+            for _, line in zip(range(count), rows, strict=False):
+                row = json.loads(line)
+                inputs = " ".join(row["inputs"].split())
+                lines += [
+                    f"{file.stem}  {inputs[:100]}{'…' if len(inputs) > 100 else ''}",
+                    f"    target      {row['target']}",
+                    f"    prediction  {row['prediction']}",
+                ]
+    return lines
