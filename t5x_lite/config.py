@@ -382,8 +382,9 @@ def from_json(path: Path) -> Config:
         raise ConfigError(f"cannot read {path}: {error}; is this the workdir of a run?") from error
     if not isinstance(stored, dict):
         raise ConfigError(f"cannot read {path}: it holds no object; is this the workdir of a run?")
+    keys = flat(cfg)
     for key, value in _flatten(stored).items():
-        if key not in flat(cfg):
+        if key not in keys:
             raise ConfigError(f"{path}: " + _unknown_key(key, cfg))
         section, _, leaf = key.rpartition(".")
         try:
