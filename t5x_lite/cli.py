@@ -43,15 +43,15 @@ def run(argv: list[str]) -> int:
         overrides = _overrides(rest, allowed=arguments.takes_config)
         return arguments.handler(arguments, overrides) or 0
     except UserError as error:
-        _tell(str(error))
+        console.tell(str(error))
         return error.exit_code
     except MemoryError:
-        _tell(
+        console.tell(
             f"no memory left on this machine. Lower data.prefetch_batches or data.batch_rows\n{traceback.format_exc()}"
         )
         return INTERNAL
     except KeyboardInterrupt:
-        _tell("interrupted")
+        console.tell("interrupted")
         return 130
     except SystemExit:  # which rich makes of a broken pipe
         if arguments.lists:
@@ -60,16 +60,11 @@ def run(argv: list[str]) -> int:
     except Exception as error:
         if arguments.lists and isinstance(error, BrokenPipeError):  # `t5x-lite tasks | head`
             return 0
-        _tell(f"this is a bug of ours; please report it with this traceback\n{traceback.format_exc()}")
+        console.tell(f"this is a bug of ours; please report it with this traceback\n{traceback.format_exc()}")
         return INTERNAL
     finally:
         with console.optional(sys.stdout):
             pass
-
-
-def _tell(text: str) -> None:
-    with console.optional(sys.stderr):
-        print(f"t5x-lite: {text}", file=sys.stderr)
 
 
 def _speak() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from t5x_lite import console
 from t5x_lite.batch import Batch
 from t5x_lite.data import order, pipeline, registry
 from t5x_lite.data.reader import Reader
@@ -41,7 +42,7 @@ def print_tasks() -> None:
             kind = "corpus" if entry.is_corpus else entry.head.replace("_", " ") or "text to text"
             metrics = ", ".join(_name(metric) for metric in entry.metrics)
             table.add_row(name, kind, ", ".join(entry.features), metrics)
-    Console().print(table)
+    console.plain().print(table)
 
 
 def _name(metric: Any) -> str:
@@ -56,7 +57,7 @@ def run(experiment: Experiment, rows: int, split: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(description, ensure_ascii=False, indent=1))
     else:
-        _print(description, Console())
+        _print(description, console.plain())
 
 
 def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
@@ -243,16 +244,16 @@ def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[s
         yield out
 
 
-def _print(description: dict[str, Any], console: Console) -> None:
+def _print(description: dict[str, Any], terminal: Console) -> None:
     for name, shape in description["arrays"].items():
-        console.print(f"{name}  {shape}", highlight=False)
+        terminal.print(f"{name}  {shape}")
     note = f"padding {100 * description['padding']:.1f}%, {description['examples_per_row']:.1f} examples per row"
     for name, words in COUNTED.items():
         if name in description:
             note += f", {_share(description[name])} {words}"
-    console.print(note, highlight=False)
-    console.print(_plan_table(description))
-    console.print(_length_table(description))
+    terminal.print(note)
+    terminal.print(_plan_table(description))
+    terminal.print(_length_table(description))
     for task in description["tasks"]:
         if "labels" in task:
             counts = [f"{label or '(empty)'} {count:,}" for label, count in task["labels"].items()]
@@ -261,16 +262,16 @@ def _print(description: dict[str, Any], console: Console) -> None:
             of = f"labels of {task['task']}"
             if task["source_examples"] > SAMPLED_LABELS:
                 of += f" in {SAMPLED_LABELS:,} of its examples"
-            console.print(f"{of}: {shown}", highlight=False, markup=False)
+            terminal.print(f"{of}: {shown}")
     for number, row in enumerate(description["rows"]):
-        console.rule(f"row {number}", align="left")
+        terminal.rule(f"row {number}", align="left")
         for segment, example in enumerate(row, 1):
             style = SEGMENT_STYLES[(segment - 1) % len(SEGMENT_STYLES)]
             for name, text in example.items():
                 if name != "task":
                     shown = f"underline {style}" if "target" in name else style
                     head = f"{example['task']} {segment}  {name}  " if name in ("encoder", "decoder") else f"  {name}  "
-                    console.print(Text(head, style="bold").append(str(text), style=shown))
+                    terminal.print(Text(head, style="bold").append(str(text), style=shown))
 
 
 def _plan_table(description: dict[str, Any]) -> Table:

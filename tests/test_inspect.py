@@ -92,3 +92,9 @@ def test_labels_are_counted_all_over_a_file_that_is_sorted_by_them():
     counts = inspect._label_counts(registry.REGISTRY["sorted"], "train")  # type: ignore[arg-type]
     assert sum(counts.values()) == inspect.SAMPLED_LABELS and counts["never"] == 0
     assert counts["a"] == pytest.approx(1500, abs=4 * (2000 * 0.75 * 0.25) ** 0.5)
+
+
+def test_a_name_that_looks_like_markup_is_listed_as_it_is(capsys):
+    registry.add(Mixture("[/red]", {"texts": 1}))
+    assert cli.run(["tasks"]) == 0
+    assert "[/red]" in capsys.readouterr().out
