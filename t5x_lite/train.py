@@ -25,7 +25,8 @@ from t5x_lite.experiment import Experiment
 from t5x_lite.reports import results, run_page
 from t5x_lite.reports.goodput import Clock, training_s
 from t5x_lite.reports.results import read_metrics
-from t5x_lite.reports.writers import Terminal, Writers
+from t5x_lite.reports.terminal import Terminal
+from t5x_lite.reports.writers import Writers
 from t5x_lite.training import step_metrics, trainable
 from t5x_lite.training.step import LossFn, abstract_state, init_state, make_train_step
 

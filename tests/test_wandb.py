@@ -70,7 +70,7 @@ def test_a_server_that_goes_away_holds_nobody_up(tmp_path, server, capsys):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     out = writers(tmp_path, "online")
-    assert "wandb" in out._sinks, capsys.readouterr().err
+    assert "wandb" in out.sinks, capsys.readouterr().err
     out.scalars(1, {"train/loss": 2.0})
     server.shutdown()
     server.server_close()

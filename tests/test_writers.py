@@ -56,7 +56,7 @@ def test_without_a_network_wandb_records_offline_and_says_how_to_send_it(tmp_pat
 @pytest.mark.parametrize("broken", ["TensorBoard", "metrics.jsonl", "wandb"])
 def test_a_writer_that_fails_is_switched_off_with_one_warning(tmp_path, capsys, broken):
     out = writers(tmp_path, "offline")
-    sink = out._sinks[broken]
+    sink = out.sinks[broken]
     sink.scalars = lambda *_: (_ for _ in ()).throw(OSError("disk is gone"))
     for step in (1, 2):
         out.scalars(step, {"train/loss": 2.0})
@@ -96,7 +96,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from t5x_lite import config
-from t5x_lite.writers import Writers
+from t5x_lite.reports.writers import Writers
 out = Writers(Path(sys.argv[1]), "run", config.base().to_dict(), 0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
 for step in range(100):
@@ -149,15 +149,15 @@ def test_only_the_first_process_writes(tmp_path):
 
 TALKS = """
 import sys
-from t5x_lite import writers
-from t5x_lite.cli import _tell
+from t5x_lite import console
+from t5x_lite.reports.terminal import Terminal
 sys.stdin.readline()  # the console is gone
-terminal = writers.Terminal(10, 0)
+terminal = Terminal(10, 0)
 for step in range(3):
     terminal.line(f"step {step}")
-    writers._warn("careful")
+    console.tell("careful")
 terminal.close()
-_tell("ends")
+console.tell("ends")
 sys.exit(75)
 """
 

@@ -211,8 +211,6 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
 
     submission: a zip file that the predictions of the test sets by the last of them are added to, for GLUE's server.
     """
-    from rich.console import Console
-
     steps = chosen_steps(workdir, which, experiment.cfg.checkpoint.keep_best)
     earlier = _in_zip(submission) if submission else {}
     tasks = _to_submit(experiment) if submission else []
@@ -232,7 +230,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
                 for task, rows in samples.items():
                     writers.table(step, f"predictions/{task}", rows)
                 with console.optional(sys.stdout):
-                    Console().print(results.results_table(read_metrics(workdir), step))
+                    console.plain().print(results.results_table(read_metrics(workdir), step))
         if submission is not None:
             _submit(evaluator, params, tasks, earlier, submission)
     finally:

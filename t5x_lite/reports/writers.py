@@ -1,6 +1,6 @@
-"""Where a run's numbers go: console, `metrics.jsonl`, TensorBoard and wandb, from process 0 only.
+"""The files and services that a run's numbers go to: `metrics.jsonl`, TensorBoard and wandb, from process 0 only.
 
-`metrics.jsonl` is the truth: one object a line with "step" and the values; wandb off loses nothing. A writer
+`metrics.jsonl` is the truth: one object a line with "step" and the values, so a run without wandb loses nothing. A sink
 that fails is switched off with one warning: no log is worth a run.
 """
 
@@ -9,7 +9,6 @@ import json
 import os
 import queue
 import socket
-import sys
 import threading
 import time
 import urllib.parse
@@ -17,11 +16,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from typing import Any, Protocol
 
 from t5x_lite import atomic, console
 from t5x_lite.reports.results import METRICS_FILE, read_metrics
@@ -32,14 +27,25 @@ REACHABLE_S = 3.0
 KEPT_IN_WANDB = ("config.json", "report.html", "report.md", METRICS_FILE)  # as an artifact
 
 
-class Writers:
-    """All writers of a run behind `scalars`, `table` and `close`.
+class Sink(Protocol):
+    """One place that numbers go to. Any exception switches it off."""
 
-    resume_step: what stands in `metrics.jsonl` of later steps is dropped, as they will happen again; None: add to it.
+    def scalars(self, step: int, values: dict[str, float], /) -> None: ...
+
+    def table(self, step: int, name: str, rows: list[dict], /) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Writers:
+    """All sinks of a run behind `scalars`, `table` and `close`.
+
+    resume_step: rows of later steps are dropped from `metrics.jsonl`, as these steps will run again; None: add to it.
+    sinks: those that work, by name.
     """
 
     def __init__(self, workdir: Path, run_name: str, config: Mapping, resume_step: int | None, active: bool = True):
-        self._sinks: dict[str, Any] = {}
+        self.sinks: dict[str, Sink] = {}
         if not active:
             return
         self._open("metrics.jsonl", lambda: _Jsonl(workdir, resume_step))
@@ -57,21 +63,21 @@ class Writers:
 
     def close(self) -> None:
         self._each("close")
-        self._sinks.clear()
+        self.sinks.clear()
 
-    def _open(self, name: str, make: Callable[[], Any]) -> None:
+    def _open(self, name: str, make: Callable[[], Sink]) -> None:
         try:
-            self._sinks[name] = make()
+            self.sinks[name] = make()
         except Exception as error:
-            _warn(f"{name} is off: {error}")
+            console.tell(f"{name} is off: {error}")
 
     def _each(self, method: str, *args: Any) -> None:
-        for name, sink in list(self._sinks.items()):
+        for name, sink in list(self.sinks.items()):
             try:
                 getattr(sink, method)(*args)
             except Exception as error:
-                del self._sinks[name]
-                _warn(f"{name} is off from here: {error}")
+                del self.sinks[name]
+                console.tell(f"{name} is off from here: {error}")
                 if method != "close":
                     with contextlib.suppress(Exception):  # a file, or a service of wandb's, is not left open
                         sink.close()
@@ -97,7 +103,7 @@ class _Jsonl:
 
 
 class _TensorBoard:
-    """An event file, written at once: SummaryWriter leaves it to a thread, and once a full disk has ended that one, its
+    """An event file, written at once. SummaryWriter would write it in a thread; after a full disk ends that thread, its
     calls and the end of the process wait for ever."""
 
     def __init__(self, workdir: Path, resume_step: int | None):
@@ -139,7 +145,7 @@ class _Wandb:
         mode = config["wandb"]["mode"]
         offline = f"recording offline. Later: wandb sync {workdir / 'wandb'}/offline-run-*"
         if mode == "online" and not _reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
-            _warn(f"wandb: no network; {offline}")
+            console.tell(f"wandb: no network; {offline}")
             mode = "offline"
         arguments: dict[str, Any] = {
             "project": config["wandb"]["project"],
@@ -156,8 +162,8 @@ class _Wandb:
         try:
             self._run = wandb.init(mode=mode, **arguments)
         except wandb.errors.Error as error:
-            _warn(f"wandb: {error}; {offline}")
-            wandb.teardown()  # else the run that did not come to be has the id
+            console.tell(f"wandb: {error}; {offline}")
+            wandb.teardown()  # else the run that failed to start keeps the id
             self._run = wandb.init(mode="offline", **arguments)
         self._wandb, self._workdir = wandb, workdir
 
@@ -180,10 +186,10 @@ class _Wandb:
 
 
 class _InBackground:
-    """A sink whose calls nobody waits for: without a network a table of wandb's takes 40 s. What fails is raised at a
-    later call, with the advice."""
+    """A sink whose calls run in a thread: without a network a table of wandb takes 40 s. A call that fails is raised at
+    a later call, with the advice."""
 
-    def __init__(self, sink: Any, advice: str):
+    def __init__(self, sink: Sink, advice: str):
         self._sink, self._advice = sink, advice
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._error: Exception | None = None
@@ -218,77 +224,20 @@ class _InBackground:
                 self._error = error
 
 
-class Terminal:
-    """The terminal: a progress bar where it is one, plain lines where it is a file or a pipe. The run goes on without
-    it when it is closed."""
-
-    def __init__(self, total_steps: int, start_step: int, active: bool = True):
-        self.active = active
-        self._total, self._start = total_steps, start_step
-        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        self._began_s = time.monotonic()
-        if active and self._console.is_terminal:
-            bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.description}  ETA"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._task = bar.add_task("starting", total=total_steps, completed=start_step)
-            with console.optional(sys.stdout):
-                bar.start()
-            self._bar = bar
-
-    def advance(self, step: int) -> None:
-        """Moves the bar; costs nothing without one."""
-        if self._bar:
-            self._bar.update(self._task, completed=step)
-
-    def train(self, step: int, loss: float, tokens_per_s: float, padding: float) -> None:
-        text = f"loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s  padding {100 * padding:.1f}%"
-        if self._bar:
-            self._bar.update(self._task, completed=step, description=text)
-        else:
-            left_s = (time.monotonic() - self._began_s) / max(step - self._start, 1) * (self._total - step)
-            self.line(f"step {step}/{self._total}  {text}  ETA {int(left_s // 60)}:{int(left_s % 60):02d}")
-
-    def line(self, text: str = "") -> None:
-        """A line above the bar."""
-        self.show(Text(text))
-
-    def show(self, renderable: Any) -> None:
-        """A rich table."""
-        if self.active:
-            with console.optional(sys.stdout):
-                self._console.print(renderable)
-
-    def close(self) -> None:
-        if self._bar:
-            with console.optional(sys.stdout):
-                self._bar.stop()
-
-
 def _reachable(url: str) -> bool:
-    """Whether somebody listens there, or at the proxy that stands before it."""
+    """Whether a server listens there, or at the proxy before it."""
     parts = urllib.parse.urlsplit(url)
     if (proxy := urllib.request.getproxies().get(parts.scheme)) and not urllib.request.proxy_bypass(parts.netloc):
         parts = urllib.parse.urlsplit(proxy)
-    found: list[bool] = []
+    connected: list[bool] = []
 
     def look() -> None:
         with contextlib.suppress(OSError):
             default = 80 if parts.scheme == "http" else 443
             socket.create_connection((parts.hostname or "", parts.port or default), timeout=REACHABLE_S).close()
-            found.append(True)
+            connected.append(True)
 
     thread = threading.Thread(target=look, daemon=True)  # as a name server may take any time
     thread.start()
     thread.join(REACHABLE_S)
-    return bool(found)
-
-
-def _warn(text: str) -> None:
-    with console.optional(sys.stderr):
-        print(f"t5x-lite: {text}", file=sys.stderr)
+    return bool(connected)

@@ -1,0 +1,61 @@
+"""The terminal of a training run: its progress, its messages and its tables of results."""
+
+import sys
+import time
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from t5x_lite import console
+
+
+class Terminal:
+    """What a run shows on stdout: a progress bar on a terminal, plain lines in a file or a pipe. The run goes on after
+    the terminal is closed."""
+
+    def __init__(self, total_steps: int, start_step: int, active: bool = True):
+        self.active = active
+        self._total, self._start = total_steps, start_step
+        self._console = console.plain(soft_wrap=True)
+        self._bar: Progress | None = None
+        self._began_s = time.monotonic()
+        if active and self._console.is_terminal:
+            bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}  ETA"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = bar.add_task("starting", total=total_steps, completed=start_step)
+            with console.optional(sys.stdout):
+                bar.start()
+            self._bar = bar
+
+    def advance(self, step: int) -> None:
+        """Moves the bar; costs nothing without one."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def train(self, step: int, loss: float, tokens_per_s: float, padding: float) -> None:
+        text = f"loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s  padding {100 * padding:.1f}%"
+        if self._bar:
+            self._bar.update(self._task, completed=step, description=text)
+        else:
+            left_s = (time.monotonic() - self._began_s) / max(step - self._start, 1) * (self._total - step)
+            self.line(f"step {step}/{self._total}  {text}  ETA {int(left_s // 60)}:{int(left_s % 60):02d}")
+
+    def line(self, text: str = "") -> None:
+        """A line above the bar."""
+        self.show(text)
+
+    def show(self, renderable: Any) -> None:
+        """A text, or a rich table."""
+        if self.active:
+            with console.optional(sys.stdout):
+                self._console.print(renderable)
+
+    def close(self) -> None:
+        if self._bar:
+            with console.optional(sys.stdout):
+                self._bar.stop()
