@@ -8,7 +8,6 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
-import html
 import itertools
 import json
 import math
@@ -23,19 +22,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from t5x_lite import atomic
+from t5x_lite import atomic, console
 from t5x_lite.cluster import lock
 from t5x_lite.errors import RESTART_ME, ConfigError
 from t5x_lite.lookup import lookup, unknown
-from t5x_lite.reports import run_page
+from t5x_lite.reports import sweep_page
 from t5x_lite.reports.results import read_metrics
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SEED = "config.seed"  # points that differ in it alone are one row of the table
 DONE = "sweep_exit.txt"
@@ -60,10 +61,10 @@ def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool
     point: that one alone, by number (for a Slurm array). only_print: says how to run the sweep elsewhere.
     """
     sweep = read(file)
-    console = Console(highlight=False, soft_wrap=True)
+    terminal = console.plain(soft_wrap=True)
     if only_print:
         for line in equivalents(file, output, len(sweep.points), jobs):
-            console.print(line, markup=False)
+            terminal.print(line)
         return 0
     if point is not None and not 0 <= point < len(sweep.points):
         raise ConfigError(f"--point={point}; there are points 0 to {len(sweep.points) - 1}")
@@ -72,12 +73,13 @@ def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool
         raise ConfigError(f"{file}: no program {sweep.command[0]!r} to run; is it installed, and its path right?")
     output.mkdir(parents=True, exist_ok=True)
     waiting = [p for p in chosen if not _is_done(output / run_id(p))]
-    console.print(f"{len(chosen)} points, {len(chosen) - len(waiting)} of them done; {jobs} at a time")
-    failed = _run_all(sweep, waiting, output, jobs, console)
+    terminal.print(f"{len(chosen)} points, {len(chosen) - len(waiting)} of them done; {jobs} at a time")
+    failed = _run_all(sweep, waiting, output, jobs, terminal)
     rows = collect(sweep, output)
-    _print(sweep, rows, console)
-    atomic.write(output / "sweep.html", page(sweep, rows, file.stem))
-    console.print(f"see {output / 'sweep.html'}")
+    _print(sweep.metric, rows, terminal)
+    page = sweep_page.page(file.stem, sweep.metric, sweep.maximize, rows, len(sweep.points))
+    atomic.write(output / "sweep.html", page)
+    terminal.print(f"see {output / 'sweep.html'}")
     return failed
 
 
@@ -141,12 +143,14 @@ def _random(parameters: dict[str, Any], run_cap: int | None) -> list[dict[str, A
     """`run_cap` draws; the same ones at every start."""
     if not run_cap:
         raise ConfigError("method: random needs run_cap, the number of points")
+    import numpy as np
+
     rng = np.random.default_rng(0)
     given = {name: _checked(name, parameters[name]) for name in parameters}
     return [{name: _draw(name, given[name], rng) for name in given} for _ in range(run_cap)]
 
 
-def _draw(name: str, given: dict[str, Any], rng: np.random.Generator) -> Any:
+def _draw(name: str, given: dict[str, Any], rng: "np.random.Generator") -> Any:
     if "value" in given:
         return given["value"]
     if "values" in given:
@@ -186,7 +190,7 @@ def _checked(name: str, given: Any) -> dict[str, Any]:
 # Running --------------------------------------------------------------------------------------------------------------
 
 
-def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, console: Console) -> int:
+def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, terminal: Console) -> int:
     """The first exit status that is not 0, once all have run; a signal is passed on, and the points save."""
     queue, running, failed = list(waiting), {}, 0
     asked = False
@@ -206,7 +210,7 @@ def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, con
                 running[process] = point
                 if asked:  # while it was being started
                     process.send_signal(signal.SIGTERM)
-                console.print(f"{run_id(point)}  {_settings(point)}", markup=False)
+                terminal.print(f"{run_id(point)}  {sweep_page.settings_text(point)}")
             time.sleep(POLL_S)
             for process in [p for p in running if p.poll() is not None]:
                 point = running.pop(process)
@@ -214,9 +218,7 @@ def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, con
                 atomic.write(workdir / DONE, str(process.returncode))
                 if process.returncode:
                     failed = failed or process.returncode
-                    console.print(
-                        f"{workdir.name}  exit {process.returncode}; see {workdir / 'output.txt'}", markup=False
-                    )
+                    terminal.print(f"{workdir.name}  exit {process.returncode}; see {workdir / 'output.txt'}")
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -286,109 +288,13 @@ def collect(sweep: Sweep, output: Path) -> list[dict[str, Any]]:
     return sorted(groups.values(), key=lambda row: math.inf if row["mean"] is None else sign * row["mean"])
 
 
-def _print(sweep: Sweep, rows: list[dict[str, Any]], console: Console) -> None:
-    names = _varying(rows)
-    table = Table(title=sweep.metric, title_justify="left")
-    for name in (*(name.removeprefix("config.") for name in names), "mean", "sd", "runs"):
+def _print(metric: str, rows: list[dict[str, Any]], terminal: Console) -> None:
+    names = sweep_page.varying(rows)
+    table = Table(title=metric, title_justify="left")
+    for name in (*map(sweep_page.short_name, names), "mean", "sd", "runs"):
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(
-            *(str(row["point"][n]) for n in names), _number(row["mean"]), _number(row["sd"]), str(len(row["runs"]))
-        )
-    console.print(table)
-    console.print(_in_all(rows), markup=False)
-
-
-def _varying(rows: list[dict[str, Any]]) -> list[str]:
-    """The parameters that are not the same in all settings."""
-    return [name for name in rows[0]["point"] if len({str(row["point"][name]) for row in rows}) > 1] if rows else []
-
-
-def _in_all(rows: list[dict[str, Any]]) -> str:
-    """The others, with their values."""
-    varying = _varying(rows)
-    same = {name: value for name, value in rows[0]["point"].items() if name not in varying} if rows else {}
-    return f"in all: {_settings(same)}" if same else ""
-
-
-def page(sweep: Sweep, rows: list[dict[str, Any]], title: str) -> str:
-    """One page that opens offline: the parallel coordinates of all settings, and their table."""
-    table = [
-        {
-            **{name.removeprefix("config."): str(row["point"][name]) for name in _varying(rows)},
-            "mean ± sd": "–" if row["mean"] is None else f"{row['mean']:.4g} ± {_number(row['sd'])}",
-            "n": str(len(row["runs"])),
-            "runs": ", ".join(row["runs"]),
-        }
-        for row in rows
-    ]
-    return "\n".join(
-        [
-            "<!doctype html><html lang=en><meta charset=utf-8>",
-            f"<title>{html.escape(title)}</title><style>{run_page.STYLE}",
-            "svg { width: 100%; font-size: 12px } path { fill: none; stroke-width: 2; opacity: .75 }",
-            "path:hover { stroke-width: 5; opacity: 1 } line { stroke: #999 }",
-            "text { paint-order: stroke; stroke: white; stroke-width: 4px }</style>",  # readable where lines cross it
-            f"<h1>{html.escape(title)}</h1>",
-            f"<p>{html.escape(sweep.metric)}, {'higher' if sweep.maximize else 'lower'} is better; "
-            f"{len(rows)} settings, {sum(len(row['runs']) for row in rows)} of {len(sweep.points)} runs.</p>",
-            _parallel_coordinates(sweep, [row for row in rows if row["mean"] is not None]),
-            "<h2>Settings</h2>",
-            run_page.html_table(table, "No run yet."),
-            f"<p>{html.escape(_in_all(rows))}</p>",
-            "</html>",
-        ]
-    )
-
-
-def _parallel_coordinates(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
-    """An SVG: an axis for each parameter that varies and for the metric, a line for each setting, from blue to red."""
-    if not rows:
-        return ""
-    columns = {name.removeprefix("config."): [row["point"][name] for row in rows] for name in _varying(rows)}
-    columns[sweep.metric] = [row["mean"] for row in rows]
-    width, height, top, side = 960, 360, 30, 80
-    step = (width - 2 * side) / max(len(columns) - 1, 1)
-    lines, texts, places = [], [], []
-    for number, (name, values) in enumerate(columns.items()):
-        x = side + number * step
-        share, ticks = _scale(values)
-        places.append([(x, top + height * (1 - s)) for s in share])
-        lines.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{top}" y2="{top + height}"/>')
-        # Names reach inwards from the outer axes, where there is room.
-        at, anchor = {0: (0, "start"), len(columns) - 1: (width, "end")}.get(number, (x, "middle"))
-        texts.append(f'<text x="{at:.0f}" y="{top - 12}" text-anchor="{anchor}">{html.escape(name)}</text>')
-        for text, s in ticks:
-            texts.append(f'<text x="{x + 6:.0f}" y="{top + height * (1 - s) + 4:.0f}">{html.escape(text)}</text>')
-    for row, line, quality in zip(rows, zip(*places, strict=True), _scale(columns[sweep.metric])[0], strict=True):
-        colour = f"hsl({240 * (1 - quality):.0f} 75% 45%)"
-        path = " L ".join(f"{x:.1f} {y:.1f}" for x, y in line)
-        tip = f"{_settings(row['point'])}: {row['mean']:.4g}"
-        lines.append(f'<path d="M {path}" stroke="{colour}"><title>{html.escape(tip)}</title></path>')
-    return "\n".join([f'<svg viewBox="0 0 {width} {height + 2 * top}">', *lines, *texts, "</svg>"])
-
-
-def _scale(values: list[Any]) -> tuple[list[float], list[tuple[str, float]]]:
-    """Where each value lies between 0 and 1, and the labels of the axis: numbers by size (by their logarithm where they
-    span decades), anything else by name."""
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        names = sorted({str(v) for v in values})
-        at = {name: (n + 0.5) / len(names) for n, name in enumerate(names)}
-        return [at[str(v)] for v in values], list(at.items())
-    low, high = min(values), max(values)
-    by = math.log if low > 0 and high / low >= 10 else float
-    spread = (by(high) - by(low)) or 1.0
-    ticks: list[tuple[str, float]] = []
-    for value in sorted(set(values), reverse=True) if len(set(values)) <= 6 else [high, low]:
-        share = (by(value) - by(low)) / spread
-        if not ticks or ticks[-1][1] - share > 0.034:  # else one label would lie on the other
-            ticks.append((f"{value:.4g}", share))
-    return [(by(v) - by(low)) / spread for v in values], ticks
-
-
-def _settings(point: dict[str, Any]) -> str:
-    return " ".join(f"{name.removeprefix('config.')}={value}" for name, value in point.items())
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+        numbers = sweep_page.number_text(row["mean"]), sweep_page.number_text(row["sd"])
+        table.add_row(*(str(row["point"][name]) for name in names), *numbers, str(len(row["runs"])))
+    terminal.print(table)
+    terminal.print(sweep_page.common_settings(rows))

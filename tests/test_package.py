@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from t5x_lite import config
+
 PACKAGE = Path(__file__).parents[1] / "t5x_lite"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -28,6 +30,8 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 
+# What verbs that only read a run's files never need.
+HEAVY = ("jax", "flax", "numpy", "scipy", "sklearn", "matplotlib", "t5x_lite.tasks", "t5x_lite.training")
 # Each runs code or commands that a file or a user's text may carry.
 DANGEROUS = {
     "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads",
@@ -129,6 +133,31 @@ def test_listing_and_inspecting_tasks_brings_no_jax(tmp_path):
     code = (
         "import sys; from t5x_lite import cli\n"
         f"print(cli.run(['tasks']), cli.run({inspect}), [m for m in ('jax', 'flax') if m in sys.modules])"
+    )
+    done = fresh("-c", code)
+    assert done.stdout.splitlines()[-1] == "0 0 []", done.stdout + done.stderr
+
+
+def test_reports_need_neither_jax_nor_tasks():
+    """They are made from the files of a run; what draws or computes is imported where it is used."""
+    grounds = {"errors", "atomic", "console", "lookup", "config", "reports"}
+    reports = [file for file in FILES if module_name(file).startswith("reports.")]
+    for file in reports:
+        assert own_parts(imports(file)) <= grounds, file
+    modules = [f"t5x_lite.{module_name(file)}" for file in reports if file.stem != "confidence"]  # it computes
+    done = fresh("-c", f"import sys, {', '.join(modules)}\nprint([m for m in {HEAVY} if m in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_comparing_and_printing_a_sweep_bring_nothing_heavy(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config.to_json(config.base()))
+    sweep = str(PACKAGE.parent / "configs" / "sweep_quickstart.yaml")
+    code = (
+        "import sys; from t5x_lite import cli\n"
+        f"print(cli.run(['compare', {str(tmp_path / 'a')!r}, {str(tmp_path / 'b')!r}]),\n"
+        f"      cli.run(['sweep', {sweep!r}, '--print']), [m for m in {HEAVY} if m in sys.modules])"
     )
     done = fresh("-c", code)
     assert done.stdout.splitlines()[-1] == "0 0 []", done.stdout + done.stderr

@@ -1,8 +1,9 @@
-"""What the report says of a run's data."""
+"""What the pages and tables of a run say, and that no text of a user's is markup in them."""
 
 import json
 
-from t5x_lite.reports import figures, results, run_page
+from t5x_lite.reports import figures, page, results, run_page
+from t5x_lite.reports.terminal import Terminal
 
 
 def test_what_was_seen_of_each_task_is_that_of_the_last_log_line():
@@ -80,3 +81,30 @@ def test_words_intervals_and_glue_s_average_stand_in_both_reports(tmp_path):
     assert figures.of_predictions(ratings) == {}  # numbers, though few: no classes, and their score no probability
     digits = [row | {"target": str(i % 2), "prediction": str(i % 3)} for i, row in enumerate(rows * 10)]
     assert set(figures.of_predictions(digits)) == {"confusion", "calibration"}  # a model may write another number
+
+
+MARKUP = "[bold]:smile:<b>&$x^$"  # of rich, of HTML, and of matplotlib's formulas
+
+
+def test_text_in_a_page_is_text(tmp_path):
+    shown = MARKUP.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    parts = page.table([{MARKUP: MARKUP, "n": 1234}], ""), page.table([], MARKUP), page.image(MARKUP, b"")
+    whole = page.shell(MARKUP, *parts, page.tag("p", MARKUP, class_=MARKUP))
+    assert whole.count(shown) == 8 and "<b>" not in whole and ">1,234<" in whole
+    labels = [{"inputs": MARKUP, "target": f"{MARKUP}{i % 2}", "prediction": MARKUP, "score": -0.1} for i in range(8)]
+    folder = tmp_path / "predictions" / "step_3"
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 3, f"eval/a/{MARKUP}": 1.0, "eval/$x^$/loss": 1.0}))
+    config = {"name": MARKUP, "model": {"preset": MARKUP}, "data": {"mixture": MARKUP}, "train": {"total_steps": 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = run_page.write(tmp_path, 2).read_text()
+    assert "<b>" not in report and report.count(shown) == 14 and report.count("<img ") == 3
+
+
+def test_text_on_the_terminal_is_text(capsys):
+    terminal = Terminal(10, 0)
+    terminal.line(f"line {MARKUP}")
+    terminal.show(results.results_table([{"step": 3, f"eval/a/{MARKUP}": 1.0}], 3))
+    out = capsys.readouterr().out
+    assert f"line {MARKUP}\n" in out and out.count(MARKUP) == 2

@@ -172,3 +172,30 @@ def test_runs_that_differ_in_their_seed_alone_have_a_mean_and_a_deviation(tmp_pa
     assert compare.seeds(runs) == [[0, 1, 3]]
     accuracy = next(row for row in compare.results(runs, [run.name for run in runs]) if "accuracy" in row["metric"])
     assert accuracy["a0, a1, a2: mean ± sd"] == "72 ± 2" and accuracy["b0"] == 50
+
+
+def test_settings_and_names_that_look_like_markup_are_shown_as_they_are(file, tmp_path, capsys):
+    """`[/red]` would end a style that is not there, and `[bold]` begin one."""
+    file.write_text(file.read_text().replace("values: [a, b]", "values: ['[/red]', '[bold]<b>']"))
+    output = tmp_path / "[bold]out"
+    points = sweep.read(file).points
+    for point in points:
+        workdir = output / sweep.run_id(point)
+        workdir.mkdir(parents=True)
+        (workdir / "sweep_exit.txt").write_text("0")
+        (workdir / "metrics.jsonl").write_text(json.dumps({"step": 5, "eval/t/accuracy": 50.0}) + "\n")
+    assert cli.run(["sweep", str(file), f"--output={output}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("[/red]") == 3 and out.count("[bold]<b>") == 3 and f"see {output / 'sweep.html'}" in out
+    page = (output / "sweep.html").read_text()
+    assert "<b>" not in page and page.count("[bold]&lt;b&gt;") == 3 + 3 + 1  # table, tips of the lines, axis
+    runs = [output / sweep.run_id(point) for point in points[:2]]
+    for run, name in zip(runs, ("[/red]", "<b>"), strict=True):
+        cfg = config.base()
+        cfg.name = name
+        (run / "config.json").write_text(config.to_json(cfg))
+    assert cli.run(["compare", *map(str, runs), f"--output={tmp_path / 'page.html'}"]) == 0
+    out = capsys.readouterr().out
+    assert "[/red]" in out and "<b>" in out
+    page = (tmp_path / "page.html").read_text()
+    assert "[/red]" in page and "&lt;b&gt;" in page and "<b>" not in page

@@ -1,45 +1,39 @@
-"""The verb `compare`: what differs between runs, in their configs, their results and their curves."""
+"""The verb `compare`: how the configs, results and curves of runs differ."""
 
-import base64
-import html
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from t5x_lite import atomic
+from t5x_lite import atomic, console
 from t5x_lite import config as configs
 from t5x_lite.errors import ConfigError
-from t5x_lite.reports import run_page
+from t5x_lite.reports import figures
+from t5x_lite.reports.page import Markup, image, shell, table, tag
 from t5x_lite.reports.results import curves, read_metrics
 
 
 def run(workdirs: list[Path], output: Path | None) -> None:
-    """Prints the tables of `differences` and `results`; with `output`, a page that also has the curves."""
+    """Prints the tables of `differences` and `results`; with `output`, writes a page that also has the curves.
+
+    Raises ConfigError where a directory holds no run.
+    """
     for workdir in workdirs:
         if not (workdir / "config.json").is_file():
             raise ConfigError(f"no run in {str(workdir)!r}; give workdirs of `t5x-lite train`")
     names = _names(workdirs)
     tables = {"Config": differences(workdirs, names), "Results": results(workdirs, names)}
-    console = Console()
+    terminal = console.plain()
     for title, rows in tables.items():
-        table = Table(title=title, title_justify="left")
-        for column in rows[0] if rows else ():
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(_text(value) for value in row.values()))
-        console.print(table if rows else f"{title}: nothing differs")
+        terminal.print(_on_terminal(title, rows) if rows else f"{title}: nothing differs")
     if output:
-        parts = ["<!doctype html><html lang=en><meta charset=utf-8>"]
-        parts.append(f"<title>{html.escape(' · '.join(names))}</title><style>{run_page.STYLE}</style>")
-        for title, rows in tables.items():
-            parts += [f"<h2>{title}</h2>", run_page.html_table(rows, "Nothing differs.")]
-        parts += ["<h2>Curves</h2>", _curves(workdirs, names)]
-        atomic.write(output, "\n".join([*parts, "</html>"]))
-        console.print(f"see {output}")
+        parts = [part for title, rows in tables.items() for part in (tag("h2", title), table(rows, "Nothing differs."))]
+        page = shell(" · ".join(names), *parts, tag("h2", "Curves"), *_curves(workdirs, names))
+        atomic.write(output, page)
+        terminal.print(f"see {output}")
 
 
 def differences(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
@@ -50,19 +44,21 @@ def differences(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
 
 
 def results(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
-    """The last value of every evaluation metric, and of the training loss and speed, a row each. Of runs that differ in
-    their seed alone also the mean and standard deviation."""
+    """The last value of every evaluation metric, of the training loss and of the speed, a row each.
+
+    Runs that differ only in their seed also have a column with their mean and standard deviation.
+    """
     last: list[dict[str, Any]] = []
     for workdir in workdirs:
-        found: dict[str, Any] = {}
+        of_run: dict[str, Any] = {}
         for row in read_metrics(workdir):
-            found |= {
+            of_run |= {
                 k: v for k, v in row.items() if k.startswith("eval/") or k in ("train/loss", "train/tokens_per_s")
             }
-            found["step"] = row["step"]
-        last.append(found)
-    keys = sorted({key for found in last for key in found})
-    rows = [{"metric": key, **{n: found.get(key) for n, found in zip(names, last, strict=True)}} for key in keys]
+            of_run["step"] = row["step"]
+        last.append(of_run)
+    keys = sorted({key for of_run in last for key in of_run})
+    rows = [{"metric": key, **{n: of_run.get(key) for n, of_run in zip(names, last, strict=True)}} for key in keys]
     for group in seeds(workdirs):
         for row in rows:
             values = [last[run][row["metric"]] for run in group if row["metric"] in last[run]]
@@ -72,7 +68,7 @@ def results(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
 
 
 def seeds(workdirs: list[Path]) -> list[list[int]]:
-    """The numbers of the runs that are one but for their seed (and name), where there are several of them."""
+    """Groups of two or more runs whose configs differ only in the seed and the name, by their numbers."""
     groups: dict[str, list[int]] = {}
     for number, workdir in enumerate(workdirs):
         flat = configs.flat(configs.from_json(workdir / "config.json"))
@@ -91,35 +87,25 @@ def _names(workdirs: list[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(workdir) for workdir in workdirs]
 
 
-def _curves(workdirs: list[Path], names: list[str]) -> str:
+def _curves(workdirs: list[Path], names: list[str]) -> Iterator[Markup]:
     """Pictures of the training loss and every evaluation metric, a line for each run."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    found = [curves(read_metrics(w), "eval/") | curves(read_metrics(w), "train/loss") for w in workdirs]
-    metrics = sorted({metric for of_run in found for metric in of_run if not metric.startswith("train/loss/")})
-    out = []
-    for metric in metrics:
-        figure = Figure(figsize=(9, 3.2), dpi=100)
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        for name, of_run in zip(names, found, strict=True):
-            if metric in of_run:
-                axes.plot(*zip(*of_run[metric], strict=True), label=name, marker="o", markersize=3)
-        axes.set(xlabel="step", ylabel=metric)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-        figure.tight_layout()
-        out.append(_picture(figure, metric))
-    return "\n".join(out)
+    curves_of = {}
+    for name, workdir in zip(names, workdirs, strict=True):
+        rows = read_metrics(workdir)
+        curves_of[name] = curves(rows, "eval/") | curves(rows, "train/loss")
+    for metric in sorted({metric for of_run in curves_of.values() for metric in of_run}):
+        if not metric.startswith("train/loss/"):
+            points_of = {name: of_run[metric] for name, of_run in curves_of.items() if metric in of_run}
+            yield image(metric, figures.curves(points_of, metric, 3.4))
 
 
-def _picture(figure: Any, name: str) -> str:
-    import io
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+def _on_terminal(title: str, rows: list[dict[str, Any]]) -> Table:
+    out = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        out.add_column(column, overflow="fold")
+    for row in rows:
+        out.add_row(*map(_text, row.values()))
+    return out
 
 
 def _text(value: Any) -> str:

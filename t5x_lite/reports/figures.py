@@ -1,18 +1,62 @@
-"""Figures of a task's predictions, as PNG: which classes are mistaken for which, calibration, lengths."""
+"""Figures, as PNG: curves, and of a task's predictions which classes are confused, the calibration, the lengths."""
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from t5x_lite.reports import confidence
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_CLASSES = 20  # that a confusion matrix is legible with
 OTHER = "(no label)"
 
 
+def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    """An empty figure and its axes, which take three quarters of the given inches; labels are around them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def png_of(figure: "Figure") -> bytes:
+    """The figure as PNG. Its texts are shown as they are: a user's `$` begins no formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
+    out = io.BytesIO()
+    figure.savefig(out, format="png", bbox_inches="tight")
+    return out.getvalue()
+
+
+def curves(
+    points_of: Mapping[str, Sequence[tuple[int, float]]], ylabel: str, height: float, unmarked: Collection[str] = ()
+) -> bytes:
+    """The (step, value) points of each name, as a line; `height` in inches. Names in `unmarked` have too many points to
+    mark each one."""
+    figure, axes = new_figure(10.6, height)
+    for name, points in points_of.items():
+        steps, values = zip(*points, strict=True)
+        marker, width = ("", 1) if name in unmarked else ("o", 1.6)
+        axes.plot(steps, values, label=name, linewidth=width, marker=marker, markersize=4)
+    axes.set(xlabel="step", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    if points_of:
+        axes.legend(frameon=False)
+    return png_of(figure)
+
+
 def of_predictions(rows: Sequence[Mapping]) -> dict[str, bytes]:
-    """{title: PNG} of the rows of a predictions' file, as far as they make sense: classes are targets that are few and
-    come again; other texts have lengths; numbers neither."""
+    """{title: PNG} of the figures that make sense for the rows of a predictions' file.
+
+    Targets that are few and repeat are classes: they have a confusion matrix and a calibration. Other texts have
+    lengths. Numbers have no figure.
+    """
     labels = sorted({row["target"].strip() for row in rows})
     others = [row for row in rows if row["prediction"].strip() not in labels]
     are_many = len(labels) > min(MOST_CLASSES, len(rows) / 2)
@@ -24,10 +68,11 @@ def of_predictions(rows: Sequence[Mapping]) -> dict[str, bytes]:
 
 
 def confusion(rows: Sequence[Mapping], labels: Sequence[str]) -> bytes:
-    """How often each class (down) was answered by which (across); the last column is what is no class."""
+    """How often each class (rows) was predicted as each class (columns); the last column counts predictions of no
+    class."""
     columns = [*labels, OTHER]
     counts = counts_of(rows, labels)
-    figure, axes = _figure(1.6 + 0.7 * len(columns), 1.4 + 0.55 * len(labels))
+    figure, axes = new_figure(1.6 + 0.7 * len(columns), 1.4 + 0.55 * len(labels))
     axes.imshow([[n / max(sum(line), 1) for n in line] for line in counts], cmap="Blues", vmin=0, vmax=1)
     for y, line in enumerate(counts):
         for x, n in enumerate(line):
@@ -35,11 +80,11 @@ def confusion(rows: Sequence[Mapping], labels: Sequence[str]) -> bytes:
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="prediction", ylabel="target")
-    return _png(figure)
+    return png_of(figure)
 
 
 def counts_of(rows: Sequence[Mapping], labels: Sequence[str]) -> list[list[int]]:
-    """[target][prediction] counts; the last prediction is what is no label."""
+    """[target][prediction] counts; the last column counts predictions that are no label."""
     place = {label: i for i, label in enumerate(labels)}
     counts = [[0] * (len(labels) + 1) for _ in labels]
     for row in rows:
@@ -48,40 +93,27 @@ def counts_of(rows: Sequence[Mapping], labels: Sequence[str]) -> list[list[int]]
 
 
 def reliability(rows: Sequence[Mapping]) -> bytes:
-    """Share of right answers against the probability that the model gave them, in 15 bins."""
+    """Share of correct predictions against the probability that the model gave them, in 15 bins."""
+    from t5x_lite.reports import confidence  # which needs numpy
+
     right = [row["prediction"].strip() == row["target"].strip() for row in rows]
     diagram = confidence.calibration([math.exp(min(row["score"], 0.0)) for row in rows], right)
-    figure, axes = _figure(4, 3.4)
+    figure, axes = new_figure(4, 3.4)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     sizes = [10 + 190 * bin_["examples"] / len(rows) for bin_ in diagram]
     axes.scatter([b["confidence"] for b in diagram], [b["accuracy"] for b in diagram], sizes)
     axes.set(xlabel="probability of the answer", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-    return _png(figure)
+    return png_of(figure)
 
 
 def lengths(rows: Sequence[Mapping]) -> bytes:
-    """Words of the targets and of the predictions."""
-    figure, axes = _figure(5, 3)
+    """Histograms of the number of words in targets and predictions."""
+    figure, axes = new_figure(5, 3)
     both = [[len(row[name].split()) for row in rows] for name in ("target", "prediction")]
     axes.hist(both, bins=20, label=["targets", "predictions"])
     axes.set(xlabel="words", ylabel="texts")
     axes.legend(frameon=False)
-    return _png(figure)
-
-
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110)
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
-
-
-def _png(figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", bbox_inches="tight")
-    return out.getvalue()
+    return png_of(figure)
 
 
 def _is_number(text: str) -> bool:

@@ -1,0 +1,116 @@
+"""The page of a sweep: parallel coordinates of all its settings, and their table.
+
+A row is one setting over its seeds: {"point": {parameter: value}, "mean", "sd": of the metric, None where there are no
+runs (sd: fewer than two), "runs": the names of the runs}. All points have the same parameters.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from t5x_lite.reports.page import Markup, shell, table, tag, together
+
+STYLE = Markup("""<style>
+svg { width: 100%; font-size: 12px } path { fill: none; stroke-width: 2; opacity: .75 }
+path:hover { stroke-width: 5; opacity: 1 } line { stroke: #999 }
+text { paint-order: stroke; stroke: white; stroke-width: 4px }
+</style>""")  # texts have an outline, to be readable where lines cross them
+WIDTH, HEIGHT, TOP, SIDE = 960, 360, 30, 80  # of the drawing, and its margins
+
+
+def page(title: str, metric: str, maximize: bool, rows: Sequence[dict[str, Any]], points: int) -> str:
+    """The whole page; `points` is the number of runs that the sweep has when it is complete."""
+    runs = sum(len(row["runs"]) for row in rows)
+    better = "higher" if maximize else "lower"
+    settings_table = [
+        {
+            **{short_name(name): str(row["point"][name]) for name in varying(rows)},
+            "mean ± sd": "–" if row["mean"] is None else f"{row['mean']:.4g} ± {number_text(row['sd'])}",
+            "n": str(len(row["runs"])),
+            "runs": ", ".join(row["runs"]),
+        }
+        for row in rows
+    ]
+    return shell(
+        title,
+        STYLE,
+        tag("p", f"{metric}, {better} is better; {len(rows)} settings, {runs} of {points} runs."),
+        parallel_coordinates(metric, [row for row in rows if row["mean"] is not None]),
+        tag("h2", "Settings"),
+        table(settings_table, "No run yet."),
+        tag("p", common_settings(rows)),
+    )
+
+
+def parallel_coordinates(metric: str, rows: Sequence[dict[str, Any]]) -> Markup:
+    """An SVG: an axis for each parameter that varies and for the metric, a line for each setting, from blue to red."""
+    if not rows:
+        return Markup()
+    columns = {short_name(name): [row["point"][name] for row in rows] for name in varying(rows)}
+    columns[metric] = [row["mean"] for row in rows]
+    step = (WIDTH - 2 * SIDE) / max(len(columns) - 1, 1)
+    lines, texts, places = [], [], []
+    for number, (name, values) in enumerate(columns.items()):
+        x = SIDE + number * step
+        shares, ticks = scale(values)
+        places.append([(x, TOP + HEIGHT * (1 - share)) for share in shares])
+        lines.append(tag("line", x1=f"{x:.0f}", x2=f"{x:.0f}", y1=TOP, y2=TOP + HEIGHT))
+        # Names reach inwards from the outer axes, where there is room.
+        name_x, anchor = {0: (0, "start"), len(columns) - 1: (WIDTH, "end")}.get(number, (x, "middle"))
+        texts.append(tag("text", name, x=f"{name_x:.0f}", y=TOP - 12, text_anchor=anchor))
+        for text, share in ticks:
+            texts.append(tag("text", text, x=f"{x + 6:.0f}", y=f"{TOP + HEIGHT * (1 - share) + 4:.0f}"))
+    for row, line, quality in zip(rows, zip(*places, strict=True), scale(columns[metric])[0], strict=True):
+        path = " L ".join(f"{x:.1f} {y:.1f}" for x, y in line)
+        tip = tag("title", f"{settings_text(row['point'])}: {row['mean']:.4g}")
+        lines.append(tag("path", tip, d=f"M {path}", stroke=f"hsl({240 * (1 - quality):.0f} 75% 45%)"))
+    return tag("svg", together(*lines, *texts), viewBox=f"0 0 {WIDTH} {HEIGHT + 2 * TOP}")
+
+
+def scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[str, float]]]:
+    """The place of each value on its axis, from 0 to 1, and the axis' labels with their places.
+
+    Numbers go by size, by their logarithm where they span a decade or more; anything else by name.
+    """
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        names = sorted({str(v) for v in values})
+        share_of = {name: (n + 0.5) / len(names) for n, name in enumerate(names)}
+        return [share_of[str(v)] for v in values], list(share_of.items())
+    low, high = min(values), max(values)
+    by = math.log if low > 0 and high / low >= 10 else float
+    spread = (by(high) - by(low)) or 1.0
+    ticks: list[tuple[str, float]] = []
+    for value in sorted(set(values), reverse=True) if len(set(values)) <= 6 else [high, low]:
+        share = (by(value) - by(low)) / spread
+        if not ticks or ticks[-1][1] - share > 0.034:  # else one label would lie on the other
+            ticks.append((f"{value:.4g}", share))
+    return [(by(v) - by(low)) / spread for v in values], ticks
+
+
+def varying(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The parameters that are not the same in all settings."""
+    return [name for name in rows[0]["point"] if len({str(row["point"][name]) for row in rows}) > 1] if rows else []
+
+
+def common_settings(rows: Sequence[dict[str, Any]]) -> str:
+    """The other parameters, with their values."""
+    names = varying(rows)
+    common = {name: value for name, value in rows[0]["point"].items() if name not in names} if rows else {}
+    return f"in all: {settings_text(common)}" if common else ""
+
+
+def settings_text(point: dict[str, Any]) -> str:
+    """
+    >>> settings_text({"config.seed": 1, "config.model.preset": "t5_tiny"})
+    'seed=1 model.preset=t5_tiny'
+    """
+    return " ".join(f"{short_name(name)}={value}" for name, value in point.items())
+
+
+def short_name(parameter: str) -> str:
+    """The config key that a parameter sets."""
+    return parameter.removeprefix("config.")
+
+
+def number_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
