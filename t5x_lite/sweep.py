@@ -1,7 +1,7 @@
 """The verb `sweep`: the same run with many settings, from a file in wandb's sweep format, on this machine.
 
-Each point has a workdir of its own under `--output`, named by its settings: a sweep that was killed goes on with the
-points that are not done, and a point that was interrupted with its newest checkpoint.
+Each point has a workdir of its own under `--output`, named by its settings. After a kill, the same command runs the
+points that are not done; an interrupted point resumes from its newest checkpoint.
 """
 
 import ctypes
@@ -58,7 +58,8 @@ class Sweep:
 def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool) -> int:
     """Runs every point that is not done, `jobs` at a time, and writes `output`/sweep.html; returns the exit status.
 
-    point: that one alone, by number (for a Slurm array). only_print: says how to run the sweep elsewhere.
+    point: run only the point of this number (for a Slurm array). only_print: print how to run the sweep elsewhere.
+    Raises ConfigError for a file that is no sweep, a point out of range, or a program that is not installed.
     """
     sweep = read(file)
     terminal = console.plain(soft_wrap=True)
@@ -84,7 +85,7 @@ def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool
 
 
 def read(file: Path) -> Sweep:
-    """The sweep of a YAML file; ConfigError for what wandb's format does not have, or this module not of it."""
+    """The sweep of a YAML file. Raises ConfigError for what is not in wandb's format, or not supported here."""
     try:
         if file.stat().st_size > MOST_BYTES:
             raise ConfigError(f"{file} is over {MOST_BYTES:,} bytes long; that is no sweep")
@@ -140,7 +141,7 @@ def _grid(parameters: dict[str, Any], run_cap: int | None) -> list[dict[str, Any
 
 
 def _random(parameters: dict[str, Any], run_cap: int | None) -> list[dict[str, Any]]:
-    """`run_cap` draws; the same ones at every start."""
+    """`run_cap` random points; the same ones at every start."""
     if not run_cap:
         raise ConfigError("method: random needs run_cap, the number of points")
     import numpy as np
@@ -191,7 +192,7 @@ def _checked(name: str, given: Any) -> dict[str, Any]:
 
 
 def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, terminal: Console) -> int:
-    """The first exit status that is not 0, once all have run; a signal is passed on, and the points save."""
+    """Runs the points and returns the first exit status that is not 0. A signal is passed on, so the points save."""
     queue, running, failed = list(waiting), {}, 0
     asked = False
 
@@ -245,9 +246,9 @@ def _start(sweep: Sweep, point: dict[str, Any], output: Path) -> subprocess.Pope
 
 
 def _end_with(sweep_pid: int) -> None:
-    """The point is told to save and stop should the sweep be killed."""
+    """Makes the kernel tell the point to save and stop if the sweep is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != sweep_pid:  # killed before it could ask for that
+    if os.getppid() != sweep_pid:  # the sweep was killed before this call
         os._exit(1)
 
 
