@@ -34,7 +34,7 @@ def main() -> None:
     from t5x_lite.training.step import abstract_params, abstract_state, init_state, make_train_step
 
     shape = Shape(**json.loads(sys.argv[1]))
-    layout = sharding.Layout(sharding.make_mesh(1, 1, 1))
+    layout = sharding.Layout(sharding.make_mesh())
     module, arrays = build(model_config(shape), layout.constrain), batch(shape)
     schedule = optim.make_schedule("constant", 1e-4)
     axes = sharding.param_axes(abstract_params(module, arrays))

@@ -128,7 +128,7 @@ def test_a_mesh_changes_no_text(family, strategies):
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices")
     config = FAMILIES[family]
-    layout = sharding.Layout(sharding.make_mesh(2, 2, 2))
+    layout = sharding.Layout(sharding.make_mesh(data=2, fsdp=2, tensor=2))
     params, batch = random_params(config), prompts(config)
     module = build(config, layout.constrain)
     boxed = jax.eval_shape(module.init, jax.random.key(0), batch)["params"]

@@ -75,7 +75,7 @@ def test_flops_of_branches_and_loops():
 
 
 def test_collectives_in_a_loop_count_as_often_as_it_turns():
-    mesh = make_mesh(8)
+    mesh = make_mesh(data=8)
     split, whole = NamedSharding(mesh, PartitionSpec("data")), PartitionSpec()
 
     def body(x, _):

@@ -29,7 +29,7 @@ from t5x_lite.training import step
 
 @pytest.fixture(scope="module")
 def layout():
-    return Layout(make_mesh(2, 2, 2))
+    return Layout(make_mesh(data=2, fsdp=2, tensor=2))
 
 
 # Mesh -----------------------------------------------------------------------------------------------------------------
@@ -83,11 +83,11 @@ def test_any_mesh_that_fits_is_taken(sizes):
 
 
 def test_make_mesh_has_auto_axes_and_takes_exactly_its_devices():
-    mesh = make_mesh(2, 1, 2, devices=jax.devices()[:4])
-    assert mesh.axis_names == MESH_AXES
+    mesh = make_mesh(jax.devices()[:4], data=2, tensor=2)
+    assert mesh.axis_names == tuple(MESH_AXES)
     assert mesh.axis_types == (AxisType.Auto,) * 4
     with pytest.raises(ConfigError, match=r"data=2 × fsdp=1 × sequence=1 × tensor=1 is 2 devices; there are 8"):
-        make_mesh(2)
+        make_mesh(data=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +101,14 @@ class Chip:
 
 def test_slices_are_joined_along_data_and_the_rows_of_a_process_follow_each_other():
     chips = [Chip(n, process_index=n // 2, slice_index=n // 4) for n in range(8)]
-    devices = make_mesh(2, 2, 2, devices=chips[::-1]).devices
+    devices = make_mesh(chips[::-1], data=2, fsdp=2, tensor=2).devices
     assert [{chip.slice_index for chip in part.flat} for part in devices] == [{0}, {1}]
     with pytest.raises(ConfigError, match=r"data=1 does not divide over 2 slices; use 2"):
-        make_mesh(1, 4, 2, devices=chips)
-    assert sharding._rows_follow(np.array(chips).reshape(4, 1, 2))
-    scattered = np.array([chips[n] for n in (0, 2, 1, 3, 4, 6, 5, 7)]).reshape(8, 1, 1)
-    assert not sharding._rows_follow(scattered)
-    assert sharding._rows_follow(scattered.reshape(1, 1, 8))  # every process has all rows
+        make_mesh(chips, fsdp=4, tensor=2)
+    assert sharding.rows_follow(np.array(chips).reshape(4, 1, 2, 1))
+    scattered = np.array([chips[n] for n in (0, 2, 1, 3, 4, 6, 5, 7)]).reshape(8, 1, 1, 1)
+    assert not sharding.rows_follow(scattered)
+    assert sharding.rows_follow(scattered.reshape(1, 1, 8, 1))  # every process has all rows
 
 
 # Rules ----------------------------------------------------------------------------------------------------------------
@@ -136,13 +136,13 @@ def test_a_misspelt_axis_is_an_error_with_a_hint(layout):
 
 
 def test_rules_can_be_replaced():
-    layout = Layout(make_mesh(1, 4, 2), axis_rules(vocab=None, embed=("fsdp", "tensor")))
+    layout = Layout(make_mesh(fsdp=4, tensor=2), axis_rules(vocab=None, embed=("fsdp", "tensor")))
     assert layout.spec(("vocab", "embed")) == PartitionSpec(None, ("fsdp", "tensor"))
     assert hash(layout) == hash(Layout(layout.mesh, axis_rules(vocab=(), embed=["fsdp", "tensor"])))
 
 
 def test_a_row_is_split_along_its_length_where_it_divides():
-    layout = Layout(make_mesh(2, 1, 2, 2))
+    layout = Layout(make_mesh(data=2, tensor=2, sequence=2))
     x = jax.jit(lambda x: layout.constrain(x, ("batch", "length", "embed")))(jnp.zeros((4, 6, 4)))
     assert {shard.data.shape for shard in x.addressable_shards} == {(2, 3, 4)}
     one = jax.jit(lambda x: layout.constrain(x, ("batch", "length", "embed")))(jnp.zeros((4, 1, 4)))

@@ -1,19 +1,45 @@
-"""The axes of a mesh, and the rules from the logical axes of arrays to them. No jax here: configs hold the rules.
+"""The axes of a mesh, the logical axes of arrays, and the rules between them. No jax here: configs hold the rules.
 
-Four mesh axes serve every kind of parallelism:
-    data      each device holds all parameters and its share of the batch rows
-    fsdp      the same, but parameters and optimizer state are split too, and gathered when used
-    sequence  rows are split along their length, for rows that are too long for one device; keys and values are gathered
-    tensor    matrix products are split: heads, MLP width, vocabulary
+A new mesh axis is a row of MESH_AXES, a new logical axis a field of AxisRules. All that is known about either stands in
+its row.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
 
-MESH_AXES = ("data", "fsdp", "sequence", "tensor")  # the last one's neighbours are nearest
+
+@dataclasses.dataclass(frozen=True)
+class MeshAxis:
+    """meaning: what is split over it. crosses_slices: it may span the slow network between slices of a pod."""
+
+    meaning: str
+    crosses_slices: bool = False
+
+
+# In the order of a mesh's dimensions: neighbours along the last axis are nearest to each other.
+MESH_AXES: dict[str, MeshAxis] = {
+    "data": MeshAxis("rows of the batch; every device holds all parameters", crosses_slices=True),
+    "fsdp": MeshAxis("rows of the batch; parameters and optimizer state are split too, and gathered when used"),
+    "sequence": MeshAxis("the length of rows that are too long for one device; keys and values are gathered"),
+    "tensor": MeshAxis("matrix products: heads, MLP width, vocabulary"),
+}
+
+# The part a dimension plays in Adafactor's factored second moment (t5x: standard_logical_factor_rules).
+ROW, COLUMN, STACK, WHOLE = "row", "column", "stack", "whole"
+
+
+def _axis(*mesh_axes: str, factor: str = WHOLE, size: str = "") -> Any:
+    """A logical axis. mesh_axes: what it is split over by default.
+
+    factor: its part in Adafactor's moments: ROW, COLUMN, STACK (of layers: never averaged over), or WHOLE: a parameter
+        with such a dimension is not factored, the default.
+    size: the field of ModelConfig that is its size, where it has to divide.
+    """
+    return dataclasses.field(default=mesh_axes, metadata={"factor": factor, "size": size})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +50,21 @@ class AxisRules:
     ("batch", "length", "embed") are split by rows while kernels ("embed", "mlp") are split by `embed`.
     """
 
-    batch: tuple[str, ...] = ("data", "fsdp")
-    length: tuple[str, ...] = ("sequence",)
-    keys: tuple[str, ...] = ()  # the length of what attention looks at
-    embed: tuple[str, ...] = ("fsdp",)
-    mlp: tuple[str, ...] = ("tensor",)
-    heads: tuple[str, ...] = ("tensor",)
-    kv: tuple[str, ...] = ()
-    vocab: tuple[str, ...] = ("tensor",)
-    layers: tuple[str, ...] = ()
-    relative_buckets: tuple[str, ...] = ()
-    positions: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    lora: tuple[str, ...] = ()
-    norm: tuple[str, ...] = ()  # scales and biases of norms: a few kilobytes
+    batch: tuple[str, ...] = _axis("data", "fsdp")
+    length: tuple[str, ...] = _axis("sequence")
+    keys: tuple[str, ...] = _axis()  # the length of what attention looks at
+    embed: tuple[str, ...] = _axis("fsdp", factor=ROW, size="d_model")
+    mlp: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="d_ff")
+    heads: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="num_heads")
+    kv: tuple[str, ...] = _axis(factor=COLUMN, size="head_dim")
+    vocab: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="vocab_size")
+    layers: tuple[str, ...] = _axis(factor=STACK)
+    relative_buckets: tuple[str, ...] = _axis(size="relative_buckets")
+    positions: tuple[str, ...] = _axis(factor=COLUMN, size="max_positions")
+    types: tuple[str, ...] = _axis(factor=COLUMN, size="type_vocab_size")
+    classes: tuple[str, ...] = _axis(factor=COLUMN, size="num_classes")
+    lora: tuple[str, ...] = _axis()
+    norm: tuple[str, ...] = _axis()  # scales and biases of norms: a few kilobytes
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -52,6 +78,13 @@ class AxisRules:
 
 
 DEFAULT_RULES = AxisRules()
+SIZES = {f.name: f.metadata["size"] for f in dataclasses.fields(AxisRules) if f.metadata["size"]}
+
+
+def factor_of(logical_axis: str | None) -> str:
+    """The part of a dimension in Adafactor's moments; WHOLE for an axis without a name or a row here."""
+    fields = {field.name: field.metadata["factor"] for field in dataclasses.fields(AxisRules)}
+    return fields.get(logical_axis or "", WHOLE)
 
 
 def axis_rules(**overrides: str | Sequence[str] | None) -> AxisRules:

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from t5x_lite.cluster.axes import DEFAULT_RULES, MESH_AXES, AxisRules
+from t5x_lite.cluster.axes import DEFAULT_RULES, MESH_AXES, SIZES, AxisRules
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
 from t5x_lite.models.config import ModelConfig
@@ -119,40 +119,53 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices: Sequence[Any] | None = None
+    devices: Sequence[Any] | None = None, row_axes: Sequence[str] = DEFAULT_RULES.batch, **sizes: int
 ) -> Mesh:
-    """A mesh of so many devices (all of `jax.devices()` unless given); `tensor` neighbours are nearest."""
-    found = len(devices) if devices is not None else jax.device_count()
-    shape = (data, fsdp, sequence, tensor)
-    if math.prod(shape) != found:
-        text = " × ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
-        raise ConfigError(f"mesh {text} is {math.prod(shape)} devices; there are {found}")
+    """A mesh of these sizes (1 where none is given): `make_mesh(data=4, tensor=2)`.
+
+    devices: all of `jax.devices()` unless given; neighbours along the last axis of MESH_AXES are nearest.
+    row_axes: the mesh axes that rows of the batch are split over.
+    """
+    for axis in sizes:
+        if axis not in MESH_AXES:
+            raise ConfigError(unknown("mesh axis", axis, MESH_AXES))
     devices = list(jax.devices() if devices is None else devices)
+    names, shape = tuple(MESH_AXES), tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    if math.prod(shape) != len(devices):
+        text = " × ".join(f"{axis}={size}" for axis, size in zip(names, shape, strict=True))
+        raise ConfigError(f"mesh {text} is {math.prod(shape)} devices; there are {len(devices)}")
     axis_types = (AxisType.Auto,) * len(shape)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1:  # joined by the slower network: only gradients go over it, along `data`
-        if data % slices:
-            raise ConfigError(f"mesh data={data} does not divide over {slices} slices; use {_nearest(data, slices)}")
-        return Mesh(
-            mesh_utils.create_hybrid_device_mesh((data // slices, *shape[1:]), (slices, 1, 1, 1), devices),
-            MESH_AXES,
-            axis_types=axis_types,
-        )
-    mesh = jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
-    if _rows_follow(mesh.devices):
+    if slices > 1:
+        return Mesh(_over_slices(shape, slices, devices), names, axis_types=axis_types)
+    mesh = jax.make_mesh(shape, names, axis_types=axis_types, devices=devices)
+    if rows_follow(mesh.devices, row_axes):
         return mesh
     # The order that suits the links best would give a process rows that do not follow each other.
     in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(in_order).reshape(shape), MESH_AXES, axis_types=axis_types)
+    return Mesh(np.array(in_order).reshape(shape), names, axis_types=axis_types)
 
 
-def _rows_follow(devices: np.ndarray) -> bool:
-    """Whether the batch rows of each process follow each other. devices: [data, fsdp, …]."""
-    rows = devices.reshape(devices.shape[0] * devices.shape[1], -1)
-    of_row = [{device.process_index for device in row} for row in rows]
+def _over_slices(shape: tuple[int, ...], slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """The devices of several slices: only the axis that may span the slow network between them does."""
+    crossing = next(number for number, axis in enumerate(MESH_AXES.values()) if axis.crosses_slices)
+    if shape[crossing] % slices:
+        name, size = list(MESH_AXES)[crossing], shape[crossing]
+        raise ConfigError(f"mesh {name}={size} does not divide over {slices} slices; use {_nearest(size, slices)}")
+    over = tuple(slices if number == crossing else 1 for number in range(len(shape)))
+    inside = tuple(size // count for size, count in zip(shape, over, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(inside, over, devices)
+
+
+def rows_follow(devices: np.ndarray, row_axes: Sequence[str] = DEFAULT_RULES.batch) -> bool:
+    """Whether the batch rows of each process follow each other. devices: an axis for each of MESH_AXES."""
+    split = [number for number, axis in enumerate(MESH_AXES) if axis in row_axes]
+    by_row = np.moveaxis(devices, split, range(len(split)))
+    by_row = by_row.reshape(math.prod(by_row.shape[: len(split)]), -1)
+    of_row = [{device.process_index for device in row} for row in by_row]
     for process in set().union(*of_row):
-        held = [number for number, processes in enumerate(of_row) if process in processes]
-        if held[-1] - held[0] >= len(held):
+        rows = [number for number, processes in enumerate(of_row) if process in processes]
+        if rows[-1] - rows[0] >= len(rows):
             return False
     return True
 
@@ -184,19 +197,8 @@ def check_lengths(lengths: Mapping[str, int], mesh: Mapping[str, int], rules: Ax
 
 def check_model(config: ModelConfig, mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES) -> None:
     """Raises ConfigError for the first size of the model that does not split evenly; needs no device."""
-    sizes = {
-        "embed": ("d_model", config.d_model),
-        "mlp": ("d_ff", config.d_ff),
-        "heads": ("num_heads", config.num_heads),
-        "kv": ("head_dim", config.head_dim),
-        "vocab": ("vocab_size", config.vocab_size),
-        "positions": ("max_positions", config.max_positions),
-        "relative_buckets": ("relative_buckets", config.relative_buckets),
-        "types": ("type_vocab_size", config.type_vocab_size),
-        "classes": ("num_classes", config.num_classes),
-    }
-    for axis, (field, size) in sizes.items():
-        parts = _parts(getattr(rules, axis), mesh)
+    for axis, field in SIZES.items():
+        parts, size = _parts(getattr(rules, axis), mesh), getattr(config, field)
         if size % parts:
             by = _mesh_text(getattr(rules, axis), mesh)
             raise ConfigError(

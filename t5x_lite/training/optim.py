@@ -6,7 +6,7 @@ with the parameter's logical axes where the parameter is, so that sharding follo
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from t5x_lite.cluster.axes import COLUMN, ROW, STACK, WHOLE, factor_of
 from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
@@ -147,31 +148,12 @@ def decay_mask(param_axes: Any, no_decay: tuple[str, ...] = NO_DECAY) -> Any:
     )
 
 
-# The part a dimension plays in Adafactor's factored second moment (t5x: standard_logical_factor_rules).
-ROW, COLUMN, BATCH, NONE = "row", "column", "batch", "none"
-FACTOR_RULES: Mapping[str | None, str] = {
-    "embed": ROW,
-    "vocab": COLUMN,
-    "mlp": COLUMN,
-    "heads": COLUMN,
-    "kv": COLUMN,
-    "positions": COLUMN,
-    "types": COLUMN,
-    "classes": COLUMN,
-    "relative_buckets": NONE,
-    "norm": NONE,
-    "lora": NONE,
-    "layers": BATCH,  # stacked by a scan: as many parameters as there are layers, never averaged over
-    None: NONE,
-}
-
-
 class FactorDims(NamedTuple):
     """How one parameter is treated: the dimensions reduced away for the column and row moments, or () for both."""
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
-    within: tuple[int, ...]  # all but the batch dimensions: what one RMS is taken over
+    within: tuple[int, ...]  # all but stacks of layers: what one RMS is taken over
 
 
 class FactoredMoment(NamedTuple):
@@ -189,15 +171,15 @@ class AdafactorState(NamedTuple):
 def factor_dims(axes: tuple[str | None, ...], shape: tuple[int, ...], min_dim_size_to_factor: int = 128) -> FactorDims:
     """The factoring of a parameter with these logical axes.
 
-    Factored when it has rows and columns, no dimension that is neither, and at least `min_dim_size_to_factor` of
-    each, counting heads × kv as one dimension. (T5X applies that minimum to unstacked parameters only; here to
-    both, so that scanned and unrolled layers train alike.)
+    Factored when it has rows and columns, no dimension that has to stay whole (cluster/axes.py; any axis that has no
+    row there), and at least `min_dim_size_to_factor` of each, counting heads × kv as one dimension. (T5X applies that
+    minimum to unstacked parameters only; here to both, so that scanned and unrolled layers train alike.)
     """
-    roles = [FACTOR_RULES[name] for name in axes]
-    rows, columns, batch = (tuple(i for i, role in enumerate(roles) if role == r) for r in (ROW, COLUMN, BATCH))
+    roles = [factor_of(name) for name in axes]
+    rows, columns, stack = (tuple(i for i, role in enumerate(roles) if role == r) for r in (ROW, COLUMN, STACK))
     smallest = min(math.prod(shape[i] for i in dims) if dims else 0 for dims in (rows, columns))
-    within = tuple(i for i in range(len(shape)) if i not in batch)
-    if NONE in roles or smallest < max(1, min_dim_size_to_factor):
+    within = tuple(i for i in range(len(shape)) if i not in stack)
+    if WHOLE in roles or smallest < max(1, min_dim_size_to_factor):
         return FactorDims((), (), within)
     return FactorDims(rows, columns, within)
 
