@@ -7,7 +7,6 @@ locked and typed: a misspelt key or a wrong type is an error with "did you mean"
 import dataclasses
 import importlib.util
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,270 +16,151 @@ from ml_collections.config_dict import placeholder
 
 from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.errors import ConfigError
-from t5x_lite.lookup import suggest, unknown
-from t5x_lite.models.config import HEADS, ModelConfig
+from t5x_lite.keys import AT_LEAST_ONE, FREE, INNER_SHARE, NOT_NEGATIVE, POSITIVE, REFUSE, SHARE, WARN, Key, Range
+from t5x_lite.lookup import suggest
+from t5x_lite.models.config import MODEL_KEYS
 
 Config = Any  # an ml_collections.ConfigDict: it checks keys and types itself, when it runs
 
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
-AT_LEAST_ONE = (
-    "data.batch_rows",
-    "data.length",
-    "data.targets_length",
-    "data.max_examples_per_row",
-    "data.window_stride",
-    "data.mlm_longest_ngram",
-    "train.total_steps",
-    "train.microbatches",
-    "train.log_every_steps",
-    "train.max_nonfinite",
-    "profile.steps",
-    "eval.batch_rows",
-    "eval.max_decode_tokens",
-    "eval.max_answer_tokens",
-    "eval.beams",
-    "checkpoint.every_steps",
-    "checkpoint.keep_last",
-)
-NOT_NEGATIVE = (
-    "seed",
-    "optimizer.learning_rate",
-    "optimizer.weight_decay",
-    "optimizer.clip_norm",
-    "optimizer.unfreeze_every_steps",
-    "schedule.warmup_steps",
-    "loss.z_loss",
-    "loss.label_smoothing",
-    "eval.every_steps",
-    "eval.max_examples",
-    "eval.predictions_shown",
-    "eval.min_decode_tokens",
-    "eval.length_penalty",
-    "eval.temperature",
-    "eval.top_k",
-    "data.prefetch_batches",
-    "train.hang_s",
-    "train.grace_s",
-    "train.spike_sigmas",
-    "profile.start_step",
-)
 _DENOISING = ("iid_denoising", "mass", "drop_tokens", "deshuffle", "sequential", "ul2")
 OBJECTIVES = {  # their meaning: data/denoise.py
     "text_to_text": ("span_corruption", "prefix_lm", "full_lm", *_DENOISING),
     "decoder_only": ("full_lm", "prefix_lm", "span_corruption", *_DENOISING),
     "encoder_only": ("mlm", "mlm_sentence_order"),  # the head nsp judges the next sentence, or the order of two
 }
+ANY_OBJECTIVE = ("", *dict.fromkeys(name for names in OBJECTIVES.values() for name in names))
 ON_LONG = ("truncate", "skip", "error")  # their meaning: data/convert.py
 NEED_LABELS = ("constrained", "rank")  # answers that only tasks with labels have
 ANSWERS = ("greedy", "beam", "sample", *NEED_LABELS)  # their meaning: evaluation/predict.py
 WANDB_MODES = ("disabled", "offline", "online")
 ON_NONFINITE = ("stop", "skip", "rollback")
 ON_ERROR = ("raise", "record")
-# What another value of a key means to a run that has a checkpoint; of several prefixes that fit, the longest counts.
-ON_RESUME = {
-    "refuse": (
-        "seed",
-        "model.",
-        "data.",
-        "optimizer.name",
-        "optimizer.trained",
-        "optimizer.unfreeze_every_steps",
-        "train.spike_sigmas",
-    ),  # they decide what its steps are
-    "warn": (  # it goes on, but no longer as an uninterrupted run would
-        *("optimizer.", "schedule.", "loss.", "train.microbatches", "train.on_nonfinite", "init.", "mesh", "rules."),
-        *("model.dropout_", "model.attention_dropout_rate", "model.classifier_dropout_rate", "model.dtype"),
-    ),
-    "free": (
-        *("name", "train.", "eval.", "checkpoint.", "wandb.", "profile."),
-        *("data.prefetch_batches", "data.max_bad_fraction", "data.cache_dir", "model.remat"),
-    ),
+SEEDS = Range(at_least=0, below=2**32)
+PROBABILITY = Range(above=0, at_most=1)
+FRACTION = Range(at_least=0, at_most=1)
+
+# Every key of a run: default, meaning, what a change means to a run that has a checkpoint, allowed values.
+KEYS: dict[str, Key] = {
+    "name": Key("", "of the run, in reports and wandb; '': the workdir's name", FREE),
+    "seed": Key(0, "of everything random: initialization, dropout, order of the data", REFUSE, SEEDS),
+    "model.preset": Key("t5_1_1_small", "a name of models/presets.py or an imported directory; other keys override it"),
+    **{f"model.{name}": key for name, key in MODEL_KEYS.items()},
+    # --- data
+    "data.mixture": Key("", "the task or mixture to train on"),
+    "data.dir": Key("", "directory with the files of published data sets (GLUE, …); '': they come from TFDS"),
+    "data.files": Key("", "local files in place of the mixture: a.csv, train=a.jsonl,validation=b.jsonl, a directory"),
+    "data.inputs": Key("", "of data.files: a template over their fields, '{title}: {body}'"),
+    "data.targets": Key("", "of data.files: the same for the targets, '{label}'"),
+    "data.text": Key("", "of data.files: in place of both, for a corpus, '{text}'"),
+    "data.labels": Key(None, "of data.files: the classes; unset: found in the targets", kind=tuple),
+    "data.max_bad_fraction": Key(0.0, "share of a task's records that may be bad: skipped and counted", FREE, SHARE),
+    "data.vocabulary": Key("", "bytes, a .model, tokenizer.json or vocab.txt, or a directory with one; '': the tasks'"),
+    "data.batch_rows": Key(32, "rows of the global batch", REFUSE, AT_LEAST_ONE),
+    "data.length": Key(512, "tokens per row; text-to-text: of the encoder", REFUSE, AT_LEAST_ONE),
+    "data.targets_length": Key(114, "tokens per row of the decoder; text-to-text only", REFUSE, AT_LEAST_ONE),
+    "data.on_long": Key("truncate", "an example longer than its row, not of a corpus; counted", REFUSE, ON_LONG),
+    "data.pack": Key(True, "several examples in a row"),
+    "data.max_examples_per_row": Key(16, "capacity for packed encoder-only examples", REFUSE, AT_LEAST_ONE),
+    "data.window_stride": Key(128, "tokens between windows of a long context; encoder-only", REFUSE, AT_LEAST_ONE),
+    "data.objective": Key("", "of a corpus; '': the first of the model's architecture", REFUSE, ANY_OBJECTIVE),
+    "data.noise_density": Key(0.15, "share of a corpus hidden; ul2 has its own", REFUSE, INNER_SHARE),
+    "data.mean_noise_span_length": Key(3.0, "tokens; span_corruption", REFUSE, AT_LEAST_ONE),
+    "data.random_roll": Key(False, "span_corruption: rotates each mask by a random distance, so it may end unhidden"),
+    "data.final_sentinel": Key(False, "span_corruption: ends the targets with one more sentinel, as in T5's paper"),
+    "data.mlm_rate": Key(0.15, "share of tokens selected for masked language modelling", REFUSE, INNER_SHARE),
+    "data.mlm_whole_words": Key(False, "selects all tokens of a word or none"),
+    "data.mlm_longest_ngram": Key(1, "words selected together: n of them with a chance of 1/n", REFUSE, AT_LEAST_ONE),
+    "data.cache_dir": Key("", "output of `t5x-lite cache`; '': tasks are tokenized as they are read", FREE),
+    "data.prefetch_batches": Key(2, "batches prepared ahead by a background thread; 0: none", FREE, NOT_NEGATIVE),
+    # --- optimization
+    "optimizer.name": Key("adafactor", "how parameters are updated", REFUSE, OPTIMIZERS),
+    "optimizer.learning_rate": Key(0.01, "peak; adafactor: relative to each parameter's scale", WARN, NOT_NEGATIVE),
+    "optimizer.b1": Key(0.9, "adamw: decay of the first moment", WARN, SHARE),
+    "optimizer.b2": Key(0.999, "adamw: decay of the second moment", WARN, SHARE),
+    "optimizer.epsilon": Key(1e-8, "adamw: added to the root of the second moment", WARN, POSITIVE),
+    "optimizer.weight_decay": Key(0.0, "times the learning rate; never of biases and norms", WARN, NOT_NEGATIVE),
+    "optimizer.clip_norm": Key(1.0, "of the global gradient; 0: no clipping", WARN, NOT_NEGATIVE),
+    "optimizer.trained": Key("", "regular expression over the paths of trainable parameters; '': all, or those added"),
+    "optimizer.unfreeze_every_steps": Key(0, "a layer starts so long after the one above it", REFUSE, NOT_NEGATIVE),
+    "schedule.name": Key("rsqrt", "shape of the learning rate", WARN, SCHEDULES),
+    "schedule.warmup_steps": Key(1000, "linear from 0; rsqrt: the plateau before the decay (T5)", WARN, NOT_NEGATIVE),
+    "schedule.final_fraction": Key(0.0, "linear and cosine: of the peak, at the last step", WARN, FRACTION),
+    "loss.z_loss": Key(1e-4, "coefficient of log² Z; keeps logits from drifting; 0: off", WARN, NOT_NEGATIVE),
+    "loss.label_smoothing": Key(0.0, "probability spread over the other classes", WARN, SHARE),
+    # --- the run
+    "train.total_steps": Key(1000, "updates", FREE, AT_LEAST_ONE),
+    "train.microbatches": Key(1, "gradient accumulation: parts that the batch is split into", WARN, AT_LEAST_ONE),
+    "train.log_every_steps": Key(10, "steps between log lines", FREE, AT_LEAST_ONE),
+    "train.on_nonfinite": Key("stop", "if loss or gradient is not finite: stop, skip or roll back", WARN, ON_NONFINITE),
+    "train.spike_sigmas": Key(0.0, "skips updates with a loss so far above the last; 0: off", REFUSE, NOT_NEGATIVE),
+    "train.max_nonfinite": Key(10, "skipped updates in a row, or rollbacks, before the run stops", FREE, AT_LEAST_ONE),
+    "train.hang_s": Key(1800.0, "without a step or evaluation batch: exits; 0: never", FREE, NOT_NEGATIVE),
+    "train.grace_s": Key(60.0, "from Ctrl-C or SIGTERM until the process exits, saved or not", FREE, NOT_NEGATIVE),
+    "eval.tasks": Key((), "to evaluate on; (): every task of the mixture that the architecture can predict", FREE),
+    "eval.split": Key("validation", "of the tasks", FREE),
+    "eval.every_steps": Key(1000, "0: evaluates only before the first step and after the last", FREE, NOT_NEGATIVE),
+    "eval.untrained": Key(True, "evaluates before the first step, to show what training adds", FREE),
+    "eval.batch_rows": Key(32, "rows of an evaluation batch", FREE, AT_LEAST_ONE),
+    "eval.max_examples": Key(0, "per task; 0: all", FREE, NOT_NEGATIVE),
+    "eval.max_decode_tokens": Key(64, "that a model may write", FREE, AT_LEAST_ONE),
+    "eval.max_answer_tokens": Key(30, "that an encoder may mark in a context", FREE, AT_LEAST_ONE),
+    "eval.min_decode_tokens": Key(0, "before the end of a text", FREE, NOT_NEGATIVE),
+    "eval.answers": Key(("greedy",), "ways to answer; the first gives the scores", FREE, ANSWERS),
+    "eval.beams": Key(4, "beam", FREE, AT_LEAST_ONE),
+    "eval.length_penalty": Key(0.6, "beam: T5's alpha; 0: none", FREE, NOT_NEGATIVE),
+    "eval.temperature": Key(1.0, "sample", FREE, NOT_NEGATIVE),
+    "eval.top_k": Key(0, "sample: from the k most probable tokens; 0: from all", FREE, NOT_NEGATIVE),
+    "eval.top_p": Key(1.0, "sample: from the fewest tokens that have this probability together", FREE, PROBABILITY),
+    "eval.repetition_penalty": Key(1.0, "above 1: tokens written before become less likely", FREE, POSITIVE),
+    "eval.no_repeat_ngram_size": Key(0, "no run of so many tokens is written twice; 0: any may be", FREE, NOT_NEGATIVE),
+    "eval.on_error": Key("raise", "if a metric or postprocessor fails: raise, or record and go on", FREE, ON_ERROR),
+    "eval.predictions_shown": Key(3, "per task, on the console and in the report", FREE, NOT_NEGATIVE),
+    "checkpoint.every_steps": Key(1000, "between checkpoints; also at the end and on interruption", FREE, AT_LEAST_ONE),
+    "checkpoint.keep_last": Key(3, "checkpoints kept", FREE, AT_LEAST_ONE),
+    "checkpoint.mirror": Key("", "gs://bucket/run: a copy of every checkpoint; fetched into an empty workdir", FREE),
+    "checkpoint.keep_best": Key("", "TASK/METRIC: also keeps the best step by it", FREE),
+    "init.checkpoint": Key("", "a workdir, or DIR/checkpoints/STEP, whose parameters to start from", WARN),
+    "mesh": Key("data=-1", "sizes of the mesh axes: data=2,fsdp=2,tensor=2; -1: the devices left", WARN),
+    **{
+        f"rules.{field.name}": Key(field.default, f"mesh axes that the logical axis {field.name} is split over", WARN)
+        for field in dataclasses.fields(AxisRules)
+    },
+    "profile.start_step": Key(0, "of the process: from here a trace for xprof is written; 0: none", FREE, NOT_NEGATIVE),
+    "profile.steps": Key(5, "of the trace", FREE, AT_LEAST_ONE),
+    "wandb.mode": Key("disabled", "online without a network records offline, it never fails", FREE, WANDB_MODES),
+    "wandb.project": Key("t5x_lite", "in wandb", FREE),
+    "wandb.entity": Key("", "in wandb: a user or team", FREE),
 }
 
 
 def base() -> Config:
-    """All keys with their defaults. A key whose comment says "unset" may stay None."""
+    """All keys with their defaults. A key whose meaning says "unset" may stay None."""
     cfg: Config = ConfigDict()
-    cfg.name = ""  # of the run, in the report and in wandb; "" takes the workdir's name
-    cfg.seed = 0  # initialisation, dropout, order of the data: everything random follows from it
-
-    cfg.model = ConfigDict()
-    cfg.model.preset = "t5_1_1_small"  # a name of models/presets.py; the keys below override its fields
-    for field in dataclasses.fields(ModelConfig):  # unset: the preset's value. Meanings: models/config.py
-        if field.name not in ("architecture", "vocab_size", "heads", "num_classes"):
-            cfg.model[field.name] = placeholder(field.type)
-    cfg.model.vocab_size = placeholder(int)  # unset: the vocabulary's, rounded up to a multiple of 128
-    cfg.model.heads = placeholder(tuple)  # encoder-only; unset: mlm and nsp for corpora, classification or regression
-
-    cfg.data = ConfigDict()
-    cfg.data.mixture = ""  # a task or mixture: what to train on
-    cfg.data.dir = ""  # where the files of published data sets (GLUE, …) are; "": they come from TFDS
-    cfg.data.files = ""  # or local files in its place: reviews.csv, "train=a.jsonl,validation=b.jsonl", a directory
-    cfg.data.inputs = ""  # of data.files: a template over their fields, "{title}: {body}"
-    cfg.data.targets = ""  # the same for the targets, "{label}"
-    cfg.data.text = ""  # or instead of both for a corpus, "{text}"
-    cfg.data.labels = placeholder(tuple)  # of data.files: the classes; unset: found by looking at the targets
-    cfg.data.max_bad_fraction = 0.0  # of a task's records that may be bad: left out and counted; 0: an error
-    cfg.data.vocabulary = ""  # "bytes", a .model, tokenizer.json or vocab.txt, or a directory with one; "": the tasks'
-    cfg.data.batch_rows = 32  # rows of the global batch
-    cfg.data.length = 512  # tokens per row; text-to-text: of the encoder
-    cfg.data.targets_length = 114  # tokens per row of the decoder; text-to-text only
-    cfg.data.on_long = "truncate"  # | skip | error: an example longer than its row (not of a corpus); counted
-    cfg.data.pack = True  # several examples in a row
-    cfg.data.max_examples_per_row = 16  # capacity for packed encoder-only examples
-    cfg.data.window_stride = 128  # tokens between the windows of a context that is longer than its row; encoder-only
-    cfg.data.objective = ""  # of a corpus, by OBJECTIVES; "": the first there of the model's architecture
-    cfg.data.noise_density = 0.15  # share of a corpus hidden; ul2 has its own
-    cfg.data.mean_noise_span_length = 3.0  # tokens; span_corruption
-    cfg.data.random_roll = False  # span_corruption: turn each mask by a random distance, so that it may end unhidden
-    cfg.data.final_sentinel = False  # span_corruption: close the targets with one more sentinel, as T5's paper has it
-    cfg.data.mlm_rate = 0.15  # share of tokens selected for masked language modelling
-    cfg.data.mlm_whole_words = False  # select a word with all its tokens or not at all
-    cfg.data.mlm_longest_ngram = 1  # words (or tokens) selected together: n of them with a chance of 1/n
-    cfg.data.cache_dir = ""  # what `t5x-lite cache` made of the tasks; "": they are tokenised as they are read
-    cfg.data.prefetch_batches = 2  # prepared ahead by a background thread; 0: none
-
-    cfg.optimizer = ConfigDict()
-    cfg.optimizer.name = "adafactor"  # adafactor | adamw
-    cfg.optimizer.learning_rate = 0.01  # peak (adafactor: relative to each parameter's own scale)
-    cfg.optimizer.b1 = 0.9  # adamw
-    cfg.optimizer.b2 = 0.999  # adamw
-    cfg.optimizer.epsilon = 1e-8  # adamw
-    cfg.optimizer.weight_decay = 0.0  # decoupled, times the learning rate; never on biases and norms
-    cfg.optimizer.clip_norm = 1.0  # of the global gradient; 0: no clipping
-    cfg.optimizer.trained = ""  # a regular expression over parameter paths: only these learn; "": all, or those added
-    cfg.optimizer.unfreeze_every_steps = 0  # the last layers learn first, each one before so much later; 0: all at once
-
-    cfg.schedule = ConfigDict()
-    cfg.schedule.name = "rsqrt"  # constant | linear | cosine | rsqrt
-    cfg.schedule.warmup_steps = 1000  # linear from 0; rsqrt: the plateau before the decay, as T5 has it
-    cfg.schedule.final_fraction = 0.0  # linear and cosine: of the peak, at the last step
-
-    cfg.loss = ConfigDict()
-    cfg.loss.z_loss = 1e-4  # coefficient of log² Z; keeps logits from drifting (0: off)
-    cfg.loss.label_smoothing = 0.0
-
-    cfg.train = ConfigDict()
-    cfg.train.total_steps = 1000
-    cfg.train.microbatches = 1  # gradient accumulation: the batch is cut into this many parts
-    cfg.train.log_every_steps = 10
-    cfg.train.on_nonfinite = "stop"  # a loss or gradient that is not: stop | skip the update | rollback past its batch
-    cfg.train.spike_sigmas = 0.0  # an update whose loss lies so far above the last ones is left out; 0: none
-    cfg.train.max_nonfinite = 10  # updates left out in a row, or rollbacks, until the run stops after all
-    cfg.train.hang_s = 1800.0  # without a step or a batch of an evaluation until a process ends itself; 0: never
-    cfg.train.grace_s = 60.0  # from Ctrl-C or SIGTERM until it ends, saved or not
-
-    cfg.eval = ConfigDict()
-    cfg.eval.tasks = ()  # names; (): every task of the mixture that the architecture can be judged on
-    cfg.eval.split = "validation"
-    cfg.eval.every_steps = 1000  # also at step 0 (the untrained model) and at the end; 0: only those two
-    cfg.eval.untrained = True  # evaluate before the first step, to see what training adds
-    cfg.eval.batch_rows = 32
-    cfg.eval.max_examples = 0  # per task; 0: all
-    cfg.eval.max_decode_tokens = 64
-    cfg.eval.max_answer_tokens = 30  # that an encoder marks in a context
-    cfg.eval.min_decode_tokens = 0
-    # How models that generate answer, by ANSWERS: the first that a task has gives its scores, the others stand beside.
-    cfg.eval.answers = ("greedy",)
-    cfg.eval.beams = 4  # beam
-    cfg.eval.length_penalty = 0.6  # beam: T5's alpha; 0: none
-    cfg.eval.temperature = 1.0  # sample
-    cfg.eval.top_k = 0  # sample from the k most probable tokens; 0: from all
-    cfg.eval.top_p = 1.0  # sample from the fewest tokens that are this probable together
-    cfg.eval.repetition_penalty = 1.0  # above 1: tokens that were there before become less likely
-    cfg.eval.no_repeat_ngram_size = 0  # no run of so many tokens is written twice; 0: any may be
-    cfg.eval.on_error = "raise"  # a metric or postprocessor that fails: raise | record the error and go on training
-    cfg.eval.predictions_shown = 3  # per task, on the console and in the report
-
-    cfg.checkpoint = ConfigDict()
-    cfg.checkpoint.every_steps = 1000  # also at the end and on interruption
-    cfg.checkpoint.keep_last = 3
-    cfg.checkpoint.mirror = ""  # "gs://bucket/run": each checkpoint is copied there, and fetched to an empty workdir
-    cfg.checkpoint.keep_best = ""  # "task/metric": also keep the best step by it, higher is better
-
-    cfg.init = ConfigDict()
-    cfg.init.checkpoint = ""  # a workdir (or DIR/checkpoints/STEP) whose parameters to start from; steps count from 0
-
-    cfg.mesh = "data=-1"  # e.g. "data=2,fsdp=2,tensor=2"; -1: the devices that are left
-
-    cfg.rules = ConfigDict()  # which mesh axes each logical axis of an array is split over; meanings: cluster/axes.py
-    for field in dataclasses.fields(AxisRules):
-        cfg.rules[field.name] = field.default
-
-    cfg.profile = ConfigDict()
-    cfg.profile.start_step = 0  # a trace for xprof goes to WORKDIR/profile from this step of a process on; 0: none
-    cfg.profile.steps = 5  # that it covers
-
-    cfg.wandb = ConfigDict()
-    cfg.wandb.mode = "disabled"  # disabled | offline | online (without a network: offline, never an error)
-    cfg.wandb.project = "t5x_lite"
-    cfg.wandb.entity = ""
+    for name, key in KEYS.items():
+        section, _, leaf = name.rpartition(".")
+        if section and section not in cfg:
+            cfg[section] = ConfigDict()
+        holder: Any = cfg[section] if section else cfg
+        holder[leaf] = placeholder(key.kind) if key.default is None else key.default
     return cfg.lock()
 
 
 def validate(cfg: Config) -> None:
     """Raises ConfigError on values and combinations that need no data and no device to be seen as wrong."""
-
-    def choice(key: str, allowed: tuple[str, ...]) -> None:
-        if cfg[key] not in allowed:
-            raise ConfigError(unknown(key, cfg[key], allowed))
-
-    def at_least(key: str, low: float) -> None:
-        if cfg[key] < low:
-            raise ConfigError(f"{key}={cfg[key]}; it must be at least {low}")
-
-    def open_unit(key: str) -> None:
-        if not 0 < cfg[key] < 1:
-            raise ConfigError(f"{key}={cfg[key]}; it must lie between 0 and 1")
-
-    choice("optimizer.name", OPTIMIZERS)
-    choice("schedule.name", SCHEDULES)
-    choice("wandb.mode", WANDB_MODES)
-    choice("data.on_long", ON_LONG)
-    choice("train.on_nonfinite", ON_NONFINITE)
-    choice("eval.on_error", ON_ERROR)
-    if cfg.data.objective:
-        choice("data.objective", tuple(dict.fromkeys(name for names in OBJECTIVES.values() for name in names)))
-    for key, value in flat(cfg).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{key}={value}; it must be a finite number")
-    if cfg.seed >= 2**32:
-        raise ConfigError(f"seed={cfg.seed}; it must be below 2**32")
-    for key in ("optimizer.b1", "optimizer.b2"):
-        if not 0 <= cfg[key] < 1:
-            raise ConfigError(f"{key}={cfg[key]}; it must be at least 0 and below 1")
-    if cfg.optimizer.epsilon <= 0:
-        raise ConfigError(f"optimizer.epsilon={cfg.optimizer.epsilon}; it must be above 0")
-    for answer in cfg.eval.answers or ("",):
-        if answer not in ANSWERS:
-            raise ConfigError(unknown("eval.answers entry", answer, ANSWERS))
-    if not 0 < cfg.eval.top_p <= 1 or not cfg.eval.repetition_penalty > 0:
-        raise ConfigError(
-            f"eval.top_p={cfg.eval.top_p}, eval.repetition_penalty={cfg.eval.repetition_penalty}; top_p must be above "
-            "0 and at most 1, the penalty above 0 (1: none)"
-        )
-    for answer, key, least in (("beam", "beams", 2), ("sample", "temperature", 1e-6)):
-        if answer in cfg.eval.answers:
-            at_least(f"eval.{key}", least)
+    for name, value in flat(cfg).items():
+        KEYS[name].check(name, value)
+    if not cfg.eval.answers:
+        raise ConfigError(f"eval.answers is empty; give one or more of {', '.join(ANSWERS)}")
+    for answer, name, least in (("beam", "eval.beams", 2), ("sample", "eval.temperature", 1e-6)):
+        if answer in cfg.eval.answers and cfg[name] < least:
+            raise ConfigError(f"{name}={cfg[name]}; for the answer {answer!r} it must be at least {least}")
     if cfg.eval.min_decode_tokens >= cfg.eval.max_decode_tokens:
         raise ConfigError(
             f"eval.min_decode_tokens={cfg.eval.min_decode_tokens} is not below "
             f"eval.max_decode_tokens={cfg.eval.max_decode_tokens}"
         )
-    for key in AT_LEAST_ONE:
-        at_least(key, 1)
-    for key in NOT_NEGATIVE:
-        at_least(key, 0)
-    at_least("data.mean_noise_span_length", 1)
-    for key in ("data.noise_density", "data.mlm_rate"):
-        open_unit(key)
-    if not 0 <= cfg.data.max_bad_fraction < 1:
-        raise ConfigError(f"data.max_bad_fraction={cfg.data.max_bad_fraction}; it must be at least 0 and below 1")
-    if cfg.loss.label_smoothing >= 1:
-        raise ConfigError(f"loss.label_smoothing={cfg.loss.label_smoothing}; it must be below 1")
-    if not 0 <= cfg.schedule.final_fraction <= 1:
-        raise ConfigError(f"schedule.final_fraction={cfg.schedule.final_fraction}; it must lie between 0 and 1")
     if cfg.schedule.name in ("linear", "cosine") and cfg.schedule.warmup_steps >= cfg.train.total_steps:
         raise ConfigError(
             f"schedule.warmup_steps={cfg.schedule.warmup_steps} is not below "
@@ -295,16 +175,13 @@ def validate(cfg: Config) -> None:
             f"use {' or '.join(map(str, sorted(near)))} microbatches"
         )
     axis_rules(**cfg.rules)  # checks their mesh axes
-    for head in cfg.model.heads or ():
-        if head not in HEADS:
-            raise ConfigError(unknown("model.heads entry", head, HEADS))
     if not cfg.data.mixture and not cfg.data.files:
         raise ConfigError(
             "data.mixture is empty; name a task or mixture (`t5x-lite tasks` lists them), or give data.files"
         )
-    for key in ("data.inputs", "data.targets", "data.text", "data.labels"):
-        if cfg[key] and not cfg.data.files:
-            raise ConfigError(f"{key}={cfg[key]!r} is about data.files, which is empty; set it too")
+    for name in ("data.inputs", "data.targets", "data.text", "data.labels"):
+        if cfg[name] and not cfg.data.files:
+            raise ConfigError(f"{name}={cfg[name]!r} is about data.files, which is empty; set it too")
 
 
 def load(spec: str) -> Config:
@@ -342,7 +219,7 @@ def load(spec: str) -> Config:
         match = re.search(r'"([\w.]+)" does not exist', str(error))
         if match is None:
             raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
-        raise ConfigError(f"config file {path!r}: " + _unknown_key(match[1], base())) from None
+        raise ConfigError(f"config file {path!r}: " + _unknown_key(match[1])) from None
     except Exception as error:
         raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
 
@@ -352,8 +229,8 @@ def override(cfg: Config, key: str, text: str) -> None:
 
     Raises ConfigError for a key that does not exist (with the nearest that do) or a text of another type.
     """
-    if key not in flat(cfg):
-        raise ConfigError(_unknown_key(key, cfg))
+    if key not in KEYS:
+        raise ConfigError(_unknown_key(key))
     section, _, leaf = key.rpartition(".")
     holder: Any = cfg[section] if section else cfg
     wanted = holder.get_type(leaf)
@@ -382,42 +259,29 @@ def from_json(path: Path) -> Config:
         raise ConfigError(f"cannot read {path}: {error}; is this the workdir of a run?") from error
     if not isinstance(stored, dict):
         raise ConfigError(f"cannot read {path}: it holds no object; is this the workdir of a run?")
-    keys = flat(cfg)
-    for key, value in _flatten(stored).items():
-        if key not in keys:
-            raise ConfigError(f"{path}: " + _unknown_key(key, cfg))
-        section, _, leaf = key.rpartition(".")
+    for name, value in _flatten(stored).items():
+        if name not in KEYS:
+            raise ConfigError(f"{path}: " + _unknown_key(name))
+        section, _, leaf = name.rpartition(".")
         try:
             (cfg[section] if section else cfg)[leaf] = tuple(value) if isinstance(value, list) else value
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{path}: {key}={value!r} is of the wrong type: {error}") from None
+            raise ConfigError(f"{path}: {name}={value!r} is of the wrong type: {error}") from None
     return cfg
 
 
 def flat(cfg: Config) -> dict[str, Any]:
     """All keys by full name: {"seed": 0, "train.total_steps": 1000, …}."""
-    return _flatten(cfg.to_dict())
-
-
-def on_resume(key: str) -> str:
-    """What a change of `key` means to a run that has a checkpoint: "refuse", "warn" or "free".
-
-    >>> [on_resume(key) for key in ("model.d_ff", "model.dropout_rate", "model.remat")]
-    ['refuse', 'warn', 'free']
-    """
-    fitting = [
-        (len(prefix), kind) for kind, prefixes in ON_RESUME.items() for prefix in prefixes if key.startswith(prefix)
-    ]
-    return max(fitting)[1]
+    return {name: cfg[name] for name in KEYS}
 
 
 def changes(old: Config, new: Config) -> dict[str, list[str]]:
     """The keys whose values differ, as "KEY: OLD → NEW", by what that means on a resume."""
     before, after = flat(old), flat(new)
-    out: dict[str, list[str]] = {kind: [] for kind in ON_RESUME}
-    for key in after:
-        if before[key] != after[key]:
-            out[on_resume(key)].append(f"{key}: {before[key]!r} → {after[key]!r}")
+    out: dict[str, list[str]] = {REFUSE: [], WARN: [], FREE: []}
+    for name in after:
+        if before[name] != after[name]:
+            out[KEYS[name].resume].append(f"{name}: {before[name]!r} → {after[name]!r}")
     return out
 
 
@@ -446,16 +310,14 @@ _PARSERS = {
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     out = {}
-    for key, value in tree.items():
-        out |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    for name, value in tree.items():
+        out |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return out
 
 
-def _unknown_key(key: str, cfg: Config) -> str:
-    """The message for a key that is not there: the nearest by full name, then by its last part."""
-    keys = list(flat(cfg))
-    near = suggest(key, keys)
-    last = {k.rpartition(".")[2]: k for k in reversed(keys)}
-    near = near or [last[n] for n in suggest(key.rpartition(".")[2], last)]
-    hint = f"; did you mean {' or '.join('config.' + n for n in near)}?" if near else "; config.py:base() has them all"
-    return f"unknown key config.{key}{hint}"
+def _unknown_key(name: str) -> str:
+    """The message for a key that does not exist: the nearest by full name, then by its last part."""
+    last = {key.rpartition(".")[2]: key for key in reversed(KEYS)}
+    near = suggest(name, KEYS) or [last[leaf] for leaf in suggest(name.rpartition(".")[2], last)]
+    hint = f"; did you mean {' or '.join('config.' + key for key in near)}?" if near else "; config.py has them all"
+    return f"unknown key config.{name}{hint}"

@@ -11,9 +11,10 @@ from t5x_lite.data import convert, denoise, registry, vocabularies
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
+from t5x_lite.heads import ENCODER_HEADS
 from t5x_lite.lookup import lookup, unknown
 from t5x_lite.models import presets
-from t5x_lite.models.config import CLASS_HEADS, HEADS, ModelConfig
+from t5x_lite.models.config import ModelConfig
 
 VOCABULARY_MULTIPLE = 128  # tables are padded to it, as T5's (32 100 → 32 128), so that they split evenly
 
@@ -139,7 +140,7 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
         )
     if config.architecture == "encoder_only":
         overrides.setdefault("heads", _heads(tasks))
-        if set(CLASS_HEADS) & set(overrides["heads"]):
+        if any(ENCODER_HEADS[head].has_classes for head in overrides["heads"]):
             overrides["num_classes"] = len(_classes(tasks))
     model = presets.preset(cfg.model.preset, **overrides)
     longest = max(cfg.data.length, cfg.data.targets_length if model.architecture == "text_to_text" else 0)
@@ -161,7 +162,7 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
 
 def _heads(tasks: tuple[Task, ...]) -> tuple[str, ...]:
     needed = {task.head for task in tasks}
-    return tuple(head for head in HEADS if head in needed or (head == "nsp" and "mlm" in needed))
+    return tuple(head for head in ENCODER_HEADS if head in needed or (head == "nsp" and "mlm" in needed))
 
 
 def _classes(tasks: tuple[Task, ...]) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def get_config(preset="t5_tiny"):
         (["--config.eval.tasks=tiny_animals"], 2, "did you mean 'tiny_animal'"),
         (["--config.init.checkpoint=nowhere"], 74, "no checkpoint in 'nowhere'"),
         (["--config.mesh=data=--1"], 2, "is not AXIS=SIZE"),
-        (["--config.seed=5e9"], 2, "must be below 2**32"),
+        (["--config.seed=5e9"], 2, "it must be at least 0 and below 4294967296"),
         (["--config.optimizer.b2=1"], 2, "optimizer.b2=1.0; it must be at least 0 and below 1"),
         (["--config.optimizer.epsilon=0"], 2, "optimizer.epsilon=0.0; it must be above 0"),
         (["--config.loss.z_loss=nan"], 2, "loss.z_loss=nan; it must be a finite number"),

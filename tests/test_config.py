@@ -121,26 +121,28 @@ def test_from_json_refuses_what_it_does_not_know(tmp_path):
         config.from_json(path)
 
 
-def test_every_key_has_one_meaning_for_a_run_that_goes_on():
+def test_every_key_says_what_a_change_means_to_a_run_that_resumes():
     """Everything below model and data is refused unless it is known to do no harm."""
-    kinds = {key: config.on_resume(key) for key in config.flat(config.base())}
+    kinds = {name: key.resume for name, key in config.KEYS.items()}
     assert set(kinds.values()) == {"refuse", "warn", "free"}
-    refused = {key for key, kind in kinds.items() if kind == "refuse"}
-    assert {
-        "seed",
-        "model.d_model",
-        "model.scan_layers",
-        "data.batch_rows",
-        "data.mixture",
-        "optimizer.name",
-    } <= refused
-    assert {kinds[key] for key in ("optimizer.learning_rate", "mesh", "train.microbatches", "loss.z_loss")} == {"warn"}
-    assert {kinds[key] for key in ("train.total_steps", "eval.tasks", "wandb.mode", "data.prefetch_batches")} == {
-        "free"
+    harmless = {name for name, kind in kinds.items() if kind != "refuse" and name.startswith(("model.", "data."))}
+    assert harmless == {
+        *("data.cache_dir", "data.max_bad_fraction", "data.prefetch_batches", "model.remat", "model.dtype"),
+        *("model.dropout_rate", "model.attention_dropout_rate", "model.classifier_dropout_rate"),
+        *("model.dropout_hidden", "model.dropout_broadcasts_length"),
     }
-    prefixes = [prefix for found in config.ON_RESUME.values() for prefix in found]
-    assert len(prefixes) == len(set(prefixes))
-    assert all(any(key.startswith(prefix) for key in kinds) for prefix in prefixes), "a class of no key"
+    others = {name for name, kind in kinds.items() if kind == "refuse" and not name.startswith(("model.", "data."))}
+    assert others == {
+        *("seed", "optimizer.name", "optimizer.trained", "optimizer.unfreeze_every_steps", "train.spike_sigmas")
+    }
+    assert {kinds[key] for key in ("optimizer.learning_rate", "mesh", "train.microbatches", "loss.z_loss")} == {"warn"}
+    assert {kinds[key] for key in ("train.total_steps", "eval.tasks", "wandb.mode", "checkpoint.keep_last")} == {"free"}
+
+
+def test_every_key_has_a_meaning_and_its_default_is_allowed():
+    for name, key in config.KEYS.items():
+        assert key.meaning and len(key.meaning) < 100, name
+        key.check(name, key.default)
 
 
 def test_changes_are_told_by_what_they_mean():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from t5x_lite.cluster import sharding
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.heads import WITH_LOSS
 from t5x_lite.training import losses
 
 V = 11
@@ -80,7 +81,7 @@ def test_a_target_past_the_vocabulary_is_not_finite():
 
 
 def test_logits_split_over_the_vocabulary_are_not_gathered():
-    layout = sharding.Layout(sharding.make_mesh(2, 2, 2))
+    layout = sharding.Layout(sharding.make_mesh(data=2, fsdp=2, tensor=2))
     split = layout.sharding(("batch", "length", "vocab"))
     logits = jax.ShapeDtypeStruct((8, 16, 1024), jnp.float32, sharding=split)
     targets = jax.ShapeDtypeStruct((8, 16), jnp.int32, sharding=layout.batch_sharding)
@@ -155,7 +156,7 @@ def test_the_loss_by_task_is_that_of_a_batch_with_the_other_tasks_left_out():
     batch |= {"mlm_positions": positions, "pooled_positions": positions}
     batch |= {"encoder_segment_ids": np.ones((4, 6), np.int32), "span_ends": positions}
     outputs, every_token = {}, ("lm", "token_classification")
-    for head, (targets, weights) in losses.HEADS.items():
+    for head, (targets, weights) in ((name, (h.targets, h.weights)) for name, h in WITH_LOSS.items()):
         shape = (4, 6) if head in every_token else (4, 3)
         size = {"regression": shape, "multiple_choice": shape, "span": (4, 6, 2)}.get(head, (*shape, 5))
         outputs[head] = rng.normal(size=size).astype(np.float32)
@@ -166,7 +167,7 @@ def test_the_loss_by_task_is_that_of_a_batch_with_the_other_tasks_left_out():
     whole = losses.loss_sums(outputs, batch, tasks=2)
     for task in (1, 2):
         alone = dict(batch)
-        for head, (_, weights) in losses.HEADS.items():
+        for head, weights in ((name, h.weights) for name, h in WITH_LOSS.items()):
             of_target = task_ids if head in every_token else np.take_along_axis(task_ids, positions, axis=1)
             alone[weights] = batch[weights] * (of_target == task)
         for head, expected in losses.loss_sums(outputs, alone).items():

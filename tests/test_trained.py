@@ -26,14 +26,14 @@ def paths(tree) -> dict[str, np.ndarray]:
 def test_split_and_merge_are_inverse():
     tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
     for pattern in ("a/.*", "e", ".*", "a/b|e"):
-        matches = trainable.chosen(pattern, tree, has_added=False)
+        matches = trainable.select(pattern, tree, has_added=False)
         one, other = trainable.split(tree, matches)
         assert trainable.merge(one, other) == tree
         assert set(paths(one)) == {path for path in paths(tree) if re.fullmatch(pattern, path)}
     with pytest.raises(ConfigError, match="matches no parameter"):
-        trainable.chosen("b", tree, has_added=False)
-    with pytest.raises(ConfigError, match="no regular expression"):
-        trainable.chosen("(", tree, has_added=False)
+        trainable.select("b", tree, has_added=False)
+    with pytest.raises(ConfigError, match="not a regular expression"):
+        trainable.select("(", tree, has_added=False)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_split_and_merge_are_inverse():
 def test_what_does_not_learn_stays_bit_equal_and_has_no_state(family, optimizer, changes, pattern):
     config = dataclasses.replace(FAMILIES[family], **changes)
     matches = lambda path: re.fullmatch(pattern, path) is not None  # noqa: E731
-    run = start(config, (2, 2, 2), optimizer=optimizer, trained=matches)
+    run = start(config, (2, 2, 2), optimizer=optimizer, trainable=matches)
     before = paths(run.state.params)
     run.advance(2)
     after = paths(run.state.params)

@@ -22,6 +22,7 @@ from t5x_lite.decoding.generate import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation import read_heads
 from t5x_lite.experiment import Experiment
+from t5x_lite.heads import ENCODER_HEADS
 from t5x_lite.runtime import Runtime
 from t5x_lite.tasks.span_metrics import spans_as_text
 from t5x_lite.training.losses import token_losses
@@ -235,7 +236,7 @@ def cut_to_bucket(batch: Batch, architecture: str) -> Batch:
         segment_ids = batch[f"{side}_segment_ids"]
         used = _most(int((segment_ids > 0).sum(axis=1).max(initial=1)))
         columns = min(generate.bucket(used), segment_ids.shape[1])
-        heads = tuple(batches.HEADS) if architecture == "encoder_only" else ()
+        heads = tuple(ENCODER_HEADS) if architecture == "encoder_only" else ()
         for name, spec in batches.specs(architecture, heads).items():
             if name in cut and spec.dims == f"B{letter}":
                 cut[name] = cut[name][:, :columns]

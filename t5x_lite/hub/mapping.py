@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.heads import HEADS
 from t5x_lite.hub.families import FAMILIES, Family, Key
 from t5x_lite.lookup import lookup
 from t5x_lite.models.config import ModelConfig
@@ -23,7 +24,8 @@ SILENT = (
     "num_classes", "decoder_start_id", "fairseq_marks", "max_positions", "lora_rank", "lora_alpha", "lora_targets",
     "lora_dropout_rate",
 )  # fmt: skip
-PROBLEMS = {"regression": "regression", "multi_label": "multi_label_classification"}  # of one class of transformers
+# Heads that one class of transformers has, told apart by problem_type.
+PROBLEMS = {name: head.problem_type for name, head in HEADS.items() if head.problem_type}
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 LARGEST_JSON = 10_000_000  # bytes; a config.json has some thousand
 

@@ -19,12 +19,13 @@ from t5x_lite import models
 from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import Layout, path_text
 from t5x_lite.errors import CheckpointError
+from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, HEADS
 from t5x_lite.hub import mapping
 from t5x_lite.hub.families import Family
 from t5x_lite.hub.import_report import ImportReport, Row
 from t5x_lite.hub.mapping import Binding
 from t5x_lite.hub.weights import Weights
-from t5x_lite.models.config import CLASS_HEADS, POOLED_HEADS, ModelConfig
+from t5x_lite.models.config import ModelConfig
 
 Place = Callable[[str, np.ndarray], jax.Array]
 
@@ -183,13 +184,13 @@ def _with_heads(
         if tensor in names and (tensor not in head_of or any(head in heads for heads in classes)):
             head_of[tensor] = head
     heads, num_classes = list(head_of.values()), 0
-    for head in set(CLASS_HEADS) & set(heads):
+    for head in [name for name in heads if HEADS[name].has_classes]:
         num_classes = weights.shapes[names[family.heads[head]]][0]
         if head == "classification" and num_classes == 1:
             heads[heads.index(head)], num_classes = "regression", 0
         elif head == "classification" and settings.get("problem_type") == "multi_label_classification":
             heads[heads.index(head)] = "multi_label"
-    if len(set(POOLED_HEADS) & set(heads)) > 1 and "pooled" in heads:
+    if "pooled" in heads and any(HEADS[name].reads == EXAMPLES for name in heads if name != "pooled"):
         heads.remove("pooled")
     return dataclasses.replace(config, heads=tuple(heads), num_classes=num_classes)
 
@@ -275,16 +276,12 @@ def _tied_to(name: str, family: Family) -> str:
     return f"{family.modules['token_embedding']}.weight" if name == "lm_head.weight" else ""
 
 
+# The heads any of which explains a top-level group of an encoder's parameters. One class of transformers serves all
+# heads that problem_type tells apart.
+ONE_CLASS = ("classification", *(name for name, head in ENCODER_HEADS.items() if head.problem_type))
 HEAD_PARTS = {
-    "mlm": ("mlm",),
-    "nsp": ("nsp",),
-    "classification": ("classification", "regression"),
-    "regression": ("classification", "regression"),
-    "multi_label": ("classification", "multi_label"),
-    "token_classification": ("token_classification",),
-    "span": ("span",),
-    "multiple_choice": ("multiple_choice",),
-    "pooler": POOLED_HEADS,
+    **{name: ONE_CLASS if name in ONE_CLASS else (name,) for name in ENCODER_HEADS if name != "pooled"},
+    "pooler": tuple(name for name, head in ENCODER_HEADS.items() if head.reads == EXAMPLES),
 }
 
 

@@ -10,21 +10,14 @@ import numpy as np
 
 from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import ConfigError
+from t5x_lite.heads import SUPERVISED
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.hub.families import Family
 from t5x_lite.models.config import ModelConfig
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # what peft wraps a model in
-HEADS = (
-    "pooler/",
-    "classification/",
-    "multi_label/",
-    "regression/",
-    "token_classification/",
-    "span/",
-    "multiple_choice/",
-)  # learned whole
+TRAINED_WHOLE = ("pooler/", *(f"{name}/" for name in SUPERVISED))
 
 
 def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> None:
@@ -56,7 +49,7 @@ def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> 
             tensors[f"{PREFIX}{module}.lora_A.weight"] = a.reshape(-1, config.lora_rank).T
             tensors[f"{PREFIX}{module}.lora_B.weight"] = b.reshape(config.lora_rank, -1).T
             targets.add(re.sub(r".*\.\d+\.", "", module))  # the same module of every layer
-        elif path.startswith(HEADS):
+        elif path.startswith(TRAINED_WHOLE):
             whole.add(module.removeprefix(family.prefix))
             tensors[f"{PREFIX}{binding.key}"] = binding.theirs(arrays[binding.path])
             if path + "bias" in arrays:

@@ -7,27 +7,16 @@ The dimension key of the whole project, used as suffixes of array names:
 """
 
 import dataclasses
+from dataclasses import MISSING
 
 from t5x_lite.errors import ConfigError
+from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, TOKENS
+from t5x_lite.keys import AT_LEAST_ONE, FREE, NOT_NEGATIVE, POSITIVE, SHARE, WARN, field, keys_of
 from t5x_lite.lookup import unknown
 
-CHOICES = {
-    "architecture": ("text_to_text", "encoder_only", "decoder_only"),
-    "body": ("transformer", "cbow", "elmo"),
-    "norm": ("rms", "layer"),
-    "norm_position": ("pre", "post"),
-    "activation": ("relu", "gelu_tanh", "gelu_erf", "silu"),
-    "positions": ("relative", "learned", "sinusoidal", "rotary"),
-    "pooler_activation": ("tanh", "relu"),
-    "logits_scale": ("none", "rsqrt_d_model"),
-    "initializer": ("t5", "normal", "glorot"),
-    "dtype": ("float32", "bfloat16"),
-    "remat": ("none", "full", "dots", "dots_no_batch"),
-}
-POOLED_HEADS = ("nsp", "classification", "multi_label", "regression", "multiple_choice", "pooled")
-HEADS = ("mlm", "token_classification", "span", *POOLED_HEADS)
-CLASS_HEADS = ("classification", "multi_label", "token_classification")  # with num_classes outputs
-
+ARCHITECTURES = ("text_to_text", "encoder_only", "decoder_only")
+BODIES = ("transformer", "cbow", "elmo")
+REMAT = ("none", "full", "dots", "dots_no_batch")
 LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 
 
@@ -36,72 +25,72 @@ class ModelConfig:
     """Sizes and choices of one model. `validate` raises ConfigError on what cannot work."""
 
     architecture: str
-    vocab_size: int
-    d_model: int
-    d_ff: int
-    num_heads: int
-    head_dim: int
-    num_encoder_layers: int = 0
-    num_decoder_layers: int = 0
+    vocab_size: int = field(MISSING, "ids; unset: the vocabulary's, rounded up to a multiple of 128", AT_LEAST_ONE)
+    d_model: int = field(MISSING, "width of the hidden states", AT_LEAST_ONE)
+    d_ff: int = field(MISSING, "width of the MLPs", AT_LEAST_ONE)
+    num_heads: int = field(MISSING, "attention heads, of queries", AT_LEAST_ONE)
+    head_dim: int = field(MISSING, "width of a head", AT_LEAST_ONE)
+    num_encoder_layers: int = field(0, "layers of the encoder", NOT_NEGATIVE)
+    num_decoder_layers: int = field(0, "layers of the decoder", NOT_NEGATIVE)
     # parts
-    body: str = "transformer"  # of an encoder also cbow or elmo: the ancestors, for comparison
-    norm: str = "rms"
-    norm_position: str = "pre"
-    norm_epsilon: float = 1e-6
-    activation: str = "relu"
-    gated_mlp: bool = False  # activation(x·wi_0) * (x·wi_1)
-    num_kv_heads: int = 0  # of keys and values, each for a group of heads (Llama); 0: num_heads
-    attention_bias: bool = False  # in the dense layers of attention
-    attention_out_bias: bool = False  # in its output alone (GPT-Neo)
-    mlp_bias: bool = False
-    positions: str = "relative"
-    max_positions: int = 0  # learned: rows of the table; rotary: the longest text it was trained on
-    position_offset: int = 0  # learned: rows of the table before that of position 0 (RoBERTa, BART: 2)
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
-    rotary_dim: int = 0  # of head_dim, the first that are turned (GPT-J); 0: all
-    rotary_interleaved: bool = False  # pairs of neighbours (GPT-J); else the two halves (Llama)
-    rotary_base: float = 10000.0
-    rotary_factor: float = 1.0  # Llama 3.1: wavelengths beyond its original_positions are stretched so far
-    rotary_original_positions: int = 8192
-    local_window: int = 0  # every second layer sees so many latest tokens only (GPT-Neo); CBOW: neighbours on each side
-    parallel_block: bool = False  # attention and MLP side by side behind one norm (GPT-J)
-    share_layers: bool = False  # all layers of a stack are one (ALBERT)
-    embedding_dim: int = 0  # of the embedding tables where it is not d_model (ALBERT)
-    scale_attention: bool = False  # divide q·k by sqrt(head_dim); T5 folds it into its initialiser
-    scale_embeddings: bool = False  # multiply embeddings by sqrt(d_model) (Vaswani et al. 2017, §3.4)
-    embedding_norm: bool = False  # a norm on the sum of embeddings (BERT)
-    final_norm: bool = True  # a norm after the last layer of a pre-norm stack
-    tie_embeddings: bool = True  # logits from the input embedding table
-    logits_scale: str = "none"
-    logits_bias: bool = False
-    decoder_start_id: int = -1  # what a decoder reads first; -1: the vocabulary's pad (T5). BART: 2
-    fairseq_marks: bool = False  # texts of both stacks begin with [CLS], pairs have two [SEP] between (RoBERTa, BART)
-    type_vocab_size: int = 0  # BERT's sentence A/B table
+    body: str = field("transformer", "of an encoder also cbow or elmo: its ancestors, for comparison", BODIES)
+    norm: str = field("rms", "kind of norm", ("rms", "layer"))
+    norm_position: str = field("pre", "before each sublayer, or after it", ("pre", "post"))
+    norm_epsilon: float = field(1e-6, "added to the variance", POSITIVE)
+    activation: str = field("relu", "of the MLPs", ("relu", "gelu_tanh", "gelu_erf", "silu"))
+    gated_mlp: bool = field(False, "activation(x·wi_0) * (x·wi_1) in place of activation(x·wi)")
+    num_kv_heads: int = field(0, "heads of keys and values, grouped (Llama); 0: num_heads", NOT_NEGATIVE)
+    attention_bias: bool = field(False, "biases in the dense layers of attention")
+    attention_out_bias: bool = field(False, "a bias in attention's output alone (GPT-Neo)")
+    mlp_bias: bool = field(False, "biases in the MLPs")
+    positions: str = field("relative", "kind of positions", ("relative", "learned", "sinusoidal", "rotary"))
+    max_positions: int = field(0, "learned: rows of the table; rotary: longest text in training", NOT_NEGATIVE)
+    position_offset: int = field(0, "learned: rows of the table before position 0's (RoBERTa, BART: 2)", NOT_NEGATIVE)
+    relative_buckets: int = field(32, "of relative positions; a multiple of 4", NOT_NEGATIVE)
+    relative_max_distance: int = field(128, "tokens, from which on all distances share a bucket", NOT_NEGATIVE)
+    rotary_dim: int = field(0, "of head_dim, the first that are turned (GPT-J); 0: all", NOT_NEGATIVE)
+    rotary_interleaved: bool = field(False, "turns pairs of neighbours (GPT-J); else the two halves (Llama)")
+    rotary_base: float = field(10000.0, "of the wavelengths", POSITIVE)
+    rotary_factor: float = field(1.0, "Llama 3.1: stretches the longest wavelengths by this", POSITIVE)
+    rotary_original_positions: int = field(8192, "tokens of its texts before it was stretched", AT_LEAST_ONE)
+    local_window: int = field(0, "tokens each second layer sees (GPT-Neo); CBOW: on each side", NOT_NEGATIVE)
+    parallel_block: bool = field(False, "attention and MLP side by side behind one norm (GPT-J)")
+    share_layers: bool = field(False, "one layer for a whole stack (ALBERT)")
+    embedding_dim: int = field(0, "width of the embedding tables (ALBERT); 0: d_model", NOT_NEGATIVE)
+    scale_attention: bool = field(False, "divides q·k by sqrt(head_dim); T5 folds it into its initializer")
+    scale_embeddings: bool = field(False, "multiplies embeddings by sqrt(d_model) (Vaswani et al. 2017, §3.4)")
+    embedding_norm: bool = field(False, "a norm on the sum of embeddings (BERT)")
+    final_norm: bool = field(True, "a norm behind the last layer of a pre-norm stack")
+    tie_embeddings: bool = field(True, "logits from the input embedding table")
+    logits_scale: str = field("none", "of what the logits are made from", ("none", "rsqrt_d_model"))
+    logits_bias: bool = field(False, "a bias for each token's logit")
+    decoder_start_id: int = field(-1, "first id a decoder reads; -1: the vocabulary's pad (T5). BART: 2")
+    fairseq_marks: bool = field(False, "[CLS] before every text, two [SEP] in pairs (RoBERTa, BART)")
+    type_vocab_size: int = field(0, "rows of BERT's sentence A/B table; 0: no table", NOT_NEGATIVE)
     # encoder-only heads
-    heads: tuple[str, ...] = ()  # of HEADS
-    num_classes: int = 0  # of the heads in CLASS_HEADS
-    pooler_activation: str = "tanh"
+    heads: tuple = field((), "of encoders, by heads.py; unset: those that the tasks need", tuple(ENCODER_HEADS))
+    num_classes: int = 0  # outputs of the heads that have classes: the tasks decide
+    pooler_activation: str = field("tanh", "of the layer that pools an example", ("tanh", "relu"))
     # fine-tuning
-    lora_rank: int = 0  # of the matrices added to dense layers (models/lora.py); 0: none
-    lora_alpha: float = 16.0  # they are scaled by lora_alpha / lora_rank
-    lora_dropout_rate: float = 0.0  # of what they read
-    lora_targets: tuple = ("query", "value")  # names of the layers: query key value out wi wi_0 wi_1 wo
-    prompt_tokens: int = 0  # learned vectors that begin every text of a text-to-text model's encoder; 0: none
-    adapter_dim: int = 0  # width of the adapters behind each sublayer (models/adapter.py); 0: none
+    lora_rank: int = field(0, "of the matrices added to dense layers (LoRA); 0: none", NOT_NEGATIVE)
+    lora_alpha: float = field(16.0, "they are scaled by lora_alpha / lora_rank")
+    lora_dropout_rate: float = field(0.0, "dropout of what they read", SHARE)
+    lora_targets: tuple = field(("query", "value"), "layers they are added to", LORA_TARGETS)
+    prompt_tokens: int = field(0, "learned vectors before a text-to-text model's inputs; 0: none", NOT_NEGATIVE)
+    adapter_dim: int = field(0, "width of the adapters behind each sublayer; 0: none", NOT_NEGATIVE)
     # training
-    dropout_rate: float = 0.0  # embeddings, residual branches
-    attention_dropout_rate: float = 0.0  # attention weights
-    classifier_dropout_rate: float = -1.0  # of the vector that classifies an example; -1: dropout_rate
-    dropout_hidden: bool = False  # dropout_rate also on the MLP's hidden layer and a stack's output (T5)
-    dropout_broadcasts_length: bool = False  # T5: one mask for all positions of a row, for all queries of a head
-    initializer: str = "t5"
-    initializer_stddev: float = 0.02  # "normal" initialiser
-    scale_residual_init: bool = False  # "normal" divided by sqrt(2·layers) on residual branches (GPT-2)
-    # execution: same numbers, other cost
-    dtype: str = "float32"  # compute; parameters are always float32
-    scan_layers: bool = False  # one compiled layer, parameters stacked on a leading axis
-    remat: str = "none"
+    dropout_rate: float = field(0.0, "dropout of embeddings and residual branches", SHARE, WARN)
+    attention_dropout_rate: float = field(0.0, "dropout of attention weights", SHARE, WARN)
+    classifier_dropout_rate: float = field(-1.0, "of an example's vector; -1: dropout_rate", None, WARN)
+    dropout_hidden: bool = field(False, "dropout also in the MLPs and after a stack (T5)", None, WARN)
+    dropout_broadcasts_length: bool = field(False, "one mask for all positions of a row (T5)", None, WARN)
+    initializer: str = field("t5", "of parameters", ("t5", "normal", "glorot"))
+    initializer_stddev: float = field(0.02, "of the normal initializer", NOT_NEGATIVE)
+    scale_residual_init: bool = field(False, "divides residual branches' by sqrt(2·layers) (GPT-2)")
+    # execution: the same numbers at another cost
+    dtype: str = field("float32", "of computation; parameters are always float32", ("float32", "bfloat16"), WARN)
+    scan_layers: bool = field(False, "compiles one layer, with parameters stacked on a leading axis")
+    remat: str = field("none", "activations to compute again in the backward pass", REMAT, FREE)
 
     @property
     def num_layers(self) -> int:
@@ -133,35 +122,34 @@ class ModelConfig:
     @property
     def pooled_heads(self) -> tuple[str, ...]:
         """The heads that read one vector per example, the pooled hidden state of its first token."""
-        return tuple(head for head in self.heads if head in POOLED_HEADS)
+        return self.heads_that_read(EXAMPLES)
+
+    def heads_that_read(self, states: str) -> tuple[str, ...]:
+        """The heads that read these hidden states (TOKENS, MASKED or EXAMPLES of heads.py), in heads.py's order."""
+        return tuple(name for name, head in ENCODER_HEADS.items() if name in self.heads and head.reads == states)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether a head has num_classes outputs."""
+        return any(ENCODER_HEADS[head].has_classes for head in self.heads)
 
     def validate(self) -> "ModelConfig":
         """Returns self; raises ConfigError naming the field, what it got and what is allowed."""
-        for field, allowed in CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise ConfigError(unknown(f"model.{field}", getattr(self, field), allowed))
-        for head in self.heads:
-            if head not in HEADS:
-                raise ConfigError(unknown("model.heads entry", head, HEADS))
-        for field in ("vocab_size", "d_model", "d_ff", "num_heads", "head_dim"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"model.{field}={getattr(self, field)}; it must be at least 1")
-        for field in ("dropout_rate", "attention_dropout_rate", "lora_dropout_rate"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ConfigError(f"model.{field}={getattr(self, field)}; it must be in [0, 1)")
+        if self.architecture not in ARCHITECTURES:
+            raise ConfigError(unknown("model.architecture", self.architecture, ARCHITECTURES))
+        for name, key in MODEL_KEYS.items():
+            key.check(f"model.{name}", getattr(self, name))
         if not 0 <= self.head_dropout_rate < 1:
             raise ConfigError(
                 f"model.classifier_dropout_rate={self.classifier_dropout_rate}; it must be in [0, 1), or -1: as "
                 "model.dropout_rate"
             )
         wants = {"text_to_text": (1, 1), "encoder_only": (1, 0), "decoder_only": (0, 1)}[self.architecture]
-        for field, wanted in zip(("num_encoder_layers", "num_decoder_layers"), wants, strict=True):
-            if (getattr(self, field) > 0) != bool(wanted):
+        for name, wanted in zip(("num_encoder_layers", "num_decoder_layers"), wants, strict=True):
+            if (getattr(self, name) > 0) != bool(wanted):
                 need = "at least 1" if wanted else "0"
-                raise ConfigError(f"model.{field}={getattr(self, field)}; a {self.architecture} model needs {need}")
+                raise ConfigError(f"model.{name}={getattr(self, name)}; a {self.architecture} model needs {need}")
         for target in self.lora_targets:
-            if target not in LORA_TARGETS:
-                raise ConfigError(unknown("model.lora_targets entry", target, LORA_TARGETS))
             if self.lora_rank and target in (("wi",) if self.gated_mlp else ("wi_0", "wi_1")):
                 there = "wi_0, wi_1 and wo" if self.gated_mlp else "wi and wo"
                 raise ConfigError(f"model.lora_targets has {target!r}; this model's MLPs have {there}")
@@ -171,9 +159,6 @@ class ModelConfig:
             raise ConfigError(
                 f"model.prompt_tokens={self.prompt_tokens}; only text_to_text models have learned prompts"
             )
-        for field in ("lora_rank", "adapter_dim", "prompt_tokens"):
-            if getattr(self, field) < 0:
-                raise ConfigError(f"model.{field}={getattr(self, field)}; it must be at least 0, which is none")
         if self.num_heads % self.kv_heads:
             raise ConfigError(
                 f"model.num_heads={self.num_heads} is not divisible by model.num_kv_heads={self.num_kv_heads}"
@@ -196,16 +181,18 @@ class ModelConfig:
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even one")
         if self.body != "transformer" and (
-            self.architecture != "encoder_only"
-            or {"token_classification", "span"} & set(self.heads)
-            or self.d_model % 2
+            self.architecture != "encoder_only" or self.heads_that_read(TOKENS) or self.d_model % 2
         ):
             raise ConfigError(
-                f"model.body={self.body!r} is of encoder_only models with an even d_model, without the heads "
-                f"token_classification and span; it is {self.architecture}, d_model={self.d_model}, heads={self.heads}"
+                f"model.body={self.body!r} is for encoder_only models with an even d_model, without the heads "
+                f"{' and '.join(name for name, head in ENCODER_HEADS.items() if head.reads == TOKENS)}; "
+                f"this one is {self.architecture}, d_model={self.d_model}, heads={self.heads}"
             )
         if self.heads and self.architecture != "encoder_only":
             raise ConfigError(f"model.heads={self.heads}; heads belong to encoder_only, not {self.architecture}")
-        if set(CLASS_HEADS) & set(self.heads) and self.num_classes < 2:
+        if self.has_classes and self.num_classes < 2:
             raise ConfigError(f"model.num_classes={self.num_classes}; classification needs at least 2")
         return self
+
+
+MODEL_KEYS = keys_of(ModelConfig)

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from t5x_lite.heads import EXAMPLES, HEADS, MASKED, TOKENS
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import (
     ACTIVATIONS,
@@ -27,9 +28,9 @@ class EncoderOnly(nn.Module):
 
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
-        """One float32 output per head: "mlm" [B, P, V], "token_classification" [B, S, C], "span" [B, S, 2] (start and
-        end), "nsp" [B, E, 2], "classification" and "multi_label" [B, E, C], "regression" [B, E], "multiple_choice"
-        [B, E], "pooled" [B, E, D]; without heads, "hidden" [B, S, D].
+        """One float32 output per head (heads.py): [B, P, V] where it reads masked tokens, [B, S] where it reads all,
+        [B, E] where it reads examples, with a last axis of its outputs unless there is one; "pooled" [B, E, D].
+        Without heads, "hidden" [B, S, D].
         """
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
@@ -53,15 +54,10 @@ class EncoderOnly(nn.Module):
         if not config.heads:
             return {"hidden": hidden_BSD.astype(jnp.float32)}
         outputs = {}
-        if "mlm" in config.heads:
+        if config.heads_that_read(MASKED):
             mlm = MaskedLanguageModelHead(config, self.constrain, name="mlm")
             outputs["mlm"] = mlm(rows_at(hidden_BSD, batch["mlm_positions"]), token_embedding)
-        if "token_classification" in config.heads:
-            dropped_BSD = dropout(hidden_BSD, config.dropout_rate, subkey(key, 2))
-            head = class_dense(config, config.num_classes, "token_classification")
-            outputs["token_classification"] = head(dropped_BSD)
-        if "span" in config.heads:
-            outputs["span"] = class_dense(config, 2, "span")(hidden_BSD)
+        outputs |= head_outputs(config, TOKENS, hidden_BSD, config.dropout_rate, subkey(key, 2))
         if config.pooled_heads:
             first_BED = rows_at(hidden_BSD, batch["pooled_positions"])
             pooled_BED = ACTIVATIONS[config.pooler_activation](square_dense(config, "pooler")(first_BED))
@@ -69,21 +65,27 @@ class EncoderOnly(nn.Module):
         return outputs
 
 
+def head_outputs(
+    config: ModelConfig, states: str, x_BND: jax.Array, dropout_rate: float, key: jax.Array | None
+) -> dict[str, jax.Array]:
+    """The outputs of the dense heads that read these states (TOKENS or EXAMPLES of heads.py), [B, N, outputs] or
+    [B, N]. Their layers belong to the module that calls."""
+    outputs = {}
+    dropped_BND = dropout(x_BND, dropout_rate, key)
+    for name in config.heads_that_read(states):
+        head = HEADS[name]
+        if head.outputs is None:
+            continue
+        size = config.num_classes if head.has_classes else int(head.outputs)
+        output_BNC = class_dense(config, size, name)(dropped_BND if head.dropout else x_BND)
+        outputs[name] = output_BNC[..., 0] if head.outputs == 1 else output_BNC
+    return outputs
+
+
 def example_outputs(config: ModelConfig, pooled_BED: jax.Array, key: jax.Array | None) -> dict[str, jax.Array]:
     """The outputs of the heads that read one vector per example; their layers belong to the module that calls."""
-    outputs = {}
-    dropped_BED = dropout(pooled_BED, config.head_dropout_rate, key)
-    if "nsp" in config.heads:
-        outputs["nsp"] = class_dense(config, 2, "nsp")(pooled_BED)
-    for head in ("classification", "multi_label"):
-        if head in config.heads:
-            outputs[head] = class_dense(config, config.num_classes, head)(dropped_BED)
-    for head in ("regression", "multiple_choice"):
-        if head in config.heads:
-            outputs[head] = class_dense(config, 1, head)(dropped_BED)[..., 0]
-    if "pooled" in config.heads:
-        outputs["pooled"] = pooled_BED.astype(jnp.float32)
-    return outputs
+    outputs = head_outputs(config, EXAMPLES, pooled_BED, config.head_dropout_rate, key)
+    return outputs | ({"pooled": pooled_BED.astype(jnp.float32)} if "pooled" in config.heads else {})
 
 
 class MaskedLanguageModelHead(nn.Module):

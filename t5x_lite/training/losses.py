@@ -6,7 +6,7 @@ gradient does not depend on how a batch was cut.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,9 @@ import optax
 from flax import struct
 
 from t5x_lite.errors import DataError
+from t5x_lite.heads import WITH_LOSS, Head
 from t5x_lite.lookup import lookup
 
-# head -> the arrays of a batch (t5x_lite/batch.py) that hold its targets and their weights
-HEADS: dict[str, tuple[str, str]] = {
-    "lm": ("decoder_target_tokens", "decoder_loss_weights"),
-    "mlm": ("mlm_targets", "mlm_weights"),
-    "nsp": ("nsp_targets", "nsp_weights"),
-    "classification": ("class_targets", "class_weights"),
-    "multi_label": ("label_targets", "label_weights"),
-    "regression": ("regression_targets", "regression_weights"),
-    "token_classification": ("token_targets", "token_weights"),
-    "span": ("span_starts", "span_weights"),
-    "multiple_choice": ("choice_questions", "choice_weights"),
-}
 EXCLUDED = -1e10  # logit of what is no candidate for a target
 
 
@@ -37,20 +26,21 @@ class LossSum:
 
     sum: Σ weight · loss, in nats (squared error for regression).
     weight: Σ weight.
-    correct: Σ weight where no logit is larger than the target's (0 for regression; of several labels, where all are).
+    correct: Σ weight where no logit is larger than the target's (of several labels, where all are right); None for a
+        number, which is never predicted exactly.
     task_sum, task_weight: sum and weight of each task [tasks], where the batch says which token is whose.
     """
 
     sum: jax.Array
     weight: jax.Array
-    correct: jax.Array
+    correct: jax.Array | None = None
     task_sum: jax.Array | None = None
     task_weight: jax.Array | None = None
 
 
 def loss_weights(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """head -> Σ weight, for each head the batch has targets for; what the sums of all microbatches are divided by."""
-    return {head: batch[weights].sum() for head, (_, weights) in HEADS.items() if weights in batch}
+    return {name: batch[head.weights].sum() for name, head in WITH_LOSS.items() if head.weights in batch}
 
 
 def loss_sums(
@@ -60,7 +50,7 @@ def loss_sums(
     label_smoothing: float = 0.0,
     tasks: int = 0,
 ) -> dict[str, LossSum]:
-    """The loss of each head in the model's outputs: cross entropy, or squared error for regression.
+    """The loss of each head in the model's outputs, by the function of LOSSES that the head names (heads.py).
 
     tasks: how many tasks the batch's task ids tell apart; 0 where it has none.
 
@@ -68,38 +58,26 @@ def loss_sums(
     return hidden states with their table in place of logits, and `token_losses` is the one place to meet them.
     """
     sums = {}
-    for head, predicted in outputs.items():
-        names = lookup("output that has a loss", head, HEADS)
-        if not set(names) <= set(batch):
+    for name, predicted in outputs.items():
+        head = lookup("output that has a loss", name, WITH_LOSS)
+        if not {head.targets, head.weights} <= set(batch):
             raise DataError(
-                f"the model's {head} head needs {' and '.join(names)}; the batch has {', '.join(sorted(batch))}"
+                f"the model's {name} head needs {head.targets} and {head.weights}; the batch has "
+                f"{', '.join(sorted(batch))}"
             )
-        targets, weights = batch[names[0]], batch[names[1]]
-        if head == "regression":
-            losses = jnp.square(predicted.astype(jnp.float32) - targets)
-            correct = jnp.zeros_like(losses)
-        elif head == "multi_label":
-            losses, correct = label_losses(predicted, targets)
-        elif head == "span":
-            losses, correct = span_losses(predicted, targets, batch["span_ends"], batch["encoder_segment_ids"], z_loss)
-        elif head == "multiple_choice":
-            losses, correct = choice_losses(predicted, targets, z_loss)
-        else:
-            losses, correct = token_losses(predicted, targets, z_loss, label_smoothing)
+        weights = batch[head.weights]
+        losses, correct = LOSSES[head.loss](predicted, batch[head.targets], batch, z_loss, label_smoothing)
         by_task = _by_task(head, losses, weights, batch, tasks) if tasks else (None, None)
-        sums[head] = LossSum((losses * weights).sum(), weights.sum(), (correct * weights).sum(), *by_task)
+        correct = None if correct is None else (correct * weights).sum()
+        sums[name] = LossSum((losses * weights).sum(), weights.sum(), correct, *by_task)
     return sums
 
 
-def _by_task(head: str, losses: jax.Array, weights: jax.Array, batch: Mapping[str, jax.Array], tasks: int):
+def _by_task(head: Head, losses: jax.Array, weights: jax.Array, batch: Mapping[str, jax.Array], tasks: int):
     """(Σ weight · loss, Σ weight) of each task [tasks]. One fused pass: a sum over targets per task, no scatter."""
-    if head == "lm":
-        task_ids = batch["decoder_task_ids"]
-    elif head == "token_classification":
-        task_ids = batch["encoder_task_ids"]
-    else:  # a target stands at a position of the encoder
-        positions = batch[{"mlm": "mlm_positions", "span": "span_starts"}.get(head, "pooled_positions")]
-        task_ids = jnp.take_along_axis(batch["encoder_task_ids"], positions, axis=1)
+    task_ids = batch["encoder_task_ids" if head.reads else "decoder_task_ids"]
+    if head.positions:
+        task_ids = jnp.take_along_axis(task_ids, batch[head.positions], axis=1)
     weight_of = jnp.where(task_ids[..., None] == jnp.arange(1, tasks + 1), weights[..., None], 0)
     return (losses[..., None] * weight_of).sum((0, 1)), weight_of.sum((0, 1))
 
@@ -174,6 +152,26 @@ def choice_losses(logits_BE: jax.Array, questions_BE: jax.Array, z_loss: float =
     is_of_BEE = questions_BE[:, None, :] == questions_BE[:, :, None]
     slots_BE = jnp.broadcast_to(jnp.arange(questions_BE.shape[1]), questions_BE.shape)
     return token_losses(jnp.where(is_of_BEE, logits_BE[:, None, :], EXCLUDED), slots_BE, z_loss)
+
+
+def squared_errors(predicted: jax.Array, targets: jax.Array) -> tuple[jax.Array, None]:
+    """(predicted − target)²; whether a number is predicted exactly is not asked."""
+    return jnp.square(predicted.astype(jnp.float32) - targets), None
+
+
+# (outputs, targets, batch, z_loss, label_smoothing) -> the loss of each target and whether it is predicted correctly,
+# in the shape of the head's weights. A head names its own (heads.py).
+LOSSES: dict[str, Callable[..., tuple[jax.Array, jax.Array | None]]] = {
+    "cross_entropy": lambda outputs, targets, batch, z_loss, smoothing: token_losses(
+        outputs, targets, z_loss, smoothing
+    ),
+    "squared_error": lambda outputs, targets, *_: squared_errors(outputs, targets),
+    "binary_cross_entropy": lambda outputs, targets, *_: label_losses(outputs, targets),
+    "span": lambda outputs, starts, batch, z_loss, _: span_losses(
+        outputs, starts, batch["span_ends"], batch["encoder_segment_ids"], z_loss
+    ),
+    "choice": lambda outputs, questions, batch, z_loss, _: choice_losses(outputs, questions, z_loss),
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,6 +1,6 @@
-"""Which parameters learn: a tree of parameters as the part that does and the part that stays.
+"""Which parameters are trainable: a tree of parameters split into the trainable part and the frozen part.
 
-Gradients and optimizer state exist for the first part alone.
+Only the trainable part has gradients and optimizer state.
 """
 
 import re
@@ -8,21 +8,23 @@ from collections.abc import Callable
 from typing import Any
 
 from t5x_lite.errors import ConfigError
+from t5x_lite.heads import SUPERVISED
 
-Trained = Callable[[str], bool]  # the path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> does it learn?
+Trainable = Callable[[str], bool]  # the path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> is it trainable?
 
-HEADS = r"(classification|multi_label|regression|token_classification|span|multiple_choice|pooler)/.*"
-ADDED = rf".*/lora_[ab]|.*_adapter/.*|prompt|{HEADS}"  # what learns where there is such, and nothing else is said
+# Trainable by default in a model that has added parameters.
+ADDED = rf".*/lora_[ab]|.*_adapter/.*|prompt|({'|'.join(SUPERVISED)}|pooler)/.*"
 
 
 def everything(path: str) -> bool:
     return True
 
 
-def chosen(pattern: str, tree: dict[str, Any], has_added: bool) -> Trained:
-    """The parameters whose whole path matches a regular expression; "": all, or those that are added and the heads.
+def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
+    """The parameters whose whole path matches a regular expression; "": all of them, or where a model has added
+    parameters (LoRA, adapters, a prompt), those and the heads.
 
-    Raises ConfigError for a pattern that is none, or that matches none of the tree's paths.
+    Raises ConfigError for an invalid pattern, and for one that matches no path of the tree.
     """
     pattern = pattern or (ADDED if has_added else "")
     if not pattern:
@@ -31,7 +33,7 @@ def chosen(pattern: str, tree: dict[str, Any], has_added: bool) -> Trained:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ConfigError(
-            f"optimizer.trained={pattern!r} is no regular expression: {error}; for example 'decoder/.*'"
+            f"optimizer.trained={pattern!r} is not a regular expression: {error}; write for example 'decoder/.*'"
         ) from None
 
     def matches(path: str) -> bool:
@@ -50,18 +52,18 @@ def _first_path(tree: dict[str, Any]) -> str:
     return f"{name}/{_first_path(tree[name])}" if isinstance(tree[name], dict) else name
 
 
-def split(tree: dict[str, Any], trained: Trained, path: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the part that learns, the part that stays), each without the other's leaves."""
-    if trained is everything:
+def split(tree: dict[str, Any], trainable: Trainable, path: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the trainable part, the frozen part), each without the other's leaves."""
+    if trainable is everything:
         return tree, {}
     parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            for part, inner in zip(parts, split(value, trained, f"{path}{name}/"), strict=True):
+            for part, inner in zip(parts, split(value, trainable, f"{path}{name}/"), strict=True):
                 if inner:
                     part[name] = inner
         else:
-            parts[0 if trained(path + name) else 1][name] = value
+            parts[0 if trainable(path + name) else 1][name] = value
     return parts
 
 
