@@ -49,17 +49,17 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
         changes |= {"heads": ("classification",), "num_classes": 2}
     config = presets.preset(arguments.preset, **changes)
     arrays = random_batch(config, arguments.rows, arguments.length)
-    layout = sharding.Layout(sharding.make_mesh(1, 1, 1))
+    layout = sharding.Layout(sharding.make_mesh())
     module = build(config, layout.constrain)
     boxed = abstract_params(module, arrays)
-    learns = trainable.chosen("", boxed, has_added=config.has_added)
+    learns = trainable.select("", boxed, has_added=config.has_added)
     schedule = optim.make_schedule("constant", 1e-4)
     axes = trainable.split(sharding.param_axes(boxed), learns)[0]
     optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.01)
     target = abstract_state(module, optimizer, layout, arrays, learns)
-    run = make_train_step(module, optimizer, schedule, layout, target, trained=learns)
+    run = make_train_step(module, optimizer, schedule, layout, target, trainable=learns)
     found = run.lower(target, arrays).compile().memory_analysis()
-    state, step_ms = init_state(module, optimizer, layout, arrays, trained=learns), []
+    state, step_ms = init_state(module, optimizer, layout, arrays, trainable=learns), []
     for _ in range(2 + arguments.steps):
         began_s = time.perf_counter()
         state, metrics = run(state, arrays)

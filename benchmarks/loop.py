@@ -27,6 +27,7 @@ import jax
 from t5x_lite import config, experiment, runtime, train
 from t5x_lite.cluster import sharding
 from t5x_lite.data import pipeline
+from t5x_lite.evaluation.during_training import EvaluationDuringTraining
 from t5x_lite.training import losses, optim
 from t5x_lite.training.step import abstract_params, init_state, make_train_step
 
@@ -131,14 +132,14 @@ def main() -> None:
     arguments = parser.parse_args()
     cfg = make_config(arguments)
     turns = Turns(bare_turn(cfg))
-    make_batches, make_step = train.pipeline.train_batches, train.make_train_step
+    make_batches, make_step = train.pipeline.train_batches, make_train_step
     with (
         tempfile.TemporaryDirectory() as workdir,
         contextlib.redirect_stdout(io.StringIO()),
         mock.patch.object(train.pipeline, "train_batches", functools.partial(turns.train_batches, make_batches)),
-        mock.patch.object(train, "make_train_step", functools.partial(turns.make_train_step, make_step)),
+        mock.patch.object(runtime.step, "make_train_step", functools.partial(turns.make_train_step, make_step)),
     ):
-        train.run(experiment.resolve(cfg), Path(workdir))
+        train.run(experiment.resolve(cfg), Path(workdir), EvaluationDuringTraining)
     loop, bare = zip(*turns.seconds, strict=True)
     shape = {key: value for key, value in vars(arguments).items() if key != "turns"}
     medians = {

@@ -86,9 +86,11 @@ def _train(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         )
     from t5x_lite import experiment, train
     from t5x_lite.cluster import processes
+    from t5x_lite.evaluation.during_training import EvaluationDuringTraining
 
+    workdir = Path(os.path.expandvars(arguments.workdir))
     with processes.joined():
-        return train.run(experiment.resolve(cfg), Path(os.path.expandvars(arguments.workdir)))
+        return train.run(experiment.resolve(cfg), workdir, EvaluationDuringTraining)
 
 
 def _eval(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:

@@ -1,8 +1,9 @@
-"""An experiment on the devices: its mesh, module, optimizer and loss. Shared by train, eval, infer and plan."""
+"""An experiment on the devices: its mesh, module, optimizer, loss and step. Shared by train, eval, infer and plan."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,13 +14,14 @@ from t5x_lite.batch import Batch
 from t5x_lite.cluster import sharding
 from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.cluster.sharding import Layout
+from t5x_lite.config import Config
 from t5x_lite.errors import ConfigError
 from t5x_lite.experiment import Experiment
 from t5x_lite.models import build
 from t5x_lite.training import losses, optim, spikes, step, trainable, unfreezing
 from t5x_lite.training.optim import Schedule
-from t5x_lite.training.step import LossFn
-from t5x_lite.training.trainable import Trained
+from t5x_lite.training.step import LossFn, TrainState
+from t5x_lite.training.trainable import Trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
         fitting = sharding.meshes_that_fit(sizes, check)
         texts = " or ".join(f"mesh={sharding.mesh_text(mesh)}" for mesh in fitting)
         raise ConfigError(f"{error}. {f'This fits: {texts}' if texts else 'No mesh of as many devices fits'}") from None
-    layout = Layout(sharding.make_mesh(**sizes, devices=devices), rules)
+    layout = Layout(sharding.make_mesh(devices, rules.batch, **sizes), rules)
     dims = {"B": cfg.data.batch_rows, "S": cfg.data.length, "L": cfg.data.length, "P": 1, "E": 1}
     dims["Y"] = experiment.model.num_classes
     if experiment.model.architecture == "text_to_text":
@@ -71,17 +73,55 @@ def check_mesh(experiment: Experiment, rules: AxisRules, sizes: Mapping[str, int
     sharding.check_model(model, sizes, rules)
 
 
-def which_trained(experiment: Experiment, on_devices: Runtime) -> Trained:
-    """Which parameters learn."""
-    params = step.abstract_params(on_devices.module, on_devices.example)
-    return trainable.chosen(experiment.cfg.optimizer.trained, params, has_added=experiment.model.has_added)
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a run trains with. Nothing is compiled yet, and no array is made.
+
+    state: the train state as shapes with their shardings.
+    new_state: makes a fresh state.
+    step: (state, batch) -> (state, metrics); see training/step.py.
+    trainable: which parameters are trained.
+    """
+
+    state: TrainState
+    new_state: Callable[[], TrainState]
+    step: Callable[[TrainState, Any], tuple[TrainState, Any]]
+    trainable: Trainable
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(all parameters, those that are trained)."""
+        params = self.state.params
+        trained = trainable.split(params, self.trainable)[0]
+        return tuple(sum(p.size for p in jax.tree.leaves(tree)) for tree in (params, trained))  # type: ignore[return-value]
 
 
-def make_optimizer(
-    experiment: Experiment, on_devices: Runtime, learns: Trained
-) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimizer of the parameters that learn, and the schedule in it."""
-    cfg = experiment.cfg
+def make_training(experiment: Experiment, on_devices: Runtime, loss_fn: LossFn | None = None) -> Training:
+    """The training step of an experiment. loss_fn: in place of the config's cross entropy."""
+    cfg, module, layout = experiment.cfg, on_devices.module, on_devices.layout
+    params = step.abstract_params(module, on_devices.example)
+    is_trained = trainable.select(cfg.optimizer.trained, params, has_added=experiment.model.has_added)
+    optimizer, schedule = _optimizer(cfg, trainable.split(sharding.param_axes(params), is_trained)[0])
+    state = step.abstract_state(module, optimizer, layout, on_devices.example, is_trained)
+    new_state = functools.partial(
+        step.init_state, module, optimizer, layout, on_devices.example, cfg.seed, trainable=is_trained
+    )
+    train_step = step.make_train_step(
+        module,
+        optimizer,
+        schedule,
+        layout,
+        state,
+        loss_fn=loss_fn or make_loss(experiment),
+        microbatches=cfg.train.microbatches,
+        seed=cfg.seed,
+        trainable=is_trained,
+        spike_sigmas=cfg.train.spike_sigmas,
+    )
+    return Training(state, new_state, train_step, is_trained)
+
+
+def _optimizer(cfg: Config, param_axes: Any) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer of the trainable parameters with these logical axes, and the schedule in it."""
     schedule = optim.make_schedule(
         cfg.schedule.name,
         cfg.optimizer.learning_rate,
@@ -89,11 +129,10 @@ def make_optimizer(
         cfg.train.total_steps,
         cfg.schedule.final_fraction,
     )
-    axes = sharding.param_axes(step.abstract_params(on_devices.module, on_devices.example))
     optimizer = optim.make_optimizer(
         cfg.optimizer.name,
         schedule,
-        trainable.split(axes, learns)[0],
+        param_axes,
         weight_decay=cfg.optimizer.weight_decay,
         clip_norm=cfg.optimizer.clip_norm,
         b1=cfg.optimizer.b1,

@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-import itertools
-import json
 import time
-import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 
@@ -19,282 +18,143 @@ from t5x_lite.cluster import lock, processes, sharding
 from t5x_lite.cluster.guard import Guard
 from t5x_lite.costs.profiling import Profile
 from t5x_lite.data import pipeline
-from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, DivergedError, cannot_write, of_the_disk
-from t5x_lite.evaluation import evaluate
+from t5x_lite.data.pipeline import TrainBatches
+from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, cannot_write, of_the_disk
 from t5x_lite.experiment import Experiment
-from t5x_lite.reports import results, run_page
-from t5x_lite.reports.goodput import Clock, training_s
+from t5x_lite.reports import results
+from t5x_lite.reports.goodput import Clock
 from t5x_lite.reports.results import read_metrics
+from t5x_lite.reports.step_log import StepLog
 from t5x_lite.reports.terminal import Terminal
 from t5x_lite.reports.writers import Writers
-from t5x_lite.training import step_metrics, trainable
-from t5x_lite.training.step import LossFn, abstract_state, init_state, make_train_step
+from t5x_lite.runtime import Runtime, Training
+from t5x_lite.training import step_metrics
+from t5x_lite.training.faults import BeginAt, FaultPolicy
+from t5x_lite.training.step import LossFn, TrainState
 
 
-def run(experiment: Experiment, workdir: Path, loss_fn: LossFn | None = None) -> int:
+class Evaluation(Protocol):
+    """What a run asks of evaluation; EvaluationDuringTraining (evaluation/during_training.py) answers."""
+
+    def is_due(self, step: int) -> bool: ...
+    def is_done(self, step: int) -> bool: ...
+    def before_training(self, params: Any) -> None: ...
+    def __call__(self, params: Any, step: int) -> None: ...
+    def finish(self) -> Path | None: ...
+
+
+def run(
+    experiment: Experiment, workdir: Path, evaluation_of: Callable[..., Evaluation], loss_fn: LossFn | None = None
+) -> int:
     """Trains to `train.total_steps`, evaluating and saving on the way; returns the exit status.
 
     A workdir that holds checkpoints is resumed from the newest, bit for bit. Returns 0, or 75 after an
-    interruption (Ctrl-C, SIGTERM) that was saved. Raises a UserError for all else that a user can mend.
+    interruption (Ctrl-C, SIGTERM) that was saved. Raises a UserError for everything else that a user can fix.
+    evaluation_of: EvaluationDuringTraining, from evaluation/during_training.py.
     loss_fn: (outputs, batch) -> {head: LossSum}, in place of the config's cross entropy.
     """
-    cfg = experiment.cfg
-    rollback = _Rollback(to_step=0, batches=0)  # to be gone past the newest checkpoint: none
-    with contextlib.ExitStack() as whole:
-        whole.enter_context(of_the_disk(workdir))
-        guard = whole.enter_context(Guard(cfg.train.hang_s, cfg.train.grace_s))
-        processes.on_first(lambda: _open_workdir(workdir, whole))
-        for times in itertools.count():
-            with contextlib.ExitStack() as closing:
-                try:
-                    return _run(experiment, workdir, loss_fn, closing, guard, rollback)
-                except _Rollback as again:
-                    if times == cfg.train.max_nonfinite:
-                        raise DivergedError(f"{again}. After {times} rollbacks the run stops") from None
-                    rollback = again.with_traceback(None)  # whose frames would keep the old state in memory
-                    guard.pause()
-    raise AssertionError
+    cfg, clock, started_s = experiment.cfg, Clock(), time.monotonic()
+    total_steps, main_process = cfg.train.total_steps, jax.process_index() == 0
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as closing:
+        # ------------------------------------------------------------------------------------- workdir, devices, data
+        held.enter_context(of_the_disk(workdir))
+        guard = held.enter_context(Guard(cfg.train.hang_s, cfg.train.grace_s))
+        processes.on_first(lambda: _open_workdir(workdir, held))
+        mirror = Mirror(cfg.checkpoint.mirror) if cfg.checkpoint.mirror else None
+        begin, notes = _where_to_begin(cfg, workdir, mirror)
+        on_devices = runtime.start(experiment)
+        training = runtime.make_training(experiment, on_devices, loss_fn)
+        checkpoint.check_space(workdir, training.state, cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best))
+        data = _train_batches(experiment, on_devices)
+        first_data_state = data.get_state()
+        closing.callback(data.close)
 
-
-def _run(
-    experiment: Experiment,
-    workdir: Path,
-    loss_fn: LossFn | None,
-    closing: contextlib.ExitStack,
-    guard: Guard,
-    rollback: "_Rollback",
-) -> int:
-    cfg = experiment.cfg
-    main_process = jax.process_index() == 0
-    clock = Clock()
-    started_s = time.monotonic()
-
-    # ------------------------------------------------------------------------------------ workdir, devices, model
-    rejected: list[str] = []
-    mirror = Mirror(cfg.checkpoint.mirror) if cfg.checkpoint.mirror else None
-    fetched = processes.on_first(lambda: checkpoint.fetch(workdir, mirror)) if mirror else None
-    first_step = checkpoint.newest_good(workdir, rejected.append) or 0
-    changed = processes.on_first(lambda: _changes(cfg, workdir) if first_step else [])
-    on_devices = runtime.start(experiment)
-    layout, module = on_devices.layout, on_devices.module
-    learns = runtime.which_trained(experiment, on_devices)
-    optimizer, schedule = runtime.make_optimizer(experiment, on_devices, learns)
-
-    # -------------------------------------------------------------------------------------------------------- data
-    data = pipeline.train_batches(
-        cfg.data.mixture,
-        experiment.converter,
-        experiment.vocabulary,
-        batch_rows=cfg.data.batch_rows,
-        seed=cfg.seed,
-        pack=cfg.data.pack,
-        **sharding.input_shard(layout, cfg.data.batch_rows),
-        prefetch_batches=cfg.data.prefetch_batches,
-        cache_dir=cfg.data.cache_dir,
-        task_ids=len(experiment.tasks) > 1,
-    )
-    closing.callback(data.close)
-    told_apart = data.tasks if len(data.tasks) > 1 else ()
-
-    # -------------------------------------------- state: this workdir's newest checkpoint, another's parameters, fresh
-    terminal = Terminal(cfg.train.total_steps, first_step, active=main_process)
-    closing.callback(terminal.close)
-    if fetched:
-        terminal.line(f"fetched checkpoint {fetched} from {cfg.checkpoint.mirror}")
-    for line in (*rejected, *changed):
-        terminal.line(line)
-    target = abstract_state(module, optimizer, layout, on_devices.example, learns)
-    checkpoint.check_space(workdir, target, cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best))
-    checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last, guard.beat, mirror)
-    closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
-    if first_step:
-        state, data_state = checkpoints.restore(first_step, target)
-        data.set_state(data_state)
-        terminal.line(f"resuming {workdir} at step {first_step}")
-    else:
-        state = init_state(module, optimizer, layout, on_devices.example, cfg.seed, learns)
-        if cfg.init.checkpoint:
-            params, loaded = load_params(cfg.init.checkpoint, state.params)
-            state = dataclasses.replace(state, params=params)
-            terminal.line(f"from {cfg.init.checkpoint}: {loaded}")
-    passed_over = rollback.batches if rollback.to_step == first_step else 0
-    for _ in range(passed_over):
-        next(data)
-    processes.on_first(lambda: _write_config(cfg, workdir))  # now that it is known to work
-    train_step = make_train_step(
-        module,
-        optimizer,
-        schedule,
-        layout,
-        state,
-        loss_fn=loss_fn or runtime.make_loss(experiment),
-        microbatches=cfg.train.microbatches,
-        seed=cfg.seed,
-        trained=learns,
-        spike_sigmas=cfg.train.spike_sigmas,
-    )
-    evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
-    run_name = results.title(cfg.to_dict(), workdir)
-    writers = Writers(workdir, run_name, cfg.to_dict(), first_step, active=main_process)
-    closing.callback(writers.close)
-    size = sum(p.size for p in jax.tree.leaves(state.params))
-    learning = sum(p.size for p in jax.tree.leaves(trainable.split(state.params, learns)[0]))
-    if learning < size:
-        terminal.line(f"{learning:,} parameters are trained, {learning / size:.2%} of all")
-    terminal.line(
-        f"{cfg.model.preset}: {size:,} parameters on {jax.device_count()} {jax.devices()[0].device_kind} device(s), "
-        f"mesh {dict(layout.mesh.shape)}; {cfg.data.mixture} in rows of {cfg.data.length}"
-    )
-
-    def save() -> None:
-        saved = checkpoints.steps()
-        best = processes.on_first(lambda: results.best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved))
-        data_state = pipeline.merge_states(processes.gather([data.get_state()]))
-        checkpoints.save(state, data_state, configs.to_json(cfg), keep={best} if best else set())
-
-    def was_evaluated(step: int) -> bool:
-        names = [task.name for task in experiment.eval_tasks]
-        return processes.on_first(lambda: results.was_evaluated(read_metrics(workdir), step, names))
-
-    def evaluation_is_due(step: int) -> bool:
-        every = cfg.eval.every_steps
-        return step == cfg.train.total_steps or (every > 0 and step % every == 0)
-
-    def stop_evaluating() -> bool:
-        guard.beat(f"a batch of the evaluation at step {step}")
-        return guard.stops()
-
-    def evaluate_now(step: int) -> None:
-        """Evaluates; the checkpoint of this step, if there is one, is on disk by then. An interruption ends it early:
-        the resumed run makes up for it."""
-        checkpoints.wait()
-        try:
-            values, samples = evaluator.evaluate(state.params, step, stop=stop_evaluating)
-        except evaluate.Stopped:
-            return
-        except Exception as error:
-            if cfg.eval.on_error == "raise" or isinstance(error, jax.errors.JaxRuntimeError):
-                raise
-            terminal.line(f"the evaluation at step {step} failed and is left out (eval.on_error=record):")
-            terminal.line(traceback.format_exc())
-            return
-        best_by = cfg.checkpoint.keep_best
-        if best_by and f"eval/{best_by}" not in values:
-            there_are = ", ".join(sorted(key.removeprefix("eval/") for key in values))
-            terminal.line(f"checkpoint.keep_best={best_by!r} is no metric of this run; there are {there_are}")
-        writers.scalars(step, values)
-        for task, rows in samples.items():
-            writers.table(step, f"predictions/{task}", rows)
-        if main_process:
-            terminal.show(results.results_table(read_metrics(workdir), step))
-            if step < cfg.train.total_steps:  # else it is written below, with the time this took in it
-                run_page.write(workdir, cfg.eval.predictions_shown)
-
-    # -------------------------------------------------------------------------------------------------------- loop
-    total = None  # metrics since the last log line
-    pending = None  # the last step's metrics, fetched one step late so that the device never waits for the host
-    skipped = 0  # updates in a row that were left out
-    profile = Profile(workdir, first_step, cfg.profile.start_step, cfg.profile.steps)
-    closing.callback(profile.close)
-
-    def settle(fetched: tuple[int, dict] | None) -> None:
-        """Takes in the metrics of a step that has run; if they are not finite, does what the config says."""
-        nonlocal total, skipped
-        if fetched is None:
-            return
-        step, values = fetched
-        guard.beat(f"step {step}")
-        added = step_metrics.add(None, values)
-        clock.lap("step")
-        is_spike = added["is_finite"] and added.get("is_spike")
-        skipped = skipped + 1 if is_spike or not added["is_finite"] else 0
-        if skipped:
-            problem = _divergence(step, added, checkpoints.steps())
-            policy = "skip" if is_spike else cfg.train.on_nonfinite
-            if policy == "stop" or skipped > cfg.train.max_nonfinite:
-                raise DivergedError(problem)
-            terminal.line(f"{problem}. {'Its update is left out' if policy == 'skip' else 'Rolling back'}")
-            if policy == "rollback":
-                newest = max(checkpoints.steps(), default=0)
-                raise _Rollback(newest, step - newest + (passed_over if newest == first_step else 0), problem)
-        else:
-            total = step_metrics.sum_of(total, added)
-        terminal.advance(step)
-        if total and (step % cfg.train.log_every_steps == 0 or step == cfg.train.total_steps):
-            spent_s = clock.take()
-            out = step_metrics.finalise(total, told_apart)
-            if profile.flops:
-                out["mfu"] = profile.mfu(total["steps"] / training_s(spent_s))
-            out["tokens_per_s"] = out.pop("tokens") / training_s(spent_s)
-            out |= _waits(spent_s["input"] / training_s(spent_s))
-            out |= data.counters()
-            terminal.train(step, out["loss"], out["tokens_per_s"], out["padding"])
-            times = {f"time/{span}": seconds for span, seconds in spent_s.items()} | {"time/unix": time.time()}
-            writers.scalars(step, {f"train/{name}": value for name, value in out.items()} | times)
-            total = None
-
-    step = first_step
-    clock.lap("start")
-    if first_step == 0:
-        writers.scalars(0, evaluator.baselines())
-        if cfg.eval.untrained:
-            terminal.line("evaluating the untrained model")
-            evaluate_now(0)
-    elif evaluation_is_due(first_step) and not was_evaluated(first_step):
-        evaluate_now(first_step)  # the process died between this checkpoint and its evaluation
-    clock.lap("evaluate")
-    guard.pause()  # the step is compiled now
-    stop = guard.stops()  # while evaluating: there is nothing to save
-    while step < cfg.train.total_steps and not stop:
-        step += 1
-        profile.at(step)
-        batch = next(data)
-        clock.lap("input")
-        on_mesh = sharding.put_batch(batch, layout)
-        profile.count(train_step, state, on_mesh)
-        state, values = train_step(state, on_mesh)
-        clock.lap("compile" if step == first_step + 1 else "step")
-        settle(pending)
-        pending = (step, values)
-        due = evaluation_is_due(step)
-        stop = guard.stops()  # asked once a step: a later request is the next step's, so none goes unsaved
-        saves = stop or step % cfg.checkpoint.every_steps == 0 or step == cfg.train.total_steps
-        if due or saves:
-            settle(pending)
-            pending = None
-        clock.lap("step")
-        checkpoints.check()
-        if saves:
-            save()
-            clock.lap("checkpoint")
-        if due and not stop:
-            evaluate_now(step)
-            stop = guard.stops()
-            if stop:
-                save()
-            clock.lap("evaluate")
-
-    # --------------------------------------------------------------------------------------------------------- end
-    closing.close()
-    complete = step == cfg.train.total_steps and was_evaluated(step)
-    if stop and not complete:
-        where = f"stopped and saved at step {step}" if step else "stopped before the first step"
-        terminal.line(f"{where}; the same command goes on from there")
-        return RESTART_ME
-    if main_process:
-        for line in results.sample_lines(workdir, cfg.train.total_steps, cfg.eval.predictions_shown):
+        # ------------------------------------------------------------------ terminal, checkpoints, logs, evaluation
+        terminal = Terminal(total_steps, begin.step, active=main_process)
+        closing.callback(terminal.close)
+        for line in (*notes, *_descriptions(cfg, on_devices, training)):
             terminal.line(line)
-        path = run_page.write(workdir, cfg.eval.predictions_shown)
-        terminal.line(f"done in {time.monotonic() - started_s:.0f} s; see {path}")
-    return 0
+        checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last, guard.beat, mirror)
+        closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
+        writers = Writers(workdir, results.title(cfg.to_dict(), workdir), cfg.to_dict(), begin.step, main_process)
+        closing.callback(writers.close)
+        evaluation = evaluation_of(experiment, on_devices, workdir, writers, terminal, guard.goes_on)
+        profile = Profile(workdir, begin.step, cfg.profile.start_step, cfg.profile.steps)
+        closing.callback(profile.close)
+        log = StepLog(
+            writers,
+            terminal,
+            clock,
+            every_steps=cfg.train.log_every_steps,
+            total_steps=total_steps,
+            tasks=data.tasks if len(data.tasks) > 1 else (),
+            rates=profile.rates,
+            counters=data.counters,
+            gather=processes.gather,
+        )
+        faults = FaultPolicy(cfg.train.on_nonfinite, cfg.train.max_nonfinite)
 
+        step, stop, running, span = 0, False, True, "compile"
+        while running:  # once, and again after every rollback
+            # ------------------------------------- state: this workdir's checkpoint, another's parameters, or fresh
+            state = metrics = pending = None  # a rollback frees the memory of the state that went wrong
+            state, data_state = _restore(cfg, begin, training, checkpoints, first_data_state, terminal)
+            data.set_state(data_state)
+            for _ in range(begin.skip_batches):
+                next(data)
+            processes.on_first(lambda: _write_config(cfg, workdir))  # now that it is known to work
+            with clock.span("evaluate"):
+                if begin.step == 0:
+                    evaluation.before_training(state.params)
+                elif evaluation.is_due(begin.step) and not evaluation.is_done(begin.step):
+                    evaluation(state.params, begin.step)  # the process died between this checkpoint and its evaluation
+            guard.pause()  # the step is compiled now
+            clock.steps_begin()
+            step, stop, again = begin.step, guard.stops(), None  # asked to stop while evaluating: nothing to save
 
-class _Rollback(Exception):
-    """Begin again at the checkpoint of `to_step` (0: from the start), and go past the next `batches` of the data."""
+            # -------------------------------------------------------------------------------------------------- loop
+            while step < total_steps and not stop and not again:
+                step += 1
+                profile.at(step)
+                with clock.span("input"):
+                    batch = next(data)
+                with clock.span(span):
+                    batch = sharding.put_batch(batch, on_devices.layout)
+                    profile.count(training.step, state, batch)
+                    state, metrics = training.step(state, batch)
+                span = "step"
+                due, stop = evaluation.is_due(step), guard.stops()  # asked once: a later request is the next step's
+                saves = stop or step % cfg.checkpoint.every_steps == 0 or step == total_steps
+                # Metrics are fetched one step late, so that the device never waits for the host.
+                fetched, pending = [pending, (step, metrics)], None
+                if not (due or saves):
+                    pending = fetched.pop()
+                again = _settle(filter(None, fetched), faults, begin, checkpoints, log, guard, terminal)
+                checkpoints.check()
+                if saves and not again:
+                    with clock.span("checkpoint"):
+                        _save(cfg, workdir, checkpoints, state, data)
+                if due and not stop and not again:
+                    with clock.span("evaluate"):
+                        checkpoints.wait()
+                        evaluation(state.params, step)
+                        stop = guard.stops()
+                        if stop:
+                            _save(cfg, workdir, checkpoints, state, data)
+            running = again is not None
+            if again:
+                begin = again
+                writers.rewind(begin.step)
 
-    def __init__(self, to_step: int, batches: int, problem: str = ""):
-        super().__init__(problem)
-        self.to_step, self.batches = to_step, batches
+        # ------------------------------------------------------------------------------------------------------- end
+        closing.close()
+        if stop and not (step == total_steps and evaluation.is_done(step)):
+            where = f"stopped and saved at step {step}" if step else "stopped before the first step"
+            terminal.line(f"{where}; run the same command again to resume")
+            return RESTART_ME
+        if report := evaluation.finish():
+            terminal.line(f"done in {time.monotonic() - started_s:.0f} s; see {report}")
+        return 0
 
 
 def _open_workdir(workdir: Path, held: contextlib.ExitStack) -> None:
@@ -306,8 +166,18 @@ def _open_workdir(workdir: Path, held: contextlib.ExitStack) -> None:
     held.enter_context(lock.held(workdir))
 
 
-def _changes(cfg, workdir: Path) -> list[str]:
-    """What to warn of in going on with another config; refuses to where its steps would mean something else."""
+def _where_to_begin(cfg: Any, workdir: Path, mirror: Mirror | None) -> tuple[BeginAt, list[str]]:
+    """Where the run begins, and what to tell the user about it. Refuses a workdir whose run had another config."""
+    notes: list[str] = []
+    if mirror and (fetched := processes.on_first(lambda: checkpoint.fetch(workdir, mirror))):
+        notes.append(f"fetched checkpoint {fetched} from {cfg.checkpoint.mirror}")
+    first_step = checkpoint.newest_good(workdir, notes.append) or 0
+    notes += processes.on_first(lambda: _changes(cfg, workdir) if first_step else [])
+    return BeginAt(first_step), notes
+
+
+def _changes(cfg: Any, workdir: Path) -> list[str]:
+    """Warnings about config keys that changed since the run began; ConfigError for those that change its steps."""
     changes = configs.changes(configs.from_json(workdir / "config.json"), cfg)
     if changes["refuse"]:
         raise ConfigError(
@@ -317,26 +187,86 @@ def _changes(cfg, workdir: Path) -> list[str]:
     return [f"from here with another config: {'; '.join(changes['warn'])}"] if changes["warn"] else []
 
 
-def _write_config(cfg, workdir: Path) -> None:
+def _train_batches(experiment: Experiment, on_devices: Runtime) -> TrainBatches:
+    cfg = experiment.cfg
+    return pipeline.train_batches(
+        cfg.data.mixture,
+        experiment.converter,
+        experiment.vocabulary,
+        batch_rows=cfg.data.batch_rows,
+        seed=cfg.seed,
+        pack=cfg.data.pack,
+        **sharding.input_shard(on_devices.layout, cfg.data.batch_rows),
+        prefetch_batches=cfg.data.prefetch_batches,
+        cache_dir=cfg.data.cache_dir,
+        task_ids=len(experiment.tasks) > 1,
+    )
+
+
+def _descriptions(cfg: Any, on_devices: Runtime, training: Training) -> list[str]:
+    """The run's size in a line or two."""
+    size, trained = training.parameter_counts()
+    lines = [f"{trained:,} parameters are trained, {trained / size:.2%} of all"] if trained < size else []
+    devices = (
+        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(on_devices.layout.mesh.shape)}"
+    )
+    return [
+        *lines,
+        f"{cfg.model.preset}: {size:,} parameters on {devices}; {cfg.data.mixture} in rows of {cfg.data.length}",
+    ]
+
+
+def _restore(
+    cfg: Any, begin: BeginAt, training: Training, checkpoints: Checkpoints, first_data_state: dict, terminal: Terminal
+) -> tuple[TrainState, dict]:
+    """The train state to begin with, and the data's: of the checkpoint, or at step 0 fresh, with the parameters of
+    `init.checkpoint` where the config names one."""
+    if begin.step:
+        terminal.line(f"resuming {checkpoints.directory.parent} at step {begin.step}")
+        checkpoints.wait()  # the save of this very step may be under way
+        return checkpoints.restore(begin.step, training.state)
+    state = training.new_state()
+    if cfg.init.checkpoint:
+        params, report = load_params(cfg.init.checkpoint, state.params)
+        state = dataclasses.replace(state, params=params)
+        terminal.line(f"from {cfg.init.checkpoint}: {report}")
+    return state, first_data_state
+
+
+def _write_config(cfg: Any, workdir: Path) -> None:
     try:
         atomic.write(workdir / "config.json", configs.to_json(cfg))
     except OSError as error:
         raise cannot_write(workdir, error) from error
 
 
-def _waits(share: float) -> dict[str, float]:
-    """The share of the time that the slowest process waited for its data (0: no device ever did), and which it was."""
-    waits = processes.gather([share])
-    slowest = max(range(len(waits)), key=waits.__getitem__)
-    return {"data_wait": waits[slowest]} | ({"slowest_process": float(slowest)} if len(waits) > 1 else {})
+def _settle(
+    steps: Iterable[tuple[int, Any]],
+    faults: FaultPolicy,
+    begun: BeginAt,
+    checkpoints: Checkpoints,
+    log: StepLog,
+    guard: Guard,
+    terminal: Terminal,
+) -> BeginAt | None:
+    """Takes in the metrics of steps that have run; returns where to begin again if one of them asks for a rollback."""
+    for step, metrics in steps:
+        guard.beat(f"step {step}")
+        values = step_metrics.fetch(metrics)
+        verdict = faults.judge(step, values, begun, checkpoints.steps())
+        if verdict.problem:
+            terminal.line(verdict.problem)
+        else:
+            log.add(values)
+        if verdict.begin:
+            return verdict.begin
+        log.reach(step)
+    return None
 
 
-def _divergence(step: int, values: dict, saved: list[int]) -> str:
-    shown = {k: round(float(v), 6) for k, v in values.items() if k in ("loss", "grad_norm", "learning_rate")}
-    newest = f"the newest checkpoint is step {max(saved)}" if saved else "there is no checkpoint yet"
-    if values["is_finite"]:
-        return f"step {step} is a spike (train.spike_sigmas): {json.dumps(shown)}; {newest}"
-    return (
-        f"step {step} is not finite: {json.dumps(shown)}. Nothing was saved after it; {newest}. "
-        "Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or set optimizer.clip_norm"
-    )
+def _save(cfg: Any, workdir: Path, checkpoints: Checkpoints, state: TrainState, data: TrainBatches) -> None:
+    """Begins to save a step, keeping the newest and the best ones."""
+    saved = checkpoints.steps()
+    best = processes.on_first(lambda: results.best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved))
+    data_state = pipeline.merge_states(processes.gather([data.get_state()]))
+    checkpoints.save(state, data_state, configs.to_json(cfg), keep={best} if best else set())

@@ -19,6 +19,7 @@ from t5x_lite.data.sources import Function
 from t5x_lite.data.vocabularies import ByteVocabulary, TokenizerVocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import read_heads
+from t5x_lite.evaluation.during_training import EvaluationDuringTraining
 from t5x_lite.hub import interchange
 from t5x_lite.models import build
 from t5x_lite.tasks.metrics import accuracy, label_f1
@@ -187,7 +188,7 @@ def two_steps(mixture, workdir):
     cfg.model.update({"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_encoder_layers": 1})
     cfg.data.length, cfg.data.window_stride, cfg.data.batch_rows, cfg.eval.batch_rows = 40, 9, 8, 8
     cfg.train.total_steps, cfg.eval.untrained = 2, False
-    assert train.run(experiment.resolve(cfg), workdir) == 0
+    assert train.run(experiment.resolve(cfg), workdir, EvaluationDuringTraining) == 0
     return workdir
 
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x_lite.reports import metric_sums
 from t5x_lite.training import step_metrics
 from t5x_lite.training.losses import LossSum
 
@@ -17,8 +18,10 @@ def step(loss_sum, weight, correct, tokens, **more):
 def test_steps_are_weighted_by_their_targets_and_not_averaged():
     total = None
     for values in (step(4.0, 2.0, 1.0, 4), step(3.0, 8.0, 8.0, 8)):
-        total = step_metrics.add(total, values | {"grad_norm": values["lm/weight"], "learning_rate": jnp.float32(0.5)})
-    out = step_metrics.finalise(total)
+        total = metric_sums.add(
+            total, step_metrics.fetch(values | {"grad_norm": values["lm/weight"], "learning_rate": jnp.float32(0.5)})
+        )
+    out = metric_sums.finalise(total)
     assert out["loss"] == out["loss/lm"] == pytest.approx(0.7)
     assert out["accuracy/lm"] == pytest.approx(0.9)
     assert out["grad_norm"] == pytest.approx(5.0)
@@ -27,8 +30,8 @@ def test_steps_are_weighted_by_their_targets_and_not_averaged():
 
 
 def test_the_learning_rate_is_the_last_step_s():
-    total = step_metrics.add(None, {"learning_rate": 1.0, "is_finite": 1.0})
-    assert step_metrics.add(total, {"learning_rate": 0.25, "is_finite": 0.0}) == {
+    total = metric_sums.add(None, step_metrics.fetch({"learning_rate": 1.0, "is_finite": 1.0}))
+    assert metric_sums.add(total, step_metrics.fetch({"learning_rate": 0.25, "is_finite": 0.0})) == {
         "learning_rate": 0.25,
         "is_finite": 1.0,
         "steps": 2.0,
@@ -36,7 +39,7 @@ def test_the_learning_rate_is_the_last_step_s():
 
 
 def test_a_head_without_targets_has_no_loss():
-    out = step_metrics.finalise(step_metrics.add(None, step(0.0, 0.0, 0.0, 0)))
+    out = metric_sums.finalise(metric_sums.add(None, step_metrics.fetch(step(0.0, 0.0, 0.0, 0))))
     assert "loss/lm" not in out
     assert out["padding"] == 1.0
     assert np.isfinite(list(out.values())).all()
@@ -45,7 +48,7 @@ def test_a_head_without_targets_has_no_loss():
 def test_sums_do_not_lose_small_steps():
     """Float32 sums would stop growing at 2²⁴ tokens."""
     total = {"tokens": float(2**24), "steps": 1.0}
-    assert step_metrics.add(total, {"tokens": jnp.float32(1)})["tokens"] == 2**24 + 1
+    assert metric_sums.add(total, step_metrics.fetch({"tokens": jnp.float32(1)}))["tokens"] == 2**24 + 1
 
 
 def test_the_loss_by_task_is_divided_by_its_own_weight_over_all_steps():
@@ -53,7 +56,8 @@ def test_the_loss_by_task_is_divided_by_its_own_weight_over_all_steps():
     for sums, weights in (([4.0, 0.0, 0.0], [2.0, 0.0, 0.0]), ([2.0, 9.0, 0.0], [4.0, 3.0, 0.0])):
         loss = LossSum(*jnp.float32([sum(sums), sum(weights), 0.0]), jnp.float32(sums), jnp.float32(weights))
         segments = jnp.ones((1, 4), jnp.int32)
-        total = step_metrics.add(total, step_metrics.batch_metrics({"lm": loss}, {"decoder_segment_ids": segments}))
-    out = step_metrics.finalise(total, ("a", "b", "unseen"))
+        metrics = step_metrics.batch_metrics({"lm": loss}, {"decoder_segment_ids": segments})
+        total = metric_sums.add(total, step_metrics.fetch(metrics))
+    out = metric_sums.finalise(total, ("a", "b", "unseen"))
     assert {k: v for k, v in out.items() if k.startswith("task")} == {"task_loss/a": 1.0, "task_loss/b": 3.0}
     assert out["loss"] == pytest.approx(15 / 9)

@@ -16,7 +16,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A module may import those of earlier lines and of its own sub-package, never later ones.
 LAYERS = (
     "errors",
-    "atomic console lookup batch",
+    "atomic console lookup array_spec",
+    "heads keys",
+    "batch",
     "data models",
     "cluster tasks",
     "config training decoding",

@@ -14,6 +14,7 @@ from training import assert_trees_close, start, training_batch, with_dropout
 
 from t5x_lite.cluster.sharding import Layout, make_mesh
 from t5x_lite.errors import ConfigError
+from t5x_lite.reports import metric_sums
 from t5x_lite.training import losses, step, step_metrics
 
 GPT2 = FAMILIES["gpt2"]
@@ -44,7 +45,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(family):
 
 def test_microbatches_move_no_rows_between_devices():
     """Each device cuts up the rows it holds; only gradients and scalars cross."""
-    layout = Layout(make_mesh(8))
+    layout = Layout(make_mesh(data=8))
     split = jax.jit(lambda b: step._split(b, 2, layout), in_shardings=layout.batch_sharding)
     rows = jax.ShapeDtypeStruct((32, 6), jnp.int32)
     text = split.lower({"x": rows}).compile().as_text()
@@ -122,7 +123,7 @@ def test_metrics_and_learning_rate_of_each_step():
 def test_training_lowers_the_loss_and_eval_agrees_with_it():
     run = start(GPT2, rows=4)
     evaluate = step.make_eval_step(run.module, run.layout, run.state.params)
-    before = step_metrics.finalise(step_metrics.add(None, evaluate(run.state.params, run.batch)))
+    before = metric_sums.finalise(metric_sums.add(None, step_metrics.fetch(evaluate(run.state.params, run.batch))))
     run.advance(30)
     assert before["loss"] == pytest.approx(run.metrics[0]["loss"], rel=1e-6)
     assert run.metrics[-1]["loss"] < before["loss"] - 0.5

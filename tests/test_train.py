@@ -17,12 +17,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from t5x_lite import cli, train
+from t5x_lite import cli, runtime, train
 from t5x_lite import config as configs
 from t5x_lite.checkpoints.checkpoint import Checkpoints
 from t5x_lite.data import registry
 from t5x_lite.data.pipeline import TrainBatches
 from t5x_lite.errors import CheckpointError
+from t5x_lite.evaluation.during_training import EvaluationDuringTraining
 
 TESTS = Path(__file__).parent
 CONFIG = str(TESTS / "experiments" / "tiny.py")
@@ -280,9 +281,9 @@ def test_a_disk_that_fails_anywhere_is_the_disks_error(tmp_path, monkeypatch, nu
     def fails(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(train, "_run", fails)
+    monkeypatch.setattr(runtime, "start", fails)
     with pytest.raises(OSError if number == errno.ECHILD else CheckpointError, match=os.strerror(number)):
-        train.run(SimpleNamespace(cfg=configs.base()), tmp_path)
+        train.run(SimpleNamespace(cfg=configs.base()), tmp_path, EvaluationDuringTraining)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_resumed(six_steps, tmp_path, capsys):

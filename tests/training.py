@@ -15,8 +15,9 @@ from t5x_lite.models import build
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.training import optim, step
 from t5x_lite.training.step import TrainState
-from t5x_lite.training.trainable import Trained, everything, split
+from t5x_lite.training.trainable import Trainable, everything, split
 
+AXES = ("data", "fsdp", "tensor", "sequence")  # of a mesh's sizes here
 DROPOUT = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
 
 
@@ -79,7 +80,7 @@ def start(
     rows: int = 8,
     optimizer: str | optax.GradientTransformation = "adamw",
     state: TrainState | None = None,
-    trained: Trained = everything,
+    trainable: Trainable = everything,
     drawn: bool = False,
     **options: Any,
 ) -> Run:
@@ -87,7 +88,7 @@ def start(
 
     drawn: afresh with parameters drawn by numpy, so that no initialisation is compiled.
     """
-    layout = Layout(make_mesh(*mesh, devices=jax.devices()[: int(np.prod(mesh))]))
+    layout = Layout(make_mesh(jax.devices()[: int(np.prod(mesh))], **dict(zip(AXES, mesh, strict=False))))
     module = build(config, layout.constrain)
     batch = training_batch(config, rows)
     schedule = optim.make_schedule("linear", 0.01, total_steps=100)
@@ -97,21 +98,23 @@ def start(
         optimizer = optim.make_optimizer(
             optimizer,
             schedule,
-            split(axes, trained)[0],
+            split(axes, trainable)[0],
             weight_decay=0.1,
             clip_norm=1.0,
             epsilon=1e-3,
             min_dim_size_to_factor=8,
         )
     if state is None and not drawn:
-        state = step.init_state(module, optimizer, layout, batch, 1, trained)
+        state = step.init_state(module, optimizer, layout, batch, 1, trainable)
     else:
-        shapes = step.abstract_state(module, optimizer, layout, batch, trained)
+        shapes = step.abstract_state(module, optimizer, layout, batch, trainable)
         if state is None:
             zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
             state = zeros.replace(params=random_params(config))
         state = jax.device_put(jax.device_get(state), jax.tree.map(lambda leaf: leaf.sharding, shapes))
-    train_step = step.make_train_step(module, optimizer, schedule, layout, state, seed=2, trained=trained, **options)
+    train_step = step.make_train_step(
+        module, optimizer, schedule, layout, state, seed=2, trainable=trainable, **options
+    )
     return Run(layout, module, optimizer, train_step, state, sharding.put_batch(batch, layout), [])
 
 

@@ -61,6 +61,11 @@ class Guard:
         known, self._being_asked = self._being_asked, self._count()
         return known is not None and int(known) > 0
 
+    def goes_on(self, at: str) -> bool:
+        """A beat, and whether no process was asked to stop; all processes must ask equally often."""
+        self.beat(at)
+        return not self.stops()
+
     def _count(self) -> jax.Array:
         """The number of devices whose process was asked to stop, on its way."""
         if not hasattr(self, "_sum"):

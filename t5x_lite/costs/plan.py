@@ -25,7 +25,6 @@ from t5x_lite.errors import ConfigError, OutOfMemoryError
 from t5x_lite.experiment import Experiment
 from t5x_lite.lookup import lookup
 from t5x_lite.training import trainable
-from t5x_lite.training.step import abstract_state, make_train_step
 
 ARRAYS_SHOWN = 12
 
@@ -57,24 +56,11 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     cfg = experiment.cfg
     accelerator = lookup("device", device, ACCELERATORS) if device else None
     on_devices = runtime.start(experiment, devices)
-    layout, module = on_devices.layout, on_devices.module
-    learns = runtime.which_trained(experiment, on_devices)
-    optimizer, schedule = runtime.make_optimizer(experiment, on_devices, learns)
-    state = abstract_state(module, optimizer, layout, on_devices.example, learns)
+    layout = on_devices.layout
+    training = runtime.make_training(experiment, on_devices)
+    state = training.state
     batch = _abstract_batch(experiment, layout)
-    loss_fn = runtime.make_loss(experiment)
-    step = make_train_step(
-        module,
-        optimizer,
-        schedule,
-        layout,
-        state,
-        loss_fn=loss_fn,
-        microbatches=cfg.train.microbatches,
-        trained=learns,
-        spike_sigmas=cfg.train.spike_sigmas,
-    )
-    traced = step.trace(state, batch)
+    traced = training.step.trace(state, batch)  # type: ignore[attr-defined]
     began_s = time.monotonic()
     try:
         compiled = traced.lower().compile()
@@ -91,7 +77,9 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     read = flops.inputs_read(traced.jaxpr)
     arrays = [_array(path_text(path), leaf) for (path, leaf), is_read in zip(leaves, read, strict=True) if is_read]
     params, opt = _bytes(state.params), _bytes(state.opt_state)
-    gradients = _bytes(trainable.split(state.params, learns)[0])  # in float32, laid out as the parameters are
+    gradients = _bytes(
+        trainable.split(state.params, training.trainable)[0]
+    )  # in float32, laid out as the parameters are
     checkpoint_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
     kept = cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best)
     count = layout.mesh.size

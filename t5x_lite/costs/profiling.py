@@ -32,10 +32,12 @@ class Profile:
         if self._accelerator and not self.flops:
             self.flops = flops.of_step(train_step, *arguments)
 
-    def mfu(self, steps_per_s: float) -> float:
-        """Model FLOP utilisation: the step's matrix products a second, as a share of all devices' bfloat16 peak."""
-        assert self._accelerator
-        return self.flops * steps_per_s / (self._accelerator.flops * jax.device_count())
+    def rates(self, steps_per_s: float) -> dict[str, float]:
+        """{"mfu": model FLOP utilisation}: the step's matrix products a second, as a share of all devices' bfloat16
+        peak; {} where that is not known."""
+        if not self.flops or self._accelerator is None:
+            return {}
+        return {"mfu": self.flops * steps_per_s / (self._accelerator.flops * jax.device_count())}
 
     def close(self) -> None:
         if self._tracing:

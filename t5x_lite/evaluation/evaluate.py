@@ -25,7 +25,7 @@ from t5x_lite.data.registry import Task, label_names
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import predict
 from t5x_lite.experiment import Experiment
-from t5x_lite.reports import confidence, results, run_page
+from t5x_lite.reports import confidence, metric_sums, results, run_page
 from t5x_lite.reports.results import read_metrics
 from t5x_lite.reports.writers import Writers
 from t5x_lite.runtime import Runtime
@@ -137,10 +137,11 @@ class Evaluator:
         )
         for batch in batches:
             _stop_if(stop)
-            total = step_metrics.add(total, self._eval_step(params, sharding.put_batch(batch, self.on_devices.layout)))
+            sums = self._eval_step(params, sharding.put_batch(batch, self.on_devices.layout))
+            total = metric_sums.add(total, step_metrics.fetch(sums))
         if total is None:
             return {}
-        named = _named(step_metrics.finalise(total))
+        named = _named(metric_sums.finalise(total))
         if task.is_corpus and "lm/loss_sum" in total:
             named["perplexity"] = math.exp(min(named["loss"], 700))
             converter = self.experiment.converter

@@ -1,7 +1,8 @@
 """Where a run's wall time goes: into steps, and into what keeps it from them."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 SPANS = {
     "step": "training steps",
@@ -14,21 +15,39 @@ SPANS = {
 
 
 class Clock:
-    """Every moment belongs to one span: `lap` gives it all the time since the last lap."""
+    """Every moment belongs to one span: the innermost `span` around it, else to "start", and from `steps_begin` on to
+    "step"."""
 
     def __init__(self):
         self._last_s = time.monotonic()
         self._spent_s = dict.fromkeys(SPANS, 0.0)
+        self._spans = ["start"]
 
-    def lap(self, span: str) -> None:
-        now_s = time.monotonic()
-        self._spent_s[span] += now_s - self._last_s
-        self._last_s = now_s
+    @contextlib.contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """The time in the block goes to `name`, a key of SPANS."""
+        self._charge()
+        self._spans.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._spans.pop()
+
+    def steps_begin(self) -> None:
+        self._charge()
+        self._spans[0] = "step"
 
     def take(self) -> dict[str, float]:
         """Seconds by span since the last time they were taken."""
+        self._charge()
         spent_s, self._spent_s = self._spent_s, dict.fromkeys(SPANS, 0.0)
         return spent_s
+
+    def _charge(self) -> None:
+        now_s = time.monotonic()
+        self._spent_s[self._spans[-1]] += now_s - self._last_s
+        self._last_s = now_s
 
 
 def training_s(spent_s: dict[str, float]) -> float:

@@ -46,7 +46,12 @@ class Writers:
 
     def __init__(self, workdir: Path, run_name: str, config: Mapping, resume_step: int | None, active: bool = True):
         self.sinks: dict[str, Sink] = {}
-        if not active:
+        self._workdir, self._run_name, self._config, self._active = workdir, run_name, config, active
+        self._open_all(resume_step)
+
+    def _open_all(self, resume_step: int | None) -> None:
+        workdir, run_name, config = self._workdir, self._run_name, self._config
+        if not self._active:
             return
         self._open("metrics.jsonl", lambda: _Jsonl(workdir, resume_step))
         self._open("TensorBoard", lambda: _TensorBoard(workdir, resume_step))
@@ -60,6 +65,11 @@ class Writers:
     def table(self, step: int, name: str, rows: list[dict]) -> None:
         """A small table of examples (wandb only: the files of the workdir hold all of them)."""
         self._each("table", step, name, rows)
+
+    def rewind(self, step: int) -> None:
+        """Drops what was written of steps after `step`, which will happen again."""
+        self.close()
+        self._open_all(step)
 
     def close(self) -> None:
         self._each("close")

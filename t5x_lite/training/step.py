@@ -21,7 +21,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.training import losses, spikes
 from t5x_lite.training.optim import Schedule
 from t5x_lite.training.step_metrics import batch_metrics
-from t5x_lite.training.trainable import Trained, everything, merge, split
+from t5x_lite.training.trainable import Trainable, everything, merge, split
 
 Batch = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStruct where only shapes matter
 LossFn = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], dict[str, losses.LossSum]]
@@ -57,10 +57,10 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     layout: Layout,
     batch: Batch,
-    trained: Trained = everything,
+    trainable: Trainable = everything,
 ) -> TrainState:
     """The train state as shapes with their shardings: what a checkpoint is restored into. Computes nothing."""
-    boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0, trained))
+    boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0, trainable))
 
     def placed(place: jax.sharding.NamedSharding, leaf: Any) -> jax.ShapeDtypeStruct:
         shape = nn.meta.unbox(leaf)
@@ -75,13 +75,13 @@ def init_state(
     layout: Layout,
     batch: Batch,
     seed: int = 0,
-    trained: Trained = everything,
+    trainable: Trainable = everything,
 ) -> TrainState:
     """A fresh state, each array made where the layout puts it; the same numbers on any mesh."""
-    places = _places(abstract_state(module, optimizer, layout, batch, trained))
+    places = _places(abstract_state(module, optimizer, layout, batch, trainable))
     # The seed is an argument, not a constant: one compiled program serves every seed.
     init = jax.jit(
-        lambda seed: nn.meta.unbox(_init_state(module, optimizer, batch, seed, trained)), out_shardings=places
+        lambda seed: nn.meta.unbox(_init_state(module, optimizer, batch, seed, trainable)), out_shardings=places
     )
     return init(np.uint32(seed))
 
@@ -99,10 +99,10 @@ def _init_params_of(module: nn.Module, shapes: tuple[tuple[str, tuple[int, ...],
 
 
 def _init_state(
-    module: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, seed: Any, trained: Trained
+    module: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, seed: Any, trainable: Trainable
 ) -> TrainState:
     params = _init_params(module, batch, seed)
-    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(split(params, trained)[0]))
+    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(split(params, trainable)[0]))
 
 
 def _places(state: Any) -> Any:
@@ -122,7 +122,7 @@ def make_train_step(
     loss_fn: LossFn = losses.loss_sums,
     microbatches: int = 1,
     seed: int = 0,
-    trained: Trained = everything,
+    trainable: Trainable = everything,
     spike_sigmas: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step; it consumes (donates) the state it is given.
@@ -136,7 +136,7 @@ def make_train_step(
       state: a state, or `abstract_state`: its shardings are those of the arguments and results.
       loss_fn: (outputs, batch) -> {head: LossSum}; `functools.partial(loss_sums, z_loss=…, label_smoothing=…)`.
       microbatches: the batch is worked through in this many parts, one after the other, to save memory.
-      trained: which parameters learn; the others have no gradient and no optimizer state, and are never written.
+      trainable: which parameters are trained; the others have no gradient and no optimizer state, and never change.
       seed: of dropout, which depends on (seed, step, microbatch) alone.
       spike_sigmas: a loss above by so many standard deviations is a spike (spikes.py; the optimizer is one that
         remembers losses), and `is_spike` is 1; 0: none is.
@@ -145,34 +145,23 @@ def make_train_step(
     """
     places = _places(state)
 
-    def loss_of(params: Any, batch: Batch, weights: Mapping[str, jax.Array], key: jax.Array):
-        outputs = module.apply({"params": params}, batch, train=True, rngs={"dropout": key})
-        sums = loss_fn(outputs, batch)  # type: ignore[arg-type]
-        return losses.total_loss(sums, weights), batch_metrics(sums, batch)
-
-    def gradient(params: Any, batch: Batch, key: jax.Array) -> tuple[tuple[jax.Array, Metrics], Any]:
-        weights = losses.loss_weights(batch)
-        learning, frozen = split(params, trained)
-        value_and_grad = jax.value_and_grad(lambda learning, *of: loss_of(merge(learning, frozen), *of), has_aux=True)
-        if microbatches == 1:
-            return value_and_grad(learning, batch, weights, key)
-
-        def accumulate(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            microbatch, index = part
-            new = value_and_grad(learning, microbatch, weights, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, new), None
-
-        parts = (_split(batch, microbatches, layout), jnp.arange(microbatches))
-        first = jax.tree.map(lambda array: array[0], parts)
-        shapes = jax.eval_shape(value_and_grad, learning, first[0], weights, key)
-        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        return jax.lax.scan(accumulate, zeros, parts)[0]
-
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = step_key(seed, state.step, "dropout")
-        (loss, metrics), grads = gradient(state.params, batch, key)
+        weights = losses.loss_weights(batch)
+        params, frozen = split(state.params, trainable)
+
+        def loss_of(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+            outputs = module.apply({"params": merge(params, frozen)}, batch, train=True, rngs={"dropout": key})
+            sums = loss_fn(outputs, batch)  # type: ignore[arg-type]
+            return losses.total_loss(sums, weights), batch_metrics(sums, batch)
+
+        value_and_grad = functools.partial(jax.value_and_grad(loss_of, has_aux=True), params)
+        if microbatches == 1:
+            (loss, metrics), grads = value_and_grad(batch, key)
+        else:
+            (loss, metrics), grads = _sum_over(_split(batch, microbatches, layout), value_and_grad, microbatches, key)
         grads = jax.lax.with_sharding_constraint(
-            grads, split(places.params, trained)[0]
+            grads, split(places.params, trainable)[0]
         )  # summed straight into each device's share
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -183,10 +172,10 @@ def make_train_step(
             is_good, known = is_finite & ~is_spike, {"value": loss}
 
         def update(state: TrainState, grads: Any) -> TrainState:
-            learning, frozen = split(state.params, trained)
-            updates, opt_state = optimizer.update(grads, state.opt_state, learning, **known)
-            learning: Any = optax.apply_updates(learning, updates)
-            return TrainState(state.step + 1, merge(learning, frozen), opt_state)
+            params, frozen = split(state.params, trainable)
+            updates, opt_state = optimizer.update(grads, state.opt_state, params, **known)
+            params: Any = optax.apply_updates(params, updates)
+            return TrainState(state.step + 1, merge(params, frozen), opt_state)
 
         # A branch, not a select between old and new: a select makes XLA keep a copy of every moment it overwrites.
         new_state = jax.lax.cond(is_good, update, lambda state, grads: state.replace(step=state.step + 1), state, grads)
@@ -204,6 +193,22 @@ def make_train_step(
         out_shardings=(places, layout.replicated),
         donate_argnums=0,
     )
+
+
+def _sum_over(microbatches: Batch, value_and_grad: Callable, count: int, key: jax.Array) -> Any:
+    """The sums of what `value_and_grad` returns for each microbatch, one after the other.
+
+    microbatches: arrays [count, B / count, …]. key: each microbatch's dropout key is folded from it.
+    """
+
+    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        microbatch, index = part
+        return jax.tree.map(jnp.add, total, value_and_grad(microbatch, jax.random.fold_in(key, index))), None
+
+    first = {name: array[0] for name, array in microbatches.items()}
+    shapes = jax.eval_shape(value_and_grad, first, key)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    return jax.lax.scan(add, zeros, (microbatches, jnp.arange(count)))[0]
 
 
 def _split(batch: Batch, microbatches: int, layout: Layout) -> Batch:

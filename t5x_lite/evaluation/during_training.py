@@ -1,0 +1,91 @@
+"""Evaluation in the course of a training run: it writes what it measures, and an interruption ends it early."""
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5x_lite.cluster import processes
+from t5x_lite.evaluation import evaluate
+from t5x_lite.experiment import Experiment
+from t5x_lite.reports import results, run_page
+from t5x_lite.reports.results import read_metrics
+from t5x_lite.reports.terminal import Terminal
+from t5x_lite.reports.writers import Writers
+from t5x_lite.runtime import Runtime
+
+
+class EvaluationDuringTraining:
+    """What `train.run` asks of evaluation.
+
+    may_go_on: is called with a description before each batch; False ends the evaluation.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        on_devices: Runtime,
+        workdir: Path,
+        writers: Writers,
+        terminal: Terminal,
+        may_go_on: Callable[[str], bool],
+    ):
+        self._cfg, self._workdir = experiment.cfg, workdir
+        self._tasks = [task.name for task in experiment.eval_tasks]
+        self._writers, self._terminal, self._may_go_on = writers, terminal, may_go_on
+        self._evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
+
+    def is_due(self, step: int) -> bool:
+        """Whether the config asks for an evaluation behind this step."""
+        every_steps = self._cfg.eval.every_steps
+        return step == self._cfg.train.total_steps or (every_steps > 0 and step % every_steps == 0)
+
+    def is_done(self, step: int) -> bool:
+        """Whether every task was evaluated at this step: the same answer on all processes."""
+        return processes.on_first(lambda: results.was_evaluated(read_metrics(self._workdir), step, self._tasks))
+
+    def before_training(self, params: Any) -> None:
+        """Baselines, and the untrained model where the config asks for it."""
+        self._writers.scalars(0, self._evaluator.baselines())
+        if self._cfg.eval.untrained:
+            self._terminal.line("evaluating the untrained model")
+            self(params, 0)
+
+    def __call__(self, params: Any, step: int) -> None:
+        """Evaluates; an interruption ends it early, and the resumed run makes up for it."""
+
+        def stop() -> bool:
+            return not self._may_go_on(f"a batch of the evaluation at step {step}")
+
+        try:
+            values, samples = self._evaluator.evaluate(params, step, stop=stop)
+        except evaluate.Stopped:
+            return
+        except Exception as error:
+            if self._cfg.eval.on_error == "raise" or isinstance(error, jax.errors.JaxRuntimeError):
+                raise
+            self._terminal.line(f"the evaluation at step {step} failed and is left out (eval.on_error=record):")
+            self._terminal.line(traceback.format_exc())
+            return
+        keep_best = self._cfg.checkpoint.keep_best
+        if keep_best and f"eval/{keep_best}" not in values:
+            names = ", ".join(sorted(key.removeprefix("eval/") for key in values))
+            self._terminal.line(f"checkpoint.keep_best={keep_best!r} is not a metric of this run; it has {names}")
+        self._writers.scalars(step, values)
+        for task, rows in samples.items():
+            self._writers.table(step, f"predictions/{task}", rows)
+        if jax.process_index() == 0:
+            self._terminal.show(results.results_table(read_metrics(self._workdir), step))
+            if step < self._cfg.train.total_steps:  # the last report is written when the run ends
+                run_page.write(self._workdir, self._cfg.eval.predictions_shown)
+
+    def finish(self) -> Path | None:
+        """Shows a few predictions and writes the report, on process 0; returns its path."""
+        if jax.process_index():
+            return None
+        shown = self._cfg.eval.predictions_shown
+        for line in results.sample_lines(self._workdir, self._cfg.train.total_steps, shown):
+            self._terminal.line(line)
+        return run_page.write(self._workdir, shown)

@@ -1,0 +1,67 @@
+"""The log line of training: metrics added up over a few steps, written every `log_every_steps`."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from t5x_lite.reports import metric_sums
+from t5x_lite.reports.goodput import Clock, training_s
+from t5x_lite.reports.terminal import Terminal
+from t5x_lite.reports.writers import Writers
+
+
+class StepLog:
+    """One row of metrics.jsonl, TensorBoard and wandb, and one line of the terminal, for every few steps.
+
+    every_steps, total_steps: a row is written at multiples of the first, and at the last step.
+    tasks: names of the tasks that losses are told apart by; () for one task.
+    rates: of steps per second -> further values for a row (MFU).
+    counters: the data's running totals.
+    gather: a list on each process -> all processes' lists joined, on each; every process calls it for every row.
+    """
+
+    def __init__(
+        self,
+        writers: Writers,
+        terminal: Terminal,
+        clock: Clock,
+        *,
+        every_steps: int,
+        total_steps: int,
+        tasks: Sequence[str],
+        rates: Callable[[float], dict[str, float]],
+        counters: Callable[[], dict[str, float]],
+        gather: Callable[[list], list],
+    ):
+        self._writers, self._terminal, self._clock = writers, terminal, clock
+        self._every_steps, self._total_steps, self._tasks = every_steps, total_steps, tasks
+        self._rates, self._counters, self._gather = rates, counters, gather
+        self._total: dict[str, Any] | None = None  # since the last row
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Takes in the metrics of a step whose update was made."""
+        self._total = metric_sums.add(self._total, metrics)
+
+    def reach(self, step: int) -> None:
+        """Moves the progress bar to `step`, and writes a row if one is due and any update was made since the last."""
+        self._terminal.advance(step)
+        if self._total and (step % self._every_steps == 0 or step == self._total_steps):
+            self._write(step, self._total)
+            self._total = None
+
+    def _write(self, step: int, total: Mapping[str, Any]) -> None:
+        spent_s = self._clock.take()
+        trained_s = training_s(spent_s)
+        row = metric_sums.finalise(total, self._tasks) | self._rates(total["steps"] / trained_s)
+        row["tokens_per_s"] = row.pop("tokens") / trained_s
+        row |= self._data_wait(spent_s["input"] / trained_s) | self._counters()
+        self._terminal.train(step, row["loss"], row["tokens_per_s"], row["padding"])
+        times = {f"time/{span}": seconds for span, seconds in spent_s.items()} | {"time/unix": time.time()}
+        self._writers.scalars(step, {f"train/{name}": value for name, value in row.items()} | times)
+
+    def _data_wait(self, share: float) -> dict[str, float]:
+        """The share of the time that the slowest process waited for its data (0: no device ever did), and which process
+        that was."""
+        shares = self._gather([share])
+        slowest = max(range(len(shares)), key=shares.__getitem__)
+        return {"data_wait": shares[slowest]} | ({"slowest_process": float(slowest)} if len(shares) > 1 else {})
