@@ -15,8 +15,7 @@ import pytest
 from t5x_lite.checkpoints import checkpoint, manifest
 from t5x_lite.checkpoints.checkpoint import Checkpoints, load_model, load_params, newest_good, saved_steps
 from t5x_lite.errors import CheckpointError
-from t5x_lite.evaluation import evaluate
-from t5x_lite.reports import run_page
+from t5x_lite.reports import results, run_page
 from t5x_lite.training.step import TrainState
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -278,14 +277,14 @@ def test_the_best_step_is_a_saved_one_by_the_metrics_own_direction():
     rows = [
         {"step": s, "eval/task/accuracy": a, "eval/task/loss": 3 - a} for s, a in ((0, 9), (5, 3), (10, 1), (15, 2))
     ]
-    assert evaluate.best_step(rows, "task/accuracy", saved=(10, 15)) == 15
-    assert evaluate.best_step(rows, "task/loss", saved=(5, 10, 15)) == 5
-    assert evaluate.best_step(rows, "task/f1", saved=(5, 10)) is None
+    assert results.best_step(rows, "task/accuracy", saved=(10, 15)) == 15
+    assert results.best_step(rows, "task/loss", saved=(5, 10, 15)) == 5
+    assert results.best_step(rows, "task/f1", saved=(5, 10)) is None
     again = [*rows, {"step": 10, "eval/task/accuracy": 8.0}]  # evaluated once more: the later value counts
-    assert evaluate.best_step(again, "task/accuracy", saved=(5, 10, 15)) == 10
+    assert results.best_step(again, "task/accuracy", saved=(5, 10, 15)) == 10
     undefined = [{"step": 0, "eval/task/accuracy": float("nan"), "eval/task/loss": float("nan")}, *rows[1:]]
-    assert evaluate.best_step(undefined, "task/accuracy", saved=(0, 5, 10)) == 5
-    assert evaluate.best_step(undefined, "task/loss", saved=(0, 5, 10)) == 5
-    assert evaluate.best_step(undefined, "task/loss", saved=(0,)) is None
+    assert results.best_step(undefined, "task/accuracy", saved=(0, 5, 10)) == 5
+    assert results.best_step(undefined, "task/loss", saved=(0, 5, 10)) == 5
+    assert results.best_step(undefined, "task/loss", saved=(0,)) is None
     assert [r["best step"] for r in run_page.results(undefined)] == [5, 5]
     assert [r["best step"] for r in run_page.results(undefined[:1])] == [0, 0]

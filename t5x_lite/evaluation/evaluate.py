@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import predict
 from t5x_lite.experiment import Experiment
 from t5x_lite.reports import confidence, run_page
+from t5x_lite.reports.results import best_step
 from t5x_lite.reports.writers import Writers, read_metrics
 from t5x_lite.runtime import Runtime
 from t5x_lite.tasks import glue
@@ -361,13 +362,6 @@ def _named(out: dict[str, float]) -> dict[str, float]:
         if f"accuracy/{head}" in out:
             named[f"{prefix}accuracy"] = 100 * out[f"accuracy/{head}"]
     return named
-
-
-def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
-    """The step of `saved` whose `eval/KEY` is best (the earliest of equals); None without a key or a number."""
-    points = run_page.curves(rows, f"eval/{key}").get(f"eval/{key}", ())
-    best = step_metrics.best(key, [(step, value) for step, value in points if step in saved])
-    return None if best is None else best[0]
 
 
 def was_evaluated(rows: list[dict], step: int, tasks: Iterable[Task]) -> bool:

@@ -20,11 +20,11 @@ from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.decoding import generate
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
-from t5x_lite.evaluation import evaluate
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.models import intermediates, presets
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.reports.attention_page import QUERIES_AND_KEYS, AttentionMaps
+from t5x_lite.reports.results import best_step
 from t5x_lite.reports.writers import read_metrics
 from t5x_lite.training.losses import token_losses
 
@@ -277,7 +277,7 @@ def _downloaded(path: Path) -> Model:
 def _trained(path: Path, which: str) -> Model:
     cfg = configs.from_json(path / "config.json")
     resolved = experiment.resolve_again(cfg)
-    best = evaluate.best_step(read_metrics(path), cfg.checkpoint.keep_best, checkpoint.saved_steps(path))
+    best = best_step(read_metrics(path), cfg.checkpoint.keep_best, checkpoint.saved_steps(path))
     step = checkpoint.choose(path, which, best)[-1]
     classes = list(dict.fromkeys(task.classes for task in resolved.tasks if task.classes))
     writes_several = len(classes) > 1 and resolved.model.architecture != "encoder_only"
