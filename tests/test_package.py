@@ -20,9 +20,8 @@ LAYERS = (
     "config training decoding",
     "checkpoints reports",
     "experiment",
-    "runtime inspect sweep",
+    "runtime hub inspect sweep",
     "evaluation costs",
-    "hub",
     "train",
     "cli",
 )

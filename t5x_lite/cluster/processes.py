@@ -74,6 +74,11 @@ def gather(rows: list) -> list:
     return [row for part, n in zip(everyone, sizes, strict=True) for row in json.loads(part[:n].tobytes())]
 
 
+def largest(number: int) -> int:
+    """The largest of the processes' numbers, on every process."""
+    return max(gather([number]))
+
+
 def on_first(function: Callable[[], T]) -> T:
     """What `function` returns (JSON) on process 0, which alone calls it, on every process; if it raises, all do."""
     return gather(on_each(lambda: [function()] if jax.process_index() == 0 else []))[0]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5x_lite.decoding.buckets import power_of_two
 from t5x_lite.errors import ConfigError
 
 ROOT = 0
@@ -41,7 +42,7 @@ def prefix_tree(sequences: Sequence[Sequence[int]], eos_id: int) -> PrefixTree:
                 children.append({})
             node = children[node][token]
         children[node].setdefault(eos_id, ROOT)  # where a finished row stands matters no more
-    nodes, widest = (_power_of_two(n) for n in (len(children), max(map(len, children))))
+    nodes, widest = (power_of_two(n) for n in (len(children), max(map(len, children))))
     tree = PrefixTree(
         np.full((nodes, widest), -1, np.int32),
         np.full((nodes, widest), -1, np.int32),
@@ -66,7 +67,3 @@ def advance(tree: PrefixTree, node_R: jax.Array, token_R: jax.Array) -> jax.Arra
     """Where each row stands after its token; a token that was not allowed (of a finished row) leads to the root."""
     found_RC = jnp.asarray(tree.tokens_SC)[node_R] == token_R[:, None]
     return jnp.max(jnp.where(found_RC, jnp.asarray(tree.nodes_SC)[node_R], ROOT), axis=1)
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from t5x_lite.decoding import beam, constraint, logit_rules
+from t5x_lite.decoding.buckets import bucket
 from t5x_lite.decoding.constraint import PrefixTree
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.transformer import Cache, repeat_rows
@@ -122,7 +123,7 @@ def generate(
     choices: constraint.prefix_tree(…) of what may be written.  seed, row_ids: sampling draws from them alone, so give
     an example's number in the data set and its texts are the same in any batch; by default, the row's number.  limits:
     int32 [B], [B], the strategy's min_tokens and max_tokens for each row, where they are not all alike.
-    Compiled once for each shape of the batch, strategy, and bucket (see `bucket`) of max_tokens.
+    Compiled once for each shape of the batch, strategy, and bucket (see `buckets.bucket`) of max_tokens.
 
     Returns, for N = strategy.texts, best first:
         tokens    int32 [B, N, max_tokens]; past its length a text holds its end, and then `eos_id`
@@ -172,16 +173,6 @@ def generate(
         jnp.arange(rows) if row_ids is None else row_ids,
     )
     return {n: x[:, :, : strategy.max_tokens] if x.ndim == 3 else x for n, x in out.items()}
-
-
-def bucket(number: int) -> int:
-    """The size that stands for `number`, at most half larger, so that few programs are compiled: 8, 12, 16, 24, 32, …
-
-    >>> [bucket(n) for n in (1, 8, 9, 17, 32, 33, 100)]
-    [8, 8, 12, 24, 32, 48, 128]
-    """
-    power = 1 << max(number - 1, 7).bit_length()
-    return power * 3 // 4 if number <= power * 3 // 4 and power > 8 else power
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -16,11 +16,10 @@ import numpy as np
 from t5x_lite.data import packing
 from t5x_lite.data.convert import Encoded, EncoderOnly, text_task
 from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
-from t5x_lite.decoding import generate
+from t5x_lite.decoding.buckets import bucket, cut_to_bucket, power_of_two
 from t5x_lite.errors import ConfigError, DataError
-from t5x_lite.evaluation.predict import cut_to_bucket
 from t5x_lite.hub import generation
-from t5x_lite.hub.model import Model, in_batches, load, padded_rows, require_text
+from t5x_lite.hub.model import Model, in_batches, load, require_text
 from t5x_lite.lookup import lookup
 
 BATCH_SIZE = 1024  # inputs taken at once, in turn sorted by length; the model reads 32 rows at a time
@@ -309,7 +308,7 @@ def _encoder_outputs(model: Model, examples: list, hidden: bool = False) -> list
     """Of each example the ids that the encoder reads, and the model's outputs by head; or its hidden states."""
 
     def work(chosen: list[int]) -> list[dict[str, np.ndarray]]:
-        batch = model.prompts([examples[i] for i in chosen], padded_rows(len(chosen)))
+        batch = model.prompts([examples[i] for i in chosen], power_of_two(len(chosen)))
         ids_BS, lengths_B = batch["encoder_input_tokens"], (batch["encoder_segment_ids"] > 0).sum(axis=1)
         if "mlm" in model.config.heads and not hidden:
             batch["mlm_positions"] = _masks(ids_BS, model.vocabulary.mask_id)
@@ -327,7 +326,7 @@ def _encoder_outputs(model: Model, examples: list, hidden: bool = False) -> list
 def _masks(ids_BS: np.ndarray, mask_id: int) -> np.ndarray:
     """int32 [B, P]: where the masks of each row are, 0 behind them; few values of P, so few compilations."""
     counts_B = (ids_BS == mask_id).sum(axis=1)
-    found_BP = np.zeros((len(ids_BS), generate.bucket(int(counts_B.max(initial=1)))), np.int32)
+    found_BP = np.zeros((len(ids_BS), bucket(int(counts_B.max(initial=1)))), np.int32)
     for row, count in enumerate(counts_B):
         found_BP[row, :count] = np.flatnonzero(ids_BS[row] == mask_id)
     return found_BP
@@ -464,7 +463,7 @@ def question_answering(
     features, windows = converter.windows(inputs, task, model.vocabulary, overlap)
 
     def work(chosen: list[int]) -> list[np.ndarray]:
-        rows, part = padded_rows(len(chosen)), packing.take(features, np.array(chosen))
+        rows, part = power_of_two(len(chosen)), packing.take(features, np.array(chosen))
         batch = packing.fill(part, np.arange(len(chosen)), rows, converter.specs(), converter.prompt_sizes(0))
         return list(np.asarray(model(cut_to_bucket(batch, model.config.architecture))["span"], np.float64))
 
