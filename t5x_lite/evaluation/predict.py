@@ -18,7 +18,7 @@ from t5x_lite.data.registry import Task
 from t5x_lite.decoding import generate
 from t5x_lite.decoding.buckets import cut_to_bucket
 from t5x_lite.decoding.constraint import PrefixTree, prefix_tree
-from t5x_lite.decoding.generate import Strategy
+from t5x_lite.decoding.strategy import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation import read_heads
 from t5x_lite.experiment import Experiment

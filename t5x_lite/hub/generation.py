@@ -16,7 +16,7 @@ import numpy as np
 from t5x_lite.data.vocabularies import TokenizerVocabulary
 from t5x_lite.decoding import generate
 from t5x_lite.decoding.buckets import power_of_two
-from t5x_lite.decoding.generate import Strategy
+from t5x_lite.decoding.strategy import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub import mapping
 from t5x_lite.hub.model import Model, in_batches
