@@ -22,6 +22,7 @@ from t5x_lite.decoding import generate
 from t5x_lite.decoding.buckets import bucket, power_of_two
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
 from t5x_lite.hub import mapping, parameters
+from t5x_lite.hub.checks import require_text
 from t5x_lite.models import intermediates, presets
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.reports.attention_page import QUERIES_AND_KEYS, AttentionMaps
@@ -316,13 +317,6 @@ def _inputs(texts: Sequence[str]) -> list[dict[str, str]]:
     if isinstance(texts, str):  # it would be taken for a list of its letters
         raise ConfigError(f"give a list of texts, [{texts[:40]!r}], not one alone")
     return [{"inputs": require_text(text)} for text in texts]
-
-
-def require_text(given: Any) -> str:
-    """It, where it is a text; else DataError."""
-    if not isinstance(given, str):
-        raise DataError(f"{str(given)[:80]!r} is no text; give one")
-    return given
 
 
 def in_batches(work: Callable[[list[int]], list], sizes: Sequence[int]) -> list:
