@@ -16,7 +16,7 @@ def main() -> None:
     import jax
 
     from t5x_lite.decoding import generate
-    from t5x_lite.decoding.generate import Strategy
+    from t5x_lite.decoding.strategy import Strategy
     from t5x_lite.hub import parameters
     from t5x_lite.models import build
 

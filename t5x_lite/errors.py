@@ -55,6 +55,15 @@ class OutOfMemoryError(UserError):
     exit_code = INTERNAL
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, at most 300 characters of it; the name of its class where it has no text.
+
+    >>> first_line(ValueError("no room\\nTraceback of a library, …"))
+    'no room'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def cannot_write(workdir: Path, error: OSError) -> CheckpointError:
     """Of a workdir that takes no file, with the room that is left on its disk."""
     left = ""

@@ -32,6 +32,20 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 
+@pytest.fixture
+def compiled():
+    """The names of the functions that jax compiles during a test, in their order, such as "jit(_generate)"."""
+    names: list[str] = []
+
+    def listen(event: str, duration_s: float, **labels: str) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(labels["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="module")
 def full_compilation():
     """For tests of numbers that others gave: as users compile. No program is shared with the other tests."""

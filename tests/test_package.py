@@ -24,9 +24,8 @@ LAYERS = (
     "config training decoding",
     "checkpoints reports",
     "experiment",
-    "runtime inspect sweep",
+    "runtime hub inspect sweep",
     "evaluation costs",
-    "hub",
     "train",
     "cli",
 )

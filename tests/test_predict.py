@@ -23,7 +23,7 @@ from t5x_lite.data import registry
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Function
 from t5x_lite.errors import ConfigError, DataError
-from t5x_lite.evaluation import evaluate, infer, predict
+from t5x_lite.evaluation import evaluate, infer
 from t5x_lite.tasks.metrics import accuracy
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
@@ -142,14 +142,6 @@ def test_answers_stand_side_by_side_and_invalid_ones_are_counted(ready):
     assert intervals["low/answers/accuracy"] == intervals["high/answers/accuracy"] == 0
     words = evaluator.word_baselines()
     assert words["words/answers/accuracy"] >= evaluator.baselines()["baseline/answers/accuracy"]
-
-
-def test_columns_of_padding_are_cut_to_a_bucket():
-    batch = {name: np.zeros((2, 64), np.int32) for name in ("encoder_input_tokens", "encoder_segment_ids")}
-    batch["encoder_segment_ids"][1, :17] = 1
-    assert {a.shape for a in predict.cut_to_bucket(batch, "text_to_text").values()} == {(2, 24)}
-    batch["encoder_segment_ids"][0] = 1
-    assert {a.shape for a in predict.cut_to_bucket(batch, "text_to_text").values()} == {(2, 64)}
 
 
 def test_scores_of_labels_and_numbers():

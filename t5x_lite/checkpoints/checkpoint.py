@@ -25,7 +25,7 @@ from t5x_lite.checkpoints import manifest
 from t5x_lite.checkpoints.mirror import Mirror
 from t5x_lite.cluster import processes
 from t5x_lite.cluster.sharding import path_text
-from t5x_lite.errors import CheckpointError
+from t5x_lite.errors import CheckpointError, first_line
 from t5x_lite.training.step import TrainState
 
 DIRECTORY = "checkpoints"
@@ -134,7 +134,7 @@ class Checkpoints:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"cannot restore {self.directory / str(step)}: {_first_line(error)}. "
+                f"cannot restore {self.directory / str(step)}: {first_line(error)}. "
                 "It was written with another model or optimizer; see its config/ for what it holds."
             ) from error
         arrays = jax.device_put(step, _abstract(like.step).sharding)
@@ -183,7 +183,7 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 left = f"; {shutil.disk_usage(self.directory).free:,} bytes are free there"
             raise CheckpointError(
-                f"{what} to {self.directory}: {_first_line(error)}; is the disk full, or read-only?{left}"
+                f"{what} to {self.directory}: {first_line(error)}; is the disk full, or read-only?{left}"
             ) from error
 
 
@@ -293,7 +293,7 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     try:
         stored = _flat(checkpointer.metadata(directory).item_metadata.tree)  # pyright: ignore  (None: damaged)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"cannot read {directory}: {_first_line(error)}; is it damaged?") from error
+        raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it damaged?") from error
     shapes_differ = [p for p in ours if p in stored and tuple(stored[p].shape) != ours[p].shape]
     loaded = [p for p in ours if p in stored and p not in shapes_differ]
     if not loaded:
@@ -314,7 +314,7 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     try:
         values = _flat(checkpointer.restore(directory, args=arguments))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {directory}: {_first_line(error)}; is it damaged?") from error
+        raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it damaged?") from error
     report = LoadReport(
         loaded,
         fresh=[p for p in ours if p not in stored],
@@ -396,7 +396,3 @@ def _nest(flat: dict[str, Any]) -> dict:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -9,10 +9,10 @@ import shutil
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from t5x_lite.checkpoints import manifest
-from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.errors import CheckpointError, ConfigError, first_line
 
 T = TypeVar("T")
 
@@ -97,12 +97,8 @@ class Mirror:
             except Exception as error:  # each file system has its own
                 if number == TRIES:
                     raise CheckpointError(
-                        f"{self.url}: {_first_line(error)}, {TRIES} times. Once the store is well again the same "
+                        f"{self.url}: {first_line(error)}, {TRIES} times. Once the store is well again the same "
                         "command goes on"
                     ) from error
                 time.sleep(FIRST_PAUSE_S * 2 ** (number - 1))
         raise AssertionError
-
-
-def _first_line(error: Any) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -21,7 +21,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t5x_lite.cluster import rendezvous
-from t5x_lite.errors import INTERNAL, RESTART_ME, ConfigError, LostProcessError, OutOfMemoryError, UserError
+from t5x_lite.errors import (
+    INTERNAL,
+    RESTART_ME,
+    ConfigError,
+    LostProcessError,
+    OutOfMemoryError,
+    UserError,
+    first_line,
+)
 
 T = TypeVar("T")
 
@@ -72,6 +80,11 @@ def gather(rows: list) -> list:
     padded[: len(mine)] = mine
     everyone = multihost_utils.process_allgather(padded)
     return [row for part, n in zip(everyone, sizes, strict=True) for row in json.loads(part[:n].tobytes())]
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers, on every process."""
+    return max(gather([number]))
 
 
 def on_first(function: Callable[[], T]) -> T:
@@ -126,8 +139,7 @@ def _join() -> None:
     try:
         jax.distributed.initialize(**settings)
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0][:300]
-        raise LostProcessError(f"could not join the other processes at {address}: {first}") from error
+        raise LostProcessError(f"could not join the other processes at {address}: {first_line(error)}") from error
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -141,14 +153,13 @@ def _ABORTED(number: int) -> None:
 
 def _named(error: BaseException) -> BaseException:
     """What the runtime says of memory and of lost peers, as something to act on; else the error itself."""
-    first = str(error).strip().splitlines()[0][:300]
     if "RESOURCE_EXHAUSTED" in str(error):
         return OutOfMemoryError(
-            f"out of memory: {first}. Raise train.microbatches, set model.remat=full, or split the parameters with "
-            "mesh=fsdp=…; `t5x-lite plan` shows what each would take"
+            f"out of memory: {first_line(error)}. Raise train.microbatches, set model.remat=full, or split the "
+            "parameters with mesh=fsdp=…; `t5x-lite plan` shows what each would take"
         )
     if jax.distributed.is_initialized() and OF_OTHERS.search(str(error)):
-        return LostProcessError(f"lost another process: {first}")
+        return LostProcessError(f"lost another process: {first_line(error)}")
     return error
 
 

@@ -21,7 +21,7 @@ from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import path_text
 from t5x_lite.costs import collectives, flops
 from t5x_lite.costs.accelerators import ACCELERATORS, Accelerator
-from t5x_lite.errors import ConfigError, OutOfMemoryError
+from t5x_lite.errors import ConfigError, OutOfMemoryError, first_line
 from t5x_lite.experiment import Experiment
 from t5x_lite.lookup import lookup
 from t5x_lite.training import trainable
@@ -67,7 +67,7 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OutOfMemoryError(f"the compiler finds no room: {str(error).splitlines()[0][:300]}") from error
+        raise OutOfMemoryError(f"the compiler finds no room: {first_line(error)}") from error
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporary = memory.temp_size_in_bytes
@@ -199,7 +199,7 @@ def _topology_devices(text: str) -> Any:
         return topologies.get_topology_desc(text, "tpu").devices
     except Exception as error:
         raise ConfigError(
-            f"no topology {text!r}: {str(error).splitlines()[0][:200]}. Write for example v5e:4x8, v4:2x2x4, v5p:2x2x2 "
+            f"no topology {text!r}: {first_line(error)}. Write for example v5e:4x8, v4:2x2x4, v5p:2x2x2 "
             "or v6e:4x4; it needs the TPU's compiler: pip install 't5x-lite[tpu]'"
         ) from error
 

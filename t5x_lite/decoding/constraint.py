@@ -1,4 +1,4 @@
-"""Which texts may be generated: a prefix tree over token sequences, as arrays that a jitted loop walks."""
+"""Which texts may be generated: a prefix tree of token sequences, as arrays for a jitted loop."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,23 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5x_lite.decoding.buckets import power_of_two
 from t5x_lite.errors import ConfigError
 
 ROOT = 0
 
 
 class PrefixTree(NamedTuple):
-    """Node s allows the tokens `tokens_SC[s]`, and `nodes_SC` are where they lead; −1 where there is none.
+    """`tokens_SC[s]` are the tokens that node s allows, `nodes_SC[s]` the nodes they lead to; −1: none.
 
-    Sizes are rounded up, so that label sets of about the same size share a compiled program."""
+    S nodes, C tokens of a node, both rounded up: label sets of similar sizes share a compiled program."""
 
     tokens_SC: jax.Array | np.ndarray
     nodes_SC: jax.Array | np.ndarray
-    depth: jax.Array | np.ndarray  # tokens of the longest sequence, its end included
+    depth: jax.Array | np.ndarray  # int32, tokens of the longest sequence, its end included
 
 
 def prefix_tree(sequences: Sequence[Sequence[int]], eos_id: int) -> PrefixTree:
-    """The tree of the sequences, each closed by `eos_id`; one may begin another.
+    """The tree of the sequences, each with `eos_id` behind it; one may be the beginning of another.
+
+    Raises ConfigError for no sequence, or one that holds `eos_id`.
 
     >>> prefix_tree([[5, 6], [5]], eos_id=1).tokens_SC.tolist()
     [[5, -1], [6, 1], [1, -1], [-1, -1]]
@@ -40,8 +43,8 @@ def prefix_tree(sequences: Sequence[Sequence[int]], eos_id: int) -> PrefixTree:
                 children[node][token] = len(children)
                 children.append({})
             node = children[node][token]
-        children[node].setdefault(eos_id, ROOT)  # where a finished row stands matters no more
-    nodes, widest = (_power_of_two(n) for n in (len(children), max(map(len, children))))
+        children[node].setdefault(eos_id, ROOT)  # not used: the row is finished
+    nodes, widest = (power_of_two(n) for n in (len(children), max(map(len, children))))
     tree = PrefixTree(
         np.full((nodes, widest), -1, np.int32),
         np.full((nodes, widest), -1, np.int32),
@@ -54,7 +57,7 @@ def prefix_tree(sequences: Sequence[Sequence[int]], eos_id: int) -> PrefixTree:
 
 
 def forbid(tree: PrefixTree, node_R: jax.Array, logits_RV: jax.Array) -> jax.Array:
-    """The logits, −inf where a row's node does not allow the token."""
+    """The logits [R, V], −inf for tokens that a row's node does not allow."""
     tokens_RC = jnp.asarray(tree.tokens_SC)[node_R]
     vocab_size = logits_RV.shape[1]
     places_RC = jnp.where(tokens_RC < 0, vocab_size, tokens_RC)  # out of range: dropped
@@ -63,10 +66,6 @@ def forbid(tree: PrefixTree, node_R: jax.Array, logits_RV: jax.Array) -> jax.Arr
 
 
 def advance(tree: PrefixTree, node_R: jax.Array, token_R: jax.Array) -> jax.Array:
-    """Where each row stands after its token; a token that was not allowed (of a finished row) leads to the root."""
-    found_RC = jnp.asarray(tree.tokens_SC)[node_R] == token_R[:, None]
-    return jnp.max(jnp.where(found_RC, jnp.asarray(tree.nodes_SC)[node_R], ROOT), axis=1)
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
+    """The node of each row after its token, [R]; ROOT after a token that was not allowed, of a finished row."""
+    is_token_RC = jnp.asarray(tree.tokens_SC)[node_R] == token_R[:, None]
+    return jnp.max(jnp.where(is_token_RC, jnp.asarray(tree.nodes_SC)[node_R], ROOT), axis=1)

@@ -1,58 +1,125 @@
-"""What is done to logits before a token is chosen from them: pure functions, logits [R, V] in, logits out."""
+"""Which token may come next: rules that change the logits of a step, [R, V], and the history of the text they ask for.
+
+A rule is a pure function that returns logits; a token that it forbids has the logit −inf.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from t5x_lite.decoding import constraint
+from t5x_lite.decoding.constraint import PrefixTree
+from t5x_lite.decoding.strategy import Strategy
+
+
+class History(NamedTuple):
+    """What the rules need to know of the text so far."""
+
+    node_R: jax.Array  # int32, in the constraint's tree
+    tokens_RT: jax.Array  # int32, what the decoder has read, then V; [R, 0] where no rule needs it
+    lengths_R: jax.Array  # int32, the number of tokens read
+
+
+def begin(strategy: Strategy, tokens_BL: jax.Array, segment_ids_BL: jax.Array, vocab_size: int) -> History:
+    """The history of B prompts that the decoder reads, with room for strategy.max_tokens more tokens."""
+    node_B, lengths_B = jnp.full(len(tokens_BL), constraint.ROOT, jnp.int32), jnp.sum(segment_ids_BL > 0, axis=1)
+    if strategy.repetition_penalty == 1 and not strategy.no_repeat_ngram_size:
+        return History(node_B, jnp.zeros((len(tokens_BL), 0), jnp.int32), lengths_B)
+    tokens_BL = jnp.where(segment_ids_BL > 0, tokens_BL, vocab_size)
+    room = ((0, 0), (0, strategy.max_tokens))
+    return History(node_B, jnp.pad(tokens_BL, room, constant_values=vocab_size), lengths_B)
+
+
+def append(choices: PrefixTree | None, history: History, token_R: jax.Array) -> History:
+    """The history with one more token of each row."""
+    node_R, tokens_RT, lengths_R = history
+    if choices is not None:
+        node_R = constraint.advance(choices, node_R, token_R)
+    if tokens_RT.shape[1]:
+        tokens_RT = tokens_RT.at[jnp.arange(len(token_R)), lengths_R].set(token_R)
+    return History(node_R, tokens_RT, lengths_R + 1)
+
+
+def apply(
+    strategy: Strategy,
+    choices: PrefixTree | None,
+    ends: tuple[int, ...],
+    least_R: jax.Array,
+    most_R: jax.Array,
+    count: jax.Array,
+    logits_RV: jax.Array,
+    history: History,
+) -> tuple[jax.Array, jax.Array]:
+    """(logits_RV, −inf where a token is forbidden as the next after `count` others; normaliser_R). A logit minus its
+    normaliser is the log-probability among all tokens, the forbidden ones included."""
+    penalised = strategy.repetition_penalty != 1
+    normalised = penalised and strategy.beams > 1  # beams compare penalised log-probabilities, as in transformers
+    if normalised:
+        logits_RV = jax.nn.log_softmax(logits_RV)
+    if penalised:
+        logits_RV = penalise_repetition(logits_RV, history.tokens_RT, strategy.repetition_penalty)
+    normaliser_R = jnp.zeros(len(logits_RV)) if normalised else jax.nn.logsumexp(logits_RV, axis=1)
+    if choices is not None:
+        return constraint.forbid(choices, history.node_R, logits_RV), normaliser_R
+    if strategy.no_repeat_ngram_size:
+        logits_RV = forbid_repetition(logits_RV, history.tokens_RT, history.lengths_R, strategy.no_repeat_ngram_size)
+    logits_RV = forbid_ends(logits_RV, ends, count < least_R)
+    for token, place_R in ((strategy.first_token, 0), (strategy.last_token, most_R - 1)):
+        if token is not None:
+            logits_RV = force(logits_RV, token, count == place_R, normaliser_R)
+    return logits_RV, normaliser_R
+
 
 def penalise_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, penalty: float) -> jax.Array:
-    """Logits of tokens that were there before are divided by `penalty`, negative ones multiplied (Keskar et al. 2019,
-    CTRL, §4.1, as everybody implements it). tokens_RT: those there were, V where there is none."""
+    """Divides the logits of a row's own tokens by `penalty`, or multiplies those that are negative (Keskar et al. 2019,
+    CTRL, §4.1, as it is commonly implemented). tokens_RT: int32, the row's tokens; V stands for none."""
     seen_RV = _marked(logits_RV, tokens_RT)
     penalised_RV = jnp.where(logits_RV > 0, logits_RV / penalty, logits_RV * penalty)
     return jnp.where(seen_RV, penalised_RV, logits_RV)
 
 
 def forbid_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, lengths_R: jax.Array, size: int) -> jax.Array:
-    """−inf for a token that would make the last `size` tokens of a row such as it had before in this order (Paulus et
-    al. 2018, §2.5). tokens_RT: what the row has, `lengths_R` of them, V behind."""
-    starts = max(tokens_RT.shape[1] - size + 1, 0)  # of all runs of so many tokens
+    """Forbids a token that would repeat an n-gram of `size` tokens of its row (Paulus et al. 2018, §2.5).
+    tokens_RT: int32, the row's `lengths_R` tokens, then V."""
+    starts = max(tokens_RT.shape[1] - size + 1, 0)  # of all n-grams
     rows_R1 = jnp.arange(len(tokens_RT))[:, None]
     latest_RN = tokens_RT[rows_R1, lengths_R[:, None] + jnp.arange(1 - size, 0)]
     alike_RS = jnp.ones((len(tokens_RT), starts), bool)
     for place in range(size - 1):
         alike_RS &= tokens_RT[:, place : place + starts] == latest_RN[:, place : place + 1]
-    next_RS = tokens_RT[:, size - 1 :]  # V of a run that the row's end cuts, so that it forbids nothing
+    next_RS = tokens_RT[:, size - 1 :]  # V after the row's last token, which forbids nothing
     return jnp.where(_marked(logits_RV, jnp.where(alike_RS, next_RS, logits_RV.shape[1])), -jnp.inf, logits_RV)
 
 
 def _marked(logits_RV: jax.Array, tokens_RT: jax.Array) -> jax.Array:
-    """bool [R, V]: the tokens of each row; V marks none."""
+    """Which tokens occur in each row, bool [R, V]; V stands for none."""
     rows_R1 = jnp.arange(len(tokens_RT))[:, None]
     return jnp.zeros(logits_RV.shape, bool).at[rows_R1, tokens_RT].set(True, mode="drop")
 
 
 def forbid_ends(logits_RV: jax.Array, ends: tuple[int, ...], before_R: jax.Array) -> jax.Array:
-    """No end of a text can be chosen where `before_R` is true: it is not long enough yet."""
+    """Forbids the tokens that end a text where `before_R` is true: the text is not long enough yet."""
     ends_V = jnp.isin(jnp.arange(logits_RV.shape[1]), jnp.array(ends))
     return jnp.where(before_R[:, None] & ends_V, -jnp.inf, logits_RV)
 
 
 def force(logits_RV: jax.Array, token: int, here_R: jax.Array, logit_R: jax.Array) -> jax.Array:
-    """Where `here_R` is true no other token can be chosen; that one has the logit `logit_R`."""
+    """Where `here_R` is true, forbids all tokens but `token`, whose logit becomes `logit_R`."""
     only_RV = jnp.where(jnp.arange(logits_RV.shape[1]) == token, logit_R[:, None], -jnp.inf)
     return jnp.where(jnp.reshape(here_R, (-1, 1)), only_RV, logits_RV)
 
 
 def keep_top_k(logits_RV: jax.Array, k: int) -> jax.Array:
-    """−inf but for the `k` largest of each row, and their equals (Fan et al. 2018, §5.4)."""
+    """Forbids all but the `k` most probable tokens of each row; equals of the k-th stay (Fan et al. 2018, §5.4)."""
     k = min(k, logits_RV.shape[1])
     return jnp.where(logits_RV < lax.top_k(logits_RV, k)[0][:, -1:], -jnp.inf, logits_RV)
 
 
 def keep_top_p(logits_RV: jax.Array, p: float) -> jax.Array:
-    """−inf but for the fewest tokens of each row that have a probability of at least `p` together (Holtzman et al.
-    2020, nucleus sampling, §3.1)."""
+    """Forbids all but the fewest tokens of each row whose probabilities sum to at least `p` (Holtzman et al. 2020,
+    nucleus sampling, §3.1)."""
     sorted_RV = -jnp.sort(-logits_RV, axis=1)
     probabilities_RV = jax.nn.softmax(sorted_RV, axis=1)
     before_RV = jnp.cumsum(probabilities_RV, axis=1) - probabilities_RV

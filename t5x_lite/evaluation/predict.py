@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite import batch as batches
 from t5x_lite.batch import Batch
 from t5x_lite.cluster import processes, sharding
 from t5x_lite.cluster.sharding import Layout
@@ -17,12 +16,12 @@ from t5x_lite.config import NEED_LABELS
 from t5x_lite.data import convert, packing
 from t5x_lite.data.registry import Task
 from t5x_lite.decoding import generate
+from t5x_lite.decoding.buckets import cut_to_bucket
 from t5x_lite.decoding.constraint import PrefixTree, prefix_tree
-from t5x_lite.decoding.generate import Strategy
+from t5x_lite.decoding.strategy import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation import read_heads
 from t5x_lite.experiment import Experiment
-from t5x_lite.heads import ENCODER_HEADS
 from t5x_lite.runtime import Runtime
 from t5x_lite.tasks.span_metrics import spans_as_text
 from t5x_lite.training.losses import token_losses
@@ -126,7 +125,7 @@ class Predictor:
         features, windows = converter.windows(examples, task, vocabulary) if examples else ({}, [])  # type: ignore[attr-defined]
         found = [Prediction("", -np.inf)] * len(examples)
         none = np.full(len(examples), np.inf)  # the score of no answer, of the window where it is least
-        for begin in range(0, _most(-(-len(windows) // batch_rows)) * batch_rows, batch_rows):
+        for begin in range(0, processes.largest(-(-len(windows) // batch_rows)) * batch_rows, batch_rows):
             numbers = np.arange(begin, min(begin + batch_rows, len(windows)))
             part = packing.take(features, numbers) if len(numbers) else {}
             batch = packing.fill(
@@ -203,7 +202,7 @@ class Predictor:
             features, truncated = converter.supervised(examples, task, vocabulary)
             lengths = packing.lengths_of(features, specs, "".join(sizes))
             row_of = packing.assign(lengths, np.array(list(sizes.values())))
-        rounds = _most(-(-(int(row_of.max(initial=-1)) + 1) // batch_rows))
+        rounds = processes.largest(-(-(int(row_of.max(initial=-1)) + 1) // batch_rows))
         found = [Score(0.0, 0, False)] * len(examples)
         for begin in range(0, rounds * batch_rows, batch_rows):
             mine = np.flatnonzero((row_of >= begin) & (row_of < begin + batch_rows))
@@ -226,23 +225,6 @@ def _tagged(logits_SC: np.ndarray, weights_S: np.ndarray, example: Mapping, task
     return Prediction(spans_as_text(words, tags), score)
 
 
-def cut_to_bucket(batch: Batch, architecture: str) -> Batch:
-    """The batch without the columns that are padding in every row of every process, but for those that make its
-    length one of a few (generate.bucket)."""
-    cut = dict(batch)
-    for side, letter in (("encoder", "S"), ("decoder", "L")):
-        if f"{side}_segment_ids" not in batch:
-            continue
-        segment_ids = batch[f"{side}_segment_ids"]
-        used = _most(int((segment_ids > 0).sum(axis=1).max(initial=1)))
-        columns = min(generate.bucket(used), segment_ids.shape[1])
-        heads = tuple(ENCODER_HEADS) if architecture == "encoder_only" else ()
-        for name, spec in batches.specs(architecture, heads).items():
-            if name in cut and spec.dims == f"B{letter}":
-                cut[name] = cut[name][:, :columns]
-    return cut
-
-
 def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """Σ weight · log p(target) and Σ weight of each segment of each row, [B, segments] both; segment 0 is padding."""
     losses_BL, _ = token_losses(outputs["lm"], batch["decoder_target_tokens"])
@@ -263,8 +245,3 @@ def _local(tree: Any, layout: Layout) -> Any:
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
     return jax.tree.map(mine, by_rows)
-
-
-def _most(number: int) -> int:
-    """The largest of the processes' numbers."""
-    return max(processes.gather([number]))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.errors import CheckpointError, ConfigError, first_line
 
 PREFIX = "hf://"
 SOURCE = re.compile(PREFIX + r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
@@ -29,4 +29,4 @@ def fetch(source: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(found[1], revision=found[2], allow_patterns=list(FILES)))
     except Exception as error:  # of the network, the hub, or the disk: whatever its client raises
-        raise CheckpointError(f"cannot get {source}: {(str(error).strip().splitlines() or ['?'])[0][:200]}") from error
+        raise CheckpointError(f"cannot get {source}: {first_line(error)}") from error

@@ -15,10 +15,11 @@ import numpy as np
 
 from t5x_lite.data.vocabularies import TokenizerVocabulary
 from t5x_lite.decoding import generate
-from t5x_lite.decoding.generate import Strategy
+from t5x_lite.decoding.buckets import power_of_two
+from t5x_lite.decoding.strategy import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub import mapping
-from t5x_lite.hub.model import Model, in_batches, padded_rows
+from t5x_lite.hub.model import Model, in_batches
 
 NEW_TOKENS = 256
 LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))  # two ways to say it
@@ -191,7 +192,7 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
     positions = config.max_positions if config.positions == "learned" else 0
 
     def work(chosen: list[int]) -> list[list[str]]:
-        count, rows = len(chosen), padded_rows(len(chosen))
+        count, rows = len(chosen), power_of_two(len(chosen))
         batch = model.prompts([{"inputs": texts[i]} for i in chosen], rows)
         if alone and texts[chosen[0]]:
             batch = {name: array[:, :-1] if "positions" in name else array[:, 1:] for name, array in batch.items()}

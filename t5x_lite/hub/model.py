@@ -19,8 +19,10 @@ from t5x_lite.data import convert, pipeline, vocabularies
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.decoding import generate
+from t5x_lite.decoding.buckets import bucket, power_of_two
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
 from t5x_lite.hub import mapping, parameters
+from t5x_lite.hub.checks import require_text
 from t5x_lite.models import intermediates, presets
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.reports.attention_page import QUERIES_AND_KEYS, AttentionMaps
@@ -67,7 +69,7 @@ class Model:
             out = generate.greedy(
                 self.module,
                 self.params,
-                self.prompts(examples, padded_rows(len(examples)), max_tokens),
+                self.prompts(examples, power_of_two(len(examples)), max_tokens),
                 max_tokens=max_tokens,
                 eos_id=self.vocabulary.eos_id,
                 start_id=self.start_id,
@@ -85,7 +87,7 @@ class Model:
         def work(examples: list[dict[str, str]]) -> list[float]:
             converter, task = self._converter(examples, ("inputs", "targets")), self._task(("inputs",))
             batch = pipeline.example_batch(
-                examples, task, converter, self.vocabulary, batch_rows=padded_rows(len(examples))
+                examples, task, converter, self.vocabulary, batch_rows=power_of_two(len(examples))
             )
             return [float(x) for x in self._score(self.params, batch)]
 
@@ -101,7 +103,7 @@ class Model:
         self._require("text_to_text", "encoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[np.ndarray]:
-            return list(np.asarray(self._embed(self.params, self.prompts(examples, padded_rows(len(examples))))))
+            return list(np.asarray(self._embed(self.params, self.prompts(examples, power_of_two(len(examples))))))
 
         vectors = np.array(_in_batches(work, _inputs(texts)), np.float32).reshape(len(texts), self.config.d_model)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
@@ -229,14 +231,14 @@ class Model:
         more = self.config.fairseq_marks
         marks = 1 + len(fields) + more + self.config.prompt_tokens
         longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + marks
-        read = generate.bucket(longest)
+        read = bucket(longest)
         if self.config.positions == "learned":
             read = min(read, self.config.max_positions)
         if self.config.architecture == "encoder_only":
             classes = self.config.num_classes
             return convert.EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more, num_classes=classes)
         if self.config.architecture == "text_to_text":
-            targets = generate.bucket(max(counts.get("targets", [0]), default=0) + 1 + more)
+            targets = bucket(max(counts.get("targets", [0]), default=0) + 1 + more)
             if self.config.positions == "learned":
                 targets = min(targets, self.config.max_positions)
             prompt = self.config.prompt_tokens
@@ -314,18 +316,6 @@ def _inputs(texts: Sequence[str]) -> list[dict[str, str]]:
     if isinstance(texts, str):  # it would be taken for a list of its letters
         raise ConfigError(f"give a list of texts, [{texts[:40]!r}], not one alone")
     return [{"inputs": require_text(text)} for text in texts]
-
-
-def require_text(given: Any) -> str:
-    """It, where it is a text; else DataError."""
-    if not isinstance(given, str):
-        raise DataError(f"{str(given)[:80]!r} is no text; give one")
-    return given
-
-
-def padded_rows(number: int) -> int:
-    """A power of two, so that few numbers of rows are compiled."""
-    return 1 << (number - 1).bit_length()
 
 
 def in_batches(work: Callable[[list[int]], list], sizes: Sequence[int]) -> list:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite.errors import CheckpointError
+from t5x_lite.errors import CheckpointError, first_line
 from t5x_lite.hub.mapping import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,7 +48,7 @@ class Weights:
         try:
             return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
         except Exception as error:  # the library's own, and what numpy says of a dtype it lacks
-            raise CheckpointError(f"{self.path}: cannot read {name!r}: {_first_line(error)}") from error
+            raise CheckpointError(f"{self.path}: cannot read {name!r}: {first_line(error)}") from error
 
 
 def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -125,8 +125,4 @@ def _open(file: Path) -> Any:
         return safe_open(file, framework="numpy")
     except (OSError, SafetensorError) as error:
         size = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
-        raise CheckpointError(f"cannot read {file} ({size}): {_first_line(error)}; get it again") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"cannot read {file} ({size}): {first_line(error)}; get it again") from error

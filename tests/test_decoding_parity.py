@@ -5,7 +5,7 @@ import pytest
 from test_hub_parity import MODELS, reference
 
 from t5x_lite.decoding import generate
-from t5x_lite.decoding.generate import Strategy
+from t5x_lite.decoding.strategy import Strategy
 from t5x_lite.hub import parameters
 from t5x_lite.models import build
 

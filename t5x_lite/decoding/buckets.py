@@ -1,0 +1,44 @@
+"""The few sizes that batches and texts are rounded to, so that few programs are compiled."""
+
+from t5x_lite import batch as batches
+from t5x_lite.batch import Batch
+from t5x_lite.cluster import processes
+from t5x_lite.heads import ENCODER_HEADS
+
+
+def bucket(number: int) -> int:
+    """The smallest of the sizes 8, 12, 16, 24, 32, 48, … that is at least `number`; above 8 at most half larger.
+
+    >>> [bucket(n) for n in (1, 8, 9, 17, 32, 33, 100)]
+    [8, 8, 12, 24, 32, 48, 128]
+    """
+    power = 1 << max(number - 1, 7).bit_length()
+    return power * 3 // 4 if number <= power * 3 // 4 and power > 8 else power
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`.
+
+    >>> [power_of_two(n) for n in (0, 1, 2, 3, 5)]
+    [1, 1, 2, 4, 8]
+    """
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def cut_to_bucket(batch: Batch, architecture: str) -> Batch:
+    """The batch with its arrays [B, S] and [B, L] cut to the `bucket` of the longest row of any process.
+
+    What is cut off is padding in every row of every process. Every process must call it equally often.
+    """
+    cut = dict(batch)
+    for side, letter in (("encoder", "S"), ("decoder", "L")):
+        if f"{side}_segment_ids" not in batch:
+            continue
+        segment_ids = batch[f"{side}_segment_ids"]
+        used = processes.largest(int((segment_ids > 0).sum(axis=1).max(initial=1)))
+        columns = min(bucket(used), segment_ids.shape[1])
+        heads = tuple(ENCODER_HEADS) if architecture == "encoder_only" else ()
+        for name, spec in batches.specs(architecture, heads).items():
+            if name in cut and spec.dims == f"B{letter}":
+                cut[name] = cut[name][:, :columns]
+    return cut

@@ -1,0 +1,137 @@
+"""Pipelines whose answer is a class of the whole text: text-classification and zero-shot-classification."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.hub.checks import require_positive
+from t5x_lite.hub.encoder_outputs import encoder_outputs, softmax
+from t5x_lite.hub.model import Model
+from t5x_lite.lookup import lookup
+
+FUNCTIONS = {"softmax": softmax, "sigmoid": lambda logits: 1 / (1 + np.exp(-logits)), "none": lambda logits: logits}
+
+
+def text_classification(model: Model, inputs: list, *, top_k: Any = "best", function_to_apply: str = "") -> list:
+    """{"label", "score"} of a text or of {"text", "text_pair"}: the most probable class. With `top_k` a list of the
+    `top_k` most probable classes; None: all.
+
+    function_to_apply: to an encoder's logits: softmax, sigmoid (the default where a text may have several labels, or
+    there is one class) or none. The score of a regression is its number. Of a model that generates text, the score is
+    the probability of writing the label, among all labels.
+
+    Raises DataError for an input that is no text, ConfigError where the model cannot classify.
+    """
+    if top_k not in ("best", None):
+        require_positive("top_k", top_k)
+    rows, names = _class_logits(model, inputs)
+    independent = "multi_label" in model.config.heads or len(names) == 1
+    default = "none" if not names else "sigmoid" if independent else "softmax"
+    names = names or ("LABEL_0",)
+    function = lookup("function_to_apply", function_to_apply or default, FUNCTIONS)
+    results = []
+    for logits_C in rows:
+        scores_C = function(logits_C)
+        order = np.argsort(-scores_C, kind="stable")
+        classes = [{"label": names[i], "score": float(scores_C[i])} for i in order]
+        results.append(classes[0] if top_k == "best" else classes[:top_k])
+    return results
+
+
+def zero_shot_classification(
+    model: Model,
+    inputs: list,
+    *,
+    candidate_labels: str | Sequence[str] = (),
+    hypothesis_template: str = "",
+    multi_label: bool = False,
+) -> list[dict]:
+    """{"sequence", "labels", "scores"}, the most probable label first.
+
+    An encoder must be trained on natural language inference: the name of one of its classes begins with "entail". It
+    reads the text with each label in `hypothesis_template`, by default "This example is {}.". Of a model that generates
+    text, the score is the probability of writing the label; its default template is "{}". The scores sum to 1 over the
+    labels; with `multi_label` each is a probability of its own.
+
+    Raises ConfigError for labels, a template or a model that cannot work.
+    """
+    labels = candidate_labels.split(",") if isinstance(candidate_labels, str) else list(candidate_labels)
+    labels = [label.strip() for label in labels if label.strip()]
+    if not labels:
+        raise ConfigError('zero-shot-classification needs candidate_labels, such as ["sports", "politics"]')
+    infers = model.config.architecture == "encoder_only"
+    template = hypothesis_template or ("This example is {}." if infers else "{}")
+    try:
+        fits = template.format(labels[0]) != template
+    except (LookupError, ValueError):  # "{name}", "{1}", "{"
+        fits = False
+    if not fits:
+        raise ConfigError(f"hypothesis_template={template!r} has no {{}} for the label to stand in")
+    pairs = [(text, template.format(label)) for text in inputs for label in labels]
+    if infers:
+        logits_TL, contradiction_TL = _entailment_logits(model, pairs, len(labels))
+        alone_TL = 1 / (1 + np.exp(contradiction_TL - logits_TL))
+    else:
+        logits_TL = np.array(model.score(pairs)).reshape(len(inputs), len(labels))
+        alone_TL = np.exp(logits_TL)
+    scores_TL = alone_TL if multi_label or (infers and len(labels) == 1) else softmax(logits_TL)
+    results = []
+    for text, scores_L in zip(inputs, scores_TL, strict=True):
+        order = np.argsort(scores_L)[::-1]
+        results.append(
+            {"sequence": text, "labels": [labels[i] for i in order], "scores": [float(scores_L[i]) for i in order]}
+        )
+    return results
+
+
+def _entailment_logits(
+    model: Model, pairs: Sequence[tuple[str, str]], num_labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The logits that a text entails and contradicts its hypothesis for a label, float64 [texts, labels] each.
+
+    The class of contradiction is the first, or the last where the first is entailment, as in transformers.
+    """
+    entails = next((i for i, name in enumerate(model.labels) if name.lower().startswith("entail")), None)
+    if entails is None or "classification" not in model.config.heads:
+        raise ConfigError(
+            f"zero-shot-classification with an encoder needs a class `entailment`; this one has {model.labels}"
+        )
+    logits_NC, _ = _class_logits(model, [{"text": text, "text_pair": hypothesis} for text, hypothesis in pairs])
+    logits_TLC = np.array(logits_NC).reshape(len(pairs) // num_labels, num_labels, -1)
+    return logits_TLC[..., entails], logits_TLC[..., -1 if entails == 0 else 0]
+
+
+def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """The logits of each text or pair of texts, float64 [C], and the names of the classes; () for a regression."""
+    for given in inputs:
+        if not isinstance(given, str) and not (isinstance(given, Mapping) and isinstance(given.get("text"), str)):
+            raise DataError(f'{str(given)[:80]!r} is no text; give one, or {{"text": …, "text_pair": …}}')
+        if isinstance(given, Mapping):
+            for key in given:
+                lookup("field of a text", key, {"text": None, "text_pair": None})
+    texts = [given if isinstance(given, str) else given["text"] for given in inputs]
+    pairs = [None if isinstance(given, str) else given.get("text_pair") for given in inputs]
+    if model.config.architecture != "encoder_only":
+        if any(pair is not None for pair in pairs):
+            raise ConfigError("a model that writes reads one text: put text_pair into text, as its task has them")
+        if not model.labels:
+            raise ConfigError(
+                "text-classification needs labels: this model was trained on no task that has them, or on several. "
+                "zero-shot-classification takes candidate_labels"
+            )
+        scores = model.score([(text, label) for text in texts for label in model.labels])
+        return list(np.array(scores).reshape(len(texts), -1)), model.labels
+    heads = ("classification", "multi_label", "regression")
+    head = next((name for name in heads if name in model.config.heads), None)
+    if head is None:
+        raise ConfigError(f"this encoder has the heads {model.config.heads}; classifying needs `classification`")
+    paired = [pair is not None for pair in pairs]
+    rows: list = [None] * len(inputs)
+    for kind in sorted(set(paired)):  # the rows of a batch have one text each, or two
+        numbers = [i for i, is_pair in enumerate(paired) if is_pair == kind]
+        examples = [{"inputs": texts[i]} | ({"pair": str(pairs[i])} if kind else {}) for i in numbers]
+        for i, outputs in zip(numbers, encoder_outputs(model, examples), strict=True):
+            rows[i] = outputs[head].reshape(-1).astype(np.float64)
+    return rows, model.labels if head != "regression" or len(model.labels) == 1 else ()

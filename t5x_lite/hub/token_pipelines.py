@@ -1,0 +1,280 @@
+"""Pipelines whose answers are tokens or parts of the text: fill-mask, token-classification, question-answering,
+feature-extraction."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from t5x_lite.data import packing
+from t5x_lite.data.convert import Encoded, EncoderOnly, text_task
+from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
+from t5x_lite.decoding.buckets import cut_to_bucket, power_of_two
+from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.hub.checks import require_positive
+from t5x_lite.hub.encoder_outputs import encoder_outputs, softmax
+from t5x_lite.hub.model import Model, in_batches
+from t5x_lite.lookup import lookup
+
+
+def feature_extraction(model: Model, inputs: list, *, return_tensors: bool = False) -> list:
+    """An encoder's hidden state for every token of a text, [1, tokens, D]: nested lists, or a float32 array."""
+    examples = [{"inputs": text} for text in inputs]
+    results = [outputs["hidden"][None] for outputs in encoder_outputs(model, examples, hidden=True)]
+    return results if return_tensors else [hidden.tolist() for hidden in results]
+
+
+# Masks ----------------------------------------------------------------------------------------------------------------
+
+
+def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequence[str] | None = None) -> list:
+    """[{"score", "token", "token_str", "sequence"}, …] for the mask of a text, the `top_k` most probable tokens first;
+    for a text with several masks, a list for each.
+
+    targets: words to choose from; a word of several tokens stands for its first.
+
+    Raises DataError for a text without a mask, or with one that is cut off; ConfigError for a model that fills none.
+    """
+    if "mlm" not in model.config.heads:
+        raise ConfigError(f"fill-mask needs a model with the head `mlm`; this one has {model.config.heads}")
+    vocabulary = model.vocabulary
+    require_positive("top_k", top_k)
+    mask = vocabulary.show([vocabulary.mask_id])
+    allowed = None
+    if targets is not None:
+        words = [targets] if isinstance(targets, str) else list(targets)
+        allowed = np.unique([ids[0] for ids in vocabulary.encode(words) if len(ids)])
+        if not len(allowed):
+            raise ConfigError(f"targets={words} have no token in this vocabulary")
+    examples = [_with_masks(vocabulary, text, mask) for text in inputs]
+    results = []
+    for text, example, outputs in zip(inputs, examples, encoder_outputs(model, examples), strict=True):
+        ids = outputs["ids"]
+        places = np.flatnonzero(ids == vocabulary.mask_id).tolist()
+        if len(places) < (example["inputs"] == vocabulary.mask_id).sum():
+            raise DataError(f"{text[:80]!r} is so long that the model does not read each {mask}; shorten it")
+        results.append([
+            _fillings(model, ids, place, logits_V, top_k, allowed, alone=len(places) == 1)
+            for place, logits_V in zip(places, outputs["mlm"], strict=False)
+        ])  # fmt: skip
+    return [fillings[0] if len(fillings) == 1 else fillings for fillings in results]
+
+
+def _with_masks(vocabulary: Vocabulary, text: str, mask: str) -> Encoded:
+    """The ids of a text in which `mask` stands for the vocabulary's mask."""
+    pieces = [piece.rstrip() if i < text.count(mask) else piece for i, piece in enumerate(text.split(mask))]
+    if len(pieces) == 1:
+        raise DataError(f"there is no {mask} in {text[:80]!r}; fill-mask fills one, or several")
+    between = np.array([vocabulary.mask_id], np.int32)
+    parts = [part for ids in vocabulary.encode(pieces) for part in (between, ids)]
+    return Encoded(inputs=np.concatenate(parts[1:]))
+
+
+def _fillings(
+    model: Model, ids: np.ndarray, place: int, logits_V: np.ndarray, top_k: int, allowed: np.ndarray | None, alone: bool
+) -> list[dict]:
+    """The best tokens for the mask at `place` of a text. alone: it has no other mask."""
+    vocabulary = model.vocabulary
+    probabilities_V = softmax(logits_V[: vocabulary.size].astype(np.float64))
+    candidates = np.arange(len(probabilities_V)) if allowed is None else allowed
+    best = candidates[np.argsort(-probabilities_V[candidates], kind="stable")[:top_k]]
+    fillings = []
+    for token in best.tolist():
+        filled = ids.copy()
+        filled[place] = token
+        sequence = vocabulary.decode(filled[1:]) if alone else vocabulary.show(filled)
+        score, text = float(probabilities_V[token]), vocabulary.show([token])
+        fillings.append({"score": score, "token": token, "token_str": text, "sequence": sequence})
+    return fillings
+
+
+# Tags -----------------------------------------------------------------------------------------------------------------
+
+# By aggregation_strategy: of the scores of a word's tokens, [tokens, C], those whose surest gives the word its tag.
+VOTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "none": lambda scores_WC: scores_WC,
+    "simple": lambda scores_WC: scores_WC,
+    "first": lambda scores_WC: scores_WC[:1],
+    "average": lambda scores_WC: scores_WC.mean(axis=0, keepdims=True),
+    "max": lambda scores_WC: scores_WC,
+}
+
+
+class Token(NamedTuple):
+    """One token of a text. begin, end: its characters there. goes_on: it belongs to the same word as the one before."""
+
+    id: int
+    text: str
+    begin: int
+    end: int
+    goes_on: bool
+
+
+class Tagged(NamedTuple):
+    """Tokens that share a tag, by their numbers in the text. score: the tag's probability."""
+
+    numbers: list[int]
+    tag: str
+    score: float
+
+
+def token_classification(
+    model: Model, inputs: list, *, aggregation_strategy: str = "none", ignore_labels: Sequence[str] = ("O",)
+) -> list[list[dict]]:
+    """The tagged tokens of a text, [{"entity", "score", "index", "word", "start", "end"}, …]. start and end count
+    characters.
+
+    aggregation_strategy: "simple" joins neighbours that have the same tag (B- begins a new entity), and gives
+    "entity_group" in place of "entity" and "index". "first", "average" and "max" join the tokens of each word first:
+    the word's tag is that of its first token, of the tokens' mean probabilities, or of the surest token.
+
+    Raises ConfigError for a model that does not tag.
+    """
+    if "token_classification" not in model.config.heads:
+        raise ConfigError(f"this needs a model with the head `token_classification`; its heads: {model.config.heads}")
+    voters = lookup("aggregation_strategy", aggregation_strategy, VOTERS)
+    by_word = aggregation_strategy not in ("none", "simple")
+    texts = [_tokens(model.vocabulary, text) for text in inputs]
+    examples = [Encoded(inputs=np.array([token.id for token in tokens], np.int32)) for tokens in texts]
+    results = []
+    for tokens, outputs in zip(texts, encoder_outputs(model, examples), strict=True):
+        count = len(outputs["ids"]) - 2  # without [CLS] and [SEP]
+        scores_TC = softmax(outputs["token_classification"][1 : 1 + count].astype(np.float64))
+        tagged: list[Tagged] = []
+        for numbers in _runs([by_word and token.goes_on for token in tokens[:count]]):
+            scores_WC = voters(scores_TC[numbers])
+            row, tag = np.unravel_index(scores_WC.argmax(), scores_WC.shape)
+            tagged.append(Tagged(numbers, model.labels[tag], float(scores_WC[row, tag])))
+        if aggregation_strategy == "none":
+            entities = [
+                {"entity": tag, "score": score, "index": n + 1, "word": tokens[n].text}
+                | {"start": tokens[n].begin, "end": tokens[n].end}
+                for (n,), tag, score in tagged
+            ]
+        else:
+            tags = [word.tag for word in tagged]
+            goes_on = [not b.startswith("B-") and _kind(a) == _kind(b) for a, b in itertools.pairwise(tags)]
+            groups = _runs([False, *goes_on][: len(tags)])
+            entities = [_entity(model.vocabulary, tokens, [tagged[n] for n in group]) for group in groups]
+        results.append([e for e in entities if e.get("entity", e.get("entity_group")) not in ignore_labels])
+    return results
+
+
+def _tokens(vocabulary: Vocabulary, text: str) -> list[Token]:
+    ids, places_T2 = vocabulary.places(text)
+    unknown_T = ids == vocabulary.unk_id
+    goes_on_T = ~vocabulary.word_starts[ids] & ~unknown_T & (np.arange(len(ids)) > 0)
+    pieces = vocabulary.pieces(ids.tolist())
+    rows = zip(ids.tolist(), pieces, places_T2.tolist(), goes_on_T.tolist(), unknown_T.tolist(), strict=True)
+    return [Token(i, text[b:e] if unknown else piece, b, e, on) for i, piece, (b, e), on, unknown in rows]
+
+
+def _runs(goes_on: Sequence[bool]) -> list[list[int]]:
+    """The numbers of `goes_on` in runs: n is in the run of n − 1 where goes_on[n].
+
+    >>> _runs([False, True, False])
+    [[0, 1], [2]]
+    """
+    runs: list[list[int]] = []
+    for n, joined in enumerate(goes_on):
+        if runs and joined:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return runs
+
+
+def _kind(tag: str) -> str:
+    return tag[2:] if tag.startswith(("B-", "I-")) else tag
+
+
+def _entity(vocabulary: Vocabulary, tokens: list[Token], group: list[Tagged]) -> dict[str, Any]:
+    """One entity of neighbouring words or tokens."""
+    members = [tokens[n] for tagged in group for n in tagged.numbers]
+    is_joined = isinstance(vocabulary, TokenizerVocabulary)  # unknown words as they stand in the text
+    return {
+        "entity_group": group[0].tag.split("-", 1)[-1],
+        "score": float(np.mean([tagged.score for tagged in group])),
+        "word": vocabulary.join([t.text for t in members]) if is_joined else vocabulary.show([t.id for t in members]),
+        "start": members[0].begin,
+        "end": members[-1].end,
+    }
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+def question_answering(
+    model: Model,
+    inputs: list,
+    *,
+    top_k: int = 1,
+    max_answer_len: int = 15,
+    max_seq_len: int = 384,
+    doc_stride: int | None = None,
+    handle_impossible_answer: bool = False,
+) -> list:
+    """{"score", "start", "end", "answer"} of a {"question", "context"}: the best part of the context, in whole words;
+    with top_k above 1 a list of the `top_k` best. start and end count characters.
+
+    A context that does not fit in max_seq_len tokens is read in windows. Each window shares doc_stride tokens with the
+    one before; by default 128, or half of its tokens where that is less. The score is the probability of the start
+    times that of the end, in the window; an answer has at most max_answer_len tokens. handle_impossible_answer: ""
+    may be the answer. Its score is that of the window where it is least.
+
+    Raises ConfigError for a model without the head `span`, or windows that cannot share doc_stride tokens.
+    """
+    if "span" not in model.config.heads:
+        raise ConfigError(f"question-answering needs a model with the head `span`; its heads: {model.config.heads}")
+    length = min(max_seq_len, model.config.max_positions or max_seq_len)
+    converter = EncoderOnly(length, heads=model.config.heads, fairseq_marks=model.config.fairseq_marks)
+    task = text_task(model.config.architecture, ("question", "context"))
+
+    def overlap(room: int) -> int:
+        return min(128, room // 2) if doc_stride is None else doc_stride
+
+    features, windows = converter.windows(inputs, task, model.vocabulary, overlap)
+
+    def work(chosen: list[int]) -> list[np.ndarray]:
+        rows, part = power_of_two(len(chosen)), packing.take(features, np.array(chosen))
+        batch = packing.fill(part, np.arange(len(chosen)), rows, converter.specs(), converter.prompt_sizes(0))
+        return list(np.asarray(model(cut_to_bucket(batch, model.config.architecture))["span"], np.float64))
+
+    answers: list[list[dict]] = [[] for _ in inputs]
+    impossible = np.ones(len(inputs))
+    for window, logits_S2 in zip(windows, in_batches(work, [w.end - w.begin for w in windows]), strict=True):
+        count = window.end - window.begin
+        columns = np.r_[0, window.first : window.first + count]  # [CLS], and the context
+        start_T, end_T = softmax(logits_S2[columns].T)
+        impossible[window.example] = min(impossible[window.example], start_T[0] * end_T[0])
+        score_TT = np.tril(np.triu(np.outer(start_T[1:], end_T[1:])), max_answer_len - 1)
+        context = inputs[window.example]["context"]
+        for flat in np.argsort(-score_TT, axis=None, kind="stable")[:top_k]:
+            first, last = divmod(int(flat), count)
+            if score_TT[first, last] > 0:
+                start, end = int(window.places[window.begin + first, 0]), int(window.places[window.begin + last, 1])
+                answer = {"score": float(score_TT[first, last]), "start": start, "end": end}
+                answers[window.example].append(answer | {"answer": context[start:end]})
+    if handle_impossible_answer:
+        for of_example, score in zip(answers, impossible, strict=True):
+            of_example.append({"score": float(score), "start": 0, "end": 0, "answer": ""})
+    best = [sorted(of_example, key=lambda answer: -answer["score"])[:top_k] for of_example in answers]
+    return [of_example[0] if len(of_example) == 1 else of_example for of_example in best]
+
+
+def questions_with_contexts(question: Any, context: Any) -> dict[str, str] | list[dict[str, str]]:
+    """The inputs of question_answering: one of a text each, or a list. One text goes with each of several others.
+
+    Raises ConfigError where either is missing, or their numbers differ.
+    """
+    if isinstance(question, str) and isinstance(context, str):
+        return {"question": question, "context": context}
+    if not question or not context:
+        raise ConfigError('question-answering takes {"question": …, "context": …}, a list of them, or both as keywords')
+    questions, contexts = ([given] if isinstance(given, str) else list(given) for given in (question, context))
+    count = max(len(questions), len(contexts))
+    questions, contexts = (texts * count if len(texts) == 1 else texts for texts in (questions, contexts))
+    if len(questions) != len(contexts):
+        raise ConfigError(f"{len(questions)} questions of {len(contexts)} contexts; give as many of both, or one")
+    return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
