@@ -191,7 +191,7 @@ def test_inspect_and_tasks_show_what_there_is(capsys, monkeypatch):
         shown = capsys.readouterr().out
         assert "row 23" in shown and "animal: the" in shown and "padding" in shown
     assert cli.run(["inspect", "tiny", f"--config={CONFIG}", "-n", "-3"]) == 2
-    assert "-n -3" in capsys.readouterr().err
+    assert "-n=-3: must be 0 or more" in capsys.readouterr().err
     for file in (str(CONFIG), "data/*.csv", "train.{en,de}"):
         assert cli.run(["inspect", file]) == 2
         assert f"of files say --config.data.files={file}" in capsys.readouterr().err

@@ -27,6 +27,7 @@ LAYERS = (
     "runtime hub inspect sweep",
     "evaluation costs",
     "train",
+    "verbs",
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

@@ -1,0 +1,414 @@
+"""The verbs of the command line: for each, its flags and the call they become. Only verbs that compute import jax."""
+
+import argparse
+import dataclasses
+import logging
+import math
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5x_lite.errors import CheckpointError, ConfigError, of_the_disk
+
+if TYPE_CHECKING:
+    from t5x_lite.config import Config
+
+# libtpu 0.0.42 compiles GPT-2 more deeply than its fibers' default stacks allow, and crashes.
+LIBTPU_STACKS = f"--fibers_default_thread_stack_size={1 << 20}"  # bytes
+WHICH = "latest, best or a step"
+DEFINES_TASKS = "the run's config file, if it defines the run's tasks"
+
+Overrides = dict[str, str]  # config keys from the command line, with their texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """add_flags: adds the verb's flags to its parser. run: does it; returns an exit status, None for 0.
+
+    takes_config: accepts --config.KEY=VALUE. only_prints: stopping early (`t5x-lite tasks | head`) is no error.
+    """
+
+    name: str
+    summary: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Overrides], int | None]
+    takes_config: bool = True
+    only_prints: bool = False
+
+
+# ---------------------------------------------------------------------------------------- train, evaluate, predict
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE.py", help="the experiment; FILE.py:ARG passes ARG on")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="for checkpoints, metrics and the report")
+
+
+def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    cfg = _config(arguments.config, overrides)
+    if "://" in arguments.workdir:
+        raise ConfigError(
+            f"--workdir={arguments.workdir}: a run works in a directory, local or mounted. Give it one, and "
+            f"--config.checkpoint.mirror={arguments.workdir} to keep its checkpoints in the bucket"
+        )
+    from t5x_lite import experiment, train
+    from t5x_lite.cluster import processes
+    from t5x_lite.evaluation.during_training import EvaluationDuringTraining
+
+    workdir = Path(os.path.expandvars(arguments.workdir))
+    with processes.joined():
+        return train.run(experiment.resolve(cfg), workdir, EvaluationDuringTraining)
+
+
+def _eval_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, metavar="DIR")
+    parser.add_argument("--checkpoints", default="latest", metavar="WHICH", help="latest, best, all or a step")
+    parser.add_argument("--tasks", default="", metavar="A,B", help="default: the run's")
+    parser.add_argument("--submission", default="", metavar="FILE.zip", help="add test predictions for GLUE's server")
+    parser.add_argument("--config", default="", metavar="FILE.py", help=DEFINES_TASKS)
+
+
+def _eval(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
+    from t5x_lite import config, experiment
+    from t5x_lite.cluster import processes
+    from t5x_lite.data.registry import differences
+    from t5x_lite.evaluation import evaluate
+
+    workdir = Path(arguments.workdir)
+    own = config.from_json(workdir / "config.json")
+    if differing := "; ".join(differences(own.to_dict(), cfg.to_dict())):
+        logging.getLogger(__name__).warning(
+            "other settings than the run's: %s. These scores take their places among its own: in metrics.jsonl, the "
+            "report, predictions/ and the choice of the best step",
+            differing,
+        )
+    tasks = tuple(t for t in arguments.tasks.split(",") if t)
+    if tasks:
+        cfg.eval.tasks = tasks
+    submission = Path(arguments.submission) if arguments.submission else None
+    with processes.joined(), of_the_disk(workdir):
+        evaluate.run(experiment.resolve_again(cfg), workdir, arguments.checkpoints, submission)
+
+
+def _infer_flags(parser: argparse.ArgumentParser) -> None:
+    lines = '.jsonl of {"inputs": "summarize: …"}, .csv, .tsv, or text'
+    parser.add_argument("--workdir", required=True, metavar="DIR")
+    parser.add_argument("--input", required=True, metavar="FILE", help=lines)
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl")
+    parser.add_argument("--mode", default="predict", choices=("predict", "score"), help="score reads targets, too")
+    parser.add_argument("--task", default="", metavar="NAME", help="whose labels to predict; default: the run's")
+    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help=WHICH)
+    parser.add_argument("--config", default="", metavar="FILE.py", help=DEFINES_TASKS)
+
+
+def _infer(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
+    from t5x_lite import experiment
+    from t5x_lite.cluster import processes
+    from t5x_lite.evaluation import infer
+
+    with processes.joined(), of_the_disk(Path(arguments.output)):
+        infer.run(
+            experiment.resolve_again(cfg),
+            Path(arguments.workdir),
+            Path(arguments.input),
+            Path(arguments.output),
+            arguments.checkpoint,
+            arguments.mode,
+            arguments.task,
+        )
+
+
+# ------------------------------------------------------------------------------------- plan, sweep, compare, verify
+
+
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE.py")
+    parser.add_argument("--mesh", default="", metavar="AXIS=N,…", help="like --config.mesh: fsdp=64,tensor=4")
+    parser.add_argument("--devices", type=int, default=0, metavar="N", help="default: as many as the mesh names")
+    parser.add_argument("--device", default="", metavar="NAME", help="to predict time and fit for: v5e, h100, …")
+    parser.add_argument("--topology", default="", metavar="v5e:4x8", help="ask the TPU's own compiler (t5x-lite[tpu])")
+    parser.add_argument("--all", action="store_true", help="list every array")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+
+
+def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    if arguments.mesh:
+        overrides["mesh"] = arguments.mesh
+    cfg = _config(arguments.config, overrides)
+    count = arguments.devices or _mesh_devices(cfg.mesh)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is touched: its runtime would take it from a run
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["LIBTPU_INIT_ARGS"] = f"{LIBTPU_STACKS} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    from t5x_lite import experiment
+    from t5x_lite.costs import plan
+
+    plan.run(experiment.resolve(cfg), arguments.device, arguments.topology, arguments.all, arguments.json)
+
+
+def _mesh_devices(mesh: str) -> int:
+    """How many devices a mesh has if no axis is left open; else 1."""
+    return math.prod(int(size) for size in re.findall(r"=\s*(\d+)", mesh))
+
+
+def _sweep_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE.yaml", help="run the command again after a kill: it runs what is missing")
+    parser.add_argument("--output", default="", metavar="DIR", help="default: runs/FILE")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    parser.add_argument("--point", type=int, metavar="I", help="only this one, from 0: for a Slurm array")
+    parser.add_argument("--print", action="store_true", help="print how to run it with wandb's agents or on Slurm")
+
+
+def _sweep(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    from t5x_lite import sweep
+
+    file = Path(arguments.file)
+    output = Path(arguments.output or Path("runs") / file.stem)
+    return sweep.run(file, output, arguments.jobs, arguments.point, arguments.print)
+
+
+def _compare_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdirs", nargs="+", metavar="DIR")
+    parser.add_argument("--output", default="", metavar="FILE.html", help="write a page with the curves, too")
+
+
+def _compare(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from t5x_lite.reports import compare
+
+    compare.run([Path(w) for w in arguments.workdirs], Path(arguments.output) if arguments.output else None)
+
+
+def _verify_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", metavar="DIR")
+
+
+def _verify(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from t5x_lite.checkpoints import checkpoint
+
+    problems = checkpoint.verify(Path(arguments.workdir))
+    if not problems:
+        raise CheckpointError(f"no checkpoint in {arguments.workdir!r}; give the workdir of a `t5x-lite train`")
+    for step, problem in problems.items():
+        print(f"{step}: {problem or 'intact'}")
+    corrupted = [step for step, problem in problems.items() if problem]
+    if corrupted:
+        raise CheckpointError(
+            f"{len(corrupted)} of {len(problems)} checkpoints are corrupted; a run resumes from the others"
+        )
+
+
+# -------------------------------------------------------------------------------------------- tasks and vocabularies
+
+
+def _tasks_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="", metavar="FILE.py", help="list the tasks this file defines, too")
+
+
+def _tasks(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from t5x_lite import inspect
+
+    if arguments.config:
+        _config(arguments.config, overrides)  # running the file registers its tasks
+    inspect.print_tasks()
+
+
+def _inspect_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="a task or mixture; not for data.files")
+    parser.add_argument("--config", default="", metavar="FILE.py", help="of the run: model, lengths and vocabulary")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("-n", type=int, default=5, metavar="N", help="rows to print")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+
+
+def _inspect(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from t5x_lite import experiment, inspect
+
+    if arguments.n < 0:
+        raise ConfigError(f"-n={arguments.n}: must be 0 or more")
+    resolved = experiment.resolve(_named_config(arguments, overrides))
+    inspect.run(resolved, arguments.n, arguments.split, arguments.json)
+
+
+def _cache_flags(parser: argparse.ArgumentParser) -> None:
+    again = "run the command again after a kill: it makes what is missing"
+    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="a task or mixture; not for data.files")
+    parser.add_argument("--output", required=True, metavar="DIR", help=again)
+    parser.add_argument("--config", default="", metavar="FILE.py", help="of the run: vocabulary and kind of model")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes; default: one per core")
+    parser.add_argument("--runner", default="local", choices=("local", "beam"), help="beam: needs t5x-lite[beam]")
+    parser.add_argument("--beam", default="", metavar="FLAGS", help="Beam's own flags, in quotes (examples: README)")
+
+
+def _cache(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from t5x_lite import experiment
+    from t5x_lite.data import cache
+
+    resolved = experiment.resolve(_named_config(arguments, overrides))
+    cache.run(
+        resolved.tasks,
+        resolved.converter,
+        resolved.vocabulary,
+        Path(arguments.output).absolute(),
+        workers=arguments.workers or os.cpu_count() or 1,
+        beam_flags=shlex.split(arguments.beam) if arguments.runner == "beam" else None,
+    )
+
+
+def _vocab_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", required=True, nargs="+", metavar="FILE", help="text files, one sentence a line")
+    parser.add_argument("--size", required=True, type=int, metavar="N", help="number of pieces")
+    parser.add_argument("--output", required=True, metavar="FILE.model")
+
+
+def _vocab(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from t5x_lite.data import vocabularies
+
+    vocabulary = vocabularies.train_sentencepiece(
+        files=[Path(f) for f in arguments.input], size=arguments.size, output=Path(arguments.output)
+    )
+    print(f"{arguments.output}: {vocabulary.size} ids, fingerprint {vocabulary.fingerprint}")
+    print(f"use it with --config.data.vocabulary={arguments.output}")
+
+
+# ----------------------------------------------------------------------------------------------------- models
+
+
+def _import_flags(parser: argparse.ArgumentParser) -> None:
+    source = "with config.json, model.safetensors and tokenizer files; hf://OWNER/NAME@COMMIT; a T5X checkpoint"
+    parser.add_argument("source", metavar="DIR", help=source)
+    parser.add_argument("output", metavar="OUT", help="a new directory, to start runs from")
+    parser.add_argument("--vocab-size", type=int, default=0, metavar="N", help="rows of the embedding table")
+    parser.add_argument("--allow", default="", metavar="A,B", help="tensors that may be skipped or missing; * matches")
+    parser.add_argument("--verbose", action="store_true", help="say what became of every tensor")
+
+
+def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from t5x_lite.hub import download, interchange
+
+    out = Path(arguments.output)
+    is_remote = arguments.source.startswith(download.PREFIX)
+    source = download.fetch(arguments.source) if is_remote else Path(arguments.source)
+    allow = tuple(name for name in arguments.allow.split(",") if name)
+    report = interchange.import_directory(source, out, allow=allow, vocab_size=arguments.vocab_size)
+    print("\n".join(report.lines()) if arguments.verbose else report)
+    print(f"{out}: start from it with --config.model.preset={out} --config.init.checkpoint={out}")
+
+
+def _export_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", metavar="WORKDIR", help="of a run, or a directory that `import` made")
+    parser.add_argument("output", metavar="OUT", help="a new directory")
+    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help=WHICH)
+    parser.add_argument("--adapter", action="store_true", help="write only LoRA's matrices, as peft does; else merged")
+    parser.add_argument("--family", default="", metavar="NAME", help="model_type; default: the one it was imported as")
+    parser.add_argument("--config", default="", metavar="FILE.py", help=DEFINES_TASKS)
+
+
+def _export(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from t5x_lite.hub import interchange, model
+
+    if arguments.config:
+        _config(arguments.config, overrides)  # running the file registers its tasks
+    loaded = model.load(arguments.workdir, arguments.checkpoint)
+    write = interchange.export_adapter if arguments.adapter else interchange.export_model
+    family = write(loaded, Path(arguments.output), family=arguments.family)
+    print(f"{arguments.output}: {family} in {'the format of peft' if arguments.adapter else 'Hugging Face format'}")
+
+
+def _attention_flags(parser: argparse.ArgumentParser) -> None:
+    second = "an encoder's second text; what a decoder reads (default: what it writes)"
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="of a run, or a directory that `import` made")
+    parser.add_argument("--text", required=True, metavar="TEXT", help="in the form the model was trained on")
+    parser.add_argument("--second", default="", metavar="TEXT", help=second)
+    parser.add_argument("--output", default="", metavar="FILE.html", help="default: attention.html in DIR")
+    parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help=WHICH)
+    parser.add_argument("--config", default="", metavar="FILE.py", help=DEFINES_TASKS)
+
+
+def _attention(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from t5x_lite import atomic
+    from t5x_lite.hub import model
+    from t5x_lite.reports import attention_page
+
+    if arguments.config:
+        _config(arguments.config, overrides)  # running the file registers its tasks
+    maps = model.load(arguments.workdir, arguments.checkpoint).attention(arguments.text, arguments.second)
+    output = Path(arguments.output or Path(arguments.workdir) / "attention.html")
+    atomic.write(output, attention_page.page(maps, f"{arguments.text[:80]} ({arguments.workdir})"))
+    print(f"see {output}")
+
+
+VERBS = (
+    Verb("train", "train and evaluate; run the same command again to resume", _train_flags, _train),
+    Verb("eval", "evaluate checkpoints of a run", _eval_flags, _eval),
+    Verb("infer", "predict or score every line of a JSONL, CSV or text file", _infer_flags, _infer),
+    Verb(
+        "verify",
+        "check every file of a run's checkpoints against its hash",
+        _verify_flags,
+        _verify,
+        False,
+        only_prints=True,
+    ),
+    Verb("plan", "predict parameters, FLOPs, bytes, time of a run", _plan_flags, _plan, only_prints=True),
+    Verb("sweep", "train with many settings, from a file in wandb's sweep format", _sweep_flags, _sweep, False),
+    Verb("compare", "what differs between runs: config, results, curves", _compare_flags, _compare, False),
+    Verb("tasks", "list tasks and mixtures", _tasks_flags, _tasks, only_prints=True),
+    Verb("inspect", "show rows as the model will see them", _inspect_flags, _inspect, only_prints=True),
+    Verb("cache", "preprocess and tokenize a task or mixture once, for training", _cache_flags, _cache),
+    Verb("import", "convert a directory in Hugging Face format to a checkpoint", _import_flags, _import, False),
+    Verb("export", "write a run's model in Hugging Face format", _export_flags, _export),
+    Verb("attention", "attention maps of a text, as one page that opens offline", _attention_flags, _attention),
+    Verb("vocab", "train a SentencePiece vocabulary", _vocab_flags, _vocab, False),
+)
+
+
+# --------------------------------------------------------------------------------------------------------- configs
+
+
+def _config(spec: str, overrides: Overrides) -> "Config":
+    from t5x_lite import config
+
+    cfg = config.load(spec)
+    for key, text in overrides.items():
+        config.override(cfg, key, text)
+    config.validate(cfg)
+    return cfg
+
+
+def _named_config(arguments: argparse.Namespace, overrides: Overrides) -> "Config":
+    """The config of a verb that is about the task or mixture NAME, whatever a --config trains on."""
+    from t5x_lite import config
+
+    cfg = config.load(arguments.config) if arguments.config else config.base()
+    for key, text in overrides.items():
+        config.override(cfg, key, text)
+    if not cfg.data.files:
+        if Path(arguments.name).is_file() or re.search(r"[/*{,=]", arguments.name):
+            raise ConfigError(
+                f"{arguments.name!r} is not a task or mixture; for a file use --config.data.files={arguments.name}"
+            )
+        cfg.data.mixture = arguments.name
+    elif arguments.name:
+        raise ConfigError(f"NAME {arguments.name!r} and config.data.files={cfg.data.files!r}: give only one of them")
+    config.validate(cfg)
+    return cfg
+
+
+def _workdir_config(workdir: str, spec: str, overrides: Overrides) -> "Config":
+    """The config a run was made with, for the verbs that start from its workdir."""
+    from t5x_lite import config
+
+    if not Path(workdir).is_dir():
+        raise ConfigError(f"no workdir {workdir!r}; give the --workdir of a `t5x-lite train`")
+    if spec:
+        config.load(spec)  # registers the tasks it defines
+    cfg = config.from_json(Path(workdir) / "config.json")
+    for key, text in overrides.items():
+        config.override(cfg, key, text)
+    config.validate(cfg)
+    return cfg
