@@ -44,7 +44,7 @@ from t5x_lite.data import preprocess, registry
 from t5x_lite.data.convert import Encoded, EncoderOnly, label, sentences, text_of
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Task
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
 FORMAT = 2  # of the files; another one is another recipe

@@ -27,7 +27,7 @@ from t5x_lite.data.denoise import (
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.registry import Feature, Task, label_names
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
 TEXT, WHICH = "text", "which_denoiser"  # features of a piece of a corpus before its objective is applied

@@ -27,7 +27,7 @@ import numpy as np
 
 from t5x_lite.data import ragged
 from t5x_lite.data.ragged import Ragged
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
 MOST_SENTINELS = 1 << 13  # looked for in a vocabulary

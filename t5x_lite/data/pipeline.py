@@ -31,7 +31,7 @@ from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Task
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
 
 MAX_STREAMS = 64  # at most so many hosts read data
