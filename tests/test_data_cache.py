@@ -17,8 +17,9 @@ import safetensors.numpy
 
 import t5x_lite.tasks  # noqa: F401  (registers its tasks once, before the table is replaced)
 from t5x_lite import cli
-from t5x_lite.data import cache, convert, pipeline, preprocess, registry, sources
-from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data import cache, pipeline, preprocess, registry, sources
+from t5x_lite.data.convert import DecoderOnly, TextToText
+from t5x_lite.data.convert_encoder import EncoderOnly, sentences
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -95,7 +96,7 @@ def test_a_corpus_for_an_encoder_keeps_its_sentences(tmp_path):
     cache.make(job, report=silent)
     for ours, theirs in zip(cache.Cache(job).read(range(EXAMPLES)), documents("train"), strict=True):
         assert ours is not None
-        expected = VOCABULARY.encode(convert.sentences(theirs["text"]))
+        expected = VOCABULARY.encode(sentences(theirs["text"]))
         assert [ids.tolist() for ids in ours["text"]] == [ids.tolist() for ids in expected]
 
 

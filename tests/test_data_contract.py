@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import t5x_lite.tasks  # noqa: F401  (registers its tasks once, before the table is replaced)
 from t5x_lite.data import cache, pipeline, preprocess, registry, sources
-from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.convert import DecoderOnly, TextToText
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.registry import Feature, Mixture, Task, proportional
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import CheckpointError

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from t5x_lite.data import packing, pipeline, registry, sources
-from t5x_lite.data.convert import TEXT, DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.convert import TEXT, DecoderOnly, TextToText
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.denoise import Denoiser
 from t5x_lite.data.preprocess import template
 from t5x_lite.data.registry import Feature, Mixture, Task

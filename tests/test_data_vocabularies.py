@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite.data import vocabularies
-from t5x_lite.data.convert import EncoderOnly, TextToText, text_task
+from t5x_lite.data.convert import TextToText, text_task
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,

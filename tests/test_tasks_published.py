@@ -9,7 +9,8 @@ import pytest
 
 import t5x_lite.tasks  # noqa: F401
 from t5x_lite.data import pipeline, registry
-from t5x_lite.data.convert import EncoderOnly, TextToText
+from t5x_lite.data.convert import TextToText
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError

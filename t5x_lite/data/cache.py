@@ -41,7 +41,8 @@ import numpy as np
 
 from t5x_lite import atomic
 from t5x_lite.data import preprocess, registry
-from t5x_lite.data.convert import Encoded, EncoderOnly, label, sentences, text_of
+from t5x_lite.data.convert_encoder import EncoderOnly, sentences
+from t5x_lite.data.fields import Encoded, label, text_of
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabulary import Vocabulary

@@ -26,7 +26,8 @@ from t5x_lite import batch as batches
 from t5x_lite.batch import ArraySpec, Batch
 from t5x_lite.data import cache, packing, registry
 from t5x_lite.data.cache import Cache
-from t5x_lite.data.convert import TEXT, Converter, text_of
+from t5x_lite.data.convert import TEXT, Converter
+from t5x_lite.data.fields import text_of
 from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.reader import Reader

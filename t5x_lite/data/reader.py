@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from t5x_lite.data import preprocess
-from t5x_lite.data.convert import label, label_set
+from t5x_lite.data.fields import label, label_set
 from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.registry import UNLABELLED, Example, Task
 from t5x_lite.errors import DataError

@@ -16,6 +16,8 @@ from t5x_lite import experiment, models
 from t5x_lite.batch import Batch
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.data import convert, pipeline, vocabularies
+from t5x_lite.data.convert_encoder import EncoderOnly
+from t5x_lite.data.fields import Encoded
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.decoding import generate
@@ -202,11 +204,11 @@ class Model:
         return task if self.features is None else dataclasses.replace(task, features=self.features)
 
     def prompts(self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
-        """What the model reads of each example's texts, or of their ids (convert.Encoded); missing rows are padding.
+        """What the model reads of each example's texts, or of their ids (Encoded); missing rows are padding.
         Warns of a text that is longer than the model can read, and is cut."""
         fields = tuple(examples[0]) if examples else ("inputs",)
         ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
-        encoded = [convert.Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
+        encoded = [Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
         converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
         # The converter's rows have no room for what is new: the cache has.
         batch, truncated = pipeline.prompt_batch(
@@ -235,7 +237,7 @@ class Model:
             read = min(read, self.config.max_positions)
         if self.config.architecture == "encoder_only":
             classes = self.config.num_classes
-            return convert.EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more, num_classes=classes)
+            return EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more, num_classes=classes)
         if self.config.architecture == "text_to_text":
             targets = generate.bucket(max(counts.get("targets", [0]), default=0) + 1 + more)
             if self.config.positions == "learned":
