@@ -14,6 +14,7 @@ from rich.text import Text
 
 from t5x_lite.batch import Batch
 from t5x_lite.data import order, pipeline, registry
+from t5x_lite.data.eval_batches import eval_batches
 from t5x_lite.data.reader import Reader
 from t5x_lite.experiment import Experiment
 
@@ -103,7 +104,7 @@ def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Bat
     if split != "train":
         tasks = sorted({task.name: task for task in experiment.tasks}.items())
         for number, (_, task) in enumerate(tasks, 1):
-            for batch in itertools.islice(pipeline.eval_batches(task, *how, split=split, **common), 8):
+            for batch in itertools.islice(eval_batches(task, *how, split=split, **common), 8):
                 side = "decoder" if "decoder_segment_ids" in batch else "encoder"
                 yield batch | {f"{side}_task_ids": number * (batch[f"{side}_segment_ids"] > 0).astype(np.int32)}, {}
         return

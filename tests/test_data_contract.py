@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import t5x_lite.tasks  # noqa: F401  (registers its tasks once, before the table is replaced)
-from t5x_lite.data import cache, pipeline, preprocess, registry, sources
+from t5x_lite.data import cache, pipeline, preprocess, registry, sources, windows
 from t5x_lite.data.convert import DecoderOnly, TextToText
 from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.registry import Feature, Mixture, Task, proportional
@@ -159,10 +159,10 @@ def test_far_into_a_run_the_state_is_small_and_restores_at_once(monkeypatch):
     assert len(json.dumps(state)) < 100_000
     for stream in state["streams"].values():
         stream["drawn"] += 10**9
-        stream["tasks"] = pipeline._encoded(np.tile([10**8, 0, 0], (len(TASKS), 1)))
+        stream["tasks"] = pipeline.encode_positions(np.tile([10**8, 0, 0], (len(TASKS), 1)))
     converted = []
-    convert = pipeline._Feed._convert
-    monkeypatch.setattr(pipeline._Feed, "_convert", lambda self, n: converted.append(n) or convert(self, n))
+    convert = windows.Feed.convert
+    monkeypatch.setattr(windows.Feed, "convert", lambda self, n: converted.append(n) or convert(self, n))
     again = make()
     again.set_state(state)
     next(again)
@@ -184,7 +184,7 @@ def test_the_state_of_a_hundred_tasks_in_64_streams_is_small():
         stream |= {
             "drawn": 10**9,
             "emitted": 63,
-            "tasks": pipeline._encoded(positions + rng.integers(0, 200, (100, 3))),
+            "tasks": pipeline.encode_positions(positions + rng.integers(0, 200, (100, 3))),
         }
     state["counts"] = (np.array(state["counts"]) + 123_456_789_012).tolist()
     assert len(json.dumps(state)) < 100_000

@@ -19,6 +19,7 @@ from t5x_lite.data import pipeline, preprocess, registry, sources
 from t5x_lite.data.convert import DecoderOnly, TextToText
 from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.denoise import UL2, Denoiser
+from t5x_lite.data.eval_batches import eval_batches, prompt_batches
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
@@ -281,7 +282,7 @@ def test_the_state_is_small_and_a_restore_is_quick():
     assert len(json.dumps(state)) < 5_000
     for stream in state["streams"].values():  # as far as a long run gets
         stream["drawn"] += 10**9
-        stream["tasks"] = pipeline._encoded(np.tile([10**7, 0, 0], (3, 1)))
+        stream["tasks"] = pipeline.encode_positions(np.tile([10**7, 0, 0], (3, 1)))
     far = train(rows=64)
     begin = time.perf_counter()
     far.set_state(state)
@@ -364,16 +365,16 @@ def test_empty_texts_among_others_do_no_harm():
 # ----------------------------------------------------------------------------------------------------- evaluation
 
 
-def eval_batches(name: str, converter: str, **kwargs) -> list[dict]:
+def evaluated(name: str, converter: str, **kwargs) -> list[dict]:
     task = registry.REGISTRY[name]
-    return list(pipeline.eval_batches(task, CONVERTERS[converter], VOCABULARY, **kwargs))  # type: ignore[arg-type]
+    return list(eval_batches(task, CONVERTERS[converter], VOCABULARY, **kwargs))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_evaluation_sees_every_example_exactly_once(hosts, pack):
     parts = [
-        eval_batches("plain", "text_to_text", batch_rows=8, pack=pack, shard_index=h, shard_count=hosts)
+        evaluated("plain", "text_to_text", batch_rows=8, pack=pack, shard_index=h, shard_count=hosts)
         for h in range(hosts)
     ]
     assert len({len(p) for p in parts}) == 1  # all hosts take part in all steps
@@ -390,19 +391,19 @@ def test_evaluation_sees_every_example_exactly_once(hosts, pack):
 
 @pytest.mark.parametrize("converter", CONVERTERS)
 def test_evaluating_a_corpus_twice_gives_the_same_noise(converter):
-    assert_same(*[eval_batches("corpus", converter, batch_rows=4, pack=True) for _ in range(2)])
+    assert_same(*[evaluated("corpus", converter, batch_rows=4, pack=True) for _ in range(2)])
 
 
 def test_a_limit_and_an_absent_split():
     assert (
-        sum(b["encoder_segment_ids"][:, 0].sum() for b in eval_batches("plain", "text_to_text", batch_rows=8, limit=11))
+        sum(b["encoder_segment_ids"][:, 0].sum() for b in evaluated("plain", "text_to_text", batch_rows=8, limit=11))
         == 11
     )
     with pytest.raises(DataError, match=r"'none' has no example in split 'validation'"):
         registry.add(Task("none", sources.Function(lambda split: [])))
-        eval_batches("none", "text_to_text", batch_rows=4)
+        evaluated("none", "text_to_text", batch_rows=4)
     with pytest.raises(ConfigError, match="does not split over 3 processes"):
-        eval_batches("plain", "text_to_text", batch_rows=8, shard_count=3)
+        evaluated("plain", "text_to_text", batch_rows=8, shard_count=3)
 
 
 @pytest.mark.parametrize("converter", CONVERTERS)
@@ -410,7 +411,7 @@ def test_prompts_come_with_their_texts(converter):
     side = "decoder" if converter == "decoder_only" else "encoder"
     seen = []
     for host in range(2):
-        for batch, indices, examples in pipeline.prompt_batches(
+        for batch, indices, examples in prompt_batches(
             registry.REGISTRY["plain"],  # type: ignore[arg-type]
             CONVERTERS[converter],
             VOCABULARY,
@@ -428,25 +429,6 @@ def test_prompts_come_with_their_texts(converter):
             assert (batch[f"{side}_segment_ids"][len(examples) :] == 0).all()
             seen += indices
     assert sorted(seen) == list(range(21))
-
-
-def test_packed_examples_are_where_they_are_said_to_be():
-    examples = [{"inputs": "i" * (1 + n % 17), "targets": f"{n}"} for n in range(100)]
-    for converter, side in ((CONVERTERS["text_to_text"], "encoder"), (CONVERTERS["decoder_only"], "decoder")):
-        found = pipeline.packed_examples(examples, registry.REGISTRY["plain"], converter, VOCABULARY, batch_rows=4)  # type: ignore[arg-type]
-        seen, rows = [], 0
-        for batch, places in found:
-            rows += len(batch[f"{side}_input_tokens"])
-            for number, row, segment in places:
-                seen.append(number)
-                targets = batch["decoder_target_tokens"][row]
-                mine = (batch["decoder_segment_ids"][row] == segment) & (batch["decoder_loss_weights"][row] > 0)
-                assert VOCABULARY.decode(targets[mine]) == f"{number}"
-                read = batch[f"{side}_input_tokens"][row][batch[f"{side}_segment_ids"][row] == segment]
-                assert (read == VOCABULARY.encode(["i"])[0][0]).sum() == 1 + number % 17
-        assert sorted(seen) == list(range(100)) and rows <= 48
-    nothing = pipeline.packed_examples([], registry.REGISTRY["plain"], converter, VOCABULARY, batch_rows=4)  # type: ignore[arg-type]
-    assert not list(nothing)
 
 
 def test_neither_jax_nor_tensorflow_is_imported():

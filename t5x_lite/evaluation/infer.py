@@ -25,7 +25,8 @@ from t5x_lite import atomic, console, runtime
 from t5x_lite.checkpoints import manifest
 from t5x_lite.checkpoints.checkpoint import DIRECTORY, load_model
 from t5x_lite.cluster import processes, sharding
-from t5x_lite.data import convert, local_files, pipeline, registry
+from t5x_lite.data import convert, local_files, registry
+from t5x_lite.data.eval_batches import prompt_batch
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Csv
 from t5x_lite.errors import ConfigError, DataError
@@ -94,7 +95,7 @@ def _results(
         scores = predictor.score(params, mine, task, each)
         found = [dataclasses.asdict(score) | {"logprob": _rounded(score.logprob)} for score in scores]
         return list(zip(rows, found, strict=True))
-    batch, truncated = pipeline.prompt_batch(
+    batch, truncated = prompt_batch(
         mine, task, experiment.converter, experiment.vocabulary, batch_rows=each,
         max_new_tokens=experiment.cfg.eval.max_decode_tokens,
     )  # fmt: skip

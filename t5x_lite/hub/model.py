@@ -15,8 +15,9 @@ from t5x_lite import config as configs
 from t5x_lite import experiment, models
 from t5x_lite.batch import Batch
 from t5x_lite.checkpoints import checkpoint
-from t5x_lite.data import convert, pipeline, vocabularies
+from t5x_lite.data import convert, vocabularies
 from t5x_lite.data.convert_encoder import EncoderOnly
+from t5x_lite.data.eval_batches import example_batch, prompt_batch
 from t5x_lite.data.fields import Encoded
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
@@ -87,9 +88,7 @@ class Model:
 
         def work(examples: list[dict[str, str]]) -> list[float]:
             converter, task = self._converter(examples, ("inputs", "targets")), self._task(("inputs",))
-            batch = pipeline.example_batch(
-                examples, task, converter, self.vocabulary, batch_rows=padded_rows(len(examples))
-            )
+            batch = example_batch(examples, task, converter, self.vocabulary, batch_rows=padded_rows(len(examples)))
             return [float(x) for x in self._score(self.params, batch)]
 
         examples = []
@@ -134,7 +133,7 @@ class Model:
         if self.config.architecture == "text_to_text":
             fields["targets"] = second or self.generate([text])[0]
             converter = self._converter([fields], tuple(fields))
-            batch = pipeline.example_batch([fields], self._task(("inputs",)), converter, self.vocabulary, batch_rows=1)
+            batch = example_batch([fields], self._task(("inputs",)), converter, self.vocabulary, batch_rows=1)
         else:
             batch = self.tokenize([text], [second] if second else None)
         found = self._look(self.params, batch)
@@ -211,7 +210,7 @@ class Model:
         encoded = [Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
         converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
         # The converter's rows have no room for what is new: the cache has.
-        batch, truncated = pipeline.prompt_batch(
+        batch, truncated = prompt_batch(
             encoded, task, converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0
         )
         if any(truncated):
