@@ -40,7 +40,7 @@ import numpy as np  # noqa: E402
 
 from t5x_lite.batch import DECODER  # noqa: E402
 from t5x_lite.cli import HUGE_PAGES  # noqa: E402  (`t5x-lite train` starts itself again with them)
-from t5x_lite.data import cache, convert, denoise, packing, pipeline, registry, sources, streams, vocabularies  # noqa: E402
+from t5x_lite.data import convert, denoise, make_cache, packing, pipeline, registry, sources, streams, vocabularies  # noqa: E402
 from t5x_lite.data.ragged import Ragged  # noqa: E402
 from t5x_lite.data.registry import Feature, Mixture, Task  # noqa: E402
 
@@ -282,7 +282,7 @@ def cached(args: argparse.Namespace, vocabulary) -> dict:
     with tempfile.TemporaryDirectory() as directory:
         begin = time.perf_counter()
         tasks = registry.tasks("bench")
-        cache.run(tasks, converter_of(args), vocabulary, Path(directory), workers=2, report=lambda text: None)
+        make_cache.run(tasks, converter_of(args), vocabulary, Path(directory), workers=2, report=lambda text: None)
         made_s = time.perf_counter() - begin
         begin = time.perf_counter()
         batches = batches_of(args, vocabulary, directory)

@@ -207,10 +207,10 @@ def _inspect(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 def _cache(arguments: argparse.Namespace, overrides: dict[str, str]) -> None:
     from t5x_lite import experiment
-    from t5x_lite.data import cache
+    from t5x_lite.data import make_cache
 
     resolved = experiment.resolve(_named_config(arguments, overrides))
-    cache.run(
+    make_cache.run(
         resolved.tasks,
         resolved.converter,
         resolved.vocabulary,

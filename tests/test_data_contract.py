@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import t5x_lite.tasks  # noqa: F401  (registers its tasks once, before the table is replaced)
-from t5x_lite.data import cache, pipeline, preprocess, registry, sources, windows
+from t5x_lite.data import make_cache, pipeline, preprocess, registry, sources, windows
 from t5x_lite.data.convert import DecoderOnly, TextToText
 from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.registry import Feature, Mixture, Task, proportional
@@ -67,7 +67,7 @@ def caches(tmp_path_factory) -> dict[str, str]:
     out = {}
     for name, converter in CONVERTERS.items():
         out[name] = str(tmp_path_factory.mktemp(name))
-        cache.run(tuple(TASKS.values()), converter, VOCABULARY, out[name], report=lambda text: None)
+        make_cache.run(tuple(TASKS.values()), converter, VOCABULARY, out[name], report=lambda text: None)
     return out
 
 
