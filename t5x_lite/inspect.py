@@ -171,14 +171,14 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
             if found
         }
         if task.labels:  # type: ignore[union-attr]
-            entry["labels"] = _label_counts(task, split)  # type: ignore[arg-type]
+            entry["labels"] = label_counts(task, split)  # type: ignore[arg-type]
         out.append(entry)
     return out
 
 
-def _label_counts(task: registry.Task, split: str) -> dict[str, int]:
-    """How often each label comes in a split, or in SAMPLED_LABELS of its examples from all over it: files are often
-    sorted by label. One that never comes is there with 0."""
+def label_counts(task: registry.Task, split: str) -> dict[str, int]:
+    """{label: how often it occurs in a split, 0 if it never does}. A long split is sampled: SAMPLED_LABELS examples
+    from all over it, because files are often sorted by label."""
     reader = Reader(task, split)
     places = order.shuffled(np.arange(min(len(reader), SAMPLED_LABELS)), len(reader), order.key(task.name, "labels"))
     found = (reader.read(n, lambda n=n: order.generator(0, task.name, split, n)) for n in places.tolist())
