@@ -119,18 +119,18 @@ def _split_of(name: str) -> str | None:
 def _arrow_splits(directory: Path) -> dict[str, str]:
     """{split: pattern} of the files that `save_to_disk` writes: data-*.arrow in the directory, or in one for each
     split. (The cache-*.arrow files beside them are `datasets`' own.)"""
-    found: dict[str, str] = {}
+    splits: dict[str, str] = {}
     for folder in sorted({path.parent for path in directory.rglob("data-*.arrow")}):
         split = "train" if folder == directory else _split_of(folder.name)
         if split is None:
             continue  # unsupervised, test_matched, …: not used here
-        if split in found:
+        if split in splits:
             raise ConfigError(
-                f"data.files={str(directory)!r}: which is {split}, {found[split]} or {folder}? "
+                f"data.files={str(directory)!r}: which is {split}, {splits[split]} or {folder}? "
                 "Say train=DIRECTORY,validation=DIRECTORY"
             )
-        found[split] = str(folder / "data-*.arrow")
-    return found
+        splits[split] = str(folder / "data-*.arrow")
+    return splits
 
 
 def _of_directory(directory: Path) -> dict[str, str] | str:
@@ -139,7 +139,7 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
         return next(iter(arrow.values())) if list(arrow) == ["train"] else arrow
     files = sorted(p for p in directory.iterdir() if p.is_file() and kind_of(p.name))
     where = f"data.files={str(directory)!r}"
-    found = {}
+    splits = {}
     for split in SPLIT_NAMES:
         paths = [p for p in files if _split_of(p.name.split(".")[0]) == split]
         paths = paths or [p for p in files if split in map(_split_of, re.split(r"[._-]", p.name))]
@@ -149,12 +149,12 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
                 f"{where}: which is {split}, {names}? Say train={directory}/FILE,validation={directory}/FILE"
             )
         if paths:
-            found[split] = str(paths[0])
-    if "train" not in found:
+            splits[split] = str(paths[0])
+    if "train" not in splits:
         names = ", ".join(p.name for p in files[:8]) or "none of a known kind"
         example = _pair(p.name for p in directory.iterdir() if _split_of(p.name.split(".")[0]) == "train")
         raise ConfigError(f"{where}: no file is named for train ({names}); say train={directory}/{example or 'FILE'}")
-    return found
+    return splits
 
 
 def _pair(names: Iterable[str]) -> str:
@@ -179,11 +179,11 @@ def _alike(
         own, _ = _format(*matching(path), tolerant=max_bad_fraction > 0)
         if isinstance(own, Table) and isinstance(form, Table):
             own = dataclasses.replace(own, quoting=form.quoting)  # `form` was found by looking at all files
-        theirs = tuple(Files({name: path}, own, max_bad_fraction).split(name)[0])
-        if own == form and set(fields) <= set(theirs):
+        own_fields = tuple(Files({name: path}, own, max_bad_fraction).split(name)[0])
+        if own == form and set(fields) <= set(own_fields):
             kept[name] = path
         else:
-            others.append((path, f"it is not like {next(iter(files))}'s, with {', '.join(theirs)}"))
+            others.append((path, f"it is not like {next(iter(files))}'s, with {', '.join(own_fields)}"))
     return kept, others
 
 
