@@ -40,7 +40,7 @@ import numpy as np  # noqa: E402
 
 from t5x_lite.batch import DECODER  # noqa: E402
 from t5x_lite.cli import HUGE_PAGES  # noqa: E402  (`t5x-lite train` starts itself again with them)
-from t5x_lite.data import cache, convert, denoise, packing, pipeline, registry, sources, vocabularies  # noqa: E402
+from t5x_lite.data import convert, denoise, make_cache, packing, pipeline, registry, sources, streams, vocabularies  # noqa: E402
 from t5x_lite.data.ragged import Ragged  # noqa: E402
 from t5x_lite.data.registry import Feature, Mixture, Task  # noqa: E402
 
@@ -127,7 +127,7 @@ def rates(batches: Iterator, args: argparse.Namespace) -> list[float]:
 
 def _rate(batches: Iterator, seconds: float) -> float:
     tokens, spent, rows = 0, 0.0, 0
-    while spent < seconds or rows < 2 * pipeline.ROWS_PER_WINDOW:  # windows come in bursts: no part of one
+    while spent < seconds or rows < 2 * streams.ROWS_PER_WINDOW:  # windows come in bursts: no part of one
         begin = time.process_time()
         batch = next(batches)
         spent += time.process_time() - begin
@@ -227,7 +227,7 @@ def _nanoseconds(batches: Iterator, args: argparse.Namespace) -> float:
 
 def packed(args: argparse.Namespace, vocabulary) -> dict:
     specs = {name: DECODER[name] for name in ("decoder_target_tokens", "decoder_segment_ids", "decoder_positions")}
-    rows_per_window = pipeline.ROWS_PER_WINDOW // pipeline.stream_count(args.batch_rows)
+    rows_per_window = streams.ROWS_PER_WINDOW // pipeline.stream_count(args.batch_rows)
     windows, window, total = [], [], 0
     for length in document_lengths().tolist():
         window.append(length)
@@ -282,7 +282,7 @@ def cached(args: argparse.Namespace, vocabulary) -> dict:
     with tempfile.TemporaryDirectory() as directory:
         begin = time.perf_counter()
         tasks = registry.tasks("bench")
-        cache.run(tasks, converter_of(args), vocabulary, Path(directory), workers=2, report=lambda text: None)
+        make_cache.run(tasks, converter_of(args), vocabulary, Path(directory), workers=2, report=lambda text: None)
         made_s = time.perf_counter() - begin
         begin = time.perf_counter()
         batches = batches_of(args, vocabulary, directory)
@@ -305,7 +305,7 @@ def resume(args: argparse.Namespace, vocabulary) -> dict:
     state = batches.get_state()
     for stream in state["streams"].values():  # as far as a million steps lead
         stream["drawn"] += 1_000_000 * args.batch_rows
-        stream["tasks"] = pipeline._encoded(np.array([[10**6, 0, 0]]))
+        stream["tasks"] = pipeline.encode_positions(np.array([[10**6, 0, 0]]))
     samples = []
     for _ in range(args.samples):
         again = batches_of(args, vocabulary)

@@ -60,7 +60,7 @@ def check(batch: Mapping[str, np.ndarray], spec_of: Mapping[str, ArraySpec], voc
     """Checks names, dtypes, ranks and value ranges on the host; raises DataError.
 
     JAX clips or wraps indices out of range without a word, so a wrong tokenizer would train on silently. (Labels are
-    checked where they are read: data/convert.py.)
+    checked where they are read: data/fields.py.)
     """
     for name, spec in spec_of.items():
         if name not in batch:

@@ -89,3 +89,8 @@ def of_the_disk(directory: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{error.filename or directory}: {error.strerror}; mend the disk, and the same command goes on"
         ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in at most 200 characters of one line; its kind if it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

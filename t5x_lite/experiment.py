@@ -8,6 +8,7 @@ import logging
 
 from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
@@ -220,7 +221,7 @@ def _converter(cfg: Config, model: ModelConfig, choices: int) -> convert.Convert
     if model.architecture == "decoder_only":
         denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()
         return convert.DecoderOnly(data.length, denoisers, data.on_long, start_id=model.decoder_start_id)
-    return convert.EncoderOnly(
+    return EncoderOnly(
         length=data.length,
         heads=model.heads,
         mlm_rate=data.mlm_rate,

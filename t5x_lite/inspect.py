@@ -15,6 +15,7 @@ from rich.text import Text
 from t5x_lite import console
 from t5x_lite.batch import Batch
 from t5x_lite.data import order, pipeline, registry
+from t5x_lite.data.eval_batches import eval_batches
 from t5x_lite.data.reader import Reader
 from t5x_lite.experiment import Experiment
 
@@ -105,7 +106,7 @@ def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Bat
     if split != "train":
         tasks = sorted({task.name: task for task in experiment.tasks}.items())
         for number, (_, task) in enumerate(tasks, 1):
-            for batch in itertools.islice(pipeline.eval_batches(task, *how, split=split, **common), 8):
+            for batch in itertools.islice(eval_batches(task, *how, split=split, **common), 8):
                 side = "decoder" if "decoder_segment_ids" in batch else "encoder"
                 yield batch | {f"{side}_task_ids": number * (batch[f"{side}_segment_ids"] > 0).astype(np.int32)}, {}
         return
@@ -172,14 +173,14 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
             if found
         }
         if task.labels:  # type: ignore[union-attr]
-            entry["labels"] = _label_counts(task, split)  # type: ignore[arg-type]
+            entry["labels"] = label_counts(task, split)  # type: ignore[arg-type]
         out.append(entry)
     return out
 
 
-def _label_counts(task: registry.Task, split: str) -> dict[str, int]:
-    """How often each label comes in a split, or in SAMPLED_LABELS of its examples from all over it: files are often
-    sorted by label. One that never comes is there with 0."""
+def label_counts(task: registry.Task, split: str) -> dict[str, int]:
+    """{label: how often it occurs in a split, 0 if it never does}. A long split is sampled: SAMPLED_LABELS examples
+    from all over it, because files are often sorted by label."""
     reader = Reader(task, split)
     places = order.shuffled(np.arange(min(len(reader), SAMPLED_LABELS)), len(reader), order.key(task.name, "labels"))
     found = (reader.read(n, lambda n=n: order.generator(0, task.name, split, n)) for n in places.tolist())

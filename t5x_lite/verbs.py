@@ -246,10 +246,10 @@ def _cache_flags(parser: argparse.ArgumentParser) -> None:
 
 def _cache(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from t5x_lite import experiment
-    from t5x_lite.data import cache
+    from t5x_lite.data import make_cache
 
     resolved = experiment.resolve(_named_config(arguments, overrides))
-    cache.run(
+    make_cache.run(
         resolved.tasks,
         resolved.converter,
         resolved.vocabulary,

@@ -142,16 +142,16 @@ def test_an_output_of_infer_that_is_something_else_is_left_alone(tmp_path, capsy
     ):
         output.write_text(content)
         with pytest.raises(ConfigError, match=r"out\.jsonl .*--output"):
-            infer._resume(output, examples, added)
+            infer.resume(output, examples, added)
         assert output.read_text() == content
     output.write_text(done + '{"inputs": "b", "pred')  # as a kill leaves it
-    assert infer._resume(output, examples, added) == 1
+    assert infer.resume(output, examples, added) == 1
     assert output.read_text() == done
     with pytest.raises(ConfigError, match="directory"):
-        infer._opened(tmp_path)
-    with infer._opened(output), pytest.raises(ConfigError, match=r"another process writes .*out\.jsonl"):
-        infer._opened(output)
-    assert json.loads(infer._dumps({"id": "\ud800"}).encode()) == {"id": "\ud800"}  # half of a pair, in UTF-8
+        infer.open_output(tmp_path)
+    with infer.open_output(output), pytest.raises(ConfigError, match=r"another process writes .*out\.jsonl"):
+        infer.open_output(output)
+    assert json.loads(infer.dumps({"id": "\ud800"}).encode()) == {"id": "\ud800"}  # half of a pair, in UTF-8
 
 
 def test_a_run_whose_tasks_are_of_a_config_file_asks_for_it(tmp_path, capsys):

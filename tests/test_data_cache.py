@@ -16,8 +16,9 @@ import pytest
 import safetensors.numpy
 
 from t5x_lite import cli
-from t5x_lite.data import cache, convert, pipeline, preprocess, registry, sources
-from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data import cache, make_cache, pipeline, preprocess, registry, sources
+from t5x_lite.data.convert import DecoderOnly, TextToText
+from t5x_lite.data.convert_encoder import EncoderOnly, sentences
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -59,7 +60,7 @@ def silent(text: str) -> None:
 
 
 def job_of(directory: Path, task: Task = NUMBERS, converter="text_to_text", vocabulary=VOCABULARY) -> cache.Job:
-    return cache.job(task, CONVERTERS[converter], vocabulary, directory)
+    return cache.job_for(task, CONVERTERS[converter], vocabulary, directory)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -73,7 +74,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("task", [CORPUS, NUMBERS], ids=lambda task: task.name)
 def test_what_is_read_is_what_was_tokenised(tmp_path, task, vocabulary):
     job = job_of(tmp_path, task, vocabulary=vocabulary)
-    manifest = cache.make(job, report=silent)
+    manifest = make_cache.make(job, report=silent)
     order = np.random.default_rng(0).permutation(EXAMPLES).tolist()
     read = [example for example in cache.Cache(job).read(order) if example is not None]
     source = task.source.split("train")
@@ -91,10 +92,10 @@ def test_what_is_read_is_what_was_tokenised(tmp_path, task, vocabulary):
 
 def test_a_corpus_for_an_encoder_keeps_its_sentences(tmp_path):
     job = job_of(tmp_path, CORPUS, "encoder_only")
-    cache.make(job, report=silent)
+    make_cache.make(job, report=silent)
     for ours, theirs in zip(cache.Cache(job).read(range(EXAMPLES)), documents("train"), strict=True):
         assert ours is not None
-        expected = VOCABULARY.encode(convert.sentences(theirs["text"]))
+        expected = VOCABULARY.encode(sentences(theirs["text"]))
         assert [ids.tolist() for ids in ours["text"]] == [ids.tolist() for ids in expected]
 
 
@@ -108,7 +109,7 @@ def test_an_encoder_reads_a_tasks_segments(tmp_path):
 def test_batches_from_a_cache_are_those_without_it(tmp_path, converter, pack):
     """A mixture of a corpus, a filtered task with labels, and one that cannot be cached."""
     registry.add(dataclasses.replace(RANDOM, labels=("even", "odd")))
-    cache.run(registry.tasks("both"), CONVERTERS[converter], VOCABULARY, tmp_path, report=silent)
+    make_cache.run(registry.tasks("both"), CONVERTERS[converter], VOCABULARY, tmp_path, report=silent)
 
     def batches(directory: str):
         return pipeline.train_batches(
@@ -135,11 +136,11 @@ def test_several_processes_make_the_same_files(tmp_path):
     code = (
         "import sys; from pathlib import Path; import test_data_cache as t\n"
         "t.cache.MIN_SHARD_EXAMPLES = 50\n"
-        "for task in (t.CORPUS, t.NUMBERS): t.cache.make(t.job_of(Path(sys.argv[1]), task), workers=3)"
+        "for task in (t.CORPUS, t.NUMBERS): t.make_cache.make(t.job_of(Path(sys.argv[1]), task), workers=3)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "many")], check=True, env=environment(), timeout=300)
     for task in (CORPUS, NUMBERS):
-        cache.make(job_of(tmp_path / "one", task), report=silent)
+        make_cache.make(job_of(tmp_path / "one", task), report=silent)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
     assert sum(name.endswith(".safetensors") for name in contents(tmp_path / "one")) == 2 * 5
 
@@ -153,9 +154,9 @@ def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; import test_data_cache as t\n"
         "t.cache.MIN_SHARD_EXAMPLES = 50\n"
-        "make = t.cache.make_shard\n"
-        "t.cache.make_shard = lambda job, shard: (make(job, shard), time.sleep(1e3 * (shard > 1)))[0]\n"
-        "t.cache.make(t.job_of(Path(sys.argv[1])), workers=2)"
+        "make = t.make_cache.make_shard\n"
+        "t.make_cache.make_shard = lambda job, shard: (make(job, shard), time.sleep(1e3 * (shard > 1)))[0]\n"
+        "t.make_cache.make(t.job_of(Path(sys.argv[1])), workers=2)"
     )
     directory = tmp_path / "numbers"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment(), start_new_session=True)
@@ -175,11 +176,11 @@ def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
     os.utime(directory / ".00004-of-00005.safetensors.1", (0, 0))
     before = {path: path.stat().st_mtime_ns for path in directory.glob("*.safetensors")}
     lines: list[str] = []
-    cache.make(job_of(tmp_path), report=lines.append)
+    make_cache.make(job_of(tmp_path), report=lines.append)
     assert "5 shards" in lines[0] and "there" in lines[0]
     kept = [path for path, time_ns in before.items() if path.stat().st_mtime_ns == time_ns]
     assert len(kept) == len(before) - 1 >= 2
-    cache.make(job_of(tmp_path / "whole"), report=silent)
+    make_cache.make(job_of(tmp_path / "whole"), report=silent)
     assert contents(directory) == contents(tmp_path / "whole" / "numbers")
 
 
@@ -193,14 +194,14 @@ def _alive(session: int) -> bool:
 
 def test_run_again_a_whole_cache_is_checked_and_mended(tmp_path):
     job = job_of(tmp_path)
-    cache.make(job, report=silent)
+    make_cache.make(job, report=silent)
     expected = contents(tmp_path)
     path = tmp_path / "numbers" / "00002-of-00005.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     lines: list[str] = []
-    cache.make(job, report=lines.append)
+    make_cache.make(job, report=lines.append)
     assert "4 there" in lines[0] and len(lines) == 2
     assert contents(tmp_path) == expected
 
@@ -210,7 +211,7 @@ def test_a_cache_made_again_is_not_read_from_the_old_memory_map(tmp_path):
     for number in range(2):
         source = sources.Function(lambda split, n=number: [{"inputs": f"{n}{i:03}", "targets": "x"} for i in range(90)])
         job = job_of(tmp_path, Task("again", source))
-        cache.make(job, report=silent)
+        make_cache.make(job, report=silent)
         read = cache.Cache(job).read(range(90))
         assert [VOCABULARY.decode(example["inputs"]) for example in read if example] == [
             f"{number}{i:03}" for i in range(90)
@@ -220,21 +221,21 @@ def test_a_cache_made_again_is_not_read_from_the_old_memory_map(tmp_path):
 
 def test_a_job_leaves_what_another_is_writing(tmp_path):
     job = job_of(tmp_path)
-    cache.begin(job)
+    make_cache.begin(job)
     partial = job.directory / ".00001-of-00005.safetensors.abc"
     partial.write_bytes(b"more is coming")
-    cache.make(job, report=silent)
+    make_cache.make(job, report=silent)
     assert partial.exists()
 
 
 def test_a_large_shard_is_made_in_little_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "EXAMPLES_TOGETHER", 8)
+    monkeypatch.setattr(make_cache, "EXAMPLES_TOGETHER", 8)
     monkeypatch.setattr(cache, "MIN_SHARD_EXAMPLES", 300)
     source = sources.Function(lambda split: [{"text": "x" * 20_000}] * 300)
     job = job_of(tmp_path, Task("large", source, features={"text": Feature()}))
-    cache.begin(job)
+    make_cache.begin(job)
     tracemalloc.start()
-    counts = cache.make_shard(job, 0)
+    counts = make_cache.make_shard(job, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert counts["bytes"] > 12e6 and peak < 5e6
@@ -247,7 +248,7 @@ def test_a_bad_record_ends_the_job_with_its_own_message(tmp_path):
         "import dataclasses, sys; from pathlib import Path; import test_data_cache as t\n"
         "t.cache.MIN_SHARD_EXAMPLES = 50\n"
         "wrong = dataclasses.replace(t.NUMBERS, labels=('even',))\n"
-        "try: t.cache.make(t.job_of(Path(sys.argv[1]), wrong), workers=2)\n"
+        "try: t.make_cache.make(t.job_of(Path(sys.argv[1]), wrong), workers=2)\n"
         "except t.DataError as error: print('said:', error)"
     )
     done = subprocess.run(
@@ -259,13 +260,13 @@ def test_a_bad_record_ends_the_job_with_its_own_message(tmp_path):
     )
     assert " of 'train': task 'numbers': label 'odd' is not one of even" in done.stdout, done.stderr
     with pytest.raises(DataError, match="label 'odd' is not one of even"):
-        cache.make(job_of(tmp_path / "b", wrong), report=silent)
+        make_cache.make(job_of(tmp_path / "b", wrong), report=silent)
 
 
 def test_beam_makes_the_same_files(tmp_path):
     pytest.importorskip("apache_beam", reason="needs the extra t5x-lite[beam]")
     for runner, flags in (("one", None), ("beam", ())):
-        cache.run(
+        make_cache.run(
             (CORPUS, NUMBERS),
             CONVERTERS["decoder_only"],
             VOCABULARY,
@@ -279,7 +280,7 @@ def test_beam_makes_the_same_files(tmp_path):
 def test_without_beam_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(ConfigError, match=r"pip install 't5x-lite\[beam\]'"):
-        cache.make_on_beam([job_of(tmp_path)])
+        make_cache.make_on_beam([job_of(tmp_path)])
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
@@ -298,19 +299,19 @@ def test_without_beam_the_extra_is_named(tmp_path, monkeypatch):
     ids=["preprocessors", "source", "labels", "reader", "vocabulary"],
 )  # fmt: skip
 def test_a_stale_cache_is_refused_by_name_and_says_how_to_make_it_again(tmp_path, task, converter, vocabulary, named):
-    cache.make(job_of(tmp_path), report=silent)
+    make_cache.make(job_of(tmp_path), report=silent)
     other = job_of(tmp_path, task, converter, vocabulary)
     with pytest.raises(DataError, match=rf"stale: .*{named}.*`t5x-lite cache numbers --output="):
         cache.Cache(other)
     with pytest.raises(DataError, match=rf"another cache: .*{named}"):
-        cache.make(other, report=silent)
+        make_cache.make(other, report=silent)
 
 
 def test_a_cache_that_lost_a_file_or_part_of_one(tmp_path):
     job = job_of(tmp_path)
     with pytest.raises(DataError, match="not there; `t5x-lite cache numbers"):
         cache.Cache(job)
-    cache.make(job, report=silent)
+    make_cache.make(job, report=silent)
     path = tmp_path / "numbers" / "00003-of-00005.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:8] + b"[" + whole[9:])
@@ -332,7 +333,7 @@ def test_a_task_that_draws_at_random_is_not_cached(tmp_path):
     with pytest.raises(ConfigError, match=r"'random' cannot be cached: its preprocessor .*lambda"):
         job_of(tmp_path, RANDOM)
     lines: list[str] = []
-    cache.run((NUMBERS, RANDOM), CONVERTERS["text_to_text"], VOCABULARY, tmp_path, report=lines.append)
+    make_cache.run((NUMBERS, RANDOM), CONVERTERS["text_to_text"], VOCABULARY, tmp_path, report=lines.append)
     assert any(line.startswith("random: left out") for line in lines)
     assert (tmp_path / "numbers").exists() and not (tmp_path / "random").exists()
 
@@ -343,13 +344,13 @@ def test_nothing_to_cache(tmp_path):
         job_of(tmp_path, nothing)
     dropped = dataclasses.replace(NUMBERS, preprocessors=(preprocess.keep(lambda e: False),))
     with pytest.raises(DataError, match="no example left of 230"):
-        cache.make(job_of(tmp_path, dropped), report=silent)
+        make_cache.make(job_of(tmp_path, dropped), report=silent)
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write the cache .*another --output"):
-        cache.make(job_of(tmp_path / "file"), report=silent)
+        make_cache.make(job_of(tmp_path / "file"), report=silent)
 
 
 def test_the_verb(tmp_path, capsys):

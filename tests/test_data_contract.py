@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_lite.data import cache, pipeline, preprocess, registry, sources
-from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data import make_cache, pipeline, preprocess, registry, sources, windows
+from t5x_lite.data.convert import DecoderOnly, TextToText
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.registry import Feature, Mixture, Task, proportional
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import CheckpointError
@@ -65,7 +66,7 @@ def caches(tmp_path_factory) -> dict[str, str]:
     out = {}
     for name, converter in CONVERTERS.items():
         out[name] = str(tmp_path_factory.mktemp(name))
-        cache.run(tuple(TASKS.values()), converter, VOCABULARY, out[name], report=lambda text: None)
+        make_cache.run(tuple(TASKS.values()), converter, VOCABULARY, out[name], report=lambda text: None)
     return out
 
 
@@ -157,10 +158,10 @@ def test_far_into_a_run_the_state_is_small_and_restores_at_once(monkeypatch):
     assert len(json.dumps(state)) < 100_000
     for stream in state["streams"].values():
         stream["drawn"] += 10**9
-        stream["tasks"] = pipeline._encoded(np.tile([10**8, 0, 0], (len(TASKS), 1)))
+        stream["tasks"] = pipeline.encode_positions(np.tile([10**8, 0, 0], (len(TASKS), 1)))
     converted = []
-    convert = pipeline._Feed._convert
-    monkeypatch.setattr(pipeline._Feed, "_convert", lambda self, n: converted.append(n) or convert(self, n))
+    convert = windows.Feed.convert
+    monkeypatch.setattr(windows.Feed, "convert", lambda self, n: converted.append(n) or convert(self, n))
     again = make()
     again.set_state(state)
     next(again)
@@ -182,7 +183,7 @@ def test_the_state_of_a_hundred_tasks_in_64_streams_is_small():
         stream |= {
             "drawn": 10**9,
             "emitted": 63,
-            "tasks": pipeline._encoded(positions + rng.integers(0, 200, (100, 3))),
+            "tasks": pipeline.encode_positions(positions + rng.integers(0, 200, (100, 3))),
         }
     state["counts"] = (np.array(state["counts"]) + 123_456_789_012).tolist()
     assert len(json.dumps(state)) < 100_000

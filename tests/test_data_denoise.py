@@ -17,13 +17,13 @@ from t5x_lite.data.denoise import (
     corrupt,
     corrupt_each,
     hide_spans,
-    mask_tokens,
     most_tokens,
     noise_mask,
     plan_lengths,
     span_corruption,
     span_corruption_lengths,
 )
+from t5x_lite.data.masked_lm import mask_tokens
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import DataError

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from t5x_lite.data import packing, pipeline, registry, sources
-from t5x_lite.data.convert import TEXT, DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.convert import TEXT, DecoderOnly, TextToText
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.denoise import Denoiser
+from t5x_lite.data.eval_batches import eval_batches, prompt_batches
 from t5x_lite.data.preprocess import template
+from t5x_lite.data.reader import text_examples
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.sources import Function
 from t5x_lite.data.vocabularies import ByteVocabulary
@@ -177,7 +180,7 @@ def test_a_bad_example_is_an_error_that_says_where_or_left_out_and_counted(tmp_p
         with pytest.raises(DataError, match=f"{where}.*{says}"):
             [next(train(bad.name, pack=False)) for _ in range(9)]
         with pytest.raises(DataError, match=f"{where}.*{says}"):
-            list(pipeline.text_examples(bad, "train"))
+            list(text_examples(bad, "train"))
         registry.tolerate(bad.name, 0.01)
         with pytest.raises(
             DataError, match=r"2 of 40 examples are bad, .*max_bad_fraction=0.01; the first: .*" + where
@@ -188,7 +191,7 @@ def test_a_bad_example_is_an_error_that_says_where_or_left_out_and_counted(tmp_p
         seen = {BYTES.decode(row) for _ in range(20) for row in next(batches)["decoder_target_tokens"]}
         assert any(text.startswith("4m") for text in seen) and not any(text.startswith("5") for text in seen)
         assert batches.counters()["bad"] > 2
-        assert len(list(pipeline.text_examples(registry.REGISTRY[bad.name], "train"))) == 38  # type: ignore[arg-type]
+        assert len(list(text_examples(registry.REGISTRY[bad.name], "train"))) == 38  # type: ignore[arg-type]
         assert f"task {bad.name!r}: bad examples are left out, 2 of the 40 looked at" in caplog.text
 
 
@@ -239,9 +242,9 @@ def test_evaluating_nothing_is_an_error():
     task("empty", [{"text": ""}] * 3, features=CORPUS)
     task("dropped", copies(3), preprocessors=(lambda example: None,))
     with pytest.raises(DataError, match="all texts of split 'test' are empty"):
-        list(pipeline.eval_batches(registry.REGISTRY["empty"], DecoderOnly(16), BYTES, batch_rows=2, split="test"))  # type: ignore[arg-type]
+        list(eval_batches(registry.REGISTRY["empty"], DecoderOnly(16), BYTES, batch_rows=2, split="test"))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no example left of 3 in split 'validation'"):
-        list(pipeline.eval_batches(registry.REGISTRY["dropped"], DecoderOnly(16), BYTES, batch_rows=2))  # type: ignore[arg-type]
+        list(eval_batches(registry.REGISTRY["dropped"], DecoderOnly(16), BYTES, batch_rows=2))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------------------- sources
@@ -300,7 +303,7 @@ def test_a_host_without_an_example_in_the_last_group_takes_part(converter):
     pairs = registry.add(task(rows=[{"inputs": f"{i}", "targets": "x"} for i in range(5)]))
     per_host = [
         list(
-            pipeline.prompt_batches(
+            prompt_batches(
                 pairs,
                 converter,
                 ByteVocabulary(),

@@ -211,7 +211,7 @@ def test_a_file_s_name_may_be_of_any_letters(tmp_path):
 
 @given(st.lists(st.lists(st.text(st.characters(codec="ascii", categories=["L"]), max_size=5), min_size=2, max_size=2)))
 def test_a_header_is_never_a_value_of_its_column(rows):
-    if rows and local_files._has_header(rows):
+    if rows and local_files.has_header(rows):
         assert not any(cell == row[n] for row in rows[1:] for n, cell in enumerate(rows[0]))
 
 

@@ -227,7 +227,7 @@ def vocabulary_files(directory: Path) -> dict[str, bytes]:
 
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnop", "##e", "##s", "the", "fox"]
     (directory / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    word_piece = vocabularies.TokenizerVocabulary(directory / "vocab.txt")._tokenizer.to_str()
+    word_piece = vocabularies.TokenizerVocabulary(directory / "vocab.txt").tokenizer.to_str()
     tokens = {token: i for i, token in enumerate(["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"])}
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -7,7 +7,8 @@ import pytest
 
 from t5x_lite import cli
 from t5x_lite.data import pipeline, registry
-from t5x_lite.data.convert import DecoderOnly, EncoderOnly, TextToText
+from t5x_lite.data.convert import DecoderOnly, TextToText
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.vocabularies import load
 from t5x_lite.tasks.files import discover
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from t5x_lite.data import preprocess, records, registry, sources
+from t5x_lite.data import preprocess, records, registry, remote_files, sources
 from t5x_lite.data.registry import Mixture, Task, proportional
 from t5x_lite.errors import ConfigError, DataError
 
@@ -26,9 +26,9 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def forget() -> None:
     """What a new process does not know."""
-    records._opened.cache_clear()
-    records._indexed.cache_clear()
-    records._fetched.cache_clear()
+    records.records_of.cache_clear()
+    records.index_of.cache_clear()
+    remote_files.fetch.cache_clear()
 
 
 def write(tmp_path, name: str, data: bytes) -> str:
@@ -247,7 +247,7 @@ def test_an_index_is_kept_and_opens_a_long_file_in_constant_memory(tmp_path, mon
     assert [m for m in caplog.messages if "MB are read and checked, once" in m] == caplog.messages[:1]
     caplog.clear()
     forget()
-    monkeypatch.setattr(records, "_scanned", None)  # it is not read from end to end again
+    monkeypatch.setattr(records, "scan", None)  # it is not read from end to end again
     tracemalloc.start()
     parts = {name: sources.Jsonl(path).split(name) for name in ("train", "validation", "test")}
     assert tracemalloc.get_traced_memory()[1] < 500_000  # bytes: the index alone has 2,600,000

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite.data import vocabularies
-from t5x_lite.data.convert import EncoderOnly, TextToText, text_task
+from t5x_lite.data.convert import TextToText, text_task
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,
@@ -134,7 +135,7 @@ def test_training_learns_from_lines_the_trainer_would_skip(tmp_path):
 def test_pickling_takes_the_path_along_and_not_the_model(trained):
     trained.encode(["load it"])
     copy = pickle.loads(pickle.dumps(trained))
-    assert "_processor" not in copy.__dict__ and copy == trained
+    assert "processor" not in copy.__dict__ and copy == trained
     assert copy.encode(["the fox"])[0].tolist() == trained.encode(["the fox"])[0].tolist()
 
 
@@ -268,7 +269,7 @@ def test_words_are_found_from_pieces(tmp_path, trained):
     pairs = load(str(byte_pair_files(tmp_path, ["<|endoftext|>"], ["t h", "Ġ th", "Ġ d"])))
     word_piece = load(str(word_piece_file(tmp_path, pieces)))
     assert words(word_piece, "The fox's a-foxes.") == ["the", "fox", "'", "s", "a", "-", "foxes", "."]
-    word_piece._tokenizer.save(str(tmp_path / "tokenizer.json"))  # type: ignore[attr-defined]
+    word_piece.tokenizer.save(str(tmp_path / "tokenizer.json"))  # type: ignore[attr-defined]
     assert (load(str(tmp_path / "tokenizer.json")).word_starts == word_piece.word_starts).all()
     assert words(pairs, "the dog's\n\tthe  end.") == ["the", "dog's", "", "the", "", "end."]
     assert words(trained, "the dog saw baba, fox.") == ["the", "dog", "saw", "baba,", "fox."]
@@ -286,7 +287,7 @@ def test_words_of_the_real_vocabularies():
 
 
 def test_a_tokenizer_file_is_used_without_its_truncation_and_padding(tmp_path):
-    tokenizer = load(str(word_piece_file(tmp_path)))._tokenizer  # type: ignore[attr-defined]
+    tokenizer = load(str(word_piece_file(tmp_path))).tokenizer  # type: ignore[attr-defined]
     tokenizer.add_special_tokens(["[MASK]", "<extra_id_0>"])
     tokenizer.enable_truncation(1)
     tokenizer.enable_padding(length=9)
@@ -326,7 +327,7 @@ def test_a_tokenizer_file_is_used_without_its_truncation_and_padding(tmp_path):
 def test_a_directory_s_model_says_which_file_is_read_and_whether_sentinels_stand_behind_it(
     said, file, extra_ids, tmp_path, trained
 ):
-    word_piece = load(str(word_piece_file(tmp_path)))._tokenizer  # type: ignore[attr-defined]
+    word_piece = load(str(word_piece_file(tmp_path))).tokenizer  # type: ignore[attr-defined]
     word_piece.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "spiece.model").write_bytes(trained.path.read_bytes())
     for name, content in said.items():
@@ -334,7 +335,7 @@ def test_a_directory_s_model_says_which_file_is_read_and_whether_sentinels_stand
     assert load(str(tmp_path)).path.name == file  # type: ignore[attr-defined]
     (tmp_path / "tokenizer.json").unlink()
     found = load(str(tmp_path))
-    assert isinstance(found, SentencePieceVocabulary) and found.size == len(found._processor) + extra_ids
+    assert isinstance(found, SentencePieceVocabulary) and found.size == len(found.processor) + extra_ids
 
 
 def test_byt5_s_directory_has_no_vocabulary_s_file(tmp_path):
@@ -398,7 +399,7 @@ def test_broken_tokenizer_files_say_what_is_wrong(tmp_path):
 
     refuses(tmp_path / "tokenizer.json", r"cannot read the vocabulary .*No such file.*hf download")
     refuses(tmp_path, r"has none of them; a vocabulary is its spiece\.model, tokenizer\.json")
-    whole = load(str(word_piece_file(tmp_path)))._tokenizer.to_str().encode()  # type: ignore[attr-defined]
+    whole = load(str(word_piece_file(tmp_path))).tokenizer.to_str().encode()  # type: ignore[attr-defined]
     for damaged in (b"", b"{}", b"[]", b"\xff", whole[:-20], b"[" * 100_000, whole.replace(b'"[UNK]"', b'"[UNX]"', 1)):
         (tmp_path / "tokenizer.json").write_bytes(damaged)
         refuses(tmp_path / "tokenizer.json", r"tokenizer\.json")

@@ -12,7 +12,8 @@ from tiny_models import FAMILIES, random_params
 
 import t5x_lite
 from t5x_lite import config, experiment, inspect, train
-from t5x_lite.data import convert, packing, preprocess, registry
+from t5x_lite.data import packing, preprocess, registry
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Mixture, Task, label_names
 from t5x_lite.data.sources import Function
@@ -91,7 +92,7 @@ LABELS = Task(
 
 def converter(**options):
     options = {"length": 40, "heads": HEADS, "window_stride": 9, "choices": 2, "num_classes": 5} | options
-    return convert.EncoderOnly(**options)
+    return EncoderOnly(**options)
 
 
 def examples_of(task):

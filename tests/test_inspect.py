@@ -89,7 +89,7 @@ def test_an_encoders_targets_stand_with_their_examples():
 def test_labels_are_counted_all_over_a_file_that_is_sorted_by_them():
     rows = [{"inputs": str(i), "targets": "a" if i < 3000 else "b"} for i in range(4000)]
     registry.add(Task("sorted", sources.Function(lambda split: rows), labels=("a", "b", "never")))
-    counts = inspect._label_counts(registry.REGISTRY["sorted"], "train")  # type: ignore[arg-type]
+    counts = inspect.label_counts(registry.REGISTRY["sorted"], "train")  # type: ignore[arg-type]
     assert sum(counts.values()) == inspect.SAMPLED_LABELS and counts["never"] == 0
     assert counts["a"] == pytest.approx(1500, abs=4 * (2000 * 0.75 * 0.25) ** 0.5)
 

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite.data import pipeline, registry
-from t5x_lite.data.convert import EncoderOnly, TextToText
+from t5x_lite.data import registry
+from t5x_lite.data.convert import TextToText
+from t5x_lite.data.convert_encoder import EncoderOnly
+from t5x_lite.data.eval_batches import example_batch
+from t5x_lite.data.reader import text_examples
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -151,7 +154,7 @@ def task_of(name: str) -> Task:
 
 
 def texts(name: str, split: str):
-    return [(e["inputs"], e["targets"]) for _, e in pipeline.text_examples(task_of(name), split)]
+    return [(e["inputs"], e["targets"]) for _, e in text_examples(task_of(name), split)]
 
 
 @pytest.mark.parametrize(("name", "split"), EXPECTED)
@@ -169,18 +172,18 @@ def test_one_definition_feeds_encoder_heads_too(directory):
         ("super_glue_boolq", "train", ["is it", "It is."]),
     ):  # fmt: skip
         task = task_of(name)
-        example = next(pipeline.text_examples(task, split))[1]
+        example = next(text_examples(task, split))[1]
         assert [example[field] for field in task.segments] == segments
         assert example["targets"] in task.labels
         converter = EncoderOnly(length=32, heads=("classification",))
-        batch = pipeline.example_batch([example], task, converter, bytes_, batch_rows=1)
+        batch = example_batch([example], task, converter, bytes_, batch_rows=1)
         assert batch["class_targets"][0, 0] == task.labels.index(example["targets"])
     # Text has STS-B's score in fifths, an encoder's head and the metrics have it as it was published.
     task = task_of("glue_stsb")
-    example = next(pipeline.text_examples(task, "validation"))[1]
-    batch = pipeline.example_batch([example], task, EncoderOnly(32, heads=("regression",)), bytes_, batch_rows=1)
+    example = next(text_examples(task, "validation"))[1]
+    batch = example_batch([example], task, EncoderOnly(32, heads=("regression",)), bytes_, batch_rows=1)
     assert batch["regression_targets"][0, 0] == np.float32(3.77) == task.reference(example)
-    batch = pipeline.example_batch([example], task, TextToText(64, 8), bytes_, batch_rows=1)
+    batch = example_batch([example], task, TextToText(64, 8), bytes_, batch_rows=1)
     assert bytes_.decode(batch["decoder_target_tokens"][0]) == "3.8"
 
 
@@ -191,9 +194,9 @@ def test_what_metrics_compare_with(directory):
     }  # fmt: skip
     for name, expected in answers.items():
         task = task_of(name)
-        assert task.reference(next(pipeline.text_examples(task, "validation"))[1]) == expected
+        assert task.reference(next(text_examples(task, "validation"))[1]) == expected
     task = task_of("super_glue_multirc")
-    references = [task.reference(e) for _, e in pipeline.text_examples(task, "train")]
+    references = [task.reference(e) for _, e in text_examples(task, "train")]
     scores = {k: v for metric in task.metrics for k, v in metric(references, ["True", "True"]).items()}
     assert scores == {"f1": pytest.approx(200 / 3), "exact_match": 0.0}
     assert superglue.wsc_accuracy([("Mark", True)] * 3, ["mark", "", "Mark's dog"])["accuracy"] == pytest.approx(
@@ -207,7 +210,7 @@ def test_a_perfect_prediction_scores_100(directory, name, tmp_path):
     use_directory(str(directory / ("super_glue" if name.startswith("super_glue") else "")))
     task = task_of(name)
     rows, references = [], []
-    for _, example in pipeline.text_examples(task, "train" if name == "super_glue_multirc" else "validation"):
+    for _, example in text_examples(task, "train" if name == "super_glue_multirc" else "validation"):
         answer = example["targets"] if name != "super_glue_wsc" or example["label"] else "Pete"
         rows.append({"prediction": answer, "target": example["targets"], "score": 0.0})
         references.append(evaluate.reference(task, example))
@@ -261,7 +264,7 @@ def assert_same_examples(name: str, files: Path, tfds_directory: Path) -> None:
     for split in task.source.files:
         found = []
         for source in (ours, theirs):
-            texts = [e for _, e in pipeline.text_examples(dataclasses.replace(task, source=source), split)]
+            texts = [e for _, e in text_examples(dataclasses.replace(task, source=source), split)]
             found.append(sorted(repr(sorted(e.items())) for e in [*source.split(split), *texts]))
         assert found[0] == found[1] and found[0], (name, split)
     assert theirs.fingerprint("train") != ours.fingerprint("train")

@@ -1,7 +1,8 @@
-"""Self-supervised objectives on token ids, as pure functions with the random generator passed in.
+"""Self-supervised objectives that make inputs and targets of token ids: the denoising that Raffel et al. 2020 (§3.3)
+compare, and UL2's mixture. (BERT's masked language model is in masked_lm.py.)
 
-They act on all texts of a window at once, whatever their lengths. The objectives with inputs and targets are those
-that Raffel et al. 2020 (§3.3) compare; of "Thank you for inviting me last week" they may make:
+The functions are pure, take the random generator as an argument, and act on all texts of a window at once, whatever
+their lengths. Of "Thank you for inviting me last week" the objectives may make:
 
     span_corruption   Thank you <0> me last <1>               <0> for inviting <1> week
     iid_denoising     Thank you <0> me <1> week               <0> for inviting <1> last <2>
@@ -12,9 +13,10 @@ that Raffel et al. 2020 (§3.3) compare; of "Thank you for inviting me last week
     sequential        Thank you for inviting                  me last week
     full_lm                                                   Thank you for inviting me last week
 
-Where a side leaves a run of tokens out, a sentinel stands in it. span_corruption hides so many tokens in so many spans,
-the end of the text among them (random_roll moves them about); iid_denoising, mass and drop_tokens toss a coin for each
-token. prefix_lm cuts anywhere, sequential (UL2's S-denoiser) where a fixed share of the text is left.
+A sentinel <k> takes the place of a run of tokens that a side leaves out. span_corruption hides a fixed number of tokens
+in a fixed number of spans, and the end of the text is one of them (random_roll moves them). iid_denoising, mass and
+drop_tokens toss a coin for each token. prefix_lm cuts anywhere; sequential (UL2's S-denoiser) cuts where a fixed share
+of the text is left.
 """
 
 import bisect
@@ -27,16 +29,16 @@ import numpy as np
 
 from t5x_lite.data import ragged
 from t5x_lite.data.ragged import Ragged
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
-MOST_SENTINELS = 1 << 13  # looked for in a vocabulary
+MOST_SENTINELS = 1 << 13  # no vocabulary is searched for more
 
 
 def span_corruption_lengths(
     inputs_length: int, noise_density: float = 0.15, mean_noise_span_length: float = 3.0
 ) -> tuple[int, int]:
-    """(raw tokens, targets length) such that corrupted raw text fills `inputs_length` exactly, EOS included.
+    """(raw tokens, targets length) such that corrupted raw text fills `inputs_length` exactly, including EOS.
 
     Source: random_spans_helper of T5 (t5/data/preprocessors.py).
 
@@ -49,7 +51,7 @@ def span_corruption_lengths(
         return raw - noise + spans + 1, noise + spans + 1
 
     raw = inputs_length
-    while raw > 2 and lengths(raw)[0] > inputs_length:  # spans of one token: their sentinels save nothing
+    while raw > 2 and lengths(raw)[0] > inputs_length:  # in spans of one token, sentinels save nothing
         raw -= 1
     while lengths(raw + 1)[0] <= inputs_length:
         raw += 1
@@ -62,8 +64,8 @@ def span_corruption_lengths(
 def noise_counts(length: int, noise_density: float, mean_noise_span_length: float) -> tuple[int, int]:
     """(tokens, spans) to hide in `length` tokens.
 
-    Rounded half to even, and in float32, as the original does in its graph: of 190 tokens at 0.15 it hides 29, where
-    float64 has 28.5 and gives 28. Hidden and kept tokens must each suffice for one token in every span.
+    They are rounded half to even in float32, as in T5's graph: of 190 tokens at 0.15 it hides 29, where float64 gives
+    28.5 and rounds to 28. There must be enough hidden tokens, and enough kept ones, for one in every span.
 
     >>> noise_counts(568, 0.15, 3.0), noise_counts(190, 0.15, 3.0)
     ((85, 28), (29, 10))
@@ -83,11 +85,11 @@ def noise_mask(
     mean_noise_span_length: float = 3.0,
     random_roll: bool = False,
 ) -> np.ndarray:
-    """bool [sum of lengths], True on the tokens to hide in texts of these lengths: in each, non-empty spans of text
+    """bool [sum of lengths], True on the tokens to hide in texts of these lengths. Each text is non-empty spans of text
     and noise in turn, text first.
 
-    Source: random_spans_noise_mask of T5. Both kinds are cut into the same number of segments, uniformly at random
-    among all ways to cut them. `random_roll` turns each text's mask by a random distance.
+    Source: random_spans_noise_mask of T5. Text and noise are cut into the same number of segments; every way to cut
+    them is equally likely. `random_roll` rotates each text's mask by a random distance.
     """
     if noise_density == 0:
         return np.zeros(lengths.sum(), bool)
@@ -105,19 +107,19 @@ def noise_mask(
 
 
 def _random_segments(totals: np.ndarray, parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """int64 [sum of parts]: each total cut into so many positive integers, each way equally likely."""
+    """int64 [sum of parts]: each total cut into `parts` positive integers; every way is equally likely."""
     cuts = np.flatnonzero(_random_subsets(totals - 1, parts - 1, rng)) + 1
-    cuts += np.repeat(np.arange(len(parts)), parts - 1)  # a total has one place to cut less than it has units
+    cuts += np.repeat(np.arange(len(parts)), parts - 1)  # a total of n units has n − 1 places to cut
     return np.diff(np.insert(cuts, np.cumsum(parts - 1), np.cumsum(totals)), prepend=0)
 
 
 def _random_subsets(sizes: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """bool [sum of sizes] with `counts` True among each `sizes`, each choice equally likely.
+    """bool [sum of sizes]: in each run of `sizes` values, `counts` are True; every choice is equally likely.
 
-    Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") on all of them at once: as many steps of a few
-    instructions as the largest count, where shuffling would take one for each place.
+    Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") on all runs at once. It takes as many vectorised
+    steps as the largest count, where shuffling would take one for each value.
     """
-    order = np.argsort(-counts, kind="stable")  # those that take part in a step come first
+    order = np.argsort(-counts, kind="stable")  # the runs that take part in a step come first
     begins, sizes, counts = (np.cumsum(sizes) - sizes)[order], sizes[order], counts[order]
     chosen = np.zeros(sizes.sum(), bool)
     most = int(counts[0]) if len(counts) else 0
@@ -131,8 +133,8 @@ def _random_subsets(sizes: np.ndarray, counts: np.ndarray, rng: np.random.Genera
 
 
 def hide_spans(tokens: Ragged, mask: np.ndarray, vocabulary: Vocabulary) -> Ragged:
-    """Each run of True in a row becomes one sentinel, counting up from sentinel 0 (noise_span_to_unique_sentinel of
-    T5). mask: bool like `tokens.values`."""
+    """Replaces each run of True in a row by one sentinel, counting up from sentinel 0 (noise_span_to_unique_sentinel
+    of T5). mask: bool like `tokens.values`. DataError when a row needs more sentinels than the vocabulary has."""
     begins = mask.copy()
     begins[1:] &= ~mask[:-1]
     firsts = tokens.starts[tokens.lengths > 0]
@@ -155,16 +157,15 @@ def span_corruption(
     random_roll: bool = False,
     final_sentinel: bool = False,
 ) -> tuple[Ragged, Ragged]:
-    """(inputs, targets) of T5's pre-training (Raffel et al. 2020, §3.1.4) of each row of `tokens`, EOS not yet
-    appended.
+    """T5's pre-training objective (Raffel et al. 2020, §3.1.4): (inputs, targets) of each row of `tokens`, without EOS.
 
-    tokens `a b c d e` with `c d` hidden: inputs `a b <0> e`, targets `<0> c d`. The paper closes the targets with one
+    tokens `a b c d e` with `c d` hidden: inputs `a b <0> e`, targets `<0> c d`. The paper ends the targets with one
     more sentinel; the code that trained T5 does not. `final_sentinel` follows the paper.
     """
     mask = noise_mask(tokens.lengths, rng, noise_density, mean_noise_span_length, random_roll)
     inputs, targets = hide_spans(tokens, mask, vocabulary), hide_spans(tokens, ~mask, vocabulary)
     if final_sentinel:
-        # After a roll a text may end unhidden: its sentinel closes the targets already.
+        # After a roll a text may end unhidden. Then the targets end with a sentinel already.
         ends_hidden = mask[tokens.ends - 1] & (tokens.lengths > 0)
         used = targets.lengths - ragged.select(Ragged(mask, tokens.lengths), mask).lengths
         vocabulary.sentinel(int(used.max(initial=0)))
@@ -177,7 +178,7 @@ def span_corruption(
 class Denoiser:
     """One of the objectives above with its settings.
 
-    mode: text that stands before the inputs and says what is asked for, UL2's mode token; "" for none.
+    mode: text before the inputs that names the kind of denoising, UL2's mode token; "" for none.
     """
 
     kind: str = "span_corruption"
@@ -197,13 +198,13 @@ UL2 = (
     Denoiser(noise_density=0.5, mean_noise_span_length=64.0, mode="[NLG]"),
     Denoiser("sequential", noise_density=0.25, mode="[S2S]"),  # S: sequential
 )
-"""The seven denoisers of UL2 (Tay et al. 2022, table 1), each as frequent as the others, with its mode tokens."""
+"""The seven denoisers of UL2 (Tay et al. 2022, table 1) with their mode tokens, all equally frequent."""
 
 
 def corrupt(
     tokens: Ragged, denoiser: Denoiser, rng: np.random.Generator, vocabulary: Vocabulary
 ) -> tuple[Ragged, Ragged]:
-    """(inputs, targets) of each row of `tokens`, EOS not yet appended."""
+    """(inputs, targets) of each row of `tokens`, without EOS."""
     if denoiser.kind == "span_corruption":
         inputs, targets = span_corruption(
             tokens,
@@ -239,7 +240,7 @@ def corrupt(
 
 
 def _first_target(lengths: np.ndarray, denoiser: Denoiser, rng: np.random.Generator) -> np.ndarray:
-    """Where the targets begin in texts that are cut in two."""
+    """int64 [rows]: where the targets begin in texts that are cut in two."""
     if denoiser.kind == "full_lm":
         return np.zeros_like(lengths)
     if denoiser.kind == "prefix_lm":
@@ -260,7 +261,7 @@ KINDS = (
 
 
 def denoisers(objective: str, **settings) -> tuple[Denoiser, ...]:
-    """What a config's objective means: one of `KINDS` with these settings, or "ul2", which has its own.
+    """The denoisers of a config's objective: one of `KINDS` with these settings, or "ul2", which has its own settings.
 
     >>> denoisers("mass", noise_density=0.3) == (Denoiser("mass", noise_density=0.3),), len(denoisers("ul2"))
     (True, 7)
@@ -269,9 +270,9 @@ def denoisers(objective: str, **settings) -> tuple[Denoiser, ...]:
 
 
 def most_tokens(length: int, denoiser: Denoiser) -> tuple[int, int, int, int]:
-    """The most (inputs, targets, both together, sentinels on a side) that `length` tokens become, without mode and
-    EOS. Exact for span corruption that is not rolled; for objectives that toss a coin for each token, six standard
-    deviations above the mean.
+    """The most tokens that `length` tokens can become, without mode and EOS: (inputs, targets, both together, sentinels
+    on one side). Exact for span corruption without random_roll; for objectives that toss a coin for each token, six
+    standard deviations above the mean.
 
     >>> most_tokens(568, Denoiser())
     (511, 113, 624, 28)
@@ -299,7 +300,7 @@ def most_tokens(length: int, denoiser: Denoiser) -> tuple[int, int, int, int]:
 
 
 def _six_deviations(tosses: int, probability: float) -> int:
-    """So many of independent tosses that more come up once in a billion times."""
+    """A number of heads in independent tosses that is exceeded once in a billion times."""
     return math.ceil(tosses * probability + 6 * math.sqrt(tosses * probability * (1 - probability)))
 
 
@@ -311,9 +312,9 @@ def plan_lengths(
     targets_length: int,
     total_length: int | None = None,
 ) -> tuple[int, ...]:
-    """How many tokens of text each denoiser gets, so that what they become fits: inputs with mode token and EOS in
-    `inputs_length`, targets with EOS in `targets_length`, both in `total_length` (where they share a row), and every
-    span has a sentinel. ConfigError where not even two tokens fit.
+    """The tokens of text that each denoiser gets, so that the result fits: inputs with mode token and EOS in
+    `inputs_length`, targets with EOS in `targets_length`, both in `total_length` (if they share a row), and every span
+    has a sentinel. ConfigError when not even two tokens fit.
 
     >>> from t5x_lite.data.vocabularies import ByteVocabulary
     >>> plan_lengths((Denoiser(),), ByteVocabulary(100), 512, 114)
@@ -329,7 +330,7 @@ def plan_lengths(
         ends = (mode + 1, 1, mode + 1 + (total_length is None), 0)
         return all(n + end <= limit for n, end, limit in zip(most_tokens(length, denoiser), ends, limits, strict=True))
 
-    found = []
+    planned = []
     for denoiser in denoisers:
         too_long = bisect.bisect_left(range(2, longest), True, key=lambda n, d=denoiser: not fits(d, n)) + 2
         if too_long == 2:
@@ -338,13 +339,13 @@ def plan_lengths(
                 f"(density {denoiser.noise_density}); both must be at least 3 and hold what it makes of a text (with "
                 "span_corruption 29 targets go with 128 inputs, 114 with 512)"
             )
-        found.append(too_long - 1)
-    return tuple(found)
+        planned.append(too_long - 1)
+    return tuple(planned)
 
 
 @functools.lru_cache(maxsize=16)
 def _sentinels(vocabulary: Vocabulary) -> np.ndarray:
-    """int32: all sentinels of a vocabulary, the one of the first span first."""
+    """int32: the ids of all sentinels of a vocabulary, from sentinel 0."""
 
     def is_missing(k: int) -> bool:
         try:
@@ -357,98 +358,10 @@ def _sentinels(vocabulary: Vocabulary) -> np.ndarray:
     return np.array([vocabulary.sentinel(k) for k in range(count)], np.int32)
 
 
-def mask_tokens(
-    tokens: Ragged,
-    maskable: np.ndarray,
-    rng: np.random.Generator,
-    vocabulary: Vocabulary,
-    rate: float = 0.15,
-    whole_words: bool = False,
-    longest_ngram: int = 1,
-) -> tuple[np.ndarray, Ragged]:
-    """BERT's masked language model (Devlin et al. 2019, §3.1): (corrupted values, selected positions in each row).
-
-    `rate` of a row's maskable positions, at least one, are selected and all count in the loss: 80% become [MASK], 10%
-    a random id, 10% stay. maskable: bool like `tokens.values`; special tokens are never selected.
-    whole_words: a word is selected with all its tokens or not at all, so fewer where none fits in what is left.
-    longest_ngram: so many words (or tokens) in a row are selected together, n of them with a chance of 1/n (Lan et
-    al. 2020, §3.1, has 3).
-    """
-    rows = np.repeat(np.arange(len(tokens)), tokens.lengths)
-    available = np.bincount(rows[maskable], minlength=len(tokens))
-    wanted = np.where(available > 0, np.maximum(1, np.rint(rate * available).astype(np.int64)), 0)
-    candidates = np.flatnonzero(maskable)
-    unit = _units(tokens, rows, candidates, rng, vocabulary, whole_words, longest_ngram)
-    sizes = np.bincount(unit)
-    unit_rows = rows[candidates[np.cumsum(sizes) - sizes]] if len(sizes) else np.zeros(0, np.int64)
-    chosen = _choose(sizes, unit_rows, wanted, rng)
-    selected = candidates[chosen[unit]]
-    draw = rng.random(len(selected))
-    out = tokens.values.copy()
-    out[selected[draw < 0.8]] = vocabulary.mask_id
-    randomised = selected[(draw >= 0.8) & (draw < 0.9)]
-    ordinary = ordinary_ids(vocabulary)
-    out[randomised] = ordinary[rng.integers(len(ordinary), size=len(randomised))]
-    counts = np.bincount(rows[selected], minlength=len(tokens))
-    return out, Ragged(selected - np.repeat(tokens.starts, counts), counts)
-
-
-def _units(
-    tokens: Ragged,
-    rows: np.ndarray,
-    candidates: np.ndarray,
-    rng: np.random.Generator,
-    vocabulary: Vocabulary,
-    whole_words: bool,
-    longest_ngram: int,
-) -> np.ndarray:
-    """The number of the unit that each candidate belongs to: what is selected together, counted from 0."""
-    apart = np.diff(candidates, prepend=-2) > 1  # another row, or a special token between
-    apart |= np.diff(rows[candidates], prepend=-1) > 0
-    begins = apart | vocabulary.word_starts[tokens.values[candidates]] if whole_words else np.ones_like(apart)
-    if longest_ngram > 1:
-        lengths = np.arange(1, longest_ngram + 1)
-        words = np.cumsum(begins) - 1
-        firsts = np.zeros(begins.sum(), bool)
-        drawn = rng.choice(lengths, size=len(firsts), p=1 / lengths / (1 / lengths).sum())
-        ends = np.cumsum(drawn)
-        firsts[np.concatenate([[0], ends[ends < len(firsts)]])[: len(firsts)]] = True
-        begins &= firsts[words] | apart
-    return np.cumsum(begins) - 1
-
-
-def _choose(sizes: np.ndarray, rows: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """bool: which units fill up the room of their rows, taken in random order, and passed over where they are larger
-    than what is left."""
-    order = np.lexsort((rng.random(len(sizes)), rows))
-    chosen = np.zeros(len(sizes), bool)
-    left = room.copy()
-    while len(order := order[sizes[order] <= left[rows[order]]]):
-        total = np.cumsum(sizes[order])
-        in_row = np.searchsorted(rows[order], rows[order])  # the first unit of each one's row
-        fits = total - total[in_row] + sizes[order[in_row]] <= left[rows[order]]
-        chosen[order[fits]] = True
-        left -= np.bincount(rows[order[fits]], sizes[order[fits]], minlength=len(room)).astype(np.int64)
-        order = order[~fits]
-    return chosen
-
-
-@functools.lru_cache(maxsize=4)
-def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
-    """All ids but those with a role ([CLS], [SEP], [MASK], padding, the end, the unknown): what a text may hold."""
-    roles = [getattr(vocabulary, f"{role}_id") for role in ("pad", "eos", "unk", "cls", "sep", "mask")]
-    return np.setdiff1d(np.arange(vocabulary.size, dtype=np.int32), roles)
-
-
-def mlm_capacity(length: int, rate: float, examples: int) -> int:
-    """Slots for selected positions in a row of `length` tokens holding up to `examples` examples: rounding up
-    each example's share can add half a slot to it, and an example selects at least one."""
-    return min(length, math.ceil(length * rate) + -(-examples // 2))
-
-
 def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator) -> tuple[Ragged, np.ndarray]:
-    """Consecutive pieces of the `lengths`, and which of them each has: all equally often, in random order. The last
-    may be shorter, but not below 2 tokens; and at most a lone token is lost.
+    """Consecutive pieces of `tokens` with the given `lengths`, and for each piece the index of its length. All lengths
+    are equally frequent, in random order. The last piece may be shorter, but has at least 2 tokens; at most a single
+    token is lost.
 
     >>> pieces, which = chunks(np.arange(11), [4], np.random.default_rng(0))
     >>> pieces.lengths.tolist(), which.tolist()
@@ -465,17 +378,17 @@ def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator)
 def corrupt_each(
     texts: Ragged, which: np.ndarray, denoisers: Sequence[Denoiser], rng: np.random.Generator, vocabulary: Vocabulary
 ) -> tuple[Ragged, Ragged]:
-    """(inputs, targets) of every text, by the denoiser of its number. which: int [texts]."""
+    """(inputs, targets) of every text. which: int [texts]: the index of each text's denoiser."""
     if len(denoisers) == 1:
         return corrupt(texts, denoisers[0], rng, vocabulary)
     groups = [np.flatnonzero(which == n) for n in range(len(denoisers))]
-    done = [
+    parts = [
         corrupt(ragged.take(texts, group), denoiser, rng, vocabulary)
         for group, denoiser in zip(groups, denoisers, strict=True)
         if len(group)
     ]
-    if not done:
+    if not parts:
         return texts, texts
     back = np.argsort(np.concatenate(groups))
-    inputs, targets = (ragged.take(ragged.concatenate(side), back) for side in zip(*done, strict=True))
+    inputs, targets = (ragged.take(ragged.concatenate(side), back) for side in zip(*parts, strict=True))
     return inputs, targets

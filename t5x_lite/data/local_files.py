@@ -1,5 +1,5 @@
-"""Any local file as a source, with what is to be known about it found by looking: its format, its columns, its
-splits. What was found is said in `notes`, in words, because a guess that nobody sees is an error that nobody finds.
+"""Any local file as a source, whose format, columns and splits are found by looking at it. `Found.notes` says in words
+what was found, because a guess that nobody sees is an error that nobody finds.
 """
 
 import csv
@@ -9,10 +9,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from t5x_lite.data import formats, records
+from t5x_lite.data.binary_formats import ArrayRecordRows, ArrowRows, ParquetRows
+from t5x_lite.data.opened_files import braces
 from t5x_lite.data.preprocess import pieces, written
-from t5x_lite.data.records import PERCENT, Chained, Example, Format, Records
+from t5x_lite.data.records import PERCENT, Chained, Example, Format, Records, open_records
 from t5x_lite.data.sources import Files, matching
+from t5x_lite.data.text_formats import JsonLines, Paragraphs, ParallelLines, Sentences, Table, TextLines
+from t5x_lite.data.text_lines import MAX_RECORD_BYTES, lines_of
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 
@@ -43,7 +46,7 @@ OTHER_KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A source, the splits and fields it has, and what to tell the user about them."""
+    """A source, its splits and fields, and what to tell the user about them."""
 
     source: Files
     splits: tuple[str, ...]
@@ -52,7 +55,7 @@ class Found:
 
 
 def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
-    """The source that `spec` means (of its records so many may be bad, and are left out):
+    """The source that `spec` names. A share `max_bad_fraction` of its records may be bad; they are left out.
 
         reviews.csv                          one file, split by hash into 90% train, 5% validation, 5% test
         shards/part-*.jsonl.gz               several as one, split by hash
@@ -60,9 +63,10 @@ def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
         data/mrpc                            a directory: train.tsv, dev.tsv and so on, or Hugging Face's save_to_disk
         train=train.{en,de},test=test.{en,de}   files that belong together line by line, a field for each
 
-    Formats go by the last part of the name (SUFFIXES), before .gz. ConfigError for what cannot be understood.
+    The last part of a name (SUFFIXES), before .gz, tells the format. ConfigError for a spec that cannot be understood,
+    DataError for files without a record.
     """
-    spec = re.sub(r"(^|=)~(?=/)", lambda begin: begin[1] + str(Path.home()), spec)  # a shell leaves it behind "="
+    spec = re.sub(r"(^|=)~(?=/)", lambda begin: begin[1] + str(Path.home()), spec)  # shells do not expand "=~/"
     files = _files(spec)
     paths = [path for pattern in ([files] if isinstance(files, str) else files.values()) for path in matching(pattern)]
     form, notes = _format(*paths, tolerant=max_bad_fraction > 0)
@@ -73,7 +77,7 @@ def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
         raise DataError(f"data.files={spec!r}: there is no record in it")
     fields = tuple(source.split(first)[0])
     if not isinstance(files, str):
-        is_named = not Path(spec).is_dir()  # what was named is wanted; templates say which of its fields
+        is_named = not Path(spec).is_dir()  # the user wants all files that they name; templates choose the fields
         kept, others = _alike(files, form, () if is_named else fields, max_bad_fraction)
         if others and is_named:
             path, why = others[0]
@@ -113,29 +117,29 @@ def _split_of(name: str) -> str | None:
 
 
 def _arrow_splits(directory: Path) -> dict[str, str]:
-    """{split: pattern} of what `save_to_disk` left: data-*.arrow in the directory, or in one for each split. (The
-    cache-*.arrow beside them are `datasets`' own.)"""
-    found: dict[str, str] = {}
+    """{split: pattern} of the files that `save_to_disk` writes: data-*.arrow in the directory, or in one for each
+    split. (The cache-*.arrow files beside them are `datasets`' own.)"""
+    splits: dict[str, str] = {}
     for folder in sorted({path.parent for path in directory.rglob("data-*.arrow")}):
         split = "train" if folder == directory else _split_of(folder.name)
         if split is None:
-            continue  # unsupervised, test_matched, …: of no use here
-        if split in found:
+            continue  # unsupervised, test_matched, …: not used here
+        if split in splits:
             raise ConfigError(
-                f"data.files={str(directory)!r}: which is {split}, {found[split]} or {folder}? "
+                f"data.files={str(directory)!r}: which is {split}, {splits[split]} or {folder}? "
                 "Say train=DIRECTORY,validation=DIRECTORY"
             )
-        found[split] = str(folder / "data-*.arrow")
-    return found
+        splits[split] = str(folder / "data-*.arrow")
+    return splits
 
 
 def _of_directory(directory: Path) -> dict[str, str] | str:
-    """{split: file} of the files in it that are named for one; for `save_to_disk` its Arrow files."""
+    """{split: file} of the files in a directory that are named after a split, or the Arrow files of `save_to_disk`."""
     if arrow := _arrow_splits(directory):
         return next(iter(arrow.values())) if list(arrow) == ["train"] else arrow
     files = sorted(p for p in directory.iterdir() if p.is_file() and kind_of(p.name))
     where = f"data.files={str(directory)!r}"
-    found = {}
+    splits = {}
     for split in SPLIT_NAMES:
         paths = [p for p in files if _split_of(p.name.split(".")[0]) == split]
         paths = paths or [p for p in files if split in map(_split_of, re.split(r"[._-]", p.name))]
@@ -145,16 +149,16 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
                 f"{where}: which is {split}, {names}? Say train={directory}/FILE,validation={directory}/FILE"
             )
         if paths:
-            found[split] = str(paths[0])
-    if "train" not in found:
+            splits[split] = str(paths[0])
+    if "train" not in splits:
         names = ", ".join(p.name for p in files[:8]) or "none of a known kind"
         example = _pair(p.name for p in directory.iterdir() if _split_of(p.name.split(".")[0]) == "train")
         raise ConfigError(f"{where}: no file is named for train ({names}); say train={directory}/{example or 'FILE'}")
-    return found
+    return splits
 
 
 def _pair(names: Iterable[str]) -> str:
-    """The pattern of the first names that differ in one part; "" where none do.
+    """The pattern of the first two names that differ in one part; "" if no two do.
 
     >>> _pair(["train.en.gz", "train.de.gz", "train.txt"])
     'train.{de,en}.gz'
@@ -169,17 +173,17 @@ def _pair(names: Iterable[str]) -> str:
 def _alike(
     files: Mapping[str, str], form: Format, fields: Sequence[str], max_bad_fraction: float
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """The splits of that format with these fields, and the files of the others with what to say about each."""
+    """({split: path} of this format with these fields, (path, what is wrong) of the other files)."""
     kept, others = {}, []
     for name, path in files.items():
         own, _ = _format(*matching(path), tolerant=max_bad_fraction > 0)
-        if isinstance(own, formats.Table) and isinstance(form, formats.Table):
-            own = dataclasses.replace(own, quoting=form.quoting)  # which was found by looking at all of them
-        theirs = tuple(Files({name: path}, own, max_bad_fraction).split(name)[0])
-        if own == form and set(fields) <= set(theirs):
+        if isinstance(own, Table) and isinstance(form, Table):
+            own = dataclasses.replace(own, quoting=form.quoting)  # `form` was found by looking at all files
+        own_fields = tuple(Files({name: path}, own, max_bad_fraction).split(name)[0])
+        if own == form and set(fields) <= set(own_fields):
             kept[name] = path
         else:
-            others.append((path, f"it is not like {next(iter(files))}'s, with {', '.join(theirs)}"))
+            others.append((path, f"it is not like {next(iter(files))}'s, with {', '.join(own_fields)}"))
     return kept, others
 
 
@@ -187,14 +191,14 @@ def _alike(
 
 
 def kind_of(name: str) -> str | None:
-    """What a file of that name holds, a key of SUFFIXES; None where it does not tell."""
+    """What a file of that name holds, a key of SUFFIXES; None if the name does not tell."""
     return KIND_OF_SUFFIX.get(name.lower().removesuffix(".gz").rpartition(".")[2])
 
 
 def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
-    """How to read a file and more like it, and what to call it."""
-    if fields := records.braces(path):
-        return formats.ParallelLines(), [f"text files, a line each: {', '.join(fields)}"]
+    """(the format of a file and of `more` files like it, what to tell the user about it)."""
+    if fields := braces(path):
+        return ParallelLines(), [f"text files, a line each: {', '.join(fields)}"]
     kind = kind_of(path)
     if kind is None:
         near = suggest(Path(path).suffix.removeprefix("."), KIND_OF_SUFFIX)
@@ -212,53 +216,53 @@ def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
         return _conll(path)
     if kind == "text":
         blank = [not line.strip() for line in _sample(path)]
-        if 100 * sum(blank[1:-1]) >= len(blank) > 2:  # else a stray one
-            return formats.Paragraphs(), ["text, an example a paragraph (blank lines between them)"]
-        return formats.TextLines(), ["text, an example a line"]
+        if 100 * sum(blank[1:-1]) >= len(blank) > 2:  # fewer blank lines are stray ones
+            return Paragraphs(), ["text, an example a paragraph (blank lines between them)"]
+        return TextLines(), ["text, an example a line"]
     simple: dict[str, tuple[Format, str]] = {
-        "json": (formats.JsonLines(), "JSON lines"),
-        "parquet": (formats.ParquetRows(), "Parquet"),
-        "arrow": (formats.ArrowRows(), "Arrow"),
-        "array_record": (formats.ArrayRecordRows(), "ArrayRecord of JSON"),
+        "json": (JsonLines(), "JSON lines"),
+        "parquet": (ParquetRows(), "Parquet"),
+        "arrow": (ArrowRows(), "Arrow"),
+        "array_record": (ArrayRecordRows(), "ArrayRecord of JSON"),
     }
     form, words = simple[kind]
-    fields = tuple(records.open_records(path, form, tolerant=tolerant)[0])
+    fields = tuple(open_records(path, form, tolerant=tolerant)[0])
     return form, [f"{words} with the fields {', '.join(fields)}"]
 
 
 def _table(path: str, more: Sequence[str], kind: str) -> tuple[Format, list[str]]:
     lines = _sample(path)
     delimiter = "\t" if kind == "tsv" else max(",;\t|", key=lambda d: len(next(_rows(lines, d, True), [])))
-    quoting = kind == "csv" or _quotes_cells((line for p in (path, *more) for line in records.lines_of(p)), delimiter)
+    quoting = kind == "csv" or _quotes_cells((line for p in (path, *more) for line in lines_of(p)), delimiter)
     rows = list(_rows(lines, delimiter, quoting))
     words = {",": "CSV", "\t": "TSV"}.get(delimiter, f"CSV with {delimiter!r} between columns")
     words += "" if quoting == (kind == "csv") else ", cells quoted"
-    if not rows or _has_header(rows):
-        return formats.Table(delimiter, (), quoting), [f"{words} with the columns {', '.join(rows[0] if rows else [])}"]
+    if not rows or has_header(rows):
+        return Table(delimiter, (), quoting), [f"{words} with the columns {', '.join(rows[0] if rows else [])}"]
     columns = tuple(f"column_{n + 1}" for n in range(len(rows[0])))
     example = " | ".join(cell[:30] for cell in rows[0])
-    return formats.Table(delimiter, columns, quoting), [
+    return Table(delimiter, columns, quoting), [
         f"{words} without a header, {len(columns)} columns",
         f"the columns are called {', '.join(columns)}; the first row is {example}",
     ]
 
 
 def _sample(path: str) -> list[str]:
-    return list(itertools.islice(records.lines_of(path), SAMPLED_LINES))
+    return list(itertools.islice(lines_of(path), SAMPLED_LINES))
 
 
 def _rows(lines: Sequence[str], delimiter: str, quoting: bool) -> Iterator[list[str]]:
     """The rows of a sample, as far as they can be read."""
-    csv.field_size_limit(records.MAX_RECORD_BYTES)
+    csv.field_size_limit(MAX_RECORD_BYTES)
     style = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
     try:
         yield from (row for row in csv.reader(lines, delimiter=delimiter, quoting=style) if row)
-    except csv.Error:  # reading the whole file says where
+    except csv.Error:  # reading the whole file will raise it, with its line
         return
 
 
 def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
-    """Whether quotes are put around cells: all that begin with one end with one, and hold none that is not doubled.
+    """Whether quotes surround cells: every cell that begins with a quote ends with one, and quotes in it are doubled.
 
     >>> _quotes_cells(['"so, so"|no'], "|"), _quotes_cells(['"so" so|"no"'], "|")
     (True, False)
@@ -271,10 +275,10 @@ def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
     return some
 
 
-def _has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: short names, no numbers, none a value of its column.
+def has_header(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row names the columns: its cells are short, not numbers, and not values of their columns.
 
-    >>> _has_header([["text", "label"], ["good", "1"]]), _has_header([["good", "yes"], ["bad", "no"], ["fair", "yes"]])
+    >>> has_header([["text", "label"], ["good", "1"]]), has_header([["good", "yes"], ["bad", "no"], ["fair", "yes"]])
     (True, False)
     """
     first, rest = rows[0], rows[1:]
@@ -297,7 +301,7 @@ def _conll(path: str) -> tuple[Format, list[str]]:
     lines = [line for line in _sample(path) if line.strip(" \t")]
     count = len(re.split(r"\t" if lines and "\t" in lines[0] else " ", lines[0])) if lines else 2
     columns = ("tokens", *(f"column_{n + 2}" for n in range(count - 2)), "tags")[-max(count, 1) :]
-    return formats.Sentences(columns), [f"sentences in CoNLL's columns: {', '.join(columns)}"]
+    return Sentences(columns), [f"sentences in CoNLL's columns: {', '.join(columns)}"]
 
 
 # ----------------------------------------------------------------------------------------------------------- templates
@@ -305,11 +309,11 @@ def _conll(path: str) -> tuple[Format, list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """A source whose examples are texts made from those of another: {name: template}.
+    """A source whose examples are texts that templates make of another source's examples: {name: template}.
 
-    A template is a text with fields in braces: "{title}: {body}", "{answers[0]}". A list is its parts with spaces
-    between them; true and false are written so. A field that is missing or null is a DataError that names its line.
-    labels: what "targets" may be; others are a DataError.
+    A template is a text with fields in braces: "{title}: {body}", "{answers[0]}". A list becomes its parts with spaces
+    between them; booleans become "true" and "false". A field that is missing or null is a DataError that names its
+    line. labels: the allowed "targets"; others are a DataError.
     """
 
     source: Files
@@ -320,11 +324,11 @@ class Filled:
         return FilledRecords(self.source.split(name), dict(self.templates), self.labels)
 
     def tolerant(self, max_bad_fraction: float) -> "Filled":
-        """The same, over records of which so many may be bad."""
+        """The same, over records of which a share may be bad."""
         return dataclasses.replace(self, source=self.source.tolerant(max_bad_fraction))
 
     def fingerprint(self, split: str) -> str:
-        """Another text whenever an example is another."""
+        """Changes whenever any example changes."""
         return f"{self.source.fingerprint(split)} {self.templates}"
 
 
@@ -340,7 +344,7 @@ class FilledRecords(Sequence[Example]):
         return self._filled(self._rows[place], place)
 
     def read_many(self, places: Sequence[int]) -> list[Example]:
-        """Several at once, sooner."""
+        """Several examples at once, which is faster."""
         rows = self._rows.read_many(places)
         return [self._filled(row, place) for row, place in zip(rows, places, strict=True)]
 

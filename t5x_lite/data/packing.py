@@ -112,6 +112,26 @@ def fill(
     return out
 
 
+def pack_rows(
+    examples: Examples,
+    specs: Mapping[str, ArraySpec],
+    sizes: Mapping[str, int],
+    pack: bool,
+    shuffle: np.random.Generator | None = None,
+) -> tuple[Batch, np.ndarray]:
+    """(as many rows as the examples need, the row of each example, int64 [examples]).
+
+    pack: several examples a row, else one. shuffle: puts the rows in random order.
+    """
+    row_of = np.arange(count(examples))
+    if pack:
+        row_of = assign(lengths_of(examples, specs, "".join(sizes)), np.array(list(sizes.values())))
+    rows = int(row_of.max()) + 1
+    if shuffle is not None:
+        row_of = shuffle.permutation(rows)[row_of]
+    return fill(examples, row_of, rows, specs, sizes), row_of
+
+
 def _numbered(sorted_rows: np.ndarray) -> np.ndarray:
     """1, 2, … within each row, int32."""
     return (np.arange(1, len(sorted_rows) + 1) - np.searchsorted(sorted_rows, sorted_rows)).astype(np.int32)

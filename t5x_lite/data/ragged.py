@@ -62,6 +62,11 @@ def constant(value: int, rows: int) -> Ragged:
     return Ragged(np.full(rows, value, np.int32), np.ones(rows, np.int64))
 
 
+def singles(values: np.ndarray) -> Ragged:
+    """Each value alone in a row of its own."""
+    return Ragged(values, np.ones(len(values), np.int64))
+
+
 def concatenate(parts: Sequence[Ragged]) -> Ragged:
     """The rows of all parts, one part below the other."""
     if len(parts) == 1:

@@ -1,23 +1,26 @@
-"""A task's examples: read, preprocessed, checked; and what is wrong with one, with its file and line."""
+"""Reading the examples of a task: preprocessed and checked. Errors name the file and line of a wrong example."""
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from t5x_lite.data import preprocess
-from t5x_lite.data.convert import label, label_set
+from t5x_lite.data.fields import label, label_set
 from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.registry import UNLABELLED, Example, Task
 from t5x_lite.errors import DataError
 
-SAMPLED = 10_000  # examples that tell how many are bad, once one is
+SAMPLED = 10_000  # examples from which the share of bad ones is estimated, once one is bad
 
 
 class Reader:
-    """A split of a task. Of an example that is bad `read` raises DataError, or where some may be (the task's
-    `max_bad_fraction`) returns None as for one that a preprocessor drops, and counts it in `bad`."""
+    """A split of a task.
+
+    For a bad example `read` raises DataError. If the task allows some (`max_bad_fraction`), it returns None, as for an
+    example that a preprocessor drops, and counts it in `bad`.
+    """
 
     def __init__(self, task: Task, split: str):
         self.task, self.split = task, split
@@ -28,15 +31,17 @@ class Reader:
         return len(self.source)
 
     def read(self, index: int, rng: Callable[[], np.random.Generator]) -> Example | None:
-        """The example of this number in the source, preprocessed; `rng()` makes what a random one draws from."""
+        """The example of this index in the source, preprocessed. `rng()` makes the generator for random
+        preprocessors."""
         return self._tolerantly(index, lambda: self._record(index), rng)
 
     def read_many(self, indices: Sequence[int], rng: Callable[[int], np.random.Generator]) -> list[Example | None]:
-        """`read` of several, sooner where the source reads them together; rng(n) makes what the n-th draws from."""
+        """`read` of several examples, which is faster if the source can read several at once. `rng(n)` makes the
+        generator of the n-th."""
         together = getattr(self.source, "read_many", None)
         try:
             records = together(indices) if together else None
-        except (DataError, OSError):  # read one by one, it is said which one is bad, or that one is left out
+        except (DataError, OSError):  # reading them one by one tells which one is bad
             records = None
         if records is None:
             return [self.read(index, functools.partial(rng, n)) for n, index in enumerate(indices)]
@@ -46,9 +51,9 @@ class Reader:
         ]
 
     def where(self, index: int) -> str:
-        """The place of an example, for messages: file and line where the source knows them."""
-        known = getattr(self.source, "where", None)
-        return known(index) if known else f"task {self.task.name!r}, example {index} of {self.split!r}"
+        """The place of an example, for messages: file and line if the source knows them."""
+        where = getattr(self.source, "where", None)
+        return where(index) if where else f"task {self.task.name!r}, example {index} of {self.split!r}"
 
     def _tolerantly(
         self, index: int, record: Callable[[], Example], rng: Callable[[], np.random.Generator]
@@ -64,7 +69,7 @@ class Reader:
 
     def _record(self, index: int) -> Example:
         try:
-            return self.source[index]  # what is wrong in a file names its place itself
+            return self.source[index]  # a DataError of the source names its place already
         except OSError as error:
             raise DataError(f"{self.where(index)} cannot be read: {error}") from error
 
@@ -72,7 +77,7 @@ class Reader:
         try:
             example = preprocess.apply(self.task.preprocessors, record, rng)
             if example is not None and (self.task.labels or self.task.regression) and not self._is_unlabelled(example):
-                # A wrong one is wrong for every architecture, also where it is just text.
+                # A wrong label is wrong for every architecture, also for one that reads it as text.
                 (label_set if self.task.multi_label else label)(example, self.task)
             return example
         except DataError as error:
@@ -82,7 +87,8 @@ class Reader:
         return self.split == "test" and example.get("targets") == UNLABELLED
 
     def _require_few(self, first: str) -> None:
-        """Says how many are bad of the split, or of a sample of it, when the first is met."""
+        """When the first bad example is met: DataError if a sample of the split, or all of it, has too many; else a
+        warning that says how many."""
         if self.bad:
             return
         places = np.arange(min(len(self), SAMPLED))
@@ -93,8 +99,8 @@ class Reader:
                 f"task {task.name!r}: {bad:,} of {len(sample):,} examples are bad, more than "
                 f"max_bad_fraction={task.max_bad_fraction:g}; the first: {first}"
             )
-        found = f"{bad:,} of the {len(sample):,} looked at; the first: {first}"
-        logging.getLogger(__name__).warning("task %r: bad examples are left out, %s", task.name, found)
+        note = f"{bad:,} of the {len(sample):,} looked at; the first: {first}"
+        logging.getLogger(__name__).warning("task %r: bad examples are left out, %s", task.name, note)
 
     def _is_bad(self, index: int) -> bool:
         try:
@@ -102,3 +108,24 @@ class Reader:
         except DataError:
             return True
         return False
+
+
+def text_examples(task: Task, split: str) -> Iterator[tuple[int, Example]]:
+    """(index, preprocessed example) of every example of a split that its preprocessors keep, in the source's order.
+
+    Raises DataError when the split has no example, or none is kept.
+    """
+    reader = Reader(task, split)
+    if not len(reader):
+        raise DataError(f"task {task.name!r} has no example in split {split!r}")
+    any_kept = False
+    for index in range(len(reader)):
+        example = reader.read(index, lambda n=index: generator(0, task.name, split, n))
+        if example is not None:
+            any_kept = True
+            yield index, example
+    if not any_kept:
+        raise DataError(
+            f"task {task.name!r} has no example left of {len(reader)} in split {split!r} after its preprocessors; "
+            "do they drop everything?"
+        )

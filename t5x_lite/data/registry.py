@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from t5x_lite.data import preprocess
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
 

@@ -1,6 +1,7 @@
 """Sources: where a task's examples come from. All give random access, so order and resumption cost nothing.
 
-Files are read strictly (records.py, formats.py): a bad byte or a ragged row is a DataError with file and line.
+Files are read strictly (records.py, text_formats.py, binary_formats.py): a bad byte or a row with too many columns is a
+DataError with file and line.
 """
 
 import contextlib
@@ -12,26 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5x_lite.data.formats import (
-    ArrayRecordRows,
-    ArrowRows,
-    JsonLines,
-    Paragraphs,
-    ParallelLines,
-    ParquetRows,
-    Sentences,
-    Table,
-    TextLines,
-    texts,
-)
+from t5x_lite.data.binary_formats import ArrayRecordRows, ArrowRows, ParquetRows, texts
 from t5x_lite.data.records import PERCENT, Chained, Example, Format, Records, open_records
+from t5x_lite.data.text_formats import JsonLines, Paragraphs, ParallelLines, Sentences, Table, TextLines
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """Examples made by `function(split)`; called once per split, when first needed."""
+    """Examples made by `function(split)`, which is called once for each split, when it is first needed."""
 
     function: Callable[[str], Sequence[Example]]
     splits: tuple[str, ...] = ("train", "validation", "test")
@@ -48,11 +39,12 @@ class Function:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Files in a format of formats.py. `Text`, `Jsonl`, `Csv` and the other functions below make one.
+    """Files in a format of text_formats.py or binary_formats.py. `Text`, `Jsonl`, `Csv` and the other functions below
+    make one.
 
-    files: {split: path}, or one path whose examples are split by hash. A path may have wildcards (all that match, by
-    name), end in .gz, or be a URL such as gs://…
-    max_bad_fraction: share of the records that may be bad: they are left out; with 0 the first is a DataError.
+    files: {split: path}, or one path whose examples are split by hash. A path may have wildcards (for all files that
+        match, sorted by name), end in .gz, or be a URL such as gs://…
+    max_bad_fraction: the share of the records that may be bad. They are left out; with 0 the first is a DataError.
     """
 
     files: Mapping[str, str] | str
@@ -76,17 +68,17 @@ class Files:
         return parts[0] if len(parts) == 1 else Chained(parts)
 
     def tolerant(self, max_bad_fraction: float) -> "Files":
-        """The same files, of whose records so many may be bad."""
+        """The same files, with a share of records that may be bad."""
         return dataclasses.replace(self, max_bad_fraction=max_bad_fraction)
 
     def fingerprint(self, split: str) -> str:
-        """Another text whenever an example is another."""
+        """Changes whenever any example changes."""
         return self.split(split).fingerprint
 
 
 def Text(files: Mapping[str, str] | str, paragraphs: bool = False) -> Files:
-    """Text files, an example `{"text": …}` for each line that is not blank, or for each paragraph: lines with blank
-    ones about them."""
+    """Text files, an example `{"text": …}` for each line that is not blank, or for each paragraph: a run of lines that
+    are not blank."""
     return Files(files, Paragraphs() if paragraphs else TextLines())
 
 
@@ -100,14 +92,15 @@ def Csv(
 ) -> Files:
     """Tables, a text field for each column.
 
-    delimiter: "," or "\\t".  columns: names where the file has no header.  quoting: False where quotes are text, as
-    in GLUE's files.
+    delimiter: "," or "\\t".  columns: their names, if the file has no header.  quoting: False if quotes are text, as in
+    GLUE's files.
     """
     return Files(files, Table(delimiter, tuple(columns), quoting))
 
 
 def Conll(files: Mapping[str, str] | str, columns: Sequence[str] = ("tokens", "tags")) -> Files:
-    """Sentences in CoNLL's columns, a token and its tags a line; each column a text, with spaces between tokens."""
+    """Sentences in CoNLL's columns, with a line for each token and its tags. Each column becomes a text with spaces
+    between tokens."""
     return Files(files, Sentences(tuple(columns)))
 
 
@@ -127,15 +120,16 @@ def Arrow(files: Mapping[str, str] | str) -> Files:
 
 
 def ArrayRecord(files: Mapping[str, str] | str) -> Files:
-    """ArrayRecord files of JSON objects. (What TFDS wrote is read by `Tfds`.)"""
+    """ArrayRecord files of JSON objects. (`Tfds` reads those that TFDS wrote.)"""
     return Files(files, ArrayRecordRows())
 
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
-    """A TensorFlow Datasets data set through its TensorFlow-free `data_source` (array_record or parquet files).
+    """A data set of TensorFlow Datasets, read without TensorFlow through its `data_source` (array_record or parquet
+    files). Its text becomes str.
 
-    splits: {our name: theirs}; text comes as str.
+    splits: {our name: the name in TFDS}.
     """
 
     name: str
@@ -149,14 +143,14 @@ class Tfds:
             raise ConfigError(unknown("split", name, self.splits))
         import tensorflow_datasets as tfds
 
-        # Without TensorFlow the data sets that come with tfds are found only once their module is imported.
+        # Without TensorFlow, tfds finds its own data sets only after their module is imported.
         with contextlib.suppress(ImportError):
             importlib.import_module(f"tensorflow_datasets.text.{self.name.split('/')[0].split(':')[0]}")
         try:
             builder = tfds.builder(self.name, data_dir=self.data_dir, try_gcs=False)
             source = builder.as_data_source(split=self.splits[name])  # pyright: ignore[reportCallIssue]
             return _Decoded(source)
-        except Exception as error:  # tfds raises many kinds; the cause is what the user needs
+        except Exception as error:  # tfds raises many kinds; the user needs the cause
             reason = " ".join(str(error).split())[:300]
             raise DataError(
                 f"cannot open the TFDS data set {self.name!r}, split {self.splits[name]!r}: {reason}. "
@@ -165,7 +159,7 @@ class Tfds:
 
 
 class _Decoded(Sequence):
-    """A data source whose bytes come as str."""
+    """A data source with its bytes as str."""
 
     def __init__(self, source: Any):
         self._source = source
@@ -178,7 +172,8 @@ class _Decoded(Sequence):
 
 
 def matching(pattern: str) -> list[str]:
-    """The paths that a pattern with wildcards stands for, sorted by name; one without is itself. DataError for none."""
+    """The paths that match a pattern with wildcards, sorted by name; a path without wildcards is itself. DataError when
+    none match."""
     if not any(c in pattern for c in "*?["):
         return [pattern]
     if "://" in pattern:
@@ -188,7 +183,7 @@ def matching(pattern: str) -> list[str]:
         paths = sorted(str(path) for path in epath.Path(parent).glob(name))
     else:
         paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute pattern)
-    paths = paths or [pattern] * Path(pattern).exists()  # a file whose name just looks like a pattern
+    paths = paths or [pattern] * Path(pattern).exists()  # a file whose name only looks like a pattern
     if not paths:
         raise DataError(f"no file matches {pattern!r}; is {Path(pattern).parent} the right directory?")
     return paths

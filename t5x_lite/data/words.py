@@ -9,7 +9,7 @@ import numpy as np
 
 from t5x_lite.data import ragged
 from t5x_lite.data.ragged import Ragged
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabulary import Vocabulary
 
 # Scripts without spaces between words: Thai to Tibetan, Myanmar, Khmer, kana, ideographs and their extensions.
 UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"

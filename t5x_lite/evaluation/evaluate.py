@@ -20,7 +20,9 @@ import jax
 from t5x_lite import atomic, console, runtime
 from t5x_lite.checkpoints.checkpoint import choose, load_model, saved_steps
 from t5x_lite.cluster import processes, sharding
-from t5x_lite.data import convert, pipeline, registry
+from t5x_lite.data import convert, registry
+from t5x_lite.data.eval_batches import eval_batches, prompt_batches
+from t5x_lite.data.reader import text_examples
 from t5x_lite.data.registry import Task, label_names
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import predict
@@ -77,10 +79,10 @@ class Evaluator:
         for task in self.experiment.eval_tasks:
             if not task.baseline or (task.baseline == "majority" and not _has_training(task)):
                 continue
-            found = pipeline.text_examples(task, self.experiment.cfg.eval.split)
+            found = text_examples(task, self.experiment.cfg.eval.split)
             examples = [e for _, e in itertools.islice(found, self.experiment.cfg.eval.max_examples or None)]
             if task.baseline == "majority":
-                counts = collections.Counter(e["targets"] for _, e in pipeline.text_examples(task, "train"))
+                counts = collections.Counter(e["targets"] for _, e in text_examples(task, "train"))
                 guesses = [counts.most_common(1)[0][0]] * len(examples)
             else:
                 guesses = [first_sentence(e["inputs"]) for e in examples]
@@ -92,9 +94,9 @@ class Evaluator:
         values: dict[str, float] = {}
         for task in self.experiment.eval_tasks:
             if task.labels and not task.multi_label and _has_training(task):
-                found = pipeline.text_examples(task, self.experiment.cfg.eval.split)
+                found = text_examples(task, self.experiment.cfg.eval.split)
                 examples = [e for _, e in itertools.islice(found, self.experiment.cfg.eval.max_examples or None)]
-                train = [e for _, e in itertools.islice(pipeline.text_examples(task, "train"), WORD_EXAMPLES)]
+                train = [e for _, e in itertools.islice(text_examples(task, "train"), WORD_EXAMPLES)]
                 guesses = by_words([(e["inputs"], e["targets"]) for e in train], [e["inputs"] for e in examples])
                 values |= self._scored("words", task, examples, guesses)
         return values
@@ -115,7 +117,7 @@ class Evaluator:
                 continue
             with path.open(encoding="utf-8") as lines:
                 predictions = [task.postprocess(json.loads(line)["prediction"]) for line in lines]
-            found = pipeline.text_examples(task, self.experiment.cfg.eval.split)
+            found = text_examples(task, self.experiment.cfg.eval.split)
             references = [reference(task, e) for _, e in itertools.islice(found, len(predictions))]
             for metric in task.metrics:
                 for name, ends in confidence.bootstrap(metric, references, predictions).items():
@@ -125,7 +127,7 @@ class Evaluator:
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
         cfg, total = self.experiment.cfg, None
-        batches = pipeline.eval_batches(
+        batches = eval_batches(
             task,
             self.experiment.converter,
             self.experiment.vocabulary,
@@ -147,7 +149,7 @@ class Evaluator:
             converter = self.experiment.converter
             if isinstance(converter, convert.DecoderOnly) and not converter.denoisers:
                 # Every text is read whole: comparable between vocabularies.
-                texts = pipeline.text_examples(task, cfg.eval.split)
+                texts = text_examples(task, cfg.eval.split)
                 kept = itertools.islice(texts, cfg.eval.max_examples or None)
                 size = sum(len(str(example["text"]).encode()) for _, example in kept)
                 named["bits_per_byte"] = total["lm/loss_sum"] / math.log(2) / max(size, 1)
@@ -156,7 +158,7 @@ class Evaluator:
     def _prompts(self, task: Task, split: str, limit: int):
         """Batches of one example per row: (batch, indices, text examples)."""
         cfg = self.experiment.cfg
-        return pipeline.prompt_batches(
+        return prompt_batches(
             task,
             self.experiment.converter,
             self.experiment.vocabulary,

@@ -25,9 +25,11 @@ from t5x_lite import atomic, console, runtime
 from t5x_lite.checkpoints import manifest
 from t5x_lite.checkpoints.checkpoint import DIRECTORY, load_model
 from t5x_lite.cluster import processes, sharding
-from t5x_lite.data import convert, local_files, pipeline, registry
+from t5x_lite.data import convert, local_files, registry
+from t5x_lite.data.eval_batches import prompt_batch
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Csv
+from t5x_lite.data.text_lines import Line, read_lines
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import predict
 from t5x_lite.evaluation.evaluate import chosen_steps
@@ -47,16 +49,17 @@ def run(
         raise ConfigError("--mode=score needs a model that gives text a probability; encoder-only models have none")
     needed = ("inputs", "targets") if mode == "score" else _needed(experiment, task)
     results = (*(("prediction", "score") if mode == "predict" else ("logprob", "tokens")), "truncated")
-    examples = _read(source, needed, added=("step", *results))
+    examples = read_input(source, needed, added=("step", *results))
     if which == "all":
         raise ConfigError("--checkpoint=all: lines are of one checkpoint; give latest, best or a step")
     (step,) = chosen_steps(workdir, which, cfg.checkpoint.keep_best)
     settings = _settings(experiment, workdir / DIRECTORY / str(step), mode, task)
     added = {"step": step, **dict.fromkeys(results)}
     with contextlib.ExitStack() as closing:
-        out = processes.on_each(lambda: closing.enter_context(_opened(output)) if jax.process_index() == 0 else None)
+        is_first = jax.process_index() == 0
+        out = processes.on_each(lambda: closing.enter_context(open_output(output)) if is_first else None)
         processes.on_first(lambda: _require_same(output, settings))
-        done = processes.on_first(lambda: _resume(output, examples, added, cfg.eval.batch_rows))
+        done = processes.on_first(lambda: resume(output, examples, added, cfg.eval.batch_rows))
         on_devices = runtime.start(experiment)
         params = load_model(workdir, step, on_devices.abstract_params())
         predictor = predict.Predictor(experiment, on_devices)
@@ -68,7 +71,7 @@ def run(
             mine = _results(predictor, params, task, mode, examples, range(begin, end))
             found = dict(processes.gather(mine))  # hosts that share rows have the same ones
             if out is not None:
-                lines = (_dumps(examples[i] | found[i] | {"step": step}) + "\n" for i in range(begin, end))
+                lines = (dumps(examples[i] | found[i] | {"step": step}) + "\n" for i in range(begin, end))
                 out.write("".join(lines))
                 out.flush()
                 os.fsync(out.fileno())  # a chunk is on disk before the next begins
@@ -94,7 +97,7 @@ def _results(
         scores = predictor.score(params, mine, task, each)
         found = [dataclasses.asdict(score) | {"logprob": _rounded(score.logprob)} for score in scores]
         return list(zip(rows, found, strict=True))
-    batch, truncated = pipeline.prompt_batch(
+    batch, truncated = prompt_batch(
         mine, task, experiment.converter, experiment.vocabulary, batch_rows=each,
         max_new_tokens=experiment.cfg.eval.max_decode_tokens,
     )  # fmt: skip
@@ -137,17 +140,19 @@ def _task(experiment: Experiment, name: str) -> Task:
     return next(iter(supervised.values()))
 
 
-def _read(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Sequence[dict]:
-    """The lines of a JSON-lines file, the rows of a CSV or TSV table, or each line of a text as {"inputs": …}.
-    DataError names line and field of the first that lacks one, or that has one of what will be `added`. What is read
-    stays on disk, but for JSON lines and text, which are kept."""
+def read_input(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Sequence[dict]:
+    """The objects of a JSON-lines file, the rows of a CSV or TSV table, or each line of a text as {"inputs": …}. Tables
+    stay on disk; JSON lines and text are kept in memory.
+
+    DataError, with line and field, for the first row that lacks a `needed` field, or has one that will be `added`.
+    """
     kind = local_files.kind_of(path.name) or "text"
     if kind not in ("text", "json", "csv", "tsv") or path.suffix.lower() == ".gz":
         raise ConfigError(f"--input={path}: .jsonl, .csv, .tsv and .txt are read, unpacked; write it as one of them")
     if kind == "text":
         if needed != ("inputs",):
             raise ConfigError(f"--input={path} has texts alone; {', '.join(needed)} are needed: write them as .jsonl")
-        rows: Sequence[dict] = [{"inputs": line.removesuffix("\r")} for line in _lines(path)]
+        rows: Sequence[dict] = [{"inputs": line.text} for line in _lines(path)]
     elif kind == "json":
         rows = list(_objects(path, needed, added))
     else:
@@ -167,38 +172,37 @@ def _require_free(added: tuple[str, ...], row: dict, where: str) -> None:
             raise DataError(f"{where}: the output adds a field {name!r}, which is there; rename it")
 
 
-def _lines(path: Path) -> list[str]:
-    """Of a file in UTF-8, with or without a mark of it in front; they end where a newline is, and nowhere else."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    return text.removesuffix("\n").split("\n") if text else []
+def _lines(path: Path) -> Iterator[Line]:
+    """The lines of a UTF-8 file; DataError for the first that is not UTF-8."""
+    for line in read_lines(path, str(path)):
+        if line.error:
+            raise line.error
+        yield line
 
 
 def _objects(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Iterator[dict]:
-    """The objects of a JSONL file. Lines of spaces hold none."""
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
+    """The objects of a JSONL file; blank lines are skipped."""
+    for line in _lines(path):
+        if not line.text.strip():
             continue
+        where = f"{path}:{line.number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line.text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f'{path}:{number}: not a JSON object ({error}); write {{"inputs": "…"}}') from None
+            raise DataError(f'{where}: not a JSON object ({error}); write {{"inputs": "…"}}') from None
         for field in needed:
             fits = (str, list) if field == "tokens" else str  # words may stand in a list
             if not isinstance(row, dict) or not isinstance(row.get(field), fits):
-                raise DataError(f'{path}:{number}: no text field {field!r}; write {{"{field}": "…"}}')
+                raise DataError(f'{where}: no text field {field!r}; write {{"{field}": "…"}}')
             if HALF.search(str(row[field])):
-                raise DataError(f"{path}:{number}: {field!r} holds half of a surrogate pair, which is no character")
-        _require_free(added, row, f"{path}:{number}")
+                raise DataError(f"{where}: {field!r} holds half of a surrogate pair, which is no character")
+        _require_free(added, row, where)
         yield row
 
 
-def _opened(path: Path) -> TextIO:
-    """To append to, for this process alone: two that go on behind the same line would write the rest twice."""
+def open_output(path: Path) -> TextIO:
+    """The file, opened to append to and locked: two processes that go on from the same line would write the rest twice.
+    ConfigError when it cannot be opened, or another process has locked it."""
     try:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
@@ -248,10 +252,12 @@ def _require_same(path: Path, settings: dict) -> None:
         )
 
 
-def _resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -> int:
-    """How many lines of `path` are done: whole chunks, or all; what a kill left behind them is removed. ConfigError,
-    and nothing changed, where the file holds anything but first results of these examples: with the fields of `added`,
-    and its values where they are not None."""
+def resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -> int:
+    """How many lines of `path` are done: complete chunks, or all. What a kill left after them is removed.
+
+    ConfigError, without a change to the file, unless it holds the first results of these examples, with the fields of
+    `added` and those of its values that are not None.
+    """
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     lines, rest = data[:whole].splitlines(), data[whole:]
@@ -266,7 +272,7 @@ def _resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -
 
     fits = len(lines) <= len(examples) and all(ours(*line) for line in enumerate(lines))
     if rest and fits:
-        begins = _dumps(examples[len(lines)])[:-1].encode() if len(lines) < len(examples) else b""
+        begins = dumps(examples[len(lines)])[:-1].encode() if len(lines) < len(examples) else b""
         fits = bool(begins) and rest[: len(begins)] == begins[: len(rest)]
     if not fits:
         raise ConfigError(
@@ -280,7 +286,7 @@ def _resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -
     return done
 
 
-def _dumps(row: dict) -> str:
+def dumps(row: dict) -> str:
+    """A row as JSON that UTF-8 can encode: half of a surrogate pair is escaped, as in the input."""
     text = json.dumps(row, ensure_ascii=False)
-    # Half of a surrogate pair has no UTF-8; escaped, it is what the input had.
     return json.dumps(row) if HALF.search(text) else text

@@ -14,6 +14,7 @@ from t5x_lite.cluster import processes, sharding
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.config import NEED_LABELS
 from t5x_lite.data import convert, packing
+from t5x_lite.data.fields import words_of
 from t5x_lite.data.registry import Task
 from t5x_lite.decoding import generate
 from t5x_lite.decoding.buckets import cut_to_bucket
@@ -220,7 +221,7 @@ class Predictor:
 
 
 def _tagged(logits_SC: np.ndarray, weights_S: np.ndarray, example: Mapping, task: Task) -> Prediction:
-    words = convert.words_of(example, task)
+    words = words_of(example, task)
     tags, score = read_heads.tags(logits_SC, weights_S, task.tags, len(words))
     return Prediction(spans_as_text(words, tags), score)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from t5x_lite.data.convert import Window
+from t5x_lite.data.convert_encoder import Window
 
 OUTSIDE = "O"  # the tag of a word that is cut off
 

@@ -14,7 +14,7 @@ def encoder_outputs(
 ) -> list[dict[str, np.ndarray]]:
     """For each example "ids", the int32 [tokens] that the encoder reads, and its outputs by head.
 
-    examples: texts, or ids (convert.Encoded), by field.  hidden: instead of the heads' outputs, "hidden", the states
+    examples: texts, or ids (Encoded), by field.  hidden: instead of the heads' outputs, "hidden", the states
     [tokens, D].  With the head `mlm`, its outputs are those of the masks in the text, in their order.
     """
 

@@ -15,7 +15,10 @@ from t5x_lite import config as configs
 from t5x_lite import experiment, models
 from t5x_lite.batch import Batch
 from t5x_lite.checkpoints import checkpoint
-from t5x_lite.data import convert, pipeline, vocabularies
+from t5x_lite.data import convert, vocabularies
+from t5x_lite.data.convert_encoder import EncoderOnly
+from t5x_lite.data.eval_batches import example_batch, prompt_batch
+from t5x_lite.data.fields import Encoded
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.decoding import generate
@@ -86,9 +89,7 @@ class Model:
 
         def work(examples: list[dict[str, str]]) -> list[float]:
             converter, task = self._converter(examples, ("inputs", "targets")), self._task(("inputs",))
-            batch = pipeline.example_batch(
-                examples, task, converter, self.vocabulary, batch_rows=power_of_two(len(examples))
-            )
+            batch = example_batch(examples, task, converter, self.vocabulary, batch_rows=power_of_two(len(examples)))
             return [float(x) for x in self._score(self.params, batch)]
 
         examples = []
@@ -133,7 +134,7 @@ class Model:
         if self.config.architecture == "text_to_text":
             fields["targets"] = second or self.generate([text])[0]
             converter = self._converter([fields], tuple(fields))
-            batch = pipeline.example_batch([fields], self._task(("inputs",)), converter, self.vocabulary, batch_rows=1)
+            batch = example_batch([fields], self._task(("inputs",)), converter, self.vocabulary, batch_rows=1)
         else:
             batch = self.tokenize([text], [second] if second else None)
         found = self._look(self.params, batch)
@@ -203,14 +204,14 @@ class Model:
         return task if self.features is None else dataclasses.replace(task, features=self.features)
 
     def prompts(self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
-        """What the model reads of each example's texts, or of their ids (convert.Encoded); missing rows are padding.
+        """What the model reads of each example's texts, or of their ids (Encoded); missing rows are padding.
         Warns of a text that is longer than the model can read, and is cut."""
         fields = tuple(examples[0]) if examples else ("inputs",)
         ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
-        encoded = [convert.Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
+        encoded = [Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
         converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
         # The converter's rows have no room for what is new: the cache has.
-        batch, truncated = pipeline.prompt_batch(
+        batch, truncated = prompt_batch(
             encoded, task, converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0
         )
         if any(truncated):
@@ -236,7 +237,7 @@ class Model:
             read = min(read, self.config.max_positions)
         if self.config.architecture == "encoder_only":
             classes = self.config.num_classes
-            return convert.EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more, num_classes=classes)
+            return EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more, num_classes=classes)
         if self.config.architecture == "text_to_text":
             targets = bucket(max(counts.get("targets", [0]), default=0) + 1 + more)
             if self.config.positions == "learned":

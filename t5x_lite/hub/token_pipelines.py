@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5x_lite.data import packing
-from t5x_lite.data.convert import Encoded, EncoderOnly, text_task
+from t5x_lite.data.convert import text_task
+from t5x_lite.data.convert_encoder import EncoderOnly
+from t5x_lite.data.fields import Encoded
 from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
 from t5x_lite.decoding.buckets import cut_to_bucket, power_of_two
 from t5x_lite.errors import ConfigError, DataError

@@ -8,10 +8,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from t5x_lite.data import registry
-from t5x_lite.data.formats import Sentences
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Tfds
+from t5x_lite.data.text_formats import Sentences
 from t5x_lite.tasks.published import Chosen, Published
 from t5x_lite.tasks.span_metrics import span_f1, spans_as_text, spans_of_text
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from t5x_lite.data import registry
-from t5x_lite.data.formats import Table
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import UNLABELLED, Mixture, Task
 from t5x_lite.data.sources import Files, Tfds
+from t5x_lite.data.text_formats import Table
 from t5x_lite.tasks.metrics import Metric, accuracy, f1, matthews, pearson, spearman
 from t5x_lite.tasks.published import Published
 

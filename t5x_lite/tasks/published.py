@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5x_lite.data import preprocess, records, registry
-from t5x_lite.data.formats import JsonLines, ParallelLines
+from t5x_lite.data import preprocess, registry
+from t5x_lite.data.opened_files import braces
 from t5x_lite.data.records import Example, Format
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Files, Tfds
-from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.data.text_formats import JsonLines, ParallelLines
+from t5x_lite.errors import ConfigError, DataError, one_line
 from t5x_lite.lookup import unknown
 
 Read = Callable[[str], Sequence[Example]]
@@ -55,7 +56,7 @@ class Published:
     def _rows(self, split: str) -> Sequence[Example]:
         path = self.find(split)
         if not callable(self.read):
-            form = ParallelLines() if records.braces(path) else self.read
+            form = ParallelLines() if braces(path) else self.read
             return Files({split: path}, form).split(split)
         return _read(self.read, path)
 
@@ -72,7 +73,7 @@ class Published:
         folders = [root / self.folder, *sorted(root.glob(f"*/{self.folder}")), root]
         for folder in folders:
             for name in self.files[split]:
-                paths = list((records.braces(name) or {"": name}).values())
+                paths = list((braces(name) or {"": name}).values())
                 if all((folder / path).is_file() for path in paths):
                     return str(folder / name)
         names = self.files[split]
@@ -134,7 +135,7 @@ def read_json(path: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path}: {records.one_line(error)}") from error
+        raise DataError(f"cannot read {path}: {one_line(error)}") from error
 
 
 def nested(expand: Callable[[Example], Iterable[Example]]) -> Read:
@@ -161,4 +162,4 @@ def as_data_error(where: str):
 
 
 def _reason(error: Exception) -> str:
-    return f"there is no {error}" if isinstance(error, KeyError) else records.one_line(error)
+    return f"there is no {error}" if isinstance(error, KeyError) else one_line(error)

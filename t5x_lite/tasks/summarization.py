@@ -7,11 +7,11 @@ dialogsum.train.jsonl, …).
 from collections.abc import Sequence
 
 from t5x_lite.data import registry
-from t5x_lite.data.formats import JsonLines, Table
 from t5x_lite.data.preprocess import template
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Files, Tfds
+from t5x_lite.data.text_formats import JsonLines, Table
 from t5x_lite.tasks.published import Published
 from t5x_lite.tasks.text_metrics import rouge
 

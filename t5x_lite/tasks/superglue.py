@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from t5x_lite.data import registry
-from t5x_lite.data.formats import JsonLines
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import UNLABELLED, Mixture, Task
 from t5x_lite.data.sources import Tfds
+from t5x_lite.data.text_formats import JsonLines
 from t5x_lite.tasks.metrics import accuracy, f1, grouped, macro_f1_of, matthews, of_groups, pairs, percent
 from t5x_lite.tasks.published import Published, nested
 from t5x_lite.tasks.text_metrics import squad

@@ -7,10 +7,10 @@ From TFDS (not Multi30k), or from a directory of parallel lines or JSON lines: -
 from collections.abc import Callable, Sequence
 
 from t5x_lite.data import registry
-from t5x_lite.data.formats import JsonLines
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Tfds
+from t5x_lite.data.text_formats import JsonLines
 from t5x_lite.tasks.metrics import Metric
 from t5x_lite.tasks.published import Published
 from t5x_lite.tasks.text_metrics import bleu, chrf

@@ -1,0 +1,183 @@
+"""Formats of binary files: Arrow, Parquet and ArrayRecord. A record is a row, and its place is the row's number."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.data.opened_files import File, plain, require_unchanged, version_of
+from t5x_lite.data.records import Example, OnBad, Read, Scanned
+from t5x_lite.data.text_formats import json_record
+from t5x_lite.data.user_cache import atomic_file, cache_dir
+from t5x_lite.errors import DataError, one_line
+
+
+class _OfRows:
+    """What these formats have in common."""
+
+    def where(self, path: Path, begin: int) -> str:
+        return f" row {begin}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrowRows(_OfRows):
+    """Arrow IPC, as a file or as the stream that Hugging Face's `save_to_disk` writes. It is mapped into memory, never
+    loaded."""
+
+    def local(self, file: File) -> Path:
+        return plain(file)
+
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        row = 0
+        for batch in _batches(path, file):
+            for begin in range(0, len(batch), 1024):
+                try:
+                    part = batch.slice(begin, 1024)
+                    part.validate(full=True)
+                    examples = part.to_pylist()
+                except (ValueError, TypeError, ArithmeticError, OSError) as error:
+                    raise DataError(f"{file.name}: damaged about row {row} ({one_line(error)}); get it again") from None
+                for example in examples:
+                    yield Scanned(row, 0, texts(example))
+                    row += 1
+
+    def reader(self, path: Path, file: File) -> Read:
+        batches = _batches(path, file)
+        ends = np.cumsum([len(batch) for batch in batches])
+        version = version_of(path, file)
+
+        def row_of(row: int) -> Example:
+            number = int(np.searchsorted(ends, row, side="right"))
+            batch = batches[number]
+            (example,) = batch.slice(row - int(ends[number]) + len(batch), 1).to_pylist()
+            return texts(example)
+
+        def read(places: Sequence[tuple[int, int]]) -> list[Example]:
+            require_unchanged(path, version, file)  # before reading, because a page that is gone ends the process
+            try:
+                examples = [row_of(row) for row, _ in places]
+            except (ValueError, TypeError, ArithmeticError, OSError) as error:
+                require_unchanged(path, version, file)
+                raise DataError(f"{file.name}: damaged ({one_line(error)}); get it again") from None
+            require_unchanged(path, version, file)
+            return examples
+
+        return read
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetRows(ArrowRows):
+    """Parquet, with its checksums checked if the file has them. Single rows of Parquet cannot be read, so it is read
+    from a copy in the cache, as Arrow."""
+
+    def local(self, file: File) -> Path:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+
+        copy = cache_dir() / "files" / f"{file.key}.arrow"
+        if copy.exists():
+            return copy
+        with atomic_file(copy) as out:
+            try:
+                table = pyarrow.parquet.ParquetFile(plain(file), page_checksum_verification=True)
+                with pyarrow.ipc.new_stream(out, table.schema_arrow) as writer:
+                    for batch in table.iter_batches(batch_size=1024):
+                        writer.write_batch(batch)
+            except (pyarrow.ArrowException, ValueError, OSError, TypeError) as error:
+                raise DataError(f"{file.name} is no whole Parquet file ({one_line(error)}); get it again") from None
+        return copy
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayRecordRows(_OfRows):
+    """ArrayRecord with JSON objects as records. (TFDS writes other records; `sources.Tfds` reads them.)"""
+
+    def local(self, file: File) -> Path:
+        return plain(file)
+
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        read = self.reader(path, file)
+        reader = self._opened(path, file)
+        for row in range(reader.num_records()):
+            try:
+                (example,) = read([(row, 0)])
+            except DataError as error:
+                bad(error, 1)
+            else:
+                yield Scanned(row, 0, example)
+
+    def reader(self, path: Path, file: File) -> Read:
+        reader = self._opened(path, file)
+
+        def record(row: int) -> Example:
+            where = f"{file.name}, record {row}"
+            try:
+                (data,) = reader.read([row])
+                text = data.decode("utf-8")
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"{where}: not a JSON object; data sets that TFDS wrote are read by sources.Tfds"
+                ) from None
+            except Exception as error:  # whatever the library finds wrong
+                raise DataError(f"{where}: {one_line(error)}; the file is damaged, get it again") from None
+            return json_record(text, where)
+
+        return lambda places: [record(row) for row, _ in places]
+
+    def _opened(self, path: Path, file: File):
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        try:
+            reader = ArrayRecordReader(str(path))
+            if not reader.ok() or not reader.num_records():
+                raise ValueError("it has no records")
+        except Exception as error:
+            raise DataError(f"{file.name} is no whole ArrayRecord file ({one_line(error)}); get it again") from None
+        return reader
+
+
+def _batches(path: Path, file: File) -> list:
+    """The record batches of an Arrow file, mapped into memory. DataError when one is corrupted or the end is
+    missing."""
+    import pyarrow
+    import pyarrow.ipc
+
+    try:
+        mapped = pyarrow.memory_map(str(path))
+        head = mapped.read(6)
+        mapped.seek(0)
+        if head == b"ARROW1":
+            opened = pyarrow.ipc.open_file(mapped)
+            return [opened.get_batch(i) for i in range(opened.num_record_batches)]
+        size = mapped.size()
+        mapped.seek(max(size - 8, 0))
+        if mapped.read(8) != b"\xff\xff\xff\xff\0\0\0\0":  # without this check a truncated file reads like a short one
+            raise ValueError("its end is missing")
+        mapped.seek(0)
+        return list(pyarrow.ipc.open_stream(mapped))
+    except (pyarrow.ArrowException, ValueError, OSError, TypeError) as error:
+        raise DataError(f"{file.name} is no whole Arrow file ({one_line(error)}); get it again") from None
+
+
+def texts(example: Mapping[str, Any]) -> Example:
+    """An example with its bytes as text, also those in lists and objects. Bytes that are not text, such as an image,
+    stay bytes; reading them as a text field is an error."""
+    return {name: _text(value) for name, value in example.items()}
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return texts(value)
+    if isinstance(value, list) and value and isinstance(value[0], bytes | list | Mapping):
+        return [_text(item) for item in value]
+    return value

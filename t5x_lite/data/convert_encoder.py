@@ -1,0 +1,388 @@
+"""The feature converter of encoder-only models: [CLS] … [SEP] with masked tokens, labels, tags, spans or choices."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.batch import ArraySpec, specs
+from t5x_lite.data import packing, ragged, words
+from t5x_lite.data.fields import ids_of, label, label_set, tag_ids, text_of, words_of
+from t5x_lite.data.masked_lm import mask_tokens, mlm_capacity
+from t5x_lite.data.packing import Examples
+from t5x_lite.data.ragged import Ragged
+from t5x_lite.data.registry import Task
+from t5x_lite.data.vocabulary import Vocabulary
+from t5x_lite.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Tokens `begin` to `end` of a context, which stand in a row of their own from column `first` on.
+
+    example: the number of the example that the context is from.
+    places: int64 [tokens of the context, 2]: for each token, (begin, end) of its word in the context, in characters.
+    """
+
+    example: int
+    first: int
+    begin: int
+    end: int
+    places: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOnly:
+    """BERT. A corpus gives pairs of texts for masked tokens, and for next sentence (Devlin et al. 2019, §3.1), where
+    half of the second texts come from another document, or for sentence order (Lan et al. 2020, §3.1), where half of
+    the pairs are swapped. A supervised example gives its segments and its label.
+
+    Two examples with [CLS] = 3 and [SEP] = 4, segments `7 8` with `5`, label 2, and `9`, label 0, in a row of 10:
+
+        encoder_input_tokens   3 7 8 4 5 4 3 9 4 0
+        encoder_segment_ids    1 1 1 1 1 1 2 2 2 0
+        encoder_positions      0 1 2 3 4 5 0 1 2 0
+        token_type_ids         0 0 0 0 1 1 0 0 0 0
+        pooled_positions       0 6 0 0
+        class_targets          2 0 0 0
+        class_weights          1 1 0 0
+    """
+
+    length: int
+    heads: tuple[str, ...]
+    mlm_rate: float = 0.15
+    max_examples_per_row: int = 16
+    whole_words: bool = False  # a word is masked with all its tokens or not at all
+    longest_ngram: int = 1  # the most words, or tokens, that are masked together
+    sentence_order: bool = False  # instead of next sentence: is the pair in order, or swapped (ALBERT)?
+    on_long: str = "truncate"
+    fairseq_marks: bool = False  # two [SEP] between the segments (RoBERTa's </s></s>)
+    window_stride: int = 128  # tokens from the start of one window of a long context to the start of the next
+    choices: int = 1  # the most choices of an example
+    num_classes: int = 0  # of the head multi_label
+
+    def specs(self) -> dict[str, ArraySpec]:
+        return specs("encoder_only", self.heads)
+
+    def sizes(self, pack: bool) -> dict[str, int]:
+        examples = self.max_examples_per_row if pack else 1
+        capacity = mlm_capacity(self.length, self.mlm_rate, examples)
+        slots = max(examples, self.choices)
+        labels = {"Y": slots * self.num_classes} if "multi_label" in self.heads else {}
+        return {"S": self.length, "P": capacity, "E": slots, **labels}
+
+    def corpus(self, texts, vocabulary, rng):
+        room = self.length - 3 - self.fairseq_marks  # [CLS] and two or three [SEP]
+        documents = [[ids for ids in _sentence_ids(text, vocabulary) if len(ids)] for text in texts]
+        pieces = [
+            (b"".join(ids.tobytes() for ids in document), first, second)
+            for document in documents
+            for first, second in _pieces(document, room)
+        ]
+        pairs, is_wrong = [], []
+        for document, first, second in pieces:
+            wrong = None
+            if "nsp" in self.heads and rng.random() < 0.5:
+                wrong = (second, first) if self.sentence_order and len(second) else None
+                if not self.sentence_order and (random := _other_second(pieces, document, rng)) is not None:
+                    wrong = (first, random[: room - len(first)])
+            is_wrong.append(wrong is not None)
+            pairs.append(wrong or (first, second[: room - len(first)]))
+        firsts, seconds = (ragged.of([pair[n] for pair in pairs]) for n in (0, 1))
+        return self._masked(firsts, seconds, np.array(is_wrong, bool), vocabulary, rng)
+
+    def denoise(self, texts, vocabulary, rng):
+        raise AssertionError("the pieces of an encoder's corpus are masked already")
+
+    def lengths(self, examples, vocabulary):
+        return packing.lengths_of(examples, self.specs(), "".join(self.sizes(pack=True)))
+
+    def supervised(self, examples, task, vocabulary):
+        if not task.head:
+            raise ConfigError(f"task {task.name!r} has nothing that an encoder's head could predict")
+        if task.head not in self.heads:
+            raise ConfigError(
+                f"task {task.name!r} needs the head {task.head!r}; the encoder has {', '.join(self.heads)}"
+            )
+        if task.head == "span":
+            out, windows = self.windows(examples, task, vocabulary)
+            answers_N2 = np.array([_answer(examples[w.example], w) for w in windows], np.int32).reshape(-1, 2)
+            out["span_starts"], out["span_ends"] = (ragged.singles(column_N) for column_N in answers_N2.T)
+            out["span_weights"] = ragged.singles(np.ones(len(windows), np.float32))
+            return out, np.zeros(len(windows), bool)
+        if task.head == "token_classification":
+            out, word_of, truncated = self._words(examples, task, vocabulary)
+            tags = ragged.of([tag_ids(example, task) for example in examples])
+            begins = out["token_weights"].values > 0
+            of_row = np.repeat(tags.starts, word_of.lengths)
+            out["token_targets"].values[begins] = tags.values[(of_row + word_of.values)[begins]]
+            return out, truncated
+        if task.head == "multi_label":
+            tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
+            out = self._unlabelled(tokens, types)
+            targets = np.array([label_set(example, task) for example in examples], np.float32)
+            out["label_targets"] = ragged.block(targets.reshape(len(examples), self.num_classes))
+            out["label_weights"] = ragged.singles(np.ones(len(examples), np.float32))
+            return out, truncated
+        labels = [label(example, task) for example in examples]
+        if task.head == "multiple_choice":
+            out, truncated = self._choices(examples, task, vocabulary)
+            out["choice_weights"] = ragged.block(
+                np.eye(len(task.choices), dtype=np.float32)[np.array(labels, np.int64)]
+            )
+            return out, truncated
+        tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
+        out = self._unlabelled(tokens, types)
+        name, dtype = ("regression", np.float32) if task.regression else ("class", np.int32)
+        out[f"{name}_targets"] = ragged.singles(np.array(labels, dtype))
+        out[f"{name}_weights"] = ragged.singles(np.ones(len(labels), np.float32))
+        return out, truncated
+
+    def prompts(self, examples, task, vocabulary, max_new_tokens):
+        """As in training. A long context gives its first window; `windows` gives all of them."""
+        if task.head == "span":
+            out, windows = self.windows(examples, task, vocabulary)
+            first = packing.take(out, np.unique([w.example for w in windows], return_index=True)[1])
+            return first, np.zeros(len(examples), bool)
+        if task.head == "token_classification":
+            out, _, truncated = self._words(examples, task, vocabulary)
+            return out, truncated
+        if task.head == "multiple_choice":
+            return self._choices(examples, task, vocabulary)
+        tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
+        return self._unlabelled(tokens, types), truncated
+
+    def prompt_sizes(self, max_new_tokens):
+        return self.sizes(pack=False)
+
+    def windows(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        task: Task,
+        vocabulary: Vocabulary,
+        overlap: Callable[[int], int] | None = None,
+    ) -> tuple[Examples, list[Window]]:
+        """[CLS] question [SEP] a window of the context [SEP], for every window that a context needs. If a context does
+        not fit in a row, each window begins `window_stride` tokens after the one before.
+
+        overlap: replaces that stride: from the size of a window to the number of tokens that it shares with the one
+            before.
+        Raises ConfigError when a row has no room for a context, or when windows cannot share so many tokens.
+        """
+        question, context = task.segments
+        questions = ragged.of(ids_of([text_of(e, question, task) for e in examples], vocabulary))
+        questions = ragged.cut(questions, self.length // 2)
+        windows, parts = [], []
+        for number, text in enumerate(text_of(e, context, task) for e in examples):
+            ids, places_T2 = vocabulary.places(text)
+            words_T2 = words.around(text, places_T2)
+            first = 2 + int(questions.lengths[number]) + self.fairseq_marks
+            room = self.length - first - 1
+            if room < 1:
+                raise ConfigError(f"data.length={self.length} leaves no room for a context behind a question")
+            step = min(self.window_stride, room) if overlap is None else room - overlap(room)
+            if not 0 < step <= room and len(ids) > room:
+                raise ConfigError(
+                    f"windows of {room} tokens cannot share {room - step}; let them share 0 to {room - 1}"
+                )
+            for begin in range(0, len(ids) - room + step, step) if len(ids) > room else (0,):
+                end = min(begin + room, len(ids))
+                windows.append(Window(number, first, begin, end, words_T2))
+                parts.append(ids[begin:end])
+        pair = [ragged.take(questions, np.array([w.example for w in windows], np.int64)), ragged.of(parts)]
+        filled, types, _ = self._with_marks(pair, [np.ones(len(windows), bool)] * 2, vocabulary)
+        return self._unlabelled(filled, types), windows
+
+    def _words(self, examples, task, vocabulary) -> tuple[Examples, Ragged, np.ndarray]:
+        """[CLS] the words of each example [SEP], with a weight of 1 on the first token of each word; the number of the
+        word of each token (0 for [CLS] and [SEP]); and which examples were truncated (bool [examples])."""
+        spaced = [[" " * (n > 0) + word for n, word in enumerate(words_of(e, task))] for e in examples]
+        tokens, word_of = words.encoded(spaced, vocabulary)
+        begins = np.diff(word_of.values, prepend=-1) != 0
+        begins[tokens.starts[tokens.lengths > 0]] = True
+        weights = Ragged(begins.astype(np.float32), tokens.lengths)
+        short = [ragged.cut(column, self.length - 2) for column in (tokens, word_of, weights)]
+        filled, types, _ = self._with_marks(short[:1], [np.ones(len(examples), bool)], vocabulary)
+        word_of, weights = (
+            ragged.join(mark, column, mark)
+            for column in short[1:]
+            for mark in [ragged.singles(np.zeros(len(examples), column.values.dtype))]
+        )
+        out = self._unlabelled(filled, types) | {"token_weights": weights}
+        return out, word_of, short[0].lengths < tokens.lengths
+
+    def _choices(self, examples, task, vocabulary) -> tuple[Examples, np.ndarray]:
+        """[CLS] segments [SEP] choice [SEP] for every choice of an example, side by side in its row. The choices do not
+        attend to each other."""
+        each = [
+            self._segments(examples, task, (*task.segments, choice), self.length // len(task.choices), vocabulary)
+            for choice in task.choices
+        ]
+        tokens = ragged.join(*(tokens for tokens, _, _ in each))
+        types = ragged.join(*(Ragged(types, tokens.lengths) for tokens, types, _ in each))
+        lengths = np.stack([tokens.lengths for tokens, _, _ in each], axis=1)
+        out = self._unlabelled(tokens, types.values, parts=ragged.block(lengths))
+        return out, np.any([truncated for _, _, truncated in each], axis=0)
+
+    def _segments(
+        self, examples, task, fields: Sequence[str], length: int, vocabulary
+    ) -> tuple[Ragged, np.ndarray, np.ndarray]:
+        """[CLS] first [SEP] second [SEP] of each example, the type of each token, and which examples were truncated
+        (bool [examples])."""
+        parts = [ragged.of(ids_of([text_of(e, field, task) for e in examples], vocabulary)) for field in fields]
+        lengths = np.stack([part.lengths for part in parts], axis=1)
+        room = length - 1 - len(parts) - self.fairseq_marks * (len(parts) - 1)
+        over = lengths.sum(axis=1) > room
+        kept = lengths.copy()
+        for row in np.flatnonzero(over):
+            kept[row] = _longest_first(lengths[row].tolist(), room)
+        short = [ragged.cut(part, n) for part, n in zip(parts, kept.T, strict=True)]
+        tokens, types, _ = self._with_marks(short, [np.ones(len(examples), bool)] * len(short), vocabulary)
+        return tokens, types, over
+
+    def _masked(
+        self, first: Ragged, second: Ragged, wrong: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator
+    ) -> Examples:
+        paired = second.lengths > 0
+        tokens, types, special = self._with_marks([first, second], [np.ones_like(paired), paired], vocabulary)
+        corrupted, positions = mask_tokens(
+            tokens, ~special, rng, vocabulary, self.mlm_rate, self.whole_words, self.longest_ngram
+        )
+        out = self._unlabelled(Ragged(corrupted, tokens.lengths), types)
+        if "mlm" in self.heads:
+            hidden = tokens.values[positions.values + np.repeat(tokens.starts, positions.lengths)]
+            out["mlm_positions"] = Ragged(positions.values.astype(np.int32), positions.lengths)
+            out["mlm_targets"] = Ragged(hidden, positions.lengths)
+            out["mlm_weights"] = Ragged(np.ones(len(hidden), np.float32), positions.lengths)
+        if "nsp" in self.heads:
+            out["nsp_targets"] = ragged.singles(wrong.astype(np.int32))
+            out["nsp_weights"] = ragged.singles(paired.astype(np.float32))
+        return out
+
+    def _with_marks(
+        self, parts: Sequence[Ragged], closed: Sequence[np.ndarray], vocabulary: Vocabulary
+    ) -> tuple[Ragged, np.ndarray, np.ndarray]:
+        """[CLS] first [SEP] second [SEP] …; the type of each token; and whether it is one of these marks.
+
+        closed: for each part, bool [rows]: whether a [SEP] follows it.
+        """
+        rows = len(parts[0])
+        pieces, type_of_piece, is_mark = [ragged.constant(vocabulary.cls_id, rows)], [0], [True]
+        for number, (part, close) in enumerate(zip(parts, closed, strict=True)):
+            mark = Ragged(np.full(int(close.sum()), vocabulary.sep_id, np.int32), close.astype(np.int64))
+            added = [part, mark]
+            if self.fairseq_marks and number:
+                added = [mark, part, mark]
+            pieces += added
+            type_of_piece += [number] * len(added)
+            is_mark += [piece is mark for piece in added]
+        lengths = np.stack([piece.lengths for piece in pieces], axis=1).ravel()
+        types = np.repeat(np.tile(np.array(type_of_piece, np.int32), rows), lengths)
+        marks = np.repeat(np.tile(np.array(is_mark), rows), lengths)
+        return ragged.join(*pieces), types, marks
+
+    def _unlabelled(self, tokens: Ragged, types: np.ndarray, parts: Ragged | None = None) -> Examples:
+        """The features of all heads, with a weight of 0 for every label.
+
+        parts: the lengths of the parts of each example that do not attend to each other; None: every example is one.
+        """
+        parts = ragged.singles(tokens.lengths) if parts is None else parts
+        begins = np.cumsum(parts.values) - parts.values - np.repeat(tokens.starts, parts.lengths)
+        out = {"encoder_input_tokens": tokens, "token_type_ids": Ragged(types, tokens.lengths)}
+        if "multiple_choice" in self.heads:
+            out[packing.PARTS] = parts
+        for name, spec in self.specs().items():
+            if name == "pooled_positions":
+                out[name] = Ragged(begins.astype(np.int32), parts.lengths)
+            elif spec.dims == "BE":
+                first = name == "choice_questions"  # 1 + the column where the example begins, which is 0 before packing
+                out[name] = Ragged(np.full(len(parts.values), first, spec.dtype), parts.lengths)
+            elif spec.dims == "BS" and name.startswith("token_") and name not in out:
+                out[name] = Ragged(np.zeros(len(tokens.values), spec.dtype), tokens.lengths)
+            elif spec.dims == "BY":
+                lengths = self.num_classes * parts.lengths
+                out[name] = Ragged(np.zeros(lengths.sum(), spec.dtype), lengths)
+            elif spec.dims == "BP":
+                out[name] = Ragged(np.zeros(0, spec.dtype), np.zeros(len(tokens), np.int64))
+        return out
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text. A sentence ends after . ! or ? before white space, and at a blank line.
+
+    >>> sentences("One. Two?\\n\\nThree")
+    ['One.', 'Two?', 'Three']
+    """
+    return [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n\s*\n", text) if s.strip()]
+
+
+def _sentence_ids(text, vocabulary: Vocabulary) -> list[np.ndarray]:
+    """The ids of each sentence; a text from a cache is such a list already."""
+    return vocabulary.encode(sentences(text)) if isinstance(text, str) else text
+
+
+def _pieces(document: list[np.ndarray], room: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(first, second) texts that cover a document. Together they are a run of sentences that fills `room` tokens, split
+    at the end of a sentence near its middle, or in the middle if it is a single sentence. A sentence longer than
+    `room` is cut up."""
+    out, run, length = [], [], 0
+
+    def close() -> None:
+        if not run:
+            return
+        whole = np.concatenate(run)
+        ends = np.cumsum([len(s) for s in run])
+        inner = ends[ends < len(whole)]
+        cut = int(inner[np.abs(inner - len(whole) / 2).argmin()]) if len(inner) else len(whole) // 2
+        out.append((whole[:cut], whole[cut:]) if cut else (whole, whole[:0]))
+
+    for sentence in (s[i : i + room] for s in document for i in range(0, len(s), room)):
+        if run and length + len(sentence) > room:
+            close()
+            run, length = [], 0
+        run.append(sentence)
+        length += len(sentence)
+    close()
+    return out
+
+
+def _other_second(pieces, document: bytes, rng: np.random.Generator) -> np.ndarray | None:
+    """The second text of a random piece of another document; None when eight draws give none.
+
+    A document is known by its ids, because one window can hold a small corpus several times.
+    """
+    for _ in range(8):
+        other, _, second = pieces[int(rng.integers(len(pieces)))]
+        if other != document and len(second):
+            return second
+    return None
+
+
+def _longest_first(lengths: list[int], room: int) -> list[int]:
+    """The tokens that each segment keeps, when tokens are removed from the longest one until all fit in `room`. BERT's
+    truncate_seq_pair does the same, but of equally long segments it shortens the second, where this shortens the first.
+
+    >>> _longest_first([9, 3, 9], 12)
+    [4, 3, 5]
+    """
+    if sum(lengths) <= room:
+        return lengths
+    cap = next(c for c in range(room, -1, -1) if sum(min(n, c) for n in lengths) <= room)
+    kept = [min(n, cap) for n in lengths]
+    for i in reversed(range(len(lengths))):
+        if lengths[i] > cap and sum(kept) < room:
+            kept[i] += 1
+    return kept
+
+
+def _answer(example: Mapping[str, Any], window: Window) -> tuple[int, int]:
+    """The columns of the first and last token of an example's answer; the column of [CLS] twice if the answer is not in
+    the window."""
+    begin, end = example.get("answer_span") or (0, 0)
+    tokens = np.flatnonzero((window.places[:, 1] > begin) & (window.places[:, 0] < end))
+    if not len(tokens) or tokens[0] < window.begin or tokens[-1] >= window.end:
+        return 0, 0
+    first = window.first - window.begin
+    return first + int(tokens[0]), first + int(tokens[-1])

@@ -1,0 +1,157 @@
+"""Batches for evaluation, prediction and scoring: in the source's order, every example exactly once over all hosts."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from t5x_lite import batch as batches
+from t5x_lite.batch import Batch
+from t5x_lite.data import packing
+from t5x_lite.data.convert import Converter
+from t5x_lite.data.order import generator
+from t5x_lite.data.packing import Examples
+from t5x_lite.data.reader import Reader, text_examples
+from t5x_lite.data.registry import Example, Task
+from t5x_lite.data.vocabulary import Vocabulary
+from t5x_lite.data.windows import TEXTS_PER_WINDOW, converted, denoised, groups
+from t5x_lite.errors import ConfigError, DataError
+
+EXAMPLES_PER_PACKING_WINDOW = 1024
+
+
+def eval_batches(
+    task: Task,
+    converter: Converter,
+    vocabulary: Vocabulary,
+    *,
+    batch_rows: int,
+    split: str = "validation",
+    pack: bool = False,
+    limit: int = 0,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> Iterator[Batch]:
+    """Every example of a split exactly once over all hosts, with the features of training (targets and weights).
+
+    All hosts get the same number of batches. The rows that are missing at the end have weights of 0. The noise of a
+    corpus is the same in every evaluation.
+    limit: source examples at most, 0 for all.
+    Raises DataError when the split has no example, ConfigError when the rows do not divide among the hosts.
+    """
+    specs, sizes = converter.specs(), converter.sizes(pack)
+    share = _rows_of_host(batch_rows, shard_index, shard_count)
+    windows = _windows(task, converter, vocabulary, split, limit, EXAMPLES_PER_PACKING_WINDOW if pack else 1)
+    blocks = (packing.pack_rows(examples, specs, sizes, pack)[0] for examples in windows)
+    batch = None
+    for global_batch in _of_rows(blocks, batch_rows):
+        batches.check(global_batch, specs, vocabulary.size)  # all of it, so that all hosts refuse it together
+        batch = {name: array[share] for name, array in global_batch.items()}
+        yield batch
+    if batch is None:
+        raise DataError(f"task {task.name!r}: all texts of split {split!r} are empty; there is nothing to evaluate")
+
+
+def prompt_batches(
+    task: Task,
+    converter: Converter,
+    vocabulary: Vocabulary,
+    *,
+    batch_rows: int,
+    max_new_tokens: int,
+    split: str = "validation",
+    limit: int = 0,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> Iterator[tuple[Batch, list[int], list[Example]]]:
+    """What a model reads to predict the target of each example of a split: (batch with one example a row, the indices
+    of this host's examples in the source, these examples)."""
+    share = _rows_of_host(batch_rows, shard_index, shard_count)
+    for group in groups(_limited(text_examples(task, split), limit), batch_rows):
+        numbered = group[share]
+        examples = [example for _, example in numbered]
+        rows = share.stop - share.start
+        batch, _ = prompt_batch(examples, task, converter, vocabulary, batch_rows=rows, max_new_tokens=max_new_tokens)
+        yield batch, [index for index, _ in numbered], examples
+
+
+def prompt_batch(
+    examples: Sequence[Mapping],
+    task: Task,
+    converter: Converter,
+    vocabulary: Vocabulary,
+    *,
+    batch_rows: int,
+    max_new_tokens: int,
+) -> tuple[Batch, list[bool]]:
+    """The prompts of text examples as one batch, one a row, and which of them were truncated. Missing rows are
+    padding."""
+    prompts, truncated = (
+        converter.prompts(examples, task, vocabulary, max_new_tokens) if examples else ({}, np.zeros(0, bool))
+    )
+    batch = _one_per_row(prompts, converter, vocabulary, batch_rows, converter.prompt_sizes(max_new_tokens))
+    return batch, truncated.tolist()
+
+
+def example_batch(
+    examples: Sequence[Mapping], task: Task, converter: Converter, vocabulary: Vocabulary, *, batch_rows: int
+) -> Batch:
+    """Supervised text examples with their targets as one batch, one a row. DataError for one that is longer than a
+    row."""
+    features, truncated = converter.supervised(examples, task, vocabulary) if examples else ({}, ())
+    if any(truncated):
+        texts = " and ".join(repr(str(text)[:40]) for text in examples[list(truncated).index(True)].values())
+        sizes = " and ".join(map(str, converter.sizes(pack=False).values()))
+        raise DataError(f"{texts} do not fit in rows of {sizes} tokens; shorten them")
+    return _one_per_row(features, converter, vocabulary, batch_rows, converter.sizes(pack=False))
+
+
+def _one_per_row(
+    examples: Examples, converter: Converter, vocabulary: Vocabulary, batch_rows: int, sizes: Mapping[str, int]
+) -> Batch:
+    specs = converter.specs()
+    number = packing.count(examples) if examples else 0
+    batch = packing.fill(examples, np.arange(number), batch_rows, specs, sizes)
+    batches.check(batch, specs, vocabulary.size)
+    return batch
+
+
+def _windows(
+    task: Task, converter: Converter, vocabulary: Vocabulary, split: str, limit: int, fewest: int
+) -> Iterator[Examples]:
+    """The examples of a split, in groups of at least `fewest`; the last may be smaller."""
+    ready: list[Examples] = []
+    reader = Reader(task, split)
+    for window, group in enumerate(groups(_limited(text_examples(task, split), limit), TEXTS_PER_WINDOW)):
+        rng = generator(0, task.name, split, "window", window)
+        pieces = [converted(group, reader, converter, vocabulary, rng)[0]]
+        ready.append(denoised(pieces, converter, vocabulary, rng))
+        if sum(map(packing.count, ready)) >= fewest:
+            yield packing.concatenate(ready)
+            ready = []
+    if sum(map(packing.count, ready)):
+        yield packing.concatenate(ready)
+
+
+def _of_rows(blocks: Iterable[Batch], rows: int) -> Iterator[Batch]:
+    """The same rows in batches of `rows`; the last is filled up with padding."""
+    rest: Batch = {}
+    for block in blocks:
+        rest = {name: np.concatenate([rest[name], array]) for name, array in block.items()} if rest else block
+        full = len(next(iter(rest.values()))) // rows
+        for n in range(full):
+            yield {name: array[n * rows : (n + 1) * rows] for name, array in rest.items()}
+        rest = {name: array[full * rows :] for name, array in rest.items()}
+    if rest and (missing := rows - len(next(iter(rest.values())))) < rows:
+        yield {name: np.pad(array, [(0, missing), (0, 0)]) for name, array in rest.items()}
+
+
+def _rows_of_host(batch_rows: int, shard_index: int, shard_count: int) -> slice:
+    if batch_rows % shard_count:
+        raise ConfigError(f"eval.batch_rows={batch_rows} does not split over {shard_count} processes; use a multiple")
+    rows = batch_rows // shard_count
+    return slice(shard_index * rows, (shard_index + 1) * rows)
+
+
+def _limited(items: Iterable, limit: int) -> Iterable:
+    return itertools.islice(items, limit) if limit else items

@@ -1,0 +1,108 @@
+"""Reading the fields of a task's examples: texts, ids, labels, numbers, words and tags.
+
+Every function raises DataError for a field that is missing or wrong, and says how to correct it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.data.registry import Task, label_names
+from t5x_lite.data.vocabulary import Vocabulary
+from t5x_lite.errors import DataError
+
+
+class Encoded(dict[str, Any]):
+    """An example from a cache: token ids in place of each text (in a corpus that an encoder reads, a list with the ids
+    of each sentence). label: what its `targets` stand for, if the task has labels."""
+
+    label: float = 0
+
+
+def text_of(example: Mapping[str, Any], field: str, task: Task) -> Any:
+    """A field of an example as text, or the ids that a cache has for it."""
+    if field not in example:
+        raise DataError(
+            f"task {task.name!r} needs the field {field!r}; after its preprocessors an example has "
+            f"{', '.join(map(str, example)) or 'none'}. Make it with preprocess.template({field}='…')"
+        )
+    if example[field] is None:
+        raise DataError(
+            f"task {task.name!r}: the field {field!r} of an example is null; correct the data, or drop such examples "
+            "with preprocess.keep"
+        )
+    if isinstance(example[field], bytes):
+        raise DataError(f"task {task.name!r}: the field {field!r} of an example holds bytes that are not UTF-8")
+    return example[field] if isinstance(example, Encoded) else str(example[field])
+
+
+def ids_of(texts: Sequence, vocabulary: Vocabulary) -> list[np.ndarray]:
+    """The ids of each text; texts from a cache are ids already."""
+    return vocabulary.encode(texts) if not len(texts) or isinstance(texts[0], str) else list(texts)
+
+
+def words_of(example: Mapping[str, Any], task: Task) -> list[str]:
+    """The words of an example of a tagging task: its field `tokens`, which is a list or a text with spaces between
+    words."""
+    tokens = example.get("tokens")
+    if isinstance(tokens, list | tuple):
+        return [str(token) for token in tokens]
+    return text_of(example, "tokens", task).split()
+
+
+def tag_ids(example: Mapping[str, Any], task: Task) -> np.ndarray:
+    """int32 [words]: the class of each word's tag. DataError when a word has no tag, or an unknown one."""
+    tags, count = list(example.get("tags") or ()), len(words_of(example, task))
+    unknown = [tag for tag in tags if tag not in task.tags]
+    if unknown or len(tags) != count:
+        problem = f"tag {unknown[0]!r} is not one of {', '.join(task.tags)}" if unknown else f"{len(tags)} tags"
+        raise DataError(
+            f"task {task.name!r}: {problem}, of the {count} words {' '.join(words_of(example, task))[:80]!r}; correct "
+            "the data, or add it to the task's tags"
+        )
+    return np.array([task.tags.index(tag) for tag in tags], np.int32)
+
+
+def label_set(example: Mapping[str, Any], task: Task) -> list[bool]:
+    """For each of the task's labels, whether the example's target names it; DataError when it names another one."""
+    named = label_names(text_of(example, "targets", task))
+    for name in named:
+        _require_label(name, example, task)
+    return [label in named for label in task.labels]
+
+
+def label(example: Mapping[str, Any], task: Task) -> int | float:
+    """The class index, or the number in regression, that an example's target stands for."""
+    if isinstance(example, Encoded):
+        return example.label
+    field = "number" if task.regression and "number" in example else "targets"
+    target = text_of(example, field, task).strip()
+    if task.regression:
+        try:
+            number = float(target)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise DataError(
+                f"task {task.name!r}: target {target!r} is not a finite number; correct it in the data "
+                f"({_beginnings(example, task)})"
+            )
+        return number
+    _require_label(target, example, task)
+    return task.labels.index(target)
+
+
+def _require_label(name: str, example: Mapping[str, Any], task: Task) -> None:
+    if name not in task.labels:
+        raise DataError(
+            f"task {task.name!r}: label {name!r} is not one of {', '.join(task.labels)}; "
+            f"correct it in the data or add it to the task's labels ({_beginnings(example, task)})"
+        )
+
+
+def _beginnings(example: Mapping[str, Any], task: Task) -> str:
+    """How an example's texts begin, so that a reader of the message can find it."""
+    names = dict.fromkeys(("inputs", *task.segments))
+    return ", ".join(f"{name} {str(example[name])[:80]!r}" for name in names if name in example)

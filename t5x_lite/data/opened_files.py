@@ -1,0 +1,147 @@
+"""A file as it was when it was opened: what identifies it, a plain local copy to read, and whether it has changed."""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import io
+import os
+import re
+import zlib
+from pathlib import Path
+
+from t5x_lite.data.remote_files import BLOCK_BYTES, FETCHED, fetch, is_remote, open_remote, size_and_version
+from t5x_lite.data.user_cache import atomic_file, cache_dir
+from t5x_lite.errors import DataError
+from t5x_lite.lookup import suggest
+
+VERSION = 1  # part of every key; raise it when a format makes something else of a file
+OPEN_FILES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file as it was when it was opened. name: a path or a URL (gs://…); with braces, it stands for several files."""
+
+    name: str
+    size: int  # bytes
+    mtime_ns: int
+    version: str = ""  # of a remote file, in the terms of its file system
+
+    @staticmethod
+    def of(name: str) -> "File":
+        """The file of this name as it is now; DataError when it is missing or empty."""
+        if parts := [File.of(part) for part in braces(name).values()]:
+            sizes, times, versions = zip(*((part.size, part.mtime_ns, part.version) for part in parts), strict=True)
+            return File(name, sum(sizes), sum(times), " ".join(versions))
+        try:
+            if is_remote(name):
+                size, version = size_and_version(name)
+                file = File(name, size, 0, version)
+            else:
+                stat = Path(name).stat()
+                file = File(name, stat.st_size, stat.st_mtime_ns)
+        except OSError as error:
+            raise cannot_read(name, error) from None
+        if file.size == 0:
+            raise DataError(f"{name} is empty (0 bytes); is it the right file?")
+        return file
+
+    @functools.cached_property
+    def key(self) -> str:
+        """24 hex digits that identify the file and its contents: they change when the file does."""
+        if parts := braces(self.name):
+            return digest("".join(File.of(part).key for part in parts.values()).encode())
+        if is_remote(self.name):
+            place, ends = self.name, b""
+        else:
+            place = str(Path(self.name).absolute())
+            with open_file(self.name) as file:
+                ends = file.read(1 << 16)
+                file.seek(max(self.size - (1 << 16), 0))
+                ends += file.read(1 << 16)
+        return digest(repr((VERSION, place, self.size, self.mtime_ns, self.version)).encode() + ends)
+
+
+def braces(pattern: str) -> dict[str, str]:
+    """{alternative: path} of a pattern with one pair of braces; {} for any other name.
+
+    >>> braces("train.{en,de}.gz")
+    {'en': 'train.en.gz', 'de': 'train.de.gz'}
+    """
+    parts = re.fullmatch(r"([^{}]*)\{([^{}]+,[^{}]+)\}([^{}]*)", pattern)
+    return {part: parts[1] + part + parts[3] for part in parts[2].split(",")} if parts else {}
+
+
+def plain(file: File) -> Path:
+    """A local, uncompressed file with the same bytes: the file itself, if it is one, else a copy in the cache."""
+    is_packed = file.name.endswith(".gz")
+    if not is_remote(file.name) and not is_packed:
+        return Path(file.name)
+    if not is_packed and file.version.startswith(FETCHED):
+        return fetch(file.name)[0]
+    copy = cache_dir() / "files" / f"{file.key}-{Path(file.name.removesuffix('.gz')).name}"
+    if copy.exists():
+        return copy
+    with atomic_file(copy) as out:
+        written = 0
+        try:
+            with open_remote(file.name, file.version) if is_remote(file.name) else open_file(file.name) as raw:
+                source = gzip.GzipFile(fileobj=raw) if is_packed else raw  # type: ignore[call-overload]
+                while block := source.read(BLOCK_BYTES):
+                    out.write(block)
+                    written += len(block)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(
+                f"{file.name}: broken after {written} bytes of text ({error}); get the file again"
+            ) from None
+    if not written:
+        copy.unlink()
+        raise DataError(f"{file.name} is empty (0 bytes of text); is it the right file?")
+    return copy
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def open_handle(path: Path, version: tuple[int, int]) -> io.FileIO:
+    """The handle of a local file in this version, opened once."""
+    return open_file(str(path), buffering=0)  # type: ignore[return-value]
+
+
+def open_file(name: str, buffering: int = -1):
+    """A local file, opened to read bytes; DataError when it cannot be."""
+    try:
+        return Path(name).open("rb", buffering=buffering)
+    except OSError as error:
+        raise cannot_read(name, error) from None
+
+
+def version_of(path: Path, file: File) -> tuple[int, int]:
+    """(time of change in ns, bytes) of the file at `path`, from which `file` is read, as they were when it was
+    opened."""
+    if path == Path(file.name):
+        return file.mtime_ns, file.size
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def require_unchanged(path: Path | io.FileIO, version: tuple[int, int], file: File) -> None:
+    """DataError, which names `file`, unless the file at `path`, or behind a handle, still has this version."""
+    try:
+        stat = os.fstat(path.fileno()) if isinstance(path, io.FileIO) else path.stat()
+    except OSError as error:
+        raise cannot_read(file.name, error) from None
+    if (stat.st_mtime_ns, stat.st_size) != version:
+        raise DataError(f"{file.name} was changed while it was read; start again, and leave it alone meanwhile")
+
+
+def cannot_read(name: str, error: OSError) -> DataError:
+    """The error for a file that cannot be opened, with a name that may be meant."""
+    path = Path(name)
+    near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else []
+    hint = f"did you mean {path.parent / near[0]}?" if near else f"is {path.parent} the right directory?"
+    return DataError(f"cannot read {name}: {error.strerror or error}; {hint}")
+
+
+def digest(data: bytes) -> str:
+    """The first 24 hex digits of the SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:24]

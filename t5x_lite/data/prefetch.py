@@ -1,0 +1,49 @@
+"""Making results ahead of time in a background thread."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Prefetcher:
+    """A background thread that calls `produce` and keeps up to `depth` results ready."""
+
+    def __init__(self, produce: Callable[[], Any], depth: int):
+        self._queue: queue.Queue = queue.Queue(depth)
+        self._failed: tuple[str, Any] | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(produce,), name="t5x_lite-data", daemon=True)
+        self._thread.start()
+
+    def next(self) -> Any:
+        """The next result, in order. Raises what `produce` raised, and raises it again on every later call."""
+        kind, value = self._failed or self._queue.get()
+        if kind == "error":
+            self._failed = kind, value  # the thread has ended, so nothing more will come
+            raise value
+        return value
+
+    def close(self) -> None:
+        """Stops the thread and drops the results that nobody took."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(0.01)
+
+    def _run(self, produce: Callable[[], Any]) -> None:
+        while not self._stopped.is_set():
+            try:
+                item = ("value", produce())
+            except BaseException as error:
+                item = ("error", error)
+            while not self._stopped.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if item[0] == "error":
+                return

@@ -1,0 +1,316 @@
+"""Formats of text files: lines, paragraphs, JSON lines, CSV, CoNLL's columns, and parallel files.
+
+A format finds, checks and reads the records of a file. records.py keeps an index of what it finds.
+"""
+
+import csv
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from t5x_lite.data.opened_files import File, braces, open_file, open_handle, plain, require_unchanged, version_of
+from t5x_lite.data.records import Example, OnBad, Read, Records, Scanned, open_records
+from t5x_lite.data.text_lines import MAX_RECORD_BYTES, Line, bare, read_lines
+from t5x_lite.errors import DataError, one_line
+
+BLOCK_BYTES = 1 << 20  # read at a time
+LIST_TO_LINES = "write one object a line (of a list of them, jq -c .[] FILE > FILE.jsonl makes that)"
+
+
+class _OfLines:
+    """What formats of text have in common: a record is a run of bytes in a plain local file."""
+
+    def local(self, file: File) -> Path:
+        return plain(file)
+
+    def reader(self, path: Path, file: File) -> Read:
+        version = version_of(path, file)
+
+        def read(places: Sequence[tuple[int, int]]) -> list[Example]:
+            handle = open_handle(path, version)
+            descriptor, examples = handle.fileno(), []
+            try:
+                for begin, length in places:
+                    examples.append(self.parse(os.pread(descriptor, length, begin).decode("utf-8"), file.name))
+            except (ValueError, csv.Error, StopIteration, RecursionError):
+                require_unchanged(handle, version, file)
+                begin, _ = places[len(examples)]  # neither the file's time nor its size show this change
+                raise DataError(f"{file.name}: byte {begin} is not what it was when the file was indexed") from None
+            require_unchanged(handle, version, file)  # after reading, because a change during it counts too
+            return examples
+
+        return read
+
+    def where(self, path: Path, begin: int) -> str:
+        with open_file(str(path)) as file:
+            blocks = (file.read(min(BLOCK_BYTES, begin - at)) for at in range(0, begin, BLOCK_BYTES))
+            return str(1 + sum(block.count(b"\n") for block in blocks))
+
+    def parse(self, text: str, where: str) -> Example:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class TextLines(_OfLines):
+    """An example {field: line} for each line. Blank lines are left out, unless `keep_blank`."""
+
+    field: str = "text"
+    keep_blank: bool = False
+
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        for line in read_lines(path, file.name):
+            if line.error:
+                bad(line.error, 1)
+            elif self.keep_blank or line.text.strip():
+                yield Scanned(line.begin, line.end - line.begin, {self.field: line.text})
+
+    def parse(self, text: str, where: str) -> Example:
+        return {self.field: bare(text)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Paragraphs(_OfLines):
+    """An example {field: text} for each paragraph: a run of lines that are not blank."""
+
+    field: str = "text"
+
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        for lines in _blocks(path, file.name, bad):
+            text = "\n".join(line.text for line in lines)
+            yield Scanned(lines[0].begin, lines[-1].end - lines[0].begin, {self.field: text})
+
+    def parse(self, text: str, where: str) -> Example:
+        return {self.field: "\n".join(map(bare, text.removesuffix("\n").split("\n")))}
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines(_OfLines):
+    """JSON objects, one a line."""
+
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        for line in read_lines(path, file.name):
+            try:
+                if line.error:
+                    raise line.error
+                if not line.text.strip():
+                    continue
+                row = json_record(line.text, f"{file.name}:{line.number}")
+            except DataError as error:
+                bad(error, 1)
+            else:
+                yield Scanned(line.begin, line.end - line.begin, row)
+
+    def parse(self, text: str, where: str) -> Example:
+        return json.loads(text)
+
+
+def json_record(text: str, where: str) -> Example:
+    """A JSON object as an example. DataError, which says `where`, for anything else, for a key that comes twice, for
+    NaN and the infinities, which JSON lacks, and for half of a surrogate pair, which is no text."""
+    try:
+        row = _STRICT.decode(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+        if text.count("[") + text.count("{") > 100:  # JSON that can be read may be nested too deeply to be written
+            json.dumps(row)
+    except (ValueError, RecursionError) as error:
+        way = LIST_TO_LINES if text.lstrip()[:1] == "[" else "write one object a line"
+        way += " (jq -c . FILE > FILE.jsonl makes that)" if text.strip() == "{" else ""
+        raise DataError(f"{where}: not JSON ({one_line(error)}); {way}") from None
+    if isinstance(row, list):
+        raise DataError(f"{where}: a JSON list; {LIST_TO_LINES}")
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: a JSON {type(row).__name__}; write an object such as {{"text": "…"}}')
+    return row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} comes twice")
+    return row
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(_OfLines):
+    """CSV and TSV, a text field for each column.
+
+    columns: their names, if the file has no header.
+    quoting: False if quotes are text, as in GLUE's files.
+    drops_short_rows: leaves out rows with too few columns, such as those in the published file of GLUE's QQP.
+    """
+
+    delimiter: str = ","
+    columns: tuple[str, ...] = ()
+    quoting: bool = True
+    drops_short_rows: bool = False
+
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        lines: list[Line] = []  # of the record that is being read; a quoted cell may span several
+
+        def texts() -> Iterator[str]:
+            for line in read_lines(path, file.name):
+                lines.append(line)
+                yield line.text + "\n"
+
+        header = list(self.columns)
+        rows = self._cells(texts())
+        while True:
+            lines.clear()
+            try:
+                cells = next(rows, None)
+                if cells is None:
+                    return
+                where = f"{file.name}:{lines[0].number}"
+                if wrong := next((line.error for line in lines if line.error), None):
+                    if not header:
+                        raise wrong
+                    bad(wrong, 1)
+                elif not header:
+                    header = cells
+                    if repeated := [name for name in header if header.count(name) > 1]:
+                        raise DataError(
+                            f"{where}: two columns are named {repeated[0]!r}; rename one, or put a line with names "
+                            "above the first row if this is that"
+                        )
+                elif cells and len(cells) != len(header):
+                    if not (self.drops_short_rows and len(cells) < len(header)):
+                        bad(self._ragged(header, cells, where), 1)
+                elif cells:
+                    begin, end = lines[0].begin, lines[-1].end
+                    yield Scanned(begin, end - begin, dict(zip(header, cells, strict=True)))
+            except csv.Error as error:
+                why = f"{error} in the record that begins here; is a quote left open?"
+                if "new-line character" in str(error):
+                    why = "a carriage return in the midst of a cell; if lines end in it, tr '\\r' '\\n' mends the file"
+                wrong = DataError(f"{file.name}:{lines[0].number}: {why}")
+                if not header or "end of data" in str(error):  # the record took in the rest of the file
+                    raise wrong from None
+                bad(wrong, len(lines))
+
+    def reader(self, path: Path, file: File) -> Read:
+        rows = self._cells(line.text + "\n" for line in read_lines(path, file.name))
+        header = list(self.columns) or next(filter(None, rows))
+        read = dataclasses.replace(self, columns=tuple(header))
+        return super(Table, read).reader(path, file)
+
+    def parse(self, text: str, where: str) -> Example:
+        lines = (bare(line) + "\n" for line in bare(text).split("\n"))
+        return dict(zip(self.columns, next(self._cells(lines)), strict=True))
+
+    def _cells(self, lines: Iterable[str]):
+        style = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
+        csv.field_size_limit(MAX_RECORD_BYTES)  # the default of 131,072 is less than a long document
+        return csv.reader(lines, delimiter=self.delimiter, quoting=style, strict=self.quoting)
+
+    def _ragged(self, header: Sequence[str], cells: Sequence[str], where: str) -> DataError:
+        return DataError(
+            f"{where}: {len(cells)} columns; the header has {len(header)} "
+            f"({', '.join(header)}). Quote cells that hold the delimiter {self.delimiter!r}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentences(_OfLines):
+    """CoNLL's columns: a line for each token with its tags, and a blank line between sentences.
+
+    An example has a text for each column: its tokens, or tags, with a space between them. A line is cut at its tabs, or
+    at its spaces if it has no tab. Lines that begin with -DOCSTART- are left out.
+    """
+
+    columns: tuple[str, ...] = ("tokens", "tags")
+
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        for lines in _blocks(path, file.name, bad):
+            try:
+                row = self._row([(f"{file.name}:{line.number}", line.text) for line in lines])
+            except DataError as error:
+                bad(error, 1)
+            else:
+                if row:
+                    yield Scanned(lines[0].begin, lines[-1].end - lines[0].begin, row)
+
+    def parse(self, text: str, where: str) -> Example:
+        lines = text.removesuffix("\n").split("\n")
+        return self._row([(where, bare(line)) for line in lines])
+
+    def _row(self, lines: Sequence[tuple[str, str]]) -> Example:
+        rows = []
+        for where, line in lines:
+            if line.startswith("-DOCSTART-"):
+                continue
+            cells = line.split("\t") if "\t" in line else line.split(" ")
+            if len(cells) != len(self.columns) or not all(cells):
+                raise DataError(
+                    f"{where}: {len(cells)} columns, {line[:60]!r}; every line has {len(self.columns)} "
+                    f"({', '.join(self.columns)}), with a tab or one space between them"
+                )
+            rows.append(cells)
+        return {name: " ".join(cells) for name, cells in zip(self.columns, zip(*rows, strict=True), strict=False)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelLines:
+    """Files whose lines belong together: "train.{en,de}.gz" stands for two files and gives examples
+    {"en": …, "de": …}.
+
+    Lines that are blank in all files are left out. Files of different length are an error. So is any bad line: if it
+    were left out, the lines after it would no longer belong together.
+    """
+
+    def local(self, file: File) -> Path:
+        return Path(file.name)
+
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        sides = self._sides(file)
+        lengths = {name: len(side) for name, side in sides.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(
+                f"{file.name}: {', '.join(f'{n} has {c:,} lines' for n, c in lengths.items())}; line by line they must "
+                "belong together"
+            )
+        for number in range(min(lengths.values())):
+            row = {name: side[number][name] for name, side in sides.items()}
+            if any(text.strip() for text in row.values()):
+                yield Scanned(number, 0, row)
+
+    def reader(self, path: Path, file: File) -> Read:
+        sides = self._sides(file)
+
+        def read(places: Sequence[tuple[int, int]]) -> list[Example]:
+            numbers = [number for number, _ in places]
+            rows = zip(*(side.read_many(numbers) for side in sides.values()), strict=True)
+            return [{name: text for row in sided for name, text in row.items()} for sided in rows]
+
+        return read
+
+    def where(self, path: Path, begin: int) -> str:
+        return str(begin + 1)
+
+    def _sides(self, file: File) -> dict[str, Records]:
+        paths = braces(file.name)
+        return {field: open_records(path, TextLines(field, keep_blank=True)) for field, path in paths.items()}
+
+
+def _blocks(path: Path, name: str, bad: OnBad) -> Iterator[list[Line]]:
+    """Runs of lines that are not blank."""
+    for is_blank, run in itertools.groupby(
+        read_lines(path, name), lambda line: not line.text.strip() and not line.error
+    ):
+        lines = [] if is_blank else list(run)
+        if wrong := next((line.error for line in lines if line.error), None):
+            bad(wrong, 1)
+        elif lines:
+            yield lines

@@ -1,0 +1,305 @@
+"""Vocabularies made of a tokenizer of Hugging Face's `tokenizers`: WordPiece, byte-level BPE, and whatever else a
+tokenizer.json holds."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.data.vocabulary import (
+    HOW_TO_GET_ONE,
+    WHITE_SPACE,
+    before_eos,
+    decoded,
+    digest,
+    json_object,
+    read_file,
+    text_with_names,
+    too_few_sentinels,
+    utf8,
+)
+from t5x_lite.errors import ConfigError, DataError
+
+# The usual token of each role, for tokenizers without a tokenizer_config.json that names it.
+ROLE_TOKENS = {
+    "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
+    "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[EOS]"),
+    "bos": ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<cls>"),
+    "sep": ("[SEP]", "<sep>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+# The roles whose token takes the place of a role that a tokenizer lacks: RoBERTa's [CLS] is <s>, BERT ends with [SEP],
+# GPT-2 has only <|endoftext|>.
+STAND_INS = {
+    "pad": ("eos", "sep"),
+    "eos": ("sep",),
+    "bos": ("cls", "eos"),
+    "unk": ("eos",),
+    "cls": ("bos",),
+    "sep": ("eos",),
+    "mask": (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerVocabulary:
+    """A tokenizer of Hugging Face's `tokenizers`, from one of three kinds of file:
+
+        tokenizer.json             any tokenizer; its settings for truncation and padding are ignored
+        vocab.txt                  BERT's WordPiece; lower case unless the file holds cased pieces, or
+                                   `do_lower_case` in a tokenizer_config.json beside it says otherwise
+        vocab.json (+ merges.txt)  GPT-2's and RoBERTa's byte-level BPE
+
+    The token of a role is the one that a tokenizer_config.json or special_tokens_map.json beside the file names, else
+    the usual one (ROLE_TOKENS), else that of another role (STAND_INS). Sentinels are the tokens `<extra_id_k>`. The
+    file is read when first needed.
+    """
+
+    path: Path
+
+    def __getstate__(self) -> dict:  # each worker process reads the file
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+    @functools.cached_property
+    def _settings(self) -> dict[str, Any]:
+        """The entries of the JSON files beside the tokenizer's file."""
+        settings: dict[str, Any] = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            beside = Path(self.path).parent / name
+            if beside.is_file():
+                settings |= json_object(beside, read_file(beside))
+        return settings
+
+    @functools.cached_property
+    def _contents(self) -> dict[Path, bytes]:
+        path = Path(self.path)
+        paths = [path, path.with_name("merges.txt")] if path.name == "vocab.json" else [path]
+        return {p: read_file(p) for p in paths}
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The `tokenizers.Tokenizer`; ConfigError when the file holds none that can be used."""
+        import tokenizers
+
+        path, contents = Path(self.path), list(self._contents.values())
+        try:
+            if path.suffix == ".txt":
+                tokenizer = self._word_piece(decoded(path, contents[0]))
+            elif path.name == "vocab.json":
+                tokenizer = self._byte_pairs(json_object(path, contents[0]), decoded(path, contents[1]))
+            else:
+                tokenizer = tokenizers.Tokenizer.from_str(decoded(path, contents[0]))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.encode_special_tokens = True
+            tokenizer.encode("a \x00 é 1", add_special_tokens=False)  # some files lack what encoding needs
+        except (ConfigError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exceptions; its panics are BaseExceptions
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{path} ({len(contents[0])} bytes, sha256 {digest(contents[0])}) is no tokenizer that can be used: "
+                f"{reason}. Get it again; {HOW_TO_GET_ONE}"
+            ) from error
+        return tokenizer
+
+    def _word_piece(self, text: str):
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+        pieces = text.removesuffix("\n").split("\n")
+        ids = {piece.rstrip("\r"): i for i, piece in enumerate(pieces)}
+        unknown = self._settings.get("unk_token", "[UNK]")
+        if unknown not in ids:
+            raise ConfigError(
+                f"{self.path} ({len(pieces)} lines) is no vocabulary of BERT's kind: it has no line {unknown!r}; "
+                "give a vocab.txt with a piece a line, or a tokenizer.json"
+            )
+        is_cased = any(p != p.lower() for p in ids if not re.fullmatch(r"\[.*\]|<.*>", p))
+        tokenizer = Tokenizer(models.WordPiece(ids, unk_token=unknown))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=self._settings.get("do_lower_case", not is_cased))
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        return tokenizer
+
+    def _byte_pairs(self, ids: dict[str, Any], merges: str):
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+        if missing := set(pre_tokenizers.ByteLevel.alphabet()) - set(ids):
+            raise ConfigError(
+                f"{self.path} is no byte-level BPE: it lacks {len(missing)} of the 256 bytes; give its tokenizer.json"
+            )
+        lines = [line for line in merges.split("\n") if line.strip() and not line.startswith("#version")]
+        pairs = [tuple(line.rstrip("\r").split(" ")) for line in lines]
+        if wrong := [n for n, pair in enumerate(pairs) if len(pair) != 2 or pair[0] + pair[1] not in ids]:
+            raise ConfigError(
+                f"{Path(self.path).with_name('merges.txt')}: merge {wrong[0] + 1}, {lines[wrong[0]][:40]!r}, is "
+                "not two pieces whose union is in vocab.json; are the two files of one model?"
+            )
+        tokenizer = Tokenizer(models.BPE(ids, pairs))  # type: ignore[arg-type]
+        spaced = bool(self._settings.get("add_prefix_space", False))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab(with_added_tokens=True)
+
+    @functools.cached_property
+    def _roles(self) -> dict[str, int]:
+        """{role: id} of the roles that the tokenizer has tokens for."""
+        own: dict[str, int] = {}
+        for role, usual in ROLE_TOKENS.items():
+            named = self._settings.get(f"{role}_token")
+            named = named.get("content") if isinstance(named, dict) else named
+            candidates = (named, *usual) if isinstance(named, str) else usual
+            token = next((token for token in candidates if token in self._ids), None)
+            if token is not None:
+                own[role] = self._ids[token]
+        stand_ins = {role: next((o for o in others if o in own), None) for role, others in STAND_INS.items()}
+        return {role: own[o] for role, o in stand_ins.items() if o is not None} | own
+
+    @functools.cached_property
+    def _sentinels(self) -> dict[int, int]:
+        """{id: k} of the tokens `<extra_id_k>`."""
+        tokens = (f"<extra_id_{k}>" for k in itertools.count())
+        return {self._ids[token]: k for k, token in enumerate(itertools.takewhile(self._ids.__contains__, tokens))}
+
+    @functools.cached_property
+    def _specials(self) -> dict[int, str]:
+        """{id: token} of all tokens that are not text, without the sentinels."""
+        added = {i: t.content for i, t in self.tokenizer.get_added_tokens_decoder().items() if t.special}
+        roles = {i: str(self.tokenizer.id_to_token(i)) for i in self._roles.values()}
+        return {i: token for i, token in (added | roles).items() if i not in self._sentinels}
+
+    @functools.cached_property
+    def _count(self) -> int:
+        return max(self._ids.values(), default=-1) + 1
+
+    @property
+    def size(self) -> int:
+        return self._count
+
+    @property
+    def pad_id(self) -> int:
+        return self._role("pad")
+
+    @property
+    def eos_id(self) -> int:
+        return self._role("eos")
+
+    @property
+    def bos_id(self) -> int:
+        return self._role("bos")
+
+    @property
+    def begins_with_bos(self) -> bool:
+        """Whether the tokenizer's file puts `bos_id` before a text: Llama's does, GPT-2's does not."""
+        ids = self.tokenizer.encode("a", add_special_tokens=True).ids
+        return len(ids) > 1 and ids[0] == self._roles.get("bos")
+
+    @property
+    def unk_id(self) -> int:
+        return self._role("unk")
+
+    @property
+    def cls_id(self) -> int:
+        return self._role("cls")
+
+    @property
+    def sep_id(self) -> int:
+        return self._role("sep")
+
+    @property
+    def mask_id(self) -> int:
+        return self._role("mask")
+
+    @property
+    def fingerprint(self) -> str:
+        keys = ("do_lower_case", "add_prefix_space", *(f"{role}_token" for role in ROLE_TOKENS))
+        settings = json.dumps({key: self._settings.get(key) for key in keys}, sort_keys=True)
+        return digest(b"\0".join([*self._contents.values(), settings.encode()]))
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        try:
+            encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            for text in texts:
+                utf8(text)  # the error names the text
+            raise
+        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+    def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        utf8(text)  # raises DataError for half of a surrogate pair
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.tokenizer.id_to_token(i) or "" for i in ids]  # "" for an id without a token
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """The text of `pieces`. A string among them that is not a piece stays as it is."""
+        decoder = self.tokenizer.decoder
+        return " ".join(pieces) if decoder is None else decoder.decode(list(pieces))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        hidden = self._specials.keys() - {self._roles.get("unk")}
+        kept = [i for i in before_eos(ids, self._roles.get("eos", -1)) if i not in hidden]
+        return text_with_names(kept, {}, self._sentinels.get, self._text)
+
+    def show(self, ids: Iterable[int]) -> str:
+        return text_with_names(ids, self._specials, self._sentinels.get, self._text)
+
+    def sentinel(self, k: int) -> int:
+        if not self._sentinels:
+            raise DataError(
+                f"the vocabulary {self.path} has no sentinels <extra_id_0>, …, which span corruption needs; "
+                'take T5\'s, "bytes", or one that `t5x-lite vocab` trains'
+            )
+        if not 0 <= k < len(self._sentinels):
+            raise too_few_sentinels(k, len(self._sentinels))
+        return list(self._sentinels)[k]
+
+    @property
+    def word_starts(self) -> np.ndarray:
+        return self._word_starts
+
+    @functools.cached_property
+    def _word_starts(self) -> np.ndarray:
+        """WordPiece: the pieces without "##", punctuation included, as in BERT's own whole-word masks. Other models:
+        the pieces that begin with white space, which is "▁", or "Ġ" and the like in byte-level BPE. There punctuation
+        belongs to the word before it, as in fairseq."""
+        from tokenizers import models
+
+        pieces = [self.tokenizer.id_to_token(i) or "" for i in range(self.size)]
+        model = self.tokenizer.model
+        if isinstance(model, models.WordPiece):
+            return np.array([not piece.startswith(model.continuing_subword_prefix) for piece in pieces])
+        # Byte-level BPE writes a byte of white space as the character 256 above it: " " as "Ġ". To other models "Ġ" is
+        # a letter. The tokenizer's file says whether it is byte-level.
+        steps = (self.tokenizer.pre_tokenizer, self.tokenizer.decoder)
+        by_bytes = any(step is not None and b'"ByteLevel"' in step.__getstate__() for step in steps)
+        marks = tuple(chr(256 + ord(c)) for c in WHITE_SPACE) if by_bytes else ("▁",)
+        return np.array([piece.startswith(marks) for piece in pieces])
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode([i for i in ids if i < self.size], skip_special_tokens=False)
+
+    def _role(self, role: str) -> int:
+        if role not in self._roles:
+            raise ConfigError(
+                f"the vocabulary {self.path} has no token for {role} (usually {' or '.join(ROLE_TOKENS[role][:2])}); "
+                f'name it in a tokenizer_config.json beside it, {{"{role}_token": "…"}}, or take another vocabulary'
+            )
+        return self._roles[role]

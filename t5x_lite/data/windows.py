@@ -1,0 +1,270 @@
+"""The examples of a task, converted window after window of its elements.
+
+A window is a group of elements that are encoded together; the documents of a corpus are joined within it before they
+are cut. `Feed` gives the examples of one task in one stream of rows, in the task's shuffled order.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from t5x_lite.data import packing
+from t5x_lite.data.cache import Cache
+from t5x_lite.data.convert import TEXT, Converter
+from t5x_lite.data.fields import text_of
+from t5x_lite.data.order import generator, key, shuffled
+from t5x_lite.data.packing import Examples
+from t5x_lite.data.reader import Reader, text_examples
+from t5x_lite.data.vocabulary import Vocabulary
+from t5x_lite.errors import DataError
+
+TEXTS_PER_WINDOW = 64
+FEWEST_TEXTS_PER_WINDOW = 8  # for a task with a small share of a mixture: every stream keeps a window of every task
+FEWEST_ROWS_PER_EPOCH = 16  # of a single task in a stream; the epochs of a shorter one are packed together
+ORDERED_WINDOWS = 16  # the elements of so many windows are found together
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What turns the examples of tasks into model features: the same for all streams of a run."""
+
+    converter: Converter
+    vocabulary: Vocabulary
+    seed: int
+    streams: int
+    pack: bool
+    caches: Mapping[str, Cache] = dataclasses.field(default_factory=dict)  # by task; other tasks are read from sources
+    task_ids: bool = False
+
+
+class Position(NamedTuple):
+    """Where a feed stands: its next example is number `offset` of `window`."""
+
+    window: int
+    offset: int
+    size: int  # the examples of the window; 0 where it has not been begun
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertedWindow:
+    """The examples that a window of a task's elements became."""
+
+    examples: Examples
+    lengths: np.ndarray  # int64 [examples, dimensions]
+    epoch_ends: np.ndarray  # int64: the number of examples up to each end of an epoch
+    converted: int  # examples before those that are too long were skipped
+    too_long: int
+    bad: int
+
+
+class Feed:
+    """The examples of one task in one stream of rows.
+
+    examples, converted, too_long, bad: how many examples have been taken, and what the windows begun for them counted,
+    since the position was set.
+    """
+
+    def __init__(self, reader: Reader, share: float, setting: Setting, stream: int):
+        self.task, self._reader, self._setting, self._stream = reader.task, reader, setting, stream
+        if not len(reader):
+            raise DataError(f"task {self.task.name!r} has no training example; check its source")
+        self._window_size = max(FEWEST_TEXTS_PER_WINDOW, round(TEXTS_PER_WINDOW * share))
+        self._seed = key(setting.seed, self.task.name, "order")
+        self._survives = False
+        self._ordered = -1  # the block of windows whose elements have been found
+        self.set_position(Position(0, 0, 0))
+
+    def get_position(self) -> Position:
+        return Position(self._window, self._offset, self._size)
+
+    def set_position(self, position: Position) -> None:
+        self._window, self._offset, self._size = position
+        self._loaded: collections.deque[ConvertedWindow] = collections.deque()  # windows from `_window` on
+        self.examples = self.converted = self.too_long = self.bad = 0
+
+    def lengths(self, count: int) -> np.ndarray:
+        """int64 [count, dimensions]: the lengths of the next examples, which are not taken."""
+        self._load(count)
+        lengths = np.concatenate([window.lengths for window in self._loaded])
+        return lengths[self._offset : self._offset + count]
+
+    def begins_epoch(self) -> bool:
+        """Whether the next example is the first of an epoch of the source that this stream reads."""
+        self._load(1)
+        if self._offset:
+            return self._offset in self._loaded[0].epoch_ends
+        place, size = self._elements(self._window)[0][0], len(self._reader)
+        return (place - self._setting.streams) // size < place // size
+
+    def epoch_ends(self, count: int) -> np.ndarray:
+        """int64, ascending: the numbers of examples, up to `count`, after which this stream has read an epoch of the
+        source."""
+        self._load(count)
+        begins = itertools.accumulate((len(window.lengths) for window in self._loaded), initial=-self._offset)
+        ends = np.concatenate([window.epoch_ends + begin for window, begin in zip(self._loaded, begins, strict=False)])
+        return ends[(ends > 0) & (ends <= count)]
+
+    def take(self, count: int) -> list[Examples]:
+        """The next `count` examples, in pieces of windows."""
+        self._load(count)
+        pieces = []
+        while count:
+            window = self._loaded[0]
+            size = len(window.lengths)
+            if self._offset == 0:  # a state that was restored in the middle of a window has counted it already
+                self.converted += window.converted
+                self.too_long += window.too_long
+                self.bad += window.bad
+            end = min(self._offset + count, size)
+            if end > self._offset:
+                pieces.append(packing.piece(window.examples, self._offset, end))
+            self.examples += end - self._offset
+            count -= end - self._offset
+            self._offset, self._size = end, size
+            if end == size:
+                self._loaded.popleft()
+                self._window, self._offset, self._size = self._window + 1, 0, 0
+        return pieces
+
+    @property
+    def epochs(self) -> float:
+        """How often this stream's share of the source has been read."""
+        windows = self._window + self._offset / max(self._size, 1)
+        return windows * self._window_size * self._setting.streams / len(self._reader)
+
+    def convert(self, window: int) -> ConvertedWindow:
+        """A window of elements as examples. It depends on the window's number alone, so no earlier one is needed."""
+        setting, task = self._setting, self.task
+        places, indices = self._elements(window)
+        bad = self._reader.bad
+        if task.name in setting.caches:
+            examples = setting.caches[task.name].read(indices)
+        else:
+            examples = self._reader.read_many(
+                indices, lambda n: generator(setting.seed, task.name, "element", places[n])
+            )
+        rng = generator(setting.seed, task.name, "window", self._stream, window)
+        pieces, too_long, ends = [], 0, self._epoch_ends(places)
+        for begin, end in itertools.pairwise(sorted({0, *ends, len(places)})):
+            numbered = zip(indices[begin:end], examples[begin:end], strict=True)
+            kept = [(index, example) for index, example in numbered if example is not None]
+            piece, long = converted(kept, self._reader, setting.converter, setting.vocabulary, rng)
+            pieces.append(piece)
+            too_long += long
+        features = packing.concatenate(pieces)
+        lengths = setting.converter.lengths(features, setting.vocabulary)
+        return ConvertedWindow(
+            examples=features,
+            lengths=lengths,
+            epoch_ends=np.cumsum([packing.count(piece) for piece in pieces])[: len(ends)],
+            converted=len(lengths) + (too_long if setting.converter.on_long == "skip" else 0),
+            too_long=too_long,
+            bad=self._reader.bad - bad,
+        )
+
+    def _load(self, count: int) -> None:
+        """Converts windows until the next `count` examples are there."""
+        missing = count + self._offset - sum(len(window.lengths) for window in self._loaded)
+        empty_windows = 0
+        while missing > 0:
+            window = self.convert(self._window + len(self._loaded))
+            self._loaded.append(window)
+            missing -= len(window.lengths)
+            empty_windows = 0 if len(window.lengths) else empty_windows + 1
+            if empty_windows * self._window_size > len(self._reader):
+                self._require_survivor()
+
+    def _require_survivor(self) -> None:
+        """DataError unless some element of the source makes an example. (A rare one may not have come up yet.)"""
+        if self._survives:
+            return
+        setting = self._setting
+        for group in groups(text_examples(self.task, "train"), self._window_size):
+            rng = generator(setting.seed, self.task.name, "survivor")
+            if packing.count(converted(group, self._reader, setting.converter, setting.vocabulary, rng)[0]):
+                self._survives = True
+                return
+        raise DataError(
+            f"task {self.task.name!r} has no example left of {len(self._reader)} after its preprocessors; "
+            "do they drop everything, or are all texts empty (or, with data.on_long=skip, all too long)?"
+        )
+
+    def _epoch_ends(self, places: Sequence[int]) -> list[int]:
+        """The numbers of a window's elements after which its stream has read an epoch of the source. None, if an epoch
+        has too few rows for epochs to be kept apart."""
+        streams, size = self._setting.streams, len(self._reader)
+        if size < FEWEST_ROWS_PER_EPOCH * streams:
+            return []
+        return (np.flatnonzero((np.array(places) + streams) // size > np.array(places) // size) + 1).tolist()
+
+    def _elements(self, window: int) -> tuple[list[int], list[int]]:
+        """The places of a window's elements in the task's order, and their indices in the source. Those of several
+        windows are found together, in hardly more time than those of one."""
+        block, offset = window // ORDERED_WINDOWS, window % ORDERED_WINDOWS * self._window_size
+        if block != self._ordered:
+            count = ORDERED_WINDOWS * self._window_size
+            places = np.arange(block * count, (block + 1) * count) * self._setting.streams + self._stream
+            self._ordered, self._places = block, places.tolist()
+            self._indices = shuffled(places, len(self._reader), self._seed).tolist()
+        piece = slice(offset, offset + self._window_size)
+        return self._places[piece], self._indices[piece]
+
+
+def converted(
+    numbered: Sequence[tuple[int, Mapping]],
+    reader: Reader,
+    converter: Converter,
+    vocabulary: Vocabulary,
+    rng: np.random.Generator,
+) -> tuple[Examples, int]:
+    """(the examples that some text examples become, how many of these did not fit in a row).
+
+    They are model features, or pieces of a corpus that are still to be denoised (`denoised`). Empty texts give none.
+    numbered: (index in the source, text example) pairs. DataError for an example that does not fit in a row, if the
+    converter's `on_long` is "error".
+    """
+    task, examples = reader.task, [example for _, example in numbered]
+    if task.is_corpus:
+        return converter.corpus([text_of(e, "text", task) for e in examples], vocabulary, rng), 0
+    features, is_long = converter.supervised(examples, task, vocabulary)
+    if converter.on_long == "error" and is_long.any():
+        index = numbered[int(is_long.argmax())][0]
+        raise DataError(
+            f"{reader.where(index)}: the example does not fit in a row ({_row_size(converter)}). Raise data.length or "
+            "data.targets_length, shorten it, or set data.on_long to truncate or skip"
+        )
+    if converter.on_long == "skip":
+        features = packing.take(features, np.flatnonzero(~is_long))
+    return features, int(is_long.sum())
+
+
+def denoised(
+    pieces: Sequence[Examples], converter: Converter, vocabulary: Vocabulary, rng: np.random.Generator
+) -> Examples:
+    """The examples of all pieces as model features, with the objective applied to the texts among them. The texts of
+    all tasks are denoised at once, so that many small tasks cost no more than one."""
+    texts = [piece for piece in pieces if TEXT in piece]
+    if not texts:
+        return packing.concatenate(pieces)
+    features = converter.denoise(packing.concatenate(texts), vocabulary, rng)
+    if len(texts) == len(pieces):
+        return features
+    ends = itertools.accumulate(map(packing.count, texts), initial=0)
+    parts = (packing.piece(features, begin, end) for begin, end in itertools.pairwise(ends))
+    return packing.concatenate([next(parts) if TEXT in piece else piece for piece in pieces])
+
+
+def groups(items: Iterable, size: int) -> Iterator[list]:
+    """The items in lists of `size`; the last may be shorter."""
+    iterator = iter(items)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
+def _row_size(converter: Converter) -> str:
+    names = {"S": "encoder", "L": "decoder"}
+    return ", ".join(f"{names[d]} {size} tokens" for d, size in converter.sizes(pack=False).items() if d in names)
