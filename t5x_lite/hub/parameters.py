@@ -20,7 +20,7 @@ from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import CheckpointError
 from t5x_lite.hub import mapping
-from t5x_lite.hub.families import Family
+from t5x_lite.hub.family import Family
 from t5x_lite.hub.import_report import ImportReport, Row
 from t5x_lite.hub.mapping import Binding
 from t5x_lite.hub.weights import Weights

@@ -9,7 +9,7 @@ import numpy as np
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub import mapping, parameters
-from t5x_lite.hub.families import Family
+from t5x_lite.hub.family import Family
 from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
 
