@@ -27,6 +27,7 @@ def model_config(shape: Shape):
 def main() -> None:
     import jax
     import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict
 
     from t5x_lite.cluster import sharding
     from t5x_lite.models import build
@@ -48,8 +49,7 @@ def main() -> None:
         return float(metrics["loss"])
 
     def save(path: str) -> None:
-        flat = jax.tree_util.tree_flatten_with_path(state.params)[0]
-        np.savez(path, **{sharding.path_text(name): np.asarray(value) for name, value in flat})
+        np.savez(path, **{name: np.asarray(value) for name, value in flatten_dict(state.params, sep="/").items()})
 
     matrix = jnp.asarray(np.random.default_rng(0).standard_normal((PEAK_SIZE, PEAK_SIZE), np.float32))
     multiply = jax.jit(jnp.matmul)

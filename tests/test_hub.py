@@ -11,12 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 from tiny_models import SIZES, random_params
 
 import t5x_lite
 from t5x_lite import cli
-from t5x_lite.cluster.sharding import path_text
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import CheckpointError, ConfigError, UserError
 from t5x_lite.hub import download, interchange, mapping, parameters, peft, t5x, weights
@@ -391,8 +391,7 @@ def test_a_t5x_directory_is_imported(tmp_path):
     config = tiny("t5", vocab_size=64)
     params = random_params(config)
     theirs = {ours: name for name, ours in t5x.NAMES.items()}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        parts = path_text(path).split("/")
+    for parts, leaf in flatten_dict(params).items():
         attention = "attention" if parts[0] == "encoder" else "self_attention"
         names = theirs | {"final_norm": f"{parts[0]}_norm", "self_attention": attention}
         names["self_attention_norm"] = f"pre_{attention}_layer_norm"

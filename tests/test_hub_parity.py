@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.cluster.sharding import path_text
 from t5x_lite.hub import interchange, parameters
 from t5x_lite.hub.weights import Weights
 from t5x_lite.models import build, intermediates
@@ -234,7 +233,7 @@ def check_gradients(gradients, model, config, tmp_path):
     found = parameters.open_directory(tmp_path / "gradients")
     expected, _ = parameters.load(found, config, parameters.layout_for(config))
     jax.tree_util.tree_map_with_path(
-        lambda path, a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=path_text(path)),
+        lambda path, a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=jax.tree_util.keystr(path)),
         gradients,
         expected,
     )

@@ -3,14 +3,13 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from test_hub import theirs
 
 import t5x_lite
 from t5x_lite import cli
-from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import ConfigError
 
 CONFIG = Path(__file__).parent / "experiments" / "tiny.py"
@@ -18,7 +17,7 @@ WORDS = ("the", "a", "red", "blue", "old", "new", "cat", "dog", "runs", "sleeps"
 
 
 def flat(model) -> dict[str, np.ndarray]:
-    return {path_text(p): np.asarray(leaf) for p, leaf in jax.tree_util.tree_flatten_with_path(model.params)[0]}
+    return {path: np.asarray(leaf) for path, leaf in flatten_dict(model.params, sep="/").items()}
 
 
 @pytest.fixture(scope="module")

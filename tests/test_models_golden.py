@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from t5x_lite.errors import CheckpointError
 from t5x_lite.hub import interchange, t5x
@@ -24,20 +25,13 @@ def logits(config, params, batch):
     return jax.jit(build(config).apply)({"params": params}, batch)
 
 
-def insert(tree: dict, path: str, value) -> None:
-    *parents, name = path.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[name] = value
-
-
 @pytest.mark.skipif(not T5X.exists(), reason="T5X's golden logits are not on this machine")
 @pytest.mark.parametrize("packed", [False, True])
 def test_t5_1_1_logits_equal_t5x(packed):
     golden = {k.split("/", 1)[1]: v for k, v in np.load(T5X).items() if k.startswith(f"test_against_t5x_{packed}/")}
     sizes = {"vocab_size": 48, "d_model": 16, "d_ff": 64, "num_heads": 4, "head_dim": 4}
     config = preset("t5_1_1_small", **sizes, num_encoder_layers=4, num_decoder_layers=4)
-    params: dict = {}
+    flat: dict = {}
     for name, value in golden.items():
         if not name.startswith("params/"):
             continue
@@ -45,8 +39,8 @@ def test_t5_1_1_logits_equal_t5x(packed):
         if "attention/" in path and path.endswith("kernel"):
             heads = (config.num_heads, config.head_dim)
             value = value.reshape((*heads, -1) if "/out/" in path else (-1, *heads))
-        insert(params, path, value)
-    batch = {}
+        flat[path] = value
+    params, batch = unflatten_dict(flat, sep="/"), {}
     for side, ids in (("encoder", "source"), ("decoder", "target")):
         tokens = golden[f"{ids}_ids"]
         lengths = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
@@ -89,7 +83,7 @@ def bert_of(golden, head: str, classes: int):
     sizes = {"vocab_size": 24, "d_model": 16, "d_ff": 64, "num_heads": 4, "head_dim": 4, "max_positions": 20}
     config = preset("bert_tiny", **sizes, heads=(head,), num_classes=classes)
     config = dataclasses.replace(config, dropout_rate=0.0, attention_dropout_rate=0.0)
-    params: dict = {}
+    flat: dict = {}
     for name, value in golden.items():
         if not name.startswith("params/"):
             continue
@@ -102,8 +96,8 @@ def bert_of(golden, head: str, classes: int):
             value = value[0]
         if path.endswith("out/kernel"):  # stored [D, H, K]
             value = value.transpose(1, 2, 0)
-        insert(params, path, value)
-    return config, params
+        flat[path] = value
+    return config, unflatten_dict(flat, sep="/")
 
 
 @pytest.mark.skipif(not BERT.exists(), reason="BERT's golden logits are not on this machine")

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny_models import FAMILIES, forward, random_batch, random_params
 from training import assert_trees_close, start
 
-from t5x_lite.cluster.sharding import path_text
 from t5x_lite.data import convert, packing
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError
@@ -20,7 +20,13 @@ from t5x_lite.training import trainable, unfreezing
 
 
 def paths(tree) -> dict[str, np.ndarray]:
-    return {path_text(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def scaled(tree, factor: float, pattern: str):
+    """The tree with the arrays whose paths match a pattern multiplied by a factor."""
+    flat = flatten_dict(tree, sep="/")
+    return unflatten_dict({p: factor * x if re.search(pattern, p) else x for p, x in flat.items()}, sep="/")
 
 
 def test_split_and_merge_are_inverse():
@@ -110,7 +116,7 @@ def test_adapters_begin_as_nothing(family):
     adapted = dataclasses.replace(config, adapter_dim=3)
     params, batch = random_params(adapted), random_batch(config)
     without = trainable.split(params, lambda path: "_adapter/" not in path)[0]
-    nothing = jax.tree_util.tree_map_with_path(lambda p, x: 0 * x if path_text(p).endswith("/up") else x, params)
+    nothing = scaled(params, 0, "/up$")
     plain = forward(config, without, batch)
     assert_trees_close(forward(adapted, nothing, batch), plain, atol=1e-6)
     assert not all(np.allclose(x, plain[head], atol=1e-2) for head, x in forward(adapted, params, batch).items())
@@ -132,7 +138,7 @@ def test_lora_begins_as_nothing_and_merges_into_the_kernels(scan_layers):
     changes = {"lora_rank": 3, "lora_alpha": 6.0, "lora_targets": ("query", "value", "out", "wi_0")}
     with_lora = dataclasses.replace(config, scan_layers=scan_layers, **changes)
     params, batch = random_params(dataclasses.replace(with_lora, scan_layers=False)), random_batch(config)
-    params = jax.tree_util.tree_map_with_path(lambda p, x: 0.2 * x if "lora" in path_text(p) else x, params)
+    params = scaled(params, 0.2, "lora")
     params = stack_layers(params) if scan_layers else params
     got = forward(with_lora, params, batch)["lm"]
     plain, merged = lora.merged(with_lora, params)
@@ -142,7 +148,7 @@ def test_lora_begins_as_nothing_and_merges_into_the_kernels(scan_layers):
     once, again, other = (forward(dropping, params, batch, jax.random.key(seed))["lm"] for seed in (1, 1, 2))
     assert np.array_equal(once, again) and not np.allclose(once, other, atol=1e-3)
     assert np.array_equal(forward(dropping, params, batch)["lm"], got)
-    none = jax.tree_util.tree_map_with_path(lambda p, x: 0 * x if path_text(p).endswith("lora_b") else x, params)
+    none = scaled(params, 0, "lora_b$")
     without = lora.merged(with_lora, none)[1]
     assert not np.allclose(forward(plain, without, batch)["lm"], got, atol=1e-2)
     assert_trees_close(forward(with_lora, none, batch), forward(plain, without, batch), atol=1e-6)

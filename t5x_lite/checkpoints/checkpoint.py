@@ -24,8 +24,8 @@ from t5x_lite import atomic
 from t5x_lite.checkpoints import manifest
 from t5x_lite.checkpoints.mirror import Mirror
 from t5x_lite.cluster import processes
-from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import CheckpointError, first_line
+from t5x_lite.models import paths
 from t5x_lite.training.step import TrainState
 
 DIRECTORY = "checkpoints"
@@ -289,9 +289,10 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     check(found)
     directory = found / "params"
     checkpointer = ocp.PyTreeCheckpointer()
-    ours = _flat(params)
+    ours = paths.flatten(params)
     try:
-        stored = _flat(checkpointer.metadata(directory).item_metadata.tree)  # pyright: ignore  (None: damaged)
+        metadata = checkpointer.metadata(directory).item_metadata
+        stored = paths.flatten(metadata.tree)  # pyright: ignore  (None: damaged)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it damaged?") from error
     shapes_differ = [p for p in ours if p in stored and tuple(stored[p].shape) != ours[p].shape]
@@ -307,12 +308,12 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
             f"{directory} is of another model: {len(inner)} parameters of its layers have other shapes, the first "
             f"{inner[0]}, {theirs} there and {here} here. Take the same model.preset and sizes"
         )
-    wanted = _nest({p: _abstract(ours[p]) for p in loaded})
+    wanted = paths.unflatten({p: _abstract(ours[p]) for p in loaded})
     arguments = ocp.args.PyTreeRestore(
         item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
     )
     try:
-        values = _flat(checkpointer.restore(directory, args=arguments))
+        values = paths.flatten(checkpointer.restore(directory, args=arguments))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it damaged?") from error
     report = LoadReport(
@@ -321,7 +322,7 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
         skipped=[p for p in stored if p not in ours],
         reshaped=shapes_differ,
     )
-    return _nest(ours | values), report
+    return paths.unflatten(ours | values), report
 
 
 def load_model(workdir: Path, step: int, params: Any) -> Any:
@@ -381,18 +382,3 @@ def _bytes_below(root: Path) -> int:
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    return {path_text(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def _nest(flat: dict[str, Any]) -> dict:
-    tree: dict = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree

@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from t5x_lite.cluster.axes import DEFAULT_RULES, MESH_AXES, SIZES, AxisRules
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
+from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
 
 Axes = Sequence[str | None]  # the logical names of an array's dimensions; None: never split
@@ -274,12 +275,12 @@ def param_axes(boxed: Any) -> Any:
 
 
 def _names(path: tuple, leaf: Any) -> tuple[str | None, ...]:
+    name = paths.text(path)
     if not _is_box(leaf):
-        raise ConfigError(f"parameter {path_text(path)} has no logical axes; make it with nn.with_partitioning")
+        raise ConfigError(f"parameter {name} has no logical axes; make it with nn.with_partitioning")
     if len(leaf.names) != len(leaf.value.shape):
         raise ConfigError(
-            f"parameter {path_text(path)} has shape {tuple(leaf.value.shape)} but axes {leaf.names}; "
-            "name every dimension"
+            f"parameter {name} has shape {tuple(leaf.value.shape)} but axes {leaf.names}; name every dimension"
         )
     return tuple(leaf.names)
 
@@ -293,27 +294,22 @@ def shardings(boxed: Any, layout: Layout) -> Any:
     def place(path: tuple, leaf: Any) -> NamedSharding:
         if not _is_box(leaf) and leaf.ndim == 0:
             return layout.replicated
-        axes = _names(path, leaf)
+        axes, parameter = _names(path, leaf), paths.text(path)
         try:
             sharding = layout.sharding(axes)
         except ConfigError as error:
-            raise ConfigError(f"{path_text(path)}: {error}") from None
+            raise ConfigError(f"{parameter}: {error}") from None
         for size, name, entry in zip(leaf.value.shape, axes, sharding.spec, strict=True):
             by = (entry,) if isinstance(entry, str) else entry or ()
             parts = _parts(by, layout.mesh.shape)
             if size % parts:
                 raise ConfigError(
-                    f"{path_text(path)} has {size} {name}, not divisible by {_mesh_text(by, layout.mesh.shape)}; "
+                    f"{parameter} has {size} {name}, not divisible by {_mesh_text(by, layout.mesh.shape)}; "
                     f"use {_nearest(size, parts)}, or another mesh"
                 )
         return sharding
 
     return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=_is_box)
-
-
-def path_text(path: tuple) -> str:
-    """A tree path as people write it: `encoder/layers_0/mlp/wi`."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def process_rows(layout: Layout, batch_rows: int) -> slice:

@@ -18,12 +18,12 @@ from rich.table import Table
 from t5x_lite import config as configs
 from t5x_lite import inspect, runtime
 from t5x_lite.cluster import sharding
-from t5x_lite.cluster.sharding import path_text
 from t5x_lite.costs import collectives, flops
 from t5x_lite.costs.accelerators import ACCELERATORS, Accelerator
 from t5x_lite.errors import ConfigError, OutOfMemoryError, first_line
 from t5x_lite.experiment import Experiment
 from t5x_lite.lookup import lookup
+from t5x_lite.models import paths
 from t5x_lite.training import trainable
 
 ARRAYS_SHOWN = 12
@@ -75,7 +75,7 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
         temporary = memory.peak_memory_in_bytes - held
     leaves = jax.tree_util.tree_leaves_with_path((state, batch))
     read = flops.inputs_read(traced.jaxpr)
-    arrays = [_array(path_text(path), leaf) for (path, leaf), is_read in zip(leaves, read, strict=True) if is_read]
+    arrays = [_array(paths.text(path), leaf) for (path, leaf), is_read in zip(leaves, read, strict=True) if is_read]
     params, opt = _bytes(state.params), _bytes(state.opt_state)
     gradients = _bytes(
         trainable.split(state.params, training.trainable)[0]

@@ -12,7 +12,8 @@ import numpy as np
 
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.heads import HEADS
-from t5x_lite.hub.families import FAMILIES, Family, Key
+from t5x_lite.hub.families import FAMILIES
+from t5x_lite.hub.family import Family, Key
 from t5x_lite.lookup import lookup
 from t5x_lite.models.config import ModelConfig
 

@@ -6,7 +6,7 @@ Host memory: one of our parameters at a time (of scanned layers, one stack), wha
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,16 @@ import numpy as np
 from t5x_lite import batch as batches
 from t5x_lite import models
 from t5x_lite.cluster import sharding
-from t5x_lite.cluster.sharding import Layout, path_text
+from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import CheckpointError
 from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, HEADS
 from t5x_lite.hub import mapping
-from t5x_lite.hub.families import Family
+from t5x_lite.hub.family import Family
 from t5x_lite.hub.import_report import ImportReport, Row
 from t5x_lite.hub.mapping import Binding
 from t5x_lite.hub.weights import Weights
+from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
-
-Place = Callable[[str, np.ndarray], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +69,15 @@ def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str 
     sizes = dict.fromkeys("BSLPEY", 1)
     example = batches.zeros(config.architecture, sizes, config.heads)
     boxed = jax.eval_shape(models.build(scanned).init, jax.random.key(0), example)["params"]
-    leaves = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))[0]
-    out = {path_text(path[:-1] if path_text(path).endswith("/value") else path): leaf for path, leaf in leaves}
-    whole = {path: (tuple(leaf.value.shape), tuple(leaf.names)) for path, leaf in out.items()}
-    return whole if config.scan_layers else _unrolled(whole)
+    shapes = {path: (tuple(box.value.shape), tuple(box.names)) for path, box in paths.flatten(boxed).items()}
+    return shapes if config.scan_layers else _unrolled(shapes)
 
 
 def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
     """The parameters as shapes with their places on the mesh: what a checkpoint is restored into."""
-    tree: dict[str, Any] = {}
-    for path, (shape, axes) in abstract(config).items():
-        insert(tree, path, jax.ShapeDtypeStruct(shape, np.float32, sharding=layout.sharding(axes)))
-    return tree
+    shapes = abstract(config).items()
+    flat = {p: jax.ShapeDtypeStruct(s, np.float32, sharding=layout.sharding(axes)) for p, (s, axes) in shapes}
+    return paths.unflatten(flat)
 
 
 def load(
@@ -105,16 +101,16 @@ def load(
     rows = _account(found, config, bound, names, allow)
     fresh = [path for path in shapes if any(bound[part].key not in names for part in parts[path])]
     values = _fresh(config, fresh)
-    tree: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for path, (shape, axes) in shapes.items():
         if path in values:
             value = values[path]
         else:
             arrays = [_resized(_read(found, bound[part], names), theirs[part], axes, config) for part in parts[path]]
             value = np.stack(arrays) if parts[path] != [path] else arrays[0]
-        insert(tree, path, jax.device_put(value, layout.sharding(axes)))
         assert value.shape == shape, (path, value.shape, shape)
-    return tree, ImportReport(tuple(rows))
+        flat[path] = jax.device_put(value, layout.sharding(axes))
+    return paths.unflatten(flat), ImportReport(tuple(rows))
 
 
 def tensors(
@@ -127,7 +123,7 @@ def tensors(
     for binding in mapping.bindings(family, unrolled):
         name = binding.key.removeprefix(family.prefix) if without_prefix else binding.key
         grouped.setdefault(name, []).append(binding)
-    flat = {path_text(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    flat = paths.flatten(params)
 
     def value(binding: Binding) -> np.ndarray:
         if binding.path in flat:
@@ -319,26 +315,18 @@ def _resized(array: np.ndarray, shape: tuple[int, ...], axes: Sequence[str | Non
     return np.concatenate([array, np.repeat(mean, rows, axis)], axis)
 
 
-def _fresh(config: ModelConfig, paths: list[str]) -> dict[str, Any]:
+def _fresh(config: ModelConfig, fresh: list[str]) -> dict[str, Any]:
     """Initial values of some parameters alone: the rest is never computed."""
-    if not paths:
+    if not fresh:
         return {}
     example = batches.zeros(config.architecture, dict.fromkeys("BSLPEY", 1), config.heads)
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         params = nn.meta.unbox(models.init_params(models.build(config), key, example))  # type: ignore[arg-type]
-        flat = {path_text(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-        return {path: flat[path] for path in paths}
+        flat = paths.flatten(params)
+        return {path: flat[path] for path in fresh}
 
     return jax.jit(init)(jax.random.key(0))
-
-
-def insert(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Puts a value into a nested dict under a path with slashes."""
-    *parents, name = path.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[name] = value
 
 
 def layout_for(config: ModelConfig) -> Layout:

@@ -5,14 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import ConfigError
 from t5x_lite.heads import SUPERVISED
 from t5x_lite.hub import mapping, parameters
-from t5x_lite.hub.families import Family
+from t5x_lite.hub.family import Family
+from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -32,7 +31,7 @@ def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> 
         raise ConfigError(
             "this model has no LoRA matrices to write; train one with model.lora_rank, or export it whole"
         )
-    flat = {path_text(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    flat = paths.flatten(params)
     whole_arrays = ((path, np.asarray(leaf)) for path, leaf in flat.items())
     arrays = {part: array for path, stack in whole_arrays for part, array in parameters.layers_of(path, stack)}
     kernels = {path: array.shape for path, array in arrays.items() if path.endswith("/kernel")}

@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.hub import parameters
 from t5x_lite.hub.import_report import ImportReport, Row
-from t5x_lite.models import presets
+from t5x_lite.models import paths, presets
 from t5x_lite.models.config import ModelConfig
 
 NAMES = {  # a part of a path of theirs -> ours
@@ -54,15 +53,15 @@ def load(path: Path) -> tuple[ModelConfig, dict[str, Any], ImportReport]:
     shapes, layout = parameters.abstract(config), parameters.layout_for(config)
     if wrong := sorted(ours.keys() ^ shapes.keys()):
         raise CheckpointError(f"{path} is no T5 of ours: {len(wrong)} parameters differ, the first is {wrong[0]}")
-    tree: dict[str, Any] = {}
+    params: dict[str, jax.Array] = {}
     for name, (shape, axes) in shapes.items():
         array = flat[ours[name]]
         if array.size != math.prod(shape):
             raise CheckpointError(f"{path}: {ours[name]} has the shape {list(array.shape)}; expected {list(shape)}")
         value = np.asarray(array, np.float32).reshape(shape)
-        parameters.insert(tree, name, jax.device_put(value, layout.sharding(axes)))
+        params[name] = jax.device_put(value, layout.sharding(axes))
     rows = (Row(ours[name], flat[ours[name]].shape, "loaded", name) for name in shapes)
-    return config, tree, ImportReport(tuple(rows))
+    return config, paths.unflatten(params), ImportReport(tuple(rows))
 
 
 def is_directory(path: Path) -> bool:
@@ -74,8 +73,8 @@ def _of_file(path: Path) -> dict[str, np.ndarray]:
     from flax import serialization
 
     stored = serialization.msgpack_restore(path.read_bytes())
-    target = stored["optimizer"]["target"] if "optimizer" in stored else stored["target"]
-    flat = {path_text(p): x for p, x in jax.tree_util.tree_flatten_with_path(target)[0]}
+    target: Any = stored["optimizer"]["target"] if "optimizer" in stored else stored["target"]
+    flat = paths.flatten(target)
     if not all(isinstance(x, np.ndarray) for x in flat.values()):
         raise ValueError("not all of its parameters are arrays")
     return flat

@@ -15,9 +15,9 @@ import optax
 from flax import linen as nn
 
 from t5x_lite.cluster.axes import COLUMN, ROW, STACK, WHOLE, factor_of
-from t5x_lite.cluster.sharding import path_text
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
+from t5x_lite.models import paths
 
 Schedule = Callable[[Any], Any]  # the number of updates made so far, n -> a factor or a learning rate
 
@@ -144,7 +144,7 @@ def make_optimizer(
 def decay_mask(param_axes: Any, no_decay: tuple[str, ...] = NO_DECAY) -> Any:
     """The tree of booleans: which parameters decay."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(re.fullmatch(rule, path_text(path)) for rule in no_decay), param_axes, is_leaf=_is_axes
+        lambda path, _: not any(re.fullmatch(rule, paths.text(path)) for rule in no_decay), param_axes, is_leaf=_is_axes
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.heads import SUPERVISED
+from t5x_lite.models import paths
 
 Trainable = Callable[[str], bool]  # the path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> is it trainable?
 
@@ -42,36 +43,21 @@ def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
     if not split(tree, matches)[0]:
         raise ConfigError(
             f"optimizer.trained={pattern!r} matches no parameter; the whole path of each is compared, such as "
-            f"{_first_path(tree)!r}: write for example 'encoder/.*' or '.*bias'"
+            f"{next(iter(paths.flatten(tree)))!r}: write for example 'encoder/.*' or '.*bias'"
         )
     return matches
 
 
-def _first_path(tree: dict[str, Any]) -> str:
-    name = next(iter(tree))
-    return f"{name}/{_first_path(tree[name])}" if isinstance(tree[name], dict) else name
-
-
-def split(tree: dict[str, Any], trainable: Trainable, path: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+def split(tree: dict[str, Any], trainable: Trainable) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the trainable part, the frozen part), each without the other's leaves."""
     if trainable is everything:
         return tree, {}
     parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            for part, inner in zip(parts, split(value, trainable, f"{path}{name}/"), strict=True):
-                if inner:
-                    part[name] = inner
-        else:
-            parts[0 if trainable(path + name) else 1][name] = value
-    return parts
+    for path, leaf in paths.flatten(tree).items():
+        parts[0 if trainable(path) else 1][path] = leaf
+    return paths.unflatten(parts[0]), paths.unflatten(parts[1])
 
 
 def merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """The tree that `split` took apart."""
-    if not other:
-        return one
-    out = dict(one)
-    for name, value in other.items():
-        out[name] = merge(out[name], value) if name in out else value
-    return out
+    return paths.unflatten(paths.flatten(one) | paths.flatten(other)) if other else one

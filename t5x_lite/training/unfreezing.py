@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t5x_lite.cluster.sharding import path_text
+from t5x_lite.models import paths
+
+LAYER = re.compile(r"(.*/)layers_(\d+)/")  # a parameter's stack of layers, and the layer's number
 
 
 class UnfreezingState(NamedTuple):
@@ -24,22 +26,22 @@ def gradually(optimizer: optax.GradientTransformation, every_steps: int) -> opta
     """
 
     def unfrozen(tree: Any, count: jax.Array) -> Any:
-        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        layer_of = [re.match(r"(.*/)layers_(\d+)/", path_text(path)) for path, _ in paths]
-        last: dict[str, int] = {}
-        for found in filter(None, layer_of):
-            last[found[1]] = max(last.get(found[1], 0), int(found[2]))
+        last: dict[str, int] = {}  # the number of the last layer of each stack
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+            if layer := LAYER.match(paths.text(path)):
+                last[layer[1]] = max(last.get(layer[1], 0), int(layer[2]))
 
-        def masked(path: Any, leaf: jax.Array, found: re.Match | None) -> jax.Array:
-            if found:
-                return jnp.where(count >= every_steps * (last[found[1]] - int(found[2])), leaf, 0)
-            if "/layers/" in path_text(path):  # scanned: stacked along the first axis
+        def masked(path: tuple, leaf: jax.Array) -> jax.Array:
+            parameter = paths.text(path)
+            if layer := LAYER.match(parameter):
+                return jnp.where(count >= every_steps * (last[layer[1]] - int(layer[2])), leaf, 0)
+            if "/layers/" in parameter:  # scanned: stacked along the first axis
                 later_N = leaf.shape[0] - 1 - jnp.arange(leaf.shape[0])
                 learns_N = count >= every_steps * later_N
                 return jnp.where(learns_N.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
             return leaf
 
-        return treedef.unflatten([masked(p, leaf, found) for (p, leaf), found in zip(paths, layer_of, strict=True)])
+        return jax.tree_util.tree_map_with_path(masked, tree)
 
     def init(params: Any) -> UnfreezingState:
         return UnfreezingState(jnp.zeros([], jnp.int32), optimizer.init(params))
