@@ -102,7 +102,7 @@ def register(corpus: str, tasks: int) -> None:
 
 def batches_of(args: argparse.Namespace, vocabulary, cache_dir: str = "", **changed) -> pipeline.TrainBatches:
     return pipeline.train_batches(
-        "bench",
+        registry.mixture("bench"),
         converter_of(args, **changed),
         vocabulary,
         batch_rows=args.batch_rows,

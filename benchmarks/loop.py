@@ -60,7 +60,7 @@ def bare_turn(cfg) -> Callable[[], float]:
     loss_fn = functools.partial(losses.loss_sums, z_loss=cfg.loss.z_loss)
     step = make_train_step(on_devices.module, optimizer, schedule, on_devices.layout, state, loss_fn=loss_fn)
     data = pipeline.train_batches(
-        cfg.data.mixture,
+        setup.mixture,
         setup.converter,
         setup.vocabulary,
         batch_rows=cfg.data.batch_rows,

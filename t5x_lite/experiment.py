@@ -3,13 +3,14 @@
 Everything that can be wrong between them is found here, before a device is touched.
 """
 
+import copy
 import dataclasses
 import logging
 
 from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
 from t5x_lite.data.convert_encoder import EncoderOnly
-from t5x_lite.data.registry import Task
+from t5x_lite.data.registry import Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.heads import ENCODER_HEADS
@@ -25,26 +26,35 @@ class Experiment:
     """A config with its names resolved."""
 
     cfg: Config
-    tasks: tuple[Task, ...]  # trained on
+    mixture: tuple[Rated, ...]  # trained on
     eval_tasks: tuple[Task, ...]
     vocabulary: Vocabulary
     model: ModelConfig
     converter: convert.Converter
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks trained on."""
+        return tuple(rated.task for rated in self.mixture)
+
 
 def resolve(cfg: Config) -> Experiment:
-    """Raises ConfigError for names that do not exist and combinations that cannot work."""
+    """The experiment of a config, which stays as it is: the experiment's own config has what local files decide.
+
+    Raises ConfigError for names that do not exist and combinations that cannot work.
+    """
     from t5x_lite.tasks import builtin, published
 
     builtin.register()
     if cfg.data.dir:
         published.use_directory(cfg.data.dir)
     if cfg.data.files:
-        _add_files(cfg)
+        cfg = _with_files(cfg)
     if cfg.data.max_bad_fraction:
         for name in (cfg.data.mixture, *cfg.eval.tasks):
             registry.tolerate(name, cfg.data.max_bad_fraction)
-    tasks = registry.tasks(cfg.data.mixture)
+    mixture = registry.mixture(cfg.data.mixture)
+    tasks = tuple(rated.task for rated in mixture)
     eval_tasks = tuple(lookup("evaluation task", name, _all_tasks()) for name in cfg.eval.tasks)
     eval_tasks = eval_tasks or registry.evaluated(cfg.data.mixture)
     vocabulary = _vocabulary(cfg, (*tasks, *eval_tasks))
@@ -54,8 +64,8 @@ def resolve(cfg: Config) -> Experiment:
     best_task = cfg.checkpoint.keep_best.rpartition("/")[0]
     if cfg.checkpoint.keep_best:
         lookup("task of checkpoint.keep_best=TASK/METRIC", best_task, {task.name: task for task in eval_tasks})
-    choices = max(1, *(len(task.choices) for task in (*tasks, *eval_tasks)))
-    return Experiment(cfg, tasks, eval_tasks, vocabulary, model, _converter(cfg, model, choices))
+    choices = max(1, *(len(task.target.fields) for task in (*tasks, *eval_tasks)))
+    return Experiment(cfg, mixture, eval_tasks, vocabulary, model, _converter(cfg, model, choices))
 
 
 def resolve_again(cfg: Config) -> Experiment:
@@ -72,11 +82,12 @@ def resolve_again(cfg: Config) -> Experiment:
     return resolve(cfg)
 
 
-def _add_files(cfg: Config) -> None:
-    """Registers the task of `data.files`, which takes the place of the mixture, and logs what was found out about the
-    files. Bytes are its vocabulary where the config names none."""
+def _with_files(cfg: Config) -> Config:
+    """The config with the task of `data.files`, which is registered, in place of the mixture; logs what was found out
+    about the files. Bytes are its vocabulary where the config names none."""
     from t5x_lite.tasks import files
 
+    cfg = copy.deepcopy(cfg)
     data, log = cfg.data, logging.getLogger(__name__)
     vocabulary = None if data.vocabulary else vocabularies.ByteVocabulary()
     labels = tuple(data.labels) if data.labels is not None else None
@@ -100,6 +111,7 @@ def _add_files(cfg: Config) -> None:
     if cfg.checkpoint.keep_best and cfg.checkpoint.keep_best.rpartition("/")[0] != task.name:
         log.info("checkpoint.keep_best=%r is of another task: not used", cfg.checkpoint.keep_best)
         cfg.checkpoint.keep_best = ""
+    return cfg
 
 
 def _all_tasks() -> dict[str, Task]:

@@ -4,7 +4,7 @@ import collections
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from t5x_lite.batch import Batch
 from t5x_lite.data import order, pipeline, registry
 from t5x_lite.data.eval_batches import eval_batches
 from t5x_lite.data.reader import Reader
+from t5x_lite.data.registry import Task
+from t5x_lite.data.targets import Choices, Classes, Corpus, Number, Span, Tags, Target
+from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.experiment import Experiment
 
 SEGMENT_STYLES = ("cyan", "green", "magenta", "yellow", "blue")
@@ -114,7 +117,7 @@ def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Bat
     while hosts > 1 and cfg.data.batch_rows // hosts < rows:
         hosts //= 2
     stream = pipeline.train_batches(
-        cfg.data.mixture,
+        experiment.mixture,
         *how,
         seed=cfg.seed,
         shard_count=hosts,
@@ -136,31 +139,30 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
     rate: its share of the examples; length: percentiles of an example's tokens by side; padding: of the rows' padding,
     each example has its part by its tokens. For the run's steps: examples, epochs, tokens (encoder and decoder).
     """
-    cfg, rates = experiment.cfg, registry.rates(experiment.cfg.data.mixture)
+    cfg, mixture = experiment.cfg, sorted(experiment.mixture, key=lambda rated: rated.task.name)
     lengths: dict[str, dict[str, list]] = collections.defaultdict(lambda: collections.defaultdict(list))
     tokens: dict[str, int] = collections.defaultdict(int)
     padding: dict[str, float] = collections.defaultdict(float)
-    names = sorted(rates)
     for batch in batches:
         task_of, sides = _task_table(batch), [s for s in ("encoder", "decoder") if f"{s}_segment_ids" in batch]
-        of = {side: _segment_lengths(batch[f"{side}_segment_ids"], task_of.shape[1]) for side in sides}
-        whole = np.sum(list(of.values()), axis=0)
+        length_of = {side: _segment_lengths(batch[f"{side}_segment_ids"], task_of.shape[1]) for side in sides}
+        both = np.sum(list(length_of.values()), axis=0)
         room = sum(batch[f"{side}_segment_ids"].shape[1] for side in sides)
-        part = (room - whole.sum(axis=1, keepdims=True)) * whole / np.maximum(whole.sum(axis=1, keepdims=True), 1)
-        for number, name in enumerate(names, 1):
-            mine = task_of == number
-            tokens[name] += int(whole[mine].sum())
-            padding[name] += float(part[mine].sum())
+        part = (room - both.sum(axis=1, keepdims=True)) * both / np.maximum(both.sum(axis=1, keepdims=True), 1)
+        for number, (task, _) in enumerate(mixture, 1):
+            is_of = task_of == number
+            tokens[task.name] += int(both[is_of].sum())
+            padding[task.name] += float(part[is_of].sum())
             for side in sides:
-                lengths[name][side] += of[side][mine].tolist()
+                lengths[task.name][side] += length_of[side][is_of].tolist()
     total_examples = cfg.train.total_steps * cfg.data.batch_rows * per_row
     out = []
-    for name in names:
-        task = registry.REGISTRY[name]
+    for task, rate in mixture:
+        name = task.name
         drawn = len(next(iter(lengths[name].values()), []))
-        entry: dict[str, Any] = {"task": name, "rate": rates[name], "source_examples": len(task.source.split(split))}  # type: ignore[union-attr]
+        entry: dict[str, Any] = {"task": name, "rate": rate, "source_examples": len(task.source.split(split))}
         if split == "train":
-            examples = rates[name] * total_examples
+            examples = rate * total_examples
             entry["run"] = {
                 "examples": round(examples),
                 "epochs": examples * counts[f"epochs_per_example/{name}"] if drawn else None,
@@ -168,24 +170,24 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
             }
         entry["padding"] = padding[name] / (padding[name] + tokens[name]) if drawn else None
         entry["length"] = {
-            side: {f"p{p}" if p < 100 else "max": int(np.percentile(found, p)) for p in PERCENTILES}
-            for side, found in lengths[name].items()
-            if found
+            side: {f"p{p}" if p < 100 else "max": int(np.percentile(values, p)) for p in PERCENTILES}
+            for side, values in lengths[name].items()
+            if values
         }
-        if task.labels:  # type: ignore[union-attr]
-            entry["labels"] = label_counts(task, split)  # type: ignore[arg-type]
+        if task.labels:
+            entry["labels"] = label_counts(task, split)
         out.append(entry)
     return out
 
 
-def label_counts(task: registry.Task, split: str) -> dict[str, int]:
+def label_counts(task: Task, split: str) -> dict[str, int]:
     """{label: how often it occurs in a split, 0 if it never does}. A long split is sampled: SAMPLED_LABELS examples
     from all over it, because files are often sorted by label."""
     reader = Reader(task, split)
     places = order.shuffled(np.arange(min(len(reader), SAMPLED_LABELS)), len(reader), order.key(task.name, "labels"))
     found = (reader.read(n, lambda n=n: order.generator(0, task.name, split, n)) for n in places.tolist())
     targets = (str(example["targets"]).strip() for example in found if example is not None)
-    if task.multi_label:
+    if task.target.several:
         targets = itertools.chain.from_iterable(map(registry.label_names, targets))
     counts = collections.Counter(targets)
     return dict(counts.most_common()) | {label: 0 for label in task.labels if label not in counts}
@@ -210,9 +212,10 @@ def _task_table(batch: Batch) -> np.ndarray:
 def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[str, Any]]:
     """The examples of a row: task, what each side reads, and the targets that weigh."""
     vocabulary, arrays = experiment.vocabulary, {name: array[row] for name, array in batch.items()}
-    names, task_of = sorted(registry.rates(experiment.cfg.data.mixture)), _task_table(batch)[row]
+    tasks, task_of = sorted(experiment.tasks, key=lambda task: task.name), _task_table(batch)[row]
     for number in range(1, int(np.flatnonzero(task_of).max(initial=0)) + 1):
-        out: dict[str, Any] = {"task": names[task_of[number] - 1]}
+        task = tasks[task_of[number] - 1]
+        out: dict[str, Any] = {"task": task.name}
         for side in ("encoder", "decoder"):
             if f"{side}_input_tokens" in arrays:
                 where = arrays[f"{side}_segment_ids"] == number
@@ -220,29 +223,55 @@ def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[s
                 if side == "decoder":
                     where &= arrays["decoder_loss_weights"] > 0
                     out["targets"] = vocabulary.show(arrays["decoder_target_tokens"][where])
-        if "mlm_targets" in arrays:
-            where = (arrays["mlm_weights"] > 0) & (arrays["encoder_segment_ids"][arrays["mlm_positions"]] == number)
-            out["mlm targets"] = " | ".join(vocabulary.show([i]) for i in arrays["mlm_targets"][where].tolist())
-        for head in ("nsp", "class", "regression"):
-            if f"{head}_targets" in arrays and arrays[f"{head}_weights"][number - 1] > 0:
-                target = arrays[f"{head}_targets"][number - 1].item()
-                shown = float(f"{target:.6g}") if head == "regression" else target  # of a float32, without its dust
-                labels = registry.REGISTRY[out["task"]].labels if head == "class" else ()  # type: ignore[union-attr]
-                out[f"{head} target"] = labels[target] if labels else shown
-        task: Any = registry.get(out["task"])
-        if task.multi_label and "label_weights" in arrays:
-            classes = len(task.labels)
-            has = arrays["label_targets"][(number - 1) * classes : number * classes] > 0
-            out["class targets"] = ", ".join(label for label, given in zip(task.labels, has, strict=True) if given)
-        if task.tags and "token_targets" in arrays:
-            where = (arrays["token_weights"] > 0) & (arrays["encoder_segment_ids"] == number)
-            out["tags"] = " ".join(task.tags[i] for i in arrays["token_targets"][where])
-        if "span_starts" in arrays and arrays["span_weights"][number - 1] > 0:
-            span = slice(arrays["span_starts"][number - 1], arrays["span_ends"][number - 1] + 1)
-            out["answer"] = vocabulary.show(arrays["encoder_input_tokens"][span])
-        if task.choices and "choice_weights" in arrays:
-            out["choice"] = "right" if arrays["choice_weights"][number - 1] > 0 else "wrong"
+        if "decoder_input_tokens" not in arrays and type(task.target) in SHOWN:
+            out |= SHOWN[type(task.target)](arrays, number, task, vocabulary)
         yield out
+
+
+def _masked(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if "mlm_targets" in arrays:
+        where = (arrays["mlm_weights"] > 0) & (arrays["encoder_segment_ids"][arrays["mlm_positions"]] == number)
+        out["mlm targets"] = " | ".join(vocabulary.show([i]) for i in arrays["mlm_targets"][where].tolist())
+    if "nsp_targets" in arrays and arrays["nsp_weights"][number - 1] > 0:
+        out["nsp target"] = arrays["nsp_targets"][number - 1].item()
+    return out
+
+
+def _classes(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> dict[str, Any]:
+    if task.target.several:
+        has = arrays["label_targets"][(number - 1) * len(task.labels) : number * len(task.labels)] > 0
+        return {"class targets": ", ".join(label for label, given in zip(task.labels, has, strict=True) if given)}
+    return {"class target": task.labels[arrays["class_targets"][number - 1]]}
+
+
+def _score(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> dict[str, Any]:
+    return {"regression target": float(f"{arrays['regression_targets'][number - 1]:.6g}")}  # a float32, in short
+
+
+def _tags(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> dict[str, Any]:
+    where = (arrays["token_weights"] > 0) & (arrays["encoder_segment_ids"] == number)
+    return {"tags": " ".join(task.classes[i] for i in arrays["token_targets"][where])}
+
+
+def _span(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> dict[str, Any]:
+    span = slice(arrays["span_starts"][number - 1], arrays["span_ends"][number - 1] + 1)
+    return {"answer": vocabulary.show(arrays["encoder_input_tokens"][span])}
+
+
+def _choice(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> dict[str, Any]:
+    return {"choice": "right" if arrays["choice_weights"][number - 1] > 0 else "wrong"}
+
+
+# (arrays of a row, segment, task, vocabulary) -> the targets of an encoder's example, for people.
+SHOWN: dict[type[Target], Callable[..., dict[str, Any]]] = {
+    Corpus: _masked,
+    Classes: _classes,
+    Number: _score,
+    Tags: _tags,
+    Span: _span,
+    Choices: _choice,
+}
 
 
 def _print(description: dict[str, Any], terminal: Console) -> None:
@@ -285,9 +314,9 @@ def _plan_table(description: dict[str, Any]) -> Table:
     for task in description["tasks"]:
         cells = [task["task"], f"{task['rate']:.4f}", f"{task['source_examples']:,}"]
         if train:
-            cells += [_number(task["run"][name], style) for name, style in (("examples", ","), ("epochs", ".2f"))]
-            cells.append(_number(task["run"]["tokens"], ","))
-        table.add_row(*cells, _number(task["padding"], ".1%"))
+            cells += [_shown(task["run"][name], style) for name, style in (("examples", ","), ("epochs", ".2f"))]
+            cells.append(_shown(task["run"]["tokens"], ","))
+        table.add_row(*cells, _shown(task["padding"], ".1%"))
     return table
 
 
@@ -312,5 +341,5 @@ def _share(share: float) -> str:
     return "none" if not share else "under 0.1%" if share < 0.0005 else f"{share:.1%}"
 
 
-def _number(value: float | None, style: str) -> str:
+def _shown(value: float | None, style: str) -> str:
     return "–" if value is None else f"{value:{style}}"

@@ -190,7 +190,7 @@ def _changes(cfg: Any, workdir: Path) -> list[str]:
 def _train_batches(experiment: Experiment, on_devices: Runtime) -> TrainBatches:
     cfg = experiment.cfg
     return pipeline.train_batches(
-        cfg.data.mixture,
+        experiment.mixture,
         experiment.converter,
         experiment.vocabulary,
         batch_rows=cfg.data.batch_rows,

@@ -113,7 +113,13 @@ def test_batches_from_a_cache_are_those_without_it(tmp_path, converter, pack):
 
     def batches(directory: str):
         return pipeline.train_batches(
-            "both", CONVERTERS[converter], VOCABULARY, batch_rows=8, seed=3, pack=pack, cache_dir=directory
+            registry.mixture("both"),
+            CONVERTERS[converter],
+            VOCABULARY,
+            batch_rows=8,
+            seed=3,
+            pack=pack,
+            cache_dir=directory,
         )
 
     plain, cached = batches(""), batches(str(tmp_path))

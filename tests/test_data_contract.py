@@ -113,7 +113,7 @@ def test_the_same_rows_whatever_happens(caches, mixture, converter, pack, cached
 
     def make(which: int, host: int):
         return pipeline.train_batches(
-            mixture,
+            registry.mixture(mixture),
             CONVERTERS[converter],
             VOCABULARY,
             batch_rows=ROWS,
@@ -126,7 +126,13 @@ def test_the_same_rows_whatever_happens(caches, mixture, converter, pack, cached
         )
 
     whole = pipeline.train_batches(
-        mixture, CONVERTERS[converter], VOCABULARY, batch_rows=ROWS, seed=seed, pack=pack, prefetch_batches=0
+        registry.mixture(mixture),
+        CONVERTERS[converter],
+        VOCABULARY,
+        batch_rows=ROWS,
+        seed=seed,
+        pack=pack,
+        prefetch_batches=0,
     )
     expected = take(whole, STEPS)
     states = []
@@ -150,7 +156,8 @@ def rows_of(host: int, hosts: int) -> slice:
 def test_far_into_a_run_the_state_is_small_and_restores_at_once(monkeypatch):
     registry.add(Mixture("all", dict.fromkeys(TASKS, 1.0)))
     make = functools.partial(
-        pipeline.train_batches, "all", TextToText(48, 24), VOCABULARY, batch_rows=512, seed=0, prefetch_batches=0
+        pipeline.train_batches, registry.mixture("all"), TextToText(48, 24), VOCABULARY,
+        batch_rows=512, seed=0, prefetch_batches=0,
     )
     batches = make()
     next(batches)
@@ -175,7 +182,9 @@ def test_the_state_of_a_hundred_tasks_in_64_streams_is_small():
     for n in range(100):
         registry.add(dataclasses.replace(TASKS["plain"], name=f"a_task_with_a_long_name_{n:03}"))
     registry.add(Mixture("hundred", {f"a_task_with_a_long_name_{n:03}": n + 1 for n in range(100)}))
-    batches = pipeline.train_batches("hundred", TextToText(48, 24), VOCABULARY, batch_rows=512, seed=0)
+    batches = pipeline.train_batches(
+        registry.mixture("hundred"), TextToText(48, 24), VOCABULARY, batch_rows=512, seed=0
+    )
     state = batches.get_state()
     rng = np.random.default_rng(0)
     positions = rng.integers(0, [10**7, 400, 400], (100, 3))  # as different as a long run can make them
@@ -194,7 +203,13 @@ def test_the_state_of_a_hundred_tasks_in_64_streams_is_small():
 
 def test_counts_are_of_the_whole_run_whoever_reads_them():
     make = functools.partial(
-        pipeline.train_batches, "filtered", TextToText(48, 24), VOCABULARY, batch_rows=ROWS, seed=0, prefetch_batches=0
+        pipeline.train_batches,
+        registry.mixture("filtered"),
+        TextToText(48, 24),
+        VOCABULARY,
+        batch_rows=ROWS,
+        seed=0,
+        prefetch_batches=0,
     )
     parts = [make(shard_index=host, shard_count=2) for host in range(2)]
     for part in parts:
@@ -217,7 +232,13 @@ def test_the_rows_of_a_window_do_not_come_in_waves():
     """Rows of many short examples and rows of few long ones are as likely early in a packing window as late."""
     registry.add(Mixture("uneven", {"corpus": 1, "plain": 3}))
     batches = pipeline.train_batches(
-        "uneven", DecoderOnly(64), VOCABULARY, batch_rows=ROWS, seed=0, task_ids=True, prefetch_batches=0
+        registry.mixture("uneven"),
+        DecoderOnly(64),
+        VOCABULARY,
+        batch_rows=ROWS,
+        seed=0,
+        task_ids=True,
+        prefetch_batches=0,
     )
     corpus = batches.tasks.index("corpus") + 1
     halves = np.zeros((2, 2))
@@ -236,7 +257,13 @@ def host_process(directory: Path, host: int, hosts: int, steps: int) -> None:
     of its rows, and leaves its state."""
     registry.REGISTRY = {**TASKS, "all": Mixture("all", dict.fromkeys(TASKS, 1.0))}
     batches = pipeline.train_batches(
-        "all", TextToText(48, 24), VOCABULARY, batch_rows=ROWS, seed=5, shard_index=host, shard_count=hosts
+        registry.mixture("all"),
+        TextToText(48, 24),
+        VOCABULARY,
+        batch_rows=ROWS,
+        seed=5,
+        shard_index=host,
+        shard_count=hosts,
     )
     if found := sorted((directory / "stopped").glob("*.json")):
         batches.set_state(pipeline.merge_states(json.loads(path.read_text()) for path in found))

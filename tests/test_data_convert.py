@@ -17,6 +17,7 @@ from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.denoise import Denoiser
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Function
+from t5x_lite.data.targets import Number
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
 
@@ -179,8 +180,8 @@ def test_wrong_labels_and_fields_are_named():
     regression = EncoderOnly(16, ("regression",))
     for value in ("high", "nan", "inf"):
         with pytest.raises(DataError, match=f"target '{value}' is not a finite number"):
-            regression.supervised([{"inputs": "5", "targets": value}], task(regression=True), NUMBERS)
-    (example,) = each(regression.supervised([{"inputs": "5", "targets": "3.5"}], task(regression=True), NUMBERS))
+            regression.supervised([{"inputs": "5", "targets": value}], task(target=Number()), NUMBERS)
+    (example,) = each(regression.supervised([{"inputs": "5", "targets": "3.5"}], task(target=Number()), NUMBERS))
     assert example["regression_targets"].tolist() == [3.5]
     with pytest.raises(ConfigError, match="needs the head 'classification'; the encoder has regression"):
         regression.supervised([{"inputs": "5", "targets": "yes"}], labelled, NUMBERS)

@@ -38,7 +38,13 @@ def copies(count: int) -> list[dict]:
 
 def train(name, converter=None, rows=8, prefetch=0, seed=0, pack=True):
     return pipeline.train_batches(
-        name, converter or DecoderOnly(32), BYTES, batch_rows=rows, seed=seed, prefetch_batches=prefetch, pack=pack
+        registry.mixture(name),
+        converter or DecoderOnly(32),
+        BYTES,
+        batch_rows=rows,
+        seed=seed,
+        prefetch_batches=prefetch,
+        pack=pack,
     )
 
 
@@ -221,7 +227,9 @@ def test_a_file_replaced_under_a_run_is_refused_by_name(tmp_path):
 def test_another_vocabulary_is_refused_by_name():
     task(rows=copies(40))
     state = train("task").get_state()
-    other = pipeline.train_batches("task", DecoderOnly(32), ByteVocabulary(extra_ids=5), batch_rows=8, seed=0)
+    other = pipeline.train_batches(
+        registry.mixture("task"), DecoderOnly(32), ByteVocabulary(extra_ids=5), batch_rows=8, seed=0
+    )
     with pytest.raises(CheckpointError, match=r"is not what this run was trained on: vocabulary '"):
         other.set_state(state)
 

@@ -11,6 +11,7 @@ from t5x_lite import cli, config, experiment
 from t5x_lite.data import local_files, records, registry
 from t5x_lite.data.local_files import find
 from t5x_lite.data.preprocess import pieces
+from t5x_lite.data.targets import Number
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.tasks.files import discover, task_from_files
@@ -56,7 +57,7 @@ def test_numbers_and_free_text_are_told_from_labels(tmp_path):
     def kind(targets: list[str], **kwargs) -> str:
         rows = "".join(json.dumps({"inputs": str(i), "targets": t}) + "\n" for i, t in enumerate(targets))
         task = discover(f"train={write(tmp_path / 'a.jsonl', rows)}", **kwargs).task
-        return "labels" if task.labels else "numbers" if task.regression else "text"
+        return "labels" if task.labels else "numbers" if isinstance(task.target, Number) else "text"
 
     assert kind(["yes", "no"] * 10) == "labels"
     assert kind(["0", "1", "2"] * 10) == "labels"
@@ -317,6 +318,8 @@ def test_a_run_of_files_keeps_its_labels(tmp_path, caplog):
     cfg.data.inputs, cfg.data.targets = "{body}", "{label}"
     config.validate(cfg)
     resolved = experiment.resolve(cfg)
+    assert cfg.data.mixture == "quickstart" and cfg.data.labels is None  # the config that was given stays as it is
+    cfg = resolved.cfg
     assert resolved.tasks[0].name == cfg.data.mixture == "reviews" and resolved.vocabulary == ByteVocabulary()
     assert cfg.data.labels == ("bad", "good")
     assert caplog.messages[-1] == "trained on in place of the mixture 'quickstart'"

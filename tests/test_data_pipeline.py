@@ -77,7 +77,7 @@ OBJECTIVES = {
 
 def train(mixture="nested", converter="text_to_text", pack=True, seed=0, rows=ROWS, prefetch=0, **shard):
     return pipeline.train_batches(
-        mixture,
+        registry.mixture(mixture),
         (CONVERTERS | OBJECTIVES)[converter],
         VOCABULARY,
         batch_rows=rows,

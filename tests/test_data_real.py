@@ -9,6 +9,7 @@ from t5x_lite import cli
 from t5x_lite.data import pipeline, registry
 from t5x_lite.data.convert import DecoderOnly, TextToText
 from t5x_lite.data.convert_encoder import EncoderOnly
+from t5x_lite.data.targets import Number
 from t5x_lite.data.vocabularies import load
 from t5x_lite.tasks.files import discover
 
@@ -31,7 +32,9 @@ def counts(task) -> tuple[int, ...]:
 def rows(task, converter, vocabulary, count: int = 3):
     """The first batches of 8 rows, packed."""
     registry.add(task)
-    found = pipeline.train_batches(task.name, converter, vocabulary, batch_rows=8, seed=0, prefetch_batches=0)
+    found = pipeline.train_batches(
+        registry.mixture(task.name), converter, vocabulary, batch_rows=8, seed=0, prefetch_batches=0
+    )
     return list(itertools.islice(found, count))
 
 
@@ -75,7 +78,9 @@ def test_glue(name):
     inputs, targets, sizes, labels, first = GLUE[name]
     found = discover(str(SHARED / "glue" / name), inputs=inputs, targets=targets)
     task = found.task
-    assert counts(task) == sizes and task.labels == (labels or ()) and task.regression == (labels is None)
+    assert (
+        counts(task) == sizes and task.labels == (labels or ()) and isinstance(task.target, Number) == (labels is None)
+    )
     assert task.source.split("train")[0] == {"inputs": first[0], "targets": first[1]}
     assert any("test.tsv is left out" in note for note in found.notes)  # GLUE keeps the labels of its tests
     assert found.notes[0].startswith(f"{SHARED / 'glue' / name}: TSV with")  # quotes are text: none is taken off

@@ -17,6 +17,7 @@ from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Mixture, Task, label_names
 from t5x_lite.data.sources import Function
+from t5x_lite.data.targets import Choices, Span, Tags
 from t5x_lite.data.vocabularies import ByteVocabulary, TokenizerVocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import read_heads
@@ -73,16 +74,16 @@ def choice_as_text(example):
 
 
 TAGS = Task(
-    "tiny_tags", Function(tagged), (as_text,), tags=("O", "B-PER", "I-PER", "B-LOC", "I-LOC"),
+    "tiny_tags", Function(tagged), (as_text,), target=Tags(("O", "B-PER", "I-PER", "B-LOC", "I-LOC")),
     metrics=(span_f1,), postprocess=spans_of_text,
 )  # fmt: skip
 SPANS = Task(
-    "tiny_spans", Function(asked), (question_as_text,), segments=("question", "context"), extractive="sometimes",
+    "tiny_spans", Function(asked), (question_as_text,), segments=("question", "context"), target=Span(always=False),
     metrics=(squad,), reference=lambda example: example["answers"],
 )  # fmt: skip
 CHOICES = Task(
-    "tiny_choices", Function(chosen), (choice_as_text,), labels=("one", "two"), segments=("premise",),
-    choices=("one", "two"), metrics=(accuracy,),
+    "tiny_choices", Function(chosen), (choice_as_text,), segments=("premise",),
+    target=Choices(labels=("one", "two"), fields=("one", "two")), metrics=(accuracy,),
 )  # fmt: skip
 LABELS = Task(
     "tiny_labels", Function(named), labels=("cat", "dog", "emu", "fox", "gnu"), multi_label=True,

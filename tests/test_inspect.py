@@ -32,7 +32,13 @@ def test_the_plan_comes_true(pack):
     resolved = settings(pack)
     told = inspect.describe(resolved, rows=3, split="train")
     batches = pipeline.train_batches(
-        "mixed", resolved.converter, resolved.vocabulary, batch_rows=16, seed=0, pack=pack, prefetch_batches=0
+        registry.mixture("mixed"),
+        resolved.converter,
+        resolved.vocabulary,
+        batch_rows=16,
+        seed=0,
+        pack=pack,
+        prefetch_batches=0,
     )
     filled = size = 0
     for _ in range(1024):

@@ -23,7 +23,8 @@ from t5x_lite.data import registry
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Function
 from t5x_lite.errors import ConfigError, DataError
-from t5x_lite.evaluation import evaluate, infer
+from t5x_lite.evaluation import evaluate, infer, scores, submission
+from t5x_lite.evaluation.baselines import baselines, by_words, word_baselines
 from t5x_lite.tasks.metrics import accuracy
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
@@ -50,7 +51,7 @@ def ready(request, tmp_path_factory):
 
 def test_rank_takes_the_label_that_packed_scoring_finds_most_probable(ready):
     evaluator, params = ready
-    predictor, task = evaluator._predictor, registry.get("answers")
+    predictor, task = evaluator.predictor, registry.get("answers")
     pairs = [row | {"targets": label} for row in ROWS for label in LABELS]
     scored = predictor.score(params, pairs, task, batch_rows=8)
     alone = [predictor.score(params, [pair], task, batch_rows=8)[0] for pair in pairs[:4]]
@@ -59,7 +60,7 @@ def test_rank_takes_the_label_that_packed_scoring_finds_most_probable(ready):
     assert [s.tokens for s in scored[:3]] == [len(label) + 1 for label in LABELS]  # bytes and the end
     long = predictor.score(params, [{"inputs": "it", "targets": "yes" * 99}], task, batch_rows=8)
     assert [s.truncated for s in scored] == [False] * len(scored) and long[0].truncated
-    rows, _ = evaluator._predictions(params, task, lambda: False)
+    rows, _ = evaluator.predictions(params, task)
     assert [row["index"] for row in rows] == list(range(11))  # every example once, in a ragged last batch too
     for number, row in enumerate(rows):
         logprobs = [s.logprob for s in scored[3 * number : 3 * number + 3]]
@@ -71,7 +72,7 @@ def test_rank_takes_the_label_that_packed_scoring_finds_most_probable(ready):
 def test_a_task_without_a_training_split_has_no_baseline(ready, monkeypatch):
     evaluator, _ = ready
     whole = Function.split
-    assert evaluator.baselines() and evaluator.word_baselines()
+    assert baselines(evaluator.experiment) and word_baselines(evaluator.experiment)
 
     def split(self, name):
         if name == "train":
@@ -79,15 +80,15 @@ def test_a_task_without_a_training_split_has_no_baseline(ready, monkeypatch):
         return whole(self, name)
 
     monkeypatch.setattr(Function, "split", split)
-    assert evaluator.baselines() == evaluator.word_baselines() == {}
+    assert baselines(evaluator.experiment) == word_baselines(evaluator.experiment) == {}
 
 
 def test_a_label_is_known_by_its_ids_and_a_test_set_needs_no_targets(ready, monkeypatch):
     evaluator, params = ready
-    predictor = evaluator._predictor
+    predictor = evaluator.predictor
     ids = predictor.experiment.vocabulary.encode(["yes"])[0]
     monkeypatch.setattr(type(predictor.experiment.vocabulary), "decode", lambda self, ids: "y e s")  # as WordPiece's
-    assert predictor._text(ids, LABELS) == "yes" and predictor._text(ids[:1], LABELS) == "y e s"
+    assert predictor.text_of(ids, LABELS) == "yes" and predictor.text_of(ids[:1], LABELS) == "y e s"
     unknown = [row | {"targets": "<unk>"} for row in ROWS]
     task = dataclasses.replace(registry.get("answers"), source=Function(lambda split: unknown))
     cfg = copy.deepcopy(evaluator.experiment.cfg)
@@ -102,14 +103,16 @@ def test_a_submission_has_every_test_prediction_and_what_was_in_it(ready, tmp_pa
     path, experiment = tmp_path / "glue.zip", evaluator.experiment
     task = dataclasses.replace(registry.get("answers"), name="glue_sst2", labels=("negative", "positive"))
     with pytest.raises(ConfigError, match="--submission is for GLUE's tasks"):
-        evaluate._to_submit(experiment)
-    for name, message in (("nowhere/glue.zip", "no directory"), ("text.zip", "no zip file")):
+        submission.tasks_of(experiment)
+    for name, message in (("nowhere/glue.zip", "no directory"), ("text.zip", "not a zip file")):
         (tmp_path / "text.zip").write_text("text")
         with pytest.raises(ConfigError, match=message):
-            evaluate._in_zip(tmp_path / name)
+            submission.members(tmp_path / name)
 
     def submit():
-        evaluate._submit(evaluator, params, evaluate._to_submit(evaluator.experiment), evaluate._in_zip(path), path)
+        tasks = submission.tasks_of(evaluator.experiment)
+        texts = {t.name: [row["prediction"] for row in evaluator.predict(params, t, "test")] for t in tasks}
+        submission.write(path, texts, submission.members(path))
 
     cfg = copy.deepcopy(experiment.cfg)
     cfg.data.dir = "glue"
@@ -138,10 +141,11 @@ def test_answers_stand_side_by_side_and_invalid_ones_are_counted(ready):
     assert values["eval/answers/invalid"] == 100  # an untrained model writes no label
     assert values["eval/answers/accuracy"] == 0 < values["eval/answers/rank/accuracy"]
     assert 0 <= values["eval/answers/rank/ece"] <= 100
-    intervals = evaluator.intervals(0)
+    predictions = evaluator.workdir / "predictions" / "step_0"
+    intervals = scores.intervals(evaluator.experiment.eval_tasks, "validation", predictions)
     assert intervals["low/answers/accuracy"] == intervals["high/answers/accuracy"] == 0
-    words = evaluator.word_baselines()
-    assert words["words/answers/accuracy"] >= evaluator.baselines()["baseline/answers/accuracy"]
+    words = word_baselines(evaluator.experiment)
+    assert words["words/answers/accuracy"] >= baselines(evaluator.experiment)["baseline/answers/accuracy"]
 
 
 def test_scores_of_labels_and_numbers():
@@ -150,9 +154,9 @@ def test_scores_of_labels_and_numbers():
         {"target": "no", "prediction": "maybe", "score": math.log(0.5)},
     ]
     task = registry.add(Task("t", Function(lambda split: ROWS), labels=("no", "yes"), metrics=(accuracy,)))
-    found = evaluate.scores_of(task, rows, ["yes", "no"])
+    found = scores.scores_of(task, rows, ["yes", "no"])
     assert found == {"accuracy": 50.0, "invalid": 50.0, "ece": pytest.approx(100 * (0.1 + 0.5) / 2)}
-    assert evaluate.by_words([("good film", "yes"), ("bad film", "no")] * 5, ["a good one", "bad"]) == ["yes", "no"]
+    assert by_words([("good film", "yes"), ("bad film", "no")] * 5, ["a good one", "bad"]) == ["yes", "no"]
 
 
 @pytest.mark.slow

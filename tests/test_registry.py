@@ -215,7 +215,7 @@ def test_changed_examples_or_preprocessors_of_a_run_are_refused_by_name():
     def state_of(*preprocessors, rows=50):
         examples = [{"inputs": str(i), "targets": "a"} for i in range(rows)]
         registry.add(Task("t", Function(lambda split: examples), preprocessors))
-        return pipeline.train_batches("t", TextToText(16, 8), ByteVocabulary(), batch_rows=8, seed=0)
+        return pipeline.train_batches(registry.mixture("t"), TextToText(16, 8), ByteVocabulary(), batch_rows=8, seed=0)
 
     state = state_of(shout).get_state()
     state_of(shout).set_state(state)

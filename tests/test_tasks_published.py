@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from t5x_lite.cluster import messages
 from t5x_lite.data import registry
 from t5x_lite.data.convert import TextToText
 from t5x_lite.data.convert_encoder import EncoderOnly
@@ -15,7 +16,7 @@ from t5x_lite.data.reader import text_examples
 from t5x_lite.data.registry import Task
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
-from t5x_lite.evaluation import evaluate
+from t5x_lite.evaluation import scores
 from t5x_lite.reports import glue_average
 from t5x_lite.tasks import glue, superglue
 from t5x_lite.tasks.published import Published, use_directory
@@ -213,15 +214,15 @@ def test_a_perfect_prediction_scores_100(directory, name, tmp_path):
     for _, example in text_examples(task, "train" if name == "super_glue_multirc" else "validation"):
         answer = example["targets"] if name != "super_glue_wsc" or example["label"] else "Pete"
         rows.append({"prediction": answer, "target": example["targets"], "score": 0.0})
-        references.append(evaluate.reference(task, example))
-    rows, references = json.loads(json.dumps([rows, references]))
-    scores = evaluate.scores_of(task, rows, [evaluate._tupled(wanted) for wanted in references])
+        references.append(scores.reference(task, example))
+    rows, references = messages.decode(messages.encode([rows, references]))  # as between processes
+    values = scores.scores_of(task, rows, references)
     assert len(rows) == 1 + (name != "super_glue_record")
-    assert {metric: value for metric, value in scores.items() if metric not in ("invalid", "ece")} == dict.fromkeys(
-        [metric for metric in scores if metric not in ("invalid", "ece")], 100.0
+    assert {metric: value for metric, value in values.items() if metric not in ("invalid", "ece")} == dict.fromkeys(
+        [metric for metric in values if metric not in ("invalid", "ece")], 100.0
     )
     if name != "super_glue_multirc":
-        nothing = evaluate.scores_of(task, [row | {"prediction": "zebra"} for row in rows], references)
+        nothing = scores.scores_of(task, [row | {"prediction": "zebra"} for row in rows], references)
         assert max(nothing.values()) <= 50.0  # WSC: the wrong referent is wrong there
 
 

@@ -8,7 +8,6 @@ then the processes would wait for each other forever: such questions are asked `
 import atexit
 import contextlib
 import ctypes
-import json
 import os
 import re
 import signal
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from t5x_lite.cluster import rendezvous
+from t5x_lite.cluster import messages, rendezvous
 from t5x_lite.errors import (
     INTERNAL,
     RESTART_ME,
@@ -71,15 +70,15 @@ def expected() -> bool:
 
 
 def gather(rows: list) -> list:
-    """The lists (of JSON) of all processes, joined in process order, on every process."""
+    """The lists of all processes, joined in process order, on every process; of the types of messages.py."""
     if jax.process_count() == 1:
         return rows
-    mine = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+    mine = np.frombuffer(messages.encode(rows), np.uint8)
     sizes = multihost_utils.process_allgather(np.int64(len(mine)))
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: len(mine)] = mine
     everyone = multihost_utils.process_allgather(padded)
-    return [row for part, n in zip(everyone, sizes, strict=True) for row in json.loads(part[:n].tobytes())]
+    return [row for part, n in zip(everyone, sizes, strict=True) for row in messages.decode(part[:n].tobytes())]
 
 
 def largest(number: int) -> int:
@@ -88,7 +87,7 @@ def largest(number: int) -> int:
 
 
 def on_first(function: Callable[[], T]) -> T:
-    """What `function` returns (JSON) on process 0, which alone calls it, on every process; if it raises, all do."""
+    """What `function` returns on process 0, which alone calls it, on every process; if it raises, all do."""
     return gather(on_each(lambda: [function()] if jax.process_index() == 0 else []))[0]
 
 

@@ -34,6 +34,7 @@ from t5x_lite.data import preprocess, registry
 from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.fields import Encoded
 from t5x_lite.data.registry import Task
+from t5x_lite.data.targets import Number, Span, Tags
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
@@ -95,18 +96,19 @@ def _reading(task: Task, converter: Any) -> dict[str, Any]:
     encoder = isinstance(converter, EncoderOnly)
     if task.is_corpus:
         return {"fields": ["text"], "sentences": encoder, "labels": []}
-    if encoder and task.head in ("token_classification", "span"):
+    target = task.target
+    if encoder and isinstance(target, Tags | Span):
         raise ConfigError(
-            f"task {task.name!r} is read word by word for the head {task.head!r}; a cache holds ids of texts. "
+            f"task {task.name!r} is read word by word for the head {target.head!r}; a cache holds ids of texts. "
             "Train on it without data.cache_dir"
         )
-    if encoder and task.head == "multi_label":
+    if encoder and target.several:
         raise ConfigError(
             f"task {task.name!r} gives an example several labels; a cache holds one. Train on it without data.cache_dir"
         )
     fields = list(task.encoder_fields) if encoder else ["inputs", "targets"]
-    one_label = [] if task.multi_label else list(task.labels)
-    return {"fields": fields, "sentences": False, "labels": "number" if task.regression else one_label}
+    labels = "number" if isinstance(target, Number) else [] if target.several else list(target.labels)
+    return {"fields": fields, "sentences": False, "labels": labels}
 
 
 def open_all(

@@ -9,11 +9,12 @@ import numpy as np
 
 from t5x_lite.batch import ArraySpec, specs
 from t5x_lite.data import packing, ragged, words
-from t5x_lite.data.fields import ids_of, label, label_set, tag_ids, text_of, words_of
+from t5x_lite.data.fields import ids_of, label, label_set, number, tag_ids, text_of, words_of
 from t5x_lite.data.masked_lm import mask_tokens, mlm_capacity
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.registry import Task
+from t5x_lite.data.targets import Choices, Classes, Number, Span, Tags, Target
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError
 
@@ -70,7 +71,7 @@ class EncoderOnly:
         examples = self.max_examples_per_row if pack else 1
         capacity = mlm_capacity(self.length, self.mlm_rate, examples)
         slots = max(examples, self.choices)
-        labels = {"Y": slots * self.num_classes} if "multi_label" in self.heads else {}
+        labels = {"Y": slots * self.num_classes} if any(spec.dims == "BY" for spec in self.specs().values()) else {}
         return {"S": self.length, "P": capacity, "E": slots, **labels}
 
     def corpus(self, texts, vocabulary, rng):
@@ -100,59 +101,18 @@ class EncoderOnly:
         return packing.lengths_of(examples, self.specs(), "".join(self.sizes(pack=True)))
 
     def supervised(self, examples, task, vocabulary):
-        if not task.head:
+        head = task.target.head
+        if not head:
             raise ConfigError(f"task {task.name!r} has nothing that an encoder's head could predict")
-        if task.head not in self.heads:
-            raise ConfigError(
-                f"task {task.name!r} needs the head {task.head!r}; the encoder has {', '.join(self.heads)}"
-            )
-        if task.head == "span":
-            out, windows = self.windows(examples, task, vocabulary)
-            answers_N2 = np.array([_answer(examples[w.example], w) for w in windows], np.int32).reshape(-1, 2)
-            out["span_starts"], out["span_ends"] = (ragged.singles(column_N) for column_N in answers_N2.T)
-            out["span_weights"] = ragged.singles(np.ones(len(windows), np.float32))
-            return out, np.zeros(len(windows), bool)
-        if task.head == "token_classification":
-            out, word_of, truncated = self._words(examples, task, vocabulary)
-            tags = ragged.of([tag_ids(example, task) for example in examples])
-            begins = out["token_weights"].values > 0
-            of_row = np.repeat(tags.starts, word_of.lengths)
-            out["token_targets"].values[begins] = tags.values[(of_row + word_of.values)[begins]]
-            return out, truncated
-        if task.head == "multi_label":
-            tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
-            out = self._unlabelled(tokens, types)
-            targets = np.array([label_set(example, task) for example in examples], np.float32)
-            out["label_targets"] = ragged.block(targets.reshape(len(examples), self.num_classes))
-            out["label_weights"] = ragged.singles(np.ones(len(examples), np.float32))
-            return out, truncated
-        labels = [label(example, task) for example in examples]
-        if task.head == "multiple_choice":
-            out, truncated = self._choices(examples, task, vocabulary)
-            out["choice_weights"] = ragged.block(
-                np.eye(len(task.choices), dtype=np.float32)[np.array(labels, np.int64)]
-            )
-            return out, truncated
-        tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
-        out = self._unlabelled(tokens, types)
-        name, dtype = ("regression", np.float32) if task.regression else ("class", np.int32)
-        out[f"{name}_targets"] = ragged.singles(np.array(labels, dtype))
-        out[f"{name}_weights"] = ragged.singles(np.ones(len(labels), np.float32))
-        return out, truncated
+        if head not in self.heads:
+            raise ConfigError(f"task {task.name!r} needs the head {head!r}; the encoder has {', '.join(self.heads)}")
+        return BY_TARGET[type(task.target)](self, examples, task, vocabulary, labelled=True)
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         """As in training. A long context gives its first window; `windows` gives all of them."""
-        if task.head == "span":
-            out, windows = self.windows(examples, task, vocabulary)
-            first = packing.take(out, np.unique([w.example for w in windows], return_index=True)[1])
-            return first, np.zeros(len(examples), bool)
-        if task.head == "token_classification":
-            out, _, truncated = self._words(examples, task, vocabulary)
-            return out, truncated
-        if task.head == "multiple_choice":
-            return self._choices(examples, task, vocabulary)
-        tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
-        return self._unlabelled(tokens, types), truncated
+        if type(task.target) in BY_TARGET:
+            return BY_TARGET[type(task.target)](self, examples, task, vocabulary, labelled=False)
+        return self._plain(examples, task, vocabulary)
 
     def prompt_sizes(self, max_new_tokens):
         return self.sizes(pack=False)
@@ -175,10 +135,10 @@ class EncoderOnly:
         questions = ragged.of(ids_of([text_of(e, question, task) for e in examples], vocabulary))
         questions = ragged.cut(questions, self.length // 2)
         windows, parts = [], []
-        for number, text in enumerate(text_of(e, context, task) for e in examples):
+        for index, text in enumerate(text_of(e, context, task) for e in examples):
             ids, places_T2 = vocabulary.places(text)
             words_T2 = words.around(text, places_T2)
-            first = 2 + int(questions.lengths[number]) + self.fairseq_marks
+            first = 2 + int(questions.lengths[index]) + self.fairseq_marks
             room = self.length - first - 1
             if room < 1:
                 raise ConfigError(f"data.length={self.length} leaves no room for a context behind a question")
@@ -189,11 +149,69 @@ class EncoderOnly:
                 )
             for begin in range(0, len(ids) - room + step, step) if len(ids) > room else (0,):
                 end = min(begin + room, len(ids))
-                windows.append(Window(number, first, begin, end, words_T2))
+                windows.append(Window(index, first, begin, end, words_T2))
                 parts.append(ids[begin:end])
         pair = [ragged.take(questions, np.array([w.example for w in windows], np.int64)), ragged.of(parts)]
         filled, types, _ = self._with_marks(pair, [np.ones(len(windows), bool)] * 2, vocabulary)
         return self._unlabelled(filled, types), windows
+
+    def _plain(self, examples, task, vocabulary) -> tuple[Examples, np.ndarray]:
+        tokens, types, truncated = self._segments(examples, task, task.segments, self.length, vocabulary)
+        return self._unlabelled(tokens, types), truncated
+
+    def _with_classes(self, examples, task, vocabulary, labelled: bool) -> tuple[Examples, np.ndarray]:
+        out, truncated = self._plain(examples, task, vocabulary)
+        if labelled and task.target.several:
+            targets = np.array([label_set(example, task) for example in examples], np.float32)
+            out["label_targets"] = ragged.block(targets.reshape(len(examples), self.num_classes))
+            out["label_weights"] = ragged.singles(np.ones(len(examples), np.float32))
+        elif labelled:
+            out["class_targets"] = ragged.singles(np.array([label(e, task) for e in examples], np.int32))
+            out["class_weights"] = ragged.singles(np.ones(len(examples), np.float32))
+        return out, truncated
+
+    def _with_numbers(self, examples, task, vocabulary, labelled: bool) -> tuple[Examples, np.ndarray]:
+        out, truncated = self._plain(examples, task, vocabulary)
+        if labelled:
+            out["regression_targets"] = ragged.singles(np.array([number(e, task) for e in examples], np.float32))
+            out["regression_weights"] = ragged.singles(np.ones(len(examples), np.float32))
+        return out, truncated
+
+    def _with_tags(self, examples, task, vocabulary, labelled: bool) -> tuple[Examples, np.ndarray]:
+        out, word_of, truncated = self._words(examples, task, vocabulary)
+        if labelled:
+            tags = ragged.of([tag_ids(example, task) for example in examples])
+            begins = out["token_weights"].values > 0
+            of_row = np.repeat(tags.starts, word_of.lengths)
+            out["token_targets"].values[begins] = tags.values[(of_row + word_of.values)[begins]]
+        return out, truncated
+
+    def _with_spans(self, examples, task, vocabulary, labelled: bool) -> tuple[Examples, np.ndarray]:
+        out, windows = self.windows(examples, task, vocabulary)
+        if not labelled:
+            first = packing.take(out, np.unique([w.example for w in windows], return_index=True)[1])
+            return first, np.zeros(len(examples), bool)
+        answers_N2 = np.array([_answer(examples[w.example], w) for w in windows], np.int32).reshape(-1, 2)
+        out["span_starts"], out["span_ends"] = (ragged.singles(column_N) for column_N in answers_N2.T)
+        out["span_weights"] = ragged.singles(np.ones(len(windows), np.float32))
+        return out, np.zeros(len(windows), bool)
+
+    def _with_choices(self, examples, task, vocabulary, labelled: bool) -> tuple[Examples, np.ndarray]:
+        """[CLS] segments [SEP] choice [SEP] for every choice of an example, side by side in its row. The choices do not
+        attend to each other."""
+        fields = task.target.fields
+        each = [
+            self._segments(examples, task, (*task.segments, field), self.length // len(fields), vocabulary)
+            for field in fields
+        ]
+        tokens = ragged.join(*(tokens for tokens, _, _ in each))
+        types = ragged.join(*(Ragged(types, tokens.lengths) for tokens, types, _ in each))
+        lengths = np.stack([tokens.lengths for tokens, _, _ in each], axis=1)
+        out = self._unlabelled(tokens, types.values, parts=ragged.block(lengths))
+        if labelled:
+            right = np.array([label(example, task) for example in examples], np.int64)
+            out["choice_weights"] = ragged.block(np.eye(len(fields), dtype=np.float32)[right])
+        return out, np.any([truncated for _, _, truncated in each], axis=0)
 
     def _words(self, examples, task, vocabulary) -> tuple[Examples, Ragged, np.ndarray]:
         """[CLS] the words of each example [SEP], with a weight of 1 on the first token of each word; the number of the
@@ -212,19 +230,6 @@ class EncoderOnly:
         )
         out = self._unlabelled(filled, types) | {"token_weights": weights}
         return out, word_of, short[0].lengths < tokens.lengths
-
-    def _choices(self, examples, task, vocabulary) -> tuple[Examples, np.ndarray]:
-        """[CLS] segments [SEP] choice [SEP] for every choice of an example, side by side in its row. The choices do not
-        attend to each other."""
-        each = [
-            self._segments(examples, task, (*task.segments, choice), self.length // len(task.choices), vocabulary)
-            for choice in task.choices
-        ]
-        tokens = ragged.join(*(tokens for tokens, _, _ in each))
-        types = ragged.join(*(Ragged(types, tokens.lengths) for tokens, types, _ in each))
-        lengths = np.stack([tokens.lengths for tokens, _, _ in each], axis=1)
-        out = self._unlabelled(tokens, types.values, parts=ragged.block(lengths))
-        return out, np.any([truncated for _, _, truncated in each], axis=0)
 
     def _segments(
         self, examples, task, fields: Sequence[str], length: int, vocabulary
@@ -270,13 +275,13 @@ class EncoderOnly:
         """
         rows = len(parts[0])
         pieces, type_of_piece, is_mark = [ragged.constant(vocabulary.cls_id, rows)], [0], [True]
-        for number, (part, close) in enumerate(zip(parts, closed, strict=True)):
+        for place, (part, close) in enumerate(zip(parts, closed, strict=True)):
             mark = Ragged(np.full(int(close.sum()), vocabulary.sep_id, np.int32), close.astype(np.int64))
             added = [part, mark]
-            if self.fairseq_marks and number:
+            if self.fairseq_marks and place:
                 added = [mark, part, mark]
             pieces += added
-            type_of_piece += [number] * len(added)
+            type_of_piece += [place] * len(added)
             is_mark += [piece is mark for piece in added]
         lengths = np.stack([piece.lengths for piece in pieces], axis=1).ravel()
         types = np.repeat(np.tile(np.array(type_of_piece, np.int32), rows), lengths)
@@ -291,7 +296,7 @@ class EncoderOnly:
         parts = ragged.singles(tokens.lengths) if parts is None else parts
         begins = np.cumsum(parts.values) - parts.values - np.repeat(tokens.starts, parts.lengths)
         out = {"encoder_input_tokens": tokens, "token_type_ids": Ragged(types, tokens.lengths)}
-        if "multiple_choice" in self.heads:
+        if "choice_questions" in self.specs():
             out[packing.PARTS] = parts
         for name, spec in self.specs().items():
             if name == "pooled_positions":
@@ -307,6 +312,16 @@ class EncoderOnly:
             elif spec.dims == "BP":
                 out[name] = Ragged(np.zeros(0, spec.dtype), np.zeros(len(tokens), np.int64))
         return out
+
+
+# (converter, examples, task, vocabulary, labelled) -> features, with targets if `labelled`, and which are truncated.
+BY_TARGET: dict[type[Target], Callable[..., tuple[Examples, np.ndarray]]] = {
+    Classes: EncoderOnly._with_classes,
+    Number: EncoderOnly._with_numbers,
+    Tags: EncoderOnly._with_tags,
+    Span: EncoderOnly._with_spans,
+    Choices: EncoderOnly._with_choices,
+}
 
 
 def sentences(text: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.data.registry import Task, label_names
+from t5x_lite.data.targets import Number
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import DataError
 
@@ -54,15 +55,26 @@ def words_of(example: Mapping[str, Any], task: Task) -> list[str]:
 
 def tag_ids(example: Mapping[str, Any], task: Task) -> np.ndarray:
     """int32 [words]: the class of each word's tag. DataError when a word has no tag, or an unknown one."""
+    names = task.target.classes
     tags, count = list(example.get("tags") or ()), len(words_of(example, task))
-    unknown = [tag for tag in tags if tag not in task.tags]
+    unknown = [tag for tag in tags if tag not in names]
     if unknown or len(tags) != count:
-        problem = f"tag {unknown[0]!r} is not one of {', '.join(task.tags)}" if unknown else f"{len(tags)} tags"
+        problem = f"tag {unknown[0]!r} is not one of {', '.join(names)}" if unknown else f"{len(tags)} tags"
         raise DataError(
             f"task {task.name!r}: {problem}, of the {count} words {' '.join(words_of(example, task))[:80]!r}; correct "
             "the data, or add it to the task's tags"
         )
-    return np.array([task.tags.index(tag) for tag in tags], np.int32)
+    return np.array([names.index(tag) for tag in tags], np.int32)
+
+
+def check_target(example: Mapping[str, Any], task: Task) -> None:
+    """DataError unless the example's target is what the task's target asks for: labels or a number."""
+    if task.target.several:
+        label_set(example, task)
+    elif isinstance(task.target, Number):
+        number(example, task)
+    elif task.labels:
+        label(example, task)
 
 
 def label_set(example: Mapping[str, Any], task: Task) -> list[bool]:
@@ -73,25 +85,30 @@ def label_set(example: Mapping[str, Any], task: Task) -> list[bool]:
     return [label in named for label in task.labels]
 
 
-def label(example: Mapping[str, Any], task: Task) -> int | float:
-    """The class index, or the number in regression, that an example's target stands for."""
+def label(example: Mapping[str, Any], task: Task) -> int:
+    """The class index that an example's target stands for; DataError when it is not one of the task's labels."""
     if isinstance(example, Encoded):
-        return example.label
-    field = "number" if task.regression and "number" in example else "targets"
-    target = text_of(example, field, task).strip()
-    if task.regression:
-        try:
-            number = float(target)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise DataError(
-                f"task {task.name!r}: target {target!r} is not a finite number; correct it in the data "
-                f"({_beginnings(example, task)})"
-            )
-        return number
+        return int(example.label)
+    target = text_of(example, "targets", task).strip()
     _require_label(target, example, task)
     return task.labels.index(target)
+
+
+def number(example: Mapping[str, Any], task: Task) -> float:
+    """The number that an example's target stands for; DataError when it is not a finite one."""
+    if isinstance(example, Encoded):
+        return example.label
+    target = text_of(example, "number" if "number" in example else "targets", task).strip()
+    try:
+        value = float(target)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(
+            f"task {task.name!r}: target {target!r} is not a finite number; correct it in the data "
+            f"({_beginnings(example, task)})"
+        )
+    return value
 
 
 def _require_label(name: str, example: Mapping[str, Any], task: Task) -> None:

@@ -22,9 +22,10 @@ import numpy as np
 from t5x_lite import atomic
 from t5x_lite.data.cache import DTYPES, Job, job_for, random_preprocessor, read_json, require_same
 from t5x_lite.data.convert_encoder import sentences
-from t5x_lite.data.fields import label, text_of
+from t5x_lite.data.fields import label, number, text_of
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Task
+from t5x_lite.data.targets import Number
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
@@ -263,7 +264,8 @@ def _arrays_of(job: Job, reader: Reader, indices: range) -> dict[str, np.ndarray
         arrays[f"{field}.ids"] = np.concatenate(rows)
         arrays[f"{field}.offsets"] = np.cumsum([len(row) for row in rows], dtype=np.int64)
     if recipe["labels"]:
-        arrays["label"] = np.array([0 if example is None else label(example, task) for example in examples])
+        read = number if isinstance(task.target, Number) else label
+        arrays["label"] = np.array([0.0 if example is None else read(example, task) for example in examples])
     return arrays
 
 

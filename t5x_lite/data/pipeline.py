@@ -24,7 +24,7 @@ from t5x_lite.data.convert import Converter
 from t5x_lite.data.order import key
 from t5x_lite.data.prefetch import Prefetcher
 from t5x_lite.data.reader import Reader
-from t5x_lite.data.registry import Task
+from t5x_lite.data.registry import Rated
 from t5x_lite.data.streams import Counts, Stream, StreamState, no_counts, total
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.data.windows import Position, Setting
@@ -42,8 +42,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        tasks: Sequence[Task],
-        rates: Mapping[str, float],
+        mixture: Sequence[Rated],
         setting: Setting,
         batch_rows: int,
         shard_index: int,
@@ -51,10 +50,11 @@ class TrainBatches:
         prefetch_batches: int,
     ):
         self._setting, self._prefetch_batches = setting, prefetch_batches
+        rates = {rated.task.name: rated.rate for rated in mixture}
         per_host = setting.streams // shard_count
         self._numbers = range(shard_index * per_host, (shard_index + 1) * per_host)
         self.tasks = tuple(sorted(rates))
-        readers = [Reader(task, "train") for task in sorted(tasks, key=lambda task: task.name)]
+        readers = [Reader(rated.task, "train") for rated in sorted(mixture, key=lambda rated: rated.task.name)]
         self._streams = {number: Stream(readers, rates, setting, number) for number in self._numbers}
         self._rows_per_stream = batch_rows // setting.streams
         self._before = no_counts(len(rates))  # of this host's share, before the state that was restored
@@ -63,7 +63,7 @@ class TrainBatches:
         self._prefetcher: Prefetcher | None = None
         self._fingerprint = {
             "mixture": {name: round(rate, 9) for name, rate in rates.items()},
-            "tasks": {task.name: _brief(registry.identity(task)) for task in tasks},
+            "tasks": {rated.task.name: _brief(registry.identity(rated.task)) for rated in mixture},
             "converter": repr(setting.converter),
             "vocabulary": setting.vocabulary.fingerprint,
             "format": 4,  # of this state, and of the order that it stands for
@@ -175,7 +175,7 @@ class TrainBatches:
 
 
 def train_batches(
-    mixture: str,
+    mixture: Sequence[Rated],
     converter: Converter,
     vocabulary: Vocabulary,
     *,
@@ -188,8 +188,9 @@ def train_batches(
     cache_dir: str = "",
     task_ids: bool = False,
 ) -> TrainBatches:
-    """The training batches of a registered task or mixture.
+    """The training batches of some tasks.
 
+    mixture: the tasks with their shares of the examples: `registry.mixture(NAME)`.
     batch_rows: of the global batch; host `shard_index` of `shard_count` gets batch_rows / shard_count of them.
     prefetch_batches: how many a background thread prepares; 0 for no thread.
     cache_dir: where `t5x-lite cache` wrote the tasks. The batches are the same, but come sooner.
@@ -205,10 +206,10 @@ def train_batches(
             + (f"processes; use batch_rows={fitting[0]}" if fitting else "processes")
             + f", or a number of processes that divides {streams}"
         )
-    tasks, rates = registry.tasks(mixture), registry.rates(mixture)
+    tasks = [rated.task for rated in mixture]
     caches = cache.open_all(tasks, converter, vocabulary, cache_dir) if cache_dir else {}
     setting = Setting(converter, vocabulary, seed, streams, pack, caches, task_ids)
-    return TrainBatches(tasks, rates, setting, batch_rows, shard_index, shard_count, prefetch_batches)
+    return TrainBatches(mixture, setting, batch_rows, shard_index, shard_count, prefetch_batches)
 
 
 def stream_count(batch_rows: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from t5x_lite.data import preprocess
-from t5x_lite.data.fields import label, label_set
+from t5x_lite.data.fields import check_target
 from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.registry import UNLABELLED, Example, Task
 from t5x_lite.errors import DataError
@@ -76,9 +76,8 @@ class Reader:
     def _prepared(self, index: int, record: Example, rng: Callable[[], np.random.Generator]) -> Example | None:
         try:
             example = preprocess.apply(self.task.preprocessors, record, rng)
-            if example is not None and (self.task.labels or self.task.regression) and not self._is_unlabelled(example):
-                # A wrong label is wrong for every architecture, also for one that reads it as text.
-                (label_set if self.task.multi_label else label)(example, self.task)
+            if example is not None and not self._is_unlabelled(example):
+                check_target(example, self.task)  # for every architecture, also for one that reads it as text
             return example
         except DataError as error:
             raise DataError(f"{self.where(index)}: {error}") from error.__cause__

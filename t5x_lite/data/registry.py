@@ -6,15 +6,18 @@ import json
 import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from t5x_lite.data import preprocess
+from t5x_lite.data.targets import Classes, Corpus, Tags, Target, Text
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
 
 Example = Mapping[str, Any]
 UNLABELLED = "<unk>"  # the target of a test set's example, as in T5
+# What identities hold of targets; other keys or values would refuse the runs and caches there are.
+NO_TARGET = {"labels": [], "multi_label": False, "regression": False, "choices": [], "tags": [], "extractive": ""}
 SAMPLED = 10_000  # examples that stand for a larger source which cannot fingerprint itself
 
 
@@ -39,7 +42,7 @@ class Feature:
     add_eos: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Task:
     """One task. Its preprocessors end in either {"text"} (a corpus: the feature converter brings the
     objective) or {"inputs", "targets"} (supervised, as text), so that one definition feeds a
@@ -47,84 +50,94 @@ class Task:
 
     preprocessors: functions `example -> example`; one with a parameter named `rng` also gets a
         `numpy.random.Generator` that depends only on the seed and the example's place in the order.
-    labels: for classification, the class names; `targets` is one of them. Encoder heads use the index.
-    multi_label: `targets` names any number of the labels, with commas between ("joy, surprise"; "": none). Metrics
-        compare them with `postprocess=registry.label_names`.
-    regression: `targets` is a number written as text; where that is rounded, `number` is the number itself.
+    target: the kind of its targets (data/targets.py); by default Corpus() where `features` has "text", else Text().
+    labels, multi_label: short for target=Classes(labels, several=multi_label).
     segments: the example fields an encoder reads as its one or two segments.
-    choices: for multiple choice, the fields with the candidates, one for each label: an encoder reads each of them
-        behind the segments, and picks one.
-    tags: what an encoder may call a word (BIO): an example's `tokens` and `tags` are its words and what each is called.
-    extractive: "always" or "sometimes": how often an answer stands in the last segment, where an encoder marks it. An
-        example's `answer_span` is (begin, end) in characters, None where there is none.
     metrics: functions `(targets, predictions) -> {name: value}` over postprocessed values.
     postprocess: from target or predicted text to what the metrics compare.
     reference: from an example to what the metrics compare predictions with; None: its postprocessed target.
     baseline: "majority" (the commonest training target), "copy" (the first sentence of the inputs) or "".
     max_bad_fraction: share of its records and examples that may be bad (unreadable, a field missing, a wrong label):
-        they are left out and counted. With 0 the first is a DataError.
+        they are skipped and counted. With 0 the first is a DataError.
     """
 
     name: str
     source: Source
-    preprocessors: tuple[Callable[..., Example | None], ...] = ()
-    features: Mapping[str, Feature] = dataclasses.field(
-        default_factory=lambda: {"inputs": Feature(), "targets": Feature()}
-    )
-    labels: tuple[str, ...] = ()
-    multi_label: bool = False
-    regression: bool = False
-    segments: tuple[str, ...] = ("inputs",)
-    choices: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    extractive: str = ""
-    metrics: tuple[Callable[[Sequence, Sequence], dict[str, float]], ...] = ()
-    postprocess: Callable[[str], Any] = str.strip
-    reference: Callable[[Example], Any] | None = None
-    baseline: str = ""
-    max_bad_fraction: float = 0.0
+    preprocessors: tuple[Callable[..., Example | None], ...]
+    features: Mapping[str, Feature]
+    target: Target
+    segments: tuple[str, ...]
+    metrics: tuple[Callable[[Sequence, Sequence], dict[str, float]], ...]
+    postprocess: Callable[[str], Any]
+    reference: Callable[[Example], Any] | None
+    baseline: str
+    max_bad_fraction: float
 
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", self.name) or set(self.name) <= {"."}:
-            raise ConfigError(
-                f"task {self.name!r}: its files are named after it; use letters, digits and _.- (at most 128)"
-            )
-        if self.multi_label and (not self.labels or any("," in label or not label.strip() for label in self.labels)):
-            raise ConfigError(
-                f"task {self.name!r}: multi_label needs labels, none of them empty or with a comma, which stands "
-                f"between them in `targets`; they are {self.labels}"
-            )
-        if self.max_bad_fraction and (tolerant := getattr(self.source, "tolerant", None)):
-            object.__setattr__(self, "source", tolerant(self.max_bad_fraction))
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        preprocessors: Sequence[Callable[..., Example | None]] = (),
+        features: Mapping[str, Feature] | None = None,
+        target: Target | None = None,
+        segments: Sequence[str] = ("inputs",),
+        metrics: Sequence[Callable[[Sequence, Sequence], dict[str, float]]] = (),
+        postprocess: Callable[[str], Any] = str.strip,
+        reference: Callable[[Example], Any] | None = None,
+        baseline: str = "",
+        max_bad_fraction: float = 0.0,
+        *,
+        labels: Sequence[str] = (),
+        multi_label: bool = False,
+    ):
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name) or set(name) <= {"."}:
+            raise ConfigError(f"task {name!r}: its files are named after it; use letters, digits and _.- (at most 128)")
+        features = features or {"inputs": Feature(), "targets": Feature()}
+        if labels or multi_label:
+            if target is not None and not isinstance(target, Text | Classes):
+                raise ConfigError(f"task {name!r} has labels and target={target}; give only one of them")
+            target = Classes(tuple(labels), multi_label)
+        if max_bad_fraction and (tolerant := getattr(source, "tolerant", None)):
+            source = tolerant(max_bad_fraction)
+        values = {
+            "name": name,
+            "source": source,
+            "preprocessors": tuple(preprocessors),
+            "features": features,
+            "target": target or (Corpus() if "text" in features else Text()),
+            "segments": tuple(segments),
+            "metrics": tuple(metrics),
+            "postprocess": postprocess,
+            "reference": reference,
+            "baseline": baseline,
+            "max_bad_fraction": max_bad_fraction,
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
 
     @property
     def is_corpus(self) -> bool:
-        return "text" in self.features
+        return isinstance(self.target, Corpus)
 
     @property
     def head(self) -> str:
-        """The head that an encoder learns it with; "" where it has nothing for one."""
-        of = {
-            "mlm": self.is_corpus,
-            "multiple_choice": self.choices,
-            "multi_label": self.multi_label,
-            "classification": self.labels,
-            "regression": self.regression,
-            "token_classification": self.tags,
-            "span": self.extractive,
-        }
-        return next((head for head, wanted in of.items() if wanted), "")
+        """The head that an encoder predicts its targets with; "" for none."""
+        return self.target.head
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The texts that its targets may be, if they are few."""
+        return self.target.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its head's outputs."""
+        return self.target.classes
 
     @property
     def encoder_fields(self) -> tuple[str, ...]:
         """The fields that an encoder reads."""
-        return ("tokens",) if self.head == "token_classification" else (*self.segments, *self.choices)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of its head's classes."""
-        named = {"classification": self.labels, "multi_label": self.labels, "token_classification": self.tags}
-        return named.get(self.head, ())
+        return ("tokens",) if isinstance(self.target, Tags) else (*self.segments, *self.target.fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +177,21 @@ def rates(name: str) -> dict[str, float]:
     return {task: rate / total for task, rate in out.items()}
 
 
+class Rated(NamedTuple):
+    """A task of a mixture, and its share of the examples."""
+
+    task: Task
+    rate: float
+
+
+def mixture(name: str) -> tuple[Rated, ...]:
+    """The tasks trained on under a task or mixture with their `rates`, as they are registered now."""
+    return tuple(Rated(REGISTRY[task], rate) for task, rate in rates(name).items())  # type: ignore[arg-type]
+
+
 def tasks(name: str) -> tuple[Task, ...]:
     """The tasks trained on under a task or mixture."""
-    return tuple(REGISTRY[task] for task in rates(name))  # type: ignore[misc]
+    return tuple(rated.task for rated in mixture(name))
 
 
 def evaluated(name: str) -> tuple[Task, ...]:
@@ -210,13 +235,9 @@ def identity(task: Task, split: str = "train") -> dict[str, Any]:
         "examples": len(examples),
         "source": own(split) if own else digest(examples),
         "preprocessors": [preprocess.identity(function) for function in task.preprocessors],
-        "labels": list(task.labels),
-        "multi_label": task.multi_label,
-        "regression": task.regression,
         "segments": list(task.segments),
-        "choices": list(task.choices),
-        "tags": list(task.tags),
-        "extractive": task.extractive,
+        **NO_TARGET,
+        **task.target.identity(),
         "add_eos": {name: feature.add_eos for name, feature in task.features.items()},
     }
 

@@ -9,6 +9,7 @@ import jax
 
 from t5x_lite.cluster import processes
 from t5x_lite.evaluation import evaluate
+from t5x_lite.evaluation.baselines import baselines
 from t5x_lite.experiment import Experiment
 from t5x_lite.reports import results, run_page
 from t5x_lite.reports.results import read_metrics
@@ -32,7 +33,7 @@ class EvaluationDuringTraining:
         terminal: Terminal,
         may_go_on: Callable[[str], bool],
     ):
-        self._cfg, self._workdir = experiment.cfg, workdir
+        self._experiment, self._cfg, self._workdir = experiment, experiment.cfg, workdir
         self._tasks = [task.name for task in experiment.eval_tasks]
         self._writers, self._terminal, self._may_go_on = writers, terminal, may_go_on
         self._evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
@@ -48,7 +49,7 @@ class EvaluationDuringTraining:
 
     def before_training(self, params: Any) -> None:
         """Baselines, and the untrained model where the config asks for it."""
-        self._writers.scalars(0, self._evaluator.baselines())
+        self._writers.scalars(0, baselines(self._experiment))
         if self._cfg.eval.untrained:
             self._terminal.line("evaluating the untrained model")
             self(params, 0)

@@ -3,40 +3,36 @@
 Each evaluation leaves `predictions/step_N/TASK.jsonl` with every input, target, prediction and score.
 """
 
-import collections
 import dataclasses
 import itertools
 import json
 import math
-import re
 import sys
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from t5x_lite import atomic, console, runtime
+from t5x_lite import console, runtime
 from t5x_lite.checkpoints.checkpoint import choose, load_model, saved_steps
 from t5x_lite.cluster import processes, sharding
-from t5x_lite.data import convert, registry
+from t5x_lite.data import convert
 from t5x_lite.data.eval_batches import eval_batches, prompt_batches
 from t5x_lite.data.reader import text_examples
-from t5x_lite.data.registry import Task, label_names
-from t5x_lite.errors import ConfigError, DataError
-from t5x_lite.evaluation import predict
+from t5x_lite.data.registry import Task
+from t5x_lite.data.targets import Text
+from t5x_lite.errors import DataError
+from t5x_lite.evaluation import predict, scores
+from t5x_lite.evaluation import submission as submissions
+from t5x_lite.evaluation.baselines import word_baselines
 from t5x_lite.experiment import Experiment
-from t5x_lite.reports import confidence, metric_sums, results, run_page
+from t5x_lite.reports import metric_sums, results, run_page
 from t5x_lite.reports.results import read_metrics
 from t5x_lite.reports.writers import Writers
 from t5x_lite.runtime import Runtime
-from t5x_lite.tasks import glue
-from t5x_lite.tasks.metrics import percent
 from t5x_lite.training import step_metrics
 from t5x_lite.training.step import make_eval_step
-
-WORD_EXAMPLES = 20_000  # of training that the bag-of-words baseline sees: seconds, not minutes
 
 
 class Stopped(Exception):
@@ -51,7 +47,7 @@ class Evaluator:
         for task in experiment.eval_tasks:
             if not len(task.source.split(experiment.cfg.eval.split)):
                 raise DataError(f"task {task.name!r} has no example in split {experiment.cfg.eval.split!r} to evaluate")
-        self._predictor = predict.Predictor(experiment, on_devices)
+        self.predictor = predict.Predictor(experiment, on_devices)
         self._eval_step = make_eval_step(on_devices.module, on_devices.layout, on_devices.abstract_params())
 
     def evaluate(
@@ -61,69 +57,17 @@ class Evaluator:
         values: dict[str, float] = {}
         samples: dict[str, list[dict]] = {}
         for task in self.experiment.eval_tasks:
-            scores = self._loss(params, task, stop)
+            of_task = self._loss(params, task, stop)
             if not task.is_corpus:
-                rows, references = self._predictions(params, task, stop)
-                for answer, field in fields_of(self._predictor.answers(task)).items():
-                    found = scores_of(task, rows, references, field)
+                rows, references = self.predictions(params, task, stop)
+                for answer, field in fields_of(self.predictor.answers(task)).items():
                     beside = "" if field == "prediction" else f"{answer}/"
-                    scores |= {f"{beside}{name}": value for name, value in found.items()}
+                    of_answer = scores.scores_of(task, rows, references, field)
+                    of_task |= {f"{beside}{name}": value for name, value in of_answer.items()}
                 processes.on_first(lambda name=task.name, rows=rows: self._write(step, name, rows))
                 samples[task.name] = rows[: self.experiment.cfg.eval.predictions_shown]
-            values |= {f"eval/{task.name}/{name}": value for name, value in scores.items()}
+            values |= {f"eval/{task.name}/{name}": value for name, value in of_task.items()}
         return values, samples
-
-    def baselines(self) -> dict[str, float]:
-        """{"baseline/TASK/METRIC": value} of predicting without learning, on the same examples."""
-        values: dict[str, float] = {}
-        for task in self.experiment.eval_tasks:
-            if not task.baseline or (task.baseline == "majority" and not _has_training(task)):
-                continue
-            found = text_examples(task, self.experiment.cfg.eval.split)
-            examples = [e for _, e in itertools.islice(found, self.experiment.cfg.eval.max_examples or None)]
-            if task.baseline == "majority":
-                counts = collections.Counter(e["targets"] for _, e in text_examples(task, "train"))
-                guesses = [counts.most_common(1)[0][0]] * len(examples)
-            else:
-                guesses = [first_sentence(e["inputs"]) for e in examples]
-            values |= self._scored("baseline", task, examples, guesses)
-        return values
-
-    def word_baselines(self) -> dict[str, float]:
-        """{"words/TASK/METRIC": value} of logistic regression on bags of words, for the tasks with labels."""
-        values: dict[str, float] = {}
-        for task in self.experiment.eval_tasks:
-            if task.labels and not task.multi_label and _has_training(task):
-                found = text_examples(task, self.experiment.cfg.eval.split)
-                examples = [e for _, e in itertools.islice(found, self.experiment.cfg.eval.max_examples or None)]
-                train = [e for _, e in itertools.islice(text_examples(task, "train"), WORD_EXAMPLES)]
-                guesses = by_words([(e["inputs"], e["targets"]) for e in train], [e["inputs"] for e in examples])
-                values |= self._scored("words", task, examples, guesses)
-        return values
-
-    @staticmethod
-    def _scored(name: str, task: Task, examples: Sequence[Mapping], guesses: Sequence[str]) -> dict[str, float]:
-        references, answers = [reference(task, e) for e in examples], [task.postprocess(guess) for guess in guesses]
-        scores = {k: v for metric in task.metrics for k, v in metric(references, answers).items()}
-        return {f"{name}/{task.name}/{metric}": value for metric, value in scores.items()}
-
-    def intervals(self, step: int) -> dict[str, float]:
-        """{"low/TASK/METRIC", "high/TASK/METRIC"}: between them lies a score with 95%, by the files of a step's
-        evaluation."""
-        values: dict[str, float] = {}
-        for task in self.experiment.eval_tasks:
-            path = self.workdir / "predictions" / f"step_{step}" / f"{task.name}.jsonl"
-            if task.is_corpus or not path.exists():
-                continue
-            with path.open(encoding="utf-8") as lines:
-                predictions = [task.postprocess(json.loads(line)["prediction"]) for line in lines]
-            found = text_examples(task, self.experiment.cfg.eval.split)
-            references = [reference(task, e) for _, e in itertools.islice(found, len(predictions))]
-            for metric in task.metrics:
-                for name, ends in confidence.bootstrap(metric, references, predictions).items():
-                    for end, value in zip(("low", "high"), ends, strict=True):
-                        values[f"{end}/{task.name}/{name}"] = value
-        return values
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
         cfg, total = self.experiment.cfg, None
@@ -171,17 +115,18 @@ class Evaluator:
 
     def predict(self, params: Any, task: Task, split: str) -> list[dict]:
         """The predictions of a whole split, in the source's order; its targets may be unknown."""
-        unlabelled = dataclasses.replace(task, labels=(), multi_label=False, regression=False, reference=None)
-        return self._predictions(params, task, lambda: False, self._prompts(unlabelled, split, limit=0))[0]
+        unlabelled = dataclasses.replace(task, target=Text(), reference=None)
+        return self.predictions(params, task, prompts=self._prompts(unlabelled, split, limit=0))[0]
 
-    def _predictions(
-        self, params: Any, task: Task, stop: Callable[[], bool], prompts: Iterable | None = None
+    def predictions(
+        self, params: Any, task: Task, stop: Callable[[], bool] = lambda: False, prompts: Iterable | None = None
     ) -> tuple[list[dict], list]:
-        """Rows for the predictions' file, and what the metrics compare each with (of other prompts: None)."""
-        rows, fields = [], fields_of(self._predictor.answers(task))
+        """Rows for the predictions' file, and what the metrics compare each with (of other prompts: None). Raises
+        Stopped once `stop()` says so."""
+        rows, fields = [], fields_of(self.predictor.answers(task))
         cfg = self.experiment.cfg.eval
         judged = (
-            (batch, indices, examples, [None if prompts else reference(task, example) for example in examples])
+            (batch, indices, examples, [None if prompts else scores.reference(task, example) for example in examples])
             for batch, indices, examples in prompts or self._prompts(task, cfg.split, cfg.max_examples)
         )
         while (following := processes.on_each(lambda: next(judged, None))) is not None:
@@ -192,18 +137,18 @@ class Evaluator:
             ]
             for answer, field in fields.items():
                 _stop_if(stop)
-                predictions = self._predictor.predict(params, batch, task, answer, indices, examples)[: len(indices)]
+                predictions = self.predictor.predict(params, batch, task, answer, indices, examples)[: len(indices)]
                 for row, prediction in zip(row_of, predictions, strict=True):
                     row[field] = prediction.text
                     row[field.replace("prediction", "score")] = round(prediction.score, 5)
             rows += zip(row_of, wanted, strict=True)
         # Hosts that share rows (sharding.input_shard) have the same ones.
-        by_index = {row["index"]: (row, _tupled(wanted)) for row, wanted in processes.gather(rows)}
+        by_index = {row["index"]: (row, wanted) for row, wanted in processes.gather(rows)}
         found = [by_index[index] for index in sorted(by_index)]
         return [row for row, _ in found], [wanted for _, wanted in found]
 
     def _write(self, step: int, task: str, rows: list[dict]) -> None:
-        directory = self.workdir / "predictions" / f"step_{step}"
+        directory = _directory(self.workdir, step)
         directory.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (directory / f"{task}.jsonl").write_text(text, encoding="utf-8")
@@ -215,8 +160,8 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     submission: a zip file that the predictions of the test sets by the last of them are added to, for GLUE's server.
     """
     steps = chosen_steps(workdir, which, experiment.cfg.checkpoint.keep_best)
-    earlier = _in_zip(submission) if submission else {}
-    tasks = _to_submit(experiment) if submission else []
+    earlier = submissions.members(submission) if submission else {}
+    submitted = submissions.tasks_of(experiment) if submission else []
     first = jax.process_index() == 0
     on_devices = runtime.start(experiment)
     evaluator = Evaluator(experiment, on_devices, workdir)
@@ -224,18 +169,22 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     writers = Writers(workdir, results.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), None, first)
     params = None
     try:
-        writers.scalars(steps[0], evaluator.word_baselines())
+        writers.scalars(steps[0], word_baselines(experiment))
         for step in steps:
             params = load_model(workdir, step, target)
             values, samples = evaluator.evaluate(params, step)
             if first:
-                writers.scalars(step, values | evaluator.intervals(step))
+                bounds = scores.intervals(experiment.eval_tasks, experiment.cfg.eval.split, _directory(workdir, step))
+                writers.scalars(step, values | bounds)
                 for task, rows in samples.items():
                     writers.table(step, f"predictions/{task}", rows)
                 with console.optional(sys.stdout):
                     console.plain().print(results.results_table(read_metrics(workdir), step))
-        if submission is not None:
-            _submit(evaluator, params, tasks, earlier, submission)
+        predictions = {
+            task.name: [row["prediction"] for row in evaluator.predict(params, task, "test")] for task in submitted
+        }
+        if submission is not None and first:
+            submissions.write(submission, predictions, earlier)
     finally:
         writers.close()
     if first:
@@ -251,99 +200,13 @@ def chosen_steps(workdir: Path, which: str, keep_best: str) -> list[int]:
     return processes.on_first(chosen)
 
 
-def _in_zip(path: Path) -> dict[str, bytes]:
-    """What an earlier submission has; ConfigError, before anything is computed, where one cannot be written there."""
-    if not path.parent.is_dir():
-        raise ConfigError(f"--submission={path}: there is no directory {path.parent}; make it, or give another")
-    if not path.exists():
-        return {}
-    try:
-        with zipfile.ZipFile(path) as old:
-            return {name: old.read(name) for name in old.namelist()}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"--submission={path} is there and no zip file ({error}); give another name") from error
-
-
-def _to_submit(experiment: Experiment) -> list[Task]:
-    """The tasks whose test sets GLUE's server judges."""
-    names = {f"glue_{name}" for name in glue.SUBMISSION}
-    tasks = [task for task in experiment.eval_tasks if task.name in names]
-    if not tasks or not experiment.cfg.data.dir:
-        raise ConfigError(
-            "--submission is for GLUE's tasks, read from its own files (their order is the server's): "
-            f"--config.data.dir=DIR; this run evaluates {', '.join(t.name for t in experiment.eval_tasks)}"
-        )
-    if "glue_mnli" in {task.name for task in tasks}:
-        tasks += registry.tasks("glue_ax")  # a test set alone, for MNLI's model
-    return tasks
-
-
-def _submit(evaluator: Evaluator, params: Any, tasks: Sequence[Task], members: Mapping[str, bytes], path: Path) -> None:
-    """Writes the zip file: the tasks' predictions of their test sets, in the place of earlier ones in `members`."""
-    now = {}
-    for task in tasks:
-        rows = evaluator.predict(params, task, "test")
-        name, text = glue.submission(task.name, [row["prediction"] for row in rows])
-        now[name] = text.encode()
-    if jax.process_index() == 0:
-        with atomic.file(path) as file, zipfile.ZipFile(file, "w") as new:
-            for name, content in sorted((dict(members) | now).items()):
-                new.writestr(name, content)
-
-
-def reference(task: Task, example: Mapping) -> Any:
-    """What the metrics compare a prediction of the example with."""
-    return task.reference(example) if task.reference else task.postprocess(example["targets"])
-
-
-def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: str = "prediction") -> dict[str, float]:
-    """The task's metrics of the predictions in `field`; of labels and numbers also the share that is `invalid`, and
-    of labels the calibration error `ece` of their probabilities. Both × 100."""
-    predictions = [task.postprocess(row[field]) for row in rows]
-    scores = {name: value for metric in task.metrics for name, value in metric(references, predictions).items()}
-    if task.regression:
-        scores["invalid"] = percent([predicted is None for predicted in predictions])
-    if task.multi_label:
-        scores["invalid"] = percent([not set(label_names(row[field])) <= set(task.labels) for row in rows])
-    elif task.labels:
-        scores["invalid"] = percent([row[field].strip() not in task.labels for row in rows])
-        confidences = [min(math.exp(row[field.replace("prediction", "score")]), 1.0) for row in rows]
-        right = [row[field].strip() == row["target"].strip() for row in rows]
-        scores["ece"] = confidence.expected_calibration_error(confidences, right)
-    return scores
+def _directory(workdir: Path, step: int) -> Path:
+    return workdir / "predictions" / f"step_{step}"
 
 
 def fields_of(answers: Sequence[str]) -> dict[str, str]:
     """{answer: its field in the predictions' files}; the first is the task's own."""
     return {answer: f"{answer}_prediction" if number else "prediction" for number, answer in enumerate(answers)}
-
-
-def _has_training(task: Task) -> bool:
-    """A diagnostic set, such as glue_ax, has none."""
-    try:
-        return len(task.source.split("train")) > 0
-    except ConfigError:
-        return False
-
-
-def by_words(train: Sequence[tuple[str, str]], inputs: Sequence[str]) -> list[str]:
-    """Labels by logistic regression on the words and pairs of words of the texts, weighted by their rarity."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    texts, labels = zip(*train, strict=True)
-    if len(set(labels)) == 1:
-        return [labels[0]] * len(inputs)
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\w+|[^\w\s]"), LogisticRegression(max_iter=1000)
-    )
-    return [str(label) for label in model.fit(texts, labels).predict(inputs)]
-
-
-def _tupled(value: Any) -> Any:
-    """What went through JSON on its way between processes as it was."""
-    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
 
 
 def _stop_if(stop: Callable[[], bool]) -> None:
@@ -362,9 +225,3 @@ def _named(out: dict[str, float]) -> dict[str, float]:
         if f"accuracy/{head}" in out:
             named[f"{prefix}accuracy"] = 100 * out[f"accuracy/{head}"]
     return named
-
-
-def first_sentence(inputs: str) -> str:
-    """The "copy" baseline: the first sentence of the text after the task's prefix."""
-    text = inputs.partition(": ")[2] or inputs
-    return re.split(r"(?<=[.!?])\s|\n", text.strip(), maxsplit=1)[0]

@@ -14,29 +14,18 @@ from t5x_lite.cluster import processes, sharding
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.config import NEED_LABELS
 from t5x_lite.data import convert, packing
-from t5x_lite.data.fields import words_of
 from t5x_lite.data.registry import Task
+from t5x_lite.data.targets import Span
 from t5x_lite.decoding import generate
 from t5x_lite.decoding.buckets import cut_to_bucket
 from t5x_lite.decoding.constraint import PrefixTree, prefix_tree
 from t5x_lite.decoding.strategy import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation import read_heads
+from t5x_lite.evaluation.read_heads import Prediction
 from t5x_lite.experiment import Experiment
 from t5x_lite.runtime import Runtime
-from t5x_lite.tasks.span_metrics import spans_as_text
 from t5x_lite.training.losses import token_losses
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """text: generated, or the label; score: natural log-probability (of a regression: the number itself; of beam
-    search: its score, which is penalised by length; of a part of a text: the sum of two logits); tokens: how many were
-    generated, the end not counted."""
-
-    text: str
-    score: float
-    tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +51,7 @@ class Predictor:
         """The ways of `eval.answers` that this model and task have; one at least."""
         if self.experiment.model.architecture == "encoder_only":
             return ("head",)
-        one_label = task.labels and not task.multi_label
+        one_label = task.labels and not task.target.several
         usable = tuple(way for way in self.experiment.cfg.eval.answers if one_label or way not in NEED_LABELS)
         return usable or ("greedy",)
 
@@ -86,25 +75,10 @@ class Predictor:
         batch = cut_to_bucket(batch, architecture)
         on_mesh = sharding.put_batch(batch, self.on_devices.layout)
         if architecture == "encoder_only":
-            if task.head == "span":
+            if isinstance(task.target, Span):
                 return self._spans(params, examples, task, len(batch["encoder_input_tokens"]))
             outputs = _local(self._forward(params, on_mesh), self.on_devices.layout)
-            if task.head == "regression":
-                return [Prediction(str(float(x)), float(x)) for x in outputs["regression"][:, 0]]
-            if task.head == "multi_label":
-                return [Prediction(*read_heads.labels(logits_C, task.labels)) for logits_C in outputs[task.head][:, 0]]
-            if task.head == "token_classification":
-                of_rows = zip(outputs[task.head], batch["token_weights"], examples, strict=False)
-                return [_tagged(*of_row, task) for of_row in of_rows]
-            if task.head == "multiple_choice":
-                logits_BC = outputs[task.head][:, : len(task.choices)]
-            else:
-                logits_BC = outputs["classification"][:, 0]
-            return [
-                Prediction(task.labels[i], float(row[i]))
-                for row in read_heads.logprobs(logits_BC)
-                for i in [row.argmax()]
-            ]
+            return read_heads.read(outputs, batch, examples, task)
         out = generate.generate(
             self.on_devices.module,
             params,
@@ -118,7 +92,7 @@ class Predictor:
         )
         out = _local({name: out[name][:, 0] for name in ("tokens", "lengths", "score")}, self.on_devices.layout)
         found = zip(out["tokens"], out["lengths"], out["score"], strict=True)
-        return [Prediction(self._text(ids[:n], task.labels), float(score), int(n)) for ids, n, score in found]
+        return [Prediction(self.text_of(ids[:n], task.labels), float(score), int(n)) for ids, n, score in found]
 
     def _spans(self, params: Any, examples: Sequence[Mapping], task: Task, batch_rows: int) -> list[Prediction]:
         """The best part of each example's context over all of its windows, or none; every process calls it as often."""
@@ -141,11 +115,12 @@ class Predictor:
                     begins, ends = window.places[first, 0], window.places[last, 1]
                     text = str(examples[window.example][task.segments[-1]])[begins:ends]
                     found[window.example] = Prediction(text, score)
-        if task.extractive == "sometimes":
+        if not task.target.always:  # type: ignore[attr-defined]
             return [Prediction("", float(n)) if n > p.score else p for p, n in zip(found, none, strict=True)]
         return found
 
-    def _text(self, ids: np.ndarray, labels: tuple[str, ...]) -> str:
+    def text_of(self, ids: np.ndarray, labels: tuple[str, ...]) -> str:
+        """The text of generated ids [tokens]: the label that they are the ids of, if there is one."""
         return self._label_of(labels).get(tuple(ids.tolist())) or self.experiment.vocabulary.decode(ids)
 
     def _strategy(self, task: Task, answer: str) -> Strategy:
@@ -218,12 +193,6 @@ class Predictor:
                 logprob, tokens = float(logprobs_BE[row, segment]), int(tokens_BE[row, segment])
                 found[example] = Score(logprob, tokens, bool(truncated[example]))
         return found
-
-
-def _tagged(logits_SC: np.ndarray, weights_S: np.ndarray, example: Mapping, task: Task) -> Prediction:
-    words = words_of(example, task)
-    tags, score = read_heads.tags(logits_SC, weights_S, task.tags, len(words))
-    return Prediction(spans_as_text(words, tags), score)
 
 
 def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:

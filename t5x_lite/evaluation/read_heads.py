@@ -1,10 +1,74 @@
-"""What an encoder's outputs say: a class, the tags of words, a part of a text. On the host, in float64."""
+"""What an encoder's outputs say: a class, a number, the tags of words, a part of a text. On the host, in float64."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from t5x_lite.data.convert_encoder import Window
+from t5x_lite.data.fields import words_of
+from t5x_lite.data.registry import Task
+from t5x_lite.data.targets import Choices, Classes, Number, Tags, Target
+from t5x_lite.tasks.span_metrics import spans_as_text
 
 OUTSIDE = "O"  # the tag of a word that is cut off
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """text: generated, or the label. score: natural log-probability (of a regression: the number itself; of beam
+    search: its score, which is penalised by length; of a part of a text: the sum of two logits). tokens: how many were
+    generated, the end not counted."""
+
+    text: str
+    score: float
+    tokens: int = 0
+
+
+def read(
+    outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray], examples: Sequence[Mapping], task: Task
+) -> list[Prediction]:
+    """A prediction for each row of a batch with one example a row, from the output of the task's head.
+
+    Spans are read window by window, by `span`.
+    """
+    return BY_TARGET[type(task.target)](outputs[task.head], batch, examples, task)
+
+
+def _classes(logits_BEC: np.ndarray, batch, examples, task: Task) -> list[Prediction]:
+    if task.target.several:
+        return [Prediction(*labels(logits_C, task.labels)) for logits_C in logits_BEC[:, 0]]
+    return _most_probable(logits_BEC[:, 0], task.labels)
+
+
+def _numbers(values_BE: np.ndarray, batch, examples, task: Task) -> list[Prediction]:
+    return [Prediction(str(float(x)), float(x)) for x in values_BE[:, 0]]
+
+
+def _tags(logits_BSC: np.ndarray, batch, examples, task: Task) -> list[Prediction]:
+    predictions = []
+    for logits_SC, weights_S, example in zip(logits_BSC, batch["token_weights"], examples, strict=False):
+        words = words_of(example, task)
+        names, score = tags(logits_SC, weights_S, task.classes, len(words))
+        predictions.append(Prediction(spans_as_text(words, names), score))
+    return predictions
+
+
+def _choices(logits_BE: np.ndarray, batch, examples, task: Task) -> list[Prediction]:
+    return _most_probable(logits_BE[:, : len(task.labels)], task.labels)
+
+
+# (output, batch, examples, task) -> a prediction for each row.
+BY_TARGET: dict[type[Target], Callable[..., list[Prediction]]] = {
+    Classes: _classes,
+    Number: _numbers,
+    Tags: _tags,
+    Choices: _choices,
+}
+
+
+def _most_probable(logits_BC: np.ndarray, names: tuple[str, ...]) -> list[Prediction]:
+    return [Prediction(names[row_C.argmax()], float(row_C.max())) for row_C in logprobs(logits_BC)]
 
 
 def logprobs(logits: np.ndarray) -> np.ndarray:

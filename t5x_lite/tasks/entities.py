@@ -11,6 +11,7 @@ from t5x_lite.data import registry
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Tfds
+from t5x_lite.data.targets import Tags
 from t5x_lite.data.text_formats import Sentences
 from t5x_lite.tasks.published import Chosen, Published
 from t5x_lite.tasks.span_metrics import span_f1, spans_as_text, spans_of_text
@@ -52,7 +53,7 @@ def _task(
     name: str, files: dict[str, Sequence[str]], columns: tuple[str, ...], tags: tuple[str, ...], tfds: Tfds | None
 ) -> Task:
     source = Published(name, files, Sentences(columns), tfds, of_file, conll_of_tfds)
-    return Task(name, source, (as_text(name),), tags=tags, metrics=(span_f1,), postprocess=spans_of_text)
+    return Task(name, source, (as_text(name),), target=Tags(tags), metrics=(span_f1,), postprocess=spans_of_text)
 
 
 TASKS = (

@@ -22,6 +22,7 @@ from t5x_lite.data.local_files import SPLIT_NAMES, Filled, Found, find
 from t5x_lite.data.preprocess import pieces, root
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Files
+from t5x_lite.data.targets import Classes, Number, Text
 from t5x_lite.data.user_cache import cache_dir, remembered
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -104,7 +105,7 @@ def discover(
         notes = (*found.notes, f"a corpus of the texts {templates['text']!r}")
         return FileTask(Task(name, source, features=features, max_bad_fraction=max_bad_fraction), notes)
     kind, shown = _kind_of_targets(files, source, found.splits, labels, max_bad_fraction)
-    source = dataclasses.replace(source, labels=kind.get("labels", ()))
+    source = dataclasses.replace(source, labels=kind.get("target", Text()).labels)
     task = Task(name, source, features=features, max_bad_fraction=max_bad_fraction, **kind)
     return FileTask(task, (*found.notes, f"targets {templates['targets']!r}: {shown}"))
 
@@ -153,7 +154,7 @@ def _kind_of_targets(
     if kind == "text":
         return free
     if kind == "fractions" or (kind == "numbers" and len(counts) > MOST_NUMBERED):
-        fields = {"regression": True, "metrics": (pearson, spearman), "postprocess": _number}
+        fields = {"target": Number(), "metrics": (pearson, spearman), "postprocess": _number}
         return fields, "numbers; scored by Pearson's and Spearman's correlation"
     if len(counts) == 1 and total > 1:
         raise DataError(
@@ -197,7 +198,7 @@ def _looked_at(source: Filled, splits: Sequence[str], max_bad_fraction: float) -
 
 
 def _classes(labels: Sequence[str]) -> dict:
-    return {"labels": tuple(labels), "metrics": (accuracy, macro_f1), "baseline": "majority"}
+    return {"target": Classes(tuple(labels)), "metrics": (accuracy, macro_f1), "baseline": "majority"}
 
 
 def _number(text: str) -> float | None:

@@ -13,6 +13,7 @@ from t5x_lite.data import registry
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import UNLABELLED, Mixture, Task
 from t5x_lite.data.sources import Files, Tfds
+from t5x_lite.data.targets import Number
 from t5x_lite.data.text_formats import Table
 from t5x_lite.tasks.metrics import Metric, accuracy, f1, matthews, pearson, spearman
 from t5x_lite.tasks.published import Published
@@ -150,7 +151,7 @@ def _task(name: str, glue: Glue) -> Task:
     )
     kind: dict = {"labels": glue.labels, "baseline": "majority"}
     if not glue.labels:
-        kind = {"regression": True, "postprocess": number, "reference": exact_number}
+        kind = {"target": Number(), "postprocess": number, "reference": exact_number}
     prefix = glue.prefix or name
     return Task(
         f"glue_{name}", source, (as_text(prefix, glue.labels),), segments=tuple(glue.columns), metrics=glue.metrics,

@@ -11,6 +11,7 @@ from t5x_lite.data import registry
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Tfds
+from t5x_lite.data.targets import Span
 from t5x_lite.tasks.published import Published, as_data_error, read_json
 from t5x_lite.tasks.text_metrics import squad
 
@@ -75,17 +76,17 @@ def all_answers(example: Example) -> list[str]:
     return list(example["all_answers"])
 
 
-def _task(name: str, version: str, tfds: str, extractive: str) -> Task:
+def _task(name: str, version: str, tfds: str, always: bool) -> Task:
     files = {"train": (f"train-{version}.json",), "validation": (f"dev-{version}.json",)}
     splits = {"train": "train", "validation": "validation"}
     source = Published("squad", files, questions, Tfds(tfds, splits), of_tfds=of_tfds)
     return Task(
-        name, source, (question_and_context,), segments=("question", "context"), extractive=extractive,
+        name, source, (question_and_context,), segments=("question", "context"), target=Span(always),
         metrics=(squad,), postprocess=spaced, reference=all_answers,
     )  # fmt: skip
 
 
 TASKS = (
-    registry.add(_task("squad", "v1.1", "squad/v1.1", "always")),
-    registry.add(_task("squad_v2", "v2.0", "squad/v2.0", "sometimes")),
+    registry.add(_task("squad", "v1.1", "squad/v1.1", always=True)),
+    registry.add(_task("squad_v2", "v2.0", "squad/v2.0", always=False)),
 )

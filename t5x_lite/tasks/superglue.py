@@ -14,6 +14,7 @@ from t5x_lite.data import registry
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import UNLABELLED, Mixture, Task
 from t5x_lite.data.sources import Tfds
+from t5x_lite.data.targets import Choices, Classes
 from t5x_lite.data.text_formats import JsonLines
 from t5x_lite.tasks.metrics import accuracy, f1, grouped, macro_f1_of, matthews, of_groups, pairs, percent
 from t5x_lite.tasks.published import Published, nested
@@ -114,9 +115,10 @@ def _task(name: str, task: SuperGlue) -> Task:
         task.folder, files, JsonLines(), Tfds(f"super_glue/{name}", dict(zip(splits, splits, strict=True))),
         of_file=_of_row(task), of_tfds=_of_row(task),
     )  # fmt: skip
+    target = Choices(task.labels, task.choices) if task.choices else Classes(task.labels)
     return Task(
-        f"super_glue_{name}", source, (as_text(task.prefix or name, task.fields, task.labels),), labels=task.labels,
-        segments=task.segments, choices=task.choices, metrics=task.metrics,
+        f"super_glue_{name}", source, (as_text(task.prefix or name, task.fields, task.labels),), target=target,
+        segments=task.segments, metrics=task.metrics,
         baseline="majority" if task.train_rows else "",
     )  # fmt: skip
 

@@ -1,0 +1,56 @@
+"""Values as bytes on their way between processes: what arrives has the types of what was sent."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.errors import ConfigError
+
+
+def encode(value: Any) -> bytes:
+    """A value of texts, numbers, None, lists, tuples, sets and dicts as bytes. ConfigError names any other type.
+
+    >>> decode(encode([("a", 1), {2: {"b"}}]))
+    [('a', 1), {2: {'b'}}]
+    """
+    return json.dumps(_tagged(value)).encode()
+
+
+def decode(message: bytes) -> Any:
+    """The value that `encode` was given."""
+    return _untagged(json.loads(message))
+
+
+def _tagged(value: Any) -> Any:
+    """In JSON's types: what has none is an object of one entry, named by the type."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list):
+        return [_tagged(part) for part in value]
+    if isinstance(value, Mapping):
+        return {"dict": [[_tagged(key), _tagged(part)] for key, part in value.items()]}
+    for name, kind in KINDS.items():
+        if isinstance(value, kind):
+            return {name: [_tagged(part) for part in value]}
+    raise ConfigError(
+        f"a value of type {type(value).__name__} cannot be sent between processes; of a task, let `reference` and "
+        "`postprocess` return texts, numbers, lists, tuples, sets or dicts"
+    )
+
+
+def _untagged(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_untagged(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    ((name, parts),) = value.items()
+    if name == "dict":
+        return {_untagged(key): _untagged(part) for key, part in parts}
+    return KINDS[name](_untagged(part) for part in parts)
+
+
+KINDS = {"tuple": tuple, "frozenset": frozenset, "set": set}

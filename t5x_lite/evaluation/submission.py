@@ -1,0 +1,50 @@
+"""The zip file that GLUE's server takes: predictions of the test sets, one file a task."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from t5x_lite import atomic
+from t5x_lite.data import registry
+from t5x_lite.data.registry import Task
+from t5x_lite.errors import ConfigError
+from t5x_lite.experiment import Experiment
+from t5x_lite.tasks import glue
+
+
+def tasks_of(experiment: Experiment) -> list[Task]:
+    """The run's tasks whose test sets GLUE's server judges; ConfigError when there are none."""
+    names = {f"glue_{name}" for name in glue.SUBMISSION}
+    tasks = [task for task in experiment.eval_tasks if task.name in names]
+    if not tasks or not experiment.cfg.data.dir:
+        raise ConfigError(
+            "--submission is for GLUE's tasks, read from its own files (their order is the server's): "
+            f"--config.data.dir=DIR; this run evaluates {', '.join(t.name for t in experiment.eval_tasks)}"
+        )
+    if "glue_mnli" in {task.name for task in tasks}:
+        tasks += registry.tasks("glue_ax")  # a test set alone, for MNLI's model
+    return tasks
+
+
+def members(path: Path) -> dict[str, bytes]:
+    """The files of an earlier submission; ConfigError, before anything is computed, where none can be written."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"--submission={path}: there is no directory {path.parent}; make it, or give another")
+    if not path.exists():
+        return {}
+    try:
+        with zipfile.ZipFile(path) as old:
+            return {name: old.read(name) for name in old.namelist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"--submission={path} exists and is not a zip file ({error}); give another name") from error
+
+
+def write(path: Path, predictions: Mapping[str, Sequence[str]], earlier: Mapping[str, bytes]) -> None:
+    """Writes the zip file: predictions by the name of their task, beside the `earlier` files of other tasks."""
+    files = dict(earlier)
+    for task, texts in predictions.items():
+        name, content = glue.submission(task, texts)
+        files[name] = content.encode()
+    with atomic.file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, content in sorted(files.items()):
+            archive.writestr(name, content)
