@@ -1,7 +1,7 @@
-"""How a model of the hub writes: by transformers' options, which a caller gives, or the model's directory.
+"""Generation by transformers' options, which come from the caller or from the model's directory.
 
-Other than there, `eos_token_id` names tokens that end a text beside the vocabulary's own end, and no text shows its
-end, a special token or not.
+Two things differ from transformers: `eos_token_id` names tokens that end a text in addition to the vocabulary's own
+end, and no text shows its end, be it a special token or not.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ from t5x_lite.hub import mapping
 from t5x_lite.hub.model import Model, in_batches
 
 NEW_TOKENS = 256
-LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))  # two ways to say it
-DEFAULT_MAX_LENGTH = 20  # of transformers 4, which wrote it into files that meant nothing by it
-NEUTRAL = (None, False, 0, 1, [])  # values of what is not here that change nothing
-NOT_HERE = (
+LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))  # two ways to give the same limit
+DEFAULT_MAX_LENGTH = 20  # transformers 4 wrote its default into every file, also where nobody had chosen it
+UNSUPPORTED = (
     "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "force_words_ids", "constraints",
     "diversity_penalty", "num_beam_groups", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
     "exponential_decay_length_penalty", "guidance_scale", "renormalize_logits", "penalty_alpha", "dola_layers",
     "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "watermarking_config", "stop_strings", "max_time",
 )  # fmt: skip
+NEUTRAL = (None, False, 0, 1, [])  # values with which an unsupported option has no effect
 
 
 # ----------------------------------------------------------------------------------------------------- options
@@ -38,8 +38,8 @@ NOT_HERE = (
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """How long texts are; "length" counts what the decoder reads before a text too. By default NEW_TOKENS, or as many
-    as the model has positions for."""
+    """How long texts are. Options named "length" also count what the decoder reads before the text. The default is
+    NEW_TOKENS, or as many as the model has positions for."""
 
     max_new_tokens: int | None = None
     max_length: int | None = None
@@ -47,19 +47,23 @@ class Lengths:
     min_length: int = 0
 
     def limits(self, read_B: np.ndarray, positions: int) -> tuple[np.ndarray, np.ndarray]:
-        """The fewest and most tokens, [B] and [B], behind `read_B` others of a model with so many positions; 0: any."""
+        """The fewest and most tokens of each text, [B] and [B].
+
+        read_B: tokens that the decoder reads before the text.  positions: those of the model; 0: no limit.
+        Raises ConfigError where a text has no room; warns where its fewest tokens are not below its most.
+        """
         room_B = positions - read_B + 1 if positions else np.full(len(read_B), np.iinfo(np.int32).max)
         if self.max_new_tokens is not None:
-            said, most_B = f"max_new_tokens={self.max_new_tokens}", np.full(len(read_B), self.max_new_tokens)
+            option, most_B = f"max_new_tokens={self.max_new_tokens}", np.full(len(read_B), self.max_new_tokens)
         elif self.max_length is not None:
-            said, most_B = f"max_length={self.max_length}", np.minimum(self.max_length - read_B, room_B)
+            option, most_B = f"max_length={self.max_length}", np.minimum(self.max_length - read_B, room_B)
         else:
-            said, most_B = "the model", np.minimum(NEW_TOKENS, room_B)
+            option, most_B = "the model", np.minimum(NEW_TOKENS, room_B)
         if most_B.min() < 1:
-            raise ConfigError(f"{said} leaves no room behind {read_B.max()} tokens; give more, or max_new_tokens")
+            raise ConfigError(f"{option} leaves no room behind {read_B.max()} tokens; give more, or max_new_tokens")
         if np.any(most_B > room_B):
             raise ConfigError(
-                f"{said} behind {read_B.max()} tokens needs more than the model's {positions} positions; shorten the "
+                f"{option} behind {read_B.max()} tokens needs more than the model's {positions} positions; shorten the "
                 "text, or give max_length"
             )
         in_all = self.min_new_tokens is None
@@ -86,7 +90,7 @@ def strategy(
     eos_token_id: int | list | None = None,
     num_return_sequences: int = 1,
 ) -> Strategy:
-    """These options as a Strategy of ours, but for how long texts are."""
+    """The Strategy that these options describe, but for its lengths. Raises ConfigError for options that conflict."""
     if do_sample and num_beams > 1:
         raise ConfigError(f"num_beams={num_beams} searches and do_sample draws; choose do_sample=False, or num_beams=1")
     if do_sample and not temperature > 0:
@@ -113,26 +117,30 @@ def _listed(ids: int | list | None) -> list:
 
 _OF_LENGTHS = {field.name: (field.type, field.default) for field in dataclasses.fields(Lengths)}
 _OF_STRATEGY = {name: (p.annotation, p.default) for name, p in inspect.signature(strategy).parameters.items()}
-OPTIONS: dict[str, tuple[Any, Any]] = _OF_LENGTHS | _OF_STRATEGY  # their types and defaults
+OPTIONS: dict[str, tuple[Any, Any]] = _OF_LENGTHS | _OF_STRATEGY  # {name: (type, default)}
 
 
-def over(under: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, and those `under` them that they leave open: a length is said in one way or the other, and a text is
-    searched for or drawn."""
+def over(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, and the defaults that they leave open.
+
+    An option also replaces the defaults that contradict it under another name: the same limit of length given in the
+    other way, beams where the option is to sample, and sampling where the option is beams.
+    """
     settled = {name for pair in LENGTHS for name in pair if not options.keys().isdisjoint(pair)}
     if options.get("do_sample"):
         settled.add("num_beams")
-    found = {name: value for name, value in under.items() if name not in settled} | dict(options)
-    if options.get("num_beams", 1) != 1 and "do_sample" in under and "do_sample" not in options:
-        found["do_sample"] = False
-    return found
+    chosen = {name: value for name, value in defaults.items() if name not in settled} | dict(options)
+    if options.get("num_beams", 1) != 1 and "do_sample" in defaults and "do_sample" not in options:
+        chosen["do_sample"] = False
+    return chosen
 
 
 def settings(model: Model, task: str) -> dict[str, Any]:
-    """What the directory that a model is from says of the OPTIONS, and of a "prefix" of what it reads.
+    """The OPTIONS that the directory of a model sets, and the "prefix" of the texts it reads.
 
-    A later one of these counts: config.json where there is no generation_config.json, that file, what config.json has
-    for the task (`task_specific_params`, as T5's: its prefix, its beams). Warns of what is set and not done here.
+    They are those of generation_config.json, or of config.json where that file is missing. What config.json has for the
+    task (`task_specific_params`, such as T5's prefix and beams) goes before both. Warns of UNSUPPORTED options that are
+    set. Raises ConfigError for a prefix that is no text.
     """
     config = _read(model.origin, "config.json") or _read(model.origin, "huggingface.json")  # of an imported one
     general = {"prefix": config.get("prefix")} | (_read(model.origin, "generation_config.json") or config)
@@ -140,21 +148,21 @@ def settings(model: Model, task: str) -> dict[str, Any]:
         del general["max_length"]
     tasks = config.get("task_specific_params")
     of_task = tasks.get(task) if isinstance(tasks, dict) else None
-    said = over(general, of_task if isinstance(of_task, dict) else {})
-    undone = {name: said[name] for name in NOT_HERE if said.get(name) not in NEUTRAL}
-    if undone:
-        text = ", ".join(f"{name}={value!r}" for name, value in undone.items())
+    stored = over(general, of_task if isinstance(of_task, dict) else {})
+    ignored = {name: stored[name] for name in UNSUPPORTED if stored.get(name) not in NEUTRAL}
+    if ignored:
+        text = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
         warnings.warn(f"{model.origin}: texts are written without {text[:200]}; that is not done here", stacklevel=3)
-    values = {name: said[name] for name in ("prefix", *OPTIONS) if said.get(name) is not None}
-    found = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in values.items()}
-    ends, own = _listed(found.pop("eos_token_id", None)), model.vocabulary.eos_id
-    if own in ends and len(ends) > 1:  # without it they are of another vocabulary than the model's
-        found["eos_token_id"] = [end for end in ends if end != own]
-    if found.get("num_beams", 1) != 1:
-        found.setdefault("do_sample", False)
-    if not isinstance(found.get("prefix", ""), str):
-        raise ConfigError(f"{model.origin}/config.json: prefix={found['prefix']!r}; it must be a text")
-    return found
+    values = {name: stored[name] for name in ("prefix", *OPTIONS) if stored.get(name) is not None}
+    values = {n: value[0] if isinstance(value, list) and len(value) == 1 else value for n, value in values.items()}
+    ends, own = _listed(values.pop("eos_token_id", None)), model.vocabulary.eos_id
+    if own in ends and len(ends) > 1:  # without the model's own end, they are of another vocabulary
+        values["eos_token_id"] = [end for end in ends if end != own]
+    if values.get("num_beams", 1) != 1:
+        values.setdefault("do_sample", False)
+    if not isinstance(values.get("prefix", ""), str):
+        raise ConfigError(f"{model.origin}/config.json: prefix={values['prefix']!r}; it must be a text")
+    return values
 
 
 def _read(directory: Path | None, name: str) -> dict[str, Any]:
@@ -163,7 +171,7 @@ def _read(directory: Path | None, name: str) -> dict[str, Any]:
 
 
 def _check(options: Mapping[str, Any]) -> None:
-    """ConfigError where one of them is of no type that it can be of."""
+    """Raises ConfigError for an option whose value has another type than OPTIONS allow."""
     for name, value in options.items():
         wanted, _ = OPTIONS[name]
         if not isinstance(value, (wanted, int) if wanted is float else wanted):
@@ -177,24 +185,28 @@ def _check(options: Mapping[str, Any]) -> None:
 
 
 def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **options: Any) -> list[list[str]]:
-    """The texts that are generated for each. first: the number of the first, for what is drawn."""
+    """The texts generated for each text.
+
+    seed, first: sampling depends on the seed and the text's number; `first` is that of the first.  options: OPTIONS.
+    Raises ConfigError for options that cannot work, or a text that leaves no room.
+    """
     _check(options)
     lengths = Lengths(**{name: options.pop(name) for name in _OF_LENGTHS if name in options})
     chosen_strategy, config = strategy(**options), model.config
     for name in ("forced_bos_token_id", "forced_eos_token_id", "eos_token_id"):
         if not all(0 <= token < config.vocab_size for token in _listed(options.get(name))):
             raise ConfigError(f"{name}={options[name]}; the model has tokens 0 to {config.vocab_size - 1}")
-    # Llama's tokenizer puts its <s> before a text, GPT-2's nothing: then the text is all there is to go on from.
+    # Llama's tokenizer puts <s> before a text. GPT-2's puts nothing: the model continues the bare text.
     begins = not isinstance(model.vocabulary, TokenizerVocabulary) or model.vocabulary.begins_with_bos
-    alone = config.architecture == "decoder_only" and not begins and model.features is None
+    bare = config.architecture == "decoder_only" and not begins and model.features is None
     if config.architecture == "decoder_only":
-        chosen_strategy = dataclasses.replace(chosen_strategy, first_token=None)  # that would be the prompt's
+        chosen_strategy = dataclasses.replace(chosen_strategy, first_token=None)  # it is the prompt's first token
     positions = config.max_positions if config.positions == "learned" else 0
 
     def work(chosen: list[int]) -> list[list[str]]:
         count, rows = len(chosen), power_of_two(len(chosen))
         batch = model.prompts([{"inputs": texts[i]} for i in chosen], rows)
-        if alone and texts[chosen[0]]:
+        if bare and texts[chosen[0]]:
             batch = {name: array[:, :-1] if "positions" in name else array[:, 1:] for name, array in batch.items()}
         read_B = np.ones(count, np.int32)
         if config.architecture == "decoder_only":
@@ -220,9 +232,9 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
         ]
 
     def together(numbers: list[int]) -> list[list[str]]:
-        """In batches of empty texts, or of others, as they begin differently."""
+        """Empty texts are batched apart from the others, as their first token differs."""
         parts = [part for empty in (True, False) if (part := [i for i in numbers if (not texts[i]) == empty])]
-        written = {i: found for part in parts for i, found in zip(part, work(part), strict=True)}
+        written = {i: of_one for part in parts for i, of_one in zip(part, work(part), strict=True)}
         return [written[i] for i in numbers]
 
     return in_batches(together, [len(text) for text in texts])

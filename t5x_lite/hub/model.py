@@ -1,4 +1,4 @@
-"""`load(path)`: any model of ours or of Hugging Face as one object that reads text."""
+"""`load(path)`: any model of ours, or one in Hugging Face format, as an object that takes texts."""
 
 import dataclasses
 import functools
@@ -37,11 +37,11 @@ BATCH_ROWS = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model with its parameters and vocabulary. Texts go in and come out in the form it was trained on.
+    """A model with its parameters and vocabulary. Texts have the form that the model was trained on.
 
-    labels: names of its classes, where they are one task's. origin: the directory it began as, imported or of Hugging
-    Face. features: of the task it was trained on, where one was: a language model that no task taught otherwise goes on
-    from texts that have no end.
+    labels: names of its classes, if it was trained on one task with classes.  origin: the directory that it started
+    from, imported or in Hugging Face format.  features: of the task it was trained on, if any. Without them, a language
+    model continues texts that have no end-of-sequence id.
     """
 
     config: ModelConfig
@@ -56,7 +56,7 @@ class Model:
         return self._forward(self.params, batch)
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
-        """A batch with one text a row, as the model reads it; `pairs`: the second text of each, for an encoder."""
+        """A batch as the model reads it, one text per row. pairs: an encoder's second text of each row."""
         examples: list[dict[str, str]] = _inputs(texts)
         if pairs is not None:
             if len(texts) != len(pairs):
@@ -65,7 +65,7 @@ class Model:
         return self.prompts(examples, len(examples))
 
     def generate(self, texts: Sequence[str], max_tokens: int = 64) -> list[str]:
-        """What follows each text: the most probable token at each step."""
+        """The continuation of each text, or the answer to it, by greedy decoding."""
         self._require("text_to_text", "decoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[str]:
@@ -83,8 +83,8 @@ class Model:
         return _in_batches(work, _inputs(texts))
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """The natural log-probability of each (inputs, targets) pair's targets and their end, given the inputs.
-        DataError for a pair that is longer than the model can read."""
+        """The natural log-probability of the targets and their end, given the inputs, for each pair (inputs, targets).
+        Raises DataError for a pair that is longer than the model can read."""
         self._require("text_to_text", "decoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[float]:
@@ -100,7 +100,7 @@ class Model:
         return _in_batches(work, examples)
 
     def embed(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
-        """One vector per text, float32 [texts, D]: the mean of the encoder's hidden states, made of length 1."""
+        """One vector per text, float32 [texts, D]: the mean of the encoder's hidden states, scaled to length 1."""
         self._require("text_to_text", "encoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[np.ndarray]:
@@ -110,13 +110,13 @@ class Model:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
     def hidden(self, batch: Mapping[str, Any]) -> jax.Array:
-        """The encoder's state at every position of a batch, [B, S, D]."""
+        """The encoder's hidden state at every position of a batch, [B, S, D]."""
         self._require("text_to_text", "encoder_only")
         return self._hidden(self.params, batch)
 
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, float]]:
-        """The probability of each class for each text, or pair of texts: of one of them, or of each by itself where a
-        text may have several."""
+        """The probability of each class for each text, or pair of texts. They sum to 1, unless a text may have several
+        classes."""
         head = next((name for name in ("classification", "multi_label") if name in self.config.heads), None)
         if head is None:
             raise ConfigError(f"this model has the heads {self.config.heads}; classifying needs `classification`")
@@ -128,8 +128,8 @@ class Model:
         return [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities_BC]
 
     def attention(self, text: str, second: str = "") -> AttentionMaps:
-        """Where every head of every layer looks in one text. second: an encoder's second text; of text-to-text what the
-        decoder reads, "": what it would write."""
+        """The attention of every head of every layer for one text. second: an encoder's second text; of a text-to-text
+        model the targets, "": those that the model generates."""
         fields = {"inputs": text}
         if self.config.architecture == "text_to_text":
             fields["targets"] = second or self.generate([text])[0]
@@ -191,7 +191,7 @@ class Model:
 
     @property
     def start_id(self) -> int:
-        """What its decoder reads first."""
+        """The first id that the decoder reads."""
         return convert.start(self.config.decoder_start_id, self.vocabulary)
 
     def _require(self, *architectures: str) -> None:
@@ -204,13 +204,13 @@ class Model:
         return task if self.features is None else dataclasses.replace(task, features=self.features)
 
     def prompts(self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
-        """What the model reads of each example's texts, or of their ids (Encoded); missing rows are padding.
-        Warns of a text that is longer than the model can read, and is cut."""
+        """A batch of prompts, one per row, of the examples' texts or ids (Encoded). Rows without an example are
+        padding. Warns of a text that is cut because the model cannot read all of it."""
         fields = tuple(examples[0]) if examples else ("inputs",)
         ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
         encoded = [Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
         converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
-        # The converter's rows have no room for what is new: the cache has.
+        # New tokens need no room in the converter's rows: the cache has room for them.
         batch, truncated = prompt_batch(
             encoded, task, converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0
         )
@@ -226,8 +226,8 @@ class Model:
     def _converter(
         self, examples: Sequence[Mapping[str, Any]], fields: tuple[str, ...], max_new_tokens: int = 1
     ) -> Any:
-        """Of rows as long as the longest example, or as the model can read with so many tokens behind it, the last of
-        which it does not read."""
+        """The converter. Row length: that of the longest example, capped so that `max_new_tokens` still fit in the
+        model's positions. (The model does not read the last of them.)"""
         counts = {f: list(map(len, self._ids([e[f] for e in examples]))) for f in fields}
         more = self.config.fairseq_marks
         marks = 1 + len(fields) + more + self.config.prompt_tokens
@@ -252,8 +252,8 @@ class Model:
 def load(path: str | Path, which: str | int = "latest") -> Model:
     """The model of a workdir or its `checkpoints/STEP`, of an imported directory, or of one in Hugging Face format.
 
-    which: of a workdir, latest, best or a step. Parameters are put on all devices, split where they divide.
-    Raises CheckpointError or ConfigError where there is none, or it cannot be used.
+    which: of a workdir: latest, best or a step. The parameters are split over all devices where they divide.
+    Raises CheckpointError or ConfigError where the path has no model, or one that cannot be used.
     """
     path, which = Path(path), str(which)
     if (path / "params").is_dir():
@@ -303,8 +303,8 @@ def _labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
 
 
 def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
-    """The names of the classes in a config.json, or LABEL_0, LABEL_1, … as transformers calls them. One output is a
-    class, unless config.json says that it is a number."""
+    """The names of the classes in a config.json, or LABEL_0, LABEL_1, … as in transformers. A single output is a class,
+    unless config.json says that it is a regression."""
     names = settings.get("id2label")
     if "regression" in config.heads and settings.get("problem_type") != "regression":
         return (names["0"] if isinstance(names, dict) and isinstance(names.get("0"), str) else "LABEL_0",)
@@ -320,8 +320,10 @@ def _inputs(texts: Sequence[str]) -> list[dict[str, str]]:
 
 
 def in_batches(work: Callable[[list[int]], list], sizes: Sequence[int]) -> list:
-    """work's results for examples of these sizes, in their order. It gets the numbers of those that go together, which
-    are of like size."""
+    """The results of `work` for examples of these sizes, in the examples' order.
+
+    work: takes the numbers of at most BATCH_ROWS examples of similar sizes, and returns their results in that order.
+    """
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     out: list = [None] * len(sizes)
     for begin in range(0, len(order), BATCH_ROWS):

@@ -1,6 +1,6 @@
-"""Parameters out of a Hugging Face directory onto a mesh, tensor by tensor, and back.
+"""Parameters from a Hugging Face directory to a mesh, tensor by tensor, and back.
 
-Host memory: one of our parameters at a time (of scanned layers, one stack), whatever the size of the model.
+The host holds one of our parameters at a time (of scanned layers, one stack), whatever the size of the model.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from t5x_lite.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A Hugging Face directory that can be read: its settings, the model they and the tensors' names describe."""
+    """A readable Hugging Face directory: its settings, and the model that they and the tensors' names describe."""
 
     path: Path
     settings: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Found:
 
 
 def open_directory(path: Path) -> Found:
-    """Reads config.json and the names and shapes of the tensors. CheckpointError when they cannot be used."""
+    """Reads config.json and the names and shapes of the tensors. Raises CheckpointError if they cannot be used."""
     where = path / "config.json"
     settings = mapping.read_json(where)
     family = mapping.family_of(settings, where)
@@ -74,7 +74,7 @@ def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str 
 
 
 def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
-    """The parameters as shapes with their places on the mesh: what a checkpoint is restored into."""
+    """The parameters as nested dicts of shapes and shardings, which a checkpoint is restored into."""
     shapes = abstract(config).items()
     flat = {p: jax.ShapeDtypeStruct(s, np.float32, sharding=layout.sharding(axes)) for p, (s, axes) in shapes}
     return paths.unflatten(flat)
@@ -83,10 +83,10 @@ def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
 def load(
     found: Found, config: ModelConfig, layout: Layout, *, allow: Sequence[str] = ()
 ) -> tuple[dict[str, Any], ImportReport]:
-    """The parameters of a model that is like the directory's but for heads, vocabulary size and scanning.
+    """The parameters of a model that may differ from the directory's in heads, vocabulary size and scanning.
 
-    allow: names of tensors, or of our parameters, that may be without a use or a source; `*` stands for anything.
-    Raises CheckpointError for any other that is, and for a tensor of another shape; nothing is read before.
+    allow: names of tensors that may go unused, and of our parameters that may start fresh; `*` matches anything.
+    Raises CheckpointError for any others, and for a tensor of another shape, before any tensor is read.
     """
     shapes = abstract(config)
     parts = {path: _parts(path, shape) for path, (shape, _) in shapes.items()}
@@ -116,7 +116,7 @@ def load(
 def tensors(
     config: ModelConfig, family: Family, params: Any, without_prefix: bool = False
 ) -> tuple[dict[str, tuple[int, ...]], Iterator[tuple[str, np.ndarray]]]:
-    """The shapes of their tensors by name, and each with its values in that order, read from the devices one by one."""
+    """{name: shape} of their tensors; and (name, values) of each, in that order, read from the devices one by one."""
     shapes = abstract(config)
     unrolled = {path: shape for path, (shape, _) in _unrolled(shapes).items()}
     grouped: dict[str, list[Binding]] = {}
@@ -140,13 +140,13 @@ def tensors(
 
 
 def layers_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """A parameter under the paths of an unrolled model: itself, or each layer of a scanned one."""
+    """(path, array) of a parameter in an unrolled model: the parameter itself, or each layer of a scanned one."""
     parts = _parts(path, array.shape)
     yield from zip(parts, [array] if parts == [path] else array, strict=True)
 
 
 def _parts(path: str, shape: tuple[int, ...]) -> list[str]:
-    """The paths of an unrolled model that a path stands for."""
+    """The paths that a parameter has in an unrolled model."""
     if "/layers/" not in path:
         return [path]
     return [path.replace("/layers/", f"/layers_{i}/") for i in range(shape[0])]
@@ -304,7 +304,7 @@ def _read(found: Found, binding: Binding, names: Mapping[str, str]) -> np.ndarra
 
 
 def _resized(array: np.ndarray, shape: tuple[int, ...], axes: Sequence[str | None], config: ModelConfig) -> np.ndarray:
-    """With as many rows as the vocabulary has: cut, or the mean of all for those that are new."""
+    """The array with as many rows as the vocabulary: cut, or with the mean of all rows for the new ones."""
     if "vocab" not in axes:
         return array
     axis = list(axes).index("vocab")
@@ -316,7 +316,7 @@ def _resized(array: np.ndarray, shape: tuple[int, ...], axes: Sequence[str | Non
 
 
 def _fresh(config: ModelConfig, fresh: list[str]) -> dict[str, Any]:
-    """Initial values of some parameters alone: the rest is never computed."""
+    """Initial values of the parameters with the paths `fresh`; the others are not computed."""
     if not fresh:
         return {}
     example = batches.zeros(config.architecture, dict.fromkeys("BSLPEY", 1), config.heads)
@@ -330,7 +330,7 @@ def _fresh(config: ModelConfig, fresh: list[str]) -> dict[str, Any]:
 
 
 def layout_for(config: ModelConfig) -> Layout:
-    """All devices, parameters split over them where they divide."""
+    """The layout over all devices. It splits the parameters where they divide."""
     devices = jax.device_count()
     split = config.d_model % devices == 0 and config.table_dim % devices == 0
     return Layout(sharding.make_mesh(fsdp=devices) if split else sharding.make_mesh(data=devices))

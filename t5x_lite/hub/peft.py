@@ -1,4 +1,4 @@
-"""LoRA's matrices alone, in the file format of Hugging Face's peft."""
+"""The LoRA matrices of a model without its other parameters, in the file format of Hugging Face's peft."""
 
 import json
 import re
@@ -20,9 +20,9 @@ TRAINED_WHOLE = ("pooler/", *(f"{name}/" for name in SUPERVISED))
 
 
 def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json; heads that were trained whole go along.
+    """Writes adapter_model.safetensors and adapter_config.json, with the heads, which are trained whole.
 
-    Raises ConfigError for a model without LoRA, or one with a target that is a part of a tensor of theirs (GPT-2's
+    Raises ConfigError for a model without LoRA, or one whose LoRA target is a part of a tensor of theirs (GPT-2's
     query, key and value).
     """
     from safetensors.numpy import save_file
