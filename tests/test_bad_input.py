@@ -194,7 +194,7 @@ def test_inspect_and_tasks_show_what_there_is(capsys, monkeypatch):
     assert "-n=-3: must be 0 or more" in capsys.readouterr().err
     for file in (str(CONFIG), "data/*.csv", "train.{en,de}"):
         assert cli.run(["inspect", file]) == 2
-        assert f"of files say --config.data.files={file}" in capsys.readouterr().err
+        assert f"for a file use --config.data.files={file}" in capsys.readouterr().err
 
 
 def test_a_broken_line_for_infer(tmp_path, capsys):

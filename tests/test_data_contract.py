@@ -156,8 +156,13 @@ def rows_of(host: int, hosts: int) -> slice:
 def test_far_into_a_run_the_state_is_small_and_restores_at_once(monkeypatch):
     registry.add(Mixture("all", dict.fromkeys(TASKS, 1.0)))
     make = functools.partial(
-        pipeline.train_batches, registry.mixture("all"), TextToText(48, 24), VOCABULARY,
-        batch_rows=512, seed=0, prefetch_batches=0,
+        pipeline.train_batches,
+        registry.mixture("all"),
+        TextToText(48, 24),
+        VOCABULARY,
+        batch_rows=512,
+        seed=0,
+        prefetch_batches=0,
     )
     batches = make()
     next(batches)

@@ -9,7 +9,7 @@ import pytest
 
 HANG = """
 import contextlib, ctypes, os, sys, time
-from t5x_lite import guard
+from t5x_lite.cluster import guard
 guard.LAST_RESORT_S = 0.5
 with guard.Guard(hang_s=float(sys.argv[1]), grace_s=float(sys.argv[2])) as guarded:
     guarded.beat("step 7")

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from t5x_lite import cli, config
+from t5x_lite import cli, config, inspect
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.data import registry
 from t5x_lite.data.pipeline import TrainBatches
@@ -221,7 +221,7 @@ def test_no_memory_left_on_the_machine_is_no_bug(monkeypatch, capsys):
     def full(*_):
         raise MemoryError
 
-    monkeypatch.setattr(cli, "_tasks", full)
+    monkeypatch.setattr(inspect, "print_tasks", full)
     assert cli.run(["tasks"]) == 70
     assert "no memory left on this machine" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import pytest
 from t5x_lite.cluster import lock
 from t5x_lite.errors import CheckpointError, ConfigError
 
-HOLD = "import sys, time, pathlib; from t5x_lite import lock\nwith lock.held(pathlib.Path(sys.argv[1])):\n"
+HOLD = "import sys, time, pathlib; from t5x_lite.cluster import lock\nwith lock.held(pathlib.Path(sys.argv[1])):\n"
 HOLD += "    print('held', flush=True); time.sleep(600)"
 
 

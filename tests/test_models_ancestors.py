@@ -59,7 +59,7 @@ def test_a_masked_token_is_predicted_from_its_neighbours_alone(name, seen):
 
 
 def test_the_ancestors_are_encoders():
-    with pytest.raises(ConfigError, match=r"model\.body='elmo' is of encoder_only models with an even d_model"):
+    with pytest.raises(ConfigError, match=r"model\.body='elmo' is for encoder_only models with an even d_model"):
         preset("elmo_tiny", heads=("span",))
     with pytest.raises(ConfigError, match=r"unknown model\.body 'cbov'; did you mean 'cbow'"):
         preset("elmo_tiny", body="cbov")

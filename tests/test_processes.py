@@ -213,7 +213,7 @@ def test_who_is_missing_at_the_start_is_named(monkeypatch):
 
 ONE_FAILS = """
 import os
-from t5x_lite import processes
+from t5x_lite.cluster import processes
 from t5x_lite.errors import DataError
 def fails(there):
     if os.environ["JAX_PROCESS_ID"] == there:
@@ -242,7 +242,7 @@ def test_what_fails_on_one_process_fails_on_all_and_they_go_on_together():
 
 JOINED = """
 import os, sys, time
-from t5x_lite import processes
+from t5x_lite.cluster import processes
 processes.HEARTBEAT_S = 5
 with processes.joined():
     print("joined", flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto import event_pb2
 
-from t5x_lite import cli, config
+from t5x_lite import cli, config, inspect
 from t5x_lite.reports.results import read_metrics
 from t5x_lite.reports.writers import Writers
 
@@ -181,6 +181,6 @@ def test_a_broken_pipe_ends_a_list_well_and_nothing_else(verb, code, monkeypatch
     def broken(*_):
         raise BrokenPipeError
 
-    monkeypatch.setattr(cli, f"_{verb}", broken)
+    monkeypatch.setattr(*((inspect, "print_tasks") if verb == "tasks" else (config, "load")), broken)
     assert cli.run([verb, *(["--config=c.py", "--workdir=w"] if verb == "train" else [])]) == code
     assert ("BrokenPipeError" in capsys.readouterr().err) == (code == 70)
