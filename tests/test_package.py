@@ -129,6 +129,17 @@ def test_a_training_process_holds_no_tensorflow_and_no_torch():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+def test_importing_train_brings_in_what_one_run_needs():
+    """Lines of ours; the rest is imported by the verbs and kinds of data that use it."""
+    code = (
+        "import sys, t5x_lite.train\n"
+        "files = [m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 't5x_lite']\n"
+        "print(sum(len(open(file).readlines()) for file in files))"
+    )
+    done = fresh("-c", code)
+    assert int(done.stdout) <= 9_500, done.stdout + done.stderr
+
+
 def test_listing_and_inspecting_tasks_brings_no_jax(tmp_path):
     (tmp_path / "a.txt").write_text("some line of text\n" * 20)
     inspect = ["inspect", f"--config.data.files={tmp_path / 'a.txt'}", "--config.data.length=64", "-n", "0", "--json"]

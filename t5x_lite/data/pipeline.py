@@ -19,7 +19,7 @@ import numpy as np
 
 from t5x_lite import batch as batches
 from t5x_lite.batch import Batch
-from t5x_lite.data import cache, registry
+from t5x_lite.data import registry
 from t5x_lite.data.convert import Converter
 from t5x_lite.data.order import key
 from t5x_lite.data.prefetch import Prefetcher
@@ -206,8 +206,11 @@ def train_batches(
             + (f"processes; use batch_rows={fitting[0]}" if fitting else "processes")
             + f", or a number of processes that divides {streams}"
         )
-    tasks = [rated.task for rated in mixture]
-    caches = cache.open_all(tasks, converter, vocabulary, cache_dir) if cache_dir else {}
+    caches = {}
+    if cache_dir:
+        from t5x_lite.data import cache
+
+        caches = cache.open_all([rated.task for rated in mixture], converter, vocabulary, cache_dir)
     setting = Setting(converter, vocabulary, seed, streams, pack, caches, task_ids)
     return TrainBatches(mixture, setting, batch_rows, shard_index, shard_count, prefetch_batches)
 

@@ -5,19 +5,29 @@ tokenizer_vocabulary.py. The classes of all of them can be imported from here.
 """
 
 import dataclasses
+import importlib
 import io
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from t5x_lite import atomic
-from t5x_lite.data.sentencepiece_vocabulary import CONTROL_SYMBOLS, SentencePieceVocabulary
-from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
 from t5x_lite.data.vocabulary import ByteVocabulary, Vocabulary, json_object, read_file
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 
+if TYPE_CHECKING:
+    from t5x_lite.data.sentencepiece_vocabulary import CONTROL_SYMBOLS, SentencePieceVocabulary
+    from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
+
+# Each kind's module is imported when it is asked for: a run has one vocabulary.
+LATE = {
+    "CONTROL_SYMBOLS": "sentencepiece_vocabulary",
+    "SentencePieceVocabulary": "sentencepiece_vocabulary",
+    "TokenizerVocabulary": "tokenizer_vocabulary",
+}
 __all__ = (
     "CONTROL_SYMBOLS",
     "ByteVocabulary",
@@ -28,6 +38,12 @@ __all__ = (
     "train_sentencepiece",
 )
 T5_MODELS = ("t5", "mt5", "umt5")  # their sentinels follow the pieces of a SentencePiece model, or are among them
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"t5x_lite.data.{LATE[name]}"), name)
 
 
 def load(spec: str) -> Vocabulary:
@@ -46,8 +62,12 @@ def load(spec: str) -> Vocabulary:
             return ByteVocabulary()
         path, extra_ids = _file_in(path, model), 100 if model.is_t5 else 0
     if path.suffix == ".model":
+        from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
+
         vocabulary = SentencePieceVocabulary(path, extra_ids)
     elif path.suffix in (".json", ".txt"):
+        from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
+
         vocabulary = TokenizerVocabulary(path)
     else:
         near = suggest(spec, ["bytes"])
@@ -115,7 +135,7 @@ def train_sentencepiece(
     files: Sequence[Path] = (),
     extra_ids: int = 100,
     model_type: str = "unigram",
-) -> SentencePieceVocabulary:
+) -> "SentencePieceVocabulary":
     """Trains a SentencePiece model of `size` pieces on texts, or on the lines of files, and writes it to `output`.
 
     Its ids are pad 0, eos 1 and unk 2, as in T5, then [CLS], [SEP] and [MASK]. Unseen characters are encoded as bytes.
@@ -123,6 +143,8 @@ def train_sentencepiece(
     text, ConfigError for a `size` that is too large for the text.
     """
     import sentencepiece
+
+    from t5x_lite.data.sentencepiece_vocabulary import CONTROL_SYMBOLS, SentencePieceVocabulary
 
     # The trainer silently skips lines above 4192 bytes. So long lines are cut, between words if possible.
     lines = (

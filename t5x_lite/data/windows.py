@@ -8,12 +8,11 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from t5x_lite.data import packing
-from t5x_lite.data.cache import Cache
 from t5x_lite.data.convert import TEXT, Converter
 from t5x_lite.data.fields import text_of
 from t5x_lite.data.order import generator, key, shuffled
@@ -21,6 +20,9 @@ from t5x_lite.data.packing import Examples
 from t5x_lite.data.reader import Reader, text_examples
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import DataError
+
+if TYPE_CHECKING:
+    from t5x_lite.data.cache import Cache
 
 TEXTS_PER_WINDOW = 64
 FEWEST_TEXTS_PER_WINDOW = 8  # for a task with a small share of a mixture: every stream keeps a window of every task
@@ -37,7 +39,9 @@ class Setting:
     seed: int
     streams: int
     pack: bool
-    caches: Mapping[str, Cache] = dataclasses.field(default_factory=dict)  # by task; other tasks are read from sources
+    caches: Mapping[str, "Cache"] = dataclasses.field(
+        default_factory=dict
+    )  # by task; others are read from sources
     task_ids: bool = False
 
 
