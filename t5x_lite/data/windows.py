@@ -39,9 +39,7 @@ class Setting:
     seed: int
     streams: int
     pack: bool
-    caches: Mapping[str, "Cache"] = dataclasses.field(
-        default_factory=dict
-    )  # by task; others are read from sources
+    caches: Mapping[str, "Cache"] = dataclasses.field(default_factory=dict)  # by task; others are read from sources
     task_ids: bool = False
 
 

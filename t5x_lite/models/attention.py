@@ -1,15 +1,21 @@
-"""Multi-head attention with segment masks, a bias, dropout and a cache of keys and values."""
+"""Multi-head attention: the layer, and the kernel that computes it from who may look at whom.
 
-from typing import TypedDict
+A kernel is a row of KERNELS. It gets queries, keys and values and a `Scope`: segment ids, positions, the window and the
+table of relative biases, from which it makes the mask and biases that it needs, or none.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, dropout, unconstrained
-from t5x_lite.models.positions import Rotation, rotate
+from t5x_lite.models.positions import BiasTable, Rotation, bias_between, bias_of_rows, rotate
 
 # Finite, so that a query with nothing to attend to (padding) reads a mean and not NaN.
 MASKED = -1e10
@@ -28,6 +34,42 @@ class KeyValue(TypedDict):
     value: jax.Array
 
 
+@struct.dataclass
+class Scope:
+    """Who may look at whom: all that decides the mask and the bias of attention.
+
+    A query may look at keys of its own segment (ids from 1; 0 is padding); if `causal`, at no later slot (query l is in
+    slot `index` + l); in a layer with a window, only at keys less than `window` positions before it.
+
+    visible_BLM: bool, in place of segments and `causal` where it is given: a beam's slots in a shared cache.
+    bias: what is added to the logits by relative position; None: nothing.
+    rows_are_positions: within a segment, row indices of queries and keys differ by as much as their positions do.
+    """
+
+    query_segment_ids_BL: jax.Array
+    key_segment_ids_BM: jax.Array
+    query_positions_BL: jax.Array | None = None
+    key_positions_BM: jax.Array | None = None
+    visible_BLM: jax.Array | None = None
+    bias: BiasTable | None = None
+    index: Any = 0
+    window: int = struct.field(pytree_node=False, default=0)  # 0: none
+    causal: bool = struct.field(pytree_node=False, default=False)
+    rows_are_positions: bool = struct.field(pytree_node=False, default=True)
+
+
+class Kernel(NamedTuple):
+    """How attention is computed.
+
+    prepare: Scope -> what all layers of a stack share.
+    attend: (query_BLHK, key_BHMK, value_BHMK, shared, is_local, dropout_rate=…, dropout_key=…,
+        dropout_broadcasts_queries=…) -> [B, L, H, K]. is_local: the layer has the scope's window.
+    """
+
+    prepare: Callable[[Scope], Any]
+    attend: Callable[..., jax.Array]
+
+
 def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False, index=0) -> jax.Array:
     """[B, 1, L, M] bool from segment ids: True where the query may look at the key.
 
@@ -40,15 +82,49 @@ def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False
     return mask
 
 
+# The reference kernel -------------------------------------------------------------------------------------------------
+
+
+class Shared(NamedTuple):
+    """What the reference kernel makes of a Scope: arrays of all queries and keys.
+
+    bias: [1, H, L, M], or [B, H, L, M] where rows differ (cached decoding). near: the mask of a layer with a window.
+    """
+
+    mask_B1LM: jax.Array
+    bias: jax.Array | None = None
+    near_B1LM: jax.Array | None = None
+
+
+def prepare(scope: Scope) -> Shared:
+    """The mask and the bias of a scope."""
+    bias = None
+    if scope.bias is not None and scope.rows_are_positions:
+        bias = bias_of_rows(scope.bias, scope.query_segment_ids_BL.shape[1], scope.key_segment_ids_BM.shape[1])
+    elif scope.bias is not None:
+        assert scope.query_positions_BL is not None and scope.key_positions_BM is not None
+        bias = bias_between(scope.bias, scope.query_positions_BL, scope.key_positions_BM)
+    if scope.visible_BLM is None:
+        segments = scope.query_segment_ids_BL, scope.key_segment_ids_BM
+        mask_B1LM = segment_mask(*segments, causal=scope.causal, index=scope.index)
+    else:
+        mask_B1LM = scope.visible_BLM[:, None]
+    near_B1LM = None
+    if scope.window:
+        assert scope.query_positions_BL is not None and scope.key_positions_BM is not None
+        distance_BLM = scope.query_positions_BL[:, :, None] - scope.key_positions_BM[:, None, :]
+        near_B1LM = mask_B1LM & (distance_BLM < scope.window)[:, None]
+    return Shared(mask_B1LM, bias, near_B1LM)
+
+
 def attention_weights(
-    query_BLHK: jax.Array, key_BHMK: jax.Array, mask_B1LM: jax.Array, bias_1HLM: jax.Array | None = None
+    query_BLHK: jax.Array, key_BHMK: jax.Array, mask_B1LM: jax.Array, bias: jax.Array | None = None
 ) -> jax.Array:
     """softmax(q·kᵀ + bias), float32 [B, H, L, M], whatever the inputs' dtype; see `attend`."""
     query_BHLK, key_BHMK = query_BLHK.swapaxes(1, 2), _of_query_heads(key_BHMK, query_BLHK)
     logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
-    if bias_1HLM is not None:
-        shared = bias_1HLM.shape[0] == 1
-        logits_BHLM = add_shared_bias(logits_BHLM, bias_1HLM) if shared else logits_BHLM + bias_1HLM
+    if bias is not None:
+        logits_BHLM = add_shared_bias(logits_BHLM, bias) if bias.shape[0] == 1 else logits_BHLM + bias
     return jax.nn.softmax(jnp.where(mask_B1LM, logits_BHLM, MASKED), axis=-1)
 
 
@@ -56,8 +132,8 @@ def attend(
     query_BLHK: jax.Array,
     key_BHMK: jax.Array,
     value_BHMK: jax.Array,
-    mask_B1LM: jax.Array,
-    bias_1HLM: jax.Array | None = None,
+    shared: Shared,
+    is_local: Any = False,
     *,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -66,13 +142,25 @@ def attend(
     """softmax(q·kᵀ + bias)·v, [B, L, H, K]; logits and softmax in float32, whatever the inputs' dtype.
 
     Keys and values may have fewer heads than queries: each then serves a group of them (Ainslie et al. 2023).
-
-    `bias`: [1, H, L, M], or [B, H, L, M] where rows differ (cached decoding).
     """
-    weights_BHLM = attention_weights(query_BLHK, key_BHMK, mask_B1LM, bias_1HLM).astype(value_BHMK.dtype)
+    weights_BHLM = attention_weights(query_BLHK, key_BHMK, mask_of(shared, is_local), shared.bias)
+    weights_BHLM = weights_BHLM.astype(value_BHMK.dtype)
     weights_BHLM = dropout(weights_BHLM, dropout_rate, dropout_key, 2 if dropout_broadcasts_queries else None)
     value_BHMK = _of_query_heads(value_BHMK, query_BLHK)
     return jnp.einsum("BHLM,BHMK->BHLK", weights_BHLM, value_BHMK).swapaxes(1, 2)
+
+
+def mask_of(shared: Shared, is_local: Any) -> jax.Array:
+    """The mask of a layer, [B, 1, L, M]."""
+    return shared.mask_B1LM if shared.near_B1LM is None else jnp.where(is_local, shared.near_B1LM, shared.mask_B1LM)
+
+
+KERNELS = {"reference": Kernel(prepare, attend)}
+
+
+def kernel_of(config: ModelConfig, records_weights: bool = False) -> Kernel:
+    """The kernel of a model's stacks. records_weights: attention maps are asked for, which only the reference has."""
+    return KERNELS["reference"]
 
 
 def _of_query_heads(x_BHMK: jax.Array, query_BLHK: jax.Array) -> jax.Array:
@@ -126,27 +214,32 @@ class Attention(nn.Module):
         self,
         x_BLD: jax.Array,
         key_value: KeyValue,
-        mask_B1LM: jax.Array,
-        bias_1HLM: jax.Array | None = None,
+        shared: Any,
         dropout_key: jax.Array | None = None,
         rotation: Rotation | None = None,
+        is_local: Any = False,
     ) -> jax.Array:
         """[B, L, D] → [B, L, D]. Keys and values may have fewer rows, each for B/rows queries' rows side by side (the
-        samples of an example, which read one encoder); the mask has as many as they."""
+        samples of an example, which read one encoder); the scope has as many rows as the keys.
+
+        shared: what the kernel prepared of the stack's scope.
+        """
         config = self.config
         query_BLHK = rotate(self.query(x_BLD), rotation, config)
         if config.scale_attention:
             query_BLHK *= config.head_dim**-0.5
         folded = query_BLHK.reshape(key_value["key"].shape[0], -1, *query_BLHK.shape[2:])
         folded = self.constrain(folded, ("batch", "length", "heads", "kv"))
-        if self.is_mutable_collection(INTERMEDIATES):
-            self.sow(INTERMEDIATES, "weights", attention_weights(folded, key_value["key"], mask_B1LM, bias_1HLM))
-        heads_BLHK = attend(
+        records_weights = self.is_mutable_collection(INTERMEDIATES)
+        if records_weights:
+            mask_B1LM = mask_of(shared, is_local)
+            self.sow(INTERMEDIATES, "weights", attention_weights(folded, key_value["key"], mask_B1LM, shared.bias))
+        heads_BLHK = kernel_of(config, records_weights).attend(
             folded,
             key_value["key"],
             key_value["value"],
-            mask_B1LM,
-            bias_1HLM,
+            shared,
+            is_local,
             dropout_rate=config.attention_dropout_rate,
             dropout_key=dropout_key,
             dropout_broadcasts_queries=config.dropout_broadcasts_length,

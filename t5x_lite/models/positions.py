@@ -1,11 +1,12 @@
 """Where a token stands: T5's relative buckets, sinusoids, rotations."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import named
@@ -58,39 +59,49 @@ def toeplitz(values_HO: jax.Array, length: int) -> jax.Array:
     return repeated[:, : length * num_offsets].reshape(num_heads, length, num_offsets)[:, :, length - 1 :]
 
 
+@struct.dataclass
+class BiasTable:
+    """What T5 adds to attention logits, by head and bucket of relative positions, float32 [H, buckets]."""
+
+    values_HN: jax.Array
+    bidirectional: bool = struct.field(pytree_node=False)
+    max_distance: int = struct.field(pytree_node=False)
+
+    def at(self, relative_positions: Any) -> jax.Array:
+        """The numbers of relative positions (key − query) of any shape, [H, *shape]."""
+        buckets = relative_buckets(
+            relative_positions,
+            bidirectional=self.bidirectional,
+            num_buckets=self.values_HN.shape[1],
+            max_distance=self.max_distance,
+        )
+        return self.values_HN[:, buckets]
+
+
+def bias_of_rows(table: BiasTable, query_length: int, key_length: int) -> jax.Array:
+    """[1, H, L, M] for positions that are row indices; the same for all rows of the batch."""
+    offsets_O = np.arange(1 - query_length, key_length)
+    return toeplitz(table.at(offsets_O), query_length)[None]
+
+
+def bias_between(table: BiasTable, query_positions_BL: jax.Array, key_positions_BM: jax.Array) -> jax.Array:
+    """[B, H, L, M] for any positions (cached decoding)."""
+    return jnp.moveaxis(table.at(key_positions_BM[:, None, :] - query_positions_BL[:, :, None]), 0, 1)
+
+
 class RelativeBias(nn.Module):
-    """T5's bias on attention logits: one table of [H, relative_buckets] for all layers of a stack."""
+    """The parameters of T5's bias: one table for all layers of a stack."""
 
     config: ModelConfig
     bidirectional: bool
 
-    def setup(self):
+    @nn.compact
+    def __call__(self) -> BiasTable:
         # As T5X: variance 1/mean(fan_in, fan_out), uniform.
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-        self.embedding = self.param(
-            "embedding",
-            named(init, ("heads", "relative_buckets")),
-            (self.config.num_heads, self.config.relative_buckets),
-            jnp.float32,
-        )
-
-    def buckets(self, relative_positions) -> jax.Array:
-        return relative_buckets(
-            relative_positions,
-            bidirectional=self.bidirectional,
-            num_buckets=self.config.relative_buckets,
-            max_distance=self.config.relative_max_distance,
-        )
-
-    def __call__(self, query_length: int, key_length: int) -> jax.Array:
-        """[1, H, L, M] for positions that are row indices; the same for all rows of the batch."""
-        offsets_O = np.arange(1 - query_length, key_length)
-        return toeplitz(self.embedding[:, self.buckets(offsets_O)], query_length)[None]
-
-    def at(self, query_positions_BL: jax.Array, key_positions_BM: jax.Array) -> jax.Array:
-        """[B, H, L, M] for any positions (cached decoding)."""
-        buckets_BLM = self.buckets(key_positions_BM[:, None, :] - query_positions_BL[:, :, None])
-        return jnp.moveaxis(self.embedding[:, buckets_BLM], 0, 1)
+        shape = self.config.num_heads, self.config.relative_buckets
+        values_HN = self.param("embedding", named(init, ("heads", "relative_buckets")), shape, jnp.float32)
+        return BiasTable(values_HN, self.bidirectional, self.config.relative_max_distance)
 
 
 def sinusoids(positions_BL: jax.Array, d_model: int) -> jax.Array:

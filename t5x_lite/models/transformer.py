@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from t5x_lite.models.adapter import Adapter
-from t5x_lite.models.attention import INTERMEDIATES, Attention, extend, segment_mask
+from t5x_lite.models.attention import INTERMEDIATES, Attention, Scope, extend, kernel_of
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, Embedding, Mlp, Norm, residual_dropout, subkey, unconstrained
 from t5x_lite.models.positions import RelativeBias, Rotation, rotation, sinusoids
@@ -30,13 +30,11 @@ Cache = dict[str, Any]
 class Context(NamedTuple):
     """What all layers of a stack share in one call."""
 
-    mask: jax.Array  # [B, 1, L, M]
-    bias: jax.Array | None = None  # [1 or B, H, L, M]
+    scope: Any  # of self-attention, as the kernel prepared it
     encoded: jax.Array | None = None  # [B, S, D]; None where the cache holds its keys and values
-    encoded_mask: Any = None  # [B, 1, L, S]; None without an encoder
+    encoded_scope: Any = None  # of attention to the encoder, prepared; None without an encoder
     index: Any = 0  # slot of the first query; 0 without a cache
     rotation: Rotation | None = None  # of queries and new keys
-    near: Any = None  # [B, 1, L, M]: the mask of a layer that sees the latest tokens only
 
 
 class Block(nn.Module):
@@ -73,8 +71,7 @@ class Block(nn.Module):
             key_value = attention.key_value(x_BLD, context.rotation)
             if cache is not None:
                 key_value = new["self"] = extend(cache["self"], key_value, context.index)
-            mask = context.mask if context.near is None else jnp.where(is_local, context.near, context.mask)
-            return attention(x_BLD, key_value, mask, context.bias, subkey(key, 0), context.rotation)
+            return attention(x_BLD, key_value, context.scope, subkey(key, 0), context.rotation, is_local)
 
         mlp = Mlp(config, self.constrain, name="mlp")
         if config.parallel_block:
@@ -93,7 +90,7 @@ class Block(nn.Module):
                     key_value = cross_attention.key_value(context.encoded)
                 if cache is not None:
                     new["cross"] = key_value
-                return cross_attention(x_BLD, key_value, context.encoded_mask, None, subkey(key, 2))
+                return cross_attention(x_BLD, key_value, context.encoded_scope, subkey(key, 2))
 
             x_BLD = branch("cross_attention", 3, attend_encoded, x_BLD)
         x_BLD = branch("mlp", 5, lambda x_BLD: mlp(x_BLD, subkey(key, 4)), x_BLD)
@@ -148,30 +145,30 @@ class Stack(nn.Module):
                 encoded_segment_ids_BS = cache.get("encoded_segment_ids")
         bias = None
         if config.positions == "relative":
-            relative_bias = RelativeBias(config, bidirectional=not self.causal, name="relative_bias")
-            if cache is None:  # within a segment, row indices differ by as much as positions do
-                bias = relative_bias(x_BLD.shape[1], x_BLD.shape[1])
-            else:
-                bias = relative_bias.at(positions_BL, key_positions)
-        encoded_mask = None
+            bias = RelativeBias(config, bidirectional=not self.causal, name="relative_bias")()
+        kernel = kernel_of(config, records_weights=self.is_mutable_collection(INTERMEDIATES))
+        scope = Scope(
+            segment_ids_BL,
+            key_segment_ids,
+            positions_BL,
+            key_positions,
+            visible_BLM,
+            bias,
+            index,
+            window=config.local_window,
+            causal=self.causal,
+            rows_are_positions=cache is None,
+        )
+        encoded_scope = None
         if encoded_segment_ids_BS is not None:
             readers = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # samples share an encoder's row
-            encoded_mask = segment_mask(readers, encoded_segment_ids_BS)
-        near = None
-        if visible_BLM is None:
-            mask = segment_mask(segment_ids_BL, key_segment_ids, causal=self.causal, index=index)
-        else:
-            mask = visible_BLM[:, None]
-        if config.local_window:
-            near = mask & (positions_BL[:, :, None] - key_positions[:, None, :] < config.local_window)[:, None]
+            encoded_scope = kernel.prepare(Scope(readers, encoded_segment_ids_BS))
         context = Context(
-            mask=mask,
-            bias=bias,
+            scope=kernel.prepare(scope),
             encoded=encoded_BSD,
-            encoded_mask=encoded_mask,
+            encoded_scope=encoded_scope,
             index=index,
             rotation=rotation(positions_BL, config) if config.positions == "rotary" else None,
-            near=near,
         )
         layer_keys = None if key is None else jax.random.split(subkey(key, 1), self.num_layers)
         x_BLD, layer_caches = self.layers(x_BLD, context, None if cache is None else cache["layers"], layer_keys)
