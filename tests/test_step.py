@@ -3,17 +3,20 @@
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from tiny_models import FAMILIES
 from training import assert_trees_close, start, training_batch, with_dropout
 
 from t5x_lite.cluster.sharding import Layout, make_mesh
 from t5x_lite.errors import ConfigError
+from t5x_lite.models import build
 from t5x_lite.reports import metric_sums
 from t5x_lite.training import losses, step, step_metrics
 
@@ -46,7 +49,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(family):
 def test_microbatches_move_no_rows_between_devices():
     """Each device cuts up the rows it holds; only gradients and scalars cross."""
     layout = Layout(make_mesh(data=8))
-    split = jax.jit(lambda b: step._split(b, 2, layout), in_shardings=layout.batch_sharding)
+    split = jax.jit(lambda b: step.split_rows(b, 2, layout), in_shardings=layout.batch_sharding)
     rows = jax.ShapeDtypeStruct((32, 6), jnp.int32)
     text = split.lower({"x": rows}).compile().as_text()
     assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
@@ -54,7 +57,7 @@ def test_microbatches_move_no_rows_between_devices():
     assert sorted(np.asarray(parts).ravel()) == list(range(32))
     assert parts.shape == (2, 16)
     with pytest.raises(ConfigError, match="32 rows does not divide into microbatches=5; use a divisor of 32"):
-        step._split({"x": jnp.zeros(32)}, 5, layout)
+        step.split_rows({"x": jnp.zeros(32)}, 5, layout)
 
 
 def test_dropout_depends_on_the_step_and_nothing_that_ran_before():
@@ -141,3 +144,38 @@ def test_abstract_state_is_the_state_in_shape_dtype_and_place(optimizer):
     # The optimizer's arrays are split as their parameters are, factored ones too.
     split = {leaf.sharding.spec for leaf in jax.tree.leaves(run.state.opt_state) if leaf.ndim}
     assert {axis for spec in split for axis in spec if axis} == {"fsdp", "tensor"}
+
+
+class WithRouter(nn.Module):
+    """A language model with a loss of its own, whose weight differs from microbatch to microbatch."""
+
+    config: Any
+    constrain: Any
+
+    @nn.compact
+    def __call__(self, batch, train=False):
+        outputs = build(dataclasses.replace(self.config, module=None), self.constrain)(batch, train)
+        is_odd = batch["decoder_input_tokens"] % 2 * (batch["decoder_segment_ids"] > 0)
+        balance = jnp.square(outputs["lm"]).mean(-1)
+        return outputs | {losses.AUXILIARY: {"balance": ((balance * is_odd).sum(), is_odd.sum().astype(jnp.float32))}}
+
+
+def test_a_models_own_losses_have_the_gradient_of_the_whole_batch():
+    config = dataclasses.replace(GPT2, module=WithRouter)
+    state = start(config, rows=16, optimizer=optax.sgd(1.0)).state
+
+    def after(microbatches):
+        run = start(config, rows=16, optimizer=optax.sgd(1.0), state=state, microbatches=microbatches).advance(1)
+        return jax.device_get(run.state.params), run.metrics[0]
+
+    whole, metrics = after(1)
+    assert metrics["loss"] == pytest.approx(
+        metrics["lm/loss_sum"] / metrics["lm/weight"] + metrics["balance/loss_sum"] / metrics["balance/weight"]
+    )
+    for microbatches in (2, 4):
+        parts, metrics_of_parts = after(microbatches)
+        assert_trees_close(parts, whole, atol=1e-6)
+        assert metrics_of_parts == pytest.approx(metrics, rel=1e-5)
+    run = start(config, rows=16, optimizer=optax.sgd(1.0))
+    evaluate = step.make_eval_step(build(config), run.layout, run.state.params)
+    assert not [name for name in evaluate(run.state.params, run.batch) if "balance" in name]

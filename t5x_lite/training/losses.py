@@ -7,6 +7,7 @@ gradient does not depend on how a batch was cut.
 import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,12 @@ from t5x_lite.heads import WITH_LOSS, Head
 from t5x_lite.lookup import lookup
 
 EXCLUDED = -1e10  # logit of what is no candidate for a target
+AUXILIARY = "auxiliary"  # the output of a model with losses of its own, {name: (sum, weight)}
 
 
 @struct.dataclass
 class LossSum:
-    """One head's loss over a batch, as sums that add.
+    """A loss over a batch, of one head or an auxiliary one, as sums that add.
 
     sum: Σ weight · loss, in nats (squared error for regression).
     weight: Σ weight.
@@ -44,13 +46,14 @@ def loss_weights(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def loss_sums(
-    outputs: Mapping[str, jax.Array],
+    outputs: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     tasks: int = 0,
 ) -> dict[str, LossSum]:
-    """The loss of each head in the model's outputs, by the function of LOSSES that the head names (heads.py).
+    """The loss of each head in the model's outputs, by the function of LOSSES that the head names (heads.py); and the
+    model's own, from its output "auxiliary": {name: (Σ weight · loss, Σ weight)}, of a router or a regularizer.
 
     tasks: how many tasks the batch's task ids tell apart; 0 where it has none.
 
@@ -59,6 +62,9 @@ def loss_sums(
     """
     sums = {}
     for name, predicted in outputs.items():
+        if name == AUXILIARY:
+            sums |= {own: LossSum(*pair) for own, pair in predicted.items()}
+            continue
         head = lookup("output that has a loss", name, WITH_LOSS)
         if not {head.targets, head.weights} <= set(batch):
             raise DataError(
@@ -83,11 +89,14 @@ def _by_task(head: Head, losses: jax.Array, weights: jax.Array, batch: Mapping[s
 
 
 def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) -> jax.Array:
-    """Σ over heads of sum / weight; a head whose weight is 0 has nothing to learn and adds 0."""
+    """Σ over losses of sum / weight; a loss whose weight is 0 has nothing to learn from and adds 0.
+
+    weights: of the whole batch, by loss.
+    """
     total = jnp.zeros((), jnp.float32)
-    for head, loss in sums.items():
-        some = weights[head] > 0
-        total += jnp.where(some, loss.sum / jnp.where(some, weights[head], 1), 0)
+    for name, loss in sums.items():
+        some = weights[name] > 0
+        total += jnp.where(some, loss.sum / jnp.where(some, weights[name], 1), 0)
     return total
 
 

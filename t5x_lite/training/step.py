@@ -129,7 +129,7 @@ def make_train_step(
 
     The gradient is that of Σ_head (Σ loss / Σ weight) over the whole batch, whatever the number of microbatches:
     each microbatch's sums are divided by the weights of the whole. Where the loss or the gradient's norm is not
-    finite only the step is counted, and `is_finite` is 0: nothing bad can be saved. So it is with a spike of the loss.
+    finite, or the loss is a spike, only the step is counted, and `is_finite` is 0: nothing bad can be saved.
 
     Args:
       schedule: only reported here; the optimizer applies it.
@@ -138,8 +138,7 @@ def make_train_step(
       microbatches: the batch is worked through in this many parts, one after the other, to save memory.
       trainable: which parameters are trained; the others have no gradient and no optimizer state, and never change.
       seed: of dropout, which depends on (seed, step, microbatch) alone.
-      spike_sigmas: a loss above by so many standard deviations is a spike (spikes.py; the optimizer is one that
-        remembers losses), and `is_spike` is 1; 0: none is.
+      spike_sigmas: a loss so many standard deviations above the last ones is a spike (spikes.py), and `is_spike` is 1.
     Returns:
       (state, batch) -> (state, metrics); the keys are described in step_metrics.py.
     """
@@ -147,19 +146,27 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = step_key(seed, state.step, "dropout")
-        weights = losses.loss_weights(batch)
         params, frozen = split(state.params, trainable)
+        weights = losses.loss_weights(batch)
+        parts = split_rows(batch, microbatches, layout) if microbatches > 1 else None
+
+        def sums_of(params: Any, batch: Batch, key: jax.Array) -> dict[str, losses.LossSum]:
+            outputs = module.apply({"params": merge(params, frozen)}, batch, train=True, rngs={"dropout": key})
+            return loss_fn(outputs, batch)  # type: ignore[arg-type]
+
+        if parts is not None:
+            weights |= _auxiliary_weights(functools.partial(sums_of, params), parts, microbatches, key, weights)
 
         def loss_of(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-            outputs = module.apply({"params": merge(params, frozen)}, batch, train=True, rngs={"dropout": key})
-            sums = loss_fn(outputs, batch)  # type: ignore[arg-type]
-            return losses.total_loss(sums, weights), batch_metrics(sums, batch)
+            sums = sums_of(params, batch, key)
+            own = {name: jax.lax.stop_gradient(loss.weight) for name, loss in sums.items()}
+            return losses.total_loss(sums, own | weights), batch_metrics(sums, batch)
 
         value_and_grad = functools.partial(jax.value_and_grad(loss_of, has_aux=True), params)
-        if microbatches == 1:
+        if parts is None:
             (loss, metrics), grads = value_and_grad(batch, key)
         else:
-            (loss, metrics), grads = _sum_over(_split(batch, microbatches, layout), value_and_grad, microbatches, key)
+            (loss, metrics), grads = _sum_over(parts, microbatches, key, value_and_grad)
         grads = jax.lax.with_sharding_constraint(
             grads, split(places.params, trainable)[0]
         )  # summed straight into each device's share
@@ -171,14 +178,7 @@ def make_train_step(
             metrics |= {"is_spike": is_spike.astype(jnp.float32)}
             is_good, known = is_finite & ~is_spike, {"value": loss}
 
-        def update(state: TrainState, grads: Any) -> TrainState:
-            params, frozen = split(state.params, trainable)
-            updates, opt_state = optimizer.update(grads, state.opt_state, params, **known)
-            params: Any = optax.apply_updates(params, updates)
-            return TrainState(state.step + 1, merge(params, frozen), opt_state)
-
-        # A branch, not a select between old and new: a select makes XLA keep a copy of every moment it overwrites.
-        new_state = jax.lax.cond(is_good, update, lambda state, grads: state.replace(step=state.step + 1), state, grads)
+        new_state = _updated(optimizer, state, grads, trainable, is_good, **known)
         metrics |= {
             "loss": loss,
             "grad_norm": grad_norm,
@@ -195,23 +195,58 @@ def make_train_step(
     )
 
 
-def _sum_over(microbatches: Batch, value_and_grad: Callable, count: int, key: jax.Array) -> Any:
-    """The sums of what `value_and_grad` returns for each microbatch, one after the other.
+def _updated(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    grads: Any,
+    trainable: Trainable,
+    is_good: Any,
+    **known: Any,
+) -> TrainState:
+    """The state after an update, or where it is not a good one, with nothing but the step counted."""
+
+    def update(state: TrainState, grads: Any) -> TrainState:
+        params, frozen = split(state.params, trainable)
+        updates, opt_state = optimizer.update(grads, state.opt_state, params, **known)
+        params: Any = optax.apply_updates(params, updates)
+        return TrainState(state.step + 1, merge(params, frozen), opt_state)
+
+    # A branch, not a select between old and new: a select makes XLA keep a copy of every moment it overwrites.
+    return jax.lax.cond(is_good, update, lambda state, grads: state.replace(step=state.step + 1), state, grads)
+
+
+def _sum_over(microbatches: Batch, count: int, key: jax.Array, function: Callable) -> Any:
+    """The sums of what `function` returns for each microbatch, one after the other.
 
     microbatches: arrays [count, B / count, …]. key: each microbatch's dropout key is folded from it.
+    function: (batch, key) -> a tree of arrays.
     """
 
     def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         microbatch, index = part
-        return jax.tree.map(jnp.add, total, value_and_grad(microbatch, jax.random.fold_in(key, index))), None
+        return jax.tree.map(jnp.add, total, function(microbatch, jax.random.fold_in(key, index))), None
 
     first = {name: array[0] for name, array in microbatches.items()}
-    shapes = jax.eval_shape(value_and_grad, first, key)
+    shapes = jax.eval_shape(function, first, key)
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     return jax.lax.scan(add, zeros, (microbatches, jnp.arange(count)))[0]
 
 
-def _split(batch: Batch, microbatches: int, layout: Layout) -> Batch:
+def _auxiliary_weights(
+    sums_of: Callable, microbatches: Batch, count: int, key: jax.Array, known: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The weights over all microbatches of the losses whose weight the batch does not tell, {name: Σ weight}: those
+    have to be known before the first gradient. Of the model, XLA computes only what leads to a weight."""
+
+    def weights_of(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        sums = sums_of(batch, key)
+        return {name: jax.lax.stop_gradient(sums[name].weight) for name in sums.keys() - known.keys()}
+
+    first = {name: array[0] for name, array in microbatches.items()}
+    return _sum_over(microbatches, count, key, weights_of) if jax.eval_shape(weights_of, first, key) else {}
+
+
+def split_rows(batch: Batch, microbatches: int, layout: Layout) -> Batch:
     """[B, …] -> [microbatches, B / microbatches, …], taking every microbatches-th row, so that each device cuts up the
     rows it has and nothing moves (contiguous microbatches would live on a few devices each)."""
 
@@ -230,10 +265,12 @@ def _split(batch: Batch, microbatches: int, layout: Layout) -> Batch:
 def make_eval_step(
     module: nn.Module, layout: Layout, params: Any, *, loss_fn: LossFn = losses.loss_sums
 ) -> Callable[[Any, Batch], Metrics]:
-    """The jitted (params, batch) -> additive metrics. No dropout; plain cross entropy unless loss_fn says otherwise."""
+    """The jitted (params, batch) -> additive metrics. No dropout; plain cross entropy of the heads, without a model's
+    auxiliary losses, unless loss_fn says otherwise."""
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
-        outputs = module.apply({"params": params}, batch, train=False)
+        outputs: Any = module.apply({"params": params}, batch, train=False)
+        outputs = {name: output for name, output in outputs.items() if name != losses.AUXILIARY}
         return batch_metrics(loss_fn(outputs, batch), batch)  # type: ignore[arg-type]
 
     return jax.jit(eval_step, in_shardings=(_places(params), layout.batch_sharding), out_shardings=layout.replicated)
