@@ -8,21 +8,26 @@ import dataclasses
 import importlib.util
 import json
 import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
+from t5x_lite import own_code
 from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.errors import ConfigError
 from t5x_lite.keys import AT_LEAST_ONE, FREE, INNER_SHARE, NOT_NEGATIVE, POSITIVE, REFUSE, SHARE, WARN, Key, Range
 from t5x_lite.lookup import suggest
 from t5x_lite.models.config import MODEL_KEYS
 
+CODE = "code"  # in config.json, beside the keys
 Config = Any  # an ml_collections.ConfigDict: it checks keys and types itself, when it runs
 
 OPTIMIZERS = ("adamw", "adafactor")
+LOSSES = ("cross_entropy",)
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 _DENOISING = ("iid_denoising", "mass", "drop_tokens", "deshuffle", "sequential", "ul2")
 OBJECTIVES = {  # their meaning: data/denoise.py
@@ -75,7 +80,7 @@ KEYS: dict[str, Key] = {
     "data.cache_dir": Key("", "output of `t5x-lite cache`; '': tasks are tokenized as they are read", FREE),
     "data.prefetch_batches": Key(2, "batches prepared ahead by a background thread; 0: none", FREE, NOT_NEGATIVE),
     # --- optimization
-    "optimizer.name": Key("adafactor", "how parameters are updated", REFUSE, OPTIMIZERS),
+    "optimizer.name": Key("adafactor", "adamw, adafactor or your own", REFUSE, OPTIMIZERS, takes=("schedule",)),
     "optimizer.learning_rate": Key(0.01, "peak; adafactor: relative to each parameter's scale", WARN, NOT_NEGATIVE),
     "optimizer.b1": Key(0.9, "adamw: decay of the first moment", WARN, SHARE),
     "optimizer.b2": Key(0.999, "adamw: decay of the second moment", WARN, SHARE),
@@ -84,9 +89,10 @@ KEYS: dict[str, Key] = {
     "optimizer.clip_norm": Key(1.0, "of the global gradient; 0: no clipping", WARN, NOT_NEGATIVE),
     "optimizer.trained": Key("", "regular expression over the paths of trainable parameters; '': all, or those added"),
     "optimizer.unfreeze_every_steps": Key(0, "a layer starts so long after the one above it", REFUSE, NOT_NEGATIVE),
-    "schedule.name": Key("rsqrt", "shape of the learning rate", WARN, SCHEDULES),
+    "schedule.name": Key("rsqrt", "shape of the learning rate, 1 at its peak", WARN, SCHEDULES, takes=("updates",)),
     "schedule.warmup_steps": Key(1000, "linear from 0; rsqrt: the plateau before the decay (T5)", WARN, NOT_NEGATIVE),
     "schedule.final_fraction": Key(0.0, "linear and cosine: of the peak, at the last step", WARN, FRACTION),
+    "loss.name": Key("cross_entropy", "what is minimized", REFUSE, LOSSES, takes=("outputs", "batch")),
     "loss.z_loss": Key(1e-4, "coefficient of log² Z; keeps logits from drifting; 0: off", WARN, NOT_NEGATIVE),
     "loss.label_smoothing": Key(0.0, "probability spread over the other classes", WARN, SHARE),
     # --- the run
@@ -127,6 +133,7 @@ KEYS: dict[str, Key] = {
         f"rules.{field.name}": Key(field.default, f"mesh axes that the logical axis {field.name} is split over", WARN)
         for field in dataclasses.fields(AxisRules)
     },
+    "loggers": Key((), "experiment loggers of your own", WARN, (), takes=("workdir", "run_name", "config")),
     "profile.start_step": Key(0, "of the process: from here a trace for xprof is written; 0: none", FREE, NOT_NEGATIVE),
     "profile.steps": Key(5, "of the trace", FREE, AT_LEAST_ONE),
     "wandb.mode": Key("disabled", "online without a network records offline, it never fails", FREE, WANDB_MODES),
@@ -143,7 +150,10 @@ def base() -> Config:
         if section and section not in cfg:
             cfg[section] = ConfigDict()
         holder: Any = cfg[section] if section else cfg
-        holder[leaf] = placeholder(key.kind) if key.default is None else key.default
+        if key.default is None:
+            holder[leaf] = placeholder(key.kind)
+        else:  # where an object may stand in place of a name, of any type
+            holder[leaf] = FieldReference(key.default, field_type=key.kind)
     return cfg.lock()
 
 
@@ -199,10 +209,11 @@ def load(spec: str) -> Config:
         near = suggest(file.stem, [p.stem for p in file.parent.glob("*.py")]) if file.parent.is_dir() else []
         hint = f"; did you mean {file.parent / (near[0] + '.py')}?" if near else "; give the path of a Python file"
         raise ConfigError(f"no config file {path!r}{hint}")
-    loader_spec = importlib.util.spec_from_file_location(f"t5x_lite_config_{file.stem}", file)
+    loader_spec = importlib.util.spec_from_file_location(f"{own_code.CONFIG_MODULE}{file.stem}", file)
     if loader_spec is None or loader_spec.loader is None:
         raise ConfigError(f"config file {path!r} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(loader_spec)
+    sys.modules[loader_spec.name] = module  # where the source of its classes is found
     try:
         loader_spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
@@ -245,20 +256,23 @@ def override(cfg: Config, key: str, text: str) -> None:
         ) from None
 
 
-def to_json(cfg: Config) -> str:
-    """The resolved config as data, as it stands in `config.json` of a workdir."""
-    return json.dumps(cfg.to_dict(), indent=2, default=list)
+def data(cfg: Config) -> dict[str, Any]:
+    """The config as JSON-able data by section; objects by their `own_code.reference`."""
+    return json.loads(to_json(cfg))
+
+
+def to_json(cfg: Config, code: Mapping[str, str] | None = None) -> str:
+    """The resolved config as data, as it stands in `config.json` of a workdir; objects by their `own_code.reference`.
+
+    code: references of what else is of the user's own code.
+    """
+    return json.dumps(cfg.to_dict() | ({CODE: dict(code)} if code else {}), indent=2, default=own_code.reference)
 
 
 def from_json(path: Path) -> Config:
     """The config that `to_json` wrote. Keys this version lacks are an error; keys added since keep their default."""
-    cfg = base()
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error}; is this the workdir of a run?") from error
-    if not isinstance(stored, dict):
-        raise ConfigError(f"cannot read {path}: it holds no object; is this the workdir of a run?")
+    cfg, stored = base(), _stored(path)
+    stored.pop(CODE, None)
     for name, value in _flatten(stored).items():
         if name not in KEYS:
             raise ConfigError(f"{path}: " + _unknown_key(name))
@@ -268,6 +282,48 @@ def from_json(path: Path) -> Config:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{path}: {name}={value!r} is of the wrong type: {error}") from None
     return cfg
+
+
+def code_in(path: Path) -> dict[str, str]:
+    """The references to the user's own code, other than in keys, that `to_json` was given."""
+    return dict(_stored(path).get(CODE, {}))
+
+
+def take_objects(cfg: Config, loaded: Config) -> None:
+    """Puts the objects of a config file that was loaded in the place of the references to them in a run's config.
+
+    Raises ConfigError where the file has another object there, or the same one with other source.
+    """
+    for name, key in KEYS.items():
+        if key.takes and cfg[name] != as_data(loaded[name]) and _has_reference(cfg[name]):
+            raise ConfigError(
+                f"the run was made with {name}={cfg[name]!r}; the config file has {as_data(loaded[name])!r}. Give the "
+                "file as it was"
+            )
+        if key.takes and _has_reference(cfg[name]):
+            section, _, leaf = name.rpartition(".")
+            (cfg[section] if section else cfg)[leaf] = loaded[name]
+
+
+def as_data(value: Any) -> Any:
+    """A value of a key as it stands in config.json: objects by their reference."""
+    if isinstance(value, tuple):
+        return tuple(map(as_data, value))
+    return own_code.reference(value) if callable(value) else value
+
+
+def _has_reference(value: Any) -> bool:
+    return any(map(own_code.is_reference, value if isinstance(value, tuple) else (value,)))
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; is this the workdir of a run?") from error
+    if not isinstance(stored, dict):
+        raise ConfigError(f"cannot read {path}: it holds no object; is this the workdir of a run?")
+    return stored
 
 
 def flat(cfg: Config) -> dict[str, Any]:
@@ -280,8 +336,9 @@ def changes(old: Config, new: Config) -> dict[str, list[str]]:
     before, after = flat(old), flat(new)
     out: dict[str, list[str]] = {REFUSE: [], WARN: [], FREE: []}
     for name in after:
-        if before[name] != after[name]:
-            out[KEYS[name].resume].append(f"{name}: {before[name]!r} → {after[name]!r}")
+        old_value, new_value = as_data(before[name]), as_data(after[name])
+        if old_value != new_value:
+            out[KEYS[name].resume].append(f"{name}: {old_value!r} → {new_value!r}")
     return out
 
 
@@ -304,6 +361,7 @@ _PARSERS = {
     int: _parse_int,
     float: float,
     str: str,
+    object: str,
     tuple: lambda text: tuple(part.strip(" '\"") for part in text.strip("()[]").split(",") if part.strip()),
 }
 

@@ -6,10 +6,11 @@ Everything that can be wrong between them is found here, before a device is touc
 import copy
 import dataclasses
 import logging
+from typing import Any
 
+from t5x_lite import own_code
 from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
-from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.registry import Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
@@ -31,6 +32,14 @@ class Experiment:
     vocabulary: Vocabulary
     model: ModelConfig
     converter: convert.Converter
+
+    def code(self) -> dict[str, str]:
+        """References to the sources and metrics of its tasks that are of the user's own code, by what they are."""
+        parts: dict[str, Any] = {}
+        for task in {task.name: task for task in (*self.tasks, *self.eval_tasks)}.values():
+            parts[f"source of {task.name}"] = task.source
+            parts |= {f"metric {own_code.name_of(metric)} of {task.name}": metric for metric in task.metrics}
+        return {what: own_code.reference(part) for what, part in parts.items() if own_code.is_own(part)}
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -155,6 +164,11 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
         overrides.setdefault("heads", _heads(tasks))
         if any(ENCODER_HEADS[head].has_classes for head in overrides["heads"]):
             overrides["num_classes"] = len(_classes(tasks))
+    if own_code.is_reference(overrides.get("module")):
+        raise ConfigError(
+            f"the run's model is model.module={overrides['module']!r}, which its config file defines: give "
+            "--config=FILE.py"
+        )
     model = presets.preset(cfg.model.preset, **overrides)
     longest = max(cfg.data.length, cfg.data.targets_length if model.architecture == "text_to_text" else 0)
     if model.positions == "learned" and longest > model.max_positions:
@@ -233,6 +247,8 @@ def _converter(cfg: Config, model: ModelConfig, choices: int) -> convert.Convert
     if model.architecture == "decoder_only":
         denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()
         return convert.DecoderOnly(data.length, denoisers, data.on_long, start_id=model.decoder_start_id)
+    from t5x_lite.data.convert_encoder import EncoderOnly
+
     return EncoderOnly(
         length=data.length,
         heads=model.heads,

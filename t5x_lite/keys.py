@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from t5x_lite import own_code
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
 
@@ -58,6 +59,8 @@ class Key:
     resume: REFUSE, WARN or FREE.
     allowed: the range of a number, or the choices of a text or of a tuple's entries; None: any value of its type.
     kind: the type of its values; None: its default's.
+    takes: where a function or class of the user's own may stand in place of a name: what it is called with. () where
+        none may.
     """
 
     default: Any
@@ -65,10 +68,12 @@ class Key:
     resume: str = REFUSE
     allowed: "Range | Sequence[str] | None" = None
     kind: type | None = None
+    takes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind is None:
-            object.__setattr__(self, "kind", type(self.default))
+            kind = object if self.takes and not isinstance(self.default, tuple) else type(self.default)
+            object.__setattr__(self, "kind", kind)
 
     def check(self, name: str, value: Any) -> None:
         """Raises ConfigError unless `value` is allowed."""
@@ -81,20 +86,24 @@ class Key:
                 raise ConfigError(f"{name}={value}; it must be {self.allowed.text}")
         elif self.allowed is not None:
             several = isinstance(value, tuple | list)
+            what = f"{name} entry" if several else name
             for entry in value if several else (value,):
-                if entry not in self.allowed:
-                    raise ConfigError(unknown(f"{name} entry" if several else name, str(entry), self.allowed))
+                if self.takes and callable(entry):
+                    own_code.check_call(f"{what}={own_code.name_of(entry)}", entry, self.takes)
+                elif entry not in self.allowed and not (self.takes and own_code.is_reference(entry)):
+                    raise ConfigError(unknown(what, str(entry), self.allowed))
 
 
-def field(default: Any, meaning: str, allowed: Any = None, resume: str = REFUSE) -> Any:
+def field(default: Any, meaning: str, allowed: Any = None, resume: str = REFUSE, takes: tuple[str, ...] = ()) -> Any:
     """A dataclass field that is a config key, too. default: dataclasses.MISSING where the field must be given."""
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "allowed": allowed, "resume": resume})
+    metadata = {"meaning": meaning, "allowed": allowed, "resume": resume, "takes": takes}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def keys_of(dataclass: type) -> dict[str, Key]:
     """The keys of a dataclass made of `field`s, by name; in a config they are unset, for the dataclass's own value."""
     return {
-        f.name: Key(None, f.metadata["meaning"], f.metadata["resume"], f.metadata["allowed"], f.type)  # type: ignore[arg-type]
+        f.name: Key(None, kind=object if f.metadata["takes"] else f.type, **f.metadata)  # type: ignore[arg-type]
         for f in dataclasses.fields(dataclass)
         if "meaning" in f.metadata
     }

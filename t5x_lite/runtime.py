@@ -10,6 +10,7 @@ import jax
 import optax
 
 from t5x_lite import batch as batches
+from t5x_lite import own_code
 from t5x_lite.batch import Batch
 from t5x_lite.cluster import sharding
 from t5x_lite.cluster.axes import AxisRules, axis_rules
@@ -117,6 +118,9 @@ def make_training(experiment: Experiment, on_devices: Runtime, loss_fn: LossFn |
         trainable=is_trained,
         spike_sigmas=cfg.train.spike_sigmas,
     )
+    from t5x_lite import check_own_code
+
+    check_own_code.check(experiment, on_devices.module, optimizer, schedule, state, on_devices.example, is_trained)
     return Training(state, new_state, train_step, is_trained)
 
 
@@ -147,8 +151,10 @@ def _optimizer(cfg: Config, param_axes: Any) -> tuple[optax.GradientTransformati
 
 
 def make_loss(experiment: Experiment) -> LossFn:
-    """The config's cross entropy; of several tasks, each one's too."""
+    """The config's loss: cross entropy, of several tasks each one's too, or a function of the user's own."""
     loss, tasks = experiment.cfg.loss, len(experiment.tasks)
+    if callable(loss.name):
+        return functools.partial(own_code.called, f"loss.name={own_code.name_of(loss.name)}", loss.name)
     return functools.partial(
         losses.loss_sums,
         z_loss=loss.z_loss,

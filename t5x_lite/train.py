@@ -19,6 +19,7 @@ from t5x_lite.cluster.guard import Guard
 from t5x_lite.costs.profiling import Profile
 from t5x_lite.data import pipeline
 from t5x_lite.data.pipeline import TrainBatches
+from t5x_lite.data.registry import differences
 from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, cannot_write, of_the_disk
 from t5x_lite.experiment import Experiment
 from t5x_lite.reports import results
@@ -61,7 +62,7 @@ def run(
         guard = held.enter_context(Guard(cfg.train.hang_s, cfg.train.grace_s))
         processes.on_first(lambda: _open_workdir(workdir, held))
         mirror = Mirror(cfg.checkpoint.mirror) if cfg.checkpoint.mirror else None
-        begin, notes = _where_to_begin(cfg, workdir, mirror)
+        begin, notes = _where_to_begin(experiment, workdir, mirror)
         on_devices = runtime.start(experiment)
         training = runtime.make_training(experiment, on_devices, loss_fn)
         checkpoint.check_space(workdir, training.state, cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best))
@@ -76,7 +77,8 @@ def run(
             terminal.line(line)
         checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last, guard.beat, mirror)
         closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
-        writers = Writers(workdir, results.title(cfg.to_dict(), workdir), cfg.to_dict(), begin.step, main_process)
+        config = configs.data(cfg)
+        writers = Writers(workdir, results.title(config, workdir), config, begin.step, main_process, cfg.loggers)
         closing.callback(writers.close)
         evaluation = evaluation_of(experiment, on_devices, workdir, writers, terminal, guard.goes_on)
         profile = Profile(workdir, begin.step, cfg.profile.start_step, cfg.profile.steps)
@@ -102,7 +104,7 @@ def run(
             data.set_state(data_state)
             for _ in range(begin.skip_batches):
                 next(data)
-            processes.on_first(lambda: _write_config(cfg, workdir))  # now that it is known to work
+            processes.on_first(lambda: _write_config(experiment, workdir))  # now that it is known to work
             with clock.span("evaluate"):
                 if begin.step == 0:
                     evaluation.before_training(state.params)
@@ -166,19 +168,22 @@ def _open_workdir(workdir: Path, held: contextlib.ExitStack) -> None:
     held.enter_context(lock.held(workdir))
 
 
-def _where_to_begin(cfg: Any, workdir: Path, mirror: Mirror | None) -> tuple[BeginAt, list[str]]:
+def _where_to_begin(experiment: Experiment, workdir: Path, mirror: Mirror | None) -> tuple[BeginAt, list[str]]:
     """Where the run begins, and what to tell the user about it. Refuses a workdir whose run had another config."""
-    notes: list[str] = []
+    cfg, notes = experiment.cfg, []
     if mirror and (fetched := processes.on_first(lambda: checkpoint.fetch(workdir, mirror))):
         notes.append(f"fetched checkpoint {fetched} from {cfg.checkpoint.mirror}")
     first_step = checkpoint.newest_good(workdir, notes.append) or 0
-    notes += processes.on_first(lambda: _changes(cfg, workdir) if first_step else [])
+    notes += processes.on_first(lambda: _changes(experiment, workdir) if first_step else [])
     return BeginAt(first_step), notes
 
 
-def _changes(cfg: Any, workdir: Path) -> list[str]:
+def _changes(experiment: Experiment, workdir: Path) -> list[str]:
     """Warnings about config keys that changed since the run began; ConfigError for those that change its steps."""
-    changes = configs.changes(configs.from_json(workdir / "config.json"), cfg)
+    file = workdir / "config.json"
+    changes = configs.changes(configs.from_json(file), experiment.cfg)
+    for line in differences(configs.code_in(file), experiment.code()):
+        changes["warn" if line.startswith("metric") else "refuse"].append(line)
     if changes["refuse"]:
         raise ConfigError(
             f"{workdir} holds a run with another config ({'; '.join(changes['refuse'][:5])}). "
@@ -233,9 +238,9 @@ def _restore(
     return state, first_data_state
 
 
-def _write_config(cfg: Any, workdir: Path) -> None:
+def _write_config(experiment: Experiment, workdir: Path) -> None:
     try:
-        atomic.write(workdir / "config.json", configs.to_json(cfg))
+        atomic.write(workdir / "config.json", configs.to_json(experiment.cfg, experiment.code()))
     except OSError as error:
         raise cannot_write(workdir, error) from error
 

@@ -405,9 +405,10 @@ def _workdir_config(workdir: str, spec: str, overrides: Overrides) -> "Config":
 
     if not Path(workdir).is_dir():
         raise ConfigError(f"no workdir {workdir!r}; give the --workdir of a `t5x-lite train`")
-    if spec:
-        config.load(spec)  # registers the tasks it defines
+    loaded = config.load(spec) if spec else None  # registers the tasks it defines
     cfg = config.from_json(Path(workdir) / "config.json")
+    if loaded is not None:
+        config.take_objects(cfg, loaded)
     for key, text in overrides.items():
         config.override(cfg, key, text)
     config.validate(cfg)

@@ -286,5 +286,10 @@ def test_the_best_step_is_a_saved_one_by_the_metrics_own_direction():
     assert results.best_step(undefined, "task/accuracy", saved=(0, 5, 10)) == 5
     assert results.best_step(undefined, "task/loss", saved=(0, 5, 10)) == 5
     assert results.best_step(undefined, "task/loss", saved=(0,)) is None
+    told = [{"step": 5, f"{results.LOWER}task/f1_error": 1.0}]  # by the run itself, whatever the metric's name
+    told += [
+        {"step": step, "eval/task/f1_error": value, "eval/task/loss": -value} for step, value in ((5, 3.0), (9, 2.0))
+    ]
+    assert results.best_step(told, "task/f1_error", saved=(5, 9)) == 9
     assert [r["best step"] for r in results.results(undefined)] == [5, 5]
     assert [r["best step"] for r in results.results(undefined[:1])] == [0, 0]

@@ -133,7 +133,8 @@ def test_every_key_says_what_a_change_means_to_a_run_that_resumes():
     }
     others = {name for name, kind in kinds.items() if kind == "refuse" and not name.startswith(("model.", "data."))}
     assert others == {
-        *("seed", "optimizer.name", "optimizer.trained", "optimizer.unfreeze_every_steps", "train.spike_sigmas")
+        *("seed", "optimizer.name", "optimizer.trained", "optimizer.unfreeze_every_steps", "train.spike_sigmas"),
+        "loss.name",
     }
     assert {kinds[key] for key in ("optimizer.learning_rate", "mesh", "train.microbatches", "loss.z_loss")} == {"warn"}
     assert {kinds[key] for key in ("train.total_steps", "eval.tasks", "wandb.mode", "checkpoint.keep_last")} == {"free"}

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A module may import those of earlier lines and of its own sub-package, never later ones.
 LAYERS = (
     "errors",
-    "atomic console lookup array_spec",
+    "atomic console lookup array_spec own_code",
     "heads keys",
     "batch",
     "data models",
@@ -24,6 +24,7 @@ LAYERS = (
     "config training decoding",
     "checkpoints reports",
     "experiment",
+    "check_own_code",
     "runtime hub inspect sweep",
     "evaluation costs",
     "train",
@@ -153,7 +154,7 @@ def test_listing_and_inspecting_tasks_brings_no_jax(tmp_path):
 
 def test_reports_need_neither_jax_nor_tasks():
     """They are made from the files of a run; what draws or computes is imported where it is used."""
-    grounds = {"errors", "atomic", "console", "lookup", "config", "reports"}
+    grounds = {"errors", "atomic", "console", "lookup", "config", "own_code", "reports"}
     reports = [file for file in FILES if module_name(file).startswith("reports.")]
     for file in reports:
         assert own_parts(imports(file)) <= grounds, file

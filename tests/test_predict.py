@@ -154,7 +154,7 @@ def test_scores_of_labels_and_numbers():
         {"target": "no", "prediction": "maybe", "score": math.log(0.5)},
     ]
     task = registry.add(Task("t", Function(lambda split: ROWS), labels=("no", "yes"), metrics=(accuracy,)))
-    found = scores.scores_of(task, rows, ["yes", "no"])
+    found = scores.scores_of(task, rows, ["yes", "no"]).values
     assert found == {"accuracy": 50.0, "invalid": 50.0, "ece": pytest.approx(100 * (0.1 + 0.5) / 2)}
     assert by_words([("good film", "yes"), ("bad film", "no")] * 5, ["a good one", "bad"]) == ["yes", "no"]
 

@@ -216,13 +216,13 @@ def test_a_perfect_prediction_scores_100(directory, name, tmp_path):
         rows.append({"prediction": answer, "target": example["targets"], "score": 0.0})
         references.append(scores.reference(task, example))
     rows, references = messages.decode(messages.encode([rows, references]))  # as between processes
-    values = scores.scores_of(task, rows, references)
+    values = scores.scores_of(task, rows, references).values
     assert len(rows) == 1 + (name != "super_glue_record")
     assert {metric: value for metric, value in values.items() if metric not in ("invalid", "ece")} == dict.fromkeys(
         [metric for metric in values if metric not in ("invalid", "ece")], 100.0
     )
     if name != "super_glue_multirc":
-        nothing = scores.scores_of(task, [row | {"prediction": "zebra"} for row in rows], references)
+        nothing = scores.scores_of(task, [row | {"prediction": "zebra"} for row in rows], references).values
         assert max(nothing.values()) <= 50.0  # WSC: the wrong referent is wrong there
 
 

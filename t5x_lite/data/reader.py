@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -75,6 +75,8 @@ class Reader:
 
     def _prepared(self, index: int, record: Example, rng: Callable[[], np.random.Generator]) -> Example | None:
         try:
+            if not isinstance(record, Mapping):
+                raise DataError(f"task {self.task.name!r}: its source gives a {type(record).__name__}; give a dict")
             example = preprocess.apply(self.task.preprocessors, record, rng)
             if example is not None and not self._is_unlabelled(example):
                 check_target(example, self.task)  # for every architecture, also for one that reads it as text

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from t5x_lite import own_code
 from t5x_lite.data import preprocess
 from t5x_lite.data.targets import Classes, Corpus, Tags, Target, Text
 from t5x_lite.data.vocabulary import Vocabulary
@@ -97,6 +98,14 @@ class Task:
             if target is not None and not isinstance(target, Text | Classes):
                 raise ConfigError(f"task {name!r} has labels and target={target}; give only one of them")
             target = Classes(tuple(labels), multi_label)
+        for metric in metrics:
+            own_code.check_call(
+                f"task {name!r}: metrics={own_code.name_of(metric)}", metric, ("targets", "predictions")
+            )
+        if source is not None and not callable(getattr(source, "split", None)):
+            raise ConfigError(f"task {name!r}: source={source!r} has no method split(name)")
+        if source is not None:
+            own_code.check_call(f"task {name!r}: source={own_code.name_of(source.split)}", source.split, ("name",))
         if max_bad_fraction and (tolerant := getattr(source, "tolerant", None)):
             source = tolerant(max_bad_fraction)
         values = {

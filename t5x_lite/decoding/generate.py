@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from t5x_lite import own_code
 from t5x_lite.decoding import beam, logit_rules
 from t5x_lite.decoding.buckets import bucket
 from t5x_lite.decoding.constraint import PrefixTree
@@ -79,6 +80,11 @@ def generate(
     config = module.config  # type: ignore[attr-defined]
     if config.architecture not in PROMPT:
         raise ConfigError(f"a {config.architecture} model does not generate text; allowed: {', '.join(sorted(PROMPT))}")
+    if not hasattr(module, "prefill"):
+        raise ConfigError(
+            f"model.module={own_code.name_of(type(module))} has no methods prefill, next_logits and step to write "
+            "texts with; evaluate it on corpora, or give it those of models/decoder_only.py"
+        )
     if choices is not None:
         for name in ("min_tokens", "no_repeat_ngram_size", "first_token", "last_token", "other_ends"):
             if getattr(strategy, name):

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from t5x_lite import config as configs
 from t5x_lite import console, runtime
 from t5x_lite.checkpoints.checkpoint import choose, load_model, saved_steps
 from t5x_lite.cluster import processes, sharding
@@ -40,10 +41,14 @@ class Stopped(Exception):
 
 
 class Evaluator:
-    """Evaluates parameters on the tasks of an experiment; compiled once, used at every evaluation."""
+    """Evaluates parameters on the tasks of an experiment; compiled once, used at every evaluation.
+
+    lower_is_better: of the metrics that were computed, those whose values are better the lower they are, TASK/METRIC.
+    """
 
     def __init__(self, experiment: Experiment, on_devices: Runtime, workdir: Path):
         self.experiment, self.on_devices, self.workdir = experiment, on_devices, workdir
+        self.lower_is_better: set[str] = set()
         for task in experiment.eval_tasks:
             if not len(task.source.split(experiment.cfg.eval.split)):
                 raise DataError(f"task {task.name!r} has no example in split {experiment.cfg.eval.split!r} to evaluate")
@@ -58,15 +63,18 @@ class Evaluator:
         samples: dict[str, list[dict]] = {}
         for task in self.experiment.eval_tasks:
             of_task = self._loss(params, task, stop)
+            lower = {name for name in of_task if not name.endswith("accuracy")}  # the others are losses
             if not task.is_corpus:
                 rows, references = self.predictions(params, task, stop)
                 for answer, field in fields_of(self.predictor.answers(task)).items():
                     beside = "" if field == "prediction" else f"{answer}/"
                     of_answer = scores.scores_of(task, rows, references, field)
-                    of_task |= {f"{beside}{name}": value for name, value in of_answer.items()}
+                    of_task |= {f"{beside}{name}": value for name, value in of_answer.values.items()}
+                    lower |= {f"{beside}{name}" for name in of_answer.lower}
                 processes.on_first(lambda name=task.name, rows=rows: self._write(step, name, rows))
                 samples[task.name] = rows[: self.experiment.cfg.eval.predictions_shown]
             values |= {f"eval/{task.name}/{name}": value for name, value in of_task.items()}
+            self.lower_is_better |= {f"{task.name}/{name}" for name in lower}
         return values, samples
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
@@ -166,7 +174,8 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     on_devices = runtime.start(experiment)
     evaluator = Evaluator(experiment, on_devices, workdir)
     target = on_devices.abstract_params()
-    writers = Writers(workdir, results.title(experiment.cfg.to_dict(), workdir), experiment.cfg.to_dict(), None, first)
+    config = configs.data(experiment.cfg)
+    writers = Writers(workdir, results.title(config, workdir), config, None, first)
     params = None
     try:
         writers.scalars(steps[0], word_baselines(experiment))
@@ -176,6 +185,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
             if first:
                 bounds = scores.intervals(experiment.eval_tasks, experiment.cfg.eval.split, _directory(workdir, step))
                 writers.scalars(step, values | bounds)
+                writers.note(step, {f"{results.LOWER}{name}": 1.0 for name in evaluator.lower_is_better})
                 for task, rows in samples.items():
                     writers.table(step, f"predictions/{task}", rows)
                 with console.optional(sys.stdout):

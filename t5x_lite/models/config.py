@@ -8,6 +8,7 @@ The dimension key of the whole project, used as suffixes of array names:
 
 import dataclasses
 from dataclasses import MISSING
+from typing import Any
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, TOKENS
@@ -33,6 +34,7 @@ class ModelConfig:
     num_encoder_layers: int = field(0, "layers of the encoder", NOT_NEGATIVE)
     num_decoder_layers: int = field(0, "layers of the decoder", NOT_NEGATIVE)
     # parts
+    module: Any = field(None, "a Flax module in place of the family's own", (), takes=("config", "constrain"))  # noqa: RUF009
     body: str = field("transformer", "of an encoder also cbow or elmo: its ancestors, for comparison", BODIES)
     norm: str = field("rms", "kind of norm", ("rms", "layer"))
     norm_position: str = field("pre", "before each sublayer, or after it", ("pre", "post"))

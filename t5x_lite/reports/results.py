@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from rich.table import Table
@@ -10,7 +10,9 @@ from rich.table import Table
 from t5x_lite.reports import glue_average
 
 METRICS_FILE = "metrics.jsonl"
-LOW_IS_GOOD = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")  # the ends of metrics' names
+LOWER = "lower_is_better/"  # before TASK/METRIC: a key of the rows in which a run says so of its metrics
+# The same by the ends of names, of runs that do not say it (0.1.0).
+LOWER_BY_NAME = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")
 
 
 def read_metrics(workdir: Path) -> list[dict]:
@@ -41,17 +43,23 @@ def curves(rows: list[dict], prefix: str) -> dict[str, list[tuple[int, float]]]:
     return {key: sorted(values.items()) for key, values in values_of.items()}
 
 
-def best(name: str, points: Iterable[tuple[int, float]]) -> tuple[int, float] | None:
-    """The best of the (step, value) points of a metric ("task/loss"), the earliest of equals; None where no value is a
-    finite number."""
+def lower_is_better(rows: list[dict]) -> Callable[[str], bool]:
+    """Of a run's metrics, by name ("task/loss"): whether a lower value is better."""
+    names = {key.removeprefix(LOWER) for row in rows for key in row if key.startswith(LOWER)}
+    return names.__contains__ if names else lambda name: name.endswith(LOWER_BY_NAME)
+
+
+def best(points: Iterable[tuple[int, float]], lower: bool) -> tuple[int, float] | None:
+    """The best of the (step, value) points of a metric, the earliest of equals; None where no value is a finite
+    number."""
     numbers = [point for point in points if math.isfinite(point[1])]
-    return (min if name.endswith(LOW_IS_GOOD) else max)(numbers, key=lambda point: point[1], default=None)
+    return (min if lower else max)(numbers, key=lambda point: point[1], default=None)
 
 
 def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
     """The step of `saved` whose `eval/KEY` is best (the earliest of equals); None without a key or a number."""
     points = curves(rows, f"eval/{key}").get(f"eval/{key}", ())
-    point = best(key, [(step, value) for step, value in points if step in saved])
+    point = best([(step, value) for step, value in points if step in saved], lower_is_better(rows)(key))
     return None if point is None else point[0]
 
 
@@ -72,11 +80,11 @@ def results(rows: list[dict]) -> list[dict]:
         column: {key.removeprefix(prefix): v for row in rows for key, v in row.items() if key.startswith(prefix)}
         for column, prefix in prefixes.items()
     }
-    table = []
+    table, lower = [], lower_is_better(rows)
     for key, points in sorted(curves(rows, "eval/").items()):
         name = key.removeprefix("eval/")
         untrained = next((value for step, value in points if step == 0), None)
-        step_of_best, best_value = best(name, points) or points[-1]
+        step_of_best, best_value = best(points, lower(name)) or points[-1]
         task, _, metric = name.rpartition("/")
         line = {"task": task, "metric": metric, "baseline": columns["baseline"].get(name)}
         line |= {"words": columns["words"].get(name)} if columns["words"] else {}

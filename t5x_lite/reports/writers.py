@@ -14,11 +14,12 @@ import time
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from t5x_lite import atomic, console
+from t5x_lite.own_code import name_of
 from t5x_lite.reports.results import METRICS_FILE, read_metrics
 
 WANDB_TIMEOUT_S = 15  # for its answer at the start
@@ -40,27 +41,48 @@ class Sink(Protocol):
 class Writers:
     """All sinks of a run behind `scalars`, `table` and `close`.
 
+    config: the run's, as JSON-able data. loggers: of the user's own, each is called with (workdir, run_name, config)
+        and gives an object with `scalars(step, values)`, and with `table` and `close` where it wants them.
     resume_step: rows of later steps are dropped from `metrics.jsonl`, as these steps will run again; None: add to it.
     sinks: those that work, by name.
     """
 
-    def __init__(self, workdir: Path, run_name: str, config: Mapping, resume_step: int | None, active: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        run_name: str,
+        config: Mapping,
+        resume_step: int | None,
+        active: bool = True,
+        loggers: Sequence[Callable[..., Any]] = (),
+    ):
         self.sinks: dict[str, Sink] = {}
         self._workdir, self._run_name, self._config, self._active = workdir, run_name, config, active
+        self._loggers = loggers
         self._open_all(resume_step)
 
     def _open_all(self, resume_step: int | None) -> None:
         workdir, run_name, config = self._workdir, self._run_name, self._config
         if not self._active:
             return
-        self._open("metrics.jsonl", lambda: _Jsonl(workdir, resume_step))
+        self._open(METRICS_FILE, lambda: _Jsonl(workdir, resume_step))
         self._open("TensorBoard", lambda: _TensorBoard(workdir, resume_step))
         if config["wandb"]["mode"] != "disabled":
             sync = f"; later: wandb sync {workdir / 'wandb'}/*run-*"
             self._open("wandb", lambda: _InBackground(_Wandb(workdir, run_name, config), sync))
+        for logger in self._loggers:
+            if callable(logger):
+                self._open(name_of(logger), lambda logger=logger: _Own(logger(workdir, run_name, config)))
+            else:  # its reference, from a config.json
+                console.tell(f"{logger} is off: give --config=FILE.py, which defines it")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._each("scalars", step, dict(values))
+
+    def note(self, step: int, values: Mapping[str, float]) -> None:
+        """Values for the run's own reports, in metrics.jsonl alone."""
+        if METRICS_FILE in self.sinks:
+            self._call(METRICS_FILE, "scalars", step, dict(values))
 
     def table(self, step: int, name: str, rows: list[dict]) -> None:
         """A small table of examples (wandb only: the files of the workdir hold all of them)."""
@@ -82,15 +104,19 @@ class Writers:
             console.tell(f"{name} is off: {error}")
 
     def _each(self, method: str, *args: Any) -> None:
-        for name, sink in list(self.sinks.items()):
-            try:
-                getattr(sink, method)(*args)
-            except Exception as error:
-                del self.sinks[name]
-                console.tell(f"{name} is off from here: {error}")
-                if method != "close":
-                    with contextlib.suppress(Exception):  # a file, or a service of wandb's, is not left open
-                        sink.close()
+        for name in list(self.sinks):
+            self._call(name, method, *args)
+
+    def _call(self, name: str, method: str, *args: Any) -> None:
+        sink = self.sinks[name]
+        try:
+            getattr(sink, method)(*args)
+        except Exception as error:
+            del self.sinks[name]
+            console.tell(f"{name} is off from here: {error}")
+            if method != "close":
+                with contextlib.suppress(Exception):  # a file, or a service of wandb's, is not left open
+                    sink.close()
 
 
 class _Jsonl:
@@ -193,6 +219,26 @@ class _Wandb:
                 artifact.add_file(str(self._workdir / name))
         self._run.log_artifact(artifact)
         self._run.finish()
+
+
+class _Own:
+    """A logger of the user's own, which may leave out what it does not need."""
+
+    def __init__(self, logger: Any):
+        if not callable(getattr(logger, "scalars", None)):
+            raise TypeError(f"{type(logger).__name__} has no method scalars(step, values)")
+        self._logger = logger
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._logger.scalars(step, values)
+
+    def table(self, step: int, name: str, rows: list[dict]) -> None:
+        if hasattr(self._logger, "table"):
+            self._logger.table(step, name, rows)
+
+    def close(self) -> None:
+        if hasattr(self._logger, "close"):
+            self._logger.close()
 
 
 class _InBackground:

@@ -9,13 +9,25 @@ scikit-learn and scipy are imported where used: they take seconds.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from t5x_lite.errors import DataError
 
 Metric = Callable[[Sequence, Sequence], dict[str, float]]
+AnyMetric = TypeVar("AnyMetric", bound=Metric)
+
+
+def lower_is_better(metric: AnyMetric) -> AnyMetric:
+    """Decorates a metric whose values are better the lower they are, such as an error rate.
+
+    >>> @lower_is_better
+    ... def error_rate(targets, predictions):
+    ...     return {"error_rate": 100 - accuracy(targets, predictions)["accuracy"]}
+    """
+    metric.lower_is_better = True  # type: ignore[attr-defined]
+    return metric
 
 
 def accuracy(targets: Sequence, predictions: Sequence) -> dict[str, float]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from t5x_lite import models, own_code
 from t5x_lite.cluster.axes import COLUMN, ROW, STACK, WHOLE, factor_of
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
@@ -69,9 +70,14 @@ def _progress(n: jax.Array, begin: int, end: int) -> jax.Array:
 
 
 def make_schedule(
-    name: str, learning_rate: float, warmup_steps: int = 0, total_steps: int = 0, final_fraction: float = 0.0
+    name: str | Schedule,
+    learning_rate: float,
+    warmup_steps: int = 0,
+    total_steps: int = 0,
+    final_fraction: float = 0.0,
 ) -> Schedule:
-    """The learning rate at n updates made: `learning_rate`, its peak, times warm-up and the named decay.
+    """The learning rate at n updates made: `learning_rate`, its peak, times warm-up and the named decay, or times what
+    a function of the user's own makes of n.
 
     constant, linear, cosine: up from 0 over `warmup_steps`, then level, or down to learning_rate ·
     final_fraction at `total_steps`.
@@ -80,6 +86,9 @@ def make_schedule(
     """
     if warmup_steps < 0 or not learning_rate >= 0:
         raise ConfigError(f"learning_rate={learning_rate}, warmup_steps={warmup_steps}; neither can be negative")
+    if not isinstance(name, str):
+        what = f"schedule.name={own_code.name_of(name)}"
+        return lambda n: learning_rate * own_code.called(what, name, n)
     if name in ("linear", "cosine") and total_steps <= warmup_steps:
         raise ConfigError(
             f"schedule {name!r} decays from warmup_steps={warmup_steps} to total_steps={total_steps}; "
@@ -102,7 +111,7 @@ NO_DECAY = (r"(.*/)?(bias|scale)",)  # biases and norm scales, by the last name 
 
 
 def make_optimizer(
-    name: str,
+    name: str | Callable[[Schedule], optax.GradientTransformation],
     schedule: Schedule,
     param_axes: Any,
     *,
@@ -115,7 +124,9 @@ def make_optimizer(
     decay_exponent: float = 0.8,
     min_dim_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
-    """The optimizer of that name (adamw, adafactor) with global-norm clipping before and weight decay after it.
+    """The optimizer of that name (adamw, adafactor) with global-norm clipping before and weight decay after it; or
+    clipping before the one that a function of the user's own makes of the schedule, whose state stays whole on every
+    device where its shapes are not those of the parameters.
 
     Args:
       schedule: number of updates made -> learning rate.
@@ -132,13 +143,31 @@ def make_optimizer(
     }
     if clip_norm < 0 or weight_decay < 0:
         raise ConfigError(f"clip_norm={clip_norm}, weight_decay={weight_decay}; neither can be negative; 0 is off")
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    if not isinstance(name, str):
+        if weight_decay:
+            raise ConfigError(
+                f"optimizer.weight_decay={weight_decay} with optimizer.name={own_code.name_of(name)}: let it decay "
+                "weights itself, and set this to 0"
+            )
+        return optax.chain(clip, _own(name, schedule))
     # Four parts whatever is off, so that a resumed run may turn clipping or decay on.
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        clip,
         lookup("optimizer", name, table)(),
         optax.add_decayed_weights(weight_decay, decay_mask(param_axes, no_decay)),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _own(function: Callable[[Schedule], optax.GradientTransformation], schedule: Schedule) -> Any:
+    what = f"optimizer.name={own_code.name_of(function)}"
+    optimizer = own_code.called(what, function, schedule)
+    if not isinstance(optimizer, optax.GradientTransformation | optax.GradientTransformationExtraArgs):
+        raise ConfigError(
+            f"{what} returns a {type(optimizer).__name__}; it must return an optax.GradientTransformation"
+        )
+    return optimizer._replace(init=lambda params: models.boxed(optimizer.init(params)))
 
 
 def decay_mask(param_axes: Any, no_decay: tuple[str, ...] = NO_DECAY) -> Any:

@@ -1,0 +1,30 @@
+"""Your own optimizer: any optax optimizer, or your own GradientTransformation.
+
+    t5x-lite train --config=configs/examples/optimizer.py --workdir=runs/own_optimizer
+
+The function gets the schedule (number of updates made -> learning rate) and returns the optimizer, which applies it.
+optimizer.clip_norm clips before it. State of a parameter's shape is sharded as the parameter is.
+"""
+
+import optax
+
+from t5x_lite import config
+
+
+def lion(schedule):
+    """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled weight decay."""
+    return optax.lion(schedule, b1=0.9, b2=0.99, weight_decay=0.1)
+
+
+def get_config():
+    cfg = config.base()
+    cfg.model.preset = "gpt2_tiny"
+    cfg.data.mixture = "python_docs"
+    cfg.data.length = 128
+    cfg.optimizer.name = lion
+    cfg.optimizer.learning_rate = 3e-4
+    cfg.schedule.name = "cosine"
+    cfg.schedule.warmup_steps = 20
+    cfg.train.total_steps = 200
+    cfg.eval.every_steps = 0
+    return cfg

@@ -1,0 +1,129 @@
+"""What a config's own module, optimizer, schedule and loss return is checked before a run, with shapes alone.
+
+Each is called by jax.eval_shape: nothing is computed, no device holds an array.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.experiment import Experiment
+from t5x_lite.heads import EXAMPLES, MASKED, TOKENS, WITH_LOSS
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.own_code import called, name_of
+from t5x_lite.training.losses import AUXILIARY, LossSum
+from t5x_lite.training.step import TrainState
+from t5x_lite.training.trainable import Trainable, split
+
+# The array of a batch with as many columns as a head that reads these states has outputs in a row.
+COLUMNS = {
+    TOKENS: "encoder_input_tokens",
+    MASKED: "mlm_positions",
+    EXAMPLES: "pooled_positions",
+    "": "decoder_target_tokens",
+}
+
+
+def check(
+    experiment: Experiment,
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable,
+    state: TrainState,
+    example: Mapping[str, Any],
+    trainable: Trainable,
+) -> None:
+    """Raises ConfigError, naming the key and the object, for one that fails or returns something else than it should.
+
+    state: as shapes. example: a batch.
+    """
+    cfg, model = experiment.cfg, experiment.model
+    if callable(cfg.schedule.name):
+        _check_schedule(cfg.schedule.name, schedule)
+    if callable(cfg.optimizer.name):
+        _check_optimizer(cfg.optimizer.name, optimizer, state, trainable)
+    if model.module is not None or callable(cfg.loss.name):
+        key = jax.eval_shape(jax.random.key, 0)
+
+        def apply(params: Any, batch: Any, key: jax.Array) -> Any:
+            return module.apply({"params": params}, batch, train=True, rngs={"dropout": key})
+
+        what = f"model.module={name_of(model.module)}"
+        outputs = jax.eval_shape(functools.partial(called, what, apply), state.params, example, key)
+        if model.module is not None:
+            _check_outputs(model, outputs, example)
+        if callable(cfg.loss.name):
+            _check_loss(cfg.loss.name, outputs, example)
+
+
+def _check_schedule(function: Callable, schedule: Callable) -> None:
+    rate = jax.eval_shape(schedule, jnp.zeros([], jnp.int32))
+    if getattr(rate, "shape", None) != ():
+        raise ConfigError(
+            f"schedule.name={name_of(function)} returns {_shown(rate)}; it must return one number, the share "
+            "of the peak after so many updates"
+        )
+
+
+def _check_optimizer(
+    function: Callable, optimizer: optax.GradientTransformation, state: TrainState, trainable: Trainable
+) -> None:
+    what = f"optimizer.name={name_of(function)}"
+    params = split(state.params, trainable)[0]
+    updates, opt_state = jax.eval_shape(
+        functools.partial(called, what, optimizer.update), params, state.opt_state, params
+    )
+    for what, got, wanted in (("updates", updates, params), ("a state", opt_state, state.opt_state)):
+        if jax.tree.map(jnp.shape, got) != jax.tree.map(jnp.shape, wanted):
+            raise ConfigError(
+                f"{what} makes {what} of another structure than before the update; it "
+                "has to keep the shapes of the parameters and of its state"
+            )
+
+
+def _check_outputs(model: ModelConfig, outputs: Any, example: Mapping[str, Any]) -> None:
+    what = f"model.module={name_of(model.module)}"
+    if not isinstance(outputs, Mapping):
+        raise ConfigError(f"{what} returns {_shown(outputs)}; it must return a dict of outputs by head")
+    needed = model.heads or ("lm",)
+    if missing := [head for head in needed if head not in outputs]:
+        raise ConfigError(
+            f"{what} returns {', '.join(outputs) or 'nothing'}; the run's tasks need {' and '.join(missing)}"
+        )
+    for name, output in outputs.items():
+        if name == AUXILIARY:
+            continue
+        if name not in WITH_LOSS:
+            raise ConfigError(f"{what} returns {name!r}: not a head; allowed: {', '.join(WITH_LOSS)}, {AUXILIARY}")
+        head = WITH_LOSS[name]
+        last = {None: (model.vocab_size,), 1: ()}.get(head.outputs, (head.outputs,))  # type: ignore[arg-type]
+        wanted = (*example[COLUMNS[head.reads]].shape, *((model.num_classes,) if head.has_classes else last))
+        if output.shape != wanted:
+            raise ConfigError(f"{what} returns {name!r} of shape {list(output.shape)}; it must be {list(wanted)}")
+
+
+def _check_loss(function: Callable, outputs: Any, example: Mapping[str, Any]) -> None:
+    what = f"loss.name={name_of(function)}"
+    sums = jax.eval_shape(functools.partial(called, what, function), outputs, example)
+    if not isinstance(sums, Mapping) or not sums or not all(isinstance(loss, LossSum) for loss in sums.values()):
+        raise ConfigError(f"{what} returns {_shown(sums)}; it must return {{name: LossSum(sum, weight)}}")
+    for name, loss in sums.items():
+        for part in ("sum", "weight"):
+            if getattr(loss, part).shape != ():
+                raise ConfigError(
+                    f"{what}: the {part} of {name!r} has the shape {list(getattr(loss, part).shape)}; it must be one "
+                    "number, summed over the batch"
+                )
+
+
+def _shown(value: Any) -> str:
+    """A value as shapes, in short."""
+    if isinstance(value, Mapping):
+        return f"a dict of {', '.join(map(str, value)) or 'nothing'}"
+    return f"an array of shape {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__

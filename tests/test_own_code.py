@@ -1,0 +1,157 @@
+"""A config's own model, optimizer, schedule, loss, metric, source and logger: they run, resume, and fail clearly."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from t5x_lite import cli, config
+from t5x_lite.reports import results
+
+EXAMPLES = Path(__file__).parents[1] / "configs" / "examples"
+SMALL = ["--config.model.d_model=16", "--config.model.head_dim=8", "--config.model.d_ff=16", "--config.data.length=32"]
+SMALL += ["--config.data.batch_rows=8", "--config.eval.batch_rows=8", "--config.eval.max_examples=8"]
+SMALL += ["--config.eval.untrained=false", "--config.schedule.warmup_steps=1", "--config.checkpoint.every_steps=2"]
+# What config.json says of each example's object, and whether a run resumes without it (then with a warning).
+REFERENCES = {
+    "model": (r"model\.py:BagOfWords#\w+", False),
+    "optimizer": (r"optimizer\.py:lion#\w+", False),
+    "schedule": (r"schedule\.py:warmup_stable_decay#\w+", True),
+    "loss": (r"loss\.py:focal_loss#\w+", False),
+    "metric": (r"metric\.py:mean_absolute_error#\w+", True),
+    "source": (r"source\.py:SourceFiles\(.*\)#\w+", False),
+    "logger": (r"logger\.py:CsvLogger#\w+", True),
+}
+
+
+def train(file: Path, workdir: Path, *flags: str) -> int:
+    return cli.run(["train", f"--config={file}", f"--workdir={workdir}", *SMALL, *flags])
+
+
+def copy(name: str, tmp_path: Path, *changes: tuple[str, str]) -> Path:
+    """An example with some of its text replaced."""
+    text = (EXAMPLES / f"{name}.py").read_text()
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    file = tmp_path / f"{name}.py"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_an_example_runs_and_resumes_only_with_its_own_code(name, tmp_path, capsys):
+    workdir, (pattern, goes_on) = tmp_path / "run", REFERENCES[name]
+    file = copy(name, tmp_path)
+    assert train(file, workdir, "--config.train.total_steps=2") == 0
+    assert re.search(pattern, (workdir / "config.json").read_text())
+    if name == "metric":  # its direction, not its name, tells which step is the best
+        rows = results.read_metrics(workdir)
+        assert results.lower_is_better(rows)("sums/mean_absolute_error")
+        assert not results.lower_is_better(rows)("sums/accuracy")
+    if name == "logger":
+        assert "2,train/loss," in (workdir / "values.csv").read_text()
+    assert train(file, workdir, "--config.train.total_steps=3") == 0
+    assert "at step 2" in capsys.readouterr().out
+
+    changed = {
+        "model": ("jnp.maximum(is_of", "1.0 * jnp.maximum(is_of"),
+        "optimizer": ("b1=0.9", "b1=0.8"),
+        "schedule": ("/ DECAY_STEPS", "/ 2 / DECAY_STEPS"),
+        "loss": ("** 2", "** 3"),
+        "metric": ("else 100.0", "else 99.0"),
+        "source": ("number % 10 == 0", "number % 10 == 1"),
+        "logger": ('open("a"', 'open(mode="a"'),
+    }[name]
+    code = train(copy(name, tmp_path, changed), workdir, "--config.train.total_steps=4")
+    said = "".join(capsys.readouterr())
+    assert code == (0 if goes_on else 2), said
+    assert re.search(rf"with another config.*{pattern}.*→.*{pattern}", said.replace("\n", "")), said
+
+
+def test_a_run_whose_own_model_is_not_given_says_so(tmp_path, capsys):
+    file, workdir = copy("model", tmp_path), tmp_path / "run"
+    assert train(file, workdir, "--config.train.total_steps=1") == 0
+    assert cli.run(["eval", f"--workdir={workdir}"]) == 2
+    assert re.search(r"model\.py:BagOfWords#.*give --config=FILE\.py", capsys.readouterr().err)
+    assert cli.run(["eval", f"--workdir={workdir}", f"--config={file}"]) == 0
+    other = copy("model", tmp_path, ("nn.Dense(self", "nn.DenseGeneral(self"))
+    assert cli.run(["eval", f"--workdir={workdir}", f"--config={other}"]) == 2
+    assert "Give the file as it was" in capsys.readouterr().err
+    without = tmp_path / "without.py"
+    without.write_text((EXAMPLES / "model.py").read_text().replace("    cfg.model.module = BagOfWords\n", ""))
+    assert train(without, workdir, "--config.train.total_steps=2") == 2
+    assert re.search(r"model\.module: 'model\.py:BagOfWords#\w+' → None", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        (
+            "model",
+            "config: Any  #",
+            "size: int\n    config: Any  #",
+            r"model\.module=BagOfWords is called with \(config, ",
+        ),
+        ("model", "return {", "return 1 / 0 or {", r"model\.module=BagOfWords failed with ZeroDivisionError"),
+        ("model", '{"classification":', '{"mlm":', r"BagOfWords returns mlm; the run's tasks need classification"),
+        ("model", "(mean_BED)}", "(x_BSD)}", r"'classification' of shape \[8, 32, 9\]; it must be \[8, 1, 9\]"),
+        ("optimizer", "def lion(schedule)", "def lion()", r"optimizer\.name=lion is called with \(schedule\)"),
+        ("optimizer", "return optax.lion", "return optax.lino", r"optimizer\.name=lion failed with AttributeError"),
+        ("optimizer", "return optax", "return schedule or optax", r"lion returns a function; it must return an optax"),
+        ("schedule", "decay(updates)", "decay()", r"schedule\.name=warmup_stable_decay is called with \(updates\)"),
+        ("schedule", "return jnp", "return jnp.ones(2) * jnp", r"returns an array of shape \[2\]; it must return one"),
+        ("loss", "loss(outputs, batch)", "loss(outputs)", r"loss\.name=focal_loss is called with \(outputs, batch\)"),
+        ("loss", "class_targets", "clas_targets", r"loss\.name=focal_loss failed with KeyError: 'clas_targets'"),
+        (
+            "loss",
+            "(losses_BE * weights_BE).sum()",
+            "losses_BE",
+            r"the sum of 'focal' has the shape \[8, 1\]; it must be",
+        ),
+        (
+            "loss",
+            'return {"focal": ',
+            'return {"f": 0.0, "focal": ',
+            r"focal_loss returns .*must return \{name: Los",
+        ),
+        (
+            "metric",
+            "error(targets, p",
+            "error(p",
+            r"metrics=mean_absolute_error is called with \(targets, predictions\)",
+        ),
+        (
+            "metric",
+            'return {"',
+            'return [] or {0 / 1: "x", "',
+            r"metrics=mean_absolute_error returns .*\{name:",
+        ),
+        ("source", "def split(self, name)", "def split(self)", r"source=SourceFiles.split is called with \(name\)"),
+        ("source", '{"text": f.read_text()}', "f.read_text()", r"task 'source_files': its source gives a str"),
+        ("logger", "workdir, run_name, config)", "workdir)", r"loggers entry=CsvLogger is called with \(workdir, run"),
+    ],
+)
+def test_wrong_own_code_is_one_clear_error(name, old, new, message, tmp_path, capsys):
+    file = copy(name, tmp_path, (old, new))
+    assert train(file, tmp_path / "run", "--config.train.total_steps=2") in (2, 65)
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
+    assert "Traceback" not in said
+    if name != "metric":  # whose values are seen at the end
+        assert not (tmp_path / "run" / "checkpoints" / "2").exists()
+
+
+def test_a_logger_that_fails_is_switched_off_and_the_run_goes_on(tmp_path, capsys):
+    file = copy("logger", tmp_path, ("def scalars", "def scalar"))
+    assert train(file, tmp_path / "run", "--config.train.total_steps=1") == 0
+    assert "CsvLogger is off: CsvLogger has no method scalars(step, values)" in capsys.readouterr().err
+
+
+def test_a_stranger_s_config_json_runs_no_code(tmp_path):
+    """Its references are texts; nothing is imported because they say so."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"optimizer": {"name": "os:system#12345678"}, "loggers": ["os:system#12345678"]}))
+    cfg = config.from_json(path)
+    assert cfg.optimizer.name == "os:system#12345678" and cfg.loggers == ("os:system#12345678",)
