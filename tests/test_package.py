@@ -13,25 +13,10 @@ from t5x_lite import config
 PACKAGE = Path(__file__).parents[1] / "t5x_lite"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# From the ground up. A module may import those of earlier lines and of its own sub-package, never later ones.
-LAYERS = (
-    "errors",
-    "atomic console lookup array_spec own_code",
-    "heads keys",
-    "batch",
-    "data models",
-    "cluster tasks",
-    "config training decoding",
-    "checkpoints reports",
-    "experiment",
-    "check_own_code",
-    "runtime hub inspect sweep",
-    "evaluation costs",
-    "train",
-    "verbs",
-    "cli",
-)
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
+# CONTRIBUTING lists the modules from the top down. A module may import those of later lines and of its own package.
+CONTRIBUTING = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+FLOORS = CONTRIBUTING.split("```floors\n")[1].split("```")[0]
+RANK = {name.rstrip("/"): -number for number, line in enumerate(FLOORS.splitlines()) for name in line.split(", ")}
 
 # What verbs that only read a run's files never need.
 HEAVY = ("jax", "flax", "numpy", "scipy", "sklearn", "matplotlib", "t5x_lite.tasks", "t5x_lite.training")
@@ -79,7 +64,10 @@ def fresh(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_every_module_has_its_layer():
     parts = {module_name(file).split(".")[0] for file in FILES} - {""}
-    assert parts <= set(RANK), f"give {parts - set(RANK)} a place in LAYERS"
+    assert parts == set(RANK), "the floors of CONTRIBUTING.md list each module once"
+    tree = CONTRIBUTING.split("```tree\n")[1].split("```")[0]
+    folders = [line.split()[0] for line in tree.splitlines() if line.startswith("    ")]
+    assert sorted(folders) == [f"{file.parent.name}/" for file in FILES if file.match("t5x_lite/*/__init__.py")]
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)
