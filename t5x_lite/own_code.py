@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import re
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,13 +57,15 @@ def check_call(what: str, function: Any, arguments: Sequence[str]) -> None:
 
 
 def called(what: str, function: Callable, *arguments: Any) -> Any:
-    """What a function returns; what it raises becomes a ConfigError that begins with `what` (KEY=NAME)."""
+    """What a function returns; what it raises becomes a ConfigError with `what` (KEY=NAME) and the line it is from."""
     try:
         return function(*arguments)
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{what} failed with {type(error).__name__}: {error}") from error
+        *_, frame = traceback.extract_tb(error.__traceback__)
+        where = f"{frame.filename}, line {frame.lineno}"
+        raise ConfigError(f"{what} failed with {type(error).__name__}: {error} ({where})") from error
 
 
 def name_of(thing: Any) -> str:

@@ -179,9 +179,11 @@ def test_labels_that_are_wrong_are_named():
     wrong = dataclasses.replace(LABELS, source=Function(lambda split: [{"inputs": "a", "targets": "cat, ox"}]))
     with pytest.raises(DataError, match="label 'ox' is not one of cat, dog, emu, fox, gnu"):
         Reader(wrong, "train").read(0, lambda: None)
-    for labels in ((), ("a", "b, c"), ("a", " ")):
-        with pytest.raises(ConfigError, match="multi_label needs labels"):
-            dataclasses.replace(LABELS, labels=labels)
+    with pytest.raises(ConfigError, match="Classes needs labels"):
+        Task("none", LABELS.source, multi_label=True)
+    for labels in (("a", "b, c"), ("a", " ")):
+        with pytest.raises(ConfigError, match="none may be empty or have a comma"):
+            dataclasses.replace(LABELS, labels=labels, multi_label=True)
 
 
 def two_steps(mixture, workdir):

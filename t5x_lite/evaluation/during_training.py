@@ -74,8 +74,8 @@ class EvaluationDuringTraining:
         if keep_best and f"eval/{keep_best}" not in values:
             names = ", ".join(sorted(key.removeprefix("eval/") for key in values))
             self._terminal.line(f"checkpoint.keep_best={keep_best!r} is not a metric of this run; it has {names}")
+        self._writers.note(step, self._evaluator.directions())
         self._writers.scalars(step, values)
-        self._writers.note(step, {f"{results.LOWER}{name}": 1.0 for name in self._evaluator.lower_is_better})
         for task, rows in samples.items():
             self._writers.table(step, f"predictions/{task}", rows)
         if jax.process_index() == 0:

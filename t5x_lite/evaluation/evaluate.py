@@ -41,14 +41,11 @@ class Stopped(Exception):
 
 
 class Evaluator:
-    """Evaluates parameters on the tasks of an experiment; compiled once, used at every evaluation.
-
-    lower_is_better: of the metrics that were computed, those whose values are better the lower they are, TASK/METRIC.
-    """
+    """Evaluates parameters on the tasks of an experiment; compiled once, used at every evaluation."""
 
     def __init__(self, experiment: Experiment, on_devices: Runtime, workdir: Path):
         self.experiment, self.on_devices, self.workdir = experiment, on_devices, workdir
-        self.lower_is_better: set[str] = set()
+        self._lower_is_better: set[str] = set()
         for task in experiment.eval_tasks:
             if not len(task.source.split(experiment.cfg.eval.split)):
                 raise DataError(f"task {task.name!r} has no example in split {experiment.cfg.eval.split!r} to evaluate")
@@ -74,8 +71,12 @@ class Evaluator:
                 processes.on_first(lambda name=task.name, rows=rows: self._write(step, name, rows))
                 samples[task.name] = rows[: self.experiment.cfg.eval.predictions_shown]
             values |= {f"eval/{task.name}/{name}": value for name, value in of_task.items()}
-            self.lower_is_better |= {f"{task.name}/{name}" for name in lower}
+            self._lower_is_better |= {f"{task.name}/{name}" for name in lower}
         return values, samples
+
+    def directions(self) -> dict[str, float]:
+        """{"lower_is_better/TASK/METRIC": 1} for the metrics computed so far that improve as they fall."""
+        return {f"{results.LOWER}{name}": 1.0 for name in sorted(self._lower_is_better)}
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
         cfg, total = self.experiment.cfg, None
@@ -184,8 +185,8 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
             values, samples = evaluator.evaluate(params, step)
             if first:
                 bounds = scores.intervals(experiment.eval_tasks, experiment.cfg.eval.split, _directory(workdir, step))
+                writers.note(step, evaluator.directions())
                 writers.scalars(step, values | bounds)
-                writers.note(step, {f"{results.LOWER}{name}": 1.0 for name in evaluator.lower_is_better})
                 for task, rows in samples.items():
                     writers.table(step, f"predictions/{task}", rows)
                 with console.optional(sys.stdout):
