@@ -24,10 +24,10 @@ from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, cannot_wri
 from t5x_lite.experiment import Experiment
 from t5x_lite.reports import results
 from t5x_lite.reports.goodput import Clock
+from t5x_lite.reports.loggers import Loggers
 from t5x_lite.reports.results import read_metrics
 from t5x_lite.reports.step_log import StepLog
 from t5x_lite.reports.terminal import Terminal
-from t5x_lite.reports.writers import Writers
 from t5x_lite.runtime import Runtime, Training
 from t5x_lite.training import step_metrics
 from t5x_lite.training.faults import BeginAt, FaultPolicy
@@ -78,13 +78,13 @@ def run(
         checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last, guard.beat, mirror)
         closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
         config = configs.data(cfg)
-        writers = Writers(workdir, results.title(config, workdir), config, begin.step, main_process, cfg.loggers)
-        closing.callback(writers.close)
-        evaluation = evaluation_of(experiment, on_devices, workdir, writers, terminal, guard.goes_on)
+        loggers = Loggers(workdir, results.title(config, workdir), config, begin.step, main_process, cfg.loggers)
+        closing.callback(loggers.close)
+        evaluation = evaluation_of(experiment, on_devices, workdir, loggers, terminal, guard.goes_on)
         profile = Profile(workdir, begin.step, cfg.profile.start_step, cfg.profile.steps)
         closing.callback(profile.close)
         log = StepLog(
-            writers,
+            loggers,
             terminal,
             clock,
             every_steps=cfg.train.log_every_steps,
@@ -146,7 +146,7 @@ def run(
             running = again is not None
             if again:
                 begin = again
-                writers.rewind(begin.step)
+                loggers.rewind(begin.step)
 
         # ------------------------------------------------------------------------------------------------------- end
         closing.close()

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import wandb
-from test_writers import recorded_runs, writers
+from test_loggers import loggers, recorded_runs
 
 from t5x_lite.reports.results import read_metrics
 
@@ -56,7 +56,7 @@ def server(monkeypatch):
 @pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up_and_the_run_recorded_offline(tmp_path, server, capsys):
     began_s = time.monotonic()
-    out = writers(tmp_path, "online")
+    out = loggers(tmp_path, "online")
     out.scalars(1, {"train/loss": 2.0})
     out.close()
     assert time.monotonic() - began_s < MOST_S
@@ -69,8 +69,8 @@ def test_a_server_that_never_answers_is_given_up_and_the_run_recorded_offline(tm
 def test_a_server_that_goes_away_holds_nobody_up(tmp_path, server, capsys):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    out = writers(tmp_path, "online")
-    assert "wandb" in out.sinks, capsys.readouterr().err
+    out = loggers(tmp_path, "online")
+    assert "wandb" in out.loggers, capsys.readouterr().err
     out.scalars(1, {"train/loss": 2.0})
     server.shutdown()
     server.server_close()

@@ -12,9 +12,9 @@ from t5x_lite.evaluation import evaluate
 from t5x_lite.evaluation.baselines import baselines
 from t5x_lite.experiment import Experiment
 from t5x_lite.reports import results, run_page
+from t5x_lite.reports.loggers import Loggers
 from t5x_lite.reports.results import read_metrics
 from t5x_lite.reports.terminal import Terminal
-from t5x_lite.reports.writers import Writers
 from t5x_lite.runtime import Runtime
 
 
@@ -29,13 +29,13 @@ class EvaluationDuringTraining:
         experiment: Experiment,
         on_devices: Runtime,
         workdir: Path,
-        writers: Writers,
+        loggers: Loggers,
         terminal: Terminal,
         may_go_on: Callable[[str], bool],
     ):
         self._experiment, self._cfg, self._workdir = experiment, experiment.cfg, workdir
         self._tasks = [task.name for task in experiment.eval_tasks]
-        self._writers, self._terminal, self._may_go_on = writers, terminal, may_go_on
+        self._loggers, self._terminal, self._may_go_on = loggers, terminal, may_go_on
         self._evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
 
     def is_due(self, step: int) -> bool:
@@ -49,7 +49,7 @@ class EvaluationDuringTraining:
 
     def before_training(self, params: Any) -> None:
         """Baselines, and the untrained model where the config asks for it."""
-        self._writers.scalars(0, baselines(self._experiment))
+        self._loggers.scalars(0, baselines(self._experiment))
         if self._cfg.eval.untrained:
             self._terminal.line("evaluating the untrained model")
             self(params, 0)
@@ -74,10 +74,10 @@ class EvaluationDuringTraining:
         if keep_best and f"eval/{keep_best}" not in values:
             names = ", ".join(sorted(key.removeprefix("eval/") for key in values))
             self._terminal.line(f"checkpoint.keep_best={keep_best!r} is not a metric of this run; it has {names}")
-        self._writers.note(step, self._evaluator.directions())
-        self._writers.scalars(step, values)
+        self._loggers.note(step, self._evaluator.directions())
+        self._loggers.scalars(step, values)
         for task, rows in samples.items():
-            self._writers.table(step, f"predictions/{task}", rows)
+            self._loggers.table(step, f"predictions/{task}", rows)
         if jax.process_index() == 0:
             self._terminal.show(results.results_table(read_metrics(self._workdir), step))
             if step < self._cfg.train.total_steps:  # the last report is written when the run ends

@@ -29,8 +29,8 @@ from t5x_lite.evaluation import submission as submissions
 from t5x_lite.evaluation.baselines import word_baselines
 from t5x_lite.experiment import Experiment
 from t5x_lite.reports import metric_sums, results, run_page
+from t5x_lite.reports.loggers import Loggers
 from t5x_lite.reports.results import read_metrics
-from t5x_lite.reports.writers import Writers
 from t5x_lite.runtime import Runtime
 from t5x_lite.training import step_metrics
 from t5x_lite.training.step import make_eval_step
@@ -176,19 +176,19 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     evaluator = Evaluator(experiment, on_devices, workdir)
     target = on_devices.abstract_params()
     config = configs.data(experiment.cfg)
-    writers = Writers(workdir, results.title(config, workdir), config, None, first)
+    loggers = Loggers(workdir, results.title(config, workdir), config, None, first)
     params = None
     try:
-        writers.scalars(steps[0], word_baselines(experiment))
+        loggers.scalars(steps[0], word_baselines(experiment))
         for step in steps:
             params = load_model(workdir, step, target)
             values, samples = evaluator.evaluate(params, step)
             if first:
                 bounds = scores.intervals(experiment.eval_tasks, experiment.cfg.eval.split, _directory(workdir, step))
-                writers.note(step, evaluator.directions())
-                writers.scalars(step, values | bounds)
+                loggers.note(step, evaluator.directions())
+                loggers.scalars(step, values | bounds)
                 for task, rows in samples.items():
-                    writers.table(step, f"predictions/{task}", rows)
+                    loggers.table(step, f"predictions/{task}", rows)
                 with console.optional(sys.stdout):
                     console.plain().print(results.results_table(read_metrics(workdir), step))
         predictions = {
@@ -197,7 +197,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
         if submission is not None and first:
             submissions.write(submission, predictions, earlier)
     finally:
-        writers.close()
+        loggers.close()
     if first:
         run_page.write(workdir, experiment.cfg.eval.predictions_shown)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from t5x_lite.reports import metric_sums
 from t5x_lite.reports.goodput import Clock, training_s
+from t5x_lite.reports.loggers import Loggers
 from t5x_lite.reports.terminal import Terminal
-from t5x_lite.reports.writers import Writers
 
 
 class StepLog:
@@ -22,7 +22,7 @@ class StepLog:
 
     def __init__(
         self,
-        writers: Writers,
+        loggers: Loggers,
         terminal: Terminal,
         clock: Clock,
         *,
@@ -33,7 +33,7 @@ class StepLog:
         counters: Callable[[], dict[str, float]],
         gather: Callable[[list], list],
     ):
-        self._writers, self._terminal, self._clock = writers, terminal, clock
+        self._loggers, self._terminal, self._clock = loggers, terminal, clock
         self._every_steps, self._total_steps, self._tasks = every_steps, total_steps, tasks
         self._rates, self._counters, self._gather = rates, counters, gather
         self._total: dict[str, Any] | None = None  # since the last row
@@ -57,7 +57,7 @@ class StepLog:
         row |= self._data_wait(spent_s["input"] / trained_s) | self._counters()
         self._terminal.train(step, row["loss"], row["tokens_per_s"], row["padding"])
         times = {f"time/{span}": seconds for span, seconds in spent_s.items()} | {"time/unix": time.time()}
-        self._writers.scalars(step, {f"train/{name}": value for name, value in row.items()} | times)
+        self._loggers.scalars(step, {f"train/{name}": value for name, value in row.items()} | times)
 
     def _data_wait(self, share: float) -> dict[str, float]:
         """The share of the time that the slowest process waited for its data (0: no device ever did), and which process

@@ -9,17 +9,17 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from t5x_lite import cli, config, inspect
+from t5x_lite.reports.loggers import Loggers
 from t5x_lite.reports.results import read_metrics
-from t5x_lite.reports.writers import Writers
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so it refuses at once
 
 
-def writers(workdir: Path, mode: str = "disabled", resume_step: int | None = 0) -> Writers:
+def loggers(workdir: Path, mode: str = "disabled", resume_step: int | None = 0) -> Loggers:
     workdir.mkdir(exist_ok=True)
     cfg = config.base()
     cfg.wandb.mode = mode
-    return Writers(workdir, "run", cfg.to_dict(), resume_step)
+    return Loggers(workdir, "run", cfg.to_dict(), resume_step)
 
 
 def recorded_runs(workdir: Path) -> list[str]:
@@ -35,7 +35,7 @@ def no_network(monkeypatch):
 
 def test_wandb_records_offline_and_a_resumed_run_keeps_its_id(tmp_path):
     for resume_step in (0, 1):
-        out = writers(tmp_path, "offline", resume_step)
+        out = loggers(tmp_path, "offline", resume_step)
         out.scalars(resume_step + 1, {"train/loss": 2.0})
         out.table(resume_step + 1, "predictions/task", [{"target": "a", "prediction": "b"}])
         out.close()
@@ -45,7 +45,7 @@ def test_wandb_records_offline_and_a_resumed_run_keeps_its_id(tmp_path):
 
 
 def test_without_a_network_wandb_records_offline_and_says_how_to_send_it(tmp_path, no_network, capsys):
-    out = writers(tmp_path, "online")
+    out = loggers(tmp_path, "online")
     out.scalars(1, {"train/loss": 2.0})
     out.close()
     assert recorded_runs(tmp_path) == [(tmp_path / "wandb_id.txt").read_text()]
@@ -55,9 +55,9 @@ def test_without_a_network_wandb_records_offline_and_says_how_to_send_it(tmp_pat
 
 @pytest.mark.parametrize("broken", ["TensorBoard", "metrics.jsonl", "wandb"])
 def test_a_writer_that_fails_is_switched_off_with_one_warning(tmp_path, capsys, broken):
-    out = writers(tmp_path, "offline")
-    sink = out.sinks[broken]
-    sink.scalars = lambda *_: (_ for _ in ()).throw(OSError("disk is gone"))
+    out = loggers(tmp_path, "offline")
+    logger = out.loggers[broken]
+    logger.scalars = lambda *_: (_ for _ in ()).throw(OSError("disk is gone"))
     for step in (1, 2):
         out.scalars(step, {"train/loss": 2.0})
     out.close()
@@ -80,14 +80,14 @@ def events(workdir: Path) -> list:
 
 
 def test_tensorboard_has_the_numbers_and_is_told_what_a_resume_takes_back(tmp_path):
-    out = writers(tmp_path)
+    out = loggers(tmp_path)
     out.scalars(3, {"train/loss": 2.5})
     (first, event) = events(tmp_path)
     assert first.file_version == "brain.Event:2"
     assert (event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) == (3, "train/loss", 2.5)
     out.close()
     (tmp_path / "tensorboard").rename(tmp_path / "before")  # file names differ by seconds
-    again = writers(tmp_path, resume_step=2)
+    again = loggers(tmp_path, resume_step=2)
     again.close()
     assert [(e.step, e.session_log.status) for e in events(tmp_path)[1:]] == [(3, event_pb2.SessionLog.START)]
 
@@ -96,8 +96,8 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from t5x_lite import config
-from t5x_lite.reports.writers import Writers
-out = Writers(Path(sys.argv[1]), "run", config.base().to_dict(), 0)
+from t5x_lite.reports.loggers import Loggers
+out = Loggers(Path(sys.argv[1]), "run", config.base().to_dict(), 0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
 for step in range(100):
     out.scalars(step, {"train/loss": 2.0})
@@ -114,13 +114,13 @@ def test_a_full_disk_switches_writers_off_and_the_process_ends(tmp_path):
 
 def test_steps_after_the_checkpoint_are_kept_once(tmp_path):
     """A run that logged three steps and resumes from a checkpoint of step 2 takes step 3 again."""
-    first = writers(tmp_path)
+    first = loggers(tmp_path)
     for step in (1, 2, 3):
         first.scalars(step, {"train/loss": float(step)})
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train/lo')  # the line a crash cut off
-    again = writers(tmp_path, resume_step=2)
+    again = loggers(tmp_path, resume_step=2)
     again.scalars(3, {"train/loss": 30.0})
     again.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -129,9 +129,9 @@ def test_steps_after_the_checkpoint_are_kept_once(tmp_path):
 
 def test_an_evaluation_adds_to_a_run_that_goes_on(tmp_path):
     """`t5x-lite eval` beside a running `train`: neither loses a line of the other."""
-    run = writers(tmp_path)
+    run = loggers(tmp_path)
     run.scalars(50, {"train/loss": 2.0})
-    evaluation = writers(tmp_path, resume_step=None)
+    evaluation = loggers(tmp_path, resume_step=None)
     evaluation.scalars(25, {"eval/task/loss": 1.0})
     evaluation.close()
     run.scalars(75, {"train/loss": 3.7e-7})
@@ -141,7 +141,7 @@ def test_an_evaluation_adds_to_a_run_that_goes_on(tmp_path):
 
 
 def test_only_the_first_process_writes(tmp_path):
-    out = Writers(tmp_path, "run", config.base().to_dict(), 0, active=False)
+    out = Loggers(tmp_path, "run", config.base().to_dict(), 0, active=False)
     out.scalars(1, {"train/loss": 1.0})
     out.close()
     assert list(tmp_path.iterdir()) == []

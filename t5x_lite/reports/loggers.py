@@ -1,7 +1,7 @@
-"""The files and services that a run's numbers go to: `metrics.jsonl`, TensorBoard and wandb, from process 0 only.
+"""Experiment loggers: `metrics.jsonl`, TensorBoard, wandb and the user's own, on process 0 only.
 
-`metrics.jsonl` is the truth: one object a line with "step" and the values, so a run without wandb loses nothing. A sink
-that fails is switched off with one warning: no log is worth a run.
+`metrics.jsonl` is complete: each line is an object with "step" and the values, so a run without wandb loses nothing. A
+logger that raises is switched off with one warning, because no log is worth a run.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ REACHABLE_S = 3.0
 KEPT_IN_WANDB = ("config.json", "report.html", "report.md", METRICS_FILE)  # as an artifact
 
 
-class Sink(Protocol):
+class Logger(Protocol):
     """One place that numbers go to. Any exception switches it off."""
 
     def scalars(self, step: int, values: dict[str, float], /) -> None: ...
@@ -38,13 +38,14 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class Writers:
-    """All sinks of a run behind `scalars`, `table` and `close`.
+class Loggers:
+    """All loggers of a run behind `scalars`, `table` and `close`.
 
-    config: the run's, as JSON-able data. loggers: of the user's own, each is called with (workdir, run_name, config)
-        and gives an object with `scalars(step, values)`, and with `table` and `close` where it wants them.
-    resume_step: rows of later steps are dropped from `metrics.jsonl`, as these steps will run again; None: add to it.
-    sinks: those that work, by name.
+    config: the run's config as JSON-able data.
+    resume_step: rows after this step are dropped from `metrics.jsonl`, because these steps run again; None keeps all.
+    own: the user's loggers. Each is called with (workdir, run_name, config) and returns an object with
+        `scalars(step, values)` and, if it needs them, `table` and `close`.
+    loggers: those that are working, by name.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class Writers:
         config: Mapping,
         resume_step: int | None,
         active: bool = True,
-        loggers: Sequence[Callable[..., Any]] = (),
+        own: Sequence[Callable[..., Any]] = (),
     ):
-        self.sinks: dict[str, Sink] = {}
+        self.loggers: dict[str, Logger] = {}
         self._workdir, self._run_name, self._config, self._active = workdir, run_name, config, active
-        self._loggers = loggers
+        self._own = own
         self._open_all(resume_step)
 
     def _open_all(self, resume_step: int | None) -> None:
@@ -70,7 +71,7 @@ class Writers:
         if config["wandb"]["mode"] != "disabled":
             sync = f"; later: wandb sync {workdir / 'wandb'}/*run-*"
             self._open("wandb", lambda: _InBackground(_Wandb(workdir, run_name, config), sync))
-        for logger in self._loggers:
+        for logger in self._own:
             if callable(logger):
                 self._open(name_of(logger), lambda logger=logger: _Own(logger(workdir, run_name, config)))
             else:  # its reference, from a config.json
@@ -81,7 +82,7 @@ class Writers:
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
         """Values for the run's own reports, in metrics.jsonl alone."""
-        if METRICS_FILE in self.sinks:
+        if METRICS_FILE in self.loggers:
             self._call(METRICS_FILE, "scalars", step, dict(values))
 
     def table(self, step: int, name: str, rows: list[dict]) -> None:
@@ -95,28 +96,28 @@ class Writers:
 
     def close(self) -> None:
         self._each("close")
-        self.sinks.clear()
+        self.loggers.clear()
 
-    def _open(self, name: str, make: Callable[[], Sink]) -> None:
+    def _open(self, name: str, make: Callable[[], Logger]) -> None:
         try:
-            self.sinks[name] = make()
+            self.loggers[name] = make()
         except Exception as error:
             console.tell(f"{name} is off: {error}")
 
     def _each(self, method: str, *args: Any) -> None:
-        for name in list(self.sinks):
+        for name in list(self.loggers):
             self._call(name, method, *args)
 
     def _call(self, name: str, method: str, *args: Any) -> None:
-        sink = self.sinks[name]
+        logger = self.loggers[name]
         try:
-            getattr(sink, method)(*args)
+            getattr(logger, method)(*args)
         except Exception as error:
-            del self.sinks[name]
+            del self.loggers[name]
             console.tell(f"{name} is off from here: {error}")
             if method != "close":
                 with contextlib.suppress(Exception):  # a file, or a service of wandb's, is not left open
-                    sink.close()
+                    logger.close()
 
 
 class _Jsonl:
@@ -242,14 +243,14 @@ class _Own:
 
 
 class _InBackground:
-    """A sink whose calls run in a thread: without a network a table of wandb takes 40 s. A call that fails is raised at
-    a later call, with the advice."""
+    """Runs a logger's calls in a thread, because a wandb table takes 40 s without a network. A call's exception is raised
+    by a later call, followed by `advice`."""
 
-    def __init__(self, sink: Sink, advice: str):
-        self._sink, self._advice = sink, advice
+    def __init__(self, logger: Logger, advice: str):
+        self._sink, self._advice = logger, advice
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name="t5x_lite-writer", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="t5x_lite-logger", daemon=True)
         self._thread.start()
 
     def scalars(self, *args: Any) -> None:
