@@ -243,8 +243,8 @@ class _Own:
 
 
 class _InBackground:
-    """Runs a logger's calls in a thread, because a wandb table takes 40 s without a network. A call's exception is raised
-    by a later call, followed by `advice`."""
+    """Runs a logger's calls in a thread, because a wandb table takes 40 s without a network. A later call raises the
+    exception of an earlier one, with `advice` after it."""
 
     def __init__(self, logger: Logger, advice: str):
         self._sink, self._advice = logger, advice
