@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_models import t5_bucket
 
 from t5x_lite.models.positions import bucket_boundaries, relative_buckets, sinusoids, toeplitz
 
@@ -20,6 +21,15 @@ def test_buckets_equal_t5x(bidirectional, length):
     name = f"bidirectional_{bidirectional}_len_{length}"
     buckets = relative_buckets(golden[f"{name}/inputs"], bidirectional=bidirectional)
     np.testing.assert_array_equal(buckets, golden[f"{name}/outputs"])
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 20), (64, 1000)])
+def test_buckets_equal_the_paper_s_formula(bidirectional, buckets, max_distance):
+    offsets = np.arange(-1500, 1500)
+    expected = [t5_bucket(offset, buckets, not bidirectional, max_distance) for offset in offsets.tolist()]
+    ours = relative_buckets(offsets, bidirectional=bidirectional, num_buckets=buckets, max_distance=max_distance)
+    np.testing.assert_array_equal(ours, expected)
 
 
 def test_buckets_in_closed_form():
