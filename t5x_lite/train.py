@@ -161,6 +161,7 @@ def run(
 
 def _open_workdir(workdir: Path, held: contextlib.ExitStack) -> None:
     """Makes the workdir and takes it for this run."""
+    checkpoint.check_path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

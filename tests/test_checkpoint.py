@@ -14,7 +14,7 @@ import pytest
 
 from t5x_lite.checkpoints import checkpoint, manifest
 from t5x_lite.checkpoints.checkpoint import Checkpoints, load_model, load_params, newest_good, saved_steps
-from t5x_lite.errors import CheckpointError
+from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.reports import results
 from t5x_lite.training.step import TrainState
 
@@ -162,6 +162,59 @@ def test_a_checkpoint_of_every_release_is_restored(tmp_path, archive):
     loaded, report = load_params(tmp_path, state(0).params)
     jax.tree.map(np.testing.assert_array_equal, loaded, state(7).params)
     assert len(report.loaded) == 2
+    (tmp_path / "checkpoints" / "7").rename(tmp_path / "checkpoints" / "8")
+    assert "it is the checkpoint of step 7" in checkpoint.verify(tmp_path)[8]
+
+
+NAMES = ["a b", "a{b}", "a%20b", "a:b,c", "ünï", "x" * 200, "-a", "#~$&!'\"", "a\nb"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_a_path_has_in_it_a_sealed_step_restores(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for step, workdir in enumerate((tmp_path / name, Path(name), tmp_path / "link"), 1):
+        checkpoint.check_path(workdir)
+        checkpoints = Checkpoints(workdir, keep_last=3)
+        save(checkpoints, step)
+        checkpoints.close()
+    (tmp_path / name).rename(tmp_path / "moved")
+    assert whole_steps(tmp_path / "moved") == [1, 2, 3]
+    for step in (1, 2, 3):
+        params, _ = load_params(tmp_path / "moved" / "checkpoints" / str(step), state(0).params)
+        assert params["layer"]["kernel"][0, 0] == step
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*", "a?", "a\\b"])
+def test_a_path_that_orbax_cannot_save_to_is_refused_and_never_sealed(tmp_path, name):
+    with pytest.raises(ConfigError, match="checkpoints cannot be written below a path with"):
+        checkpoint.check_path(tmp_path / name)
+    if name in ("run[1]", "a\\b"):
+        (tmp_path / name).mkdir()
+        checkpoints = Checkpoints(tmp_path / name, keep_last=1)
+        save(checkpoints, 1)
+        with pytest.raises(CheckpointError, match="of 2 arrays of params Orbax opens 0"):
+            checkpoints.wait()
+        assert saved_steps(tmp_path / name) == []
+
+
+def test_a_step_under_another_step_s_name_is_damaged(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=3)
+    save(checkpoints, 1, 2, 3)
+    checkpoints.close()
+    root = tmp_path / "checkpoints"
+    (root / "3").rename(root / "4")
+    assert whole_steps(tmp_path) == [1, 2]
+    assert "it is the checkpoint of step 3" in checkpoint.verify(tmp_path)[4]
+    with pytest.raises(CheckpointError, match="it is the checkpoint of step 3"):
+        load_params(tmp_path, state(0).params)
+    said: list[str] = []
+    assert newest_good(tmp_path, said.append) == 2 and "step 3" in said[0]
+    with pytest.raises(CheckpointError, match=r"is not there.*now there: 1, 2"):
+        load_params(root / "7", state(0).params)
+    shutil.copytree(root / "2", tmp_path / "best")  # under any other name it is the user's own
+    assert load_params(tmp_path / "best", state(0).params)[0]["layer"]["kernel"][0, 0] == 2
 
 
 def test_the_newest_and_the_kept_stay(tmp_path):
@@ -180,7 +233,7 @@ def test_waiting_for_a_save_is_no_hang_while_bytes_come(tmp_path, monkeypatch):
     beats, while_idle = [], []
     write = manifest.write
 
-    def in_pieces(directory: Path) -> None:
+    def in_pieces(directory: Path, step: int) -> None:
         for piece in range(3):
             before = len(beats)
             (directory / f"{piece}").write_bytes(b"1234")
@@ -188,7 +241,7 @@ def test_waiting_for_a_save_is_no_hang_while_bytes_come(tmp_path, monkeypatch):
                 time.sleep(0.01)
             time.sleep(0.2)
             while_idle.append(len(beats) - before)
-        write(directory)
+        write(directory, step)
 
     monkeypatch.setattr(manifest, "write", in_pieces)
     checkpoints = Checkpoints(tmp_path, keep_last=1, beat=beats.append)

@@ -127,6 +127,36 @@ def test_steps_after_the_checkpoint_are_kept_once(tmp_path):
     assert rows == [{"step": s, "train/loss": loss} for s, loss in ((1, 1.0), (2, 2.0), (3, 30.0))]
 
 
+def test_damaged_lines_are_dropped_and_the_others_kept(tmp_path, capsys):
+    out = loggers(tmp_path)
+    out.scalars(1, {"train/loss": 2.0, "time/unix": 1764450123.4567, "tokens": 123456789012})
+    out.close()
+    file, whole = tmp_path / "metrics.jsonl", read_metrics(tmp_path)
+    assert whole == [{"step": 1, "train/loss": 2.0, "time/unix": 1764450123.457, "tokens": 123456789012}]
+    damaged = (
+        b"\xff{}",
+        b"5",
+        b"{}",
+        b'{"step": null}',
+        b'{"step": "1"}',
+        b'{"step": 1, "a": "b"}',
+        b"[" * 10**5,
+        b"null",
+    )
+    for line in damaged:
+        file.write_bytes(file.read_bytes() + line + b"\n")
+    file.write_bytes(file.read_bytes() + b'{"step": 2, "train/lo')  # the line a crash cut off
+    assert read_metrics(tmp_path) == whole
+    evaluation = loggers(tmp_path, resume_step=None)  # begins a line of its own
+    evaluation.scalars(1, {"eval/task/loss": 1.0})
+    evaluation.close()
+    assert read_metrics(tmp_path) == [*whole, {"step": 1, "eval/task/loss": 1.0}]
+    assert capsys.readouterr().err == ""
+    loggers(tmp_path, resume_step=1).close()
+    assert "metrics.jsonl: 9 damaged line(s) are dropped" in capsys.readouterr().err
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 1]
+
+
 def test_an_evaluation_adds_to_a_run_that_goes_on(tmp_path):
     """`t5x-lite eval` beside a running `train`: neither loses a line of the other."""
     run = loggers(tmp_path)

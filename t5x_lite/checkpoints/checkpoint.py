@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from t5x_lite import atomic
 from t5x_lite.checkpoints import manifest
 from t5x_lite.checkpoints.mirror import Mirror
 from t5x_lite.cluster import processes
-from t5x_lite.errors import CheckpointError, first_line
+from t5x_lite.errors import CheckpointError, ConfigError, first_line
 from t5x_lite.models import paths
 from t5x_lite.training.step import TrainState
 
@@ -97,19 +98,21 @@ class Checkpoints:
                     config=ocp.args.JsonSave(json.loads(config_json)),
                 ),
             )
+        arrays = {"params": _kinds(state.params), "optimizer": _kinds(state.opt_state)}
         steps = [*self._steps, step]
         dropped = [old for old in steps[: -self.keep_last] if old not in keep]
         self._steps = [kept for kept in steps if kept not in dropped]
-        self._thread = threading.Thread(target=self._finish, args=(step, dropped), name="t5x_lite-save")
+        self._thread = threading.Thread(target=self._finish, args=(step, arrays, dropped), name="t5x_lite-save")
         self._thread.start()
 
-    def _finish(self, step: int, dropped: list[int]) -> None:
+    def _finish(self, step: int, arrays: Mapping[str, Counter], dropped: list[int]) -> None:
         """Gives the step its manifest and its place once all processes have written it, and removes older ones."""
         try:
             self._checkpointer.wait_until_finished()
             if jax.process_index():
                 return
-            manifest.write(self._staging / str(step))
+            _check_arrays(self._staging / str(step), arrays)
+            manifest.write(self._staging / str(step), step)
             (self._staging / str(step)).rename(self.directory / str(step))
             atomic.sync(self.directory)  # before an older step goes, also for a power failure
             for old in dropped:  # by two steps, so that no half of it is ever found under its name
@@ -185,6 +188,33 @@ class Checkpoints:
             raise CheckpointError(
                 f"{what} to {self.directory}: {first_line(error)}; is the disk full, or read-only?{left}"
             ) from error
+
+
+def check_path(workdir: Path) -> None:
+    """Raises ConfigError if Orbax could not save below this path: it reads its own paths as glob patterns, and
+    TensorStore takes a backslash for a slash."""
+    if wrong := sorted(set(str(workdir.absolute())) & set("[]*?\\")):
+        raise ConfigError(
+            f"--workdir={workdir}: checkpoints cannot be written below a path with {' '.join(wrong)}; give a path "
+            "without [ ] * ? and backslashes"
+        )
+
+
+def _kinds(tree: Any) -> Counter:
+    """How many arrays of each shape and dtype there are."""
+    return Counter((tuple(leaf.shape), str(leaf.dtype)) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
+
+
+def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
+    """Raises CheckpointError unless Orbax opens every array that was saved: of some faults it only warns."""
+    for name, expected in arrays.items():
+        metadata = ocp.PyTreeCheckpointer().metadata(directory / name).item_metadata
+        opened = _kinds(metadata.tree) if metadata else Counter()  # pyright: ignore[reportAttributeAccessIssue]
+        if opened != expected:
+            raise CheckpointError(
+                f"cannot save to {directory}: of {expected.total()} arrays of {name} Orbax opens {opened.total()}; is "
+                "the disk in order? The checkpoints before it are intact"
+            )
 
 
 def fetch(workdir: Path, mirror: Mirror) -> int | None:
@@ -344,6 +374,9 @@ def find(source: str | Path) -> Path:
     path = Path(source).absolute()
     if (path / "params").is_dir():
         return path
+    if path.parent.name == DIRECTORY and path.name.isdigit():
+        steps = ", ".join(map(str, saved_steps(path.parents[1]))) or "none"
+        raise CheckpointError(f"{path} is not there; a run beside may have dropped it. Steps now there: {steps}")
     return path / DIRECTORY / str(choose(source, "latest", None)[0])
 
 

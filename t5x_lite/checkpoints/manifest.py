@@ -19,8 +19,8 @@ NAME = "MANIFEST.json"
 READ_BYTES = 1 << 22
 
 
-def write(directory: Path) -> None:
-    """Writes the manifest of everything below `directory`, and waits until both are on the disk."""
+def write(directory: Path, step: int) -> None:
+    """Writes the manifest of everything below `directory`, a checkpoint of `step`, and waits until both are on disk."""
     for path in directory.rglob("*"):
         atomic.sync(path)
     files = {
@@ -29,7 +29,7 @@ def write(directory: Path) -> None:
         if file.is_file()
     }
     versions = {"t5x_lite": t5x_lite.__version__, "jax": jax.__version__, "orbax": orbax.checkpoint.__version__}
-    body = {"files": files, "versions": versions}
+    body = {"step": step, "files": files, "versions": versions}
     atomic.write(directory / NAME, json.dumps(body | {"xxh3_128": _hash_of(body)}, separators=(",", ":")))
 
 
@@ -51,6 +51,9 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
         own = body.pop("xxh3_128")
         if own != _hash_of(body):
             return f"{NAME} does not fit its own hash"
+        step = body["step"] if "step" in body else _step_inside(directory)
+        if directory.name.isdigit() and step is not None and int(directory.name) != step:
+            return f"it is the checkpoint of step {step} under another step's name; rename the directory to {step}"
         for name in sorted(body["files"])[part::parts]:
             expected = body["files"][name]
             size = (directory / name).stat().st_size
@@ -65,6 +68,12 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{NAME} is garbled"
     return None
+
+
+def _step_inside(directory: Path) -> int | None:
+    """The step by a run's own file, for manifests of 0.1, which do not hold it; None for imported weights."""
+    file = directory / "progress" / "metadata"
+    return int(json.loads(file.read_bytes())["step"]) if file.exists() else None
 
 
 def _hash(file: Path) -> str:

@@ -37,8 +37,13 @@ class Mirror:
     def steps(self) -> list[int]:
         """Those whose copy came to its end, oldest first."""
         self._files.invalidate_cache()
-        found = self._tried(lambda: self._files.glob(f"{self._root}/*/{manifest.NAME}"))
-        return sorted(int(name) for path in found if (name := str(path).split("/")[-2]).isdigit())
+
+        def directories() -> list[str]:
+            return self._files.ls(self._root, detail=False) if self._files.exists(self._root) else []
+
+        names = [name for path in self._tried(directories) if (name := str(path).rstrip("/").split("/")[-1]).isdigit()]
+        sealed = (n for n in names if self._tried(lambda n=n: self._files.exists(f"{self._root}/{n}/{manifest.NAME}")))
+        return sorted(map(int, sealed))
 
     def push(self, step_directory: Path, kept: Collection[int]) -> None:
         """Copies a step, and what stands beside it; then removes those that are not in `kept`."""

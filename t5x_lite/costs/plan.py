@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t5x_lite import config as configs
-from t5x_lite import inspect, runtime
+from t5x_lite import console, inspect, runtime
 from t5x_lite.cluster import sharding
 from t5x_lite.costs import collectives, flops
 from t5x_lite.costs.accelerators import ACCELERATORS, Accelerator
@@ -45,7 +45,7 @@ def run(experiment: Experiment, device: str, topology: str, everything: bool, as
     if as_json:
         print(json.dumps(found, indent=1))
     else:
-        _print(found, experiment, device, everything, Console())
+        _print(found, experiment, device, everything, console.plain())
 
 
 def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[str, Any]:

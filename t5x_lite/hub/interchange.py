@@ -70,7 +70,7 @@ def _write_checkpoint(directory: Path, config: ModelConfig, params: Any, report:
     step = directory / checkpoint.DIRECTORY / "0"
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save((step / "params").absolute(), params)
-    manifest.write(step)
+    manifest.write(step, 0)
     _write_json(directory / presets.STORED, dataclasses.asdict(config))
     (directory / "import.json").write_text(report.to_json(), encoding="utf-8")
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from t5x_lite import atomic, console
 from t5x_lite.own_code import name_of
-from t5x_lite.reports.results import METRICS_FILE, read_metrics
+from t5x_lite.reports.results import METRICS_FILE, damaged_lines, read_metrics
 
 WANDB_TIMEOUT_S = 15  # for its answer at the start
 CLOSE_S = 15  # for what is left to write at the end
@@ -124,12 +124,16 @@ class _Jsonl:
     def __init__(self, workdir: Path, resume_step: int | None):
         path = workdir / METRICS_FILE
         if resume_step is not None and path.exists():
+            if damaged := damaged_lines(workdir):
+                console.tell(f"{path}: {damaged} damaged line(s) are dropped")
             kept = [json.dumps(row) + "\n" for row in read_metrics(workdir) if 0 < resume_step >= row["step"]]
             atomic.write(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):  # a process died while it wrote this line
+            self._file.write("\n")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **{k: float(f"{v:.8g}") for k, v in values.items()}}) + "\n")
+        self._file.write(json.dumps({"step": step, **{k: _rounded(v) for k, v in values.items()}}) + "\n")
         self._file.flush()
 
     def table(self, *_: Any) -> None:
@@ -137,6 +141,11 @@ class _Jsonl:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _rounded(value: float) -> float:
+    """8 significant digits, all that a float32 has; of larger numbers (a time since 1970) also three decimals."""
+    return round(float(value), 3) if abs(value) >= 1e5 else float(f"{value:.8g}")
 
 
 class _TensorBoard:

@@ -16,15 +16,31 @@ LOWER_BY_NAME = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """The rows of `metrics.jsonl`; a last line cut off by a crash is left out."""
+    """Returns the rows of `metrics.jsonl`: objects with an integer "step" and numbers.
+
+    A line that is not such an object is left out, as a crash may cut the last line and a disk may damage any.
+    """
+    return [row for line in _lines(workdir) if (row := _row(line)) is not None]
+
+
+def damaged_lines(workdir: Path) -> int:
+    """Returns how many whole lines of `metrics.jsonl` `read_metrics` leaves out."""
+    return sum(line.strip() != b"" and _row(line) is None for line in _lines(workdir)[:-1])
+
+
+def _lines(workdir: Path) -> list[bytes]:
     path = Path(workdir) / METRICS_FILE
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    return path.read_bytes().split(b"\n") if path.exists() else []
+
+
+def _row(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    return row if all(type(value) in (int, float) for value in row.values()) else None
 
 
 def title(config: dict, workdir: Path) -> str:
