@@ -1,4 +1,4 @@
-"""`ArraySpec`: what one array of a batch holds (batch.py, heads.py)."""
+"""`ArraySpec` describes one array of a batch (batch.py, heads.py)."""
 
 import dataclasses
 
@@ -7,9 +7,9 @@ INT, FLOAT = "int32", "float32"  # names, so that configs need no numpy
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """One array of a batch: its dimension letters, dtype, and what its values mean."""
+    """Describes one array of a batch: its dimension letters, its dtype, and the meaning of its values."""
 
     dims: str
     dtype: str  # INT or FLOAT
     meaning: str
-    vocabulary: bool = False  # values are token ids, checked against the vocabulary size
+    vocabulary: bool = False  # the values are token ids; batch.check compares them with the vocabulary size

@@ -1,12 +1,12 @@
-"""The contract between data and models: which arrays a batch holds, their shapes and meanings.
+"""The contract between data and models: the arrays of a batch, their shapes and their meanings.
 
-A batch is a plain `dict[str, np.ndarray]` (jax arrays once on the devices). Dimension letters are
+A batch is a plain `dict[str, np.ndarray]`; on the devices it holds jax arrays. Dimension letters are
 those of `t5x_lite.models.config`: B rows, S source length, L target (or decoder) length, P masked
-positions per row, E examples per row (1 unpacked), or the choices of all examples in it, Y the classes
-of all examples in it (C of each).
+positions per row, E examples per row (1 if unpacked; for multiple choice, the choices of all examples
+in the row), Y the classes of all examples in the row (C for each example).
 
-Padding is explicit: segment ids are 0 on padding and 1, 2, … on the examples packed in a row, weights
-are 0 where nothing is to be learned. No code tests a token id to find padding.
+Padding is explicit: segment ids are 0 on padding and 1, 2, … on the examples packed in a row. Weights
+are 0 where the loss ignores a target. The code never compares token ids to find padding.
 """
 
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ Batch = dict[str, np.ndarray]
 
 ENCODER = {
     "encoder_input_tokens": ArraySpec("BS", INT, "token ids the encoder reads", vocabulary=True),
-    "encoder_segment_ids": ArraySpec("BS", INT, "0 padding; 1, 2, … the example in this row"),
+    "encoder_segment_ids": ArraySpec("BS", INT, "0 on padding; 1, 2, …: the number of the example in its row"),
     "encoder_positions": ArraySpec("BS", INT, "position within the example, from 0"),
 }
 DECODER = {
     "decoder_input_tokens": ArraySpec("BL", INT, "targets shifted right by one in each example", vocabulary=True),
     "decoder_target_tokens": ArraySpec("BL", INT, "token ids to predict", vocabulary=True),
     "decoder_loss_weights": ArraySpec("BL", FLOAT, "weight of each target in the loss; 0 on padding"),
-    "decoder_segment_ids": ArraySpec("BL", INT, "0 padding; 1, 2, … the example in this row"),
+    "decoder_segment_ids": ArraySpec("BL", INT, "0 on padding; 1, 2, …: the number of the example in its row"),
     "decoder_positions": ArraySpec("BL", INT, "position within the example, from 0"),
 }
 TOKEN_TYPES = {
@@ -38,7 +38,7 @@ TOKEN_TYPES = {
 
 
 def specs(architecture: str, heads: tuple[str, ...] = ()) -> dict[str, ArraySpec]:
-    """The arrays of a batch for `architecture`; `heads` (of heads.py) matter to encoder_only."""
+    """Returns the arrays of a batch for `architecture`, by name. Only encoder_only uses `heads` (names in heads.py)."""
     if architecture == "text_to_text":
         return ENCODER | DECODER
     if architecture == "decoder_only":
@@ -50,17 +50,20 @@ def specs(architecture: str, heads: tuple[str, ...] = ()) -> dict[str, ArraySpec
 
 
 def zeros(architecture: str, sizes: Mapping[str, int], heads: tuple[str, ...] = ()) -> Batch:
-    """An all-padding batch; `sizes` maps the dimension letters used (B, S, L, P, E, Y) to ints."""
+    """Returns a batch of padding alone. `sizes` maps the dimension letters it needs (B, S, L, P, E, Y) to ints."""
     return {
         name: np.zeros([sizes[d] for d in spec.dims], spec.dtype) for name, spec in specs(architecture, heads).items()
     }
 
 
 def check(batch: Mapping[str, np.ndarray], spec_of: Mapping[str, ArraySpec], vocab_size: int) -> None:
-    """Checks names, dtypes, ranks and value ranges on the host; raises DataError.
+    """Checks names, dtypes, ranks and value ranges on the host.
 
-    JAX clips or wraps indices out of range without a word, so a wrong tokenizer would train on silently. (Labels are
-    checked where they are read: data/fields.py.)
+    JAX silently clips or wraps indices that are out of range, so a run with the wrong tokenizer would train without an
+    error. (data/fields.py checks labels when it reads them.)
+
+    batch: an array for each name of `spec_of`, with the dimensions and dtype of its ArraySpec.
+    Raises DataError for the first array that is missing or wrong.
     """
     for name, spec in spec_of.items():
         if name not in batch:
@@ -68,13 +71,13 @@ def check(batch: Mapping[str, np.ndarray], spec_of: Mapping[str, ArraySpec], voc
         array = batch[name]
         if array.ndim != len(spec.dims) or array.dtype != spec.dtype:
             raise DataError(
-                f"batch {name!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype} of dimensions {spec.dims}"
+                f"batch {name!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype} with dimensions {spec.dims}"
             )
         if spec.vocabulary and array.size and array.view(np.uint32).max() >= vocab_size:  # negative ones are large too
             low, high = int(array.min()), int(array.max())
             raise DataError(
                 f"batch {name!r} holds token id {low if low < 0 else high}; allowed 0 to {vocab_size - 1}. "
-                "The data was made with another vocabulary than the model's."
+                "The data was tokenized with a different vocabulary than the model's; use the same one for both."
             )
         if spec.dtype == FLOAT and not np.isfinite(array).all():
-            raise DataError(f"batch {name!r} holds a value that is not finite")
+            raise DataError(f"batch {name!r} holds a value that is not finite; correct it in the data")

@@ -1,7 +1,7 @@
-"""The heads of models, one row each: what a head reads and puts out, its arrays in a batch, and its loss. No jax here.
+"""The heads of models, one row each: a head's inputs and outputs, its arrays in a batch, and its loss. No jax here.
 
-A new head is a row of HEADS, a target that asks for it (data/targets.py) with a method of the encoder's converter
-(data/convert_encoder.py), and, where no loss of training/losses.py fits, a loss function.
+To add a head, write a row of HEADS, a target that names the head (data/targets.py) and a method of the encoder's
+converter (data/convert_encoder.py). If no loss of training/losses.py fits, add a loss function.
 
 Dimension letters are those of batch.py: B rows, S source length, P masked positions per row, E examples per row, Y the
 classes of all examples of a row.
@@ -12,25 +12,25 @@ from collections.abc import Mapping
 
 from t5x_lite.array_spec import FLOAT, INT, ArraySpec
 
-# The hidden states a head reads: every token's, those at mlm_positions, or one of each example, through the pooler.
+# A head reads the hidden states of all tokens, of the tokens at mlm_positions, or the pooled state of each example.
 TOKENS, MASKED, EXAMPLES = "tokens", "masked", "examples"
-CLASSES = "classes"  # as many outputs as model.num_classes
+CLASSES = "classes"  # the head has model.num_classes outputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """One output of a model, and what it takes to train it.
+    """Describes one output of a model and how it is trained.
 
     reads: TOKENS, MASKED or EXAMPLES; "" for the language model's own output.
-    outputs: numbers for each state it reads: CLASSES, how many (1: without an axis of their own), or None where the
-        output is not those of a dense layer of this name (logits over the vocabulary, the pooled state itself).
-    arrays: what a batch holds for it.
-    targets, weights: the arrays with its targets and their weights; "" where it has no loss.
+    outputs: the number of outputs for each state that the head reads: an int (1: the output has no axis for it) or
+        CLASSES. None if the head has no dense layer of its name (logits over the vocabulary, the pooled state itself).
+    arrays: the arrays that a batch holds for the head.
+    targets, weights: the names of the arrays with the targets and their weights; "" if the head has no loss.
     loss: a key of training.losses.LOSSES.
-    positions: the array with the index into S of each target; "" where every token has one.
-    dropout: whether its inputs are dropped out.
-    is_supervised: whether a task's own targets train it, not a corpus's objective.
-    problem_type: the value in Hugging Face's config.json, where it tells heads of one class apart.
+    positions: the name of the array with the index into S of each target; "" if every token has a target.
+    dropout: whether dropout is applied to the head's inputs.
+    is_supervised: whether a task's own targets train the head, rather than a corpus's objective.
+    problem_type: `problem_type` in Hugging Face's config.json, for heads that share a Hugging Face class.
     """
 
     reads: str = EXAMPLES
@@ -46,7 +46,7 @@ class Head:
 
     @property
     def has_classes(self) -> bool:
-        """Whether model.num_classes is the number of its outputs."""
+        """Whether the head has model.num_classes outputs."""
         return self.outputs == CLASSES
 
 
@@ -58,7 +58,7 @@ POOLED = {
     "pooled_positions": ArraySpec("BE", INT, "index into S of each example's [CLS]; 0 where unused"),
 }
 
-# In the order of a model's outputs.
+# A model returns its outputs in this order.
 HEADS: dict[str, Head] = {
     "lm": Head(
         reads="",
@@ -71,7 +71,7 @@ HEADS: dict[str, Head] = {
         is_supervised=False,
         arrays={
             "mlm_positions": ArraySpec("BP", INT, "indices into S of the selected tokens; 0 where unused"),
-            "mlm_targets": ArraySpec("BP", INT, "the original ids at those positions", vocabulary=True),
+            "mlm_targets": ArraySpec("BP", INT, "the original ids at mlm_positions", vocabulary=True),
             "mlm_weights": ArraySpec("BP", FLOAT, "1 for a selected position, 0 for an unused slot"),
         },
         targets="mlm_targets",
@@ -82,7 +82,7 @@ HEADS: dict[str, Head] = {
         reads=TOKENS,
         outputs=CLASSES,
         arrays={
-            "token_targets": ArraySpec("BS", INT, "class index of the word that begins here, in the tags' order"),
+            "token_targets": ArraySpec("BS", INT, "class index, in the tags' order, of the word that begins here"),
             "token_weights": ArraySpec("BS", FLOAT, "1 where a word begins, 0 elsewhere"),
         },
         targets="token_targets",
@@ -92,8 +92,8 @@ HEADS: dict[str, Head] = {
         reads=TOKENS,
         outputs=2,  # start and end
         arrays={
-            "span_starts": ArraySpec("BE", INT, "index into S of the answer's first token; of [CLS]: no answer"),
-            "span_ends": ArraySpec("BE", INT, "index into S of its last token"),
+            "span_starts": ArraySpec("BE", INT, "index into S of the answer's first token; that of [CLS] if no answer"),
+            "span_ends": ArraySpec("BE", INT, "index into S of the answer's last token"),
             "span_weights": _example_weights(),
         },
         targets="span_starts",
@@ -130,7 +130,7 @@ HEADS: dict[str, Head] = {
         outputs=CLASSES,
         arrays=POOLED
         | {
-            "label_targets": ArraySpec("BY", FLOAT, "1 for each class that an example has, 0 for the others"),
+            "label_targets": ArraySpec("BY", FLOAT, "1 for each class of the example, 0 for the other classes"),
             "label_weights": _example_weights(),
         },
         targets="label_targets",
@@ -157,7 +157,7 @@ HEADS: dict[str, Head] = {
         arrays=POOLED
         | {
             "choice_questions": ArraySpec("BE", INT, "1 + index into S where this choice's example begins; 0 unused"),
-            "choice_weights": ArraySpec("BE", FLOAT, "1 for the right choice of a question, 0 for the others"),
+            "choice_weights": ArraySpec("BE", FLOAT, "1 for the correct choice of a question, 0 for the other choices"),
         },
         targets="choice_questions",
         weights="choice_weights",

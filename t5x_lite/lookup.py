@@ -1,4 +1,4 @@
-"""Name tables: a wrong name answers with the nearest right one."""
+"""Looks names up in tables; the error for an unknown name suggests the nearest ones."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def suggest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
-    """The `count` names of `allowed` nearest to `name`, best first; empty when nothing is near.
+    """Returns up to `count` names of `allowed` that are similar to `name`, the nearest first.
 
     >>> suggest("glue_col", ["glue_cola", "glue_sst2", "wmt"])
     ['glue_cola', 'glue_sst2']
@@ -22,7 +22,7 @@ def suggest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """The message for a name that is not in the table.
+    """Returns the error message for a `name` that is not one of `allowed`; it shows at most 20 of them.
 
     >>> unknown("task", "glue_col", ["glue_cola"])
     "unknown task 'glue_col'; did you mean 'glue_cola'? (allowed: glue_cola)"
@@ -35,7 +35,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """`table[name]`; raises ConfigError with "did you mean" when it is not there."""
+    """Returns `table[name]`. Raises ConfigError with "did you mean" if the table has no such name."""
     try:
         return table[name]
     except KeyError:
