@@ -1,9 +1,10 @@
-"""Feature converters, one for each architecture: from a task's texts to the features that a model reads.
+"""Feature converters turn a task's texts into the features that a model reads. Each architecture has one.
 
-Every task feeds all three. A corpus (`{"text"}`) gets the objective of the architecture: span corruption, next token,
-or masked tokens with next sentence (convert_encoder.py). A supervised example (`{"inputs", "targets"}`) becomes encoder
-and decoder, one concatenated sequence, or [CLS] … [SEP] with a label. Targets are shifted right within each example,
-before packing, so no example ever sees the last token of its neighbour.
+All three converters accept every task. For a corpus (`{"text"}`) they apply the architecture's objective: span
+corruption, next token, or masked tokens with next sentence (convert_encoder.py). From a supervised example
+(`{"inputs", "targets"}`) they make encoder inputs and decoder targets, one concatenated sequence, or [CLS] … [SEP] with
+a label. They shift targets right within each example, before packing, so an example never sees the last token of its
+neighbour.
 """
 
 import dataclasses
@@ -21,65 +22,72 @@ from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabulary import Vocabulary
 
-TEXT, WHICH = "text", "which_denoiser"  # features of a piece of a corpus that is still to be denoised
+TEXT, WHICH = "text", "which_denoiser"  # the features of a piece of a corpus before `denoise`
 
 
 class Converter(Protocol):
-    """What the pipeline asks of a converter. Converters are frozen dataclasses, and their repr is their fingerprint."""
+    """Defines the methods of a converter. Converters are frozen dataclasses, and their repr is their fingerprint."""
 
     @property
     def on_long(self) -> str:
-        """What happens to a supervised example that does not fit in a row: "truncate" or "skip" (both are counted), or
-        "error"."""
+        """Says what happens to a supervised example that does not fit in a row: "truncate", "skip" or "error".
+
+        Truncated and skipped examples are counted.
+        """
         ...
 
     def specs(self) -> dict[str, ArraySpec]:
-        """The arrays of a batch, by name."""
+        """Returns the ArraySpec of each array of a batch, by name."""
         ...
 
     def sizes(self, pack: bool) -> dict[str, int]:
-        """The size of each dimension of a row, by its letter."""
+        """Returns the size of each dimension of a row, by its letter."""
         ...
 
     def corpus(self, texts: Sequence, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
-        """Training examples from a window of documents: finished ones, or pieces of text with the features TEXT and
-        WHICH, for `denoise`."""
+        """Makes training examples from a window of documents.
+
+        They are either complete, or pieces of text with the features TEXT and WHICH, which `denoise` completes.
+        """
         ...
 
     def denoise(self, texts: Examples, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
-        """Finished examples from examples with TEXT and WHICH, of any number of windows at once."""
+        """Applies the objective to examples with TEXT and WHICH, from any number of windows at once."""
         ...
 
     def lengths(self, examples: Examples, vocabulary: Vocabulary) -> np.ndarray:
-        """int64 [examples, dimensions]: the length of each example in each dimension of a row. An example that is still
-        text has the length that is planned for it."""
+        """Returns the length of each example in each dimension of a row, int64 [examples, dimensions].
+
+        For an example that is still text, it is the planned length.
+        """
         ...
 
     def supervised(
         self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary
     ) -> tuple[Examples, np.ndarray]:
-        """The features of supervised examples, in order, and which of them had to be truncated (bool [examples]). A
-        context that is longer than its row gives one for each window.
+        """Returns the features of supervised examples, in order, and which of them were truncated (bool [examples]).
 
-        Raises DataError for an example with a missing or wrong field, ConfigError for a task that the converter cannot
-        serve.
+        A context that is longer than its row gives one example for each window.
+        Raises DataError for an example with a missing or wrong field, ConfigError for a task that the converter does
+        not support.
         """
         ...
 
     def prompts(
         self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary, max_new_tokens: int
     ) -> tuple[Examples, np.ndarray]:
-        """What a model reads to predict each example's target, and which were truncated (bool [examples])."""
+        """Returns the features that a model reads to predict each example's target, and which examples were truncated
+        (bool [examples])."""
         ...
 
     def prompt_sizes(self, max_new_tokens: int) -> dict[str, int]:
-        """The size of each dimension of a row that holds one prompt and leaves room for `max_new_tokens` tokens."""
+        """Returns the size of each dimension of a row that holds one prompt and leaves room for `max_new_tokens`."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class TextToText:
-    """Encoder-decoder. `inputs` and `targets` end with EOS where the task's features say so.
+    """Converts examples for encoder-decoders. `inputs` and `targets` end with EOS if the task's features have add_eos.
 
     Two examples, inputs `7 8 5 1` and `8 4 9 3 1`, targets `3 9 1` and `4 1`, packed in rows of 10 and 7:
 
@@ -95,11 +103,11 @@ class TextToText:
 
     length: int
     targets_length: int
-    denoisers: tuple[Denoiser, ...] = (Denoiser(),)  # for a corpus; each is used equally often
+    denoisers: tuple[Denoiser, ...] = (Denoiser(),)  # for a corpus; all are equally frequent
     on_long: str = "truncate"
     start_id: int = -1  # the first id that the decoder reads; -1: the vocabulary's pad
     fairseq_marks: bool = False  # inputs and targets begin with [CLS] (BART's <s>)
-    prompt_tokens: int = 0  # pads at the start of the inputs, whose embeddings a trainable prompt replaces
+    prompt_tokens: int = 0  # pads at the start of the inputs; a trainable prompt replaces their embeddings
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("text_to_text")
@@ -143,7 +151,7 @@ class TextToText:
 
     @property
     def _room(self) -> dict[str, int]:
-        """The tokens of a row that are left for a text and its EOS, by dimension."""
+        """Returns the number of tokens in a row that are left for a text and its EOS, by dimension."""
         prompt = {"S": self.prompt_tokens}
         return {k: n - self.fairseq_marks - prompt.get(k, 0) for k, n in self.sizes(pack=False).items()}
 
@@ -156,14 +164,16 @@ class TextToText:
         return {"encoder_input_tokens": inputs, **_shifted(targets, 1.0, start(self.start_id, vocabulary))}
 
     def _prompted(self, inputs: Ragged, vocabulary: Vocabulary) -> Ragged:
-        nothing = np.full((len(inputs), self.prompt_tokens), vocabulary.pad_id, np.int32)
-        return ragged.join(ragged.block(nothing), inputs) if self.prompt_tokens else inputs
+        pads = np.full((len(inputs), self.prompt_tokens), vocabulary.pad_id, np.int32)
+        return ragged.join(ragged.block(pads), inputs) if self.prompt_tokens else inputs
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderOnly:
-    """Language model. A corpus is cut into rows, and every token is a target. A supervised example is one sequence of
-    its inputs and targets, with the loss on the targets only; the EOS between them is the separator.
+    """Converts examples for language models.
+
+    It cuts a corpus into rows and makes every token a target. It joins the inputs and targets of a supervised example
+    into one sequence with the loss on the targets only; the EOS between them is the separator.
 
     Two examples, inputs `7 8 1` and `5 1`, targets `3 9 1` and `4 1`, packed in a row of 12:
 
@@ -175,7 +185,7 @@ class DecoderOnly:
     """
 
     length: int
-    denoisers: tuple[Denoiser, ...] = ()  # for a corpus; each is used equally often; (): every token is a target
+    denoisers: tuple[Denoiser, ...] = ()  # for a corpus; all are equally frequent; (): every token is a target
     on_long: str = "truncate"
     start_id: int = -1  # the first id that the model reads; -1: the vocabulary's pad
 
@@ -206,7 +216,7 @@ class DecoderOnly:
     def supervised(self, examples, task, vocabulary):
         inputs = _encode(examples, "inputs", task, vocabulary)
         targets = _encode(examples, "targets", task, vocabulary)
-        # If both are long, each gets half of the row. A short one leaves the rest of its half to the other.
+        # If inputs and targets are both long, each gets half of the row. A short one leaves the rest to the other.
         room = np.maximum(self.length // 2, self.length - inputs.lengths)
         short_targets = _cut(targets, room, vocabulary, task, "targets")
         short_inputs = _cut(inputs, self.length - short_targets.lengths, vocabulary, task, "inputs")
@@ -229,7 +239,7 @@ class DecoderOnly:
 
 
 def _texts(texts: Sequence[str], plan: tuple[int, ...], vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
-    """Documents end to end, cut into pieces of the lengths that are planned for the denoisers."""
+    """Joins documents end to end and cuts them into pieces of the lengths planned for the denoisers."""
     pieces, which = chunks(ragged.of(ids_of(texts, vocabulary)).values, plan, rng)
     return {TEXT: pieces, WHICH: ragged.singles(which)}
 
@@ -244,7 +254,7 @@ def _lengths(examples: Examples, converter: Converter, plan: Callable[[], tuple[
     sizes = converter.sizes(pack=True)
     if TEXT not in examples:
         return packing.lengths_of(examples, converter.specs(), "".join(sizes))
-    # A text of the planned length fills a row.
+    # A text of the planned length fills a row, so a shorter one fills a proportional share of it.
     share = examples[TEXT].lengths / np.array(plan())[examples[WHICH].values]
     return np.ceil(share[:, None] * list(sizes.values())).astype(np.int64)
 
@@ -255,7 +265,7 @@ def _encode(examples, field: str, task: Task, vocabulary: Vocabulary) -> Ragged:
 
 
 def _cut(ids: Ragged, limits: np.ndarray | int, vocabulary: Vocabulary, task: Task, field: str) -> Ragged:
-    """At most the first `limits` ids of each row; a truncated row still ends with EOS if the field has one."""
+    """Keeps at most the first `limits` ids of each text; a truncated text still ends with EOS if the field has one."""
     short = ragged.cut(ids, limits)
     truncated = (short.lengths < ids.lengths) & (short.lengths > 0)
     if task.features[field].add_eos and truncated.any():
@@ -264,22 +274,22 @@ def _cut(ids: Ragged, limits: np.ndarray | int, vocabulary: Vocabulary, task: Ta
 
 
 def text_task(architecture: str, segments: tuple[str, ...] = ("inputs",)) -> Task:
-    """A task that only has texts, for models that were not trained on a task.
+    """Returns a task without a source, for models that were not trained on a task.
 
-    The inputs of a language model have no EOS, because the model continues them. The encoder of a text_to_text model
-    has seen EOS after every text.
+    The inputs of a language model have no EOS, because the model continues them. The other architectures keep EOS:
+    the encoder of a text_to_text model has seen EOS after every text.
     """
     features = {"inputs": Feature(add_eos=architecture != "decoder_only"), "targets": Feature()}
-    return Task("text", source=None, features=features, segments=segments)  # type: ignore[arg-type]  (nothing is read)
+    return Task("text", source=None, features=features, segments=segments)  # type: ignore[arg-type]  (nothing reads it)
 
 
 def start(start_id: int, vocabulary: Vocabulary) -> int:
-    """The first id that a decoder reads: the one that its model was trained with, or else the vocabulary's pad."""
+    """Returns the first id that a decoder reads: `start_id`, or the vocabulary's pad if `start_id` is negative."""
     return start_id if start_id >= 0 else vocabulary.pad_id
 
 
 def _shifted(targets: Ragged, weights: float | np.ndarray, start_id: int) -> Examples:
-    """The three features of a decoder. weights: one number for all targets, or float [targets]."""
+    """Returns the three features of a decoder. weights: one number for all target tokens, or float [target tokens]."""
     weight_of = np.empty(len(targets.values), np.float32)
     weight_of[:] = weights
     return {
@@ -290,7 +300,7 @@ def _shifted(targets: Ragged, weights: float | np.ndarray, start_id: int) -> Exa
 
 
 def _continued(inputs: Ragged, targets: Ragged, start_id: int) -> Examples:
-    """Inputs and targets in one sequence, with the loss on the targets only."""
+    """Joins inputs and targets into one sequence, with the loss on the targets only."""
     parts = np.stack([inputs.lengths, targets.lengths], axis=1)
     weights = np.repeat(np.tile([0.0, 1.0], len(inputs)), parts.ravel())
     return _shifted(ragged.join(inputs, targets), weights, start_id)

@@ -1,4 +1,4 @@
-"""The feature converter of encoder-only models: [CLS] … [SEP] with masked tokens, labels, tags, spans or choices."""
+"""Converts examples for encoder-only models: [CLS] … [SEP] with masked tokens, labels, tags, spans or choices."""
 
 import dataclasses
 import re
@@ -21,9 +21,9 @@ from t5x_lite.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Tokens `begin` to `end` of a context, which stand in a row of their own from column `first` on.
+    """Describes a window: tokens `begin` to `end` of a context, in a row of their own from column `first` on.
 
-    example: the number of the example that the context is from.
+    example: the index of the example that the context belongs to.
     places: int64 [tokens of the context, 2]: for each token, (begin, end) of its word in the context, in characters.
     """
 
@@ -36,9 +36,11 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderOnly:
-    """BERT. A corpus gives pairs of texts for masked tokens, and for next sentence (Devlin et al. 2019, §3.1), where
-    half of the second texts come from another document, or for sentence order (Lan et al. 2020, §3.1), where half of
-    the pairs are swapped. A supervised example gives its segments and its label.
+    """Converts examples for encoders such as BERT.
+
+    A corpus becomes pairs of texts for masked tokens and one objective on pairs: next sentence (Devlin et al. 2019,
+    §3.1: half of the second texts come from a different document) or sentence order (Lan et al. 2020, §3.1: half of
+    the pairs are swapped). A supervised example becomes its segments and its label.
 
     Two examples with [CLS] = 3 and [SEP] = 4, segments `7 8` with `5`, label 2, and `9`, label 0, in a row of 10:
 
@@ -55,14 +57,14 @@ class EncoderOnly:
     heads: tuple[str, ...]
     mlm_rate: float = 0.15
     max_examples_per_row: int = 16
-    whole_words: bool = False  # a word is masked with all its tokens or not at all
-    longest_ngram: int = 1  # the most words, or tokens, that are masked together
-    sentence_order: bool = False  # instead of next sentence: is the pair in order, or swapped (ALBERT)?
+    whole_words: bool = False  # mask all tokens of a word or none
+    longest_ngram: int = 1  # mask up to this many consecutive words (or tokens) together
+    sentence_order: bool = False  # ALBERT's objective instead of next sentence: is the pair in order, or swapped?
     on_long: str = "truncate"
     fairseq_marks: bool = False  # two [SEP] between the segments (RoBERTa's </s></s>)
     window_stride: int = 128  # tokens from the start of one window of a long context to the start of the next
-    choices: int = 1  # the most choices of an example
-    num_classes: int = 0  # of the head multi_label
+    choices: int = 1  # the largest number of choices of an example
+    num_classes: int = 0  # classes of the head multi_label
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("encoder_only", self.heads)
@@ -95,7 +97,7 @@ class EncoderOnly:
         return self._masked(firsts, seconds, np.array(is_wrong, bool), vocabulary, rng)
 
     def denoise(self, texts, vocabulary, rng):
-        raise AssertionError("the pieces of an encoder's corpus are masked already")
+        raise AssertionError("`corpus` has already masked an encoder's examples")
 
     def lengths(self, examples, vocabulary):
         return packing.lengths_of(examples, self.specs(), "".join(self.sizes(pack=True)))
@@ -103,13 +105,17 @@ class EncoderOnly:
     def supervised(self, examples, task, vocabulary):
         head = task.target.head
         if not head:
-            raise ConfigError(f"task {task.name!r} has nothing that an encoder's head could predict")
+            raise ConfigError(
+                f"task {task.name!r} has free text as targets, and no head of an encoder predicts it; give the task a "
+                "target such as Classes, or use text_to_text or decoder_only"
+            )
         if head not in self.heads:
             raise ConfigError(f"task {task.name!r} needs the head {head!r}; the encoder has {', '.join(self.heads)}")
         return BY_TARGET[type(task.target)](self, examples, task, vocabulary, labelled=True)
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
-        """As in training. A long context gives its first window; `windows` gives all of them."""
+        """Converts as in training, without labels. Of a long context it returns the first window; `windows` returns
+        all."""
         if type(task.target) in BY_TARGET:
             return BY_TARGET[type(task.target)](self, examples, task, vocabulary, labelled=False)
         return self._plain(examples, task, vocabulary)
@@ -124,12 +130,12 @@ class EncoderOnly:
         vocabulary: Vocabulary,
         overlap: Callable[[int], int] | None = None,
     ) -> tuple[Examples, list[Window]]:
-        """[CLS] question [SEP] a window of the context [SEP], for every window that a context needs. If a context does
-        not fit in a row, each window begins `window_stride` tokens after the one before.
+        """Makes [CLS] question [SEP] window [SEP] for every window that a context needs, in the order of the examples.
 
-        overlap: replaces that stride: from the size of a window to the number of tokens that it shares with the one
-            before.
-        Raises ConfigError when a row has no room for a context, or when windows cannot share so many tokens.
+        If a context does not fit in a row, each window begins `window_stride` tokens after the previous one.
+        overlap: replaces the stride: from the number of tokens in a window to the number that it shares with the
+            previous one.
+        Raises ConfigError if a row has no room for a context, or if `overlap` is negative or as long as a window.
         """
         question, context = task.segments
         questions = ragged.of(ids_of([text_of(e, question, task) for e in examples], vocabulary))
@@ -141,11 +147,14 @@ class EncoderOnly:
             first = 2 + int(questions.lengths[index]) + self.fairseq_marks
             room = self.length - first - 1
             if room < 1:
-                raise ConfigError(f"data.length={self.length} leaves no room for a context behind a question")
+                raise ConfigError(
+                    f"data.length={self.length} leaves no room for a context after a question of "
+                    f"{int(questions.lengths[index])} tokens; raise data.length"
+                )
             step = min(self.window_stride, room) if overlap is None else room - overlap(room)
             if not 0 < step <= room and len(ids) > room:
                 raise ConfigError(
-                    f"windows of {room} tokens cannot share {room - step}; let them share 0 to {room - 1}"
+                    f"windows of {room} tokens cannot share {room - step}; the overlap must be 0 to {room - 1}"
                 )
             for begin in range(0, len(ids) - room + step, step) if len(ids) > room else (0,):
                 end = min(begin + room, len(ids))
@@ -197,8 +206,8 @@ class EncoderOnly:
         return out, np.zeros(len(windows), bool)
 
     def _with_choices(self, examples, task, vocabulary, labelled: bool) -> tuple[Examples, np.ndarray]:
-        """[CLS] segments [SEP] choice [SEP] for every choice of an example, side by side in its row. The choices do not
-        attend to each other."""
+        """Makes [CLS] segments [SEP] choice [SEP] for every choice of an example, side by side in one row. The choices
+        do not attend to each other."""
         fields = task.target.fields
         each = [
             self._segments(examples, task, (*task.segments, field), self.length // len(fields), vocabulary)
@@ -214,8 +223,11 @@ class EncoderOnly:
         return out, np.any([truncated for _, _, truncated in each], axis=0)
 
     def _words(self, examples, task, vocabulary) -> tuple[Examples, Ragged, np.ndarray]:
-        """[CLS] the words of each example [SEP], with a weight of 1 on the first token of each word; the number of the
-        word of each token (0 for [CLS] and [SEP]); and which examples were truncated (bool [examples])."""
+        """Makes [CLS] words [SEP] of each example.
+
+        Returns the features, with a weight of 1 on the first token of each word; for each token, the index of its word
+        (0 for [CLS] and [SEP]); and which examples were truncated (bool [examples]).
+        """
         spaced = [[" " * (n > 0) + word for n, word in enumerate(words_of(e, task))] for e in examples]
         tokens, word_of = words.encoded(spaced, vocabulary)
         begins = np.diff(word_of.values, prepend=-1) != 0
@@ -234,8 +246,10 @@ class EncoderOnly:
     def _segments(
         self, examples, task, fields: Sequence[str], length: int, vocabulary
     ) -> tuple[Ragged, np.ndarray, np.ndarray]:
-        """[CLS] first [SEP] second [SEP] of each example, the type of each token, and which examples were truncated
-        (bool [examples])."""
+        """Makes [CLS] first [SEP] second [SEP] of each example, with at most `length` tokens.
+
+        Returns the tokens, the type of each token, and which examples were truncated (bool [examples]).
+        """
         parts = [ragged.of(ids_of([text_of(e, field, task) for e in examples], vocabulary)) for field in fields]
         lengths = np.stack([part.lengths for part in parts], axis=1)
         room = length - 1 - len(parts) - self.fairseq_marks * (len(parts) - 1)
@@ -269,9 +283,10 @@ class EncoderOnly:
     def _with_marks(
         self, parts: Sequence[Ragged], closed: Sequence[np.ndarray], vocabulary: Vocabulary
     ) -> tuple[Ragged, np.ndarray, np.ndarray]:
-        """[CLS] first [SEP] second [SEP] …; the type of each token; and whether it is one of these marks.
+        """Makes [CLS] first [SEP] second [SEP] …
 
         closed: for each part, bool [rows]: whether a [SEP] follows it.
+        Returns the tokens; the type of each token; and whether each token is [CLS] or [SEP].
         """
         rows = len(parts[0])
         pieces, type_of_piece, is_mark = [ragged.constant(vocabulary.cls_id, rows)], [0], [True]
@@ -289,9 +304,9 @@ class EncoderOnly:
         return ragged.join(*pieces), types, marks
 
     def _unlabelled(self, tokens: Ragged, types: np.ndarray, parts: Ragged | None = None) -> Examples:
-        """The features of all heads, with a weight of 0 for every label.
+        """Returns the features of all heads, with a weight of 0 for every label.
 
-        parts: the lengths of the parts of each example that do not attend to each other; None: every example is one.
+        parts: the lengths of the parts of each example; parts do not attend to each other. None: one part per example.
         """
         parts = ragged.singles(tokens.lengths) if parts is None else parts
         begins = np.cumsum(parts.values) - parts.values - np.repeat(tokens.starts, parts.lengths)
@@ -302,7 +317,7 @@ class EncoderOnly:
             if name == "pooled_positions":
                 out[name] = Ragged(begins.astype(np.int32), parts.lengths)
             elif spec.dims == "BE":
-                first = name == "choice_questions"  # 1 + the column where the example begins, which is 0 before packing
+                first = name == "choice_questions"  # 1 + the column where the example begins; before packing that is 0
                 out[name] = Ragged(np.full(len(parts.values), first, spec.dtype), parts.lengths)
             elif spec.dims == "BS" and name.startswith("token_") and name not in out:
                 out[name] = Ragged(np.zeros(len(tokens.values), spec.dtype), tokens.lengths)
@@ -314,7 +329,7 @@ class EncoderOnly:
         return out
 
 
-# (converter, examples, task, vocabulary, labelled) -> features, with targets if `labelled`, and which are truncated.
+# (converter, examples, task, vocabulary, labelled) -> (features, with targets if `labelled`; which were truncated)
 BY_TARGET: dict[type[Target], Callable[..., tuple[Examples, np.ndarray]]] = {
     Classes: EncoderOnly._with_classes,
     Number: EncoderOnly._with_numbers,
@@ -325,7 +340,7 @@ BY_TARGET: dict[type[Target], Callable[..., tuple[Examples, np.ndarray]]] = {
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text. A sentence ends after . ! or ? before white space, and at a blank line.
+    """Splits a text into sentences. A sentence ends after . ! or ? before white space, and at a blank line.
 
     >>> sentences("One. Two?\\n\\nThree")
     ['One.', 'Two?', 'Three']
@@ -334,14 +349,16 @@ def sentences(text: str) -> list[str]:
 
 
 def _sentence_ids(text, vocabulary: Vocabulary) -> list[np.ndarray]:
-    """The ids of each sentence; a text from a cache is such a list already."""
+    """Returns the ids of each sentence of a text. A text from a cache is already a list of ids by sentence."""
     return vocabulary.encode(sentences(text)) if isinstance(text, str) else text
 
 
 def _pieces(document: list[np.ndarray], room: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(first, second) texts that cover a document. Together they are a run of sentences that fills `room` tokens, split
-    at the end of a sentence near its middle, or in the middle if it is a single sentence. A sentence longer than
-    `room` is cut up."""
+    """Splits a document into pairs (first, second) of texts.
+
+    A pair is a run of sentences with at most `room` tokens. It is split at the end of a sentence near its middle, or in
+    the middle if it is a single sentence. Sentences longer than `room` are cut into pieces first.
+    """
     out, run, length = [], [], 0
 
     def close() -> None:
@@ -364,9 +381,9 @@ def _pieces(document: list[np.ndarray], room: int) -> list[tuple[np.ndarray, np.
 
 
 def _other_second(pieces, document: bytes, rng: np.random.Generator) -> np.ndarray | None:
-    """The second text of a random piece of another document; None when eight draws give none.
+    """Returns the second text of a random piece of a different document, or None if eight draws fail.
 
-    A document is known by its ids, because one window can hold a small corpus several times.
+    Documents are compared by their ids, because one window can hold a small corpus several times.
     """
     for _ in range(8):
         other, _, second = pieces[int(rng.integers(len(pieces)))]
@@ -376,8 +393,9 @@ def _other_second(pieces, document: bytes, rng: np.random.Generator) -> np.ndarr
 
 
 def _longest_first(lengths: list[int], room: int) -> list[int]:
-    """The tokens that each segment keeps, when tokens are removed from the longest one until all fit in `room`. BERT's
-    truncate_seq_pair does the same, but of equally long segments it shortens the second, where this shortens the first.
+    """Returns how many tokens each segment keeps when tokens are removed from the longest until all fit in `room`.
+
+    Unlike BERT's truncate_seq_pair, it shortens the first of equally long segments, not the second.
 
     >>> _longest_first([9, 3, 9], 12)
     [4, 3, 5]
@@ -393,8 +411,8 @@ def _longest_first(lengths: list[int], room: int) -> list[int]:
 
 
 def _answer(example: Mapping[str, Any], window: Window) -> tuple[int, int]:
-    """The columns of the first and last token of an example's answer; the column of [CLS] twice if the answer is not in
-    the window."""
+    """Returns the columns of the first and last token of an example's answer, or the column of [CLS] twice if the
+    answer is not entirely in the window."""
     begin, end = example.get("answer_span") or (0, 0)
     tokens = np.flatnonzero((window.places[:, 1] > begin) & (window.places[:, 0] < end))
     if not len(tokens) or tokens[0] < window.begin or tokens[-1] >= window.end:
