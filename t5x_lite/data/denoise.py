@@ -1,8 +1,8 @@
-"""Self-supervised objectives that make inputs and targets of token ids: the denoising that Raffel et al. 2020 (§3.3)
-compare, and UL2's mixture. (BERT's masked language model is in masked_lm.py.)
+"""Self-supervised objectives that turn token ids into inputs and targets: the denoising objectives compared by Raffel
+et al. 2020 (§3.3), and UL2's mixture. (BERT's masked language model is in masked_lm.py.)
 
-The functions are pure, take the random generator as an argument, and act on all texts of a window at once, whatever
-their lengths. Of "Thank you for inviting me last week" the objectives may make:
+The functions are pure, take the random generator as an argument, and process all texts of a window at once; the texts
+may differ in length. From "Thank you for inviting me last week" the objectives may make:
 
     span_corruption   Thank you <0> me last <1>               <0> for inviting <1> week
     iid_denoising     Thank you <0> me <1> week               <0> for inviting <1> last <2>
@@ -13,10 +13,10 @@ their lengths. Of "Thank you for inviting me last week" the objectives may make:
     sequential        Thank you for inviting                  me last week
     full_lm                                                   Thank you for inviting me last week
 
-A sentinel <k> takes the place of a run of tokens that a side leaves out. span_corruption hides a fixed number of tokens
-in a fixed number of spans, and the end of the text is one of them (random_roll moves them). iid_denoising, mass and
-drop_tokens toss a coin for each token. prefix_lm cuts anywhere; sequential (UL2's S-denoiser) cuts where a fixed share
-of the text is left.
+A sentinel <k> replaces a run of tokens that inputs or targets leave out. span_corruption hides a fixed number of tokens
+in a fixed number of spans; the last span is the end of the text, unless random_roll moves the spans. iid_denoising,
+mass and drop_tokens decide at random for each token. prefix_lm cuts the text at a random place; sequential (UL2's
+S-denoiser) makes a fixed share of the text, its end, the target.
 """
 
 import bisect
@@ -32,13 +32,14 @@ from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
-MOST_SENTINELS = 1 << 13  # no vocabulary is searched for more
+MOST_SENTINELS = 1 << 13  # `_sentinels` does not search a vocabulary for more
 
 
 def span_corruption_lengths(
     inputs_length: int, noise_density: float = 0.15, mean_noise_span_length: float = 3.0
 ) -> tuple[int, int]:
-    """(raw tokens, targets length) such that corrupted raw text fills `inputs_length` exactly, including EOS.
+    """Returns (raw tokens, targets length): the most tokens that become at most `inputs_length` inputs, and the length
+    of their targets. Inputs and targets include EOS.
 
     Source: random_spans_helper of T5 (t5/data/preprocessors.py).
 
@@ -56,16 +57,17 @@ def span_corruption_lengths(
     while lengths(raw + 1)[0] <= inputs_length:
         raw += 1
     inputs, targets = lengths(raw)
-    if noise_density == 0.5 and targets > inputs:  # equal halves; T5 rounds this one case down
+    if noise_density == 0.5 and targets > inputs:  # T5 rounds down in this case, so that both halves are equal
         return raw - 1, targets - 1
     return raw, targets
 
 
 def noise_counts(length: int, noise_density: float, mean_noise_span_length: float) -> tuple[int, int]:
-    """(tokens, spans) to hide in `length` tokens.
+    """Returns (tokens, spans) to hide in `length` tokens.
 
-    They are rounded half to even in float32, as in T5's graph: of 190 tokens at 0.15 it hides 29, where float64 gives
-    28.5 and rounds to 28. There must be enough hidden tokens, and enough kept ones, for one in every span.
+    Both are rounded half to even in float32, as in T5's graph: of 190 tokens at density 0.15, T5 hides 29, whereas
+    float64 gives 28.5, which rounds to 28. There are at most as many spans as hidden tokens and as kept tokens, so no
+    span is empty.
 
     >>> noise_counts(568, 0.15, 3.0), noise_counts(190, 0.15, 3.0)
     ((85, 28), (29, 10))
@@ -85,11 +87,13 @@ def noise_mask(
     mean_noise_span_length: float = 3.0,
     random_roll: bool = False,
 ) -> np.ndarray:
-    """bool [sum of lengths], True on the tokens to hide in texts of these lengths. Each text is non-empty spans of text
-    and noise in turn, text first.
+    """Returns a mask, bool [sum of lengths], that is True on the tokens to hide. In each text, non-empty spans of kept
+    and hidden tokens alternate, kept ones first.
 
-    Source: random_spans_noise_mask of T5. Text and noise are cut into the same number of segments; every way to cut
-    them is equally likely. `random_roll` rotates each text's mask by a random distance.
+    Source: random_spans_noise_mask of T5. Kept and hidden tokens are cut into the same number of segments; every way to
+    cut them is equally likely.
+    lengths: int64 [texts].
+    random_roll: rotates each text's mask by a random distance.
     """
     if noise_density == 0:
         return np.zeros(lengths.sum(), bool)
@@ -107,19 +111,19 @@ def noise_mask(
 
 
 def _random_segments(totals: np.ndarray, parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """int64 [sum of parts]: each total cut into `parts` positive integers; every way is equally likely."""
+    """Cuts each total into `parts` positive integers (int64 [sum of parts]); every way to cut is equally likely."""
     cuts = np.flatnonzero(_random_subsets(totals - 1, parts - 1, rng)) + 1
     cuts += np.repeat(np.arange(len(parts)), parts - 1)  # a total of n units has n − 1 places to cut
     return np.diff(np.insert(cuts, np.cumsum(parts - 1), np.cumsum(totals)), prepend=0)
 
 
 def _random_subsets(sizes: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """bool [sum of sizes]: in each run of `sizes` values, `counts` are True; every choice is equally likely.
+    """Chooses `counts` of each run of `sizes` values (bool [sum of sizes]); every choice is equally likely.
 
-    Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") on all runs at once. It takes as many vectorised
-    steps as the largest count, where shuffling would take one for each value.
+    This is Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") on all runs at once. The number of
+    vectorised steps is the largest count; shuffling would take one step for each value.
     """
-    order = np.argsort(-counts, kind="stable")  # the runs that take part in a step come first
+    order = np.argsort(-counts, kind="stable")  # so that the runs that take part in a step are the first ones
     begins, sizes, counts = (np.cumsum(sizes) - sizes)[order], sizes[order], counts[order]
     chosen = np.zeros(sizes.sum(), bool)
     most = int(counts[0]) if len(counts) else 0
@@ -134,7 +138,11 @@ def _random_subsets(sizes: np.ndarray, counts: np.ndarray, rng: np.random.Genera
 
 def hide_spans(tokens: Ragged, mask: np.ndarray, vocabulary: Vocabulary) -> Ragged:
     """Replaces each run of True in a row by one sentinel, counting up from sentinel 0 (noise_span_to_unique_sentinel
-    of T5). mask: bool like `tokens.values`. DataError when a row needs more sentinels than the vocabulary has."""
+    of T5).
+
+    mask: bool, of the shape of `tokens.values`.
+    Raises DataError if a row needs more sentinels than the vocabulary has.
+    """
     begins = mask.copy()
     begins[1:] &= ~mask[:-1]
     firsts = tokens.starts[tokens.lengths > 0]
@@ -143,7 +151,7 @@ def hide_spans(tokens: Ragged, mask: np.ndarray, vocabulary: Vocabulary) -> Ragg
     counts = np.bincount(np.searchsorted(tokens.ends, places, side="right"), minlength=len(tokens))
     out = tokens.values.copy()
     if len(places):
-        vocabulary.sentinel(int(counts.max()) - 1)  # raises when there are not enough
+        vocabulary.sentinel(int(counts.max()) - 1)  # raises DataError if the vocabulary has too few
         out[places] = _sentinels(vocabulary)[ragged.spread(np.zeros_like(counts), counts)]
     return ragged.select(Ragged(out, tokens.lengths), begins | ~mask)
 
@@ -157,15 +165,16 @@ def span_corruption(
     random_roll: bool = False,
     final_sentinel: bool = False,
 ) -> tuple[Ragged, Ragged]:
-    """T5's pre-training objective (Raffel et al. 2020, §3.1.4): (inputs, targets) of each row of `tokens`, without EOS.
+    """Applies T5's pre-training objective (Raffel et al. 2020, §3.1.4): (inputs, targets) of each row, without EOS.
 
-    tokens `a b c d e` with `c d` hidden: inputs `a b <0> e`, targets `<0> c d`. The paper ends the targets with one
-    more sentinel; the code that trained T5 does not. `final_sentinel` follows the paper.
+    From tokens `a b c d e` with `c d` hidden it makes inputs `a b <0> e` and targets `<0> c d`. The paper ends the
+    targets with one more sentinel; the code that trained T5 does not. `final_sentinel` follows the paper.
+    Raises DataError if a row needs more sentinels than the vocabulary has.
     """
     mask = noise_mask(tokens.lengths, rng, noise_density, mean_noise_span_length, random_roll)
     inputs, targets = hide_spans(tokens, mask, vocabulary), hide_spans(tokens, ~mask, vocabulary)
     if final_sentinel:
-        # After a roll a text may end unhidden. Then the targets end with a sentinel already.
+        # After a roll the last token of a text may not be hidden. Then the targets already end with a sentinel.
         ends_hidden = mask[tokens.ends - 1] & (tokens.lengths > 0)
         used = targets.lengths - ragged.select(Ragged(mask, tokens.lengths), mask).lengths
         vocabulary.sentinel(int(used.max(initial=0)))
@@ -176,16 +185,16 @@ def span_corruption(
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """One of the objectives above with its settings.
+    """Holds one of KINDS with its settings.
 
-    mode: text before the inputs that names the kind of denoising, UL2's mode token; "" for none.
+    mode: a text before the inputs that names the kind of denoising (UL2's mode token); "" for none.
     """
 
     kind: str = "span_corruption"
-    noise_density: float = 0.15
-    mean_noise_span_length: float = 3.0  # span_corruption
-    random_roll: bool = False  # span_corruption
-    final_sentinel: bool = False  # span_corruption
+    noise_density: float = 0.15  # share of the tokens
+    mean_noise_span_length: float = 3.0  # tokens; span_corruption only
+    random_roll: bool = False  # span_corruption only
+    final_sentinel: bool = False  # span_corruption only
     mode: str = ""
 
 
@@ -204,7 +213,10 @@ UL2 = (
 def corrupt(
     tokens: Ragged, denoiser: Denoiser, rng: np.random.Generator, vocabulary: Vocabulary
 ) -> tuple[Ragged, Ragged]:
-    """(inputs, targets) of each row of `tokens`, without EOS."""
+    """Applies a denoiser to each row of `tokens` and returns (inputs, targets), without EOS.
+
+    Raises DataError if a row needs more sentinels than the vocabulary has.
+    """
     if denoiser.kind == "span_corruption":
         inputs, targets = span_corruption(
             tokens,
@@ -240,11 +252,11 @@ def corrupt(
 
 
 def _first_target(lengths: np.ndarray, denoiser: Denoiser, rng: np.random.Generator) -> np.ndarray:
-    """int64 [rows]: where the targets begin in texts that are cut in two."""
+    """Returns the index of the first target token of each text, int64 [rows], for objectives that cut texts in two."""
     if denoiser.kind == "full_lm":
         return np.zeros_like(lengths)
     if denoiser.kind == "prefix_lm":
-        return rng.integers(1, np.maximum(lengths, 2))  # neither side is empty: T5's random_prefix_noise_mask
+        return rng.integers(1, np.maximum(lengths, 2))  # neither side is empty, as in T5's random_prefix_noise_mask
     return lengths - np.array([noise_counts(n, denoiser.noise_density, n)[0] for n in lengths.tolist()], np.int64)
 
 
@@ -261,7 +273,7 @@ KINDS = (
 
 
 def denoisers(objective: str, **settings) -> tuple[Denoiser, ...]:
-    """The denoisers of a config's objective: one of `KINDS` with these settings, or "ul2", which has its own settings.
+    """Returns the denoisers of a config's objective: one of KINDS with `settings`, or "ul2", which ignores them.
 
     >>> denoisers("mass", noise_density=0.3) == (Denoiser("mass", noise_density=0.3),), len(denoisers("ul2"))
     (True, 7)
@@ -270,9 +282,11 @@ def denoisers(objective: str, **settings) -> tuple[Denoiser, ...]:
 
 
 def most_tokens(length: int, denoiser: Denoiser) -> tuple[int, int, int, int]:
-    """The most tokens that `length` tokens can become, without mode and EOS: (inputs, targets, both together, sentinels
-    on one side). Exact for span corruption without random_roll; for objectives that toss a coin for each token, six
-    standard deviations above the mean.
+    """Returns the most tokens that a denoiser makes from `length` tokens: (inputs, targets, both together, sentinels on
+    one side), without mode and EOS.
+
+    The bound is exact for span corruption without random_roll. For objectives that decide at random for each token it
+    is six standard deviations above the mean.
 
     >>> most_tokens(568, Denoiser())
     (511, 113, 624, 28)
@@ -300,7 +314,8 @@ def most_tokens(length: int, denoiser: Denoiser) -> tuple[int, int, int, int]:
 
 
 def _six_deviations(tosses: int, probability: float) -> int:
-    """A number of heads in independent tosses that is exceeded once in a billion times."""
+    """Returns the mean plus six standard deviations of the heads in independent tosses; about one draw in a billion
+    exceeds it."""
     return math.ceil(tosses * probability + 6 * math.sqrt(tosses * probability * (1 - probability)))
 
 
@@ -312,9 +327,10 @@ def plan_lengths(
     targets_length: int,
     total_length: int | None = None,
 ) -> tuple[int, ...]:
-    """The tokens of text that each denoiser gets, so that the result fits: inputs with mode token and EOS in
-    `inputs_length`, targets with EOS in `targets_length`, both in `total_length` (if they share a row), and every span
-    has a sentinel. ConfigError when not even two tokens fit.
+    """Returns the number of tokens of text that each denoiser gets at most, so that its result fits.
+
+    Inputs with mode token and EOS fit in `inputs_length`, targets with EOS in `targets_length`, both together in
+    `total_length` if they share a row, and every span has a sentinel. Raises ConfigError if not even two tokens fit.
 
     >>> from t5x_lite.data.vocabularies import ByteVocabulary
     >>> plan_lengths((Denoiser(),), ByteVocabulary(100), 512, 114)
@@ -335,9 +351,9 @@ def plan_lengths(
         too_long = bisect.bisect_left(range(2, longest), True, key=lambda n, d=denoiser: not fits(d, n)) + 2
         if too_long == 2:
             raise ConfigError(
-                f"data.length={inputs_length}, data.targets_length={targets_length}: no room for {denoiser.kind} "
-                f"(density {denoiser.noise_density}); both must be at least 3 and hold what it makes of a text (with "
-                "span_corruption 29 targets go with 128 inputs, 114 with 512)"
+                f"data.length={inputs_length}, data.targets_length={targets_length}: too short for {denoiser.kind} "
+                f"(density {denoiser.noise_density}); both must be at least 3 and hold a corrupted text "
+                "(span_corruption needs 29 target tokens for 128 inputs, 114 for 512)"
             )
         planned.append(too_long - 1)
     return tuple(planned)
@@ -345,7 +361,7 @@ def plan_lengths(
 
 @functools.lru_cache(maxsize=16)
 def _sentinels(vocabulary: Vocabulary) -> np.ndarray:
-    """int32: the ids of all sentinels of a vocabulary, from sentinel 0."""
+    """Returns the ids of all sentinels of a vocabulary, int32, from sentinel 0."""
 
     def is_missing(k: int) -> bool:
         try:
@@ -359,9 +375,10 @@ def _sentinels(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator) -> tuple[Ragged, np.ndarray]:
-    """Consecutive pieces of `tokens` with the given `lengths`, and for each piece the index of its length. All lengths
-    are equally frequent, in random order. The last piece may be shorter, but has at least 2 tokens; at most a single
-    token is lost.
+    """Cuts `tokens` into consecutive pieces and returns them with the index into `lengths` of each (int64 [pieces]).
+
+    All lengths are equally frequent, in random order. The last piece may be shorter, but has at least 2 tokens; at most
+    a single token is lost. tokens: int [tokens].
 
     >>> pieces, which = chunks(np.arange(11), [4], np.random.default_rng(0))
     >>> pieces.lengths.tolist(), which.tolist()
@@ -378,7 +395,11 @@ def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator)
 def corrupt_each(
     texts: Ragged, which: np.ndarray, denoisers: Sequence[Denoiser], rng: np.random.Generator, vocabulary: Vocabulary
 ) -> tuple[Ragged, Ragged]:
-    """(inputs, targets) of every text. which: int [texts]: the index of each text's denoiser."""
+    """Applies to each text its denoiser and returns (inputs, targets), without EOS, in the order of the texts.
+
+    which: int [texts], the index of each text's denoiser.
+    Raises DataError if a text needs more sentinels than the vocabulary has.
+    """
     if len(denoisers) == 1:
         return corrupt(texts, denoisers[0], rng, vocabulary)
     groups = [np.flatnonzero(which == n) for n in range(len(denoisers))]

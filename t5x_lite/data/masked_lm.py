@@ -1,6 +1,6 @@
-"""BERT's masked language model on token ids: which tokens are masked, and what replaces them.
+"""BERT's masked language model on token ids: selects the tokens to predict and replaces them.
 
-The functions are pure, take the random generator as an argument, and act on all rows of a window at once.
+The functions are pure, take the random generator as an argument, and process all rows of a window at once.
 """
 
 import functools
@@ -21,15 +21,15 @@ def mask_tokens(
     whole_words: bool = False,
     longest_ngram: int = 1,
 ) -> tuple[np.ndarray, Ragged]:
-    """BERT's masked language model (Devlin et al. 2019, §3.1): (corrupted values, selected positions in each row).
+    """Masks tokens as BERT does (Devlin et al. 2019, §3.1): (corrupted values, selected positions in each row).
 
-    A share `rate` of a row's maskable positions, at least one, is selected. All selected positions count in the loss:
+    It selects a share `rate` of a row's maskable positions, at least one. All selected positions count in the loss:
     80% of them become [MASK], 10% a random id, 10% keep their id.
-    maskable: bool like `tokens.values`; special tokens are never selected.
-    whole_words: a word is selected with all its tokens or not at all. So fewer positions are selected when no word fits
-        in what is left of the share.
-    longest_ngram: up to so many consecutive words (or tokens) are selected together; the chance of n is proportional to
-        1/n (Lan et al. 2020, §3.1, uses 3).
+    maskable: bool, of the shape of `tokens.values`; False on special tokens, which are never selected.
+    whole_words: selects all tokens of a word or none. If no remaining word fits in the rest of the share, the row has
+        fewer selected positions.
+    longest_ngram: selects up to this many consecutive words (or tokens) together; the probability of n is proportional
+        to 1/n (Lan et al. 2020, §3.1, uses 3).
     """
     rows = np.repeat(np.arange(len(tokens)), tokens.lengths)
     available = np.bincount(rows[maskable], minlength=len(tokens))
@@ -59,9 +59,9 @@ def _units(
     whole_words: bool,
     longest_ngram: int,
 ) -> np.ndarray:
-    """int64 [candidates]: the number of each candidate's unit, from 0. The candidates of a unit are selected
+    """Returns the number of each candidate's unit, from 0, int64 [candidates]. The candidates of a unit are selected
     together."""
-    apart = np.diff(candidates, prepend=-2) > 1  # another row begins, or a special token lies between
+    apart = np.diff(candidates, prepend=-2) > 1  # a special token lies between, or a new row begins
     apart |= np.diff(rows[candidates], prepend=-1) > 0
     begins = apart | vocabulary.word_starts[tokens.values[candidates]] if whole_words else np.ones_like(apart)
     if longest_ngram > 1:
@@ -76,10 +76,9 @@ def _units(
 
 
 def _choose(sizes: np.ndarray, rows: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """bool [units]: the units that are selected. Each row takes units in random order and skips those that are larger
-    than its remaining room.
+    """Selects units, bool [units]. Each row takes units in random order and skips units larger than its remaining room.
 
-    sizes, rows: int64 [units], the candidates of each unit and its row; room: int64 [rows].
+    sizes, rows: int64 [units], each unit's number of candidates and its row. room: int64 [rows], in candidates.
     """
     order = np.lexsort((rng.random(len(sizes)), rows))
     chosen = np.zeros(len(sizes), bool)
@@ -96,12 +95,14 @@ def _choose(sizes: np.ndarray, rows: np.ndarray, room: np.ndarray, rng: np.rando
 
 @functools.lru_cache(maxsize=4)
 def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
-    """int32: the ids that a text may hold, which are all but those of [CLS], [SEP], [MASK], pad, eos and unk."""
+    """Returns the ids that a text may hold, int32: all ids except [CLS], [SEP], [MASK], pad, eos and unk."""
     roles = [getattr(vocabulary, f"{role}_id") for role in ("pad", "eos", "unk", "cls", "sep", "mask")]
     return np.setdiff1d(np.arange(vocabulary.size, dtype=np.int32), roles)
 
 
 def mlm_capacity(length: int, rate: float, examples: int) -> int:
-    """The slots for selected positions in a row of `length` tokens with up to `examples` examples. Rounding each
-    example's share can add half a slot, and every example selects at least one position."""
+    """Returns the slots for selected positions in a row of `length` tokens with up to `examples` examples.
+
+    Rounding each example's share can add half a slot, and every example selects at least one position.
+    """
     return min(length, math.ceil(length * rate) + -(-examples // 2))
