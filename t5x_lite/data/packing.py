@@ -1,8 +1,8 @@
-"""Packing: several examples in one row, by their lengths alone.
+"""Packs several examples in one row; only their lengths decide which.
 
-Examples are a window's features as ragged columns (`Examples`), without segment ids and positions: those a row gives
-them. Features that share a dimension letter (t5x_lite/batch.py) have the same length in an example. An unpacked row
-is a packed one with a single example: there is one code path.
+Examples are a window's features as ragged columns (`Examples`), without segment ids and positions, which `fill` adds.
+Features that share a dimension letter (t5x_lite/batch.py) have the same length in an example. An unpacked row is a
+packed row with a single example, so both take the same code path.
 """
 
 import bisect
@@ -17,34 +17,34 @@ from t5x_lite.data.ragged import Ragged
 
 Examples = dict[str, Ragged]  # by feature; row i of every feature is example i
 
-# They point into the row, so they move with their example.
+# The values of these features are indices into the row, so packing shifts them with their example.
 INDEX_FEATURES = ("mlm_positions", "pooled_positions", "span_starts", "span_ends", "choice_questions")
-PARTS = "encoder_parts"  # lengths of the parts of an example that do not see each other, where it has several
+PARTS = "encoder_parts"  # the lengths of an example's parts; parts do not attend to each other
 
 
 def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
-    """Which row each example goes to: best fit, the longest first.
+    """Returns the row of each example, int64 [examples]: best fit, the longest example first.
 
-    lengths: int [examples, dimensions]; capacity: int [dimensions]. Each example goes to the row that it leaves the
-    least room in, else to a new one. An example is as long as its largest share of a dimension, and a row's room is
-    the sum of its shares: with one dimension that is best fit decreasing; with two, judged by the fuller one alone,
-    rows of T5's inputs and targets came out a tenth emptier. Rows are numbered by their first example, so that long
-    examples do not come first.
+    lengths: int [examples, dimensions]; capacity: int [dimensions].
+    Each example goes to the fullest row in which it fits, or to a new row. The length of an example is its largest
+    share of a dimension; the room of a row is the sum of its free shares. With one dimension this is best fit
+    decreasing. With two, judging a row by its fuller dimension alone left rows of T5's inputs and targets 10% emptier.
+    Rows are numbered by their first example, so that rows of long examples do not come first.
 
     >>> assign(np.array([[5], [6], [4], [3]]), np.array([10])).tolist()
     [0, 1, 1, 0]
     """
     assert (lengths <= capacity).all(), f"an example of {lengths.max(axis=0)} in rows of {capacity}"
     size = int(np.lcm.reduce(capacity))
-    shares = lengths * (size // capacity)  # whole numbers: of a row that holds `size` in every dimension
+    shares = lengths * (size // capacity)  # scaled to a row that holds `size` in every dimension, to stay integers
     longest, needs = shares.max(axis=1), shares.sum(axis=1)
     order = np.argsort(-longest, kind="stable")
-    # The longest, beside which not even the shortest fits in any dimension, have rows of their own.
+    # The longest examples have rows of their own: in some dimension not even the shortest length fits beside them.
     alone = int((shares[order] + shares.min(axis=0) > size).any(axis=1).cumprod().sum()) if len(order) else 0
     row_of = np.empty(len(lengths), np.int64)
     row_of[order[:alone]] = np.arange(alone)
-    rooms: list[list[int]] = [[]] * alone  # of each row, by dimension
-    open_rows: list[tuple[int, int]] = []  # (sum of its room, row), sorted
+    rooms: list[list[int]] = [[]] * alone  # the free shares of each row, by dimension
+    open_rows: list[tuple[int, int]] = []  # (sum of the row's free shares, row), sorted
     empty, whole = [size] * len(capacity), size * len(capacity)
     for index, need in zip(order[alone:].tolist(), needs[order[alone:]].tolist(), strict=True):
         share = shares[index].tolist()
@@ -64,7 +64,7 @@ def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
 
 
 def lengths_of(examples: Examples, specs: Mapping[str, ArraySpec], letters: str) -> np.ndarray:
-    """int64 [examples, letters]: each example's length in each dimension of `letters`."""
+    """Returns each example's length in each dimension of `letters`, int64 [examples, letters]."""
     length = {specs[name].dims[1]: column.lengths for name, column in examples.items() if name != PARTS}
     return np.stack([length.get(letter, np.zeros(count(examples), np.int64)) for letter in letters], axis=1)
 
@@ -72,8 +72,9 @@ def lengths_of(examples: Examples, specs: Mapping[str, ArraySpec], letters: str)
 def fill(
     examples: Examples, row_of: np.ndarray, rows: int, specs: Mapping[str, ArraySpec], sizes: Mapping[str, int]
 ) -> Batch:
-    """`rows` rows of a batch: the examples side by side, in order, zeros behind them; segment ids from 1, positions
-    from 0. row_of: int [examples].
+    """Fills `rows` rows of a batch: examples side by side, in order, then zeros; segment ids from 1, positions from 0.
+
+    row_of: int [examples], the row of each example.
 
     Two examples of lengths 4 and 5 in a row of 10:
 
@@ -83,12 +84,12 @@ def fill(
     """
     out = {name: np.zeros((rows, sizes[spec.dims[1]]), spec.dtype) for name, spec in specs.items()}
     if not examples:
-        return out  # padding alone: a host may have no example of an evaluation's last group
+        return out  # padding alone, for a host without examples in an evaluation's last group
     examples = dict(examples)
     parts = examples.pop(PARTS, None)
     order = np.argsort(row_of, kind="stable")
     sorted_rows = row_of[order]
-    first = np.searchsorted(sorted_rows, sorted_rows)  # the first example in the row of each
+    first = np.searchsorted(sorted_rows, sorted_rows)  # for each example, the first example of its row
     begins = {}
     for letter, column in {specs[name].dims[1]: column for name, column in examples.items()}.items():
         lengths = column.lengths[order]
@@ -119,9 +120,9 @@ def pack_rows(
     pack: bool,
     shuffle: np.random.Generator | None = None,
 ) -> tuple[Batch, np.ndarray]:
-    """(as many rows as the examples need, the row of each example, int64 [examples]).
+    """Packs examples in as many rows as they need and returns (rows, the row of each example: int64 [examples]).
 
-    pack: several examples a row, else one. shuffle: puts the rows in random order.
+    pack: puts several examples in a row, otherwise one. shuffle: puts the rows in random order.
     """
     row_of = np.arange(count(examples))
     if pack:
@@ -133,32 +134,32 @@ def pack_rows(
 
 
 def _numbered(sorted_rows: np.ndarray) -> np.ndarray:
-    """1, 2, … within each row, int32."""
+    """Numbers the examples within each row 1, 2, …, int32."""
     return (np.arange(1, len(sorted_rows) + 1) - np.searchsorted(sorted_rows, sorted_rows)).astype(np.int32)
 
 
 def count(examples: Examples) -> int:
-    """How many examples there are."""
+    """Returns the number of examples."""
     return len(next(iter(examples.values())))
 
 
 def example(examples: Examples, index: int) -> dict[str, np.ndarray]:
-    """One example: its values by feature."""
+    """Returns the values of one example by feature."""
     return {name: column[index] for name, column in examples.items()}
 
 
 def piece(examples: Examples, begin: int, end: int) -> Examples:
-    """Examples `begin` to `end`, without a copy."""
+    """Returns examples `begin` to `end`, without a copy."""
     return {name: column.slice(begin, end) for name, column in examples.items()}
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:
-    """All parts' examples, one after the other."""
+    """Joins the examples of all parts, in order."""
     return {name: ragged.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def take(examples: Examples, indices: np.ndarray) -> Examples:
-    """Examples by their numbers."""
+    """Returns the examples with these indices, in the order of `indices` (int [any number])."""
     if len(indices) == count(examples) and (np.diff(indices, prepend=-1) == 1).all():
         return examples
     return {name: ragged.take(column, indices) for name, column in examples.items()}

@@ -1,7 +1,7 @@
-"""The examples of a task, converted window after window of its elements.
+"""Converts the elements of a task's source to examples, window by window.
 
-A window is a group of elements that are encoded together; the documents of a corpus are joined within it before they
-are cut. `Feed` gives the examples of one task in one stream of rows, in the task's shuffled order.
+A window is a group of elements that are encoded together; the documents of a corpus are joined within a window before
+they are cut. `Feed` returns the examples of one task in one stream of rows, in the task's shuffled order.
 """
 
 import collections
@@ -25,59 +25,62 @@ if TYPE_CHECKING:
     from t5x_lite.data.cache import Cache
 
 TEXTS_PER_WINDOW = 64
-FEWEST_TEXTS_PER_WINDOW = 8  # for a task with a small share of a mixture: every stream keeps a window of every task
-FEWEST_ROWS_PER_EPOCH = 16  # of a single task in a stream; the epochs of a shorter one are packed together
-ORDERED_WINDOWS = 16  # the elements of so many windows are found together
+FEWEST_TEXTS_PER_WINDOW = 8  # tasks with a small share get smaller windows: each stream holds a window of every task
+FEWEST_ROWS_PER_EPOCH = 16  # of a single task in a stream; shorter epochs are packed together
+ORDERED_WINDOWS = 16  # windows whose shuffled indices are computed together
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What turns the examples of tasks into model features: the same for all streams of a run."""
+    """Holds what all streams of a run share to turn the examples of tasks into model features."""
 
     converter: Converter
     vocabulary: Vocabulary
     seed: int
     streams: int
     pack: bool
-    caches: Mapping[str, "Cache"] = dataclasses.field(default_factory=dict)  # by task; others are read from sources
+    caches: Mapping[str, "Cache"] = dataclasses.field(default_factory=dict)  # by task; without one: the source
     task_ids: bool = False
 
 
 class Position(NamedTuple):
-    """Where a feed stands: its next example is number `offset` of `window`."""
+    """The position of a feed: its next example is number `offset` of `window`."""
 
     window: int
     offset: int
-    size: int  # the examples of the window; 0 where it has not been begun
+    size: int  # examples in the window; 0 before the first is taken
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedWindow:
-    """The examples that a window of a task's elements became."""
+    """Holds the examples of one window of a task's elements."""
 
     examples: Examples
     lengths: np.ndarray  # int64 [examples, dimensions]
-    epoch_ends: np.ndarray  # int64: the number of examples up to each end of an epoch
-    converted: int  # examples before those that are too long were skipped
+    epoch_ends: np.ndarray  # int64 [ends of epochs]: the number of examples before each
+    converted: int  # examples, including those that were skipped as too long
     too_long: int
     bad: int
 
 
 class Feed:
-    """The examples of one task in one stream of rows.
+    """Returns the examples of one task in one stream of rows, in order.
 
-    examples, converted, too_long, bad: how many examples have been taken, and what the windows begun for them counted,
-    since the position was set.
+    Attributes, all counted since the position was set:
+    examples: the examples taken.
+    converted, too_long, bad: sums of these counts over the windows begun.
+
+    Raises DataError if the task has no training example, or if none is left after its preprocessors.
     """
 
     def __init__(self, reader: Reader, share: float, setting: Setting, stream: int):
         self.task, self._reader, self._setting, self._stream = reader.task, reader, setting, stream
         if not len(reader):
-            raise DataError(f"task {self.task.name!r} has no training example; check its source")
+            raise DataError(f"task {self.task.name!r} has no training example; check the train split of its source")
         self._window_size = max(FEWEST_TEXTS_PER_WINDOW, round(TEXTS_PER_WINDOW * share))
         self._seed = key(setting.seed, self.task.name, "order")
         self._survives = False
-        self._ordered = -1  # the block of windows whose elements have been found
+        self._ordered = -1  # the block of windows whose `_places` and `_indices` are computed
         self.set_position(Position(0, 0, 0))
 
     def get_position(self) -> Position:
@@ -89,13 +92,13 @@ class Feed:
         self.examples = self.converted = self.too_long = self.bad = 0
 
     def lengths(self, count: int) -> np.ndarray:
-        """int64 [count, dimensions]: the lengths of the next examples, which are not taken."""
+        """Returns the lengths of the next `count` examples, int64 [count, dimensions], without taking them."""
         self._load(count)
         lengths = np.concatenate([window.lengths for window in self._loaded])
         return lengths[self._offset : self._offset + count]
 
     def begins_epoch(self) -> bool:
-        """Whether the next example is the first of an epoch of the source that this stream reads."""
+        """Whether the next example is this stream's first in an epoch of the source."""
         self._load(1)
         if self._offset:
             return self._offset in self._loaded[0].epoch_ends
@@ -103,21 +106,21 @@ class Feed:
         return (place - self._setting.streams) // size < place // size
 
     def epoch_ends(self, count: int) -> np.ndarray:
-        """int64, ascending: the numbers of examples, up to `count`, after which this stream has read an epoch of the
-        source."""
+        """Returns the numbers of examples, up to `count`, after which this stream ends an epoch of the source (int64
+        [ends], ascending)."""
         self._load(count)
         begins = itertools.accumulate((len(window.lengths) for window in self._loaded), initial=-self._offset)
         ends = np.concatenate([window.epoch_ends + begin for window, begin in zip(self._loaded, begins, strict=False)])
         return ends[(ends > 0) & (ends <= count)]
 
     def take(self, count: int) -> list[Examples]:
-        """The next `count` examples, in pieces of windows."""
+        """Takes the next `count` examples, in pieces of windows."""
         self._load(count)
         pieces = []
         while count:
             window = self._loaded[0]
             size = len(window.lengths)
-            if self._offset == 0:  # a state that was restored in the middle of a window has counted it already
+            if self._offset == 0:  # a state restored in the middle of a window already includes the window's counts
                 self.converted += window.converted
                 self.too_long += window.too_long
                 self.bad += window.bad
@@ -134,12 +137,15 @@ class Feed:
 
     @property
     def epochs(self) -> float:
-        """How often this stream's share of the source has been read."""
+        """How many times this stream has read its share of the source."""
         windows = self._window + self._offset / max(self._size, 1)
         return windows * self._window_size * self._setting.streams / len(self._reader)
 
     def convert(self, window: int) -> ConvertedWindow:
-        """A window of elements as examples. It depends on the window's number alone, so no earlier one is needed."""
+        """Converts a window of elements to examples. They depend on the window's number alone, not on earlier windows.
+
+        Raises DataError for a bad example that the task does not tolerate, or one too long if on_long is "error".
+        """
         setting, task = self._setting, self.task
         places, indices = self._elements(window)
         bad = self._reader.bad
@@ -169,7 +175,7 @@ class Feed:
         )
 
     def _load(self, count: int) -> None:
-        """Converts windows until the next `count` examples are there."""
+        """Converts windows until the next `count` examples are loaded."""
         missing = count + self._offset - sum(len(window.lengths) for window in self._loaded)
         empty_windows = 0
         while missing > 0:
@@ -181,7 +187,7 @@ class Feed:
                 self._require_survivor()
 
     def _require_survivor(self) -> None:
-        """DataError unless some element of the source makes an example. (A rare one may not have come up yet.)"""
+        """Raises DataError unless some element of the source becomes an example. (A stream may not have reached it.)"""
         if self._survives:
             return
         setting = self._setting
@@ -192,20 +198,23 @@ class Feed:
                 return
         raise DataError(
             f"task {self.task.name!r} has no example left of {len(self._reader)} after its preprocessors; "
-            "do they drop everything, or are all texts empty (or, with data.on_long=skip, all too long)?"
+            "make sure that they keep some, and that the texts are not all empty (or, with data.on_long=skip, all too "
+            "long)"
         )
 
     def _epoch_ends(self, places: Sequence[int]) -> list[int]:
-        """The numbers of a window's elements after which its stream has read an epoch of the source. None, if an epoch
-        has too few rows for epochs to be kept apart."""
+        """Returns the numbers of a window's elements after which its stream ends an epoch of the source; none if the
+        stream has too few elements per epoch to keep epochs apart."""
         streams, size = self._setting.streams, len(self._reader)
         if size < FEWEST_ROWS_PER_EPOCH * streams:
             return []
         return (np.flatnonzero((np.array(places) + streams) // size > np.array(places) // size) + 1).tolist()
 
     def _elements(self, window: int) -> tuple[list[int], list[int]]:
-        """The places of a window's elements in the task's order, and their indices in the source. Those of several
-        windows are found together, in hardly more time than those of one."""
+        """Returns the places of a window's elements in the task's order, and their indices in the source.
+
+        It computes ORDERED_WINDOWS windows at once, which takes hardly more time than one.
+        """
         block, offset = window // ORDERED_WINDOWS, window % ORDERED_WINDOWS * self._window_size
         if block != self._ordered:
             count = ORDERED_WINDOWS * self._window_size
@@ -223,11 +232,11 @@ def converted(
     vocabulary: Vocabulary,
     rng: np.random.Generator,
 ) -> tuple[Examples, int]:
-    """(the examples that some text examples become, how many of these did not fit in a row).
+    """Converts text examples and returns (the examples, how many did not fit in a row).
 
-    They are model features, or pieces of a corpus that are still to be denoised (`denoised`). Empty texts give none.
-    numbered: (index in the source, text example) pairs. DataError for an example that does not fit in a row, if the
-    converter's `on_long` is "error".
+    The examples are model features, or pieces of a corpus before `denoised`. Empty texts of a corpus give none.
+    numbered: (index in the source, text example) pairs.
+    Raises DataError for an example that does not fit in a row, if the converter's `on_long` is "error".
     """
     task, examples = reader.task, [example for _, example in numbered]
     if task.is_corpus:
@@ -237,7 +246,7 @@ def converted(
         index = numbered[int(is_long.argmax())][0]
         raise DataError(
             f"{reader.where(index)}: the example does not fit in a row ({_row_size(converter)}). Raise data.length or "
-            "data.targets_length, shorten it, or set data.on_long to truncate or skip"
+            "data.targets_length, shorten the example, or set data.on_long to truncate or skip"
         )
     if converter.on_long == "skip":
         features = packing.take(features, np.flatnonzero(~is_long))
@@ -247,8 +256,10 @@ def converted(
 def denoised(
     pieces: Sequence[Examples], converter: Converter, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> Examples:
-    """The examples of all pieces as model features, with the objective applied to the texts among them. The texts of
-    all tasks are denoised at once, so that many small tasks cost no more than one."""
+    """Returns the examples of all pieces as model features, after applying the objective to the texts among them.
+
+    It denoises the texts of all tasks at once, so many small tasks cost no more than one.
+    """
     texts = [piece for piece in pieces if TEXT in piece]
     if not texts:
         return packing.concatenate(pieces)
@@ -261,7 +272,7 @@ def denoised(
 
 
 def groups(items: Iterable, size: int) -> Iterator[list]:
-    """The items in lists of `size`; the last may be shorter."""
+    """Yields the items in lists of `size`; the last may be shorter."""
     iterator = iter(items)
     while group := list(itertools.islice(iterator, size)):
         yield group
