@@ -175,7 +175,7 @@ def test_wrong_labels_and_fields_are_named():
     encoder = EncoderOnly(16, ("classification",))
     with pytest.raises(DataError, match=r"'task': label 'maybe' is not one of no, yes; .*inputs '5 6'"):
         encoder.supervised([{"inputs": "5 6", "targets": "maybe"}], labelled, NUMBERS)
-    with pytest.raises(DataError, match=r"needs the field 'targets'; .* has inputs\. Make it"):
+    with pytest.raises(DataError, match=r"needs the field 'targets'; .* has inputs\. Make 'targets'"):
         TextToText(8, 8).supervised([{"inputs": "5"}], task(), NUMBERS)
     regression = EncoderOnly(16, ("regression",))
     for value in ("high", "nan", "inf"):

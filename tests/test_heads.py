@@ -167,7 +167,7 @@ def test_windows_cover_the_context_and_mark_every_answer(marks):
 
 
 def test_tags_that_are_wrong_are_named():
-    with pytest.raises(DataError, match="2 tags, of the 3 words 'Ada met Bob'"):
+    with pytest.raises(DataError, match="2 tags for 3 words, in 'Ada met Bob'"):
         converter().supervised([{"tokens": ["Ada", "met", "Bob"], "tags": ["O", "O"]}], TAGS, VOCABULARY)
     with pytest.raises(DataError, match="tag 'B-ORG' is not one of O, B-PER"):
         converter().supervised([{"tokens": ["Ada"], "tags": ["B-ORG"]}], TAGS, VOCABULARY)
@@ -182,7 +182,7 @@ def test_labels_that_are_wrong_are_named():
     with pytest.raises(ConfigError, match="Classes needs labels"):
         Task("none", LABELS.source, multi_label=True)
     for labels in (("a", "b, c"), ("a", " ")):
-        with pytest.raises(ConfigError, match="none may be empty or have a comma"):
+        with pytest.raises(ConfigError, match="a label may not be empty or contain a comma"):
             dataclasses.replace(LABELS, labels=labels, multi_label=True)
 
 

@@ -1,6 +1,6 @@
-"""Reading the fields of a task's examples: texts, ids, labels, numbers, words and tags.
+"""Reads the fields of a task's examples: texts, ids, labels, numbers, words and tags.
 
-Every function raises DataError for a field that is missing or wrong, and says how to correct it.
+If a field is missing or wrong, the functions raise DataError, which says how to correct it.
 """
 
 import math
@@ -16,18 +16,21 @@ from t5x_lite.errors import DataError
 
 
 class Encoded(dict[str, Any]):
-    """An example from a cache: token ids in place of each text (in a corpus that an encoder reads, a list with the ids
-    of each sentence). label: what its `targets` stand for, if the task has labels."""
+    """An example from a cache, with token ids in place of each text (for a corpus of an encoder: a list with the ids of
+    each sentence).
+
+    label: the class index or the number that `targets` stands for, if the task has labels or numbers.
+    """
 
     label: float = 0
 
 
 def text_of(example: Mapping[str, Any], field: str, task: Task) -> Any:
-    """A field of an example as text, or the ids that a cache has for it."""
+    """Returns a field of an example as text; for an example from a cache, the field's ids."""
     if field not in example:
         raise DataError(
             f"task {task.name!r} needs the field {field!r}; after its preprocessors an example has "
-            f"{', '.join(map(str, example)) or 'none'}. Make it with preprocess.template({field}='…')"
+            f"{', '.join(map(str, example)) or 'no fields'}. Make {field!r} with preprocess.template({field}='…')"
         )
     if example[field] is None:
         raise DataError(
@@ -35,17 +38,20 @@ def text_of(example: Mapping[str, Any], field: str, task: Task) -> Any:
             "with preprocess.keep"
         )
     if isinstance(example[field], bytes):
-        raise DataError(f"task {task.name!r}: the field {field!r} of an example holds bytes that are not UTF-8")
+        raise DataError(
+            f"task {task.name!r}: the field {field!r} of an example holds bytes that are not UTF-8; decode them in the "
+            "source or in a preprocessor"
+        )
     return example[field] if isinstance(example, Encoded) else str(example[field])
 
 
 def ids_of(texts: Sequence, vocabulary: Vocabulary) -> list[np.ndarray]:
-    """The ids of each text; texts from a cache are ids already."""
+    """Returns the ids of each text. Texts from a cache are already ids."""
     return vocabulary.encode(texts) if not len(texts) or isinstance(texts[0], str) else list(texts)
 
 
 def words_of(example: Mapping[str, Any], task: Task) -> list[str]:
-    """The words of an example of a tagging task: its field `tokens`, which is a list or a text with spaces between
+    """Returns the words of an example of a tagging task: its field `tokens`, a list or a text with spaces between
     words."""
     tokens = example.get("tokens")
     if isinstance(tokens, list | tuple):
@@ -54,21 +60,23 @@ def words_of(example: Mapping[str, Any], task: Task) -> list[str]:
 
 
 def tag_ids(example: Mapping[str, Any], task: Task) -> np.ndarray:
-    """int32 [words]: the class of each word's tag. DataError when a word has no tag, or an unknown one."""
+    """Returns the class index of each word's tag, int32 [words]. Raises DataError if a word has no tag or an unknown
+    tag."""
     names = task.target.classes
     tags, count = list(example.get("tags") or ()), len(words_of(example, task))
     unknown = [tag for tag in tags if tag not in names]
     if unknown or len(tags) != count:
-        problem = f"tag {unknown[0]!r} is not one of {', '.join(names)}" if unknown else f"{len(tags)} tags"
-        raise DataError(
-            f"task {task.name!r}: {problem}, of the {count} words {' '.join(words_of(example, task))[:80]!r}; correct "
-            "the data, or add it to the task's tags"
+        problem = (
+            f"tag {unknown[0]!r} is not one of {', '.join(names)}" if unknown else f"{len(tags)} tags for {count} words"
         )
+        fix = "correct the data, or add the tag to the task's tags" if unknown else "give each word one tag"
+        raise DataError(f"task {task.name!r}: {problem}, in {' '.join(words_of(example, task))[:80]!r}; {fix}")
     return np.array([names.index(tag) for tag in tags], np.int32)
 
 
 def check_target(example: Mapping[str, Any], task: Task) -> None:
-    """DataError unless the example's target is what the task's target asks for: labels or a number."""
+    """Raises DataError unless the example's target is of the task's kind: labels or a number. Other kinds are not
+    checked."""
     if task.target.several:
         label_set(example, task)
     elif isinstance(task.target, Number):
@@ -78,7 +86,8 @@ def check_target(example: Mapping[str, Any], task: Task) -> None:
 
 
 def label_set(example: Mapping[str, Any], task: Task) -> list[bool]:
-    """For each of the task's labels, whether the example's target names it; DataError when it names another one."""
+    """Returns for each of the task's labels whether the example's target names it. Raises DataError if the target names
+    an unknown label."""
     named = label_names(text_of(example, "targets", task))
     for name in named:
         _require_label(name, example, task)
@@ -86,7 +95,8 @@ def label_set(example: Mapping[str, Any], task: Task) -> list[bool]:
 
 
 def label(example: Mapping[str, Any], task: Task) -> int:
-    """The class index that an example's target stands for; DataError when it is not one of the task's labels."""
+    """Returns the class index of an example's target. Raises DataError if the target is not one of the task's
+    labels."""
     if isinstance(example, Encoded):
         return int(example.label)
     target = text_of(example, "targets", task).strip()
@@ -95,7 +105,7 @@ def label(example: Mapping[str, Any], task: Task) -> int:
 
 
 def number(example: Mapping[str, Any], task: Task) -> float:
-    """The number that an example's target stands for; DataError when it is not a finite one."""
+    """Returns the number that an example's target stands for. Raises DataError if it is not a finite number."""
     if isinstance(example, Encoded):
         return example.label
     target = text_of(example, "number" if "number" in example else "targets", task).strip()
@@ -115,11 +125,11 @@ def _require_label(name: str, example: Mapping[str, Any], task: Task) -> None:
     if name not in task.labels:
         raise DataError(
             f"task {task.name!r}: label {name!r} is not one of {', '.join(task.labels)}; "
-            f"correct it in the data or add it to the task's labels ({_beginnings(example, task)})"
+            f"correct the data, or add the label to the task's labels ({_beginnings(example, task)})"
         )
 
 
 def _beginnings(example: Mapping[str, Any], task: Task) -> str:
-    """How an example's texts begin, so that a reader of the message can find it."""
+    """Returns the beginnings of an example's texts, so that a reader of an error message can identify the example."""
     names = dict.fromkeys(("inputs", *task.segments))
     return ", ".join(f"{name} {str(example[name])[:80]!r}" for name in names if name in example)

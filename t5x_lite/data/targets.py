@@ -1,7 +1,8 @@
-"""What a task's examples have to be turned into: the kinds of targets, one for each head of an encoder.
+"""The kinds of targets that a task can have, one for each head of an encoder.
 
-A model that writes text writes each of them as the example's field `targets`. An encoder predicts it with the head that
-its kind names (heads.py), which data/convert_encoder.py prepares and evaluation/read_heads.py reads.
+A model that writes text writes the example's field `targets`, whatever the kind. An encoder predicts the target with
+the head of its kind (heads.py): data/convert_encoder.py prepares the head's arrays, and evaluation/read_heads.py reads
+its output.
 """
 
 import dataclasses
@@ -11,13 +12,13 @@ from t5x_lite.errors import ConfigError
 
 
 class Target:
-    """A kind of target.
+    """The base class of the kinds of targets.
 
-    head: what an encoder predicts it with; "" for none.
-    labels: the texts that `targets` may be, if they are few.
+    head: the head that an encoder predicts the target with; "" for none.
+    labels: the texts that `targets` may be; () for any text.
     classes: the names of the head's outputs.
-    several: whether an example may have several of the labels.
-    fields: fields of an example that an encoder reads behind the task's segments.
+    several: whether an example may have several labels.
+    fields: the fields of an example that an encoder reads after the task's segments.
     """
 
     head: str = ""
@@ -27,27 +28,29 @@ class Target:
     fields: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
-        """What distinguishes it from other targets, as JSON-able data."""
+        """Returns JSON-able data that distinguishes the target from other targets, for the task's fingerprint."""
         return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Text(Target):
-    """Any text. An encoder has no head for it."""
+    """A target that may be any text. No head of an encoder predicts it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus(Target):
-    """None: a corpus, whose objective the feature converter brings. An encoder restores masked tokens."""
+    """The target of a corpus: the feature converter makes it by its objective. An encoder restores masked tokens."""
 
     head = "mlm"
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes(Target):
-    """One of the labels, or with `several` any number of them with commas between ("joy, surprise"; "": none).
+    """A target that is one of the labels, or with `several` any number of them, separated by commas ("joy, surprise";
+    "" for none).
 
-    Metrics of several labels compare them with `postprocess=registry.label_names`.
+    For metrics of several labels, give the task `postprocess=registry.label_names`.
+    Raises ConfigError if `labels` is empty, or if with `several` a label is empty or contains a comma.
     """
 
     labels: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]
@@ -56,11 +59,11 @@ class Classes(Target):
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
         if not self.labels:
-            raise ConfigError("Classes needs labels; there are none")
+            raise ConfigError("Classes needs labels; got none. Give at least one, such as Classes(('no', 'yes'))")
         if self.several and any("," in label or not label.strip() for label in self.labels):
             raise ConfigError(
-                "with several labels to an example none may be empty or have a comma, which stands between them in "
-                f"`targets`; they are {self.labels}"
+                f"Classes(labels={self.labels}, several=True): a label may not be empty or contain a comma, because "
+                "commas separate the labels in `targets`; rename it"
             )
 
     @property
@@ -77,7 +80,7 @@ class Classes(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Number(Target):
-    """A number, written as text; where that is rounded, the example's field `number` is the number itself."""
+    """A target that is a number, written as text. If the text is rounded, the example's field `number` is exact."""
 
     head = "regression"
 
@@ -87,7 +90,7 @@ class Number(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Tags(Target):
-    """A tag for each word (BIO): an example's `tokens` and `tags` are its words and their tags."""
+    """A target with a tag for each word (BIO). An example's `tokens` and `tags` are its words and their tags."""
 
     classes: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]
     head = "token_classification"
@@ -98,9 +101,9 @@ class Tags(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Span(Target):
-    """A part of the last segment. An example's `answer_span` is (begin, end) in characters, None where there is none.
+    """A target that is a part of the last segment. An example's `answer_span` is (begin, end) in characters, or None.
 
-    always: whether every example has one.
+    always: whether every example has an answer.
     """
 
     always: bool = True
@@ -112,8 +115,8 @@ class Span(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Choices(Target):
-    """One of several candidates, which stand in `fields`, one for each label; `targets` is the right one's label. An
-    encoder reads each of them behind the segments."""
+    """A target that is one of several candidates. Each label has a candidate, in the field of the same index in
+    `fields`; `targets` is the label of the correct one. An encoder reads each candidate after the segments."""
 
     labels: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]
     fields: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]

@@ -1,4 +1,4 @@
-"""Texts word by word: which token belongs to which word, and which words stand where in a text."""
+"""Maps tokens to words: which word each token belongs to, and where words stand in a text."""
 
 import functools
 import re
@@ -17,8 +17,9 @@ UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 
 
 def encoded(texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[Ragged, Ragged]:
-    """The ids of texts that are lists of words (each with the space before it, where there is one), and the number in
-    its text of the word that each id is of. A word that the vocabulary has nothing for is its unknown id.
+    """Encodes texts that are lists of words and returns (ids, for each id the index of its word in the text, int64).
+
+    A word includes the space before it, if there is one. A word without ids in the vocabulary becomes the unknown id.
 
     >>> from t5x_lite.data.vocabularies import ByteVocabulary
     >>> ids, words = encoded([["hi", " yo"]], ByteVocabulary())
@@ -26,7 +27,7 @@ def encoded(texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[Rag
     ([107, 108, 35, 124, 114], [0, 0, 1, 1, 1])
     """
     words = [word for text in texts for word in text]
-    ids = [found if len(found) else np.array([vocabulary.unk_id], np.int32) for found in vocabulary.encode(words)]
+    ids = [of_word if len(of_word) else np.array([vocabulary.unk_id], np.int32) for of_word in vocabulary.encode(words)]
     counts = np.fromiter(map(len, ids), np.int64, len(ids))
     in_text = np.fromiter(map(len, texts), np.int64, len(texts))
     numbers = ragged.spread(np.zeros_like(in_text), in_text)
@@ -37,16 +38,21 @@ def encoded(texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[Rag
 
 @functools.cache
 def _word() -> re.Pattern:
-    """Letters, digits and the marks that combine with them; or anything else but a space, alone. So stand the letters
-    of scripts without spaces: there a token is as long as it is."""
+    """Returns the pattern of a word: a run of letters, digits and the marks that combine with them, or any other single
+    character except white space.
+
+    Letters of scripts without spaces match one by one, so `around` does not widen tokens of such scripts.
+    """
     every = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c)[0] == "M")
     marks = re.sub(f"[{UNSPACED}]", "", every)
     return re.compile(rf"[^\W{UNSPACED}]+(?:[{marks}]+[^\W{UNSPACED}]*)*|\S")
 
 
 def around(text: str, places_T2: np.ndarray) -> np.ndarray:
-    """The places of the words or marks that tokens are of, from those of the tokens: (begin, end) in characters,
-    [tokens, 2]. A token of spaces is of the word behind it, or of the last.
+    """Returns the place of each token's word or words (see `_word`): (begin, end) in characters, int64 [tokens, 2].
+
+    places_T2: int64 [tokens, 2], (begin, end) of each token. A token of spaces gets the place of the next word, or of
+    the last word if none follows.
 
     >>> around("No, U.S.", np.array([[0, 1], [1, 3], [3, 5], [3, 4]])).tolist()
     [[0, 2], [0, 3], [4, 5], [4, 5]]
