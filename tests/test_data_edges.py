@@ -359,7 +359,7 @@ def test_what_makes_targets_of_examples_is_part_of_a_tasks_identity(change, says
     [
         ("{title}", {"title": None}, "is null"),
         ("{titel}", {"title": "t"}, "has no 'titel'"),
-        ("{a[b]}", {"a": {"c": "d"}}, "there is no 'b'"),
+        ("{a[b]}", {"a": {"c": "d"}}, r"the field 'a\[b\]' has no 'b'"),
         ("{a}", {"a": {"c": "d"}}, "is an object"),
     ],
 )

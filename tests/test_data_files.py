@@ -164,7 +164,8 @@ def test_what_was_named_is_not_left_out(tmp_path):
     train, more = write(tmp_path / "a.csv", reviews(40)), write(tmp_path / "b.csv", "body,label\nfine,good\n")
     both, templates = f"train={train},validation={more}", {"inputs": "{body}", "targets": "{label}"}
     assert len(discover(both, **templates).task.source.split("validation")) == 1
-    with pytest.raises(DataError, match=r"b\.csv:2: it has no 'title', which inputs needs; the record has body, label"):
+    message = r"b\.csv:2: the record has no 'title', which inputs needs; the record has body, label"
+    with pytest.raises(DataError, match=message):
         discover(both, inputs="{title}", targets="free text {label}", labels=())
     write(tmp_path / "b.csv", "fine;1\nfair;2\n")
     with pytest.raises(DataError, match=r"b\.csv: it is not like train's, with column_1, column_2; take it out"):
@@ -229,10 +230,10 @@ def test_templates_write_values_as_json_would(tmp_path):
     assert fill("{a}|{b}|{n}|{o[k]}|{o[k][0]}|{odd name}|{{}}") == "x y|true|1.5|z|z|u|{}"
     for template, message in (
         ("{none}", "the field 'none' is null"),
-        ("{o}", r"the field 'o' is an object, not a text \(name one of its keys, o\[KEY\]\)"),
-        ("{o[q]}", r"in 'o\[q\]' there is no 'q'"),
-        ("{a[7]}", r"in 'a\[7\]' there is no '7'"),
-        ("{n[k]}", r"in 'n\[k\]' there is no 'k'"),
+        ("{o}", r"the field 'o' is an object, not a text \(name one of its keys: o\[KEY\]\)"),
+        ("{o[q]}", r"the field 'o\[q\]' has no 'q'"),
+        ("{a[7]}", r"the field 'a\[7\]' has no '7'"),
+        ("{n[k]}", r"the field 'n\[k\]' has no 'k'"),
     ):
         with pytest.raises(DataError, match=rf"a\.jsonl:1: {message}, which text needs; the record has a, b, n"):
             fill(template)
@@ -251,7 +252,7 @@ def test_templates_write_values_as_json_would(tmp_path):
 
 def test_what_is_wrong_in_a_record_names_its_line(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"q": "x", "a": "yes"}\n\n{"q": "y"}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:3: it has no 'a', which targets needs; the record has q"):
+    with pytest.raises(DataError, match=r"a\.jsonl:3: the record has no 'a', which targets needs; the record has q"):
         discover(f"train={path}", inputs="{q}", targets="{a}")
     path = write(tmp_path / "b.csv", "q,a\n" + "x,yes\nx,no\n" * 5 + "z,maybe\n")
     task = discover(f"train={path}", inputs="{q}", targets="{a}", labels=["yes", "no"]).task

@@ -503,6 +503,6 @@ def test_bad_mixtures_and_names(entries):
     entries.add(Mixture("empty", {}))
     entries.add(Mixture("zero", {"small": 0.0}))
     entries.add(Mixture("self", {"small": 1, "self": 1}))
-    for name, message in (("empty", r"has no tasks"), ("zero", "rates of 0 alone"), ("self", "contains itself")):
+    for name, message in (("empty", r"has no tasks"), ("zero", "has only rates of 0"), ("self", "contains itself")):
         with pytest.raises(ConfigError, match=message):
             entries.rates(name)

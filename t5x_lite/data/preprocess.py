@@ -1,4 +1,8 @@
-"""Preprocessors: small pure functions from example to example. None drops the example."""
+"""Preprocessors are small pure functions from example to example. A preprocessor drops an example by returning None.
+
+The source of the nested functions, docstrings included, is part of tasks' fingerprints: editing it makes runs and
+caches made before unusable.
+"""
 
 import functools
 import inspect
@@ -18,12 +22,14 @@ Example = Mapping[str, Any]
 
 
 def template(**fields: str) -> Callable[[Example], dict]:
-    """New fields from format strings over the old ones; the old ones stay. `{answers[text][0]}` reaches into an object.
+    """Returns a preprocessor that adds fields, filled from format strings over the existing fields, which stay.
+
+    `{answers[text][0]}` reaches into objects and lists.
 
     >>> template(inputs="summarize: {body}", targets="{title}")({"body": "b", "title": "t"})["inputs"]
     'summarize: b'
 
-    Raises ConfigError for what is no template, and (when applied) DataError for a field that is missing or null.
+    Raises ConfigError for an invalid template; the preprocessor raises DataError for a field that is missing or null.
     """
     for text in fields.values():
         pieces(text)
@@ -35,7 +41,9 @@ def template(**fields: str) -> Callable[[Example], dict]:
 
 
 def rename(**fields: str) -> Callable[[Example], dict]:
-    """`rename(text="content")` makes a field `text` of the field `content`, whatever it holds.
+    """Returns a preprocessor that copies fields to new names: `text="content"` copies `content` to `text`, unchanged.
+
+    The preprocessor raises DataError if a source field is missing.
 
     >>> rename(text="content")({"content": "c"})["text"]
     'c'
@@ -51,32 +59,37 @@ def rename(**fields: str) -> Callable[[Example], dict]:
 
 
 def keep(condition: Callable[[Example], bool]) -> Callable[[Example], Example | None]:
-    """Drops the examples that do not meet the condition."""
+    """Returns a preprocessor that drops the examples that do not meet the condition."""
     return lambda example: example if condition(example) else None
 
 
 def apply(functions, example: Example, rng: Callable[[], np.random.Generator]) -> Example | None:
-    """All preprocessors in order; `rng()` makes the generator for those with a parameter of that name. What one raises
-    is a DataError that names it."""
+    """Applies all preprocessors in order and returns the example, or None if one drops it.
+
+    rng: makes a generator for each preprocessor with a parameter named `rng`.
+    Raises DataError that names the preprocessor for any exception in it that is not a UserError.
+    """
     for function in functions:
         try:
-            found = function(example, rng=rng()) if takes_rng(function) else function(example)
+            result = function(example, rng=rng()) if takes_rng(function) else function(example)
         except UserError:
             raise
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise DataError(
                 f"the preprocessor {identity(function).split('#')[0]} failed ({Path(frame.filename).name}:"
-                f"{frame.lineno}) with {type(error).__name__}: {error}; it was given {', '.join(map(str, example))}"
+                f"{frame.lineno}) with {type(error).__name__}: {error}; it was given the fields "
+                f"{', '.join(map(str, example))}"
             ) from error
-        if found is None:
+        if result is None:
             return None
-        example = found
+        example = result
     return example
 
 
-@functools.lru_cache(maxsize=1024)  # asked for every example
+@functools.lru_cache(maxsize=1024)  # called for every example
 def takes_rng(function: Callable) -> bool:
+    """Whether a preprocessor has a parameter named `rng`."""
     return "rng" in inspect.signature(function).parameters
 
 
@@ -92,30 +105,30 @@ def _filled(name: str, template: str, example: Example) -> str:
         ) from None
 
 
-@functools.lru_cache(maxsize=1024)  # asked for every example
+@functools.lru_cache(maxsize=1024)  # called for every example
 def pieces(template: str) -> list[tuple[str, str]]:
-    """(literal, field) pairs of a template.
+    """Splits a template into (literal, field) pairs. Raises ConfigError if the template is invalid.
 
     >>> pieces("{title}: {body}!")
     [('', 'title'), (': ', 'body'), ('!', '')]
     """
     try:
-        found = list(string.Formatter().parse(template))
+        parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ConfigError(f"template {template!r}: {error}; write a brace that is text as {{{{ or }}}}") from None
-    for _, field, form, conversion in found:
+        raise ConfigError(f"template {template!r}: {error}; write literal braces as {{{{ and }}}}") from None
+    for _, field, form, conversion in parsed:
         if field == "" or form or conversion:
             raise ConfigError(f"template {template!r}: put the name of a field in the braces, and nothing else")
-    return [(literal, field or "") for literal, field, _, _ in found]
+    return [(literal, field or "") for literal, field, _, _ in parsed]
 
 
 def root(field: str) -> str:
-    """The field of a record that a template's field begins with: "answers" of "answers[text][0]"."""
+    """Returns the name of the record's field in a template's field: "answers" for "answers[text][0]"."""
     return field.partition("[")[0]
 
 
 def written(row: Example, field: str) -> str:
-    """The text of a field; ValueError says why there is none."""
+    """Returns a field's value as text. Raises ValueError if the field is missing, null, an object or bytes."""
     value: Any = row
     for step in [field] if field in row else [root(field), *re.findall(r"\[([^\]]*)\]", field)]:
         if isinstance(value, list) and step.isdecimal() and int(step) < len(value):
@@ -123,7 +136,8 @@ def written(row: Example, field: str) -> str:
         elif isinstance(value, Mapping) and step in value:
             value = value[step]
         else:
-            raise ValueError(f"it has no {step!r}" if value is row else f"in {field!r} there is no {step!r}")
+            missing = f"the record has no {step!r}" if value is row else f"the field {field!r} has no {step!r}"
+            raise ValueError(missing)
     return _text(value, field)
 
 
@@ -139,5 +153,5 @@ def _text(value: Any, field: str) -> str:
     if isinstance(value, list):
         return " ".join(_text(part, field) for part in value)
     if isinstance(value, Mapping):
-        raise ValueError(f"the field {field!r} is an object, not a text (name one of its keys, {field}[KEY])")
+        raise ValueError(f"the field {field!r} is an object, not a text (name one of its keys: {field}[KEY])")
     return str(value)

@@ -1,4 +1,4 @@
-"""Tasks and mixtures: what there is to learn, told once for all architectures."""
+"""Tasks and mixtures. A task is defined once, and every architecture can train on it."""
 
 import dataclasses
 import hashlib
@@ -17,49 +17,53 @@ from t5x_lite.lookup import lookup
 
 Example = Mapping[str, Any]
 UNLABELLED = "<unk>"  # the target of a test set's example, as in T5
-# What identities hold of targets; other keys or values would refuse the runs and caches there are.
+# The entries about targets in every identity. If keys or values change, existing runs and caches are refused.
 NO_TARGET = {"labels": [], "multi_label": False, "regression": False, "choices": [], "tags": [], "extractive": ""}
-SAMPLED = 10_000  # examples that stand for a larger source which cannot fingerprint itself
+SAMPLED = 10_000  # examples in the digest of a source without a fingerprint of its own
 
 
 class Source(Protocol):
-    """Where examples come from: random access, so that order and resumption cost nothing.
+    """Defines the methods of a source of examples. It has random access, so shuffling and resuming cost nothing.
 
-    A source may also have `fingerprint(split) -> str`: another text whenever an example is another; and
-    `tolerant(max_bad_fraction) -> Source`: the same, without the records that are bad, which may be so many.
-    The examples of a split may have `where(index) -> str`: file and line of one, for messages.
+    A source may also have `fingerprint(split) -> str`, which changes whenever any example changes, and
+    `tolerant(max_bad_fraction) -> Source`, which returns the source without its bad records, at most that share.
+    The examples of a split may have `where(index) -> str`, the file and line of an example, for messages.
     """
 
     def split(self, name: str) -> Sequence[Example]:
-        """The examples of a split ("train", "validation", "test"); raises DataError when there is none."""
+        """Returns the examples of a split ("train", "validation", "test"). Raises DataError if the split is missing."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One output of a task as token ids."""
+    """Says how one text of a task's examples becomes token ids."""
 
     vocabulary: Vocabulary | None = None  # None: the run's (`config.data.vocabulary`)
-    add_eos: bool = True
+    add_eos: bool = True  # whether the ids end with EOS
 
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Task:
-    """One task. Its preprocessors end in either {"text"} (a corpus: the feature converter brings the
-    objective) or {"inputs", "targets"} (supervised, as text), so that one definition feeds a
-    text-to-text, a decoder-only and an encoder-only model.
+    """Defines one task, for text-to-text, decoder-only and encoder-only models alike.
+
+    After its preprocessors an example has either {"text"} (a corpus; the feature converter applies the objective) or
+    {"inputs", "targets"} (supervised, as text).
 
     preprocessors: functions `example -> example`; one with a parameter named `rng` also gets a
         `numpy.random.Generator` that depends only on the seed and the example's place in the order.
-    target: the kind of its targets (data/targets.py); by default Corpus() where `features` has "text", else Text().
+    target: the kind of target (data/targets.py); the default is Corpus() if `features` has "text", else Text().
     labels, multi_label: short for target=Classes(labels, several=multi_label).
-    segments: the example fields an encoder reads as its one or two segments.
+    segments: the example fields that an encoder reads as its one or two segments.
     metrics: functions `(targets, predictions) -> {name: value}` over postprocessed values.
-    postprocess: from target or predicted text to what the metrics compare.
-    reference: from an example to what the metrics compare predictions with; None: its postprocessed target.
-    baseline: "majority" (the commonest training target), "copy" (the first sentence of the inputs) or "".
-    max_bad_fraction: share of its records and examples that may be bad (unreadable, a field missing, a wrong label):
-        they are skipped and counted. With 0 the first is a DataError.
+    postprocess: turns a target or a predicted text into the value that the metrics compare.
+    reference: turns an example into the value that the metrics compare predictions with; None: postprocessed `targets`.
+    baseline: "majority" (the most frequent training target), "copy" (the first sentence of the inputs) or "".
+    max_bad_fraction: the share of records and examples that may be bad (unreadable, a field missing, a wrong label):
+        they are skipped and counted. With 0 the first bad one raises DataError.
+
+    Raises ConfigError if the name cannot be a file name, if `labels` contradicts `target`, if the source has no
+    split(name), or if a metric cannot be called with (targets, predictions).
     """
 
     name: str
@@ -92,18 +96,22 @@ class Task:
         multi_label: bool = False,
     ):
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", name) or set(name) <= {"."}:
-            raise ConfigError(f"task {name!r}: its files are named after it; use letters, digits and _.- (at most 128)")
+            raise ConfigError(
+                f"task {name!r}: its files are named after it, so the name may have 1 to 128 letters, digits and _.-"
+            )
         features = features or {"inputs": Feature(), "targets": Feature()}
         if labels or multi_label:
             if target is not None and not isinstance(target, Text | Classes):
-                raise ConfigError(f"task {name!r} has labels and target={target}; give only one of them")
+                raise ConfigError(f"task {name!r} has both labels and target={target}; give only one of them")
             target = Classes(tuple(labels), multi_label)
         for metric in metrics:
             own_code.check_call(
                 f"task {name!r}: metrics={own_code.name_of(metric)}", metric, ("targets", "predictions")
             )
         if source is not None and not callable(getattr(source, "split", None)):
-            raise ConfigError(f"task {name!r}: source={source!r} has no method split(name)")
+            raise ConfigError(
+                f"task {name!r}: source={source!r} has no method split(name); add one that returns a split's examples"
+            )
         if source is not None:
             own_code.check_call(f"task {name!r}: source={own_code.name_of(source.split)}", source.split, ("name",))
         if max_bad_fraction and (tolerant := getattr(source, "tolerant", None)):
@@ -130,30 +138,33 @@ class Task:
 
     @property
     def head(self) -> str:
-        """The head that an encoder predicts its targets with; "" for none."""
+        """Returns the head that an encoder predicts the task's targets with; "" for none."""
         return self.target.head
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The texts that its targets may be, if they are few."""
+        """Returns the texts that the task's targets may be; () for any text."""
         return self.target.labels
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of its head's outputs."""
+        """Returns the names of the head's outputs."""
         return self.target.classes
 
     @property
     def encoder_fields(self) -> tuple[str, ...]:
-        """The fields that an encoder reads."""
+        """Returns the fields of an example that an encoder reads."""
         return ("tokens",) if isinstance(self.target, Tags) else (*self.segments, *self.target.fields)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Tasks or mixtures with rates: the share of *examples* (after the objective has cut a corpus into
-    training examples) drawn from each. A rate is a number, or a function of the task's training size; what has 0 is
-    only evaluated."""
+    """Combines tasks or mixtures with rates: the shares of *examples* drawn from each, counted after the objective has
+    cut a corpus into training examples.
+
+    A rate is a number, or a function of the training size (in source examples) of the task or nested mixture. Tasks
+    with rate 0 are evaluated but not trained on.
+    """
 
     name: str
     rates: Mapping[str, float | Callable[[int], float]]
@@ -163,23 +174,26 @@ REGISTRY: dict[str, Task | Mixture] = {}
 
 
 def add(entry: Task | Mixture) -> Task | Mixture:
-    """Registers a task or mixture under its name and returns it; a second one of that name replaces the first."""
+    """Registers a task or mixture under its name and returns it. An earlier entry of the same name is replaced."""
     REGISTRY[entry.name] = entry
     return entry
 
 
 def tolerate(name: str, max_bad_fraction: float) -> None:
-    """Of every task under a task or mixture so many examples may be bad, whatever the tasks themselves say."""
+    """Sets max_bad_fraction of every task under a task or mixture, and registers the changed tasks.
+
+    Raises ConfigError as `rates` does.
+    """
     for task in evaluated(name):
         add(dataclasses.replace(task, max_bad_fraction=max_bad_fraction))
 
 
 def rates(name: str) -> dict[str, float]:
-    """The tasks trained on under a task or mixture with their shares of the examples, which sum to 1. Nested mixtures
-    multiply.
+    """Returns the share of the examples of each task trained on under a task or mixture. The shares sum to 1; the rates
+    of nested mixtures multiply.
 
-    Raises ConfigError for unknown names, mixtures that contain themselves or train on nothing, and rates that are
-    negative or no numbers.
+    Raises ConfigError for an unknown name, a mixture that contains itself or trains on nothing, and a rate that is
+    negative, infinite or not a number.
     """
     out = {task: rate for task, rate in _rates(name, ()).items() if rate}
     total = sum(out.values())
@@ -187,44 +201,46 @@ def rates(name: str) -> dict[str, float]:
 
 
 class Rated(NamedTuple):
-    """A task of a mixture, and its share of the examples."""
+    """A task of a mixture with its share of the examples."""
 
     task: Task
     rate: float
 
 
 def mixture(name: str) -> tuple[Rated, ...]:
-    """The tasks trained on under a task or mixture with their `rates`, as they are registered now."""
+    """Returns the tasks trained on under a task or mixture with their `rates`, as currently registered. Raises
+    ConfigError as `rates` does."""
     return tuple(Rated(REGISTRY[task], rate) for task, rate in rates(name).items())  # type: ignore[arg-type]
 
 
 def tasks(name: str) -> tuple[Task, ...]:
-    """The tasks trained on under a task or mixture."""
+    """Returns the tasks trained on under a task or mixture. Raises ConfigError as `rates` does."""
     return tuple(rated.task for rated in mixture(name))
 
 
 def evaluated(name: str) -> tuple[Task, ...]:
-    """The tasks under a task or mixture, those with a rate of 0 among them."""
+    """Returns all tasks under a task or mixture, also those with rate 0. Raises ConfigError as `rates` does."""
     return tuple(REGISTRY[task] for task in _rates(name, ()))  # type: ignore[misc]
 
 
 def proportional(cap: float = float("inf"), scale: float = 1.0, temperature: float = 1.0) -> Callable[[int], float]:
-    """Examples-proportional mixing (Raffel et al. 2020, §3.5.2): min(size · scale, cap) ** (1 / temperature).
+    """Returns the rate function of examples-proportional mixing: min(size · scale, cap) ** (1 / temperature).
 
-    The cap comes before the temperature, as in the code that trained T5. Sizes that are not the task's own (T5 took
-    710,000 for its corpus) are a rate: `{"c4": proportional(cap=2**19)(710_000)}`.
+    Source: Raffel et al. 2020, §3.5.2. The cap applies before the temperature, as in the code that trained T5. To use a
+    size other than the task's own, call the function (T5 took 710,000 for its corpus):
+    `{"c4": proportional(cap=2**19)(710_000)}`. Raises ConfigError for an argument that is not positive.
 
     >>> proportional(cap=100)(5000), proportional(cap=100, temperature=2)(5000)
     (100.0, 10.0)
     """
     for name, value in (("cap", cap), ("scale", scale), ("temperature", temperature)):
         if not value > 0:
-            raise ConfigError(f"proportional({name}={value!r}); it must be positive (temperature=1 leaves rates alone)")
+            raise ConfigError(f"proportional({name}={value!r}): must be positive (temperature=1 does not change rates)")
     return lambda size: float(min(size * scale, cap) ** (1 / temperature))
 
 
 def label_names(targets: str) -> tuple[str, ...]:
-    """The labels that the target of a task with several names, each once, sorted.
+    """Returns the labels in a target of Classes(several=True), each once, sorted.
 
     >>> label_names("surprise, joy"), label_names("")
     (('joy', 'surprise'), ())
@@ -233,10 +249,12 @@ def label_names(targets: str) -> tuple[str, ...]:
 
 
 def identity(task: Task, split: str = "train") -> dict[str, Any]:
-    """What a split of a task is, as JSON-able data: another value means other examples.
+    """Returns JSON-able data that changes whenever the examples of a task's split may have changed.
 
-    examples: the source's size; source: its own fingerprint, or a digest of its examples (of many, a sample);
-    preprocessors: `preprocess.identity` of each; and what makes targets and segments of them.
+    examples: the source's size.
+    source: the source's own fingerprint, or a digest of its examples (of a sample, if they are many).
+    preprocessors: `preprocess.identity` of each.
+    The other keys say how targets and segments are made from the examples.
     """
     examples = task.source.split(split)
     own = getattr(task.source, "fingerprint", None)
@@ -252,7 +270,7 @@ def identity(task: Task, split: str = "train") -> dict[str, Any]:
 
 
 def differences(theirs: Any, ours: Any, what: str = "") -> Iterator[str]:
-    """Where two pieces of JSON-able data differ, a line for each place: "tasks.cola.examples 10 → 12".
+    """Yields a line for each place where two pieces of JSON-able data differ: "tasks.cola.examples 10 → 12".
 
     >>> list(differences({"seed": 1, "tasks": {"a": {"examples": 2}}}, {"seed": 1, "tasks": {"a": {"examples": 3}}}))
     ['tasks.a.examples 2 → 3']
@@ -265,7 +283,7 @@ def differences(theirs: Any, ours: Any, what: str = "") -> Iterator[str]:
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """16 hex digits of at most SAMPLED examples, the first and the last among them."""
+    """Returns a digest (16 hex digits) of at most SAMPLED examples, including the first and the last."""
     last = len(examples) - 1
     places = sorted({round(i * last / (SAMPLED - 1)) for i in range(SAMPLED)}) if len(examples) else []
     lines = (json.dumps(examples[i], sort_keys=True, default=repr) for i in places)
@@ -283,7 +301,7 @@ def _rates(name: str, above: tuple[str, ...]) -> dict[str, float]:
     out: dict[str, float] = {}
     for member, rate in entry.rates.items():
         below = _rates(member, (*above, name))
-        is_evaluated_only = rate == 0 and rate is not False  # written, not the size of what is empty
+        is_evaluated_only = rate == 0 and rate is not False  # a rate written as 0, not one computed from an empty task
         if callable(rate):
             trained = [REGISTRY[task] for task, part in below.items() if part]
             rate = rate(sum(len(task.source.split("train")) for task in trained))  # type: ignore[union-attr]
@@ -291,17 +309,17 @@ def _rates(name: str, above: tuple[str, ...]) -> dict[str, float]:
             isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 < rate < float("inf")
         ):
             raise ConfigError(
-                f"mixture {name!r}: the rate of {member!r} is {rate!r}; it must be a positive number, or 0 where it "
-                "is only evaluated"
+                f"mixture {name!r}: the rate of {member!r} is {rate!r}; it must be a positive number, or 0 to only "
+                f"evaluate {member!r}"
             )
         share = sum(below.values())
         for task, part in below.items():
             out[task] = out.get(task, 0.0) + rate * part / share
     if not any(out.values()):
-        raise ConfigError(f"mixture {name!r} has rates of 0 alone; give a task to train on a positive one")
+        raise ConfigError(f"mixture {name!r} has only rates of 0; give at least one task a positive rate")
     return out
 
 
 def get(name: str) -> Task | Mixture:
-    """The task or mixture of that name; ConfigError with "did you mean" when there is none."""
+    """Returns the task or mixture of a name. Raises ConfigError with "did you mean" if there is none."""
     return lookup("task or mixture", name, REGISTRY)
