@@ -66,10 +66,11 @@ def tag_ids(example: Mapping[str, Any], task: Task) -> np.ndarray:
     tags, count = list(example.get("tags") or ()), len(words_of(example, task))
     unknown = [tag for tag in tags if tag not in names]
     if unknown or len(tags) != count:
-        problem = (
-            f"tag {unknown[0]!r} is not one of {', '.join(names)}" if unknown else f"{len(tags)} tags for {count} words"
-        )
-        fix = "correct the data, or add the tag to the task's tags" if unknown else "give each word one tag"
+        if unknown:
+            problem = f"tag {unknown[0]!r} is not one of {', '.join(names)}"
+            fix = "correct the data, or add the tag to the task's tags"
+        else:
+            problem, fix = f"{len(tags)} tags for {count} words", "correct the data, so that each word has one tag"
         raise DataError(f"task {task.name!r}: {problem}, in {' '.join(words_of(example, task))[:80]!r}; {fix}")
     return np.array([names.index(tag) for tag in tags], np.int32)
 
