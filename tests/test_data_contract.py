@@ -202,7 +202,7 @@ def test_the_state_of_a_hundred_tasks_in_64_streams_is_small():
     state["counts"] = (np.array(state["counts"]) + 123_456_789_012).tolist()
     assert len(json.dumps(state)) < 100_000
     batches.set_state(state)
-    with pytest.raises(CheckpointError, match="data state is damaged"):
+    with pytest.raises(CheckpointError, match="data state is corrupted"):
         batches.set_state(state | {"streams": {n: s | {"tasks": s["tasks"][:-5]} for n, s in state["streams"].items()}})
 
 

@@ -189,7 +189,7 @@ def test_a_bad_example_is_an_error_that_says_where_or_left_out_and_counted(tmp_p
             list(text_examples(bad, "train"))
         registry.tolerate(bad.name, 0.01)
         with pytest.raises(
-            DataError, match=r"2 of 40 examples are bad, .*max_bad_fraction=0.01; the first: .*" + where
+            DataError, match=r"2 of 40 examples are bad, .*max_bad_fraction=0.01; correct .*The first: .*" + where
         ):
             [next(train(bad.name, pack=False)) for _ in range(9)]
         registry.tolerate(bad.name, 0.05)
@@ -198,7 +198,7 @@ def test_a_bad_example_is_an_error_that_says_where_or_left_out_and_counted(tmp_p
         assert any(text.startswith("4m") for text in seen) and not any(text.startswith("5") for text in seen)
         assert batches.counters()["bad"] > 2
         assert len(list(text_examples(registry.REGISTRY[bad.name], "train"))) == 38  # type: ignore[arg-type]
-        assert f"task {bad.name!r}: bad examples are left out, 2 of the 40 looked at" in caplog.text
+        assert f"task {bad.name!r}: skips bad examples, 2 of 40 checked" in caplog.text
 
 
 def test_a_bad_record_of_a_tasks_own_file_is_left_out_too(tmp_path):
@@ -220,7 +220,7 @@ def test_a_file_replaced_under_a_run_is_refused_by_name(tmp_path):
     state = batches.get_state()
     train("rows").set_state(state)
     path.write_text(path.read_text().replace('"targets": "7"', '"targets": "8"'))
-    with pytest.raises(CheckpointError, match=r"is not what this run was trained on: tasks\.rows\.source "):
+    with pytest.raises(CheckpointError, match=r"differs from the data this run was trained on: tasks\.rows\.source "):
         train("rows").set_state(state)
 
 
@@ -230,7 +230,7 @@ def test_another_vocabulary_is_refused_by_name():
     other = pipeline.train_batches(
         registry.mixture("task"), DecoderOnly(32), ByteVocabulary(extra_ids=5), batch_rows=8, seed=0
     )
-    with pytest.raises(CheckpointError, match=r"is not what this run was trained on: vocabulary '"):
+    with pytest.raises(CheckpointError, match=r"differs from the data this run was trained on: vocabulary '"):
         other.set_state(state)
 
 

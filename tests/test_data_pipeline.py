@@ -317,9 +317,11 @@ def test_another_pipelines_state_is_refused_by_name():
 
 
 def test_hosts_that_do_not_divide_the_streams():
-    with pytest.raises(ConfigError, match=r"batch_rows=12 has 4 streams .* over 8 input processes; use batch_rows=16"):
+    with pytest.raises(
+        ConfigError, match=r"batch_rows=12 has 4 streams .* by the 8 input processes; use data.batch_rows=16"
+    ):
         train(rows=12, shard_count=8)
-    with pytest.raises(ConfigError, match=r"over 3 input processes, or a number of processes that divides 8"):
+    with pytest.raises(ConfigError, match=r"by the 3 input processes; use a number of processes that divides 8"):
         train(rows=24, shard_count=3)
     assert [pipeline.stream_count(n) for n in (16, 32, 64)] == [8, 8, 8]
 
@@ -411,7 +413,7 @@ def test_a_limit_and_an_absent_split():
     with pytest.raises(DataError, match=r"'none' has no example in split 'validation'"):
         registry.add(Task("none", sources.Function(lambda split: [])))
         evaluated("none", "text_to_text", batch_rows=4)
-    with pytest.raises(ConfigError, match="does not split over 3 processes"):
+    with pytest.raises(ConfigError, match=r"eval\.batch_rows=8: must be a multiple of the 3 processes"):
         evaluated("plain", "text_to_text", batch_rows=8, shard_count=3)
 
 

@@ -135,7 +135,7 @@ def test_bad_records_are_left_out_and_counted_where_some_may_be(tmp_path, monkey
         assert (found.bad, found.total) == (bad, bad + len(left))
         with pytest.raises(DataError, match=rf"{name}: {bad} of {bad + len(left)} records are bad, .*=0.1;"):
             source.tolerant(0.1).split("train")
-    assert f"left out: {tmp_path / name}:" in caplog.text
+    assert f"skipped: {tmp_path / name}:" in caplog.text
     by_hash = dataclasses.replace(source.tolerant(0.7), files=source.files["train"])  # type: ignore[index]
     assert sum(len(by_hash.split(split)) for split in records.PERCENT) == len(left)
 
@@ -244,7 +244,7 @@ def test_an_index_is_kept_and_opens_a_long_file_in_constant_memory(tmp_path, mon
     monkeypatch.setattr(records, "LONG_BYTES", 1 << 20)
     path = write(tmp_path, "long.jsonl", b"".join(b'{"text": "row %d"}\n' % i for i in range(rows)))
     assert len(sources.Jsonl(path).split("train")) == pytest.approx(0.9 * rows, rel=0.01)
-    assert [m for m in caplog.messages if "MB are read and checked, once" in m] == caplog.messages[:1]
+    assert [m for m in caplog.messages if "MB, once; later runs open" in m] == caplog.messages[:1]
     caplog.clear()
     forget()
     monkeypatch.setattr(records, "scan", None)  # it is not read from end to end again

@@ -129,7 +129,7 @@ def test_a_run_whose_own_model_is_not_given_says_so(tmp_path, capsys):
             r"metrics=mean_absolute_error returns .*\{name:",
         ),
         ("source", "def split(self, name)", "def split(self)", r"source=SourceFiles.split is called with \(name\)"),
-        ("source", '{"text": f.read_text()}', "f.read_text()", r"task 'source_files': its source gives a str"),
+        ("source", '{"text": f.read_text()}', "f.read_text()", r"task 'source_files': its source returned a str"),
         ("logger", "workdir, run_name, config)", "workdir)", r"loggers entry=CsvLogger is called with \(workdir, run"),
     ],
 )

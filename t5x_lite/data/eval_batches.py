@@ -1,4 +1,5 @@
-"""Batches for evaluation, prediction and scoring: in the source's order, every example exactly once over all hosts."""
+"""Makes batches for evaluation, prediction and scoring, in the source's order. Over all hosts, every example comes
+exactly once."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,12 +33,13 @@ def eval_batches(
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every example of a split exactly once over all hosts, with the features of training (targets and weights).
+    """Yields batches with every example of a split exactly once over all hosts, with targets and weights as in
+    training.
 
-    All hosts get the same number of batches. The rows that are missing at the end have weights of 0. The noise of a
-    corpus is the same in every evaluation.
-    limit: source examples at most, 0 for all.
-    Raises DataError when the split has no example, ConfigError when the rows do not divide among the hosts.
+    All hosts get the same number of batches. The last batch is filled up with rows of padding, with weights of 0. The
+    noise of a corpus is the same in every evaluation.
+    limit: at most this many source examples; 0 for all.
+    Raises DataError if the split has no example, ConfigError if the rows do not divide among the hosts.
     """
     specs, sizes = converter.specs(), converter.sizes(pack)
     share = _rows_of_host(batch_rows, shard_index, shard_count)
@@ -45,11 +47,14 @@ def eval_batches(
     blocks = (packing.pack_rows(examples, specs, sizes, pack)[0] for examples in windows)
     batch = None
     for global_batch in _of_rows(blocks, batch_rows):
-        batches.check(global_batch, specs, vocabulary.size)  # all of it, so that all hosts refuse it together
+        batches.check(global_batch, specs, vocabulary.size)  # all rows, so that all hosts raise the same error
         batch = {name: array[share] for name, array in global_batch.items()}
         yield batch
     if batch is None:
-        raise DataError(f"task {task.name!r}: all texts of split {split!r} are empty; there is nothing to evaluate")
+        raise DataError(
+            f"task {task.name!r}: all texts of split {split!r} are empty, so there is nothing to evaluate; check its "
+            "source and preprocessors"
+        )
 
 
 def prompt_batches(
@@ -64,8 +69,13 @@ def prompt_batches(
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[tuple[Batch, list[int], list[Example]]]:
-    """What a model reads to predict the target of each example of a split: (batch with one example a row, the indices
-    of this host's examples in the source, these examples)."""
+    """Yields the features that a model reads to predict the targets of a split: (batch with one example a row, the
+    indices of this host's examples in the source, the examples).
+
+    max_new_tokens: room that a row of a decoder-only model leaves for the prediction.
+    limit: at most this many source examples; 0 for all.
+    Raises DataError if the split has no example, ConfigError if the rows do not divide among the hosts.
+    """
     share = _rows_of_host(batch_rows, shard_index, shard_count)
     for group in groups(_limited(text_examples(task, split), limit), batch_rows):
         numbered = group[share]
@@ -84,8 +94,10 @@ def prompt_batch(
     batch_rows: int,
     max_new_tokens: int,
 ) -> tuple[Batch, list[bool]]:
-    """The prompts of text examples as one batch, one a row, and which of them were truncated. Missing rows are
-    padding."""
+    """Returns the prompts of text examples as one batch, one a row, and which of them were truncated.
+
+    Rows without an example are padding. Raises DataError for an example with a missing or wrong field.
+    """
     prompts, truncated = (
         converter.prompts(examples, task, vocabulary, max_new_tokens) if examples else ({}, np.zeros(0, bool))
     )
@@ -96,13 +108,15 @@ def prompt_batch(
 def example_batch(
     examples: Sequence[Mapping], task: Task, converter: Converter, vocabulary: Vocabulary, *, batch_rows: int
 ) -> Batch:
-    """Supervised text examples with their targets as one batch, one a row. DataError for one that is longer than a
-    row."""
+    """Returns supervised text examples with their targets as one batch, one a row.
+
+    Raises DataError for an example that is longer than a row.
+    """
     features, truncated = converter.supervised(examples, task, vocabulary) if examples else ({}, ())
     if any(truncated):
         texts = " and ".join(repr(str(text)[:40]) for text in examples[list(truncated).index(True)].values())
         sizes = " and ".join(map(str, converter.sizes(pack=False).values()))
-        raise DataError(f"{texts} do not fit in rows of {sizes} tokens; shorten them")
+        raise DataError(f"{texts} do not fit in rows of {sizes} tokens; shorten the texts")
     return _one_per_row(features, converter, vocabulary, batch_rows, converter.sizes(pack=False))
 
 
@@ -119,7 +133,7 @@ def _one_per_row(
 def _windows(
     task: Task, converter: Converter, vocabulary: Vocabulary, split: str, limit: int, fewest: int
 ) -> Iterator[Examples]:
-    """The examples of a split, in groups of at least `fewest`; the last may be smaller."""
+    """Yields the examples of a split in groups of at least `fewest`; the last may be smaller."""
     ready: list[Examples] = []
     reader = Reader(task, split)
     for window, group in enumerate(groups(_limited(text_examples(task, split), limit), TEXTS_PER_WINDOW)):
@@ -134,7 +148,7 @@ def _windows(
 
 
 def _of_rows(blocks: Iterable[Batch], rows: int) -> Iterator[Batch]:
-    """The same rows in batches of `rows`; the last is filled up with padding."""
+    """Regroups rows into batches of `rows`; the last batch is filled up with padding."""
     rest: Batch = {}
     for block in blocks:
         rest = {name: np.concatenate([rest[name], array]) for name, array in block.items()} if rest else block
@@ -148,7 +162,7 @@ def _of_rows(blocks: Iterable[Batch], rows: int) -> Iterator[Batch]:
 
 def _rows_of_host(batch_rows: int, shard_index: int, shard_count: int) -> slice:
     if batch_rows % shard_count:
-        raise ConfigError(f"eval.batch_rows={batch_rows} does not split over {shard_count} processes; use a multiple")
+        raise ConfigError(f"eval.batch_rows={batch_rows}: must be a multiple of the {shard_count} processes")
     rows = batch_rows // shard_count
     return slice(shard_index * rows, (shard_index + 1) * rows)
 

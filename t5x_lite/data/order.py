@@ -1,4 +1,5 @@
-"""The order of the data as a pure function of integers: no state to lose, no buffer to fill, any place at once."""
+"""The order of the data is a pure function of integers: it needs no state and no shuffle buffer, and any place in the
+order is computed directly."""
 
 import hashlib
 import math
@@ -11,22 +12,28 @@ _ROUNDS = 8
 
 
 def key(*parts: Any, bits: int = 64) -> int:
-    """A number that depends on the parts alone: the same in every process and version of Python, unlike `hash`."""
+    """Returns a number that depends on the parts alone. Unlike `hash`, it is the same in every process and version of
+    Python.
+
+    bits: at most 256.
+    """
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[: bits // 8], "big")
 
 
 def generator(*parts: Any) -> np.random.Generator:
-    """A numpy generator that depends on the parts alone."""
+    """Returns a numpy generator that depends on the parts alone."""
     return np.random.Generator(np.random.Philox(key(*parts, bits=128)))
 
 
 def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """The elements at `places` of an endless repetition of `size` elements, shuffled anew each time round.
+    """Returns the elements at some places of an endless order of `size` elements, which is shuffled anew each epoch.
 
-    Place n is the (n mod size)-th of epoch n // size, a pseudo-random permutation: a Feistel network over a rectangle
-    of numbers of at least `size` cells, about the square root of it wide and high, and followed until it lands inside
-    (Black & Rogaway 2002, "Ciphers with arbitrary finite domains", generalised Feistel and cycle walking): hardly
-    ever a second step, in constant memory.
+    places: int [places]. Place n is the (n mod size)-th element of epoch n // size.
+    Returns int64 [places], 0 to size − 1.
+    An epoch's order is a pseudo-random permutation in constant memory: a Feistel network over a rectangle of at least
+    `size` cells, about √size wide and high. Elements outside 0 to size − 1 are permuted again until they are inside,
+    which hardly ever takes a second step (Black & Rogaway 2002, "Ciphers with arbitrary finite domains": generalised
+    Feistel and cycle walking).
 
     >>> sorted(shuffled(np.arange(5), 5, seed=0).tolist()), sorted(shuffled(np.arange(5, 10), 5, seed=0).tolist())
     ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
@@ -48,7 +55,10 @@ def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection of uint64 whose values look random."""
+    """Applies the finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection of uint64 with random-looking values.
+
+    x: uint64 [any shape].
+    """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,11 +1,12 @@
-"""From tasks to training batches, in an order that is a pure function of (seed, mixture, step).
+"""Makes training batches from tasks, in an order that is a pure function of (seed, mixture, step).
 
-The rows of a global batch are divided among S streams, where S depends on the number of rows alone. Stream s takes the
-elements s, s + S, s + 2S, … of each task's shuffled, endlessly repeated order (windows.py), draws its examples from the
+The rows of a global batch are divided among S streams; S depends only on the number of rows. Stream s reads the
+elements s, s + S, s + 2S, … of each task's shuffled, endlessly repeated order (windows.py), draws examples from the
 tasks by their rates, and packs them into its rows, window by window (streams.py). A host computes only the streams of
 its rows, so any number of hosts up to S sees the same global batch, row by row.
 
-The state of a stream is its place in each task, three integers a task. Restoring it repeats at most one packing window.
+The state of a stream is its position in each task, three integers a task. Restoring a state packs at most one window
+again.
 """
 
 import base64
@@ -30,14 +31,14 @@ from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.data.windows import Position, Setting
 from t5x_lite.errors import CheckpointError, ConfigError
 
-MAX_STREAMS = 64  # so many hosts can read data at most
+MAX_STREAMS = 64  # at most this many hosts can read data
 BRIEF = 40  # characters of a value in a state's fingerprint
 
 
 class TrainBatches:
-    """An endless iterator of this host's rows of the global batches, with a state that restores at once.
+    """Iterates endlessly over this host's rows of the global batches, with a state that restores immediately.
 
-    tasks: the names of the tasks, sorted. `task_ids` are their numbers here, from 1.
+    tasks: the names of the tasks, sorted. A task id is a task's number in this order, from 1.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class TrainBatches:
         readers = [Reader(rated.task, "train") for rated in sorted(mixture, key=lambda rated: rated.task.name)]
         self._streams = {number: Stream(readers, rates, setting, number) for number in self._numbers}
         self._rows_per_stream = batch_rows // setting.streams
-        self._before = no_counts(len(rates))  # of this host's share, before the state that was restored
+        self._before = no_counts(len(rates))  # this host's share of the counts in the restored state
         self._state = self._stream_states()
         self._counters: list[Callable[[], tuple[Counts, np.ndarray]]] = []
         self._prefetcher: Prefetcher | None = None
@@ -66,7 +67,7 @@ class TrainBatches:
             "tasks": {rated.task.name: _brief(registry.identity(rated.task)) for rated in mixture},
             "converter": repr(setting.converter),
             "vocabulary": setting.vocabulary.fingerprint,
-            "format": 4,  # of this state, and of the order that it stands for
+            "format": 4,  # of the state and of the order of the data
             "seed": setting.seed,
             "batch_rows": batch_rows,
             "pack": setting.pack,
@@ -84,12 +85,13 @@ class TrainBatches:
         return batch
 
     def get_state(self) -> dict:
-        """The state after the batches that were handed out, as JSON-able data, of this host's streams only. 100 tasks
-        in 64 streams take less than 100 kB.
+        """Returns the state of this host's streams after the batches returned so far, as JSON-able data. 100 tasks in
+        64 streams take less than 100 kB.
 
-        streams: for each stream, the examples drawn when its packing window began (`drawn`), the rows of that window
-            that have been handed out (`emitted`), and the positions of its tasks then (`tasks`: `encode_positions`).
-        counts: a list for each field of `Counts`, with a number for each task, when these windows began.
+        streams: for each stream, the examples drawn before its packing window (`drawn`), the number of rows of that
+            window returned so far (`emitted`), and the positions of the tasks when the window began (`tasks`, see
+            `encode_positions`).
+        counts: a list for each field of `Counts` with a number for each task, from when these windows began.
         """
         streams = {
             str(number): {"drawn": state.drawn, "emitted": state.taken, "tasks": encode_positions(state.positions)}
@@ -99,18 +101,21 @@ class TrainBatches:
         return {"fingerprint": self._fingerprint, "counts": np.array(counts).tolist(), "streams": streams}
 
     def set_state(self, state: dict) -> None:
-        """Goes on from the `get_state()` of any number of hosts, merged. CheckpointError when the state is from another
-        pipeline, lacks one of this host's streams, or is corrupted."""
+        """Continues from the merged `get_state()` of any number of hosts.
+
+        Raises CheckpointError if the state is corrupted, is from a different pipeline, or lacks a stream of this host.
+        """
         differing = list(registry.differences(state.get("fingerprint", {}), self._fingerprint))
         if differing:
             raise CheckpointError(
-                f"the data is not what this run was trained on: {'; '.join(differing)}. "
+                f"the data differs from the data this run was trained on: {'; '.join(differing)}. "
                 "Restore the data, or start a new --workdir"
             )
         missing = [number for number in self._numbers if str(number) not in state["streams"]]
         if missing:
             raise CheckpointError(
-                f"the data state lacks streams {missing}; it is of some hosts only. Give merge_states() of all hosts"
+                f"the data state lacks streams {missing}, because it is from only some hosts; give merge_states() of "
+                "all hosts' states"
             )
         restored = {}
         for number in self._numbers:
@@ -125,11 +130,11 @@ class TrainBatches:
         self._go_to(restored)
 
     def counters(self) -> dict[str, float]:
-        """Totals of this host since step 0, over resumptions.
+        """Returns this host's totals since step 0, also across resumes.
 
-        examples/TASK, tokens/TASK: in the batches handed out. epochs/TASK: read for packing, so up to a window ahead.
-        truncated, or skipped_long: the share of the converted examples that did not fit. bad: examples that were left
-        out, if there were any.
+        examples/TASK, tokens/TASK: in the batches returned. epochs/TASK: read for packing, so up to a window ahead.
+        truncated, or skipped_long: the share of the converted examples that did not fit in a row. bad: the number of
+        examples skipped as bad, if any.
         """
         if not self._counters:
             return {}
@@ -143,8 +148,8 @@ class TrainBatches:
         return out | ({"bad": float(counts.bad.sum())} if counts.bad.any() else {})
 
     def epochs_per_example(self) -> dict[str, float]:
-        """{"epochs_per_example/TASK": …}: the part of an epoch of its source that an example takes, going by what has
-        been read up to now."""
+        """Returns {"epochs_per_example/TASK": …}: the part of a source's epoch that one example takes, on average over
+        the examples read so far."""
         zero = np.zeros(len(self.tasks))
         examples = sum((stream.read.examples for stream in self._streams.values()), start=zero)
         epochs = sum((stream.epochs for stream in self._streams.values()), start=zero)
@@ -152,7 +157,7 @@ class TrainBatches:
         return {f"epochs_per_example/{name}": float(ratio) for name, ratio in zip(self.tasks, ratios, strict=True)}
 
     def close(self) -> None:
-        """Stops the background thread. The batches that it had prepared are dropped, and made again when asked for."""
+        """Stops the background thread and drops the batches it prepared. Iteration makes them again."""
         if self._prefetcher:
             self._prefetcher.close()
             self._prefetcher = None
@@ -164,7 +169,7 @@ class TrainBatches:
         self._state = self._stream_states()
 
     def _produce(self) -> tuple[Batch, dict[int, StreamState], list]:
-        """The next batch, with the state and the counters after it."""
+        """Makes the next batch and returns it with the state and the counters after it."""
         pieces = [piece for stream in self._streams.values() for piece in stream.take(self._rows_per_stream)]
         batch = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         batches.check(batch, self._setting.converter.specs(), self._setting.vocabulary.size)
@@ -188,23 +193,24 @@ def train_batches(
     cache_dir: str = "",
     task_ids: bool = False,
 ) -> TrainBatches:
-    """The training batches of some tasks.
+    """Returns an iterator over the training batches of a mixture.
 
     mixture: the tasks with their shares of the examples: `registry.mixture(NAME)`.
-    batch_rows: of the global batch; host `shard_index` of `shard_count` gets batch_rows / shard_count of them.
-    prefetch_batches: how many a background thread prepares; 0 for no thread.
-    cache_dir: where `t5x-lite cache` wrote the tasks. The batches are the same, but come sooner.
+    batch_rows: rows of the global batch; host `shard_index` of `shard_count` gets batch_rows / shard_count of them.
+    prefetch_batches: the number of batches that a background thread keeps ready; 0 for no thread.
+    cache_dir: the directory in which `t5x-lite cache` wrote the tasks. It makes the same batches in less time.
     task_ids: adds decoder_task_ids [BL] (encoder-only: encoder_task_ids [BS]): 0 on padding, and 1, 2, … for the tasks
         in the order of `TrainBatches.tasks`.
-    Raises ConfigError when the rows do not divide among the hosts, DataError when there is nothing to train on.
+    Raises ConfigError if the rows do not divide among the hosts, DataError if a task has no example to train on.
     """
     streams = stream_count(batch_rows)
     if streams % shard_count:
         fitting = [rows for rows in range(batch_rows, 64 * MAX_STREAMS) if stream_count(rows) % shard_count == 0]
         raise ConfigError(
-            f"data.batch_rows={batch_rows} has {streams} streams of rows, which do not split over {shard_count} input "
-            + (f"processes; use batch_rows={fitting[0]}" if fitting else "processes")
-            + f", or a number of processes that divides {streams}"
+            f"data.batch_rows={batch_rows} has {streams} streams of rows, and {streams} is not divisible by the "
+            f"{shard_count} input processes; use "
+            + (f"data.batch_rows={fitting[0]}, or " if fitting else "")
+            + f"a number of processes that divides {streams}"
         )
     caches = {}
     if cache_dir:
@@ -216,8 +222,10 @@ def train_batches(
 
 
 def stream_count(batch_rows: int) -> int:
-    """The streams of a global batch: a power of two that divides its rows. It depends on the rows alone, so that the
-    order is the same on any number of hosts. Small batches have few, because each stream fills its own packing window.
+    """Returns the number of streams of a global batch: a power of two that divides its rows, at most MAX_STREAMS.
+
+    It depends on the rows alone, so the order is the same on any number of hosts. Small batches have few streams,
+    because each stream fills its own packing window.
 
     >>> [stream_count(rows) for rows in (1, 12, 32, 128, 512, 2048)]
     [1, 4, 8, 16, 64, 64]
@@ -231,15 +239,15 @@ def stream_count(batch_rows: int) -> int:
 
 
 def merge_states(states: Iterable[dict]) -> dict:
-    """The states of all hosts as one. Hosts that read the same rows, as some meshes have it, count once."""
+    """Merges the states of all hosts. Hosts that read the same rows (on some meshes) count once."""
     states = list({tuple(sorted(state["streams"])): state for state in states}.values())
     counts = np.sum([state["counts"] for state in states], axis=0).tolist()
     return states[0] | {"counts": counts, "streams": {k: v for state in states for k, v in state["streams"].items()}}
 
 
 def encode_positions(positions: np.ndarray) -> str:
-    """The positions of tasks, int64 [tasks, 3], as a short text. Their bytes are sorted by significance before they are
-    compressed, because the high bytes are mostly alike.
+    """Encodes the positions of tasks, int64 [tasks, 3], as a short text. Bytes are sorted by significance before they
+    are compressed, because the high bytes are mostly equal.
 
     >>> decode_positions(encode_positions(np.array([[3, 10**9, 0], [1, 2, 3]])), 2).tolist()
     [[3, 1000000000, 0], [1, 2, 3]]
@@ -249,18 +257,19 @@ def encode_positions(positions: np.ndarray) -> str:
 
 
 def decode_positions(text: str, tasks: int) -> np.ndarray:
-    """int64 [tasks, 3]; CheckpointError for a text that `encode_positions` did not write for so many tasks."""
+    """Decodes the positions of tasks, int64 [tasks, 3]. Raises CheckpointError if `encode_positions` did not write the
+    text for this number of tasks."""
     fields = len(Position._fields)
     try:
         planes = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(8, fields * tasks)
     except (ValueError, zlib.error, binascii.Error) as error:
-        raise CheckpointError(f"the data state is damaged ({error}); take an earlier checkpoint") from None
+        raise CheckpointError(f"the data state is corrupted ({error}); use an earlier checkpoint") from None
     return np.ascontiguousarray(planes.T).view("<u8").reshape(fields, tasks).T.astype(np.int64)
 
 
 def _brief(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's identity without its empty values, and with a digest for each long one: every state of a run with a
-    hundred tasks has a hundred of them."""
+    """Returns a task's identity without its empty values and with a digest of each long value. A state holds one for
+    each task, so a run with a hundred tasks needs them short."""
     texts = {name: json.dumps(value) for name, value in identity.items() if value}
     return {
         name: identity[name] if len(text) <= BRIEF else f"{text[: BRIEF // 2]}…{key(text):016x}"

@@ -1,4 +1,4 @@
-"""Making results ahead of time in a background thread."""
+"""Produces results ahead of time in a background thread."""
 
 import queue
 import threading
@@ -17,15 +17,15 @@ class Prefetcher:
         self._thread.start()
 
     def next(self) -> Any:
-        """The next result, in order. Raises what `produce` raised, and raises it again on every later call."""
+        """Returns the next result, in order. If `produce` raised an exception, this and every later call raise it."""
         kind, value = self._failed or self._queue.get()
         if kind == "error":
-            self._failed = kind, value  # the thread has ended, so nothing more will come
+            self._failed = kind, value  # the thread has ended, so the queue stays empty
             raise value
         return value
 
     def close(self) -> None:
-        """Stops the thread and drops the results that nobody took."""
+        """Stops the thread and drops the results that were not taken."""
         self._stopped.set()
         while self._thread.is_alive():
             try:

@@ -1,4 +1,4 @@
-"""Reading the examples of a task: preprocessed and checked. Errors name the file and line of a wrong example."""
+"""Reads, preprocesses and checks the examples of a task. Errors name the file and line of a bad example."""
 
 import functools
 import logging
@@ -12,14 +12,14 @@ from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.registry import UNLABELLED, Example, Task
 from t5x_lite.errors import DataError
 
-SAMPLED = 10_000  # examples from which the share of bad ones is estimated, once one is bad
+SAMPLED = 10_000  # examples that estimate the share of bad ones, after the first bad example
 
 
 class Reader:
-    """A split of a task.
+    """Reads the examples of a task's split.
 
-    For a bad example `read` raises DataError. If the task allows some (`max_bad_fraction`), it returns None, as for an
-    example that a preprocessor drops, and counts it in `bad`.
+    For a bad example `read` raises DataError. If the task tolerates bad examples (`max_bad_fraction`), `read` returns
+    None, as for an example that a preprocessor drops, and counts the example in `bad`.
     """
 
     def __init__(self, task: Task, split: str):
@@ -31,17 +31,20 @@ class Reader:
         return len(self.source)
 
     def read(self, index: int, rng: Callable[[], np.random.Generator]) -> Example | None:
-        """The example of this index in the source, preprocessed. `rng()` makes the generator for random
-        preprocessors."""
+        """Returns the preprocessed example at an index of the source; None if it was dropped, or is bad and tolerated.
+
+        rng: makes the generator for random preprocessors.
+        Raises DataError for a bad example that is not tolerated.
+        """
         return self._tolerantly(index, lambda: self._record(index), rng)
 
     def read_many(self, indices: Sequence[int], rng: Callable[[int], np.random.Generator]) -> list[Example | None]:
-        """`read` of several examples, which is faster if the source can read several at once. `rng(n)` makes the
-        generator of the n-th."""
+        """Returns `read` of several examples, faster if the source has `read_many`. `rng(n)` makes the generator for
+        the n-th. Raises DataError as `read` does."""
         together = getattr(self.source, "read_many", None)
         try:
             records = together(indices) if together else None
-        except (DataError, OSError):  # reading them one by one tells which one is bad
+        except (DataError, OSError):  # reading the records one by one shows which one is bad
             records = None
         if records is None:
             return [self.read(index, functools.partial(rng, n)) for n, index in enumerate(indices)]
@@ -51,7 +54,7 @@ class Reader:
         ]
 
     def where(self, index: int) -> str:
-        """The place of an example, for messages: file and line if the source knows them."""
+        """Returns the place of an example, for messages: its file and line if the source knows them."""
         where = getattr(self.source, "where", None)
         return where(index) if where else f"task {self.task.name!r}, example {index} of {self.split!r}"
 
@@ -69,17 +72,20 @@ class Reader:
 
     def _record(self, index: int) -> Example:
         try:
-            return self.source[index]  # a DataError of the source names its place already
+            return self.source[index]  # a DataError from the source already names the place
         except OSError as error:
-            raise DataError(f"{self.where(index)} cannot be read: {error}") from error
+            raise DataError(f"{self.where(index)}: cannot read the example: {error}") from error
 
     def _prepared(self, index: int, record: Example, rng: Callable[[], np.random.Generator]) -> Example | None:
         try:
             if not isinstance(record, Mapping):
-                raise DataError(f"task {self.task.name!r}: its source gives a {type(record).__name__}; give a dict")
+                raise DataError(
+                    f"task {self.task.name!r}: its source returned a {type(record).__name__} for an example; return a "
+                    "dict"
+                )
             example = preprocess.apply(self.task.preprocessors, record, rng)
             if example is not None and not self._is_unlabelled(example):
-                check_target(example, self.task)  # for every architecture, also for one that reads it as text
+                check_target(example, self.task)  # for every architecture, even if it reads targets as text
             return example
         except DataError as error:
             raise DataError(f"{self.where(index)}: {error}") from error.__cause__
@@ -88,8 +94,10 @@ class Reader:
         return self.split == "test" and example.get("targets") == UNLABELLED
 
     def _require_few(self, first: str) -> None:
-        """When the first bad example is met: DataError if a sample of the split, or all of it, has too many; else a
-        warning that says how many."""
+        """At the first bad example, checks the share of bad ones in a sample of the split (all of a small split).
+
+        Raises DataError if it is more than max_bad_fraction; otherwise logs a warning with the number.
+        """
         if self.bad:
             return
         places = np.arange(min(len(self), SAMPLED))
@@ -98,10 +106,11 @@ class Reader:
         if bad > task.max_bad_fraction * len(sample):
             raise DataError(
                 f"task {task.name!r}: {bad:,} of {len(sample):,} examples are bad, more than "
-                f"max_bad_fraction={task.max_bad_fraction:g}; the first: {first}"
+                f"max_bad_fraction={task.max_bad_fraction:g}; correct the data or raise max_bad_fraction. The first: "
+                f"{first}"
             )
-        note = f"{bad:,} of the {len(sample):,} looked at; the first: {first}"
-        logging.getLogger(__name__).warning("task %r: bad examples are left out, %s", task.name, note)
+        note = f"{bad:,} of {len(sample):,} checked; the first: {first}"
+        logging.getLogger(__name__).warning("task %r: skips bad examples, %s", task.name, note)
 
     def _is_bad(self, index: int) -> bool:
         try:
@@ -112,13 +121,14 @@ class Reader:
 
 
 def text_examples(task: Task, split: str) -> Iterator[tuple[int, Example]]:
-    """(index, preprocessed example) of every example of a split that its preprocessors keep, in the source's order.
+    """Yields (index, preprocessed example) for every example of a split that the preprocessors keep, in the source's
+    order.
 
-    Raises DataError when the split has no example, or none is kept.
+    Raises DataError if the split has no example, if the preprocessors keep none, or as `Reader.read` does.
     """
     reader = Reader(task, split)
     if not len(reader):
-        raise DataError(f"task {task.name!r} has no example in split {split!r}")
+        raise DataError(f"task {task.name!r} has no example in split {split!r}; check its source")
     any_kept = False
     for index in range(len(reader)):
         example = reader.read(index, lambda n=index: generator(0, task.name, split, n))
@@ -128,5 +138,5 @@ def text_examples(task: Task, split: str) -> Iterator[tuple[int, Example]]:
     if not any_kept:
         raise DataError(
             f"task {task.name!r} has no example left of {len(reader)} in split {split!r} after its preprocessors; "
-            "do they drop everything?"
+            "check that they do not drop all"
         )

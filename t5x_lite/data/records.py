@@ -1,9 +1,9 @@
-"""A file as a sequence of examples, with random access in constant memory, however long the file is.
+"""Opens a file of any length as a sequence of examples, with random access in constant memory.
 
-When a file is opened for the first time, all of it is read, record by record. So whatever is wrong is reported then,
-with file and line, and not hours into a run. (If some records may be bad, they are left out and counted.) The result is
-an index of 17 bytes a record. For larger files it is kept in the user's cache, and later openings map it into memory. A
-compressed or remote file is copied there first, and a Parquet file is copied as Arrow.
+The first time a file is opened, `scan` reads all of it, record by record. So errors are reported then, with file and
+line, and not hours into a run. (If bad records are tolerated, they are skipped and counted.) The result is an index of
+17 bytes a record. The index of a larger file is kept in the user's cache, and later openings map it into memory. A
+compressed or remote file is first copied to the cache, and a Parquet file is copied as Arrow.
 """
 
 import array
@@ -24,63 +24,66 @@ from t5x_lite.data.user_cache import atomic_file, cache_dir
 from t5x_lite.errors import DataError
 
 Example = Mapping[str, Any]
-# The splits of a file that has none: a record belongs to one by the hash of its contents, modulo 100.
+# The splits of a file without splits: the hash of a record's contents, modulo 100, decides its split.
 PERCENT = {"train": range(0, 90), "validation": range(90, 95), "test": range(95, 100)}
 _SORTED = json.JSONEncoder(sort_keys=True, default=str)
 _CODES = [code for code, share in enumerate(PERCENT.values()) for _ in share]  # the split of each percent
 
-SMALL_BYTES = 1 << 20  # the index of a smaller file is not kept: the file is read again
-LONG_BYTES = 1 << 28  # reading so many bytes takes so long that the log says why
-# begin: the byte in its file where a record begins, or its row in a table; length: its bytes; check: half of the hash
+SMALL_BYTES = 1 << 20  # the index of a smaller file is not kept, because scanning the file again is fast
+LONG_BYTES = 1 << 28  # scanning a file of this size takes long, so the log gives the reason
+# begin: the byte where a record begins in its file, or its row in a table; length: its bytes; check: half of the hash
 # of its contents; split: an index into PERCENT, or BAD. The index is sorted by split.
 INDEX = np.dtype([("begin", "<i8"), ("length", "<u4"), ("check", "<u4"), ("split", "u1")])
-BAD = 255  # the split of a record that is left out
+BAD = 255  # the split of a record that is skipped
 SHOWN_BAD = 3  # bad records of a file that the log shows
-OnBad = Callable[[DataError, int], None]  # called with an error and the number of bad records: raises it, or goes on
+OnBad = Callable[[DataError, int], None]  # called with an error and the number of bad records; raises it or returns
 
 
 class Scanned(NamedTuple):
-    """A record that is found while its file is read from end to end."""
+    """A record of a file that is being scanned, with its place (`begin` and `length` as in INDEX)."""
 
     begin: int
     length: int
     row: Example
 
 
-Read = Callable[[Sequence[tuple[int, int]]], list[Example]]  # from the (begin, length) of records to the records
+Read = Callable[[Sequence[tuple[int, int]]], list[Example]]  # returns the records at the given (begin, length)
 
 
 class Format(Protocol):
-    """How the records of a file are found and read. Formats are frozen dataclasses, and their repr identifies them."""
+    """Defines how a file format finds and reads records. Formats are frozen dataclasses; their repr identifies them."""
 
     def local(self, file: File) -> Path:
-        """The file to read from: itself, or a copy in the cache that allows random access."""
+        """Returns the path to read from: the file itself, or a copy in the cache that allows random access."""
         ...
 
     def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
-        """Every record, checked. A wrong one goes to `bad`, as an error that names `file` and its place. Raises
-        DataError when the whole file cannot be read."""
+        """Yields every record after checking it. For a bad record it calls `bad` with an error that names `file` and
+        the record's place. Raises DataError if the file as a whole cannot be read."""
         ...
 
     def reader(self, path: Path, file: File) -> Read:
-        """The function that reads the records at some places."""
+        """Returns the function that reads records by their (begin, length)."""
         ...
 
     def where(self, path: Path, begin: int) -> str:
-        """The place of a record, for messages: its line, or its row."""
+        """Returns the line or row of a record, for messages."""
         ...
 
 
 def open_records(name: str, form: Format, split: str = "", tolerant: bool = False) -> "Records":
-    """The records of a file; with `split`, those that their hash puts there. DataError when the file has no record, or
-    a bad one. If `tolerant`, bad records are left out and counted."""
+    """Returns the records of a file; with `split`, only the records whose hash assigns them to that split.
+
+    tolerant: skips bad records and counts them.
+    Raises DataError if the file has no record, or, unless `tolerant`, a bad one.
+    """
     return records_of(File.of(name), form, split, tolerant)
 
 
 class Records(Sequence[Example]):
-    """The records of an index, each read when it is asked for. It pickles as a path and the index.
+    """A sequence of the records of an index; a record is read when it is accessed. It pickles as a path and the index.
 
-    bad: how many records of the whole file, in any split, were left out. total: how many it has, with those.
+    bad: the number of skipped records in the whole file, in any split. total: all records of the file, with the bad.
     """
 
     def __init__(self, file: File, path: Path, form: Format, index: np.ndarray, bad: int, total: int):
@@ -95,17 +98,17 @@ class Records(Sequence[Example]):
         return self._read([(begin, length)])[0]
 
     def read_many(self, places: Sequence[int]) -> list[Example]:
-        """Several records at once, in a quarter of the time."""
+        """Returns several records at once, in a quarter of the time."""
         entries = self._index[np.asarray(places, np.int64)]
         return self._read(list(zip(entries["begin"].tolist(), entries["length"].tolist(), strict=True)))
 
     def where(self, place: int) -> str:
-        """File and line of a record, for messages."""
+        """Returns the file and line (or row) of a record, for messages."""
         return f"{self.file.name}:{self._form.where(self.path, self._index[place].item()[0])}"
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes whenever any record changes; it does not depend on the file that holds them."""
+        """Returns a digest that changes whenever any record changes. It does not depend on the file that holds them."""
         return digest(np.ascontiguousarray(self._index["check"]).tobytes())
 
     @functools.cached_property
@@ -117,7 +120,7 @@ class Records(Sequence[Example]):
 
 
 class Chained(Sequence[Example]):
-    """Sequences one after the other."""
+    """Joins sequences of records, one after the other."""
 
     def __init__(self, parts: Sequence[Records]):
         self._parts = parts
@@ -131,7 +134,7 @@ class Chained(Sequence[Example]):
         return part[inner]
 
     def read_many(self, places: Sequence[int]) -> list[Example]:
-        """Several records at once, which is faster."""
+        """Returns several records at once, which is faster."""
         wanted = np.asarray(places, np.int64)
         numbers = np.searchsorted(self._ends, wanted, side="right")
         examples: list[Example] = [{}] * len(places)
@@ -143,11 +146,13 @@ class Chained(Sequence[Example]):
         return examples
 
     def where(self, place: int) -> str:
+        """Returns the file and line (or row) of a record, for messages."""
         part, inner = self._find(place)
         return part.where(inner)
 
     @functools.cached_property
     def fingerprint(self) -> str:
+        """Returns a digest of the parts' fingerprints."""
         return digest(" ".join(part.fingerprint for part in self._parts).encode())
 
     def _find(self, place: int) -> tuple[Records, int]:
@@ -161,7 +166,10 @@ def _hash(key: str) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def records_of(file: File, form: Format, split: str, tolerant: bool) -> Records:
-    """`open_records` of a file as it was when it was opened."""
+    """Returns what `open_records` returns, for an opened file; `file` identifies its contents, so results are cached.
+
+    Raises DataError as `open_records` does.
+    """
     path, index = index_of(file, form, bool(split), tolerant)
     code = list(PERCENT).index(split) if split else 0
     low, high, good = (bisect.bisect_left(index["split"], c) for c in (code, code + 1, BAD))
@@ -170,19 +178,22 @@ def records_of(file: File, form: Format, split: str, tolerant: bool) -> Records:
 
 @functools.lru_cache(maxsize=4096)
 def index_of(file: File, form: Format, by_hash: bool, tolerant: bool) -> tuple[Path, np.ndarray]:
-    """(the path to read a file from, its index): out of the cache, or from a scan of the file."""
+    """Returns (the path to read a file from, its index), from the cache or by scanning the file.
+
+    Raises DataError if the file has no good record, or, unless `tolerant`, a bad one.
+    """
     path = form.local(file)
     stored = cache_dir() / "indices" / f"{digest(repr((file.key, form, by_hash)).encode())}.npy"
     index = _load(stored)
-    if index is None or (not tolerant and index["split"][-1] == BAD):  # a scan finds the bad record again, and raises
+    if index is None or (not tolerant and index["split"][-1] == BAD):  # the scan raises the error of the bad record
         if file.size >= LONG_BYTES:
-            note = "%s: %s MB are read and checked, once; from then on the file opens at once"
+            note = "%s: reading and checking %s MB, once; later runs open the file immediately"
             logging.getLogger(__name__).info(note, file.name, f"{file.size >> 20:,}")
         index = scan(form, path, file, by_hash, tolerant)
         if not (index["split"] < BAD).any():
-            raise DataError(f"{file.name} holds no example ({file.size} bytes); is it the right file?")
+            raise DataError(f"{file.name} holds no example ({file.size} bytes); check that it is the right file")
         if file.size >= SMALL_BYTES:
-            with contextlib.suppress(DataError):  # a cache that cannot be written: the next process scans again
+            with contextlib.suppress(DataError):  # if the cache cannot be written, the next process scans again
                 with atomic_file(stored) as out:
                     np.save(out, index)
                 kept = _load(stored)
@@ -191,7 +202,7 @@ def index_of(file: File, form: Format, by_hash: bool, tolerant: bool) -> tuple[P
 
 
 def _load(path: Path) -> np.ndarray | None:
-    """An index from the cache, mapped into memory; None when there is none, or it is corrupted."""
+    """Returns an index from the cache, mapped into memory, or None if it is missing or corrupted."""
     try:
         index = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
@@ -200,7 +211,10 @@ def _load(path: Path) -> np.ndarray | None:
 
 
 def scan(form: Format, path: Path, file: File, by_hash: bool, tolerant: bool) -> np.ndarray:
-    """Reads a whole file and makes its index: its records sorted by split, then an entry for each bad one."""
+    """Reads a whole file and returns its index: its records sorted by split, then an entry for each bad one.
+
+    Raises DataError for a bad record, unless `tolerant`.
+    """
     begins, lengths, hashes = array.array("q"), array.array("L"), array.array("Q")
     bad = 0
 
@@ -210,7 +224,7 @@ def scan(form: Format, path: Path, file: File, by_hash: bool, tolerant: bool) ->
             raise error from None
         bad += records
         if bad <= SHOWN_BAD:
-            logging.getLogger(__name__).warning("left out: %s", error)
+            logging.getLogger(__name__).warning("skipped: %s", error)
 
     for begin, length, row in form.scan(path, file, note):
         begins.append(begin)

@@ -1,7 +1,7 @@
-"""One stream of rows: examples drawn from the tasks by their rates, and packed window by window.
+"""Makes one stream of rows: draws examples from the tasks by their rates, and packs them window by window.
 
-A packing window of a single task ends where an epoch does. Otherwise an example, packed with those of the next epoch,
-could come twice in one epoch, or in one batch.
+A packing window of a single task ends at the end of an epoch. If it held examples of two epochs, packing could put an
+example twice into one epoch, or into one batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,43 +16,47 @@ from t5x_lite.data.packing import Examples
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.windows import FEWEST_ROWS_PER_EPOCH, Feed, Position, Setting, denoised
 
-ROWS_PER_WINDOW = 1024  # packed together, over all streams; a stream has at least FEWEST_ROWS_PER_WINDOW of them
-FEWEST_ROWS_PER_WINDOW = 64  # the last row may stay half empty: about 0.8% of them
-ROWS_PER_UNPACKED_WINDOW = 16  # noised together; unpacked rows need not wait for examples that fit beside them
-MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window of examples that are almost empty
-DRAWS_PER_BLOCK = 1024  # tasks drawn by one random generator
+ROWS_PER_WINDOW = 1024  # packed together, over all streams; a stream packs at least FEWEST_ROWS_PER_WINDOW
+FEWEST_ROWS_PER_WINDOW = 64  # the last row may stay half empty, which wastes about 0.8% of 64 rows
+ROWS_PER_UNPACKED_WINDOW = 16  # denoised together; few, because unpacked rows do not wait for examples that fit in them
+MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window whose examples are almost empty
+DRAWS_PER_BLOCK = 1024  # task draws from one random generator
 
 
 class Counts(NamedTuple):
-    """Totals of what has been read of each task, float [tasks] each."""
+    """Totals of what has been read of each task, each float [tasks]."""
 
     tokens: np.ndarray  # in packed rows
     examples: np.ndarray  # in packed rows
     converted: np.ndarray  # examples that were converted
     too_long: np.ndarray  # converted examples that did not fit in a row
-    bad: np.ndarray  # examples that were left out
+    bad: np.ndarray  # examples that were skipped as bad
 
 
 def no_counts(tasks: int) -> Counts:
+    """Returns counts of 0 for `tasks` tasks."""
     return Counts(*np.zeros((len(Counts._fields), tasks)))
 
 
 def total(counts: Iterable[Counts]) -> Counts:
-    """The sum of counts, field by field."""
+    """Sums counts field by field."""
     return Counts(*np.sum([*counts], axis=0))
 
 
 class StreamState(NamedTuple):
-    """Where a stream stands: how its packing window began, and how many of the window's rows have been taken."""
+    """The state of a stream: how its packing window began, and how many of the window's rows have been taken."""
 
-    drawn: int  # examples, before the window
-    positions: np.ndarray  # int64 [tasks, 3]: the Position of each task's feed
-    counts: Counts  # since the state that was restored
-    taken: int  # rows
+    drawn: int  # examples drawn before the window
+    positions: np.ndarray  # int64 [tasks, 3]: the Position of each task's feed when the window began
+    counts: Counts  # from the restored state to the beginning of the window
+    taken: int  # rows of the window
 
 
 class Stream:
-    """The rows of stream `number`; `readers` are those of the tasks, and `rates` their shares by name."""
+    """Makes the rows of stream `number`.
+
+    readers: the tasks' readers, in the order of all arrays [tasks]. rates: the tasks' shares of the examples, by name.
+    """
 
     def __init__(self, readers: Sequence[Reader], rates: Mapping[str, float], setting: Setting, number: int):
         self._setting, self._number = setting, number
@@ -62,7 +66,7 @@ class Stream:
         self._sizes = setting.converter.sizes(setting.pack)
         self._capacity = np.array(list(self._sizes.values()))
         self._window_rows = max(FEWEST_ROWS_PER_WINDOW, ROWS_PER_WINDOW // setting.streams)
-        self._blocks: dict[int, np.ndarray] = {}  # of drawn tasks
+        self._blocks: dict[int, np.ndarray] = {}  # blocks of drawn tasks, by number
         positions = np.zeros((len(readers), len(Position._fields)), np.int64)
         self.set_state(StreamState(0, positions, no_counts(len(readers)), taken=0))
 
@@ -70,9 +74,9 @@ class Stream:
         return self._start._replace(taken=self._taken)
 
     def set_state(self, state: StreamState) -> None:
-        """Goes on from there. The window is packed again when its rows are asked for."""
+        """Continues from a state. `take` packs the state's window again."""
         self._start, self._drawn, self._taken = state, state.drawn, state.taken
-        self._tokens = np.zeros(len(self._feeds))  # since the state, by task
+        self._tokens = np.zeros(len(self._feeds))  # packed since the state was set, by task
         self._before = state.counts
         for feed, position in zip(self._feeds, state.positions.tolist(), strict=True):
             feed.set_position(Position(*position))
@@ -80,7 +84,7 @@ class Stream:
         self._count = 0
 
     def take(self, count: int) -> list[Batch]:
-        """The next `count` rows, in pieces of windows."""
+        """Takes the next `count` rows, in pieces of windows."""
         pieces = []
         while count:
             if self._rows is None:
@@ -96,10 +100,10 @@ class Stream:
         return pieces
 
     def counter(self) -> Callable[[], tuple[Counts, np.ndarray]]:
-        """A function for what has been read up to now: (Counts, epochs of each task, float [tasks]).
+        """Returns a function that counts what has been read so far: (Counts, epochs of each task: float [tasks]).
 
-        Tokens and examples are only those of the rows that were taken. The function counts when it is called, so that
-        counters which nobody asks for cost nothing.
+        Tokens and examples include only the rows that were taken. The function counts when it is called, so unused
+        counters cost nothing.
         """
         read, epochs, taken = self.read, self.epochs, self._taken
         task_of, row_of, tokens_of = self._task_of, self._row_of, self._tokens_of
@@ -114,9 +118,9 @@ class Stream:
         return count
 
     def _fill_window(self) -> None:
-        """Packs the next window: as many examples as fill its rows.
+        """Packs the next window, with as many examples as fill its rows.
 
-        Sets what has been read up to its end: `read` (Counts) and `epochs`, how often each task has been read.
+        Sets `read` (Counts) and `epochs` (how many times each task has been read), both up to the end of the window.
         """
         pack, feeds = self._setting.pack, self._feeds
         task_of = self._draw() if pack else self._tasks_from(self._drawn, ROWS_PER_UNPACKED_WINDOW)
@@ -127,11 +131,11 @@ class Stream:
         examples = denoised(pieces, self._setting.converter, self._setting.vocabulary, rng)
         if len(feeds) > 1:
             examples = packing.take(examples, _ranks(task_of))
-        # Packing puts the rows of many short examples first. Without the shuffle a mixture's tasks would come in waves.
+        # Packing puts rows with many short examples first. Without a shuffle a mixture's tasks would come in waves.
         self._rows, row_of = packing.pack_rows(examples, self._specs, self._sizes, pack, shuffle=rng if pack else None)
         self._count = int(row_of.max()) + 1
         if self._setting.task_ids:
-            parts = examples[packing.PARTS].lengths if packing.PARTS in examples else 1  # each has its own segment id
+            parts = examples[packing.PARTS].lengths if packing.PARTS in examples else 1  # each part has its segment id
             self._rows |= _task_ids(np.repeat(task_of, parts), np.repeat(row_of, parts), self._rows)
         self._task_of, self._row_of, self._tokens_of = task_of, row_of, _tokens_of(examples, self._specs)
         self._tokens = self._tokens + np.bincount(task_of, self._tokens_of, minlength=len(feeds))
@@ -146,13 +150,13 @@ class Stream:
         self.epochs = np.array([feed.epochs for feed in feeds])
 
     def _draw(self) -> np.ndarray:
-        """int [examples]: the tasks of the next examples, as many as fill the rows of a window, or end an epoch."""
+        """Draws the tasks of the next examples, int [examples]: as many as fill a window's rows or end an epoch."""
         wanted = self._window_rows
         begins_epoch, fewest = self._drawn == 0, FEWEST_ROWS_PER_WINDOW
-        if len(self._feeds) == 1:  # once the beginning of an epoch is packed, its rest stays alone, however short
+        if len(self._feeds) == 1:  # the rest of an epoch is packed alone, however short, once its beginning was packed
             begins_epoch = self._feeds[0].begins_epoch()
             fewest = FEWEST_ROWS_PER_EPOCH if begins_epoch else 0
-        if begins_epoch:  # the streams' first windows differ in size, so that later not all of them end in one batch
+        if begins_epoch:  # the streams' first windows differ in size, so that their ends fall into different batches
             wanted = -(-wanted * (self._number + 1) // self._setting.streams)
         count = wanted
         while True:
@@ -169,7 +173,8 @@ class Stream:
             count = min(int(count * wanted / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
 
     def _tasks_from(self, first: int, count: int) -> np.ndarray:
-        """int [count]: the tasks of the examples from number `first` on: a function of their numbers alone."""
+        """Returns the tasks of `count` examples from number `first` on, int [count]. They depend on the numbers
+        alone."""
         blocks = range(first // DRAWS_PER_BLOCK, (first + count - 1) // DRAWS_PER_BLOCK + 1)
         return np.concatenate([self._block(n) for n in blocks])[first - blocks[0] * DRAWS_PER_BLOCK :][:count]
 
@@ -182,13 +187,16 @@ class Stream:
 
 
 def _tokens_of(examples: Examples, specs: Mapping[str, ArraySpec]) -> np.ndarray:
-    """int64 [examples]: tokens of encoder and decoder together."""
+    """Returns the tokens of each example, int64 [examples], encoder and decoder together."""
     return packing.lengths_of(examples, specs, "SL").sum(axis=1)
 
 
 def _task_ids(task_of: np.ndarray, row_of: np.ndarray, rows: Batch) -> Batch:
-    """The number of each token's task, from 1, and 0 on padding. It is for the tokens of the decoder if there is one,
-    because the loss is there. task_of, row_of: int [segments]."""
+    """Returns the number of each token's task, from 1, with 0 on padding (int32 [BL] or [BS]).
+
+    Decoder tokens have task ids if there is a decoder, because the loss is there; otherwise encoder tokens have them.
+    task_of, row_of: int [segments].
+    """
     side = "decoder" if "decoder_segment_ids" in rows else "encoder"
     segments = rows[f"{side}_segment_ids"]
     order = np.argsort(row_of, kind="stable")
@@ -199,7 +207,7 @@ def _task_ids(task_of: np.ndarray, row_of: np.ndarray, rows: Batch) -> Batch:
 
 
 def _ranks(task_of: np.ndarray) -> np.ndarray:
-    """The place of each example once they are sorted by task.
+    """Returns the place of each example after sorting by task, int64 [examples].
 
     >>> _ranks(np.array([1, 0, 1, 0])).tolist()
     [2, 0, 3, 1]
