@@ -46,7 +46,7 @@ class Head:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the head has model.num_classes outputs."""
+        """Returns whether the head has model.num_classes outputs."""
         return self.outputs == CLASSES
 
 

@@ -198,7 +198,7 @@ def test_a_bad_example_is_an_error_that_says_where_or_left_out_and_counted(tmp_p
         assert any(text.startswith("4m") for text in seen) and not any(text.startswith("5") for text in seen)
         assert batches.counters()["bad"] > 2
         assert len(list(text_examples(registry.REGISTRY[bad.name], "train"))) == 38  # type: ignore[arg-type]
-        assert f"task {bad.name!r}: skips bad examples, 2 of 40 checked" in caplog.text
+        assert f"task {bad.name!r}: skipping bad examples, 2 of 40 checked are bad" in caplog.text
 
 
 def test_a_bad_record_of_a_tasks_own_file_is_left_out_too(tmp_path):

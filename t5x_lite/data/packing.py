@@ -1,4 +1,4 @@
-"""Packs several examples in one row; only their lengths decide which.
+"""Packs several examples in a row, chosen by their lengths alone.
 
 Examples are a window's features as ragged columns (`Examples`), without segment ids and positions, which `fill` adds.
 Features that share a dimension letter (t5x_lite/batch.py) have the same length in an example. An unpacked row is a

@@ -89,7 +89,7 @@ def apply(functions, example: Example, rng: Callable[[], np.random.Generator]) -
 
 @functools.lru_cache(maxsize=1024)  # called for every example
 def takes_rng(function: Callable) -> bool:
-    """Whether a preprocessor has a parameter named `rng`."""
+    """Returns whether a preprocessor has a parameter named `rng`."""
     return "rng" in inspect.signature(function).parameters
 
 

@@ -109,8 +109,8 @@ class Reader:
                 f"max_bad_fraction={task.max_bad_fraction:g}; correct the data or raise max_bad_fraction. The first: "
                 f"{first}"
             )
-        note = f"{bad:,} of {len(sample):,} checked; the first: {first}"
-        logging.getLogger(__name__).warning("task %r: skips bad examples, %s", task.name, note)
+        note = f"{bad:,} of {len(sample):,} checked are bad; the first: {first}"
+        logging.getLogger(__name__).warning("task %r: skipping bad examples, %s", task.name, note)
 
     def _is_bad(self, index: int) -> bool:
         try:

@@ -272,6 +272,8 @@ def identity(task: Task, split: str = "train") -> dict[str, Any]:
 def differences(theirs: Any, ours: Any, what: str = "") -> Iterator[str]:
     """Yields a line for each place where two pieces of JSON-able data differ: "tasks.cola.examples 10 → 12".
 
+    theirs: the earlier data, shown first. ours: the present data. what: the name of the place, for the lines.
+
     >>> list(differences({"seed": 1, "tasks": {"a": {"examples": 2}}}, {"seed": 1, "tasks": {"a": {"examples": 3}}}))
     ['tasks.a.examples 2 → 3']
     """

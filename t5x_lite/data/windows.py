@@ -98,7 +98,7 @@ class Feed:
         return lengths[self._offset : self._offset + count]
 
     def begins_epoch(self) -> bool:
-        """Whether the next example is this stream's first in an epoch of the source."""
+        """Returns whether the next example is this stream's first in an epoch of the source."""
         self._load(1)
         if self._offset:
             return self._offset in self._loaded[0].epoch_ends
@@ -137,7 +137,7 @@ class Feed:
 
     @property
     def epochs(self) -> float:
-        """How many times this stream has read its share of the source."""
+        """Returns how many times this stream has read its share of the source."""
         windows = self._window + self._offset / max(self._size, 1)
         return windows * self._window_size * self._setting.streams / len(self._reader)
 
