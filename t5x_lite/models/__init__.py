@@ -1,6 +1,6 @@
-"""The models: one configuration, three architectures, from shared parts.
+"""The models: one configuration for three architectures, which are built from shared parts.
 
-What a config means is known without jax, which only the functions here import.
+Only the functions here import jax, so that a `ModelConfig` can be read and validated without jax.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def build(config: ModelConfig, constrain: "Constrain | None" = None) -> "nn.Module":
-    """The module for `config`: `init(key, batch)["params"]`, `apply({"params": p}, batch, train, rngs)`.
+    """Returns the module for `config`: `init(key, batch)["params"]`, `apply({"params": p}, batch, train, rngs)`.
 
-    Parameters come boxed as `nn.Partitioned` with their logical axis names. `constrain(array, axes)` is
-    called on activations with theirs, and returns the array, laid out as the mesh wants it.
-    The output is a dict of float32 arrays, one per head: "lm", or those of `config.heads`. `config.module` is built in
-    place of the architecture's own module.
+    `init` returns parameters boxed as `nn.Partitioned` with their logical axis names. The model calls
+    `constrain(array, axes)` on its activations with their logical axes; it returns the array, sharded over the mesh.
+    `apply` returns a dict of float32 arrays, one per head: "lm", or the heads of `config.heads`. If `config.module` is
+    set, it is built instead of the architecture's own module. Raises ConfigError if `config` is not valid.
     """
     from t5x_lite.models.cbow import ContinuousBagOfWords
     from t5x_lite.models.decoder_only import DecoderOnly
@@ -41,11 +41,12 @@ def build(config: ModelConfig, constrain: "Constrain | None" = None) -> "nn.Modu
 
 
 def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, jax.Array]") -> Any:
-    """Fresh boxed parameters of a module that `build` made; the same numbers whether layers are scanned or unrolled.
-    Parameters of `config.module` that have no logical axes get none: they stay whole on every device.
+    """Returns fresh boxed parameters for a module made by `build`; scanned and unrolled layers get the same numbers.
+    Parameters of `config.module` without logical axes are replicated on every device.
 
-    They are drawn for the scanned model, all layers of a stack by one program: drawn layer by layer, those of a
-    T5-small took 18 s of CPU time to compile, instead of 7.
+    The parameters are drawn for the scanned model, by one program for all layers of a stack. To draw each layer by
+    itself took 18 s instead of 7 s of CPU time to compile for a T5-small.
+    Raises ConfigError if `config.module` fails.
     """
     from t5x_lite.models.transformer import unstack_layers
 
@@ -59,7 +60,8 @@ def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, jax.
 
 
 def boxed(tree: Any) -> Any:
-    """The tree with a box of axes without names around every array that has no box of as many axes."""
+    """Returns the tree with every array boxed. An array without a box that names each of its axes gets a box of
+    unnamed axes; scalars have no box."""
     import flax.linen as nn
     import jax
 

@@ -1,4 +1,4 @@
-"""Adapters (Houlsby et al. 2019, §2.1): a small MLP behind each sublayer, which alone is trained."""
+"""Adapters (Houlsby et al. 2019, §2.1): a small trainable MLP after each sublayer of a frozen model."""
 
 from typing import Any
 
@@ -11,12 +11,13 @@ from t5x_lite.models.layers import ACTIVATIONS, named
 
 
 class Adapter(nn.Module):
-    """x + activation(x·down + bias)·up; nothing at first, as `up` is 0."""
+    """Computes x + activation(x·down + bias)·up. `up` is initialised to 0, so an adapter starts as the identity."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        """[B, L, D] → [B, L, D]."""
         config, dtype = self.config, x_BLD.dtype
         wide, narrow = config.d_model, config.adapter_dim
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")

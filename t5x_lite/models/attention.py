@@ -1,7 +1,7 @@
-"""Multi-head attention: the layer, and the kernel that computes it from who may look at whom.
+"""Multi-head attention: the layer, and the kernel that computes attention.
 
-A kernel is a row of KERNELS. It gets queries, keys and values and a `Scope`: segment ids, positions, the window and the
-table of relative biases, from which it makes the mask and biases that it needs, or none.
+A kernel is a row of KERNELS. It gets queries, keys, values and a `Scope`: segment ids, positions, the window and the
+table of relative biases. From the scope it makes the mask and biases it needs, if it needs any.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, dropout, unconstrained
 from t5x_lite.models.positions import BiasTable, Rotation, bias_between, bias_of_rows, rotate
 
-# Finite, so that a query with nothing to attend to (padding) reads a mean and not NaN.
+# Finite, so that a query without any visible key (padding) reads the mean of the values instead of NaN.
 MASKED = -1e10
-INTERMEDIATES = "intermediates"  # flax's collection of what is computed on the way (models/intermediates.py)
+INTERMEDIATES = "intermediates"  # flax's collection of hidden states and attention maps (models/intermediates.py)
 
 
 class KeyValue(TypedDict):
-    """Keys and values of one layer, both [B, H, M, K].
+    """Holds the keys and values of one layer, both [B, H, M, K].
 
-    Heads before positions, turned round once, where they are made, and not inside the products: XLA's CPU backend then
-    multiplies plain matrices. It would copy [B, M, H, K] for every product of the backward pass, and a decoder's whole
-    cache for every token.
+    Heads come before positions. Keys and values are transposed once, when they are computed, so that XLA's CPU backend
+    multiplies plain matrices. XLA would copy [B, M, H, K] for every product of the backward pass, and a decoder's
+    whole cache for every token.
     """
 
     key: jax.Array
@@ -36,14 +36,15 @@ class KeyValue(TypedDict):
 
 @struct.dataclass
 class Scope:
-    """Who may look at whom: all that decides the mask and the bias of attention.
+    """Says which keys each query may attend to: everything that determines attention's mask and bias.
 
-    A query may look at keys of its own segment (ids from 1; 0 is padding); if `causal`, at no later slot (query l is in
-    slot `index` + l); in a layer with a window, only at keys less than `window` positions before it.
+    A query may attend to the keys of its own segment (ids from 1; 0 is padding). If `causal`, it may not attend to
+    later slots (query l is in slot `index` + l). In a layer with a window, it may attend only to keys less than
+    `window` positions before it.
 
-    visible_BLM: bool, in place of segments and `causal` where it is given: a beam's slots in a shared cache.
-    bias: what is added to the logits by relative position; None: nothing.
-    rows_are_positions: within a segment, row indices of queries and keys differ by as much as their positions do.
+    visible_BLM: bool; if given, replaces segments and `causal`: the slots of a beam in a shared cache.
+    bias: the table of biases added to the logits by relative position; None: no bias.
+    rows_are_positions: within a segment, the row indices of a query and a key differ by as much as their positions.
     """
 
     query_segment_ids_BL: jax.Array
@@ -59,11 +60,11 @@ class Scope:
 
 
 class Kernel(NamedTuple):
-    """How attention is computed.
+    """Holds the two functions that compute attention.
 
-    prepare: Scope -> what all layers of a stack share.
+    prepare: Scope -> the masks and biases that all layers of a stack share.
     attend: (query_BLHK, key_BHMK, value_BHMK, shared, is_local, dropout_rate=…, dropout_key=…,
-        dropout_broadcasts_queries=…) -> [B, L, H, K]. is_local: the layer has the scope's window.
+        dropout_broadcasts_queries=…) -> [B, L, H, K]. is_local: the scope's window applies to this layer.
     """
 
     prepare: Callable[[Scope], Any]
@@ -71,9 +72,10 @@ class Kernel(NamedTuple):
 
 
 def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False, index=0) -> jax.Array:
-    """[B, 1, L, M] bool from segment ids: True where the query may look at the key.
+    """Returns bool [B, 1, L, M]: True where the query may attend to the key.
 
-    It may within its own segment and, if `causal`, at no later slot: query l stands in slot `index` + l.
+    query_BL, key_BM: segment ids. A query may attend to its own segment and, if `causal`, not to later slots; query l
+    is in slot `index` + l.
     """
     mask = query_BL[:, None, :, None] == key_BM[:, None, None, :]
     if causal:
@@ -86,9 +88,9 @@ def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False
 
 
 class Shared(NamedTuple):
-    """What the reference kernel makes of a Scope: arrays of all queries and keys.
+    """Holds the masks and biases that the reference kernel makes from a Scope, for all pairs of a query and a key.
 
-    bias: [1, H, L, M], or [B, H, L, M] where rows differ (cached decoding). near: the mask of a layer with a window.
+    bias: [1, H, L, M], or [B, H, L, M] if rows differ (cached decoding). near_B1LM: the mask of layers with a window.
     """
 
     mask_B1LM: jax.Array
@@ -97,7 +99,7 @@ class Shared(NamedTuple):
 
 
 def prepare(scope: Scope) -> Shared:
-    """The mask and the bias of a scope."""
+    """Returns the masks and the bias of a scope."""
     bias = None
     if scope.bias is not None and scope.rows_are_positions:
         bias = bias_of_rows(scope.bias, scope.query_segment_ids_BL.shape[1], scope.key_segment_ids_BM.shape[1])
@@ -120,7 +122,10 @@ def prepare(scope: Scope) -> Shared:
 def attention_weights(
     query_BLHK: jax.Array, key_BHMK: jax.Array, mask_B1LM: jax.Array, bias: jax.Array | None = None
 ) -> jax.Array:
-    """softmax(q·kᵀ + bias), float32 [B, H, L, M], whatever the inputs' dtype; see `attend`."""
+    """Returns softmax(q·kᵀ + bias), [B, H, L, M], float32 for inputs of any dtype; see `attend`.
+
+    mask_B1LM: bool, True where the query may attend to the key.  bias: [1, H, L, M] or [B, H, L, M].
+    """
     query_BHLK, key_BHMK = query_BLHK.swapaxes(1, 2), _of_query_heads(key_BHMK, query_BLHK)
     logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -139,9 +144,10 @@ def attend(
     dropout_key: jax.Array | None = None,
     dropout_broadcasts_queries: bool = False,
 ) -> jax.Array:
-    """softmax(q·kᵀ + bias)·v, [B, L, H, K]; logits and softmax in float32, whatever the inputs' dtype.
+    """Returns softmax(q·kᵀ + bias)·v, [B, L, H, K]; logits and softmax are float32 for inputs of any dtype.
 
-    Keys and values may have fewer heads than queries: each then serves a group of them (Ainslie et al. 2023).
+    Keys and values may have fewer heads than queries: a group of query heads then shares each of their heads (Ainslie
+    et al. 2023).
     """
     weights_BHLM = attention_weights(query_BLHK, key_BHMK, mask_of(shared, is_local), shared.bias)
     weights_BHLM = weights_BHLM.astype(value_BHMK.dtype)
@@ -151,7 +157,7 @@ def attend(
 
 
 def mask_of(shared: Shared, is_local: Any) -> jax.Array:
-    """The mask of a layer, [B, 1, L, M]."""
+    """Returns a layer's mask, bool [B, 1, L, M]: with the window if `is_local` and the stack has a window."""
     return shared.mask_B1LM if shared.near_B1LM is None else jnp.where(is_local, shared.near_B1LM, shared.mask_B1LM)
 
 
@@ -159,27 +165,28 @@ KERNELS = {"reference": Kernel(prepare, attend)}
 
 
 def kernel_of(config: ModelConfig, records_weights: bool = False) -> Kernel:
-    """The kernel of a model's stacks. records_weights: attention maps are asked for, which only the reference has."""
+    """Returns the kernel for a model's stacks. records_weights: the caller wants attention maps, which only the
+    reference kernel computes."""
     return KERNELS["reference"]
 
 
 def _of_query_heads(x_BHMK: jax.Array, query_BLHK: jax.Array) -> jax.Array:
-    """Keys or values with as many heads as the queries have: each repeated for its group."""
+    """Returns keys or values with as many heads as the queries: each head is repeated for its group."""
     groups = query_BLHK.shape[2] // x_BHMK.shape[1]
     return jnp.repeat(x_BHMK, groups, axis=1) if groups > 1 else x_BHMK
 
 
 @jax.custom_vjp
 def add_shared_bias(logits_BHLM: jax.Array, bias_1HLM: jax.Array) -> jax.Array:
-    """Their sum. The bias's gradient is a product with ones: as a reduction over the rows it took XLA's CPU backend
-    thirty times as long, 5 % of a T5-small step."""
+    """Returns logits + bias, [B, H, L, M]. The bias's gradient is computed as a product with ones: as a reduction over
+    rows it took XLA's CPU backend thirty times as long, 5 % of a T5-small step."""
     return logits_BHLM + bias_1HLM
 
 
 def _add_shared_bias_backward(_: None, d_logits_BHLM: jax.Array) -> tuple[jax.Array, jax.Array]:
     B, H, L, M = d_logits_BHLM.shape
     ones_1B = jnp.ones((1, B), d_logits_BHLM.dtype)
-    # A sum in full float32, as it stands for: accelerators would multiply in fewer bits by default.
+    # This product stands for a sum, so it needs full float32; accelerators multiply with fewer bits by default.
     d_bias = jnp.matmul(ones_1B, d_logits_BHLM.reshape(B, -1), precision=lax.Precision.HIGHEST)
     return d_logits_BHLM, d_bias.reshape(1, H, L, M)
 
@@ -188,7 +195,7 @@ add_shared_bias.defvjp(lambda logits, bias: (logits + bias, None), _add_shared_b
 
 
 class Attention(nn.Module):
-    """Queries from one sequence; keys and values from the same, from another, or from a cache."""
+    """Attention from one sequence to itself, to a different sequence (the encoder's), or to a cache."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
@@ -205,7 +212,7 @@ class Attention(nn.Module):
         self.out = Dense(config, shape, axes, "attention_out", inputs=2, use_bias=bias)
 
     def key_value(self, x_BMD: jax.Array, rotation: Rotation | None = None) -> KeyValue:
-        """The keys and values of a sequence."""
+        """Returns the keys and values of a sequence x_BMD, both [B, H, M, K]; the keys are rotated by `rotation`."""
         axes = ("batch", "heads", "keys", "kv")
         key_BHMK = rotate(self.key(x_BMD), rotation, self.config).swapaxes(1, 2)
         return {"key": self.constrain(key_BHMK, axes), "value": self.constrain(self.value(x_BMD).swapaxes(1, 2), axes)}
@@ -219,10 +226,11 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
         is_local: Any = False,
     ) -> jax.Array:
-        """[B, L, D] → [B, L, D]. Keys and values may have fewer rows, each for B/rows queries' rows side by side (the
-        samples of an example, which read one encoder); the scope has as many rows as the keys.
+        """[B, L, D] → [B, L, D].
 
-        shared: what the kernel prepared of the stack's scope.
+        key_value: [B, H, M, K], or fewer rows than B: each row then serves B/rows adjacent rows of queries (the samples
+        of an example share one encoder row). The scope has as many rows as the keys.
+        shared: the result of the kernel's `prepare` for the stack's scope.
         """
         config = self.config
         query_BLHK = rotate(self.query(x_BLD), rotation, config)
@@ -249,7 +257,7 @@ class Attention(nn.Module):
 
 
 def extend(cached: KeyValue, new: KeyValue, index: jax.Array) -> KeyValue:
-    """The cache [B, H, M, K] with `new` [B, H, L, K] written from slot `index` on."""
+    """Returns the cache [B, H, M, K] with `new` [B, H, L, K] written to the slots from `index` on."""
     return {
         "key": lax.dynamic_update_slice_in_dim(cached["key"], new["key"], index, axis=2),
         "value": lax.dynamic_update_slice_in_dim(cached["value"], new["value"], index, axis=2),

@@ -1,4 +1,6 @@
-"""CBOW (Mikolov et al. 2013, §3.1): a word from its neighbours, a text as the mean of its words. It knows no order."""
+"""CBOW (Mikolov et al. 2013, §3.1) predicts a word from its neighbours and represents a text as the mean of its words.
+It ignores word order.
+"""
 
 import flax.linen as nn
 import jax
@@ -10,13 +12,14 @@ from t5x_lite.models.layers import Constrain, Embedding, LanguageModelLogits, su
 
 
 class ContinuousBagOfWords(nn.Module):
-    """Reads what `EncoderOnly` reads, and has its heads but for those of every token."""
+    """Reads the same arrays as `EncoderOnly` and has the same heads, except those that read every token."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
+        """Returns one float32 output per head, as `EncoderOnly` does; without heads, "hidden" [B, S, D]."""
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
         table = Embedding(config, config.vocab_size, "vocab", constrain=self.constrain, name="token_embedding")
@@ -32,13 +35,17 @@ class ContinuousBagOfWords(nn.Module):
 
 
 def mean(x_BSD: jax.Array, chosen_BPS: jax.Array) -> jax.Array:
-    """The mean of the chosen positions' vectors, [B, P, D]; 0 where none is."""
+    """Returns the mean of the chosen positions' vectors, [B, P, D]; 0 where no position is chosen.
+
+    x_BSD: the vectors.  chosen_BPS: bool.
+    """
     weights_BPS = chosen_BPS / jnp.maximum(chosen_BPS.sum(axis=-1, keepdims=True), 1)
     return jnp.einsum("BPS,BSD->BPD", weights_BPS.astype(x_BSD.dtype), x_BSD)
 
 
 def neighbours(batch, window: int) -> jax.Array:
-    """Which positions of the same example are within `window` of each masked one, but not itself, bool [B, P, S]."""
+    """Returns bool [B, P, S]: True for the positions of the same example within `window` of each masked position,
+    except the masked position itself."""
     positions_BP, segment_ids_BS = batch["mlm_positions"], batch["encoder_segment_ids"]
     distance_BPS = jnp.abs(jnp.arange(segment_ids_BS.shape[1]) - positions_BP[..., None])
     own_BP = jnp.take_along_axis(segment_ids_BS, positions_BP, axis=1)
@@ -46,7 +53,7 @@ def neighbours(batch, window: int) -> jax.Array:
 
 
 def own_tokens(batch) -> jax.Array:
-    """Which positions are of each example, bool [B, E, S]."""
+    """Returns bool [B, E, S]: True for the positions that belong to each example."""
     segment_ids_BS = batch["encoder_segment_ids"]
     own_BE = jnp.take_along_axis(segment_ids_BS, batch["pooled_positions"], axis=1)
     return segment_ids_BS[:, None, :] == own_BE[..., None]

@@ -10,7 +10,7 @@ from t5x_lite.models.transformer import Cache, Stack, empty_cache
 
 
 class DecoderOnly(nn.Module):
-    """Reads `decoder_*` of the batch."""
+    """Reads the batch's `decoder_*` arrays."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
@@ -24,7 +24,7 @@ class DecoderOnly(nn.Module):
         self.logits = LanguageModelLogits(config, self.constrain)
 
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
-        """{"lm": logits_BLV}."""
+        """Returns {"lm": logits_BLV}, float32."""
         hidden_BLD, _ = self.decoder(
             self.token_embedding(batch["decoder_input_tokens"]),
             batch["decoder_segment_ids"],
@@ -34,7 +34,7 @@ class DecoderOnly(nn.Module):
         return {"lm": self.logits(hidden_BLD, self.token_embedding)}
 
     def prefill(self, batch, capacity: int) -> tuple[jax.Array, Cache]:
-        """Reads the prompts at once: (hidden_BLD, cache with `capacity` slots per row)."""
+        """Reads all tokens of the prompts at once; returns (hidden_BLD, cache with `capacity` slots per row)."""
         tokens_BL = batch["decoder_input_tokens"]
         return self.decoder(
             self.token_embedding(tokens_BL),
@@ -46,7 +46,7 @@ class DecoderOnly(nn.Module):
     def step(
         self, tokens_BL: jax.Array, positions_BL: jax.Array, cache: Cache, visible_BLM: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Reads more tokens of each row: (logits_BLV of those after them, cache). visible_BLM: see `Stack`."""
+        """Reads more tokens of each row; returns (logits_BLV of the next tokens, cache). visible_BLM: see `Stack`."""
         hidden_BLD, cache = self.decoder(
             self.token_embedding(tokens_BL),
             jnp.ones_like(tokens_BL),
@@ -57,5 +57,5 @@ class DecoderOnly(nn.Module):
         return self.logits(hidden_BLD, self.token_embedding, decoding=True), cache
 
     def next_logits(self, hidden_BD: jax.Array) -> jax.Array:
-        """[B, D] → [B, V]."""
+        """Returns the logits of the next token: [B, D] → float32 [B, V]."""
         return self.logits(hidden_BD, self.token_embedding, decoding=True)
