@@ -1,4 +1,6 @@
-"""ELMo (Peters et al. 2018): two language models of LSTMs, from left and from right, whose layers are mixed."""
+"""ELMo (Peters et al. 2018): an LSTM language model reads left to right, a second one right to left; a weighted mean
+mixes their layers.
+"""
 
 import flax.linen as nn
 import jax
@@ -20,10 +22,10 @@ from t5x_lite.models.layers import (
 
 
 class Elmo(nn.Module):
-    """Reads what `EncoderOnly` reads, and has its heads but for those of every token.
+    """Reads the same arrays as `EncoderOnly` and has the same heads, except those that read every token.
 
-    A masked token is predicted from the states before and behind it: the two models' logits are added. The layers'
-    mixture (§3.2) is meant for the example: the weights are learned with the head.
+    A masked token is predicted from the state before it and the state after it; the logits of the two models are added.
+    The mixture of the layers (§3.2) represents an example; its weights are trained with the head.
     """
 
     config: ModelConfig
@@ -31,15 +33,16 @@ class Elmo(nn.Module):
 
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
+        """Returns one float32 output per head, as `EncoderOnly` does; without heads, "hidden" [B, S, D]."""
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
         table = Embedding(config, config.vocab_size, "vocab", constrain=self.constrain, name="token_embedding")
         x_BSD = residual_dropout(table(batch["encoder_input_tokens"]), config, subkey(key, 0))
         segment_ids_BS = batch["encoder_segment_ids"]
-        goes_on_BS = segment_ids_BS[:, 1:] == segment_ids_BS[:, :-1]  # the next token is of the same example
+        continues_BS = segment_ids_BS[:, 1:] == segment_ids_BS[:, :-1]  # the next token is of the same example
         keep = {
-            "forward": jnp.pad(goes_on_BS, ((0, 0), (1, 0))),
-            "backward": jnp.pad(goes_on_BS, ((0, 0), (0, 1))),
+            "forward": jnp.pad(continues_BS, ((0, 0), (1, 0))),
+            "backward": jnp.pad(continues_BS, ((0, 0), (0, 1))),
         }
         states = dict.fromkeys(keep, x_BSD)
         layers = [x_BSD]
@@ -70,7 +73,8 @@ class Elmo(nn.Module):
         return outputs
 
     def lstm(self, name: str, x_BSD: jax.Array, keep_BS: jax.Array) -> jax.Array:
-        """The states of D/2 cells, [B, S, D/2], which begin anew with every example."""
+        """Returns the states of an LSTM with D/2 cells, [B, S, D/2]; the state is reset where keep_BS is False, at the
+        start of every example."""
         config, features = self.config, self.config.d_model // 2
         matrix = ("embed", "mlp")
         cell = nn.OptimizedLSTMCell(

@@ -21,16 +21,16 @@ from t5x_lite.models.transformer import Stack
 
 
 class EncoderOnly(nn.Module):
-    """Reads `encoder_*` and `token_type_ids` of the batch, and the positions its heads need."""
+    """Reads the batch's `encoder_*` arrays, `token_type_ids`, and the positions that its heads need."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
-        """One float32 output per head (heads.py): [B, P, V] where it reads masked tokens, [B, S] where it reads all,
-        [B, E] where it reads examples, with a last axis of its outputs unless there is one; "pooled" [B, E, D].
-        Without heads, "hidden" [B, S, D].
+        """Returns one float32 output per head (heads.py): [B, P, V] for a head that reads masked tokens, [B, S, C] for
+        one that reads every token, [B, E, C] for one that reads examples. A head with one output has no axis C.
+        "pooled" is [B, E, D]. A model without heads returns "hidden", [B, S, D].
         """
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
@@ -47,7 +47,7 @@ class EncoderOnly(nn.Module):
             type_embedding = Embedding(
                 config, config.type_vocab_size, "types", constrain=self.constrain, name="type_embedding"
             )
-            # A table of one row (RoBERTa) knows no second sentence.
+            # RoBERTa's table has one row, so that both sentences read row 0.
             x_BSD += type_embedding(jnp.minimum(batch["token_type_ids"], config.type_vocab_size - 1))
         encoder = Stack(config, config.num_encoder_layers, causal=False, constrain=self.constrain, name="encoder")
         hidden_BSD, _ = encoder(x_BSD, batch["encoder_segment_ids"], batch["encoder_positions"], key=subkey(key, 0))
@@ -68,8 +68,11 @@ class EncoderOnly(nn.Module):
 def head_outputs(
     config: ModelConfig, states: str, x_BND: jax.Array, dropout_rate: float, key: jax.Array | None
 ) -> dict[str, jax.Array]:
-    """The outputs of the dense heads that read these states (TOKENS or EXAMPLES of heads.py), [B, N, outputs] or
-    [B, N]. Their layers belong to the module that calls."""
+    """Returns the outputs of the dense heads that read `states` (TOKENS or EXAMPLES of heads.py): float32 [B, N, C], or
+    [B, N] for a head with one output. The heads' layers become children of the calling module.
+
+    x_BND: the hidden states; N is S or E.
+    """
     outputs = {}
     dropped_BND = dropout(x_BND, dropout_rate, key)
     for name in config.heads_that_read(states):
@@ -83,42 +86,47 @@ def head_outputs(
 
 
 def example_outputs(config: ModelConfig, pooled_BED: jax.Array, key: jax.Array | None) -> dict[str, jax.Array]:
-    """The outputs of the heads that read one vector per example; their layers belong to the module that calls."""
+    """Returns the outputs of the heads that read one vector per example, with "pooled" [B, E, D] if it is a head. The
+    heads' layers become children of the calling module."""
     outputs = head_outputs(config, EXAMPLES, pooled_BED, config.head_dropout_rate, key)
     return outputs | ({"pooled": pooled_BED.astype(jnp.float32)} if "pooled" in config.heads else {})
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Transform, norm, the token table and a bias per token (BERT, run_pretraining.py: get_masked_lm_output)."""
+    """Applies a dense layer, a norm, the token table and a bias per token (BERT, run_pretraining.py:
+    get_masked_lm_output)."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, hidden_BPD: jax.Array, token_embedding: Embedding) -> jax.Array:
-        """[B, P, D] → [B, P, V]."""
+        """[B, P, D] → float32 [B, P, V]."""
         config = self.config
         shape = (config.d_model, config.table_dim)
         transform = Dense(config, shape, ("embed", "mlp"), "head", use_bias=True, name="transform")
         x_BPD = ACTIVATIONS[config.activation](transform(hidden_BPD))
-        # Without this, XLA (jax 0.10.2) splits x over `tensor`, contracts it with a table split over both `tensor` and
-        # `fsdp`, and returns a wrong gradient on meshes of data × fsdp × tensor; tests/test_step_devices.py sees it.
+        # Without this constraint, XLA (jax 0.10.2) splits x over `tensor`, contracts it with a table that is split over
+        # `tensor` and `fsdp`, and returns a wrong gradient on meshes of data × fsdp × tensor
+        # (tests/test_step_devices.py detects it).
         x_BPD = self.constrain(Norm(config, name="norm")(x_BPD), ("batch", "length", "embed"))
         logits_BPV = token_embedding.attend(x_BPD) + vocabulary_bias(self, config)
         return self.constrain(logits_BPV, ("batch", "length", "vocab"))
 
 
 def rows_at(x_BSD: jax.Array, indices_BP: jax.Array) -> jax.Array:
-    """The hidden states at some positions of each row, [B, P, D]."""
+    """Returns the hidden states at the positions `indices_BP` of each row, [B, P, D]."""
     return jnp.take_along_axis(x_BSD, indices_BP[..., None], axis=1)
 
 
 def square_dense(config: ModelConfig, name: str) -> Dense:
-    """D → D with a bias. The outputs are called mlp: an axis name may stand once in a kernel."""
+    """Returns a dense layer D → D with a bias. Its outputs' axis is named mlp, because a kernel may have an axis name
+    only once."""
     return Dense(config, (config.d_model, config.d_model), ("embed", "mlp"), "head", use_bias=True, name=name)
 
 
 def class_dense(config: ModelConfig, classes: int, name: str) -> Dense:
-    """D → classes with a bias, in float32: as few FLOPs as it has, there is nothing to save."""
+    """Returns a dense layer D → classes with a bias. It computes in float32: it has too few FLOPs for bfloat16 to save
+    time."""
     shape, axes = (config.d_model, classes), ("embed", "classes")
     return Dense(config, shape, axes, "head", use_bias=True, dtype="float32", name=name)

@@ -1,6 +1,7 @@
-"""What a model computes on the way to its outputs: hidden states and attention maps.
+"""The intermediates of a model: its hidden states and attention maps.
 
-Layers record them (flax's `sow`) for the one who asks alone: nothing is spent on them elsewhere.
+Layers record them with flax's `sow`, which costs nothing unless the caller makes their collection mutable, as `apply`
+does.
 """
 
 import functools
@@ -15,10 +16,12 @@ from t5x_lite.models.attention import INTERMEDIATES
 
 
 class Intermediates(NamedTuple):
-    """hidden: of "encoder" and "decoder", [N + 1, B, L, D]: what each layer reads, and what the stack gives (behind its
-    final norm, where it has one).
-    attention: of "encoder", "decoder" and "cross" (decoder to encoder), float32 [N, B, H, L, M]: the share of its
-    attention that query l gives to key m, before dropout. Each row sums to 1.
+    """Holds the intermediates of a model with N layers per stack.
+
+    hidden: {"encoder" or "decoder": [N + 1, B, L, D]}: the input of each layer, then the output of the stack (after
+        its final norm, if it has one).
+    attention: {"encoder", "decoder" or "cross" (decoder to encoder): float32 [N, B, H, L, M]}: the weight of key m for
+        query l, before dropout. The weights of a query sum to 1.
     """
 
     hidden: dict[str, jax.Array]
@@ -26,7 +29,7 @@ class Intermediates(NamedTuple):
 
 
 def apply(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], Intermediates]:
-    """The outputs of a module that `models.build` made, and its intermediates. To be jitted."""
+    """Returns the outputs of a module made by `models.build`, and its intermediates. The caller may jit it."""
     outputs, recorded = module.apply({"params": params}, batch, mutable=[INTERMEDIATES])
     stacks: Any = recorded[INTERMEDIATES]
     scanned: bool = module.config.scan_layers  # type: ignore[attr-defined]
@@ -40,7 +43,8 @@ def apply(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[dic
 
 
 def _of_layers(stack: Mapping[str, Any], scanned: bool, *path: str) -> jax.Array:
-    """What all layers recorded under a path, [N, …]."""
+    """Returns the arrays that all layers recorded under a path, [N, …]."""
     layers = sorted((name for name in stack if name != "hidden"), key=lambda name: (len(name), name))
-    found = [array for name in layers for array in functools.reduce(lambda tree, part: tree[part], path, stack[name])]
-    return found[0] if scanned else jnp.stack(found)  # a layer that is shared has several
+    # A shared layer has recorded an array at each of its calls.
+    arrays = [array for name in layers for array in functools.reduce(lambda tree, part: tree[part], path, stack[name])]
+    return arrays[0] if scanned else jnp.stack(arrays)

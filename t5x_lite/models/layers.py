@@ -1,6 +1,6 @@
-"""The small parts: dense layers, norms, the MLP, embeddings, dropout, and how each is initialised.
+"""The small parts of models: dense layers, norms, the MLP, embeddings, dropout, and their initialisers.
 
-Parameters are float32 and carry the names of their axes; the computation is in `config.dtype`.
+Parameters are float32 and carry the names of their axes; computation is in `config.dtype`.
 """
 
 import math
@@ -28,14 +28,14 @@ ACTIVATIONS = {
 
 
 def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """The `constrain` of a model on one device: leaves `x` as it is."""
+    """Returns `x` unchanged: the `constrain` of a model on one device."""
     return x
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: int | None = None) -> jax.Array:
-    """Zeroes entries with probability `rate`, divides the rest by 1 − rate; `key=None` turns it off.
+    """Zeroes entries with probability `rate` and divides the rest by 1 − rate; `key=None` turns dropout off.
 
-    `broadcast_axis`: one decision for all indices of that axis (T5: the length, or the queries).
+    x: any shape.  broadcast_axis: all indices of this axis share one decision (T5: the length, or the queries).
     """
     if key is None or rate == 0.0:
         return x
@@ -47,10 +47,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: in
 
 
 def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32 of `shape`: a hash of the key and each entry's place, so the same on any number of devices.
+    """Returns uint32 of `shape`: a hash of the key and of each entry's index, the same on any number of devices.
 
-    Good enough to choose what dropout zeroes, and fused into that choice: nothing is written to memory, and the
-    backward pass makes it again. jax.random's Threefry took XLA's CPU backend twenty times as long: a third of a step.
+    The bits are random enough for dropout. XLA fuses the hash into dropout, so the bits are never written to memory
+    and the backward pass recomputes them. jax.random's Threefry took XLA's CPU backend twenty times as long: a third
+    of a step.
     """
     words = jax.random.key_data(key)
     row = _mixed(lax.iota(jnp.uint32, shape[0]) + words[0]).reshape(-1, *[1] * (len(shape) - 1))
@@ -60,31 +61,31 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-    """A one-to-one function of uint32 in which every bit depends on every bit (lowbias32 of Wellons, Hash Prospector,
-    2018)."""
+    """Returns a bijective hash of uint32: every output bit depends on every input bit (lowbias32 of Wellons, Hash
+    Prospector, 2018)."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
 def subkey(key: jax.Array | None, purpose: int) -> Any:
-    """An independent key for each purpose; None (dropout is off) stays None."""
+    """Returns an independent key for each purpose; None (dropout is off) stays None."""
     return None if key is None else jax.random.fold_in(key, purpose)
 
 
 def named(init: Callable[..., Any], axes: tuple[str, ...]) -> Callable[..., Any]:
-    """`init`, its value boxed with the names of its axes."""
+    """Returns an initialiser that boxes the value of `init` with the names of its axes."""
     return nn.with_partitioning(init, axes)
 
 
 def kernel_init(config: ModelConfig, role: str, inputs: int, ndim: int) -> Callable[..., Any]:
-    """The initialiser of a kernel whose first `inputs` of `ndim` axes are contracted.
+    """Returns the initialiser for a kernel of `ndim` axes, the first `inputs` of which are contracted.
 
     `role`: query, attention (keys and values), attention_out, mlp, mlp_out or head.
-    - t5 (t5x/examples/t5/layers.py): variance 1/fan_in; the query's is divided by head_dim, in place of
-      the 1/sqrt(head_dim) in attention; truncated in the MLP and the logits layer.
+    - t5 (t5x/examples/t5/layers.py): variance 1/fan_in, divided by head_dim for the query, which replaces the
+      1/sqrt(head_dim) in attention; truncated in the MLP and the logits layer.
     - glorot: uniform, variance 2/(fan_in + fan_out).
-    - normal: one stddev; with scale_residual_init divided by sqrt(2·layers) on what is added to the
+    - normal: one stddev; scale_residual_init divides it by sqrt(2·layers) in the layers that write to the
       residual stream (GPT-2 paper, §2.3).
     """
     if config.initializer == "normal":
@@ -99,15 +100,19 @@ def kernel_init(config: ModelConfig, role: str, inputs: int, ndim: int) -> Calla
 
 
 def embedding_init(config: ModelConfig) -> Callable[..., Any]:
-    """t5: normal(1); glorot: normal(1/sqrt(d_model)), for embeddings scaled by its inverse; normal: stddev."""
+    """Returns the initialiser of an embedding table: a normal distribution.
+
+    Its stddev is 1 for t5, 1/sqrt(d_model) for glorot (`scale_embeddings` multiplies by the inverse), and
+    `initializer_stddev` for normal.
+    """
     stddev = {"t5": 1.0, "glorot": config.d_model**-0.5, "normal": config.initializer_stddev}
     return nn.initializers.normal(stddev[config.initializer])
 
 
 class Dense(nn.Module):
-    """x·kernel (+ bias): contracts the last axes of x with the first axes of the kernel.
+    """Computes x·kernel (+ bias): contracts the last `inputs` axes of x with the first `inputs` axes of the kernel.
 
-    `shape` and `axes` are the kernel's; all but the last `len(shape) - inputs` are contracted.
+    shape, axes: of the kernel.
     """
 
     config: ModelConfig
@@ -116,16 +121,17 @@ class Dense(nn.Module):
     role: str
     inputs: int = 1
     use_bias: bool = False
-    dtype: str | None = None  # of the computation; config.dtype where None
+    dtype: str | None = None  # of the computation; None: config.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[…, *shape[:inputs]] → […, *shape[inputs:]]."""
         dtype = self.dtype or self.config.dtype
         init = kernel_init(self.config, self.role, self.inputs, len(self.shape))
         kernel = self.param("kernel", named(init, self.axes), self.shape, jnp.float32)
-        # As one product of matrices: XLA's CPU and GPU libraries then get plain operands, and the gradient of a
-        # kernel [D, H, K] comes out in its own layout. Left to dot_general it comes transposed and is turned
-        # round again in every pass of the optimizer: a T5-small step on a CPU took 1.2 times as long.
+        # One product of two matrices: XLA's CPU and GPU libraries then get plain operands, and the gradient of a
+        # kernel [D, H, K] has the kernel's layout. With dot_general the gradient is transposed, and every pass of the
+        # optimizer transposes it back: a T5-small step on a CPU took 1.2 times as long.
         leading, inputs = x.shape[: x.ndim - self.inputs], math.prod(self.shape[: self.inputs])
         x_NI = x.astype(dtype).reshape(-1, inputs)
         y = x_NI @ kernel.astype(dtype).reshape(inputs, -1)
@@ -139,7 +145,7 @@ class Dense(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm, x / rms(x) · scale, or LayerNorm, (x − mean) / std · scale + bias; statistics in float32."""
+    """Computes RMSNorm, x / rms(x) · scale, or LayerNorm, (x − mean) / std · scale + bias; statistics in float32."""
 
     config: ModelConfig
 
@@ -157,13 +163,14 @@ class Norm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """activation(x·wi)·wo, or gated: (activation(x·wi_0) * x·wi_1)·wo (Shazeer 2020, GLU variants)."""
+    """Computes activation(x·wi)·wo, or gated: (activation(x·wi_0) * x·wi_1)·wo (Shazeer 2020, GLU variants)."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """[B, L, D] → [B, L, D]. key: for dropout; None: no dropout."""
         config = self.config
         activation = ACTIVATIONS[config.activation]
 
@@ -180,37 +187,39 @@ class Mlp(nn.Module):
 
 
 def residual_dropout(x_BLD: jax.Array, config: ModelConfig, key: jax.Array | None) -> jax.Array:
-    """The dropout of the residual stream: `dropout_rate`, one mask per row where the config says so."""
+    """Drops out x_BLD, [B, L, D], with `dropout_rate`. All positions of a row share one mask if
+    `dropout_broadcasts_length`."""
     return dropout(x_BLD, config.dropout_rate, key, broadcast_axis=1 if config.dropout_broadcasts_length else None)
 
 
 class Embedding(nn.Module):
-    """A table [rows, D]. Rows are gathered: a one-hot matmul would cost 2·B·L·V·D FLOPs for nothing."""
+    """A table [rows, D]. Rows are gathered: a one-hot matmul would waste 2·B·L·V·D FLOPs."""
 
     config: ModelConfig
     rows: int
-    axis: str  # name of the rows' axis
-    scaled: bool = False  # by sqrt(D) when read (Vaswani et al. 2017, §3.4)
+    axis: str  # logical axis of the rows
+    scaled: bool = False  # multiplies by sqrt(D) when read (Vaswani et al. 2017, §3.4)
     constrain: Constrain = unconstrained
 
     def setup(self):
         init = named(embedding_init(self.config), (self.axis, "embed"))
         table = self.param("embedding", init, (self.rows, self.config.table_dim), jnp.float32)
-        # Whole along D when used, as every parameter split over `fsdp` is; the rows stay split over `tensor`. Left to
-        # itself XLA gathers rows that are split along D, then copies the whole activation everywhere to split it by B.
+        # The table is gathered along D before use, like every parameter that is split over `fsdp`; its rows stay split
+        # over `tensor`. Without this constraint, XLA reads rows that are split along D and then copies the whole
+        # activation to every device to split it by B.
         self.embedding = self.constrain(table, (self.axis, None))
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """[…] int → […, D]. An id past the table reads NaN, never another token's row."""
+        """int […] → […, D]. An id past the end of the table reads NaN, never a different token's row."""
         x = jnp.take(self.embedding, ids, axis=0, mode="fill").astype(self.config.dtype)
         return x * math.sqrt(self.config.d_model) if self.scaled else x
 
     def attend(self, x: jax.Array, decoding: bool = False) -> jax.Array:
-        """[…, D] → float32 […, rows]: x·tableᵀ, accumulated in float32.
+        """Returns x·tableᵀ, accumulated in float32: […, D] → float32 […, rows].
 
-        Two axes in the product, whatever x has: for the table's gradient, a sum over all positions, XLA would copy the
-        transposed logits else. When `decoding`, the few rows of x make reading the table all there is to do: XLA's CPU
-        backend reads it 1.3 to 1.7 times as fast on the left, where a barrier has to keep it.
+        x is reshaped to a matrix for the product. Otherwise XLA would copy the transposed logits for the table's
+        gradient, a sum over all positions. With `decoding`, x has few rows and reading the table takes all the time:
+        XLA's CPU backend reads the table 1.3 to 1.7 times as fast as the left operand; a barrier keeps it there.
         """
         table = self.embedding.astype(self.config.dtype)
         flat = x.reshape(-1, x.shape[-1]).astype(table.dtype)
@@ -222,14 +231,14 @@ class Embedding(nn.Module):
 
 
 def vocabulary_bias(module: nn.Module, config: ModelConfig) -> jax.Array:
-    """A bias on the logits of each token, [V], as the parameter `bias` of `module`."""
+    """Returns a bias on each token's logit, [V], as the parameter `bias` of `module`."""
     return module.param("bias", named(nn.initializers.zeros, ("vocab",)), (config.vocab_size,), jnp.float32)
 
 
 class LanguageModelLogits(nn.Module):
-    """Hidden states to float32 logits over the vocabulary, by the token table or by a kernel of its own.
+    """Computes float32 logits over the vocabulary from hidden states, with the token table or with a separate kernel.
 
-    The kernel of its own computes in float32 (t5x/examples/t5/network.py: logits_dense).
+    The separate kernel computes in float32 (t5x/examples/t5/network.py: logits_dense).
     """
 
     config: ModelConfig

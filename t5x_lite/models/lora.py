@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022): a dense layer that learns x·kernel + x·a·b · alpha/rank, with a and b alone to be trained."""
+"""LoRA (Hu et al. 2022): a dense layer computes x·kernel + x·a·b · alpha/rank; a and b are trainable, kernel is frozen."""
 
 import dataclasses
 import math
@@ -14,15 +14,17 @@ from t5x_lite.models.config import ModelConfig
 def added(
     module: nn.Module, config: ModelConfig, x_NI: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], inputs: int
 ) -> jax.Array:
-    """x·a·b · alpha/rank, [N, outputs], with `lora_a` and `lora_b` as parameters of `module`; 0 at first, as b is.
+    """Returns x·a·b · alpha/rank, [N, outputs]; a and b are the parameters `lora_a` and `lora_b` of `module`. The
+    result is 0 at first, because b is initialised to 0.
 
-    shape, axes, inputs: of the layer's kernel, whose first `inputs` dimensions are contracted.
+    x_NI: N rows of the layer's flattened inputs.  shape, axes: of the layer's kernel.  inputs: the number of the
+    kernel's leading dimensions that are contracted.
     """
     rank = config.lora_rank
     uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=tuple(range(inputs)), out_axis=-1)
     init_a = nn.with_partitioning(uniform, (*axes[:inputs], "lora"))
     init_b = nn.with_partitioning(nn.initializers.zeros, ("lora", *axes[inputs:]))
-    a: Any = module.param("lora_a", init_a, (*shape[:inputs], rank), jnp.float32)  # bounds ±1/√inputs, as peft has it
+    a: Any = module.param("lora_a", init_a, (*shape[:inputs], rank), jnp.float32)  # bounds ±1/√inputs, as in peft
     b: Any = module.param("lora_b", init_b, (rank, *shape[inputs:]), jnp.float32)
     dropped = nn.Dropout(config.lora_dropout_rate, deterministic=not module.has_rng("dropout"), name="lora_dropout")
     low_NR = dropped(x_NI) @ a.astype(x_NI.dtype).reshape(-1, rank)
@@ -30,7 +32,8 @@ def added(
 
 
 def merged(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-    """The plain model that computes the same: a·b · alpha/rank added to each kernel."""
+    """Returns (config, params) of the model without LoRA that computes the same: a·b · alpha/rank is added to each
+    kernel."""
     if not config.lora_rank:
         return config, params
     scale = config.lora_alpha / config.lora_rank
@@ -39,7 +42,7 @@ def merged(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, di
         out = {k: merge(v) if isinstance(v, dict) else v for k, v in tree.items() if k not in ("lora_a", "lora_b")}
         if "lora_a" in tree:
             a, b = tree["lora_a"], tree["lora_b"]
-            stacked = a.shape[: a.ndim + b.ndim - 2 - tree["kernel"].ndim]  # the axis of scanned layers is in both
+            stacked = a.shape[: a.ndim + b.ndim - 2 - tree["kernel"].ndim]  # a and b have the axis of scanned layers
             inputs, outputs = a.shape[len(stacked) : -1], b.shape[len(stacked) + 1 :]
             product = jnp.einsum(
                 "nir,nro->nio",

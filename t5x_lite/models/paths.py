@@ -1,4 +1,4 @@
-"""A model's parameters by path: `encoder/layers_0/mlp/wi/kernel` stands for the array that nested dicts hold there."""
+"""Paths of parameters: `encoder/layers_0/mlp/wi/kernel` names the array that nested dicts hold under these keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from flax import traverse_util
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """{path: leaf}, in the order of the dicts. Whatever is no dict is a leaf; empty dicts are left out.
+    """Returns {path: leaf}, in the order of the dicts. Everything but a dict is a leaf; empty dicts are omitted.
 
     >>> flatten({"mlp": {"wi": {"kernel": 1}, "wo": {}}})
     {'mlp/wi/kernel': 1}
@@ -17,7 +17,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dicts of {path: leaf}.
+    """Returns the nested dicts of {path: leaf}.
 
     >>> unflatten({"mlp/wi/kernel": 1})
     {'mlp': {'wi': {'kernel': 1}}}
@@ -26,5 +26,5 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(path: tuple) -> str:
-    """The path that jax's tree functions give, as text; fields of a class and numbers of a list are parts of it too."""
+    """Returns a path of jax's tree functions as text; attribute names and list indices are parts of it, too."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
