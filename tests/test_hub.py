@@ -337,7 +337,7 @@ def test_what_is_not_imported_yet_is_told_how(tmp_path):
     with pytest.raises(CheckpointError, match=r"in Hugging Face format .*hf://OWNER/NAME@COMMIT OUT"):
         t5x_lite.load(tmp_path / "bert-base-uncased")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"`t5x-lite import .* OUT` makes one of it"):
+    with pytest.raises(ConfigError, match=r"import it: `t5x-lite import .* OUT`"):
         presets.find(str(tmp_path))
 
 

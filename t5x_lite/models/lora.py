@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022): a dense layer computes x·kernel + x·a·b · alpha/rank; a and b are trainable, kernel is frozen."""
+"""LoRA (Hu et al. 2022): a dense layer computes x·kernel + x·a·b · alpha/rank with a frozen kernel and trainable a, b."""
 
 import dataclasses
 import math

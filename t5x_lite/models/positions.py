@@ -1,4 +1,4 @@
-"""Where a token stands: T5's relative buckets, sinusoids, rotations."""
+"""Encodings of positions: T5's relative buckets, sinusoids, rotations."""
 
 from typing import Any, NamedTuple
 
@@ -13,11 +13,11 @@ from t5x_lite.models.layers import named
 
 
 def bucket_boundaries(num_buckets: int, max_distance: int) -> np.ndarray:
-    """The smallest distance of each bucket but bucket 0: int32 [num_buckets - 1], ascending.
+    """Returns the smallest distance of each bucket except bucket 0: int32 [num_buckets - 1], ascending.
 
-    Half of the buckets hold one distance each, the others grow geometrically up to `max_distance`
-    (T5 paper, §2.1). Whole numbers, so that no backend's logarithm decides on which side of a boundary
-    a distance falls.
+    Half of the buckets hold one distance each; the others grow geometrically up to `max_distance` (T5 paper, §2.1).
+    Distances are compared with these integers, so that every backend assigns a distance to the same bucket; rounding
+    in a backend's logarithm could move it across a boundary.
 
     >>> bucket_boundaries(8, 32)
     array([ 1,  2,  3,  4,  7, 12, 20], dtype=int32)
@@ -31,9 +31,9 @@ def bucket_boundaries(num_buckets: int, max_distance: int) -> np.ndarray:
 def relative_buckets(
     relative_positions, *, bidirectional: bool, num_buckets: int = 32, max_distance: int = 128
 ) -> jax.Array:
-    """The bucket of each relative position (key − query), int32 of the same shape.
+    """Returns the bucket of each relative position (key − query), int32 of the same shape.
 
-    Bidirectional: half of the buckets for keys at or before the query, half for keys after it. Otherwise
+    Bidirectional: half of the buckets are for keys at or before the query, half for keys after it. Otherwise
     every later key falls in bucket 0 (the causal mask hides it anyway). Source: T5 paper, §2.1.
     """
     relative_positions = jnp.asarray(relative_positions)
@@ -47,10 +47,10 @@ def relative_buckets(
 
 
 def toeplitz(values_HO: jax.Array, length: int) -> jax.Array:
-    """[H, O] → [H, L, M], O = L + M − 1: entry (l, m) is `values[:, m − l + L − 1]`.
+    """Returns [H, L, M] from [H, O], O = L + M − 1: entry (l, m) is `values[:, m − l + L − 1]`.
 
-    By reshapes alone (repeat a row of P values, read it back in rows of P − 1: each row starts one value
-    earlier), so that its gradient is a sum. A gather's gradient would be L·M colliding scatter-adds.
+    Only reshapes are used: a row of P values is repeated and read back in rows of P − 1, so that each row starts one
+    value earlier. The gradient is then a sum; a gather's gradient would be L·M colliding scatter-adds.
     """
     num_heads, num_offsets = values_HO.shape
     period = num_offsets + 1
@@ -61,14 +61,14 @@ def toeplitz(values_HO: jax.Array, length: int) -> jax.Array:
 
 @struct.dataclass
 class BiasTable:
-    """What T5 adds to attention logits, by head and bucket of relative positions, float32 [H, buckets]."""
+    """Holds T5's bias on attention logits for each head and bucket of relative positions, float32 [H, buckets]."""
 
     values_HN: jax.Array
     bidirectional: bool = struct.field(pytree_node=False)
     max_distance: int = struct.field(pytree_node=False)
 
     def at(self, relative_positions: Any) -> jax.Array:
-        """The numbers of relative positions (key − query) of any shape, [H, *shape]."""
+        """Returns the biases of relative positions (key − query) of any shape, [H, *shape]."""
         buckets = relative_buckets(
             relative_positions,
             bidirectional=self.bidirectional,
@@ -79,25 +79,25 @@ class BiasTable:
 
 
 def bias_of_rows(table: BiasTable, query_length: int, key_length: int) -> jax.Array:
-    """[1, H, L, M] for positions that are row indices; the same for all rows of the batch."""
+    """Returns the biases [1, H, L, M] for positions that are row indices, shared by all rows of the batch."""
     offsets_O = np.arange(1 - query_length, key_length)
     return toeplitz(table.at(offsets_O), query_length)[None]
 
 
 def bias_between(table: BiasTable, query_positions_BL: jax.Array, key_positions_BM: jax.Array) -> jax.Array:
-    """[B, H, L, M] for any positions (cached decoding)."""
+    """Returns the biases [B, H, L, M] for any positions (cached decoding)."""
     return jnp.moveaxis(table.at(key_positions_BM[:, None, :] - query_positions_BL[:, :, None]), 0, 1)
 
 
 class RelativeBias(nn.Module):
-    """The parameters of T5's bias: one table for all layers of a stack."""
+    """Owns the parameters of T5's bias: one table for all layers of a stack."""
 
     config: ModelConfig
     bidirectional: bool
 
     @nn.compact
     def __call__(self) -> BiasTable:
-        # As T5X: variance 1/mean(fan_in, fan_out), uniform.
+        # As in T5X: uniform, variance 1/mean(fan_in, fan_out).
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         shape = self.config.num_heads, self.config.relative_buckets
         values_HN = self.param("embedding", named(init, ("heads", "relative_buckets")), shape, jnp.float32)
@@ -105,7 +105,7 @@ class RelativeBias(nn.Module):
 
 
 def sinusoids(positions_BL: jax.Array, d_model: int) -> jax.Array:
-    """[B, L, D] float32: sin(p / 10000^(2i/D)) at 2i, the cosine at 2i + 1 (Vaswani et al. 2017, §3.5)."""
+    """Returns float32 [B, L, D]: sin(p / 10000^(2i/D)) at 2i, the cosine at 2i + 1 (Vaswani et al. 2017, §3.5)."""
     frequencies = 10000.0 ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
     angles = positions_BL[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
     pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -113,44 +113,46 @@ def sinusoids(positions_BL: jax.Array, d_model: int) -> jax.Array:
 
 
 class Rotation(NamedTuple):
-    """The angle of each position and pair of dimensions, both [B, L, 1, R / 2] float32."""
+    """Holds the cosine and sine of the angle of each position and pair of dimensions, both float32 [B, L, 1, R / 2]."""
 
     cos: jax.Array
     sin: jax.Array
 
 
 def rotary_frequencies(config: ModelConfig) -> np.ndarray:
-    """Radians per position of each pair of dimensions, float32 [R / 2] (Su et al. 2021, §3.2.2).
+    """Returns the radians per position of each pair of dimensions, float32 [R / 2] (Su et al. 2021, §3.2.2).
 
-    With `rotary_factor` those of wavelengths above `rotary_original_positions` are divided by it, those of wavelengths
-    below a quarter are kept, and those between are interpolated (Llama 3.1; the 1 and 4 of its configuration).
+    If `rotary_factor` is not 1, it divides the frequencies with wavelengths above `rotary_original_positions`.
+    Frequencies with wavelengths below a quarter of `rotary_original_positions` are kept, and those in between are
+    interpolated (Llama 3.1; its configuration has the factors 1 and 4).
     """
     R = config.rotary_dim or config.head_dim
     frequencies = config.rotary_base ** -(np.arange(0, R, 2) / R)
     if config.rotary_factor != 1:
-        turns = frequencies * config.rotary_original_positions / (2 * np.pi)  # within the texts it was trained on
+        turns = frequencies * config.rotary_original_positions / (2 * np.pi)  # within the longest text in training
         kept = np.clip((turns - 1) / (4 - 1), 0, 1)
         frequencies *= kept + (1 - kept) / config.rotary_factor
     return frequencies.astype(np.float32)
 
 
 def rotation(positions_BL: jax.Array, config: ModelConfig) -> Rotation:
-    """What `rotate` turns queries and keys at these positions by."""
+    """Returns the rotation that `rotate` applies to queries and keys at the positions positions_BL."""
     angles = positions_BL[..., None, None].astype(jnp.float32) * rotary_frequencies(config)
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
 def rotate(x_BLHK: jax.Array, by: Rotation | None, config: ModelConfig) -> jax.Array:
-    """Turns pairs of the first R dimensions of each head, (a, b) → (a·cos − b·sin, b·cos + a·sin); None: not at all.
+    """Rotates pairs of the first R dimensions of each head: (a, b) → (a·cos − b·sin, b·cos + a·sin).
 
-    A pair is dimensions 2i and 2i + 1 where `rotary_interleaved` says so (GPT-J), else i and i + R/2 (Llama).
+    by: None returns x_BLHK unchanged. A pair is dimensions 2i and 2i + 1 if `rotary_interleaved` (GPT-J), else i and
+    i + R/2 (Llama).
     """
     if by is None:
         return x_BLHK
     R = config.rotary_dim or config.head_dim
-    turned, rest = x_BLHK[..., :R], x_BLHK[..., R:]
+    rotated, rest = x_BLHK[..., :R], x_BLHK[..., R:]
     pairs = (R // 2, 2) if config.rotary_interleaved else (2, R // 2)
     axis = -1 if config.rotary_interleaved else -2
-    a, b = jnp.moveaxis(turned.reshape(*turned.shape[:-1], *pairs).astype(jnp.float32), axis, 0)
-    turned = jnp.stack([a * by.cos - b * by.sin, b * by.cos + a * by.sin], axis=axis).reshape(turned.shape)
-    return jnp.concatenate([turned.astype(x_BLHK.dtype), rest], axis=-1)
+    a, b = jnp.moveaxis(rotated.reshape(*rotated.shape[:-1], *pairs).astype(jnp.float32), axis, 0)
+    rotated = jnp.stack([a * by.cos - b * by.sin, b * by.cos + a * by.sin], axis=axis).reshape(rotated.shape)
+    return jnp.concatenate([rotated.astype(x_BLHK.dtype), rest], axis=-1)

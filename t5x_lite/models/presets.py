@@ -1,4 +1,4 @@
-"""Published models as configurations. Sizes and parameter counts are those of the released checkpoints."""
+"""Published models as configurations, with the sizes and parameter counts of the released checkpoints."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from t5x_lite.models.config import ModelConfig
 
 
 def t5(d_model: int, num_heads: int, num_layers: int, head_dim: int, d_ff: int, **changes) -> ModelConfig:
-    """T5 1.0 (Raffel et al. 2020, §2.1; t5x/examples/t5/t5_1_0): relu MLP, one table for everything."""
+    """Returns T5 1.0 (Raffel et al. 2020, §2.1; t5x/examples/t5/t5_1_0): relu MLP, one table for inputs and logits."""
     return ModelConfig(
         **{
             "architecture": "text_to_text",
@@ -33,20 +33,20 @@ def t5(d_model: int, num_heads: int, num_layers: int, head_dim: int, d_ff: int, 
 
 
 def t5_1_1(d_model: int, num_heads: int, num_layers: int, head_dim: int, d_ff: int, **changes) -> ModelConfig:
-    """T5 1.1 (t5x/examples/t5/t5_1_1): gated gelu, logits of their own, pre-trained without dropout."""
+    """Returns T5 1.1 (t5x/examples/t5/t5_1_1): gated gelu, untied logits, pre-trained without dropout."""
     new = {
         "gated_mlp": True,
         "activation": "gelu_tanh",
         "tie_embeddings": False,
         "logits_scale": "none",
-        "dropout_rate": 0.0,  # 0.1, both, to fine-tune
+        "dropout_rate": 0.0,  # to fine-tune, set both rates to 0.1
         "attention_dropout_rate": 0.0,
     }
     return t5(d_model, num_heads, num_layers, head_dim, d_ff, **(new | changes))
 
 
 def bert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """BERT (Devlin et al. 2019): post-norm, learned positions, masked tokens and next sentence."""
+    """Returns BERT (Devlin et al. 2019): post-norm, learned positions, masked-token and next-sentence heads."""
     return ModelConfig(
         **{
             "architecture": "encoder_only",
@@ -77,7 +77,7 @@ def bert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
 
 
 def gpt2(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """GPT-2 (Radford et al. 2019): pre-norm, learned positions, tied logits, residual projections ÷ sqrt(2N)."""
+    """Returns GPT-2 (Radford et al. 2019): pre-norm, learned positions, tied logits, residual outputs ÷ sqrt(2N)."""
     return ModelConfig(
         **{
             "architecture": "decoder_only",
@@ -105,14 +105,14 @@ def gpt2(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
 
 
 def roberta(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """RoBERTa (Liu et al. 2019): BERT without sentence pairs; its table of positions begins with two spare rows."""
+    """Returns RoBERTa (Liu et al. 2019): BERT without sentence pairs; two spare rows before the learned positions."""
     new = {"vocab_size": 50265, "norm_epsilon": 1e-5, "type_vocab_size": 1, "position_offset": 2, "heads": ("mlm",)}
     new |= {"fairseq_marks": True}
     return bert(d_model, num_heads, num_layers, **(new | changes))
 
 
 def distilbert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """DistilBERT (Sanh et al. 2019): half of BERT's layers, no sentence types, a relu before the classifier."""
+    """Returns DistilBERT (Sanh et al. 2019): half of BERT's layers, no sentence types, a relu before the classifier."""
     new = {
         "type_vocab_size": 0,
         "pooler_activation": "relu",
@@ -123,7 +123,8 @@ def distilbert(d_model: int, num_heads: int, num_layers: int, **changes) -> Mode
 
 
 def albert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """ALBERT v2 (Lan et al. 2020): one layer for all, small embeddings, sentence order, dropout before classifiers."""
+    """Returns ALBERT v2 (Lan et al. 2020): one shared layer, small embeddings, dropout only before the classifiers. Its
+    sentence head predicts the order of two sentences."""
     new = {
         "vocab_size": 30000,
         "embedding_dim": 128,
@@ -137,7 +138,8 @@ def albert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelCon
 
 
 def gpt_neo(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """GPT-Neo (Black et al. 2021): every second layer sees 256 tokens; attention is not scaled, and biased last."""
+    """Returns GPT-Neo (Black et al. 2021): every second layer attends to the latest 256 tokens. Attention is not scaled
+    and has a bias only in its output."""
     new = {
         "max_positions": 2048,
         "local_window": 256,
@@ -152,7 +154,7 @@ def gpt_neo(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelCo
 
 
 def gpt_j(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """GPT-J (Wang and Komatsuzaki 2021): rotary positions, attention and MLP side by side, logits of their own."""
+    """Returns GPT-J (Wang and Komatsuzaki 2021): rotary positions, parallel attention and MLP, untied logits."""
     new = {
         "vocab_size": 50400,
         "max_positions": 2048,
@@ -171,7 +173,7 @@ def gpt_j(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConf
 
 
 def llama(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
-    """Llama (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, no biases, logits of their own."""
+    """Returns Llama (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, no biases, untied logits."""
     return ModelConfig(
         **{
             "architecture": "decoder_only",
@@ -195,7 +197,7 @@ def llama(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -
 
 
 def llama3(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
-    """Llama 3.1 and 3.2 (Grattafiori et al. 2024): shared keys and values, long texts by stretched rotations."""
+    """Returns Llama 3.1 or 3.2 (Grattafiori et al. 2024): grouped keys and values, rotations for long texts."""
     new = {
         "vocab_size": 128256,
         "max_positions": 131072,
@@ -207,7 +209,8 @@ def llama3(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) 
 
 
 def bart(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """BART (Lewis et al. 2020): post-norm, learned positions with two spare rows, starts from its end of text."""
+    """Returns BART (Lewis et al. 2020): post-norm, learned positions after two spare rows. The decoder starts from the
+    end-of-text id."""
     return ModelConfig(
         **{
             "architecture": "text_to_text",
@@ -240,11 +243,12 @@ def bart(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
 
 
 def transformer(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
-    """The original Transformer (Vaswani et al. 2017): sinusoids, post-norm, one scaled table for everything."""
+    """Returns the original Transformer (Vaswani et al. 2017): sinusoids, post-norm, one scaled table for inputs and
+    logits."""
     return ModelConfig(
         **{
             "architecture": "text_to_text",
-            "vocab_size": 37000,  # about that many byte-pairs shared by English and German (§5.1)
+            "vocab_size": 37000,  # about 37000 byte-pairs shared by English and German (§5.1)
             "d_model": d_model,
             "d_ff": d_ff,
             "num_heads": num_heads,
@@ -264,7 +268,8 @@ def transformer(d_model: int, num_heads: int, num_layers: int, d_ff: int, **chan
     )
 
 
-# T5's large embeddings: the mean of a text's is near nothing with BERT's, and no classifier learns from it.
+# The initializer is T5's, with large embeddings: with BERT's, the mean of a text's embeddings is close to 0 and a
+# classifier does not learn from it.
 _ANCESTOR: dict[str, Any] = {"vocab_size": 4096, "heads": ("mlm",), "positions": "sinusoidal", "initializer": "t5"}
 PRESETS: dict[str, ModelConfig] = {
     "t5_small": t5(512, 8, 6, 64, 2048),
@@ -312,7 +317,7 @@ PRESETS: dict[str, ModelConfig] = {
     "bart_large": bart(1024, 16, 12),
     "transformer_base": transformer(512, 8, 6, 2048),
     "transformer_big": transformer(1024, 16, 6, 4096, dropout_rate=0.3),
-    # For a CPU: first steps and tests. The vocabulary is the data's: override vocab_size.
+    # For a CPU: first steps and tests. Override vocab_size with the size of the data's vocabulary.
     "t5_tiny": t5_1_1(128, 4, 2, 32, 256, vocab_size=4096, tie_embeddings=True, logits_scale="rsqrt_d_model"),
     "bert_tiny": bert(128, 4, 2, vocab_size=4096, max_positions=256),
     "cbow_tiny": bert(128, 4, 1, body="cbow", local_window=5, tie_embeddings=False, **_ANCESTOR),
@@ -321,34 +326,36 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-STORED = "model.json"  # the ModelConfig of a directory that `t5x-lite import` made
+STORED = "model.json"  # the ModelConfig in a directory made by `t5x-lite import`
 
 
 def find(name: str) -> ModelConfig:
-    """The preset `name`, or the model of the directory `name` (`t5x-lite import` makes such directories)."""
+    """Returns the preset `name`, or the model of the directory `name` made by `t5x-lite import`. Raises ConfigError if
+    there is neither."""
     if (Path(name) / STORED).is_file():
         return stored(Path(name))
     if name not in PRESETS and Path(name).is_dir():
         raise ConfigError(
-            f"model.preset={name!r} has no {STORED}: a preset is a name or a directory that was imported; "
-            f"`t5x-lite import {name} OUT` makes one of it where it is in Hugging Face format"
+            f"model.preset={name!r} has no {STORED}; it must be the name of a preset or an imported directory. If this "
+            f"directory is in Hugging Face format, import it: `t5x-lite import {name} OUT`"
         )
     return lookup("model preset", name, PRESETS)
 
 
 def stored(directory: Path) -> ModelConfig:
-    """The model of a directory's model.json; ConfigError when it is none."""
+    """Returns the model of a directory's model.json. Raises ConfigError if the file is missing or invalid."""
     path = directory / STORED
     try:
-        stored = json.loads(path.read_text(encoding="utf-8")).items()
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored}
+        items = json.loads(path.read_text(encoding="utf-8")).items()
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
         return ModelConfig(**fields).validate()
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error}; `t5x-lite import` makes such a file") from None
+        raise ConfigError(f"cannot read {path}: {error}; `t5x-lite import` writes this file") from None
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
-    """The preset or stored model `name` with some fields replaced, validated.
+    """Returns the preset or stored model `name` with some fields replaced, validated. Raises ConfigError for an unknown
+    name or field, or a field that is not valid.
 
     >>> preset("t5_small", num_decoder_layers=2).num_layers
     8

@@ -1,4 +1,4 @@
-"""Encoder-decoder: T5 and its kin, BART, the original Transformer."""
+"""Encoder-decoder models: T5, mT5, ByT5, UL2, BART, the original Transformer."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ from t5x_lite.models.transformer import Cache, Stack, empty_cache
 
 
 class TextToText(nn.Module):
-    """Reads `encoder_*` and `decoder_*` of the batch; one token table for both sides."""
+    """Reads the batch's `encoder_*` and `decoder_*` arrays; encoder and decoder share one token table."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
@@ -28,7 +28,7 @@ class TextToText(nn.Module):
             self.prompt = self.constrain(self.param("prompt", init, shape, jnp.float32), ("positions", None))
 
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
-        """{"lm": logits_BLV}."""
+        """Returns {"lm": logits_BLV}, float32."""
         encoder_key, decoder_key = (None, None)
         if train and self.config.has_dropout:
             encoder_key, decoder_key = jax.random.split(self.make_rng("dropout"))
@@ -43,9 +43,9 @@ class TextToText(nn.Module):
         return {"lm": self.logits(hidden_BLD, self.token_embedding)}
 
     def encode(self, batch, key: jax.Array | None = None) -> jax.Array:
-        """The encoder's hidden states, [B, S, D]."""
+        """Returns the encoder's hidden states, [B, S, D]. key: for dropout; None: no dropout."""
         x_BSD = self.token_embedding(batch["encoder_input_tokens"])
-        if self.config.prompt_tokens:  # in the place of the first tokens of each example, which the data put there
+        if self.config.prompt_tokens:  # replaces the first tokens of each example, placeholders written by the data
             positions_BS = batch["encoder_positions"]
             prompt_BSD = jnp.take(self.prompt, positions_BS, axis=0, mode="clip").astype(x_BSD.dtype)
             x_BSD = jnp.where((positions_BS < self.config.prompt_tokens)[..., None], prompt_BSD, x_BSD)
@@ -53,7 +53,8 @@ class TextToText(nn.Module):
         return encoded_BSD
 
     def prefill(self, batch, capacity: int) -> tuple[jax.Array, Cache]:
-        """Encodes, and reads the decoder's first tokens at once: (hidden_BLD, cache with `capacity` slots)."""
+        """Encodes the inputs and reads the decoder's first tokens at once; returns (hidden_BLD, cache with `capacity`
+        slots per row)."""
         tokens_BL = batch["decoder_input_tokens"]
         return self.decoder(
             self.token_embedding(tokens_BL),
@@ -67,7 +68,7 @@ class TextToText(nn.Module):
     def step(
         self, tokens_BL: jax.Array, positions_BL: jax.Array, cache: Cache, visible_BLM: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Reads more tokens of each row: (logits_BLV of those after them, cache). visible_BLM: see `Stack`."""
+        """Reads more tokens of each row; returns (logits_BLV of the next tokens, cache). visible_BLM: see `Stack`."""
         hidden_BLD, cache = self.decoder(
             self.token_embedding(tokens_BL),
             jnp.ones_like(tokens_BL),
@@ -78,5 +79,5 @@ class TextToText(nn.Module):
         return self.logits(hidden_BLD, self.token_embedding, decoding=True), cache
 
     def next_logits(self, hidden_BD: jax.Array) -> jax.Array:
-        """[B, D] → [B, V]."""
+        """Returns the logits of the next token: [B, D] → float32 [B, V]."""
         return self.logits(hidden_BD, self.token_embedding, decoding=True)

@@ -1,7 +1,7 @@
-"""Blocks of attention and MLP, and stacks of them: scanned or unrolled, rematerialised or not.
+"""Blocks of attention and MLP, and stacks of blocks: scanned or unrolled, rematerialised or not.
 
-Whether layers are scanned or unrolled, and what is rematerialised, changes the cost and never the
-numbers: dropout keys are split per layer by hand, so both see the same ones.
+Scanning and rematerialisation change the cost and never the numbers: dropout keys are split explicitly for each layer,
+so scanned and unrolled layers get the same keys.
 """
 
 from typing import Any, NamedTuple
@@ -28,20 +28,17 @@ Cache = dict[str, Any]
 
 
 class Context(NamedTuple):
-    """What all layers of a stack share in one call."""
+    """Holds the values that all layers of a stack share in one call."""
 
-    scope: Any  # of self-attention, as the kernel prepared it
-    encoded: jax.Array | None = None  # [B, S, D]; None where the cache holds its keys and values
-    encoded_scope: Any = None  # of attention to the encoder, prepared; None without an encoder
+    scope: Any  # of self-attention, prepared by the kernel
+    encoded: jax.Array | None = None  # [B, S, D]; None if the cache holds the encoder's keys and values
+    encoded_scope: Any = None  # of attention to the encoder, prepared by the kernel; None without an encoder
     index: Any = 0  # slot of the first query; 0 without a cache
     rotation: Rotation | None = None  # of queries and new keys
 
 
 class Block(nn.Module):
-    """Self-attention, attention to an encoder if `cross`, and an MLP, each on a residual branch.
-
-    `is_local`: it sees the latest tokens only.
-    """
+    """Applies self-attention, attention to an encoder if `cross`, and an MLP, each on a residual branch."""
 
     config: ModelConfig
     cross: bool = False
@@ -49,7 +46,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, context: Context, cache: Any, key: jax.Array | None, is_local: Any = False):
-        """Returns ([B, L, D], this layer's cache: None where none was given)."""
+        """Returns ([B, L, D], this layer's cache; None without a `cache`).
+
+        x_BLD: [B, L, D].  key: for dropout; None: no dropout.  is_local: self-attention is limited to `local_window`.
+        """
         config = self.config
         pre = config.norm_position == "pre"
         self.sow(INTERMEDIATES, "hidden", x_BLD)
@@ -98,7 +98,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Embedded tokens in, hidden states out: positions, embedding norm, layers, final norm."""
+    """Computes hidden states from embedded tokens: positions, embedding norm, layers, final norm."""
 
     config: ModelConfig
     num_layers: int
@@ -119,11 +119,11 @@ class Stack(nn.Module):
         visible_BLM: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Returns ([B, L, D], cache: None where none was given). `key` turns dropout on.
+        """Returns ([B, L, D], cache; None without a `cache`). `key` turns dropout on.
 
-        With a `cache` (see `empty_cache`) the L tokens are written after those it holds, and attend to
-        both; `encoded_BSD` is needed in the first such call only. `visible_BLM` says which of the cache's M slots each
-        token looks at (bool), where those are not all that came before it.
+        With a `cache` (see `empty_cache`), the L tokens are written after the tokens it holds and attend to both.
+        Only the first such call needs `encoded_BSD`.
+        visible_BLM: bool, the slots of the cache that each token attends to; None: all slots up to its own.
         """
         config = self.config
         x_BLD = self.embed_positions(x_BLD, positions_BL)
@@ -161,8 +161,9 @@ class Stack(nn.Module):
         )
         encoded_scope = None
         if encoded_segment_ids_BS is not None:
-            readers = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # samples share an encoder's row
-            encoded_scope = kernel.prepare(Scope(readers, encoded_segment_ids_BS))
+            # The samples of an example share one row of the encoder.
+            query_segment_ids = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)
+            encoded_scope = kernel.prepare(Scope(query_segment_ids, encoded_segment_ids_BS))
         context = Context(
             scope=kernel.prepare(scope),
             encoded=encoded_BSD,
@@ -189,6 +190,7 @@ class Stack(nn.Module):
         return x_BLD, cache
 
     def embed_positions(self, x_BLD: jax.Array, positions_BL: jax.Array) -> jax.Array:
+        """Returns [B, L, D] with learned or sinusoidal positions added; other kinds act in attention."""
         config = self.config
         if config.positions == "learned":
             rows = config.max_positions + config.position_offset
@@ -199,7 +201,8 @@ class Stack(nn.Module):
         return x_BLD
 
     def layers(self, x_BLD: jax.Array, context: Context, caches, keys):
-        """All blocks, one after the other; `caches` and `keys` have one entry per layer, or are None."""
+        """Applies all blocks in order; returns ([B, L, D], caches). `caches` and `keys` have one entry per layer or are
+        None."""
         config = self.config
         block = Block
         if config.remat != "none":
@@ -230,10 +233,10 @@ class Stack(nn.Module):
 
 
 def empty_cache(config: ModelConfig, batch_rows: int, capacity: int) -> Cache:
-    """A decoder's cache with `capacity` slots per row, none written.
+    """Returns an empty cache for a decoder, with `capacity` slots per row.
 
-    A slot's segment id is 0 until it is written; queries of an example (ids from 1) do not see it.
-    All rows write the same slot at the same time, whatever their positions are.
+    A slot's segment id is 0 until the slot is written, so that queries of an example (ids from 1) do not attend to it.
+    All rows write the same slot at the same time, even if their positions differ.
     """
 
     def key_value(*leading: int) -> Cache:
@@ -250,8 +253,8 @@ def empty_cache(config: ModelConfig, batch_rows: int, capacity: int) -> Cache:
 
 
 def repeat_rows(cache: Cache, times: int) -> Cache:
-    """The cache with every row `times` times, side by side. What was read of an encoder stays as it is: they share
-    it."""
+    """Returns the cache with every row repeated `times` times, side by side. The encoder's keys and values are not
+    repeated: the copies share them."""
 
     def of_layers(path, array: jax.Array) -> jax.Array:
         names = [getattr(key, "key", None) for key in path]
@@ -265,7 +268,7 @@ def repeat_rows(cache: Cache, times: int) -> Cache:
 
 
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of an unrolled model as those of the scanned one: layers_0, layers_1, … → layers.
+    """Returns an unrolled model's parameters in the scanned model's layout: layers_0, layers_1, … → layers.
 
     Works on any nested dict of arrays; `unstack_layers` is its inverse.
     """
@@ -278,9 +281,9 @@ def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a scanned model as those of the unrolled one: layers → layers_0, layers_1, …
+    """Returns a scanned model's parameters in the unrolled model's layout: layers → layers_0, layers_1, …
 
-    Boxed parameters stay boxed, without the name of the stacked axis.
+    Boxed parameters stay boxed and lose the name of the stacked axis.
     """
 
     def layer(leaf: Any, i: int) -> Any:
