@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022): a dense layer computes x·kernel + x·a·b · alpha/rank with a frozen kernel and trainable a, b."""
+"""LoRA (Hu et al. 2022): dense layers compute x·kernel + x·a·b · alpha/rank with a frozen kernel and trainable a, b."""
 
 import dataclasses
 import math

@@ -161,9 +161,8 @@ class Stack(nn.Module):
         )
         encoded_scope = None
         if encoded_segment_ids_BS is not None:
-            # The samples of an example share one row of the encoder.
-            query_segment_ids = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)
-            encoded_scope = kernel.prepare(Scope(query_segment_ids, encoded_segment_ids_BS))
+            query_ids = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # samples share an encoder row
+            encoded_scope = kernel.prepare(Scope(query_ids, encoded_segment_ids_BS))
         context = Context(
             scope=kernel.prepare(scope),
             encoded=encoded_BSD,
