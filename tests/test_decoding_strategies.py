@@ -234,9 +234,9 @@ def test_a_second_size_of_a_bucket_compiles_nothing(compiled):
     ("changes", "message"),
     [
         ({"beams": 0}, "beams=0; it must be at least 1"),
-        ({"texts": 3}, "texts=3, but there are 1 beams"),
-        ({"beams": 2, "temperature": 1.0}, "give one of them"),
-        ({"top_p": 0.9}, "set a temperature"),
+        ({"texts": 3}, "texts=3, but beams=1 and temperature=0"),
+        ({"beams": 2, "temperature": 1.0}, "beams=2 with temperature=1.0; use beam search"),
+        ({"top_p": 0.9}, "set a temperature above 0"),
         ({"top_p": 0.0, "temperature": 1.0}, "top_p=0.0; it must be above 0"),
         ({"min_tokens": 64}, "not below max_tokens=64"),
         ({"temperature": float("nan")}, "temperature=nan"),

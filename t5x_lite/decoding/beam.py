@@ -1,10 +1,12 @@
-"""Beam search: the most probable texts of each example. Each step extends K prefixes of a text, the beams, by a token.
+"""Beam search finds the most probable texts of each example. Each step extends the K beams, prefixes of a text, by one
+token.
 
-Of the (1 + ends) K best continuations of the K beams, the best K that do not end are the next beams. Those that end are
-finished texts if they are among the first K, as in transformers (in T5X any of them may be). `EARLY_STOPPING` decides
-when an example is done. The loop runs until all examples are done; a done example does not change any more.
+A step takes the (1 + ends)·K best continuations of the K beams. The best K that do not end become the next beams. A
+continuation that ends becomes a finished text if it is among the best K, as in transformers (T5X accepts all that end).
+`EARLY_STOPPING` decides when an example is done. The loop runs until all examples are done; a done example no longer
+changes.
 
-Letters beside the project's: K beams, J continuations, T tokens, R = B·K rows, the K of an example side by side.
+Additional dimension letters: K beams, J continuations, T tokens, R = B·K rows; the K rows of an example are adjacent.
 """
 
 from collections.abc import Callable
@@ -14,24 +16,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# When an example with K finished texts is done. "never": once no beam can become better than the worst of them (T5X's
-# t5x/decoding.py: beam_search). False: once no beam would be better if it ended now (transformers' default). True: at
-# once.
+# When an example with K finished texts is done. "never": when no beam can become better than the worst finished text
+# (T5X's t5x/decoding.py: beam_search). False: when no beam would be better than the worst finished text if the beam
+# ended now (transformers' default). True: immediately.
 EARLY_STOPPING = ("never", False, True)
 
 Texts = dict[str, jax.Array]  # tokens [B, K, T], logprobs [B, K, T] and lengths [B, K] of beams or finished texts
 
 
 class State(NamedTuple):
-    """The search after `count` tokens."""
+    """Holds the search after `count` tokens."""
 
     count: jax.Array
     token_R: Any  # int32, the last token of each beam, which the model has not read yet
-    parent_R: Any  # int32, the row of the beam before that token
+    parent_R: Any  # int32, the row of the beam that token_R extended
     decoding: Any
     history: Any
     live: Texts  # the beams
-    live_scores_BK: jax.Array  # float32, Σ log-probability; −inf: no beam
+    live_scores_BK: jax.Array  # float32, sum of log-probabilities; −inf: no beam
     done: Texts  # the finished texts, best first
     done_scores_BK: jax.Array  # float32, penalised; −inf: no text
     closed_B: jax.Array  # bool, the example is done
@@ -54,31 +56,31 @@ def search(
     penalty: tuple[float, float],
     early_stopping: bool | str,
 ) -> dict[str, jax.Array]:
-    """The best `texts` of each example, as generate.generate returns them. The caller hands in its functions.
+    """Returns the best `texts` texts of each example, in the format of generate.generate.
 
-    decoding, history: of R rows; those of an example are alike.  done_B: examples that get no text.
+    decoding, history: of R rows; the rows of an example are equal.  done_B: True for examples that get no text.
     read(token_R, decoding) → decoding.  rules(count, logits_RV, history) → (logits_RV, −inf where a token is forbidden;
-    normaliser_R, which is subtracted to make them log-probabilities).  written(history, token_R) → history.
-    reorder(decoding or history, rows_R): its rows in another order.
-    capacity: T.  most_B: a text of so many tokens is finished.  ends: the tokens that end a text; the first of them
-    fills the tokens behind the end.  penalty: (length_penalty, length_offset) of strategy.Strategy.
+    normaliser_R, subtracted from the logits to get log-probabilities).  written(history, token_R) → history.
+    reorder(decoding or history, rows_R) → its rows in the order rows_R.
+    capacity: T.  most_B: number of tokens at which a text is finished.  ends: the tokens that end a text; the first of
+    them fills the tokens after the end.  penalty: (length_penalty, length_offset) of strategy.Strategy.
     """
     batch_rows = len(done_B)
 
     def extend(state: State) -> State:
-        """Each beam with one more token, and the texts that this token finished."""
+        """Returns the state with one more token in each beam and with the texts that this token finished."""
         count, logits_RV = state.count, state.decoding.logits_RV
         allowed_RV, normaliser_R = rules(count, logits_RV, state.history)
         kept = (1 + len(ends)) * beams
         total_BJ, parent_BJ, token_BJ = _continuations(allowed_RV, normaliser_R, state.live_scores_BK, kept)
         rows_BJ = jnp.arange(batch_rows)[:, None] * beams + parent_BJ
-        own_R = jax.nn.logsumexp(logits_RV, axis=1)  # of the model's own logits, before the rules
-        logprob_BJ = logits_RV[rows_BJ, token_BJ] - own_R[rows_BJ]
+        model_normaliser_R = jax.nn.logsumexp(logits_RV, axis=1)  # of the model's logits, before the rules
+        logprob_BJ = logits_RV[rows_BJ, token_BJ] - model_normaliser_R[rows_BJ]
         ends_BJ = jnp.isin(token_BJ, jnp.array(ends))
         after = _append(_pick(state.live, parent_BJ), count, token_BJ, logprob_BJ, ends_BJ)
 
-        # An end finishes a text among the first K only: the others are there so that K beams go on. The last token
-        # finishes every text.
+        # An end finishes a text only among the first K continuations; the others only ensure that K beams remain. The
+        # last allowed token finishes all of the first K.
         last_B = count + 1 >= most_B
         finishes_BJ = (ends_BJ | last_B[:, None]) & (jnp.arange(token_BJ.shape[1]) < beams) & ~state.closed_B[:, None]
         new_scores_BJ = jnp.where(finishes_BJ, _penalised(total_BJ, count + 1, penalty), -jnp.inf)
@@ -90,15 +92,15 @@ def search(
         token_R, parent_R = (array_BK.reshape(-1) for array_BK in _pick((token_BJ, rows_BJ), index_BK))
         history = written(reorder(state.history, parent_R), token_R)
         closed_B = state.closed_B | last_B | ~improvable(count + 1, live_scores_BK, done_scores_BK)
-        read_so_far = count + 1, token_R, parent_R, state.decoding, history
-        return State(*read_so_far, live, live_scores_BK, done, done_scores_BK, closed_B)
+        fields = count + 1, token_R, parent_R, state.decoding, history
+        return State(*fields, live, live_scores_BK, done, done_scores_BK, closed_B)
 
     def improvable(count: jax.Array, live_scores_BK: jax.Array, done_scores_BK: jax.Array) -> jax.Array:
-        """Whether a beam may still become one of an example's K texts, [B]. Its log-probability can only fall, and the
-        longest text has the kindest penalty."""
-        worst_B = done_scores_BK[:, -1]  # −inf: there are fewer than K
-        hoped_B = _penalised(live_scores_BK[:, 0], most_B if early_stopping == "never" else count, penalty)
-        return (hoped_B > worst_B) & ((early_stopping is not True) | (worst_B == -jnp.inf))
+        """Returns bool [B]: whether a beam may still become one of an example's K texts. A beam's log-probability can
+        only decrease, and the length penalty favours the longest text."""
+        worst_B = done_scores_BK[:, -1]  # −inf: fewer than K texts are finished
+        bound_B = _penalised(live_scores_BK[:, 0], most_B if early_stopping == "never" else count, penalty)
+        return (bound_B > worst_B) & ((early_stopping is not True) | (worst_B == -jnp.inf))
 
     def step(state: State) -> State:
         return extend(state._replace(decoding=read(state.token_R, reorder(state.decoding, state.parent_R))))
@@ -116,9 +118,9 @@ def search(
 def _continuations(
     allowed_RV: jax.Array, normaliser_R: jax.Array, live_scores_BK: jax.Array, kept: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The `kept` best continuations of each example, best first: (scores, numbers of the beam, tokens), [B, J] each."""
+    """Returns the `kept` best continuations of each example, best first: (scores, beam indices, tokens), all [B, J]."""
     batch_rows, beams = live_scores_BK.shape
-    # Of each beam first: one sort of a beam's own few instead of one over all K·V.
+    # The best of each beam come first, so that the second sort is over K·J continuations instead of K·V.
     best_RJ, token_RJ = lax.top_k(allowed_RV, min(kept, allowed_RV.shape[1]))
     best_RJ -= normaliser_R[:, None]
     width = best_RJ.shape[1]
@@ -129,7 +131,7 @@ def _continuations(
 
 
 def _append(texts: Texts, count: jax.Array, token_BJ: jax.Array, logprob_BJ: jax.Array, ends_BJ: jax.Array) -> Texts:
-    """The texts with one more token after `count` others; an end does not add to their length."""
+    """Returns the texts with one more token at index `count`; an end does not count towards the length."""
     return {
         "tokens": lax.dynamic_update_slice_in_dim(texts["tokens"], token_BJ[..., None], count, axis=2),
         "logprobs": lax.dynamic_update_slice_in_dim(texts["logprobs"], logprob_BJ[..., None], count, axis=2),
@@ -138,13 +140,13 @@ def _append(texts: Texts, count: jax.Array, token_BJ: jax.Array, logprob_BJ: jax
 
 
 def _penalised(logprob: jax.Array, length: jax.Array, penalty: tuple[float, float]) -> jax.Array:
-    """The score of texts of `length` tokens: the equation is strategy.Strategy's."""
+    """Returns the score of texts of `length` tokens, by the equation in strategy.Strategy's docstring."""
     exponent, offset = penalty
     return logprob / ((offset + length) / (offset + 1)) ** exponent
 
 
 def _blank(batch_rows: int, beams: int, capacity: int, end: int) -> Texts:
-    """Texts without a token."""
+    """Returns texts of 0 tokens, filled with `end`."""
     return {
         "tokens": jnp.full((batch_rows, beams, capacity), end, jnp.int32),
         "logprobs": jnp.zeros((batch_rows, beams, capacity), jnp.float32),
@@ -153,10 +155,10 @@ def _blank(batch_rows: int, beams: int, capacity: int, end: int) -> Texts:
 
 
 def _pick(tree: Any, index_BK: jax.Array) -> Any:
-    """The elements `index_BK` of axis 1 of each array, [B, J, …] → [B, K, …]."""
+    """Returns the elements `index_BK` along axis 1 of each array: [B, J, …] → [B, K, …]."""
     return jax.tree.map(lambda x: jnp.take_along_axis(x, _of_rank(index_BK, x.ndim), 1), tree)
 
 
 def _of_rank(array: jax.Array, rank: int) -> jax.Array:
-    """With axes of size 1 behind the others, to broadcast against arrays of that rank."""
+    """Returns the array with trailing axes of size 1, so that it broadcasts against arrays of `rank` axes."""
     return array.reshape(*array.shape, *[1] * (rank - array.ndim))

@@ -1,4 +1,4 @@
-"""The few sizes that batches and texts are rounded to, so that few programs are compiled."""
+"""Rounds the sizes of batches and texts up to a few values, so that few programs are compiled."""
 
 from t5x_lite import batch as batches
 from t5x_lite.batch import Batch
@@ -7,7 +7,7 @@ from t5x_lite.heads import ENCODER_HEADS
 
 
 def bucket(number: int) -> int:
-    """The smallest of the sizes 8, 12, 16, 24, 32, 48, … that is at least `number`; above 8 at most half larger.
+    """Returns the smallest of 8, 12, 16, 24, 32, 48, … that is at least `number`; above 8, at most 1.5 times as large.
 
     >>> [bucket(n) for n in (1, 8, 9, 17, 32, 33, 100)]
     [8, 8, 12, 24, 32, 48, 128]
@@ -17,7 +17,7 @@ def bucket(number: int) -> int:
 
 
 def power_of_two(number: int) -> int:
-    """The smallest power of two that is at least `number`.
+    """Returns the smallest power of two that is at least `number`.
 
     >>> [power_of_two(n) for n in (0, 1, 2, 3, 5)]
     [1, 1, 2, 4, 8]
@@ -26,9 +26,10 @@ def power_of_two(number: int) -> int:
 
 
 def cut_to_bucket(batch: Batch, architecture: str) -> Batch:
-    """The batch with its arrays [B, S] and [B, L] cut to the `bucket` of the longest row of any process.
+    """Returns the batch with its arrays [B, S] and [B, L] cut to the `bucket` of the longest row of any process.
 
-    What is cut off is padding in every row of every process. Every process must call it equally often.
+    Only columns that are padding in every row of every process are cut. Every process must call this function equally
+    often, because the processes exchange their lengths.
     """
     cut = dict(batch)
     for side, letter in (("encoder", "S"), ("decoder", "L")):

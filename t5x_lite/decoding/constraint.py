@@ -1,4 +1,4 @@
-"""Which texts may be generated: a prefix tree of token sequences, as arrays for a jitted loop."""
+"""Constrained decoding: a prefix tree of the token sequences that may be generated, as arrays for a jitted loop."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,19 +14,19 @@ ROOT = 0
 
 
 class PrefixTree(NamedTuple):
-    """`tokens_SC[s]` are the tokens that node s allows, `nodes_SC[s]` the nodes they lead to; −1: none.
+    """Holds for each node s the tokens it allows, `tokens_SC[s]`, and the nodes they lead to, `nodes_SC[s]`; −1: none.
 
-    S nodes, C tokens of a node, both rounded up: label sets of similar sizes share a compiled program."""
+    S nodes, C tokens per node, both rounded up, so that label sets of similar sizes share a compiled program."""
 
     tokens_SC: jax.Array | np.ndarray
     nodes_SC: jax.Array | np.ndarray
-    depth: jax.Array | np.ndarray  # int32, tokens of the longest sequence, its end included
+    depth: jax.Array | np.ndarray  # int32, tokens of the longest sequence, including its end
 
 
 def prefix_tree(sequences: Sequence[Sequence[int]], eos_id: int) -> PrefixTree:
-    """The tree of the sequences, each with `eos_id` behind it; one may be the beginning of another.
+    """Returns the prefix tree of the sequences, each followed by `eos_id`. A sequence may be a prefix of a longer one.
 
-    Raises ConfigError for no sequence, or one that holds `eos_id`.
+    Raises ConfigError if there are no sequences or if a sequence contains `eos_id`.
 
     >>> prefix_tree([[5, 6], [5]], eos_id=1).tokens_SC.tolist()
     [[5, -1], [6, 1], [1, -1], [-1, -1]]
@@ -38,12 +38,14 @@ def prefix_tree(sequences: Sequence[Sequence[int]], eos_id: int) -> PrefixTree:
         node = ROOT
         for token in map(int, sequence):
             if token == eos_id:
-                raise ConfigError(f"a text to choose from holds the end-of-sequence id {eos_id}: {list(sequence)}")
+                raise ConfigError(
+                    f"a text to choose from contains the end-of-sequence id {eos_id}: {list(sequence)}; remove this id"
+                )
             if token not in children[node]:
                 children[node][token] = len(children)
                 children.append({})
             node = children[node][token]
-        children[node].setdefault(eos_id, ROOT)  # not used: the row is finished
+        children[node].setdefault(eos_id, ROOT)  # the node is never used: the row is finished
     nodes, widest = (power_of_two(n) for n in (len(children), max(map(len, children))))
     tree = PrefixTree(
         np.full((nodes, widest), -1, np.int32),
@@ -57,7 +59,7 @@ def prefix_tree(sequences: Sequence[Sequence[int]], eos_id: int) -> PrefixTree:
 
 
 def forbid(tree: PrefixTree, node_R: jax.Array, logits_RV: jax.Array) -> jax.Array:
-    """The logits [R, V], −inf for tokens that a row's node does not allow."""
+    """Returns the logits [R, V] with −inf for tokens that a row's node does not allow. node_R: int32 [R]."""
     tokens_RC = jnp.asarray(tree.tokens_SC)[node_R]
     vocab_size = logits_RV.shape[1]
     places_RC = jnp.where(tokens_RC < 0, vocab_size, tokens_RC)  # out of range: dropped
@@ -66,6 +68,7 @@ def forbid(tree: PrefixTree, node_R: jax.Array, logits_RV: jax.Array) -> jax.Arr
 
 
 def advance(tree: PrefixTree, node_R: jax.Array, token_R: jax.Array) -> jax.Array:
-    """The node of each row after its token, [R]; ROOT after a token that was not allowed, of a finished row."""
+    """Returns the node of each row after its token, int32 [R]; ROOT after a token that its node does not allow, as in
+    a finished row."""
     is_token_RC = jnp.asarray(tree.tokens_SC)[node_R] == token_R[:, None]
     return jnp.max(jnp.where(is_token_RC, jnp.asarray(tree.nodes_SC)[node_R], ROOT), axis=1)

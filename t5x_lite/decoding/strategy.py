@@ -1,4 +1,4 @@
-"""The options of decoding."""
+"""`Strategy`, the options of decoding."""
 
 import dataclasses
 
@@ -8,54 +8,60 @@ from t5x_lite.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """How texts are chosen: greedily by default, by beam search with `beams`, by sampling with a `temperature`.
+    """Says how texts are chosen: greedily by default, by beam search if `beams` > 1, by sampling if `temperature` > 0.
 
-    Beam search ranks a text of n tokens, its end included, by
+    Beam search ranks a text of n tokens, including its end, by
     logprob / ((length_offset + n) / (length_offset + 1)) ** length_penalty, as T5 and GNMT do (Wu et al. 2016, §7).
     With an offset of 0 this is logprob / n ** length_penalty, as in transformers.
     """
 
-    max_tokens: int = 64  # of a text, its end included; with a constraint, the length of its longest text
-    min_tokens: int = 0  # before the end
+    max_tokens: int = 64  # of a text, including its end; a constraint replaces it with the length of its longest text
+    min_tokens: int = 0  # of a text, before its end
     beams: int = 1
-    length_penalty: float = 0.6  # of beam search's score; 0: none
+    length_penalty: float = 0.6  # exponent in beam search's score; 0: none
     length_offset: int = 5
     temperature: float = 0.0  # 0: no sampling; 1: from the model's distribution
     top_k: int = 0  # sample from the k most probable tokens; 0: from all
     top_p: float = 1.0  # sample from the fewest tokens whose probabilities sum to this
     repetition_penalty: float = 1.0  # above 1: makes the tokens of the text so far less likely
-    no_repeat_ngram_size: int = 0  # an n-gram of so many tokens occurs once, a decoder's prompt included; 0: no limit
-    first_token: int | None = None  # forced at the start: BART's <s>, mBART's language
-    last_token: int | None = None  # forced at max_tokens: an end
-    other_ends: tuple[int, ...] = ()  # tokens that end a text as eos_id does: the end of a turn in a chat
+    no_repeat_ngram_size: int = 0  # n-grams of this size occur only once, including a decoder's prompt; 0: no limit
+    first_token: int | None = None  # forced as the first token: BART's <s>, mBART's language
+    last_token: int | None = None  # forced as token number max_tokens: an end
+    other_ends: tuple[int, ...] = ()  # tokens that end a text, like eos_id: the end of a turn in a chat
     early_stopping: bool | str = "never"  # of beam search, one of beam.EARLY_STOPPING
-    texts: int = 1  # for each example: the number of samples, or of the best beams
+    texts: int = 1  # texts per example: the number of samples, or of the best beams
 
     def validate(self) -> "Strategy":
-        """Returns self; raises ConfigError naming the field, what it got and what is allowed."""
+        """Returns self. Raises ConfigError, which names the field, its value and the allowed values."""
         least = {"max_tokens": 1, "min_tokens": 0, "beams": 1, "texts": 1, "top_k": 0, "no_repeat_ngram_size": 0}
         for field, low in least.items():
             if getattr(self, field) < low:
                 raise ConfigError(f"{field}={getattr(self, field)}; it must be at least {low}")
         for field in ("length_penalty", "length_offset", "temperature"):
             if not 0 <= getattr(self, field) < float("inf"):
-                raise ConfigError(f"{field}={getattr(self, field)}; it must be a number, 0 or more")
+                raise ConfigError(f"{field}={getattr(self, field)}; it must be finite and at least 0")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p}; it must be above 0 and at most 1")
         if not self.repetition_penalty > 0:
-            raise ConfigError(f"repetition_penalty={self.repetition_penalty}; it must be above 0 (1: none)")
+            raise ConfigError(f"repetition_penalty={self.repetition_penalty}; it must be above 0 (1: no penalty)")
         if self.early_stopping not in beam.EARLY_STOPPING:
             raise ConfigError(f"early_stopping={self.early_stopping!r}; it must be one of {beam.EARLY_STOPPING}")
         if not isinstance(self.other_ends, tuple):
-            raise ConfigError(f"other_ends={self.other_ends!r}; it must be a tuple of ids")
+            raise ConfigError(f"other_ends={self.other_ends!r}; it must be a tuple of token ids")
         if self.min_tokens >= self.max_tokens:
-            raise ConfigError(f"min_tokens={self.min_tokens} is not below max_tokens={self.max_tokens}")
+            raise ConfigError(f"min_tokens={self.min_tokens} is not below max_tokens={self.max_tokens}; lower it")
         if self.beams > 1 and self.temperature:
-            raise ConfigError(f"beams={self.beams} and temperature={self.temperature}: give one of them")
+            raise ConfigError(
+                f"beams={self.beams} with temperature={self.temperature}; use beam search (temperature=0) or sampling "
+                "(beams=1), not both"
+            )
         if not self.temperature and (self.top_k or self.top_p < 1):
-            raise ConfigError(f"top_k={self.top_k}, top_p={self.top_p} are about sampling: set a temperature, say 1.0")
+            raise ConfigError(
+                f"top_k={self.top_k}, top_p={self.top_p} need sampling; set a temperature above 0, for example 1.0"
+            )
         if self.texts > 1 and not self.temperature and self.texts > self.beams:
             raise ConfigError(
-                f"texts={self.texts}, but there are {self.beams} beams and no temperature; raise one of them"
+                f"texts={self.texts}, but beams={self.beams} and temperature=0; set beams to at least {self.texts}, or "
+                "sample with a temperature above 0"
             )
         return self
