@@ -1,9 +1,8 @@
 """Decoding with a cache of keys and values, for text_to_text and decoder_only models.
 
-Every strategy calls `prefill` once, and then loops: it chooses a token from `logits_RV` and calls `step`. Greedy
-decoding and sampling are here, beam search is in beam.py. logit_rules.py says which tokens may be chosen, constraint.py
-which texts. Shape letter beside the project's: R, B examples times the texts of each; those of an example are side by
-side.
+Every strategy calls `prefill` once and then loops: it chooses a token from `logits_RV` and calls `step`. Greedy
+decoding and sampling are here, beam search is in beam.py. logit_rules.py restricts the tokens, constraint.py the texts.
+Additional dimension letter: R rows, B examples times the texts per example; the rows of an example are adjacent.
 """
 
 import dataclasses
@@ -33,12 +32,12 @@ PROMPT = {
 
 
 class Decoding(NamedTuple):
-    """The state of the model between two tokens: what it has read, and what it predicts next."""
+    """Holds the state of the model between two tokens: the tokens it has read, and its prediction of the next one."""
 
     logits_RV: jax.Array  # float32, of the next token
     positions_R: jax.Array  # int32, of the next token in its example
     cache: Cache
-    visible_BKM: Any = None  # bool, the slots of the cache that each of K beams attends to; None: a cache for each row
+    visible_BKM: Any = None  # bool, the slots of the cache that each of K beams attends to; None: one cache per row
 
 
 def generate(
@@ -54,27 +53,27 @@ def generate(
     row_ids: Any = None,
     limits: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, jax.Array]:
-    """Texts for each row of a batch of prompts. A text ends with an end (`eos_id`, `strategy.other_ends`) or after
-    `strategy.max_tokens` tokens.
+    """Generates texts for each row of a batch of prompts. A text ends with an end token (`eos_id`,
+    `strategy.other_ends`) or after `strategy.max_tokens` tokens.
 
-    One example per row (segment id 1; 0 on padding, right of the tokens). A text_to_text model reads `encoder_*`,
+    Each row has one example (segment id 1) and then padding (segment id 0). A text_to_text model reads `encoder_*`,
     [B, S], and starts from `start_id`. A decoder_only model reads prompts of any lengths in `decoder_*`, [B, L], and
-    continues each after its last token. A row of padding alone gets no text.
+    continues each prompt after its last token. A row with only padding gets no text.
 
-    choices: constraint.prefix_tree(…) of the texts that may be generated.  seed, row_ids: sampling depends on these
-    alone. With an example's number in the data set as its row id, its texts are the same in any batch; the default is
-    the row's number.  limits: int32 [B] and [B], min_tokens and max_tokens of each row, in place of the strategy's.
+    choices: constraint.prefix_tree(…) of the texts that may be generated.  seed, row_ids: sampling depends on nothing
+    else. If an example's row id is its number in the data set, it gets the same texts in any batch; the default is
+    the row's index.  limits: int32 [B] and [B], min_tokens and max_tokens of each row; they override the strategy's.
     Compiles once for each batch shape, strategy, and bucket (see `buckets.bucket`) of max_tokens.
 
     Returns, for N = strategy.texts, best first:
-        tokens    int32 [B, N, max_tokens]; after its tokens a text holds its end, and then `eos_id`
-        lengths   int32 [B, N], tokens before the end; max_tokens where the text has no end
+        tokens    int32 [B, N, max_tokens], the text's tokens and its end, filled up with `eos_id`
+        lengths   int32 [B, N], tokens before the end; max_tokens if the text has no end
         logprobs  float32 [B, N, max_tokens], the model's natural log-probability of each token and of the end, before
                   the strategy changes it; 0 after the end
-        score     float32 [B, N], which ranks the texts: the sum of logprobs; of beam search penalised, and without the
+        score     float32 [B, N], ranks the texts: the sum of logprobs; beam search's is penalised and excludes the
                   forced first and last tokens
 
-    Raises ConfigError for a model that does not generate, a strategy that cannot work, or more positions than the
+    Raises ConfigError if the model does not generate, the strategy cannot work, or more positions are needed than the
     model has.
     """
     config = module.config  # type: ignore[attr-defined]
@@ -82,14 +81,14 @@ def generate(
         raise ConfigError(f"a {config.architecture} model does not generate text; allowed: {', '.join(sorted(PROMPT))}")
     if not hasattr(module, "prefill"):
         raise ConfigError(
-            f"model.module={own_code.name_of(type(module))} has no methods prefill, next_logits and step to write "
-            "texts with; evaluate it on corpora, or give it those of models/decoder_only.py"
+            f"model.module={own_code.name_of(type(module))} cannot generate text: it has no methods prefill, next_logits "
+            "and step; define them as in models/decoder_only.py, or evaluate on corpora only"
         )
     if choices is not None:
         for name in ("min_tokens", "no_repeat_ngram_size", "first_token", "last_token", "other_ends"):
             if getattr(strategy, name):
                 raise ConfigError(
-                    f"{name}={getattr(strategy, name)} with a constraint: the texts to choose from decide"
+                    f"{name}={getattr(strategy, name)} does not work with constrained decoding; leave it unset"
                 )
         strategy = dataclasses.replace(strategy, max_tokens=int(choices.depth))
     strategy.validate()
@@ -103,8 +102,8 @@ def generate(
     needed = int(np.max(read + limits[1])) - 1
     if config.positions == "learned" and needed > config.max_positions:
         raise ConfigError(
-            f"prompts of {np.max(read)} tokens and up to {np.max(limits[1])} new ones need {needed} positions; the "
-            f"model has model.max_positions={config.max_positions}. Shorten the prompts or lower max_tokens"
+            f"prompts of {np.max(read)} tokens and up to {np.max(limits[1])} new tokens need {needed} positions, but "
+            f"model.max_positions={config.max_positions}; shorten the prompts or lower max_tokens"
         )
     out = _generate(
         module,
@@ -136,7 +135,8 @@ def _generate(
     seed: jax.Array,
     row_ids: jax.Array,
 ) -> dict[str, jax.Array]:
-    """The compiled part of `generate`. strategy.max_tokens is a bucket; least_B and most_B are each row's limits."""
+    """Compiles and runs `generate` after its checks. strategy.max_tokens is a bucket; least_B and most_B are each row's
+    limits."""
     segment_ids_BL = batch[PROMPT[module.config.architecture][1]]
     paths = max(strategy.beams, strategy.texts)
     ends = tuple(dict.fromkeys((eos_id, *strategy.other_ends)))
@@ -168,7 +168,7 @@ def _generate(
     )  # fmt: skip
     texts = {name: out[name].reshape(-1, paths, *out[name].shape[1:]) for name in ("tokens", "lengths", "logprobs")}
     texts["score"] = jnp.sum(texts["logprobs"], axis=2)
-    best_BN = jnp.argsort(-texts["score"], axis=1)  # samples come in any order
+    best_BN = jnp.argsort(-texts["score"], axis=1)  # samples are not sorted yet
     by_score = {n: jnp.take_along_axis(x, best_BN[..., None] if x.ndim == 3 else best_BN, 1) for n, x in texts.items()}
     return by_score if paths > 1 else texts
 
@@ -185,13 +185,14 @@ def _one_by_one(
     most_R: jax.Array,
     ends: tuple[int, ...],
 ) -> dict[str, jax.Array]:
-    """A text for each row, one token after another: tokens and logprobs [R, T], lengths and done [R]; T = capacity.
+    """Generates one text per row, token by token. Returns tokens and logprobs [R, T], lengths and done [R].
 
-    choose(count, decoding, history) → token_R, the token after `count` others.  read, written, ends: as in beam.search.
+    capacity: T.
+    choose(count, decoding, history) → token_R, the token at index `count`.  read, written, ends: as in beam.search.
     """
 
     def write(count: jax.Array, decoding: Decoding, history: History, out: dict[str, jax.Array]):
-        """(token_R; history and output with it)."""
+        """Returns (token_R, history, output), the latter two with token_R added."""
         token_R = jnp.where(out["done"], ends[0], choose(count, decoding, history).astype(jnp.int32))
         logprob_R = jnp.where(out["done"], 0.0, token_logprob(decoding.logits_RV, token_R))
         ended_R = out["done"] | jnp.isin(token_R, jnp.array(ends))
@@ -223,14 +224,15 @@ def _one_by_one(
 def greedy(
     module: nn.Module, params: Any, batch: Mapping[str, Any], *, max_tokens: int, eos_id: int, start_id: int = 0
 ) -> dict[str, jax.Array]:
-    """Takes the most probable token at each step: `generate`'s texts without the axis N, and `logprob`, [B]."""
+    """Generates with the most probable token at each step. Returns `generate`'s arrays without the axis N; "logprob",
+    [B], replaces "score"."""
     out = generate(module, params, batch, Strategy(max_tokens=max_tokens), eos_id=eos_id, start_id=start_id)
     return {name: out[name][:, 0] for name in ("tokens", "lengths", "logprobs")} | {"logprob": out["score"][:, 0]}
 
 
 def _first_largest(logits_RV: jax.Array) -> jax.Array:
-    """argmax over V, [R]; token 0 where there is NaN. XLA's CPU backend compiles jnp.argmax to a loop over single
-    numbers, which takes a 20th of a token's time."""
+    """Returns the argmax over V, int32 [R]; token 0 if a row has NaN. XLA's CPU backend compiles jnp.argmax to a scalar
+    loop, which takes a 20th of a token's time."""
     top_R1 = logits_RV.max(axis=1, keepdims=True)
     ids_RV = lax.broadcasted_iota(jnp.int32, logits_RV.shape, 1)
     return jnp.where(logits_RV < top_R1, logits_RV.shape[1] - 1, ids_RV).min(axis=1)
@@ -248,7 +250,7 @@ def _sample(strategy: Strategy, logits_RV: jax.Array, keys_R: jax.Array, count: 
 
 
 def _history(module: Any, strategy: Strategy, batch: Mapping[str, jax.Array], start_id: int) -> History:
-    """The history of each prompt: of a decoder_only model its tokens, of text_to_text `start_id`."""
+    """Returns the history of each prompt: its tokens for a decoder_only model, `start_id` for a text_to_text model."""
     tokens_BL, segment_ids_BL, _ = (batch[name] for name in PROMPT[module.config.architecture])
     if module.config.architecture == "text_to_text":
         tokens_BL = jnp.full_like(tokens_BL[:, :1], start_id)
@@ -257,7 +259,7 @@ def _history(module: Any, strategy: Strategy, batch: Mapping[str, jax.Array], st
 
 
 def prefill(module: Any, params: Any, batch: Mapping[str, jax.Array], *, new_slots: int, start_id: int = 0) -> Decoding:
-    """Reads the prompts, all tokens at once. The cache has room for `new_slots` more tokens."""
+    """Reads all tokens of the prompts at once. Returns the decoding of B rows; its cache has `new_slots` free slots."""
     if module.config.architecture == "text_to_text":
         start_B1 = jnp.full_like(batch["encoder_input_tokens"][:, :1], start_id)
         batch = dict(batch) | {
@@ -276,11 +278,11 @@ def prefill(module: Any, params: Any, batch: Mapping[str, jax.Array], *, new_slo
 
 
 def step(module: Any, params: Any, token_R: jax.Array, decoding: Decoding) -> Decoding:
-    """Reads one token per row."""
+    """Reads one token per row, token_R int32 [R], and returns the decoding after it."""
     _, positions_R, cache, visible_BKM = decoding
     if visible_BKM is not None:
         beams, slots = visible_BKM.shape[1:]
-        visible_BKM |= jnp.arange(slots) == cache["index"] + jnp.arange(beams)[:, None]  # its own
+        visible_BKM |= jnp.arange(slots) == cache["index"] + jnp.arange(beams)[:, None]  # the beam's own new slot
     BK = cache["segment_ids"].shape[0], -1
     read = {"params": params}, token_R.reshape(BK), positions_R.reshape(BK), cache, visible_BKM
     logits_BKV, cache = module.apply(*read, method="step")
@@ -288,7 +290,7 @@ def step(module: Any, params: Any, token_R: jax.Array, decoding: Decoding) -> De
 
 
 def repeat(decoding: Decoding, times: int) -> Decoding:
-    """Every row `times` times, side by side. Each copy has its own cache."""
+    """Repeats every row `times` times, side by side. Each copy has its own cache."""
     if times == 1:
         return decoding
     logits_RV, positions_R, cache, _ = decoding
@@ -298,16 +300,16 @@ def repeat(decoding: Decoding, times: int) -> Decoding:
 
 
 def branch(decoding: Decoding, beams: int) -> Decoding:
-    """Every row as `beams` beams, side by side, that share one cache. After the prompt's slots, each beam has one slot
-    at each step. A beam attends to the prompt's slots and to its ancestors', so that no step copies the cache."""
+    """Turns every row into `beams` adjacent beams that share one cache. After the prompt's slots, each step gives each
+    beam one slot. A beam attends to the slots of the prompt and of its ancestors, so that no step copies the cache."""
     logits_RV, positions_R, cache, _ = decoding
     visible_BKM = jnp.repeat(cache["segment_ids"][:, None] > 0, beams, axis=1)
     return Decoding(jnp.repeat(logits_RV, beams, axis=0), jnp.repeat(positions_R, beams, axis=0), cache, visible_BKM)
 
 
 def reorder(state: Decoding | History, rows_R: jax.Array) -> Any:
-    """The rows `rows_R` of the beams or of their histories, each from a beam of the same example. All beams of an
-    example have read equally many tokens, so that positions and cache stay as they are."""
+    """Returns the rows `rows_R` of a decoding of beams or of a history; each row must come from the same example. All
+    beams of an example have read the same number of tokens, so that positions and cache do not change."""
     if isinstance(state, History):
         return History(*(array[rows_R] for array in state))
     visible_BKM = state.visible_BKM
@@ -316,6 +318,6 @@ def reorder(state: Decoding | History, rows_R: jax.Array) -> Any:
 
 
 def token_logprob(logits_RV: jax.Array, token_R: jax.Array) -> jax.Array:
-    """The natural log-probability of one token per row, [R]."""
+    """Returns the natural log-probability of one token per row: logits_RV and int32 token_R → float32 [R]."""
     chosen_R = jnp.take_along_axis(logits_RV, token_R[:, None], axis=1)[:, 0]
     return chosen_R - jax.nn.logsumexp(logits_RV, axis=-1)

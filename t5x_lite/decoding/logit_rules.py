@@ -1,6 +1,7 @@
-"""Which token may come next: rules that change the logits of a step, [R, V], and the history of the text they ask for.
+"""Rules that decide which token may come next: they change the logits of a step, [R, V], and read the history of the
+text.
 
-A rule is a pure function that returns logits; a token that it forbids has the logit −inf.
+A rule is a pure function that returns logits; forbidden tokens have the logit −inf.
 """
 
 from typing import NamedTuple
@@ -15,15 +16,18 @@ from t5x_lite.decoding.strategy import Strategy
 
 
 class History(NamedTuple):
-    """What the rules need to know of the text so far."""
+    """Holds what the rules need to know about the text so far."""
 
-    node_R: jax.Array  # int32, in the constraint's tree
-    tokens_RT: jax.Array  # int32, what the decoder has read, then V; [R, 0] where no rule needs it
+    node_R: jax.Array  # int32, the row's node in the constraint's tree
+    tokens_RT: jax.Array  # int32, the tokens that the decoder has read, then V; [R, 0] if no rule needs them
     lengths_R: jax.Array  # int32, the number of tokens read
 
 
 def begin(strategy: Strategy, tokens_BL: jax.Array, segment_ids_BL: jax.Array, vocab_size: int) -> History:
-    """The history of B prompts that the decoder reads, with room for strategy.max_tokens more tokens."""
+    """Returns the history of B prompts, with room for strategy.max_tokens more tokens.
+
+    tokens_BL, segment_ids_BL: the decoder's prompts; 0 in segment_ids_BL is padding, to the right of the tokens.
+    """
     node_B, lengths_B = jnp.full(len(tokens_BL), constraint.ROOT, jnp.int32), jnp.sum(segment_ids_BL > 0, axis=1)
     if strategy.repetition_penalty == 1 and not strategy.no_repeat_ngram_size:
         return History(node_B, jnp.zeros((len(tokens_BL), 0), jnp.int32), lengths_B)
@@ -33,7 +37,7 @@ def begin(strategy: Strategy, tokens_BL: jax.Array, segment_ids_BL: jax.Array, v
 
 
 def append(choices: PrefixTree | None, history: History, token_R: jax.Array) -> History:
-    """The history with one more token of each row."""
+    """Returns the history with one more token in each row."""
     node_R, tokens_RT, lengths_R = history
     if choices is not None:
         node_R = constraint.advance(choices, node_R, token_R)
@@ -52,8 +56,11 @@ def apply(
     logits_RV: jax.Array,
     history: History,
 ) -> tuple[jax.Array, jax.Array]:
-    """(logits_RV, −inf where a token is forbidden as the next after `count` others; normaliser_R). A logit minus its
-    normaliser is the log-probability among all tokens, the forbidden ones included."""
+    """Returns (logits_RV, −inf where a token is forbidden; normaliser_R). A logit minus its row's normaliser is the
+    log-probability among all tokens, including the forbidden ones.
+
+    least_R, most_R: int32, each row's min_tokens and max_tokens.  count: the number of tokens generated so far.
+    """
     penalised = strategy.repetition_penalty != 1
     normalised = penalised and strategy.beams > 1  # beams compare penalised log-probabilities, as in transformers
     if normalised:
@@ -73,46 +80,49 @@ def apply(
 
 
 def penalise_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, penalty: float) -> jax.Array:
-    """Divides the logits of a row's own tokens by `penalty`, or multiplies those that are negative (Keskar et al. 2019,
-    CTRL, §4.1, as it is commonly implemented). tokens_RT: int32, the row's tokens; V stands for none."""
+    """Divides the positive logits of a row's own tokens by `penalty` and multiplies the negative ones by it (Keskar et
+    al. 2019, CTRL, §4.1, as commonly implemented). tokens_RT: int32, the row's tokens; V marks an empty slot."""
     seen_RV = _marked(logits_RV, tokens_RT)
     penalised_RV = jnp.where(logits_RV > 0, logits_RV / penalty, logits_RV * penalty)
     return jnp.where(seen_RV, penalised_RV, logits_RV)
 
 
 def forbid_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, lengths_R: jax.Array, size: int) -> jax.Array:
-    """Forbids a token that would repeat an n-gram of `size` tokens of its row (Paulus et al. 2018, §2.5).
+    """Forbids tokens that would repeat an n-gram of `size` tokens in their row (Paulus et al. 2018, §2.5).
     tokens_RT: int32, the row's `lengths_R` tokens, then V."""
-    starts = max(tokens_RT.shape[1] - size + 1, 0)  # of all n-grams
+    starts = max(tokens_RT.shape[1] - size + 1, 0)  # the number of n-grams
     rows_R1 = jnp.arange(len(tokens_RT))[:, None]
     latest_RN = tokens_RT[rows_R1, lengths_R[:, None] + jnp.arange(1 - size, 0)]
-    alike_RS = jnp.ones((len(tokens_RT), starts), bool)
+    matches_RS = jnp.ones((len(tokens_RT), starts), bool)
     for place in range(size - 1):
-        alike_RS &= tokens_RT[:, place : place + starts] == latest_RN[:, place : place + 1]
-    next_RS = tokens_RT[:, size - 1 :]  # V after the row's last token, which forbids nothing
-    return jnp.where(_marked(logits_RV, jnp.where(alike_RS, next_RS, logits_RV.shape[1])), -jnp.inf, logits_RV)
+        matches_RS &= tokens_RT[:, place : place + starts] == latest_RN[:, place : place + 1]
+    next_RS = tokens_RT[:, size - 1 :]  # V after the row's last token; V forbids no token
+    return jnp.where(_marked(logits_RV, jnp.where(matches_RS, next_RS, logits_RV.shape[1])), -jnp.inf, logits_RV)
 
 
 def _marked(logits_RV: jax.Array, tokens_RT: jax.Array) -> jax.Array:
-    """Which tokens occur in each row, bool [R, V]; V stands for none."""
+    """Returns bool [R, V]: True for the tokens that occur in each row of tokens_RT; V marks an empty slot."""
     rows_R1 = jnp.arange(len(tokens_RT))[:, None]
     return jnp.zeros(logits_RV.shape, bool).at[rows_R1, tokens_RT].set(True, mode="drop")
 
 
 def forbid_ends(logits_RV: jax.Array, ends: tuple[int, ...], before_R: jax.Array) -> jax.Array:
-    """Forbids the tokens that end a text where `before_R` is true: the text is not long enough yet."""
+    """Forbids the tokens that end a text in rows where `before_R` is True, because the text is too short to end."""
     ends_V = jnp.isin(jnp.arange(logits_RV.shape[1]), jnp.array(ends))
     return jnp.where(before_R[:, None] & ends_V, -jnp.inf, logits_RV)
 
 
 def force(logits_RV: jax.Array, token: int, here_R: jax.Array, logit_R: jax.Array) -> jax.Array:
-    """Where `here_R` is true, forbids all tokens but `token`, whose logit becomes `logit_R`."""
+    """Forbids all tokens except `token` in rows where `here_R` is True, and sets the logit of `token` to `logit_R`.
+
+    here_R: bool [R], or a scalar for all rows.
+    """
     only_RV = jnp.where(jnp.arange(logits_RV.shape[1]) == token, logit_R[:, None], -jnp.inf)
     return jnp.where(jnp.reshape(here_R, (-1, 1)), only_RV, logits_RV)
 
 
 def keep_top_k(logits_RV: jax.Array, k: int) -> jax.Array:
-    """Forbids all but the `k` most probable tokens of each row; equals of the k-th stay (Fan et al. 2018, §5.4)."""
+    """Forbids all but the `k` most probable tokens of each row; ties with the k-th stay (Fan et al. 2018, §5.4)."""
     k = min(k, logits_RV.shape[1])
     return jnp.where(logits_RV < lax.top_k(logits_RV, k)[0][:, -1:], -jnp.inf, logits_RV)
 
