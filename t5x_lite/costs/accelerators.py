@@ -1,18 +1,18 @@
-"""What the devices that models are trained on can do, by their makers' data sheets. Per chip, not per board or core."""
+"""Peak rates and memory of accelerators, from their makers' data sheets; per chip, not per board or core."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """Peaks of one device: what a roofline is made of."""
+    """Holds the peak rates of one device, from which `plan` computes a roofline."""
 
-    flops: float  # a second, dense bfloat16
+    flops: float  # per second, dense bfloat16
     memory_bytes: float
     memory_bytes_per_s: float
-    link_bytes_per_s: float  # to its neighbours, all links together, one direction
-    kinds: tuple[str, ...]  # how `jax.Device.device_kind` begins
-    float32_flops: float  # a second, in JAX's default precision: TF32 on a GPU, one bfloat16 pass on a TPU
+    link_bytes_per_s: float  # to its neighbours, sum of all links, one direction
+    kinds: tuple[str, ...]  # prefixes of `jax.Device.device_kind`
+    float32_flops: float  # per second, in JAX's default precision: TF32 on a GPU, one bfloat16 pass on a TPU
 
 
 GB, TB, T = 1e9, 1e12, 1e12
@@ -32,10 +32,10 @@ ACCELERATORS = {
 
 
 def of_kind(device_kind: str) -> Accelerator | None:
-    """The accelerator that JAX calls so; None for one that is not in the table.
+    """Returns the accelerator that JAX calls `device_kind`; None if the table does not have it.
 
     >>> of_kind("NVIDIA H200").memory_bytes_per_s
     4800000000000.0
     """
-    fitting = [a for a in ACCELERATORS.values() if any(device_kind.startswith(kind) for kind in a.kinds)]
-    return max(fitting, key=lambda a: max(len(k) for k in a.kinds if device_kind.startswith(k)), default=None)
+    matches = [a for a in ACCELERATORS.values() if any(device_kind.startswith(kind) for kind in a.kinds)]
+    return max(matches, key=lambda a: max(len(k) for k in a.kinds if device_kind.startswith(k)), default=None)

@@ -1,19 +1,19 @@
-"""What the devices say to each other in a step, read from its compiled program; loops count as often as they turn."""
+"""Counts the collectives of a step in its compiled program's text; a loop's body counts once per iteration."""
 
 import collections
 import math
 import re
 from collections.abc import Iterator
 
-# Bytes a device sends over its links in a ring of n, for each byte of the operation's result.
+# Bytes that a device in a ring of n devices sends over its links, per byte of the operation's result.
 SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
-    "reduce-scatter": lambda n: n - 1,  # its result is the n-th part of what goes around
+    "reduce-scatter": lambda n: n - 1,  # its result is 1/n of the bytes that go around the ring
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # of other types, the number in their name
+BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}  # other types: the number in their name
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(SENT)})(-start)?\(")
 _CALLED = re.compile(
@@ -24,9 +24,10 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 
 
 def count(hlo: str, devices: int) -> dict[str, dict[str, float]]:
-    """{kind: {"count", "bytes", "sent_bytes"}} of one device in one run of a compiled program's text.
+    """Returns {kind: {"count", "bytes", "sent_bytes"}} of one device in one run of a compiled program.
 
-    bytes: of the results; sent_bytes: over the links, by a ring. A loop whose number of turns is not known counts once.
+    hlo: the program's text.  devices: how many it runs on.  bytes: of the results.  sent_bytes: over the links, in a
+    ring. The body of a loop with an unknown number of iterations counts once.
     """
     bodies: dict[str, list[str]] = {}
     entry = name = ""
@@ -41,13 +42,13 @@ def count(hlo: str, devices: int) -> dict[str, dict[str, float]]:
 
     def walk(computation: str, times: int) -> None:
         for line in bodies.get(computation, ()):
-            if found := _COLLECTIVE.search(line):
-                shapes = list(_sizes(found[1]))
-                size = shapes[-1] if found[3] else sum(shapes)  # a start's result holds its operand, too
-                kind = total[found[2]]
+            if match := _COLLECTIVE.search(line):
+                sizes = list(_sizes(match[1]))
+                size = sizes[-1] if match[3] else sum(sizes)  # the result of a -start includes its operand
+                kind = total[match[2]]
                 kind["count"] += times
                 kind["bytes"] += times * size
-                kind["sent_bytes"] += times * size * SENT[found[2]](_group(line, devices))
+                kind["sent_bytes"] += times * size * SENT[match[2]](_group(line, devices))
             turns = _TURNS.search(line) if " while(" in line else None
             for called in _CALLED.findall(line):
                 for one in called.split(","):
@@ -58,14 +59,14 @@ def count(hlo: str, devices: int) -> dict[str, dict[str, float]]:
 
 
 def _sizes(shapes: str) -> Iterator[int]:
-    """Bytes of each array in the text of a result's type."""
+    """Yields the bytes of each array in the text of a result's type."""
     for kind, dims in _ARRAY.findall(shapes):
         bits = BITS.get(kind) or int(re.sub(r"\D", " ", kind).split()[0])
         yield math.prod(int(d) for d in dims.split(",") if d) * bits // 8
 
 
 def _group(line: str, devices: int) -> int:
-    """How many devices take part in one collective together."""
+    """Returns the number of devices in one group of a collective."""
     if short := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(short[1])
     if long := re.search(r"replica_groups=\{\{([\d,]+)\}", line):

@@ -1,6 +1,6 @@
-"""The floating point operations of a program, counted in its jaxpr: a loop counts as often as it turns.
+"""Counts the floating point operations of a program in its jaxpr; a loop's body counts once per iteration.
 
-XLA's own count takes the body of a loop once, so it is wrong by the number of layers where they are scanned.
+XLA's own count includes the body of a loop only once, so it is too small by a factor of the number of scanned layers.
 """
 
 import math
@@ -10,14 +10,14 @@ from jax.extend import core
 
 
 def count(jaxpr: Any) -> int:
-    """The FLOPs of all matrix products (a multiplication and an addition: 2) in a jaxpr, over all devices.
+    """Returns the FLOPs of all matrix products in a jaxpr, over all devices; a multiplication and an addition are 2.
 
-    Products are what an accelerator's peak is about; norms, softmax and optimizer are left out (under 1 % of them at
-    the sizes that matter). What is rematerialised counts twice: it is work done. A causal mask halves nothing: the
-    masked half of attention is computed. Of a branch the larger side counts; a `while` without a known number of turns
-    counts once.
+    An accelerator's peak refers to matrix products. Norms, softmax and the optimizer do not count: they are under 1 %
+    of the products at realistic sizes. Rematerialised products count twice, because they run twice. A causal mask does
+    not halve attention, because the masked half is computed, too. Of a branch, the larger side counts; the body of a
+    `while` loop, whose number of iterations is unknown, counts once.
     """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # closed ones too
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # also of a ClosedJaxpr
     return sum(_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -45,7 +45,8 @@ def _jaxprs(value: Any) -> list[Any]:
 
 
 def inputs_read(jaxpr: Any) -> list[bool]:
-    """Which inputs of a program lead to one of its results; a compiled program does not take the others at all."""
+    """Returns for each input of a jaxpr whether a result or an effect depends on it; the compiled program drops the
+    others."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     live = {id(var) for var in jaxpr.outvars}
     for equation in reversed(jaxpr.eqns):
@@ -57,5 +58,5 @@ def inputs_read(jaxpr: Any) -> list[bool]:
 
 
 def of_step(train_step: Any, *arguments: Any) -> int:
-    """The FLOPs of one call of a jitted function; tracing it is shared with calling it."""
+    """Returns the FLOPs of one call of a jitted function. The function is not traced again when it is called."""
     return count(train_step.trace(*arguments).jaxpr)

@@ -81,8 +81,8 @@ def generate(
         raise ConfigError(f"a {config.architecture} model does not generate text; allowed: {', '.join(sorted(PROMPT))}")
     if not hasattr(module, "prefill"):
         raise ConfigError(
-            f"model.module={own_code.name_of(type(module))} cannot generate text: it has no methods prefill, next_logits "
-            "and step; define them as in models/decoder_only.py, or evaluate on corpora only"
+            f"model.module={own_code.name_of(type(module))} cannot generate text: it lacks prefill, next_logits and "
+            "step; define these methods as in models/decoder_only.py, or evaluate on corpora only"
         )
     if choices is not None:
         for name in ("min_tokens", "no_repeat_ngram_size", "first_token", "last_token", "other_ends"):
