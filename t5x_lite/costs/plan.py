@@ -1,8 +1,8 @@
-"""The verb `plan`: what a run will take, before anything runs: parameters, FLOPs, bytes, collectives, time.
+"""The verb `plan` predicts the parameters, FLOPs, bytes, collectives and step time of a run before anything runs.
 
-The training step is compiled for as many pretended devices as the mesh asks for, with no array made; all figures are
-read from it or from the shapes it was made of. The processor's compiler stands in for the accelerator's: arguments are
-exact, temporary memory is an estimate. `--topology` asks the TPU's own compiler instead.
+The training step is compiled for as many virtual devices as the mesh has, without creating any array. All figures come
+from the compiled program or from its shapes. The CPU's compiler replaces the accelerator's: bytes of arguments are
+exact, temporary memory is an estimate. `--topology` uses the TPU's own compiler instead.
 """
 
 import dataclasses
@@ -30,28 +30,36 @@ ARRAYS_SHOWN = 12
 
 
 def run(experiment: Experiment, device: str, topology: str, everything: bool, as_json: bool) -> None:
-    """Prints `make`. device: a name of ACCELERATORS to predict a step's time on; topology: "v5e:4x8"."""
+    """Prints the plan of `make`.
+
+    device: the name in ACCELERATORS whose step time is predicted.  topology: a TPU slice, such as "v5e:4x8".
+    everything: list all arrays, not the largest ARRAYS_SHOWN.  as_json: print JSON.
+    Raises OutOfMemoryError if the TPU's compiler finds too little memory, and ConfigError for an unknown device or
+    topology.
+    """
     devices = _topology_devices(topology) if topology else None
     kind = topology.partition(":")[0]
     device = device or (kind if kind in ACCELERATORS else "")
     try:
-        found = make(experiment, device, devices)
+        plan = make(experiment, device, devices)
     except OutOfMemoryError as error:
         tried = [_lever_text(lever) for lever in _levers(experiment, device, devices)]
-        raise OutOfMemoryError("\n  ".join([f"{error}; of what would lower it:", *tried])) from None
-    found["tasks"] = inspect.describe(experiment, 0, "train")["tasks"]
+        raise OutOfMemoryError("\n  ".join([f"{error}; peak memory per device with these changes:", *tried])) from None
+    plan["tasks"] = inspect.describe(experiment, 0, "train")["tasks"]
     if device:
-        found["levers"] = _levers(experiment, device, devices) if not found["fits"] else []
+        plan["levers"] = _levers(experiment, device, devices) if not plan["fits"] else []
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(plan, indent=1))
     else:
-        _print(found, experiment, device, everything, console.plain())
+        _print(plan, experiment, device, everything, console.plain())
 
 
 def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[str, Any]:
-    """The plan as JSON-able data; all bytes are those of one device unless their name says otherwise.
+    """Returns the plan as JSON-able data. All bytes are per device, except `checkpoint_bytes` and `disk_bytes`.
 
-    devices: to compile for (a TPU topology's); None: all there are. Raises OutOfMemoryError with the compiler's words.
+    devices: the devices to compile for (of a TPU topology); None: all devices of this process.
+    Raises OutOfMemoryError with the compiler's message if the program does not fit, and ConfigError for an unknown
+    `device` or a mesh that does not divide the model.
     """
     cfg = experiment.cfg
     accelerator = lookup("device", device, ACCELERATORS) if device else None
@@ -67,19 +75,18 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OutOfMemoryError(f"the compiler finds no room: {first_line(error)}") from error
+        raise OutOfMemoryError(f"the step does not fit in a device's memory: {first_line(error)}") from error
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporary = memory.temp_size_in_bytes
-    if devices is not None:  # the TPU's compiler knows which of the temporary arrays are there at one time
+    if devices is not None:  # the TPU's compiler knows which temporary arrays exist at the same time
         temporary = memory.peak_memory_in_bytes - held
     leaves = jax.tree_util.tree_leaves_with_path((state, batch))
     read = flops.inputs_read(traced.jaxpr)
     arrays = [_array(paths.text(path), leaf) for (path, leaf), is_read in zip(leaves, read, strict=True) if is_read]
     params, opt = _bytes(state.params), _bytes(state.opt_state)
-    gradients = _bytes(
-        trainable.split(state.params, training.trainable)[0]
-    )  # in float32, laid out as the parameters are
+    # Gradients are float32 and sharded like the parameters.
+    gradients = _bytes(trainable.split(state.params, training.trainable)[0])
     checkpoint_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
     kept = cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best)
     count = layout.mesh.size
@@ -95,14 +102,14 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
             "optimizer": opt,
             "batch": sum(array["bytes"] for array in arrays if array["array"] in batch),
             "gradients": gradients,
-            "activations": max(0, temporary - gradients),  # and all else that a step makes for itself
+            "activations": max(0, temporary - gradients),  # and all other temporary arrays
             "arguments": memory.argument_size_in_bytes,
             "peak": held + temporary,
         },
-        "arrays": arrays,  # that the step reads
+        "arrays": arrays,  # those that the step reads
         "collectives": collectives.count(compiled.as_text(), count),
-        "checkpoint_bytes": checkpoint_bytes,  # of the whole
-        "disk_bytes": (kept + 1) * checkpoint_bytes,
+        "checkpoint_bytes": checkpoint_bytes,  # of the whole checkpoint
+        "disk_bytes": (kept + 1) * checkpoint_bytes,  # + 1: the one being written
         "compile_s": time.monotonic() - began_s,
     }
     if accelerator:
@@ -110,35 +117,35 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     return out
 
 
-def _roofline(found: dict[str, Any], accelerator: Accelerator, experiment: Experiment) -> dict[str, Any]:
-    """The shortest time a step can take on an accelerator: that of its slowest part, as if the others ran beside it.
+def _roofline(plan: dict[str, Any], accelerator: Accelerator, experiment: Experiment) -> dict[str, Any]:
+    """Returns a lower bound on a step's time on an accelerator: the slowest of three parts, as if they ran in parallel.
 
-    compute: the products at the peak of the model's dtype. memory: parameters, once gathered over `fsdp`, are read for
-    the forward and the backward pass of every microbatch; gradients are written and read, optimizer state read and
-    written, activations too. links: what the collectives send.
+    compute: the matrix products at the peak of the model's dtype. memory: parameters, gathered over `fsdp`, are read
+    for the forward and the backward pass of every microbatch; gradients, optimizer state and activations are read and
+    written. links: the bytes that collectives send.
     """
-    sizes = found["bytes"]
+    sizes = plan["bytes"]
     rate = accelerator.float32_flops if experiment.model.dtype == "float32" else accelerator.flops
-    moved = sizes["parameters"] * found["mesh"]["fsdp"] * 2 * experiment.cfg.train.microbatches
+    moved = sizes["parameters"] * plan["mesh"]["fsdp"] * 2 * experiment.cfg.train.microbatches
     moved += 2 * (sizes["parameters"] + sizes["optimizer"] + sizes["gradients"] + sizes["activations"])
-    sent = sum(kind["sent_bytes"] for kind in found["collectives"].values())
+    sent = sum(kind["sent_bytes"] for kind in plan["collectives"].values())
     seconds = {
-        "compute": found["flops"] / found["devices"] / rate,
+        "compute": plan["flops"] / plan["devices"] / rate,
         "memory": moved / accelerator.memory_bytes_per_s,
         "links": sent / accelerator.link_bytes_per_s,
     }
     slowest_s = max(seconds.values())
     return {
         "seconds": seconds | {"step": slowest_s},
-        "mfu": found["flops"] / found["devices"] / accelerator.flops / slowest_s,
+        "mfu": plan["flops"] / plan["devices"] / accelerator.flops / slowest_s,
         "memory_bytes": accelerator.memory_bytes,
         "fits": sizes["peak"] <= accelerator.memory_bytes,
     }
 
 
 def _levers(experiment: Experiment, device: str, devices: Any) -> list[dict[str, Any]]:
-    """What could be changed where memory does not suffice, each tried: {"change", "peak", "fits"}; the peak is None
-    where the compiler gave up."""
+    """Returns changes of the config that lower memory, each tried: {"change", "peak", "fits"}. The peak, in bytes, is
+    None if the compiler gave up."""
     cfg, count = experiment.cfg, jax.device_count() if devices is None else len(devices)
     changes: list[dict[str, Any]] = []
     if experiment.model.remat != "full":
@@ -159,23 +166,23 @@ def _levers(experiment: Experiment, device: str, devices: Any) -> list[dict[str,
         model = dataclasses.replace(experiment.model, remat=change.get("model.remat", experiment.model.remat))
         text = ", ".join(f"{key}={value}" for key, value in change.items())
         try:
-            found = make(dataclasses.replace(experiment, cfg=changed, model=model), device, devices)
-        except ConfigError:  # this model does not divide so
+            plan = make(dataclasses.replace(experiment, cfg=changed, model=model), device, devices)
+        except ConfigError:  # the mesh does not divide this model
             continue
         except OutOfMemoryError:
             out.append({"change": text, "peak": None, "fits": False})
             continue
-        out.append({"change": text, "peak": found["bytes"]["peak"], "fits": found["fits"]})
+        out.append({"change": text, "peak": plan["bytes"]["peak"], "fits": plan["fits"]})
     return out
 
 
 def _lever_text(lever: dict[str, Any]) -> str:
     size = "" if lever["peak"] is None else f" {size_text(lever['peak'])},"
-    return f"{lever['change']}:{size} {'would do' if lever['fits'] else 'would not do alone'}"
+    return f"{lever['change']}:{size} {'fits' if lever['fits'] else 'does not fit'}"
 
 
 def _abstract_batch(experiment: Experiment, layout: sharding.Layout) -> dict[str, jax.ShapeDtypeStruct]:
-    """A training batch as shapes with their shardings."""
+    """Returns the shapes, dtypes and shardings of a training batch."""
     cfg = experiment.cfg
     sizes = {"B": cfg.data.batch_rows, **experiment.converter.sizes(cfg.data.pack)}
     shapes = {
@@ -192,20 +199,20 @@ def _abstract_batch(experiment: Experiment, layout: sharding.Layout) -> dict[str
 
 
 def _topology_devices(text: str) -> Any:
-    """The devices of a TPU slice such as "v5e:4x8" that nobody needs to have: its compiler is enough."""
+    """Returns the devices of a TPU slice, such as "v5e:4x8". This needs the TPU's compiler, but no TPU."""
     from jax.experimental import topologies
 
     try:
         return topologies.get_topology_desc(text, "tpu").devices
     except Exception as error:
         raise ConfigError(
-            f"no topology {text!r}: {first_line(error)}. Write for example v5e:4x8, v4:2x2x4, v5p:2x2x2 "
-            "or v6e:4x4; it needs the TPU's compiler: pip install 't5x-lite[tpu]'"
+            f"--topology={text}: {first_line(error)}; write for example v5e:4x8, v4:2x2x4, v5p:2x2x2 or v6e:4x4, and "
+            "install the TPU's compiler: pip install 't5x-lite[tpu]'"
         ) from error
 
 
 def _bytes(tree: Any) -> int:
-    """Of the shards that one device holds."""
+    """Returns the bytes of the shards that one device holds."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -224,36 +231,37 @@ def _array(name: str, leaf: Any) -> dict[str, Any]:
 # Printing -------------------------------------------------------------------------------------------------------------
 
 
-def _print(found: dict[str, Any], experiment: Experiment, device: str, everything: bool, console: Console) -> None:
+def _print(plan: dict[str, Any], experiment: Experiment, device: str, everything: bool, console: Console) -> None:
     cfg = experiment.cfg
-    mesh = " × ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
-    per_token = found["flops"] / found["tokens_per_step"]
+    mesh = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    per_token = plan["flops"] / plan["tokens_per_step"]
     lines = [
-        f"{found['model']}: {found['parameters']:,} parameters on {found['devices']} devices ({mesh})",
-        f"a step: {cfg.data.batch_rows} rows, {found['tokens_per_step']:,} positions, {found['flops']:.4g} FLOPs in "
-        f"matrix products ({per_token / found['parameters']:.2f} a parameter and position; causal masks halve nothing)",
-        f"a checkpoint: {size_text(found['checkpoint_bytes'])}; the workdir's disk: {size_text(found['disk_bytes'])} "
-        f"for checkpoint.keep_last={cfg.checkpoint.keep_last} and one being written",
+        f"{plan['model']}: {plan['parameters']:,} parameters on {plan['devices']} devices ({mesh})",
+        f"each step: {cfg.data.batch_rows} rows, {plan['tokens_per_step']:,} positions, {plan['flops']:.4g} FLOPs in "
+        f"matrix products ({per_token / plan['parameters']:.2f} per parameter and position; a causal mask does not "
+        "halve attention)",
+        f"each checkpoint: {size_text(plan['checkpoint_bytes'])}; disk space of the workdir: "
+        f"{size_text(plan['disk_bytes'])} (checkpoint.keep_last={cfg.checkpoint.keep_last}, and one being written)",
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    table = _table("bytes on each device", "kind", "bytes")
-    for kind, size in found["bytes"].items():
+    table = _table("bytes per device", "kind", "bytes")
+    for kind, size in plan["bytes"].items():
         table.add_row(kind, size_text(size))
     console.print(table)
-    table = _table("collectives of each device in a step", "kind", "number", "bytes", "sent in a ring")
-    for kind, counts in found["collectives"].items():
+    table = _table("collectives per device and step", "kind", "number", "bytes", "sent in a ring")
+    for kind, counts in plan["collectives"].items():
         table.add_row(kind, f"{counts['count']:,}", size_text(counts["bytes"]), size_text(counts["sent_bytes"]))
     console.print(table)
-    shown = sorted(found["arrays"], key=lambda array: -array["bytes"])
+    shown = sorted(plan["arrays"], key=lambda array: -array["bytes"])
     shown = shown if everything else shown[:ARRAYS_SHOWN]
-    table = _table(f"arrays, {len(shown)} of {len(found['arrays'])}", "array", "shape", "split over", "bytes")
+    table = _table(f"largest arrays, {len(shown)} of {len(plan['arrays'])}", "array", "shape", "split over", "bytes")
     for array in shown:
         split = ", ".join(axis or "–" for axis in array["split"])
-        table.add_row(array["array"], str(array["shape"]), split or "whole", size_text(array["bytes"]))
+        table.add_row(array["array"], str(array["shape"]), split or "replicated", size_text(array["bytes"]))
     console.print(table)
-    table = _table(f"what {cfg.train.total_steps:,} steps come to", "task", "examples", "epochs", "padding")
-    for task in found["tasks"]:
+    table = _table(f"data of {cfg.train.total_steps:,} steps", "task", "examples", "epochs", "padding")
+    for task in plan["tasks"]:
         epochs, padding = task["run"]["epochs"], task["padding"]
         table.add_row(
             task["task"],
@@ -263,20 +271,20 @@ def _print(found: dict[str, Any], experiment: Experiment, device: str, everythin
         )
     console.print(table)
     if not device:
-        console.print(f"--device=NAME predicts a step's time: {', '.join(ACCELERATORS)}", highlight=False)
+        console.print(f"--device=NAME predicts the time of a step on {', '.join(ACCELERATORS)}", highlight=False)
         return
-    seconds = found["seconds"]
+    seconds = plan["seconds"]
     console.print(
-        f"on {device}, at best: {seconds['step']:.4g} s a step (compute {seconds['compute']:.4g}, memory "
-        f"{seconds['memory']:.4g}, links {seconds['links']:.4g}), MFU {found['mfu']:.1%}, "
-        f"{found['tokens_per_step'] / seconds['step']:,.0f} positions/s",
+        f"at best on {device}: {seconds['step']:.4g} s per step (compute {seconds['compute']:.4g}, memory "
+        f"{seconds['memory']:.4g}, links {seconds['links']:.4g}), MFU {plan['mfu']:.1%}, "
+        f"{plan['tokens_per_step'] / seconds['step']:,.0f} positions/s",
         highlight=False,
         soft_wrap=True,
     )
-    verdict = "fits" if found["fits"] else "does not fit"
-    have = size_text(found["memory_bytes"])
-    console.print(f"{size_text(found['bytes']['peak'])} at the peak {verdict} in {have}", highlight=False)
-    for lever in found["levers"]:
+    verdict = "fits" if plan["fits"] else "does not fit"
+    available = size_text(plan["memory_bytes"])
+    console.print(f"peak memory {size_text(plan['bytes']['peak'])} {verdict} in {available}", highlight=False)
+    for lever in plan["levers"]:
         console.print(f"  {_lever_text(lever)}", highlight=False, soft_wrap=True)
 
 
@@ -290,7 +298,8 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def size_text(size: float) -> str:
-    """
+    """Returns a number of bytes as text with a binary unit.
+
     >>> size_text(1536), size_text(12)
     ('1.50 KiB', '12 B')
     """

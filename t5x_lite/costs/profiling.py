@@ -37,8 +37,8 @@ class Profile:
             self.flops = flops.of_step(train_step, *arguments)
 
     def rates(self, steps_per_s: float) -> dict[str, float]:
-        """Returns {"mfu": model FLOP utilisation}, the step's matrix-product FLOPs per second as a share of all devices'
-        bfloat16 peak; {} if the peak is unknown."""
+        """Returns {"mfu": model FLOP utilisation}, the step's matrix-product FLOPs per second as a share of all
+        devices' bfloat16 peak; {} if the peak is unknown."""
         if not self.flops or self._accelerator is None:
             return {}
         return {"mfu": self.flops * steps_per_s / (self._accelerator.flops * jax.device_count())}
