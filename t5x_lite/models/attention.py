@@ -195,7 +195,7 @@ add_shared_bias.defvjp(lambda logits, bias: (logits + bias, None), _add_shared_b
 
 
 class Attention(nn.Module):
-    """Attention from one sequence to itself, to a different sequence (the encoder's), or to a cache."""
+    """Attends from one sequence to itself, to a different sequence (the encoder's), or to a cache."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained

@@ -24,7 +24,7 @@ LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and options of one model. `validate` raises ConfigError for values that cannot work together."""
+    """Holds the sizes and options of one model. `validate` raises ConfigError for values that cannot work together."""
 
     architecture: str
     vocab_size: int = field(MISSING, "ids; unset: the vocabulary's size, rounded up to a multiple of 128", AT_LEAST_ONE)

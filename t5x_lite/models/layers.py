@@ -193,7 +193,7 @@ def residual_dropout(x_BLD: jax.Array, config: ModelConfig, key: jax.Array | Non
 
 
 class Embedding(nn.Module):
-    """A table [rows, D]. Rows are gathered: a one-hot matmul would waste 2·B·L·V·D FLOPs."""
+    """Reads rows of a table [rows, D] by a gather; a one-hot matmul would waste 2·B·L·V·D FLOPs."""
 
     config: ModelConfig
     rows: int
