@@ -1,4 +1,4 @@
-"""Formats of binary files: Arrow, Parquet and ArrayRecord. A record is a row, and its place is the row's number."""
+"""Formats of binary files: Arrow, Parquet and ArrayRecord. A record is a row; its place is the row number, from 0."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from t5x_lite.errors import DataError, one_line
 
 
 class _OfRows:
-    """What these formats have in common."""
+    """Implements what these formats share."""
 
     def where(self, path: Path, begin: int) -> str:
         return f" row {begin}"
@@ -23,8 +23,8 @@ class _OfRows:
 
 @dataclasses.dataclass(frozen=True)
 class ArrowRows(_OfRows):
-    """Arrow IPC, as a file or as the stream that Hugging Face's `save_to_disk` writes. It is mapped into memory, never
-    loaded."""
+    """Reads Arrow IPC, either a file or the stream that Hugging Face's `save_to_disk` writes. Maps it into memory
+    and never loads it as a whole."""
 
     def local(self, file: File) -> Path:
         return plain(file)
@@ -38,7 +38,9 @@ class ArrowRows(_OfRows):
                     part.validate(full=True)
                     examples = part.to_pylist()
                 except (ValueError, TypeError, ArithmeticError, OSError) as error:
-                    raise DataError(f"{file.name}: damaged about row {row} ({one_line(error)}); get it again") from None
+                    raise DataError(
+                        f"{file.name}: corrupted near row {row} ({one_line(error)}); get it again"
+                    ) from None
                 for example in examples:
                     yield Scanned(row, 0, texts(example))
                     row += 1
@@ -55,12 +57,14 @@ class ArrowRows(_OfRows):
             return texts(example)
 
         def read(places: Sequence[tuple[int, int]]) -> list[Example]:
-            require_unchanged(path, version, file)  # before reading, because a page that is gone ends the process
+            require_unchanged(
+                path, version, file
+            )  # before reading, because touching a truncated page kills the process
             try:
                 examples = [row_of(row) for row, _ in places]
             except (ValueError, TypeError, ArithmeticError, OSError) as error:
                 require_unchanged(path, version, file)
-                raise DataError(f"{file.name}: damaged ({one_line(error)}); get it again") from None
+                raise DataError(f"{file.name}: corrupted ({one_line(error)}); get it again") from None
             require_unchanged(path, version, file)
             return examples
 
@@ -69,8 +73,8 @@ class ArrowRows(_OfRows):
 
 @dataclasses.dataclass(frozen=True)
 class ParquetRows(ArrowRows):
-    """Parquet, with its checksums checked if the file has them. Single rows of Parquet cannot be read, so it is read
-    from a copy in the cache, as Arrow."""
+    """Reads Parquet through an Arrow copy in the cache, because single rows of Parquet cannot be read. Verifies the
+    file's checksums, if it has any."""
 
     def local(self, file: File) -> Path:
         import pyarrow
@@ -87,13 +91,15 @@ class ParquetRows(ArrowRows):
                     for batch in table.iter_batches(batch_size=1024):
                         writer.write_batch(batch)
             except (pyarrow.ArrowException, ValueError, OSError, TypeError) as error:
-                raise DataError(f"{file.name} is no whole Parquet file ({one_line(error)}); get it again") from None
+                raise DataError(
+                    f"{file.name} is not an intact Parquet file ({one_line(error)}); get it again"
+                ) from None
         return copy
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayRecordRows(_OfRows):
-    """ArrayRecord with JSON objects as records. (TFDS writes other records; `sources.Tfds` reads them.)"""
+    """Reads ArrayRecord files of JSON objects. (`sources.Tfds` reads the records that TFDS writes.)"""
 
     def local(self, file: File) -> Path:
         return plain(file)
@@ -118,11 +124,9 @@ class ArrayRecordRows(_OfRows):
                 (data,) = reader.read([row])
                 text = data.decode("utf-8")
             except UnicodeDecodeError:
-                raise DataError(
-                    f"{where}: not a JSON object; data sets that TFDS wrote are read by sources.Tfds"
-                ) from None
-            except Exception as error:  # whatever the library finds wrong
-                raise DataError(f"{where}: {one_line(error)}; the file is damaged, get it again") from None
+                raise DataError(f"{where}: not a JSON object; use sources.Tfds for data sets that TFDS wrote") from None
+            except Exception as error:  # the library raises many classes
+                raise DataError(f"{where}: {one_line(error)}; the file is corrupted, get it again") from None
             return json_record(text, where)
 
         return lambda places: [record(row) for row, _ in places]
@@ -135,13 +139,15 @@ class ArrayRecordRows(_OfRows):
             if not reader.ok() or not reader.num_records():
                 raise ValueError("it has no records")
         except Exception as error:
-            raise DataError(f"{file.name} is no whole ArrayRecord file ({one_line(error)}); get it again") from None
+            raise DataError(
+                f"{file.name} is not an intact ArrayRecord file ({one_line(error)}); get it again"
+            ) from None
         return reader
 
 
 def _batches(path: Path, file: File) -> list:
-    """The record batches of an Arrow file, mapped into memory. DataError when one is corrupted or the end is
-    missing."""
+    """Returns the record batches of an Arrow file, mapped into memory. Raises DataError if a batch is corrupted or the
+    end of the file is missing."""
     import pyarrow
     import pyarrow.ipc
 
@@ -159,12 +165,12 @@ def _batches(path: Path, file: File) -> list:
         mapped.seek(0)
         return list(pyarrow.ipc.open_stream(mapped))
     except (pyarrow.ArrowException, ValueError, OSError, TypeError) as error:
-        raise DataError(f"{file.name} is no whole Arrow file ({one_line(error)}); get it again") from None
+        raise DataError(f"{file.name} is not an intact Arrow file ({one_line(error)}); get it again") from None
 
 
 def texts(example: Mapping[str, Any]) -> Example:
-    """An example with its bytes as text, also those in lists and objects. Bytes that are not text, such as an image,
-    stay bytes; reading them as a text field is an error."""
+    """Returns an example with bytes decoded as text, also within lists and objects. Bytes that are not UTF-8, such as
+    an image, stay bytes; a template that reads them raises DataError."""
     return {name: _text(value) for name, value in example.items()}
 
 

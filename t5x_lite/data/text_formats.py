@@ -1,6 +1,6 @@
 """Formats of text files: lines, paragraphs, JSON lines, CSV, CoNLL's columns, and parallel files.
 
-A format finds, checks and reads the records of a file. records.py keeps an index of what it finds.
+A format finds, checks and reads the records of a file. records.py stores their places in an index.
 """
 
 import csv
@@ -18,11 +18,11 @@ from t5x_lite.data.text_lines import MAX_RECORD_BYTES, Line, bare, read_lines
 from t5x_lite.errors import DataError, one_line
 
 BLOCK_BYTES = 1 << 20  # read at a time
-LIST_TO_LINES = "write one object a line (of a list of them, jq -c .[] FILE > FILE.jsonl makes that)"
+LIST_TO_LINES = "write one object a line (jq -c .[] FILE > FILE.jsonl converts a list of objects)"
 
 
 class _OfLines:
-    """What formats of text have in common: a record is a run of bytes in a plain local file."""
+    """Implements what text formats share: a record is a run of bytes in a plain local file."""
 
     def local(self, file: File) -> Path:
         return plain(file)
@@ -38,9 +38,11 @@ class _OfLines:
                     examples.append(self.parse(os.pread(descriptor, length, begin).decode("utf-8"), file.name))
             except (ValueError, csv.Error, StopIteration, RecursionError):
                 require_unchanged(handle, version, file)
-                begin, _ = places[len(examples)]  # neither the file's time nor its size show this change
-                raise DataError(f"{file.name}: byte {begin} is not what it was when the file was indexed") from None
-            require_unchanged(handle, version, file)  # after reading, because a change during it counts too
+                begin, _ = places[len(examples)]  # this change shows in neither the file's time nor its size
+                raise DataError(
+                    f"{file.name}: the record at byte {begin} has changed since the file was indexed; start again"
+                ) from None
+            require_unchanged(handle, version, file)  # after reading, to catch changes made while reading
             return examples
 
         return read
@@ -56,7 +58,7 @@ class _OfLines:
 
 @dataclasses.dataclass(frozen=True)
 class TextLines(_OfLines):
-    """An example {field: line} for each line. Blank lines are left out, unless `keep_blank`."""
+    """Makes an example {field: line} of each line. Leaves out blank lines, unless `keep_blank`."""
 
     field: str = "text"
     keep_blank: bool = False
@@ -74,7 +76,7 @@ class TextLines(_OfLines):
 
 @dataclasses.dataclass(frozen=True)
 class Paragraphs(_OfLines):
-    """An example {field: text} for each paragraph: a run of lines that are not blank."""
+    """Makes an example {field: text} of each paragraph: a run of lines that are not blank."""
 
     field: str = "text"
 
@@ -89,7 +91,7 @@ class Paragraphs(_OfLines):
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(_OfLines):
-    """JSON objects, one a line."""
+    """Reads JSON objects, one a line."""
 
     def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
         for line in read_lines(path, file.name):
@@ -109,17 +111,20 @@ class JsonLines(_OfLines):
 
 
 def json_record(text: str, where: str) -> Example:
-    """A JSON object as an example. DataError, which says `where`, for anything else, for a key that comes twice, for
-    NaN and the infinities, which JSON lacks, and for half of a surrogate pair, which is no text."""
+    """Returns the JSON object in `text` as an example.
+
+    Raises DataError, which names the place `where`, for anything but an object, for a repeated key, for NaN and the
+    infinities, which JSON lacks, and for half of a surrogate pair, which is not text.
+    """
     try:
         row = _STRICT.decode(text)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
-        if text.count("[") + text.count("{") > 100:  # JSON that can be read may be nested too deeply to be written
+        if text.count("[") + text.count("{") > 100:  # JSON that can be read may be nested too deeply to write
             json.dumps(row)
     except (ValueError, RecursionError) as error:
         way = LIST_TO_LINES if text.lstrip()[:1] == "[" else "write one object a line"
-        way += " (jq -c . FILE > FILE.jsonl makes that)" if text.strip() == "{" else ""
+        way += " (jq -c . FILE > FILE.jsonl does that)" if text.strip() == "{" else ""
         raise DataError(f"{where}: not JSON ({one_line(error)}); {way}") from None
     if isinstance(row, list):
         raise DataError(f"{where}: a JSON list; {LIST_TO_LINES}")
@@ -132,12 +137,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} comes twice")
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is repeated")
     return row
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -145,11 +150,11 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constan
 
 @dataclasses.dataclass(frozen=True)
 class Table(_OfLines):
-    """CSV and TSV, a text field for each column.
+    """Reads CSV and TSV. Each column becomes a text field.
 
-    columns: their names, if the file has no header.
+    columns: names of the columns, for a file without a header.
     quoting: False if quotes are text, as in GLUE's files.
-    drops_short_rows: leaves out rows with too few columns, such as those in the published file of GLUE's QQP.
+    drops_short_rows: leaves out rows with too few columns; the published file of GLUE's QQP has some.
     """
 
     delimiter: str = ","
@@ -158,7 +163,7 @@ class Table(_OfLines):
     drops_short_rows: bool = False
 
     def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
-        lines: list[Line] = []  # of the record that is being read; a quoted cell may span several
+        lines: list[Line] = []  # of the current record; a quoted cell may span several
 
         def texts() -> Iterator[str]:
             for line in read_lines(path, file.name):
@@ -182,8 +187,8 @@ class Table(_OfLines):
                     header = cells
                     if repeated := [name for name in header if header.count(name) > 1]:
                         raise DataError(
-                            f"{where}: two columns are named {repeated[0]!r}; rename one, or put a line with names "
-                            "above the first row if this is that"
+                            f"{where}: two columns are named {repeated[0]!r}; rename one, or if this line is data, "
+                            "put a header line above it"
                         )
                 elif cells and len(cells) != len(header):
                     if not (self.drops_short_rows and len(cells) < len(header)):
@@ -194,9 +199,9 @@ class Table(_OfLines):
             except csv.Error as error:
                 why = f"{error} in the record that begins here; is a quote left open?"
                 if "new-line character" in str(error):
-                    why = "a carriage return in the midst of a cell; if lines end in it, tr '\\r' '\\n' mends the file"
+                    why = "a carriage return inside a cell; if it ends every line, tr '\\r' '\\n' converts the file"
                 wrong = DataError(f"{file.name}:{lines[0].number}: {why}")
-                if not header or "end of data" in str(error):  # the record took in the rest of the file
+                if not header or "end of data" in str(error):  # the record swallowed the rest of the file
                     raise wrong from None
                 bad(wrong, len(lines))
 
@@ -212,22 +217,22 @@ class Table(_OfLines):
 
     def _cells(self, lines: Iterable[str]):
         style = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
-        csv.field_size_limit(MAX_RECORD_BYTES)  # the default of 131,072 is less than a long document
+        csv.field_size_limit(MAX_RECORD_BYTES)  # a long document exceeds the default of 131,072
         return csv.reader(lines, delimiter=self.delimiter, quoting=style, strict=self.quoting)
 
     def _ragged(self, header: Sequence[str], cells: Sequence[str], where: str) -> DataError:
         return DataError(
             f"{where}: {len(cells)} columns; the header has {len(header)} "
-            f"({', '.join(header)}). Quote cells that hold the delimiter {self.delimiter!r}"
+            f"({', '.join(header)}). Quote cells that contain the delimiter {self.delimiter!r}"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Sentences(_OfLines):
-    """CoNLL's columns: a line for each token with its tags, and a blank line between sentences.
+    """Reads CoNLL's columns: each line holds a token and its tags, and a blank line ends a sentence.
 
-    An example has a text for each column: its tokens, or tags, with a space between them. A line is cut at its tabs, or
-    at its spaces if it has no tab. Lines that begin with -DOCSTART- are left out.
+    An example has a text for each column: the tokens, or the tags, joined by spaces. A line splits at tabs, or at
+    spaces if it has no tab. Lines that begin with -DOCSTART- are left out.
     """
 
     columns: tuple[str, ...] = ("tokens", "tags")
@@ -254,8 +259,8 @@ class Sentences(_OfLines):
             cells = line.split("\t") if "\t" in line else line.split(" ")
             if len(cells) != len(self.columns) or not all(cells):
                 raise DataError(
-                    f"{where}: {len(cells)} columns, {line[:60]!r}; every line has {len(self.columns)} "
-                    f"({', '.join(self.columns)}), with a tab or one space between them"
+                    f"{where}: {len(cells)} columns, {line[:60]!r}; every line must have {len(self.columns)} "
+                    f"({', '.join(self.columns)}), separated by a tab or one space"
                 )
             rows.append(cells)
         return {name: " ".join(cells) for name, cells in zip(self.columns, zip(*rows, strict=True), strict=False)}
@@ -263,11 +268,11 @@ class Sentences(_OfLines):
 
 @dataclasses.dataclass(frozen=True)
 class ParallelLines:
-    """Files whose lines belong together: "train.{en,de}.gz" stands for two files and gives examples
+    """Reads files in parallel, line by line: "train.{en,de}.gz" stands for two files and gives examples
     {"en": …, "de": …}.
 
-    Lines that are blank in all files are left out. Files of different length are an error. So is any bad line: if it
-    were left out, the lines after it would no longer belong together.
+    Lines that are blank in all files are left out. Files of different lengths are an error. Any bad line is an error
+    too: leaving it out would misalign all lines after it.
     """
 
     def local(self, file: File) -> Path:
@@ -278,8 +283,8 @@ class ParallelLines:
         lengths = {name: len(side) for name, side in sides.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(
-                f"{file.name}: {', '.join(f'{n} has {c:,} lines' for n, c in lengths.items())}; line by line they must "
-                "belong together"
+                f"{file.name}: {', '.join(f'{n} has {c:,} lines' for n, c in lengths.items())}; parallel files must "
+                "have equally many lines"
             )
         for number in range(min(lengths.values())):
             row = {name: side[number][name] for name, side in sides.items()}
@@ -305,7 +310,7 @@ class ParallelLines:
 
 
 def _blocks(path: Path, name: str, bad: OnBad) -> Iterator[list[Line]]:
-    """Runs of lines that are not blank."""
+    """Yields runs of lines that are not blank. Calls `bad` once for each run with a bad line."""
     for is_blank, run in itertools.groupby(
         read_lines(path, name), lambda line: not line.text.strip() and not line.error
     ):

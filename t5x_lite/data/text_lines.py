@@ -1,4 +1,4 @@
-"""Reading the lines of UTF-8 text files. The error of a wrong line names its file, line and byte."""
+"""Reads the lines of UTF-8 text files. The error for a bad line names the file, the line and the byte."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,28 +9,28 @@ from t5x_lite.data.opened_files import File, cannot_read, open_file, plain
 from t5x_lite.errors import DataError
 
 MAX_RECORD_BYTES = 1 << 28  # a longer line is not text, and would fill the memory
-# By their first bytes, files that are not text although their name says so, and what to do about them.
+# {first bytes of a file that is not text, although its name says so: the file's kind, and how to fix it}.
 BEGINNINGS = {
-    b"PAR1": "Parquet does; give its name the suffix .parquet",
-    b"ARROW1": "Arrow does; give its name the suffix .arrow",
-    b"\x1f\x8b": "gzip does; put .gz at the end of its name",
-    b"PK\x03\x04": "a zip archive does, and a spreadsheet; unpack it, or save it as CSV",
+    b"PAR1": "a Parquet file; rename it to end in .parquet",
+    b"ARROW1": "an Arrow file; rename it to end in .arrow",
+    b"\x1f\x8b": "a gzip file; rename it to end in .gz",
+    b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save it as CSV",
 }
 
 
 class Line(NamedTuple):
     number: int  # from 1
-    begin: int  # its first byte in the file, after a byte-order mark
-    end: int  # the byte after its newline
-    text: str  # without byte-order mark, carriage return and newline; if there is an error, what could be decoded
-    error: DataError | None  # names its first bad byte
+    begin: int  # offset of the first byte in the file, after a byte-order mark
+    end: int  # offset of the byte after the newline
+    text: str  # without byte-order mark, carriage return and newline; of a bad line, the part that could be decoded
+    error: DataError | None  # names the first bad byte
 
 
 def read_lines(path: Path, name: str) -> Iterator[Line]:
-    """The lines of the local UTF-8 file at `path`, which end at a newline and nowhere else.
+    """Yields the lines of the local UTF-8 file at `path`. Only a newline ends a line.
 
-    name: what messages call the file. A bad line has its error in `Line.error`. Raises DataError for a file that cannot
-    be read, or a line that is too long.
+    name: the file's name in messages. A bad line carries its error in `Line.error`. Raises DataError if the file cannot
+    be read, or if a line has MAX_RECORD_BYTES or more.
     """
     begin = 0
     with open_file(str(path)) as file:
@@ -43,7 +43,7 @@ def read_lines(path: Path, name: str) -> Iterator[Line]:
                 return
             end = begin + len(raw)
             if len(raw) == MAX_RECORD_BYTES:
-                raise DataError(f"{name}:{number}: a line of more than {MAX_RECORD_BYTES >> 20} MB; is it a text file?")
+                raise DataError(f"{name}:{number}: a line longer than {MAX_RECORD_BYTES >> 20} MB; is it a text file?")
             wrong = None
             try:
                 text = raw.decode("utf-8")
@@ -57,11 +57,11 @@ def read_lines(path: Path, name: str) -> Iterator[Line]:
             if "\0" in text:
                 text = text.replace("\0", "")
                 wrong = DataError(
-                    f"{name}:{number}: a NUL byte at offset {begin + raw.index(0)}; the file is damaged, or is not "
-                    "UTF-8 (iconv -f utf-16 -t utf-8 converts it)"
+                    f"{name}:{number}: a NUL byte at offset {begin + raw.index(0)}; the file is corrupted, or is not "
+                    "UTF-8 (iconv -f utf-16 -t utf-8 converts UTF-16)"
                 )
             if number == 1 and wrong and (other := next((k for b, k in BEGINNINGS.items() if raw.startswith(b)), "")):
-                wrong = DataError(f"{name} is no text: it begins as {other}")
+                wrong = DataError(f"{name} is not text: it begins like {other}")
             if number == 1 and text.startswith("\ufeff"):  # a byte-order mark
                 text, begin = text[1:], 3
             yield Line(number, begin, end, bare(text), wrong)
@@ -69,10 +69,13 @@ def read_lines(path: Path, name: str) -> Iterator[Line]:
 
 
 def lines_of(name: str) -> Iterator[str]:
-    """The lines of a text file, which may be compressed or remote, to guess its format from: errors are ignored."""
+    """Yields the lines of a text file, which may be compressed or remote, for guessing its format. Ignores bad lines.
+
+    Raises DataError if the file cannot be read.
+    """
     return (line.text for line in read_lines(plain(File.of(name)), name))
 
 
 def bare(line: str) -> str:
-    """A line without its newline and carriage return."""
+    """Returns a line without its newline and carriage return."""
     return line.removesuffix("\n").removesuffix("\r")
