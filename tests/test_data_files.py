@@ -76,10 +76,10 @@ def test_numbers_and_free_text_are_told_from_labels(tmp_path):
 
 def test_a_corpus_needs_nothing_said(tmp_path):
     lines = discover(write(tmp_path / "lines.txt", "one\ntwo\n" * 20))
-    assert lines.task.is_corpus and "an example a line" in lines.notes[0]
+    assert lines.task.is_corpus and "one example a line" in lines.notes[0]
     path = write(tmp_path / "my poems.txt", "Tyger\nburning\n\nbright\n" * 20)
     poems = discover(f"train={path}")
-    assert poems.task.name == "my_poems" and "an example a paragraph" in poems.notes[0]
+    assert poems.task.name == "my_poems" and "one example a paragraph" in poems.notes[0]
     assert [e["text"] for e in poems.task.source.split("train")][:2] == ["Tyger\nburning", "bright\nTyger\nburning"]
     assert discover(write(tmp_path / "a.jsonl", '{"text": "x", "n": 1}\n' * 9)).task.is_corpus
     own = discover(write(tmp_path / "b.jsonl", '{"title": "t", "body": "b"}\n' * 9), text="{title}\n{body}")
@@ -99,12 +99,12 @@ def test_a_directory_has_its_splits_by_name(tmp_path):
     assert found.fields == ("column_1", "column_2", "column_3", "column_4")
     assert found.source.split("validation")[0]["column_4"] == 'He said "dev.'
     assert "TSV without a header" in found.notes[0] and "gj04 | 1 |  | He said" in found.notes[1]
-    assert found.notes[2].endswith("test.tsv is left out: it is not like train's, with index, sentence")
+    assert found.notes[2].endswith("test.tsv is left out: its format or columns differ from train's (index, sentence)")
 
 
 def test_directories_that_cannot_be_understood(tmp_path):
     write(tmp_path / "a" / "set.dev.jsonl", "{}\n")
-    with pytest.raises(ConfigError, match=r"no file is named for train \(set\.dev\.jsonl\); say train="):
+    with pytest.raises(ConfigError, match=r"no file is named after the split train \(set\.dev\.jsonl\); use train="):
         find(str(tmp_path / "a"))
     write(tmp_path / "a" / "one.train.jsonl", "{}\n")
     write(tmp_path / "a" / "two.train.jsonl", "{}\n")
@@ -135,7 +135,7 @@ def test_files_for_each_split_and_pairs_of_files(tmp_path):
     spec = f"train={tmp_path}/train.{{en,de}}.gz,val={tmp_path}/val.{{en,de}}.gz"
     task = discover(spec, inputs="translate: {en}", targets="{de}", labels=()).task
     assert task.source.split("validation")[4] == {"inputs": "translate: val en", "targets": "val de"}
-    with pytest.raises(ConfigError, match="'trian' is no split; name them train, validation and test"):
+    with pytest.raises(ConfigError, match="'trian' is not a split; use train, validation or test"):
         find("trian=a.csv,validation=b.csv")
 
 
@@ -168,14 +168,18 @@ def test_what_was_named_is_not_left_out(tmp_path):
     with pytest.raises(DataError, match=message):
         discover(both, inputs="{title}", targets="free text {label}", labels=())
     write(tmp_path / "b.csv", "fine;1\nfair;2\n")
-    with pytest.raises(DataError, match=r"b\.csv: it is not like train's, with column_1, column_2; take it out"):
+    with pytest.raises(
+        DataError, match=r"b\.csv: its format or columns differ from train's \(column_1, column_2\); remove it"
+    ):
         find(both)
 
 
 def test_a_directory_of_pairs_says_how_to_name_them(tmp_path):
     for name in ("train.en.gz", "train.de.gz", "val.en.gz", "val.de.gz"):
         write(tmp_path / name, "")
-    with pytest.raises(ConfigError, match=r"no file is named for train .*; say train=.*/train\.\{de,en\}\.gz"):
+    with pytest.raises(
+        ConfigError, match=r"no file is named after the split train .*; use train=.*/train\.\{de,en\}\.gz"
+    ):
         find(str(tmp_path))
 
 
@@ -256,17 +260,17 @@ def test_what_is_wrong_in_a_record_names_its_line(tmp_path):
         discover(f"train={path}", inputs="{q}", targets="{a}")
     path = write(tmp_path / "b.csv", "q,a\n" + "x,yes\nx,no\n" * 5 + "z,maybe\n")
     task = discover(f"train={path}", inputs="{q}", targets="{a}", labels=["yes", "no"]).task
-    with pytest.raises(DataError, match=r"b\.csv:12: label 'maybe' is not one of yes, no; correct it, or add"):
+    with pytest.raises(DataError, match=r"b\.csv:12: label 'maybe' is not one of yes, no; correct the label, or add"):
         list(task.source.split("train"))
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("a.bmp", r"no name of a known kind: \.txt"),
-        ("a.xlsx", "of a kind that is not read; save the sheet as CSV"),
-        ("a.tar.gz", "of a kind that is not read; unpack it"),
-        ("a.jsnol", r"no name of a known kind \(\.jsonl\?\)"),
+        ("a.bmp", r"no known suffix; allowed: \.txt"),
+        ("a.xlsx", "in an unsupported format; save the sheet as CSV"),
+        ("a.tar.gz", "in an unsupported format; unpack it"),
+        ("a.jsnol", r"no known suffix \(\.jsonl\?\); allowed"),
         ("nowhere.csv", "cannot read nowhere.csv: No such file"),
         ("nowhere/*.csv", "no file matches 'nowhere/"),
         ("nowhere.{en,de}", "cannot read nowhere.en"),

@@ -153,7 +153,7 @@ def test_boolq_has_truth_values_and_the_words_for_them():
 
 def test_plain_text_is_cut_where_it_has_blank_lines():
     plays = discover(str(SHARED / "text" / "tinyshakespeare.txt"))
-    assert "an example a paragraph" in plays.notes[0]
+    assert "one example a paragraph" in plays.notes[0]
     texts = [e["text"] for s in ("train", "validation", "test") for e in plays.task.source.split(s)]
     assert "First Citizen:\nBefore we proceed any further, hear me speak." in texts
     whole = (SHARED / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8")

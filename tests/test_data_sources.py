@@ -290,7 +290,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
         assert opened[0]
         with path.open("ab") as file:
             file.write(b"three\n")
-        with pytest.raises(DataError, match="was changed while it was read"):
+        with pytest.raises(DataError, match="changed while it was being read"):
             _ = opened[1]
 
 
@@ -307,7 +307,7 @@ def test_an_arrow_file_that_is_cut_off_or_damaged_while_it_is_read_is_an_error(t
         opened.read_many([4000, 1])
     with path.open("r+b") as file:
         file.truncate(4096)
-    with pytest.raises(DataError, match="was changed while it was read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         opened.read_many([4000, 1])
 
 
@@ -329,7 +329,7 @@ def test_compressed_files(tmp_path):
     assert [row["text"] for row in sources.Jsonl({"train": path}).split("train")] == ["one", "two"]
     bad_crc = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
     for damaged in (whole[:-9], bad_crc, b"no gzip at all", whole[:12] + b"\xff\xff" + whole[14:]):
-        with pytest.raises(DataError, match=r"a\.jsonl\.gz: broken after \d+ bytes of text"):
+        with pytest.raises(DataError, match=r"a\.jsonl\.gz: corrupted after \d+ bytes of text"):
             sources.Jsonl({"train": write(tmp_path, "a.jsonl.gz", damaged)}).split("train")
     with pytest.raises(DataError, match=r"b\.txt\.gz is empty \(0 bytes of text\)"):
         sources.Text({"train": write(tmp_path, "b.txt.gz", gzip.compress(b""))}).split("train")

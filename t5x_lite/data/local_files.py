@@ -1,5 +1,5 @@
-"""Any local file as a source, whose format, columns and splits are found by looking at it. `Found.notes` says in words
-what was found, because a guess that nobody sees is an error that nobody finds.
+"""Makes a source of any local file, by guessing its format, columns and splits from its contents. `Found.notes` states
+each guess in words, because nobody notices a wrong guess that nobody sees.
 """
 
 import csv
@@ -19,7 +19,7 @@ from t5x_lite.data.text_lines import MAX_RECORD_BYTES, lines_of
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 
-SAMPLED_LINES = 1000  # that a file's header and kind are guessed from
+SAMPLED_LINES = 1000  # from which a file's header and kind are guessed
 LONGEST_COLUMN_NAME = 64  # characters
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -39,14 +39,14 @@ SUFFIXES = {
 KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 OTHER_KINDS = {
     **dict.fromkeys(("xlsx", "xls", "ods"), "save the sheet as CSV"),
-    **dict.fromkeys(("zip", "tar", "tgz", "7z", "bz2", "xz", "zst"), "unpack it (gzip alone is read as it is)"),
-    **dict.fromkeys(("pdf", "docx", "doc", "epub", "html"), "take its text out, into a .txt with an example a line"),
+    **dict.fromkeys(("zip", "tar", "tgz", "7z", "bz2", "xz", "zst"), "unpack it (only gzip needs no unpacking)"),
+    **dict.fromkeys(("pdf", "docx", "doc", "epub", "html"), "extract its text into a .txt with one example a line"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A source, its splits and fields, and what to tell the user about them."""
+    """A source, its splits and fields, and notes about them for the user."""
 
     source: Files
     splits: tuple[str, ...]
@@ -55,16 +55,16 @@ class Found:
 
 
 def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
-    """The source that `spec` names. A share `max_bad_fraction` of its records may be bad; they are left out.
+    """Returns the source that `spec` names, with its splits and fields.
 
         reviews.csv                          one file, split by hash into 90% train, 5% validation, 5% test
-        shards/part-*.jsonl.gz               several as one, split by hash
+        shards/part-*.jsonl.gz               several files as one, split by hash
         train=a.csv,validation=b.csv         a file for each split
         data/mrpc                            a directory: train.tsv, dev.tsv and so on, or Hugging Face's save_to_disk
-        train=train.{en,de},test=test.{en,de}   files that belong together line by line, a field for each
+        train=train.{en,de},test=test.{en,de}   parallel files; each file becomes a field
 
-    The last part of a name (SUFFIXES), before .gz, tells the format. ConfigError for a spec that cannot be understood,
-    DataError for files without a record.
+    The suffix of a name, before .gz, decides the format (SUFFIXES). A fraction `max_bad_fraction` of the records may be
+    bad; bad records are left out. Raises ConfigError if it cannot parse `spec`, DataError if the files have no record.
     """
     spec = re.sub(r"(^|=)~(?=/)", lambda begin: begin[1] + str(Path.home()), spec)  # shells do not expand "=~/"
     files = _files(spec)
@@ -74,14 +74,14 @@ def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
     splits = tuple(PERCENT) if isinstance(files, str) else tuple(files)
     first = next((split for split in splits if len(source.split(split))), None)
     if first is None:
-        raise DataError(f"data.files={spec!r}: there is no record in it")
+        raise DataError(f"data.files={spec!r} has no records; is it the right file?")
     fields = tuple(source.split(first)[0])
     if not isinstance(files, str):
-        is_named = not Path(spec).is_dir()  # the user wants all files that they name; templates choose the fields
+        is_named = not Path(spec).is_dir()  # every file that the user names must be used; templates choose the fields
         kept, others = _alike(files, form, () if is_named else fields, max_bad_fraction)
         if others and is_named:
             path, why = others[0]
-            raise DataError(f"{path}: {why}; take it out of data.files, or put it in the same form")
+            raise DataError(f"{path}: {why}; remove it from data.files, or convert it to the same format and columns")
         notes = [*notes, *(f"{path} is left out: {why}" for path, why in others)]
         source, splits = Files(kept, form, max_bad_fraction), tuple(kept)
     counts = ", ".join(f"{name} {len(source.split(name)):,}" for name in splits)
@@ -97,14 +97,14 @@ def _files(spec: str) -> dict[str, str] | str:
     if named and not Path(spec).exists():
         wrong = [name for name, _ in named if _split_of(name) is None]
         if wrong:
-            raise ConfigError(f"data.files={spec!r}: {wrong[0]!r} is no split; name them train, validation and test")
+            raise ConfigError(f"data.files={spec!r}: {wrong[0]!r} is not a split; use train, validation or test")
         splits = [str(_split_of(name)) for name, _ in named]
         if len(set(splits)) < len(splits) or ",".join(f"{n}={p}" for n, p in named).replace(" ", "") != spec.replace(
             " ", ""
         ):
             raise ConfigError(
-                f"data.files={spec!r}: give each split once, train=FILE,validation=FILE; several files are one pattern "
-                "(train=part-*.csv)"
+                f"data.files={spec!r}: give each split once, train=FILE,validation=FILE; for several files use a "
+                "pattern (train=part-*.csv)"
             )
         return {split: path.strip() for split, (_, path) in zip(splits, named, strict=True)}
     if Path(spec).is_dir():
@@ -117,8 +117,11 @@ def _split_of(name: str) -> str | None:
 
 
 def _arrow_splits(directory: Path) -> dict[str, str]:
-    """{split: pattern} of the files that `save_to_disk` writes: data-*.arrow in the directory, or in one for each
-    split. (The cache-*.arrow files beside them are `datasets`' own.)"""
+    """Returns {split: pattern} for the files that `save_to_disk` writes: data-*.arrow, either in the directory itself
+    or in one directory for each split. (Ignores the cache-*.arrow files beside them, which belong to `datasets`.)
+
+    Raises ConfigError if two directories match one split.
+    """
     splits: dict[str, str] = {}
     for folder in sorted({path.parent for path in directory.rglob("data-*.arrow")}):
         split = "train" if folder == directory else _split_of(folder.name)
@@ -127,14 +130,18 @@ def _arrow_splits(directory: Path) -> dict[str, str]:
         if split in splits:
             raise ConfigError(
                 f"data.files={str(directory)!r}: which is {split}, {splits[split]} or {folder}? "
-                "Say train=DIRECTORY,validation=DIRECTORY"
+                "Use train=DIRECTORY,validation=DIRECTORY"
             )
         splits[split] = str(folder / "data-*.arrow")
     return splits
 
 
 def _of_directory(directory: Path) -> dict[str, str] | str:
-    """{split: file} of the files in a directory that are named after a split, or the Arrow files of `save_to_disk`."""
+    """Returns {split: file} for the files in a directory that are named after a split, or for the Arrow files of
+    `save_to_disk`; the pattern alone if all Arrow files are one split.
+
+    Raises ConfigError if two files match one split, or none matches "train".
+    """
     if arrow := _arrow_splits(directory):
         return next(iter(arrow.values())) if list(arrow) == ["train"] else arrow
     files = sorted(p for p in directory.iterdir() if p.is_file() and kind_of(p.name))
@@ -146,19 +153,21 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
         if len(paths) > 1:
             names = ", ".join(p.name for p in paths)
             raise ConfigError(
-                f"{where}: which is {split}, {names}? Say train={directory}/FILE,validation={directory}/FILE"
+                f"{where}: which is {split}, {names}? Use train={directory}/FILE,validation={directory}/FILE"
             )
         if paths:
             splits[split] = str(paths[0])
     if "train" not in splits:
-        names = ", ".join(p.name for p in files[:8]) or "none of a known kind"
+        names = ", ".join(p.name for p in files[:8]) or "none has a known suffix"
         example = _pair(p.name for p in directory.iterdir() if _split_of(p.name.split(".")[0]) == "train")
-        raise ConfigError(f"{where}: no file is named for train ({names}); say train={directory}/{example or 'FILE'}")
+        raise ConfigError(
+            f"{where}: no file is named after the split train ({names}); use train={directory}/{example or 'FILE'}"
+        )
     return splits
 
 
 def _pair(names: Iterable[str]) -> str:
-    """The pattern of the first two names that differ in one part; "" if no two do.
+    """Returns the pattern of the first two names that differ in one part; "" if no two names do.
 
     >>> _pair(["train.en.gz", "train.de.gz", "train.txt"])
     'train.{de,en}.gz'
@@ -173,17 +182,17 @@ def _pair(names: Iterable[str]) -> str:
 def _alike(
     files: Mapping[str, str], form: Format, fields: Sequence[str], max_bad_fraction: float
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """({split: path} of this format with these fields, (path, what is wrong) of the other files)."""
+    """Returns ({split: path} for the files in this format with these fields, (path, reason) for each other file)."""
     kept, others = {}, []
     for name, path in files.items():
         own, _ = _format(*matching(path), tolerant=max_bad_fraction > 0)
         if isinstance(own, Table) and isinstance(form, Table):
-            own = dataclasses.replace(own, quoting=form.quoting)  # `form` was found by looking at all files
+            own = dataclasses.replace(own, quoting=form.quoting)  # `form` was guessed from all files
         own_fields = tuple(Files({name: path}, own, max_bad_fraction).split(name)[0])
         if own == form and set(fields) <= set(own_fields):
             kept[name] = path
         else:
-            others.append((path, f"it is not like {next(iter(files))}'s, with {', '.join(own_fields)}"))
+            others.append((path, f"its format or columns differ from {next(iter(files))}'s ({', '.join(own_fields)})"))
     return kept, others
 
 
@@ -191,12 +200,15 @@ def _alike(
 
 
 def kind_of(name: str) -> str | None:
-    """What a file of that name holds, a key of SUFFIXES; None if the name does not tell."""
+    """Returns the kind of a file (a key of SUFFIXES) by its suffix; None for an unknown suffix."""
     return KIND_OF_SUFFIX.get(name.lower().removesuffix(".gz").rpartition(".")[2])
 
 
 def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
-    """(the format of a file and of `more` files like it, what to tell the user about it)."""
+    """Returns (the format of a file and of `more` files like it, notes for the user).
+
+    Raises ConfigError if the suffix is unknown.
+    """
     if fields := braces(path):
         return ParallelLines(), [f"text files, a line each: {', '.join(fields)}"]
     kind = kind_of(path)
@@ -204,11 +216,11 @@ def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
         near = suggest(Path(path).suffix.removeprefix("."), KIND_OF_SUFFIX)
         way = next((OTHER_KINDS[part] for part in path.lower().split(".")[-2:] if part in OTHER_KINDS), "")
         if way:
-            raise ConfigError(f"data.files: {path!r} is of a kind that is not read; {way}")
+            raise ConfigError(f"data.files: {path!r} is in an unsupported format; {way}")
         known = ", ".join(f".{suffix}" for suffix in KIND_OF_SUFFIX)
         raise ConfigError(
-            f"data.files: {path!r} has no name of a known kind{f' (.{near[0]}?)' if near else ''}: {known}, each also "
-            ".gz; or two files that belong together, as train.{en,de}"
+            f"data.files: {path!r} has no known suffix{f' (.{near[0]}?)' if near else ''}; allowed: {known}, each also "
+            "with .gz; or two parallel files such as train.{en,de}"
         )
     if kind in ("csv", "tsv"):
         return _table(path, more, kind)
@@ -216,9 +228,9 @@ def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
         return _conll(path)
     if kind == "text":
         blank = [not line.strip() for line in _sample(path)]
-        if 100 * sum(blank[1:-1]) >= len(blank) > 2:  # fewer blank lines are stray ones
-            return Paragraphs(), ["text, an example a paragraph (blank lines between them)"]
-        return TextLines(), ["text, an example a line"]
+        if 100 * sum(blank[1:-1]) >= len(blank) > 2:  # fewer than 1% blank lines are stray
+            return Paragraphs(), ["text, one example a paragraph (separated by blank lines)"]
+        return TextLines(), ["text, one example a line"]
     simple: dict[str, tuple[Format, str]] = {
         "json": (JsonLines(), "JSON lines"),
         "parquet": (ParquetRows(), "Parquet"),
@@ -235,7 +247,7 @@ def _table(path: str, more: Sequence[str], kind: str) -> tuple[Format, list[str]
     delimiter = "\t" if kind == "tsv" else max(",;\t|", key=lambda d: len(next(_rows(lines, d, True), [])))
     quoting = kind == "csv" or _quotes_cells((line for p in (path, *more) for line in lines_of(p)), delimiter)
     rows = list(_rows(lines, delimiter, quoting))
-    words = {",": "CSV", "\t": "TSV"}.get(delimiter, f"CSV with {delimiter!r} between columns")
+    words = {",": "CSV", "\t": "TSV"}.get(delimiter, f"CSV with the delimiter {delimiter!r}")
     words += "" if quoting == (kind == "csv") else ", cells quoted"
     if not rows or has_header(rows):
         return Table(delimiter, (), quoting), [f"{words} with the columns {', '.join(rows[0] if rows else [])}"]
@@ -243,7 +255,7 @@ def _table(path: str, more: Sequence[str], kind: str) -> tuple[Format, list[str]
     example = " | ".join(cell[:30] for cell in rows[0])
     return Table(delimiter, columns, quoting), [
         f"{words} without a header, {len(columns)} columns",
-        f"the columns are called {', '.join(columns)}; the first row is {example}",
+        f"columns named {', '.join(columns)}; the first row is {example}",
     ]
 
 
@@ -252,17 +264,18 @@ def _sample(path: str) -> list[str]:
 
 
 def _rows(lines: Sequence[str], delimiter: str, quoting: bool) -> Iterator[list[str]]:
-    """The rows of a sample, as far as they can be read."""
+    """Yields the rows of a sample, up to the first that cannot be parsed."""
     csv.field_size_limit(MAX_RECORD_BYTES)
     style = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
     try:
         yield from (row for row in csv.reader(lines, delimiter=delimiter, quoting=style) if row)
-    except csv.Error:  # reading the whole file will raise it, with its line
+    except csv.Error:  # reading the whole file raises it again, with the line
         return
 
 
 def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
-    """Whether quotes surround cells: every cell that begins with a quote ends with one, and quotes in it are doubled.
+    """Returns whether quotes surround cells: every cell that begins with a quote ends with one, and doubles the quotes
+    inside it. False if no cell begins with a quote.
 
     >>> _quotes_cells(['"so, so"|no'], "|"), _quotes_cells(['"so" so|"no"'], "|")
     (True, False)
@@ -276,7 +289,8 @@ def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
 
 
 def has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: its cells are short, not numbers, and not values of their columns.
+    """Returns whether the first row names the columns: its cells are short, not numbers, and do not occur further down
+    in their columns.
 
     >>> has_header([["text", "label"], ["good", "1"]]), has_header([["good", "yes"], ["bad", "no"], ["fair", "yes"]])
     (True, False)
@@ -301,7 +315,7 @@ def _conll(path: str) -> tuple[Format, list[str]]:
     lines = [line for line in _sample(path) if line.strip(" \t")]
     count = len(re.split(r"\t" if lines and "\t" in lines[0] else " ", lines[0])) if lines else 2
     columns = ("tokens", *(f"column_{n + 2}" for n in range(count - 2)), "tags")[-max(count, 1) :]
-    return Sentences(columns), [f"sentences in CoNLL's columns: {', '.join(columns)}"]
+    return Sentences(columns), [f"sentences with the CoNLL columns {', '.join(columns)}"]
 
 
 # ----------------------------------------------------------------------------------------------------------- templates
@@ -309,11 +323,13 @@ def _conll(path: str) -> tuple[Format, list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """A source whose examples are texts that templates make of another source's examples: {name: template}.
+    """A source that fills templates with the examples of another source. Each example becomes {name: filled template}.
 
-    A template is a text with fields in braces: "{title}: {body}", "{answers[0]}". A list becomes its parts with spaces
-    between them; booleans become "true" and "false". A field that is missing or null is a DataError that names its
-    line. labels: the allowed "targets"; others are a DataError.
+    A template is a text with fields in braces: "{title}: {body}", "{answers[0]}". List items are joined by spaces;
+    booleans become "true" and "false". A missing or null field raises DataError with its line.
+
+    templates: (name, template) pairs.
+    labels: the allowed "targets", if any; another target raises DataError.
     """
 
     source: Files
@@ -324,7 +340,7 @@ class Filled:
         return FilledRecords(self.source.split(name), dict(self.templates), self.labels)
 
     def tolerant(self, max_bad_fraction: float) -> "Filled":
-        """The same, over records of which a share may be bad."""
+        """Returns the same source, which skips bad records up to that fraction of all records."""
         return dataclasses.replace(self, source=self.source.tolerant(max_bad_fraction))
 
     def fingerprint(self, split: str) -> str:
@@ -333,6 +349,8 @@ class Filled:
 
 
 class FilledRecords(Sequence[Example]):
+    """The filled templates of one split's records."""
+
     def __init__(self, rows: Records | Chained, templates: Mapping[str, str], labels: tuple[str, ...]):
         self._rows, self._labels = rows, labels
         self._pieces = {name: pieces(template) for name, template in templates.items()}
@@ -344,7 +362,7 @@ class FilledRecords(Sequence[Example]):
         return self._filled(self._rows[place], place)
 
     def read_many(self, places: Sequence[int]) -> list[Example]:
-        """Several examples at once, which is faster."""
+        """Returns several examples at once, faster than one by one."""
         rows = self._rows.read_many(places)
         return [self._filled(row, place) for row, place in zip(rows, places, strict=True)]
 
@@ -353,16 +371,16 @@ class FilledRecords(Sequence[Example]):
         if self._labels and example["targets"].strip() not in self._labels:
             raise DataError(
                 f"{self.where(place)}: label {example['targets']!r} is not one of {', '.join(self._labels)}; correct "
-                "it, or add it to data.labels"
+                "the label, or add it to data.labels"
             )
         return example
 
     def text(self, name: str, place: int) -> str:
-        """One field of an example."""
+        """Returns one field of an example."""
         return self._fill(name, self._rows[place], place)
 
     def where(self, place: int) -> str:
-        """File and line of an example, for messages."""
+        """Returns the file and line of an example, for messages."""
         return self._rows.where(place)
 
     def _fill(self, name: str, row: Example, place: int) -> str:

@@ -1,4 +1,4 @@
-"""A file as it was when it was opened: what identifies it, a plain local copy to read, and whether it has changed."""
+"""Files as they were when opened: a key that identifies each, a plain local copy to read, and checks for changes."""
 
 import dataclasses
 import functools
@@ -15,22 +15,22 @@ from t5x_lite.data.user_cache import atomic_file, cache_dir
 from t5x_lite.errors import DataError
 from t5x_lite.lookup import suggest
 
-VERSION = 1  # part of every key; raise it when a format makes something else of a file
+VERSION = 1  # part of every key; raise it when a format reads a file differently
 OPEN_FILES = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file as it was when it was opened. name: a path or a URL (gs://…); with braces, it stands for several files."""
+    """A file as it was when opened. name: a path or a URL (gs://…); a name with braces stands for several files."""
 
     name: str
     size: int  # bytes
     mtime_ns: int
-    version: str = ""  # of a remote file, in the terms of its file system
+    version: str = ""  # of a remote file, as its file system reports it
 
     @staticmethod
     def of(name: str) -> "File":
-        """The file of this name as it is now; DataError when it is missing or empty."""
+        """Returns the file of this name as it is now. Raises DataError if it is missing or empty."""
         if parts := [File.of(part) for part in braces(name).values()]:
             sizes, times, versions = zip(*((part.size, part.mtime_ns, part.version) for part in parts), strict=True)
             return File(name, sum(sizes), sum(times), " ".join(versions))
@@ -49,7 +49,7 @@ class File:
 
     @functools.cached_property
     def key(self) -> str:
-        """24 hex digits that identify the file and its contents: they change when the file does."""
+        """Returns 24 hex digits that identify the file and its contents: they change when the file does."""
         if parts := braces(self.name):
             return digest("".join(File.of(part).key for part in parts.values()).encode())
         if is_remote(self.name):
@@ -64,7 +64,7 @@ class File:
 
 
 def braces(pattern: str) -> dict[str, str]:
-    """{alternative: path} of a pattern with one pair of braces; {} for any other name.
+    """Returns {alternative: path} for a pattern with one pair of braces; {} for any other name.
 
     >>> braces("train.{en,de}.gz")
     {'en': 'train.en.gz', 'de': 'train.de.gz'}
@@ -74,7 +74,10 @@ def braces(pattern: str) -> dict[str, str]:
 
 
 def plain(file: File) -> Path:
-    """A local, uncompressed file with the same bytes: the file itself, if it is one, else a copy in the cache."""
+    """Returns the path of a local, uncompressed file with the same bytes: the file itself, or a copy in the cache.
+
+    Raises DataError if the file is broken or empty, or if the copy cannot be written.
+    """
     is_packed = file.name.endswith(".gz")
     if not is_remote(file.name) and not is_packed:
         return Path(file.name)
@@ -93,7 +96,7 @@ def plain(file: File) -> Path:
                     written += len(block)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
-                f"{file.name}: broken after {written} bytes of text ({error}); get the file again"
+                f"{file.name}: corrupted after {written} bytes of text ({error}); get the file again"
             ) from None
     if not written:
         copy.unlink()
@@ -103,12 +106,12 @@ def plain(file: File) -> Path:
 
 @functools.lru_cache(maxsize=OPEN_FILES)
 def open_handle(path: Path, version: tuple[int, int]) -> io.FileIO:
-    """The handle of a local file in this version, opened once."""
+    """Returns the handle of a local file in this version. Opens it once. Raises DataError if it cannot be opened."""
     return open_file(str(path), buffering=0)  # type: ignore[return-value]
 
 
 def open_file(name: str, buffering: int = -1):
-    """A local file, opened to read bytes; DataError when it cannot be."""
+    """Opens a local file for reading bytes. Raises DataError if it cannot be opened."""
     try:
         return Path(name).open("rb", buffering=buffering)
     except OSError as error:
@@ -116,8 +119,10 @@ def open_file(name: str, buffering: int = -1):
 
 
 def version_of(path: Path, file: File) -> tuple[int, int]:
-    """(time of change in ns, bytes) of the file at `path`, from which `file` is read, as they were when it was
-    opened."""
+    """Returns (modification time in ns, size in bytes) of the file at `path`, from which `file` is read.
+
+    For `file` itself, these are the values from when it was opened; for a copy, the current ones.
+    """
     if path == Path(file.name):
         return file.mtime_ns, file.size
     stat = path.stat()
@@ -125,17 +130,17 @@ def version_of(path: Path, file: File) -> tuple[int, int]:
 
 
 def require_unchanged(path: Path | io.FileIO, version: tuple[int, int], file: File) -> None:
-    """DataError, which names `file`, unless the file at `path`, or behind a handle, still has this version."""
+    """Raises DataError, which names `file`, if the file at `path`, or behind that handle, has changed its version."""
     try:
         stat = os.fstat(path.fileno()) if isinstance(path, io.FileIO) else path.stat()
     except OSError as error:
         raise cannot_read(file.name, error) from None
     if (stat.st_mtime_ns, stat.st_size) != version:
-        raise DataError(f"{file.name} was changed while it was read; start again, and leave it alone meanwhile")
+        raise DataError(f"{file.name} changed while it was being read; start again, and do not modify it meanwhile")
 
 
 def cannot_read(name: str, error: OSError) -> DataError:
-    """The error for a file that cannot be opened, with a name that may be meant."""
+    """Returns the error for a file that cannot be opened, and suggests a similar name if there is one."""
     path = Path(name)
     near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else []
     hint = f"did you mean {path.parent / near[0]}?" if near else f"is {path.parent} the right directory?"
@@ -143,5 +148,5 @@ def cannot_read(name: str, error: OSError) -> DataError:
 
 
 def digest(data: bytes) -> str:
-    """The first 24 hex digits of the SHA-256."""
+    """Returns the first 24 hex digits of the SHA-256."""
     return hashlib.sha256(data).hexdigest()[:24]

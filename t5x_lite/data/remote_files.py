@@ -1,4 +1,4 @@
-"""Files on remote file systems (gs://, s3://, https://, …), through fsspec: their versions, and copies in the cache."""
+"""Reads files on remote file systems (gs://, s3://, https://, …) through fsspec: their versions and cached copies."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ from t5x_lite.errors import DataError, one_line
 
 # Entries of fsspec's info() that change with the contents of a file: Google's, Amazon's, Azure's, HTTP's.
 VERSION_MARKS = ("generation", "etag", "ETag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified")
-FETCHED = "sha256="  # begins the version of a file for which its file system gives none of them
+FETCHED = "sha256="  # begins the version of a file whose file system reports none of VERSION_MARKS
 BLOCK_BYTES = 1 << 20  # read at a time
 
 
@@ -21,10 +21,10 @@ def is_remote(name: str) -> bool:
 
 
 def size_and_version(name: str) -> tuple[int, str]:
-    """The bytes of a remote file, and its version in the terms of its file system.
+    """Returns the size of a remote file in bytes, and its version as its file system reports it.
 
-    If the file system gives nothing that changes with the contents, the version is the hash of the contents. Then the
-    file is fetched once a process.
+    If the file system reports nothing that changes with the contents, the version is the hash of the contents, and each
+    process fetches the file once. Raises DataError if the file cannot be read.
     """
     info = _with_file_system(name, lambda system, path: system.info(path))
     version = " ".join(f"{mark}={info[mark]}" for mark in VERSION_MARKS if info.get(mark) is not None)
@@ -36,7 +36,10 @@ def size_and_version(name: str) -> tuple[int, str]:
 
 @functools.lru_cache(maxsize=4096)
 def fetch(name: str) -> tuple[Path, str]:
-    """(a copy of a remote file as it is now, its version). The copy is named after the hash of its contents."""
+    """Copies a remote file into the cache, named after the hash of its contents. Returns (path of the copy, version).
+
+    Raises DataError if the file cannot be read or the copy cannot be written.
+    """
     directory, sha256 = cache_dir() / "files", hashlib.sha256()
     partial = directory / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}-{os.getpid()}"
     with atomic_file(partial) as out, _with_file_system(name, lambda system, path: system.open(path, "rb")) as raw:
@@ -47,26 +50,29 @@ def fetch(name: str) -> tuple[Path, str]:
 
 
 def open_remote(name: str, version: str):
-    """A remote file of this version, opened to read bytes: its copy if there is one, else the file itself."""
+    """Opens a remote file of this version for reading bytes: its cached copy if there is one, else the file itself.
+
+    Raises DataError if the file cannot be read.
+    """
     if version.startswith(FETCHED):
         return fetch(name)[0].open("rb")
     return _with_file_system(name, lambda system, path: system.open(path, "rb"))
 
 
 def _with_file_system(name: str, do: Callable[[Any, str], Any]) -> Any:
-    """`do(file system, path)` for a URL. Whatever it raises becomes a DataError."""
+    """Returns `do(file system, path)` for a URL. Raises any error of `do` as a DataError."""
     try:
         import fsspec
 
         return do(*fsspec.core.url_to_fs(name))
     except FileNotFoundError:
-        raise DataError(f"cannot read {name}: there is no such file; is the path right?") from None
+        raise DataError(f"cannot read {name}: there is no such file; check the path") from None
     except ImportError as error:
         raise DataError(
             f"cannot read {name}: {one_line(error)} (gs:// needs `pip install gcsfs`, s3:// `pip install s3fs`, "
             "https:// `pip install aiohttp requests`)"
         ) from error
-    except Exception as error:  # every file system has its own kinds
+    except Exception as error:  # every file system raises its own classes
         raise DataError(
-            f"cannot read {name}: {one_line(error)}; is the address right, and are you logged in there?"
+            f"cannot read {name}: {one_line(error)}; check the address, and that you are logged in"
         ) from error
