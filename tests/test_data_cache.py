@@ -175,7 +175,7 @@ def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
     while _alive(process.pid):  # the workers end with their parent
         assert time.monotonic() < end
         time.sleep(0.05)
-    with pytest.raises(DataError, match=r"only half made.*t5x-lite cache numbers --output"):
+    with pytest.raises(DataError, match=r"is incomplete.*t5x-lite cache numbers --output"):
         cache.Cache(job_of(tmp_path))
     (directory / "00001-of-00005.safetensors").write_bytes(b"half")  # as a crash of the machine leaves it
     (directory / ".00004-of-00005.safetensors.1").write_bytes(b"part")
@@ -183,7 +183,7 @@ def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in directory.glob("*.safetensors")}
     lines: list[str] = []
     make_cache.make(job_of(tmp_path), report=lines.append)
-    assert "5 shards" in lines[0] and "there" in lines[0]
+    assert "5 shards" in lines[0] and "already made" in lines[0]
     kept = [path for path, time_ns in before.items() if path.stat().st_mtime_ns == time_ns]
     assert len(kept) == len(before) - 1 >= 2
     make_cache.make(job_of(tmp_path / "whole"), report=silent)
@@ -208,7 +208,7 @@ def test_run_again_a_whole_cache_is_checked_and_mended(tmp_path):
     path.write_bytes(bytes(data))
     lines: list[str] = []
     make_cache.make(job, report=lines.append)
-    assert "4 there" in lines[0] and len(lines) == 2
+    assert "4 already made" in lines[0] and len(lines) == 2
     assert contents(tmp_path) == expected
 
 
@@ -309,25 +309,27 @@ def test_a_stale_cache_is_refused_by_name_and_says_how_to_make_it_again(tmp_path
     other = job_of(tmp_path, task, converter, vocabulary)
     with pytest.raises(DataError, match=rf"stale: .*{named}.*`t5x-lite cache numbers --output="):
         cache.Cache(other)
-    with pytest.raises(DataError, match=rf"another cache: .*{named}"):
+    with pytest.raises(DataError, match=rf"a different cache: .*{named}"):
         make_cache.make(other, report=silent)
 
 
 def test_a_cache_that_lost_a_file_or_part_of_one(tmp_path):
     job = job_of(tmp_path)
-    with pytest.raises(DataError, match="not there; `t5x-lite cache numbers"):
+    with pytest.raises(DataError, match="is missing; `t5x-lite cache numbers"):
         cache.Cache(job)
     make_cache.make(job, report=silent)
     path = tmp_path / "numbers" / "00003-of-00005.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:8] + b"[" + whole[9:])
-    with pytest.raises(DataError, match=r"00003-of-00005.safetensors is damaged \(.*`t5x-lite cache` again mends it"):
+    with pytest.raises(
+        DataError, match=r"00003-of-00005.safetensors is corrupted \(.*`t5x-lite cache` again to repair it"
+    ):
         cache.Cache(job).read(range(230))
     path.write_bytes(whole[:-7])
     with pytest.raises(DataError, match=r"00003-of-00005.safetensors has \d+ bytes instead of"):
         cache.Cache(job)
     path.unlink()
-    with pytest.raises(DataError, match=r"00003-of-00005.safetensors is not there"):
+    with pytest.raises(DataError, match=r"00003-of-00005.safetensors is missing"):
         cache.Cache(job)
     for wrong in ("{", "[1]", "[" * 100_000):
         (tmp_path / "numbers" / "manifest.json").write_text(wrong)
@@ -340,7 +342,7 @@ def test_a_task_that_draws_at_random_is_not_cached(tmp_path):
         job_of(tmp_path, RANDOM)
     lines: list[str] = []
     make_cache.run((NUMBERS, RANDOM), CONVERTERS["text_to_text"], VOCABULARY, tmp_path, report=lines.append)
-    assert any(line.startswith("random: left out") for line in lines)
+    assert any(line.startswith("random: not cached") for line in lines)
     assert (tmp_path / "numbers").exists() and not (tmp_path / "random").exists()
 
 
@@ -363,7 +365,7 @@ def test_the_verb(tmp_path, capsys):
     flags = ("--config.data.vocabulary=bytes", "--workers=1")
     assert cli.run(["cache", "both", f"--output={tmp_path}", *flags]) == 0
     said = capsys.readouterr().out
-    assert "random: left out" in said and f"--config.data.cache_dir={tmp_path}" in said
+    assert "random: not cached" in said and f"--config.data.cache_dir={tmp_path}" in said
     manifest = json.loads((tmp_path / "numbers" / "manifest.json").read_text())
     assert manifest["kept"] == 207 and len(manifest["shards"]) == 5
     assert cli.run(["cache", "numbers", f"--output={tmp_path}", "--config.data.vocabulary=bytez", *flags[1:]]) == 2

@@ -1,23 +1,23 @@
-"""Tasks that are preprocessed and tokenised once and kept on disk. `t5x-lite cache` makes such a cache (make_cache.py),
-and `data.cache_dir` reads it.
+"""Reads caches of tasks: preprocessed and tokenised once, and stored on disk. `t5x-lite cache` makes a cache
+(make_cache.py), and a run with `data.cache_dir` reads it.
 
-A cache holds what is the same in every epoch: the results of the task's preprocessors, as token ids. The run adds the
-objective's noise, packing and order, so its batches are those of the uncached task, bit for bit.
+A cache holds what is the same in every epoch: the token ids of the preprocessed examples. The run adds the objective's
+noise, packing and order, so its batches equal the uncached task's, bit for bit.
 
-    DIR/TASK/recipe.json                       what the cache is made from; another recipe makes another cache
+    DIR/TASK/recipe.json                       everything the cache depends on; a changed recipe needs a new cache
     DIR/TASK/00003-of-00016.safetensors        training examples 3·n to 4·n − 1 of the source, by its indices
     DIR/TASK/00003-of-00016.json               written once that shard is complete: its counts, bytes and sha256
     DIR/TASK/manifest.json                     written once the cache is complete: recipe, totals and all shards
 
-A shard has these columns. For each field, `FIELD.ids` are the ids of all texts, one after the other (uint16 if the
-vocabulary allows it, else int32), and `FIELD.offsets` are where each text begins, and the last one ends (int64). `kept`
+A shard has these columns. For each field, `FIELD.ids` concatenates the ids of all texts (uint16 if the vocabulary
+allows it, else int32), and `FIELD.offsets` holds where each text begins, and where the last one ends (int64). `kept`
 is False for an example that a preprocessor drops (bool). For a corpus that an encoder reads, `sentences.ids` and
-`sentences.offsets` are the lengths of each text's sentences (int32). For a task with labels, `label` is what the
-targets stand for (float64).
+`sentences.offsets` hold the lengths of each text's sentences (int32). For a task with labels, `label` is the class id
+or the number that the targets stand for (float64).
 
 The format is safetensors and not ArrayRecord, because training reads in a shuffled order. An example costs 2 µs from a
 memory map, but 40 µs by random access to an ArrayRecord (array_record 0.8, groups of one, batches of 64). For texts of
-100 tokens the latter limits reading to 2 million tokens a second.
+100 tokens, ArrayRecord limits reading to 2 million tokens a second.
 """
 
 import dataclasses
@@ -38,17 +38,17 @@ from t5x_lite.data.targets import Number, Span, Tags
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
-FORMAT = 2  # of the files; it is part of the recipe
-SHARDS = 1024  # at most, so that so many machines can make a cache
+FORMAT = 2  # version of the file format; part of the recipe
+SHARDS = 1024  # at most; also the largest number of machines that can make a cache together
 MIN_SHARD_EXAMPLES = 4096
-OPEN_SHARDS = 512  # memory maps that are kept, of all tasks; each holds a file descriptor
+OPEN_SHARDS = 512  # memory maps kept open, over all tasks; each holds a file descriptor
 # By their names in safetensors. The widest come first in a file, so that every column is aligned.
 DTYPES = {"I64": np.int64, "F64": np.float64, "I32": np.int32, "U16": np.uint16, "BOOL": np.bool_}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The cache of a task's training examples in `directory`. recipe: what it is made from, as JSON-able data."""
+    """The cache of a task's training examples in `directory`. recipe: everything it depends on, as JSON-able data."""
 
     task: Task
     vocabulary: Vocabulary
@@ -64,12 +64,14 @@ class Job:
 
 
 def job_for(task: Task, converter: Any, vocabulary: Vocabulary, output: Path) -> Job:
-    """The job of caching a task in output/TASK. ConfigError when the task cannot be cached, DataError when it has no
-    example."""
+    """Returns the job of caching a task in output/TASK.
+
+    Raises ConfigError if the task cannot be cached, DataError if it has no example.
+    """
     if reason := random_preprocessor(task):
         raise ConfigError(
-            f"task {task.name!r} cannot be cached: its preprocessor {reason} draws at random, so that every epoch "
-            "differs. Train on it without a cache, or take the random part out of the task"
+            f"task {task.name!r} cannot be cached: its preprocessor {reason} is random, so every epoch differs. "
+            "Train on it without a cache, or remove the randomness from the task"
         )
     identity = registry.identity(task)
     examples = identity["examples"]
@@ -87,24 +89,25 @@ def job_for(task: Task, converter: Any, vocabulary: Vocabulary, output: Path) ->
 
 
 def random_preprocessor(task: Task) -> str:
-    """The name of the first preprocessor that draws at random; "" when there is none."""
+    """Returns the name of the task's first random preprocessor; "" if it has none."""
     return next((preprocess.identity(f).split("#")[0] for f in task.preprocessors if preprocess.takes_rng(f)), "")
 
 
 def _reading(task: Task, converter: Any) -> dict[str, Any]:
-    """What an architecture reads of a task: its fields, whether sentence by sentence, and what `targets` stand for."""
+    """Returns the part of the recipe that depends on the architecture: the fields it reads, whether sentence by
+    sentence, and the labels (or "number") that `targets` stand for. Raises ConfigError if a cache cannot hold them."""
     encoder = isinstance(converter, EncoderOnly)
     if task.is_corpus:
         return {"fields": ["text"], "sentences": encoder, "labels": []}
     target = task.target
     if encoder and isinstance(target, Tags | Span):
         raise ConfigError(
-            f"task {task.name!r} is read word by word for the head {target.head!r}; a cache holds ids of texts. "
+            f"task {task.name!r}: the head {target.head!r} reads words; a cache holds ids of texts. "
             "Train on it without data.cache_dir"
         )
     if encoder and target.several:
         raise ConfigError(
-            f"task {task.name!r} gives an example several labels; a cache holds one. Train on it without data.cache_dir"
+            f"task {task.name!r} has several labels per example; a cache holds one. Train on it without data.cache_dir"
         )
     fields = list(task.encoder_fields) if encoder else ["inputs", "targets"]
     labels = "number" if isinstance(target, Number) else [] if target.several else list(target.labels)
@@ -114,8 +117,10 @@ def _reading(task: Task, converter: Any) -> dict[str, Any]:
 def open_all(
     tasks: Sequence[Task], converter: Any, vocabulary: Vocabulary, directory: str | Path
 ) -> dict[str, "Cache"]:
-    """The caches of tasks by name. Tasks with a random preprocessor have none. DataError when one is missing or
-    stale."""
+    """Returns {task name: cache}, without the tasks that have a random preprocessor.
+
+    Raises DataError if a cache is missing or stale, ConfigError if a task cannot be cached.
+    """
     cached = [task for task in tasks if not random_preprocessor(task)]
     return {task.name: Cache(job_for(task, converter, vocabulary, Path(directory))) for task in cached}
 
@@ -124,14 +129,14 @@ class Cache:
     """The cached training examples of a task, with random access by their indices in the source."""
 
     def __init__(self, job: Job):
-        """Raises DataError for a cache that is missing, incomplete, or made from something else."""
+        """Opens the cache. Raises DataError if it is missing, incomplete, or made from a different recipe."""
         self._job = job
         again = f"`t5x-lite cache {job.task.name} --output={job.directory.parent}`, with the run's --config,"
         if not (job.directory / "manifest.json").exists():
             begun = (job.directory / "recipe.json").exists()
             raise DataError(
-                f"the cache {job.directory} is {'only half made' if begun else 'not there'}; {again} "
-                f"{'finishes' if begun else 'makes'} it, or leave data.cache_dir empty"
+                f"the cache {job.directory} is {'incomplete' if begun else 'missing'}; {again} "
+                f"{'completes' if begun else 'makes'} it, or leave data.cache_dir empty"
             )
         manifest = read_json(job.directory / "manifest.json")
         require_same(job, manifest.get("recipe", {}), f"the cache {job.directory} is stale")
@@ -139,7 +144,7 @@ class Cache:
             path = job.path(shard, ".safetensors")
             size = path.stat().st_size if path.exists() else -1
             if size != expected["bytes"]:
-                problem = "is not there" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
+                problem = "is missing" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
                 raise DataError(f"{path} {problem}; {again} makes it again")
         hashes = (shard["sha256"] for shard in manifest["shards"])
         self._files = [(str(job.path(n, ".safetensors")), sha256) for n, sha256 in enumerate(hashes)]
@@ -148,8 +153,8 @@ class Cache:
         return self._job.recipe["examples"]
 
     def read(self, indices: Sequence[int]) -> list[Encoded | None]:
-        """The examples of these indices, in this order, None for those that were dropped. Their arrays are views of the
-        files, in the dtypes of the columns."""
+        """Returns the examples at `indices`, in this order; None for each dropped one. Their arrays are views of the
+        files, in the dtypes of the columns. Raises DataError if a shard is corrupted."""
         recipe, out = self._job.recipe, []
         fields, size = recipe["fields"], recipe["shard_examples"]
         for index in indices:
@@ -177,8 +182,11 @@ def _row(arrays: Mapping[str, np.ndarray], column: str, i: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def _arrays(path: str, sha256: str) -> dict[str, np.ndarray]:
-    """The columns of a shard as views of a memory map, which reads nothing before it is used. sha256: of the shard that
-    is expected, so that a cache that was made again is mapped again."""
+    """Returns {column: 1-D array} for a shard, as views of a memory map, which reads nothing until it is used.
+
+    sha256: the shard's expected hash. It is only a key of the lru_cache: a remade shard is mapped again.
+    Raises DataError if the shard is corrupted.
+    """
     columns = {}
     try:
         with Path(path).open("rb") as file:
@@ -188,22 +196,22 @@ def _arrays(path: str, sha256: str) -> dict[str, np.ndarray]:
             first, end = entry["data_offsets"]
             columns[name] = np.frombuffer(data[begin + first : begin + end], DTYPES[entry["dtype"]])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}); the same `t5x-lite cache` again mends it") from None
+        raise DataError(f"{path} is corrupted ({error}); run the same `t5x-lite cache` again to repair it") from None
     return columns
 
 
 def require_same(job: Job, recipe: Mapping[str, Any], what: str) -> None:
-    """DataError, which says what differs, unless the `recipe` of an existing cache is that of the job."""
+    """Raises DataError, which names the differences, if the `recipe` of an existing cache differs from the job's."""
     differing = list(registry.differences(recipe, job.recipe))
     if differing:
         raise DataError(
             f"{what}: {'; '.join(differing)[:600]}. Delete {job.directory} and make it again with "
-            f"`t5x-lite cache {job.task.name} --output={job.directory.parent}`, or take another directory"
+            f"`t5x-lite cache {job.task.name} --output={job.directory.parent}`, or use a different directory"
         )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a cache's file; DataError when it cannot be read."""
+    """Returns the JSON object in a cache's file. Raises DataError if it cannot be read."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""Making the caches of tasks, on this machine or on Apache Beam. (cache.py describes the files, and reads them.)
+"""Makes the caches of tasks, on this machine or on Apache Beam. (cache.py describes and reads the files.)
 
-Every file is written atomically, so a job that was killed goes on with the shards that are missing. Making a shard
-takes constant memory, however large it is.
+Every file is written atomically, so after a kill the job resumes with the missing shards. Making a shard takes constant
+memory, whatever its size.
 """
 
 import concurrent.futures
@@ -30,7 +30,7 @@ from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
 EXAMPLES_TOGETHER = 256  # tokenised in one call
-STALE_S = 3600  # a partial file that nobody has written to for so long was left by a process that was killed
+STALE_S = 3600  # a partial file not written to for this long was left by a killed process
 
 
 def run(
@@ -43,15 +43,18 @@ def run(
     beam_flags: Sequence[str] | None = None,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Caches each task. Of several tasks, those with a random preprocessor are left out, because training reads them
-    without a cache. A single one of that kind is a ConfigError.
+    """Caches each task. Skips tasks with a random preprocessor, because training reads them without a cache.
 
-    workers: processes on this machine. beam_flags: flags of Apache Beam, which makes the caches unless this is None.
+    workers: processes on this machine.
+    beam_flags: flags of Apache Beam, which makes the caches unless this is None.
+    report: called with each line of progress.
+    Raises ConfigError if the only task has a random preprocessor, or if a cache cannot be written, and DataError if a
+    task has no examples or if the directory holds a different cache.
     """
     alone = len(tasks) == 1
     for task in tasks:
         if not alone and (reason := random_preprocessor(task)):
-            report(f"{task.name}: left out, its preprocessor {reason} draws at random; it is read without a cache")
+            report(f"{task.name}: not cached, because its preprocessor {reason} is random; runs read its source")
     jobs = [job_for(t, converter, vocabulary, output) for t in tasks if alone or not random_preprocessor(t)]
     manifests = make_on_beam(jobs, beam_flags) if beam_flags is not None else [make(j, workers, report) for j in jobs]
     for made, manifest in zip(jobs, manifests, strict=True):
@@ -63,36 +66,36 @@ def run(
 
 
 def make(job: Job, workers: int = 1, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Makes the missing shards, `workers` at a time, and then the manifest, which it returns.
+    """Makes the missing shards, `workers` at a time, then writes and returns the manifest.
 
-    A complete cache is checked against its sha256s, and shards that differ are made again. Raises DataError when the
-    directory holds another cache, ConfigError when it cannot be written.
+    If the cache is complete, verifies every shard's sha256 and remakes the shards that differ. Raises DataError if the
+    directory holds a different cache, ConfigError if it cannot be written.
     """
     begin(job)
     missing = _missing_shards(job)
     kept = job.shards - len(missing)
     report(
         f"{job.task.name}: {job.recipe['examples']:,} examples in {job.shards} shards"
-        + (f", {kept} there" * (kept > 0))
+        + (f", {kept} already made" * (kept > 0))
     )
     for done, shard in enumerate(_each(job, missing, workers), kept + 1):
-        report(f"{job.task.name}: {done}/{job.shards} shards, {shard['tokens']:,} tokens in the last")
+        report(f"{job.task.name}: {done}/{job.shards} shards, {shard['tokens']:,} tokens in the latest")
     return finish(job)
 
 
 def begin(job: Job) -> None:
-    """Writes the recipe. DataError when the directory holds another one, ConfigError when it cannot be written."""
+    """Writes the recipe. Raises DataError if the directory holds a different one, ConfigError if it cannot write."""
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
         if (job.directory / "recipe.json").exists():
-            require_same(job, read_json(job.directory / "recipe.json"), f"{job.directory} holds another cache")
+            require_same(job, read_json(job.directory / "recipe.json"), f"{job.directory} holds a different cache")
         atomic.write(job.directory / "recipe.json", json.dumps(job.recipe, indent=1).encode())
     except OSError as error:
         raise ConfigError(f"cannot write the cache {job.directory}: {error.strerror}; give another --output") from error
 
 
 def make_shard(job: Job, shard: int) -> dict[str, Any]:
-    """Writes one shard and its counts, which it returns. ConfigError when they cannot be written."""
+    """Writes one shard and its counts, and returns the counts. Raises ConfigError if they cannot be written."""
     size, columns = job.recipe["shard_examples"], _columns(job)
     end = min((shard + 1) * size, job.recipe["examples"])
     reader, counts = Reader(job.task, "train"), {"examples": end - shard * size, "kept": 0, "tokens": 0}
@@ -114,13 +117,13 @@ def make_shard(job: Job, shard: int) -> dict[str, Any]:
         atomic.write(job.path(shard, ".json"), json.dumps(counts).encode())
     except OSError as error:
         raise ConfigError(
-            f"cannot write the cache {job.directory}: {error.strerror}; make room and run again"
+            f"cannot write the cache {job.directory}: {error.strerror}; free disk space and run again"
         ) from error
     return counts
 
 
 def _columns(job: Job) -> dict[str, str]:
-    """{column of a shard: its type}, in the order of the file."""
+    """Returns {column of a shard: its type in safetensors}, in the order of the file."""
     ids = "U16" if job.vocabulary.size <= 2**16 else "I32"
     fields = dict.fromkeys(job.recipe["fields"], ids) | ({"sentences": "I32"} if job.recipe["sentences"] else {})
     types = {f"{field}.offsets": "I64" for field in fields} | {f"{field}.ids": kind for field, kind in fields.items()}
@@ -129,7 +132,7 @@ def _columns(job: Job) -> dict[str, str]:
 
 
 def _write(path: Path, columns: Mapping[str, str], parts: Mapping[str, BinaryIO]) -> dict[str, Any]:
-    """Writes a safetensors file of columns that are in files of their own; returns its bytes and sha256."""
+    """Joins columns, each in its own file, into one safetensors file. Returns its size in bytes and its sha256."""
     header, at, hashed = {}, 0, hashlib.sha256()
     for name, kind in columns.items():
         size = parts[name].tell()
@@ -156,8 +159,8 @@ def _write(path: Path, columns: Mapping[str, str], parts: Mapping[str, BinaryIO]
 
 
 def finish(job: Job) -> dict[str, Any]:
-    """Writes the manifest of a cache whose shards are all there, and returns it. It has the totals, so that no shard
-    need be opened for them. DataError when the preprocessors dropped every example."""
+    """Writes and returns the manifest of a cache that has all its shards. The totals are in it, so nobody needs to
+    open a shard for them. Raises DataError if the preprocessors dropped every example."""
     shards = [read_json(job.path(shard, ".json")) for shard in range(job.shards)]
     totals = {name: sum(shard[name] for shard in shards) for name in ("examples", "kept", "tokens", "bytes")}
     if not totals["kept"]:
@@ -172,8 +175,8 @@ def finish(job: Job) -> dict[str, Any]:
 
 
 def make_on_beam(jobs: Sequence[Job], flags: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Makes the same files on Apache Beam, whose runner decides where each shard is made
-    (`pip install t5x-lite[beam]`).
+    """Makes the same files on Apache Beam (`pip install t5x-lite[beam]`), whose runner places the shards on workers.
+    Returns the manifests.
 
     The output directory and the task's files must have the same paths on every worker (NFS, Filestore, a mounted
     bucket). Workers need this package and the code that defines the task. flags are Beam's own:
@@ -185,7 +188,8 @@ def make_on_beam(jobs: Sequence[Job], flags: Sequence[str] = ()) -> list[dict[st
         --runner=FlinkRunner --flink_master=HOST:8081 --environment_type=LOOPBACK
                                                                         a Flink cluster; LOOPBACK: workers run here
 
-    A runner may make a shard twice: it writes the same bytes. A second run makes the missing shards.
+    A runner may make a shard twice, because both attempts write the same bytes. A second run makes the missing shards.
+    Raises ConfigError if Beam is not installed.
     """
     try:
         import apache_beam as beam  # pyright: ignore[reportMissingImports]
@@ -206,7 +210,7 @@ def make_on_beam(jobs: Sequence[Job], flags: Sequence[str] = ()) -> list[dict[st
 
 
 def _each(job: Job, shards: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
-    """The counts of shards as they are made."""
+    """Makes shards, and yields the counts of each as it completes."""
     workers = min(workers, len(shards))
     if workers <= 1 or "fork" not in multiprocessing.get_all_start_methods():
         yield from (make_shard(job, shard) for shard in shards)
@@ -226,7 +230,7 @@ def _each(job: Job, shards: Sequence[int], workers: int) -> Iterator[dict[str, A
 
 
 def _adopt(job: Job, parent: int) -> None:
-    """Initialises a worker process, which ends when its parent does, even if the parent is killed."""
+    """Initialises a worker process, which exits when its parent does, even if the parent is killed."""
     global _adopted
     _adopted = job
 
@@ -247,7 +251,8 @@ def _make_adopted(shard: int) -> dict[str, Any]:
 
 
 def _arrays_of(job: Job, reader: Reader, indices: range) -> dict[str, np.ndarray]:
-    """Examples of the source, preprocessed and tokenised, as columns. The offsets are the ends of the examples."""
+    """Returns {column: 1-D array} for the preprocessed and tokenised examples at `indices`. Offsets are the ends of the
+    examples."""
     task, vocabulary, recipe = job.task, job.vocabulary, job.recipe
     examples = [reader.read(index, _no_rng) for index in indices]
     arrays = {"kept": np.array([example is not None for example in examples])}
@@ -278,7 +283,7 @@ def _missing_shards(job: Job) -> list[int]:
 
 
 def _is_complete(job: Job, shard: int) -> bool:
-    """Whether a shard has been written. If the cache was complete before, also whether the shard is unchanged."""
+    """Returns whether a shard has been written. If the cache has a manifest, also compares the shard's sha256."""
     data, counts = job.path(shard, ".safetensors"), job.path(shard, ".json")
     if not (data.exists() and counts.exists()):
         return False

@@ -1,7 +1,7 @@
-"""Rows of unequal length as one flat array: what texts are before they are packed.
+"""Rows of unequal length as one flat array: the form of texts before packing.
 
-Every function works on all rows at once. A row costs no Python, which is what makes a million tokens a second out of
-short texts.
+Every function works on all rows at once, without Python code for each row. So a million tokens a second are possible
+with short texts.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-VALUES_WORTH_A_SLICE = 64  # a slice costs about as much time as gathering so many values one by one
+VALUES_WORTH_A_SLICE = 64  # a slice takes about as long as gathering this many values one by one
 
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """Rows one after the other in `values`; `lengths`: int64 [rows], which sum to `len(values)`.
+    """Rows of unequal length. values: 1-D, the concatenated rows; lengths: int64 [rows], summing to len(values).
 
     >>> texts = of([np.array([7, 8, 5]), np.array([4])])
     >>> texts.values.tolist(), texts.lengths.tolist(), texts[1].tolist(), len(texts)
@@ -40,42 +40,42 @@ class Ragged:
         return self.ends - self.lengths
 
     def slice(self, begin: int, end: int) -> "Ragged":
-        """Rows `begin` to `end`, without a copy."""
+        """Returns rows `begin` to `end` − 1, without a copy."""
         first = self.ends[begin - 1] if begin else 0
         last = self.ends[end - 1] if end else 0
         return Ragged(self.values[first:last], self.lengths[begin:end])
 
 
 def of(rows: Sequence[np.ndarray], dtype: type = np.int32) -> Ragged:
-    """The rows of a list of 1-D arrays."""
+    """Returns the rows of a list of 1-D arrays."""
     values = np.concatenate([*rows, np.zeros(0, dtype)]).astype(dtype, copy=False)
     return Ragged(values, np.fromiter(map(len, rows), np.int64, len(rows)))
 
 
 def block(array: np.ndarray) -> Ragged:
-    """The rows of a 2-D array."""
+    """Returns the rows of a 2-D array [rows, width]."""
     return Ragged(array.ravel(), np.full(len(array), array.shape[1]))
 
 
 def constant(value: int, rows: int) -> Ragged:
-    """`value` alone in every row."""
+    """Returns rows that each hold `value` alone."""
     return Ragged(np.full(rows, value, np.int32), np.ones(rows, np.int64))
 
 
 def singles(values: np.ndarray) -> Ragged:
-    """Each value alone in a row of its own."""
+    """Returns a row for each value of `values` [rows]."""
     return Ragged(values, np.ones(len(values), np.int64))
 
 
 def concatenate(parts: Sequence[Ragged]) -> Ragged:
-    """The rows of all parts, one part below the other."""
+    """Stacks the rows of all parts, one part below the other."""
     if len(parts) == 1:
         return parts[0]
     return Ragged(np.concatenate([p.values for p in parts]), np.concatenate([p.lengths for p in parts]))
 
 
 def join(*parts: Ragged) -> Ragged:
-    """Each row is that row of every part, side by side.
+    """Joins parts side by side: row i concatenates row i of every part.
 
     >>> join(of([np.array([7, 8]), np.array([5])]), constant(1, 2)).values.tolist()
     [7, 8, 1, 5, 1]
@@ -90,14 +90,14 @@ def join(*parts: Ragged) -> Ragged:
 
 
 def append(rows: Ragged, value: int) -> Ragged:
-    """`value` at the end of every row."""
+    """Appends `value` to every row."""
     return Ragged(np.insert(rows.values, rows.ends, value), rows.lengths + 1)
 
 
 def take(rows: Ragged, indices: np.ndarray) -> Ragged:
-    """Rows by their numbers."""
+    """Returns the rows at `indices` [rows of the result]."""
     lengths, starts = rows.lengths[indices], rows.starts[indices]
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1  # between them rows stand together, and are copied at once
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1  # rows between two breaks are adjacent: one copy for all
     if len(indices) == 0 or lengths.sum() < VALUES_WORTH_A_SLICE * (len(breaks) + 1):
         return Ragged(rows.values[spread(starts, lengths)], lengths)
     begins = starts[[0, *breaks]].tolist()
@@ -106,7 +106,10 @@ def take(rows: Ragged, indices: np.ndarray) -> Ragged:
 
 
 def put(rows: Ragged, out: np.ndarray, row_of: np.ndarray, begins: np.ndarray) -> None:
-    """Writes each row into `out` [rows, width]: row i into row `row_of[i]`, from column `begins[i]` on."""
+    """Writes row i into row `row_of[i]` of `out`, from column `begins[i]` on.
+
+    out: [out rows, width]; row_of, begins: int [rows].
+    """
     if rows.lengths.sum() < VALUES_WORTH_A_SLICE * len(rows):
         out.reshape(-1)[spread(row_of * out.shape[1] + begins, rows.lengths)] = rows.values
         return
@@ -116,7 +119,7 @@ def put(rows: Ragged, out: np.ndarray, row_of: np.ndarray, begins: np.ndarray) -
 
 
 def select(rows: Ragged, kept: np.ndarray) -> Ragged:
-    """Each row's values where `kept` (bool like `rows.values`)."""
+    """Returns each row's values where `kept` (bool, shaped like `rows.values`) is True."""
     lengths, some = np.zeros(len(rows), np.int64), rows.lengths > 0
     if len(kept):
         lengths[some] = np.add.reduceat(kept.view(np.uint8), rows.starts[some], dtype=np.int32)
@@ -124,7 +127,7 @@ def select(rows: Ragged, kept: np.ndarray) -> Ragged:
 
 
 def cut(rows: Ragged, limits: np.ndarray | int) -> Ragged:
-    """At most the first `limits` values of each row."""
+    """Returns at most the first `limits` values of each row. limits: int, or int [rows]."""
     lengths = np.minimum(rows.lengths, limits)
     if (lengths == rows.lengths).all():
         return rows
@@ -132,13 +135,13 @@ def cut(rows: Ragged, limits: np.ndarray | int) -> Ragged:
 
 
 def tail(rows: Ragged, limit: int) -> Ragged:
-    """At most the last `limit` values of each row."""
+    """Returns at most the last `limit` values of each row."""
     lengths = np.minimum(rows.lengths, limit)
     return Ragged(rows.values[spread(rows.ends - lengths, lengths)], lengths)
 
 
 def shift(rows: Ragged, first: int) -> Ragged:
-    """Each row moved right by one: it begins with `first` and loses its last value.
+    """Shifts each row right by one: it begins with `first` and loses its last value.
 
     >>> shift(of([np.array([3, 9, 1]), np.array([4, 1])]), 0).values.tolist()
     [0, 3, 9, 0, 4]
@@ -150,7 +153,9 @@ def shift(rows: Ragged, first: int) -> Ragged:
 
 
 def spread(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """begin, begin + 1, … of each row, `lengths` of them: where its values stand.
+    """Returns the positions of all values: begin, begin + 1, …, begin + length − 1 for each row.
+
+    begins, lengths: int [rows]; the result: int [sum of lengths].
 
     >>> spread(np.array([10, 5]), np.array([3, 2])).tolist()
     [10, 11, 12, 5, 6]

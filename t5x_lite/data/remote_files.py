@@ -17,6 +17,7 @@ BLOCK_BYTES = 1 << 20  # read at a time
 
 
 def is_remote(name: str) -> bool:
+    """Returns whether a file's name is a URL."""
     return "://" in name
 
 

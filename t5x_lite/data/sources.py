@@ -1,7 +1,7 @@
-"""Sources: where a task's examples come from. All give random access, so order and resumption cost nothing.
+"""Sources: where a task's examples come from. All give random access, so shuffling and resuming cost nothing.
 
-Files are read strictly (records.py, text_formats.py, binary_formats.py): a bad byte or a row with too many columns is a
-DataError with file and line.
+Files are read strictly (records.py, text_formats.py, binary_formats.py): a bad byte or a row with too many columns
+raises DataError with its file and line.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from t5x_lite.lookup import unknown
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """Examples made by `function(split)`, which is called once for each split, when it is first needed."""
+    """Examples that `function(split)` returns. It is called once for each split, on first use."""
 
     function: Callable[[str], Sequence[Example]]
     splits: tuple[str, ...] = ("train", "validation", "test")
@@ -40,11 +40,12 @@ class Function:
 @dataclasses.dataclass(frozen=True)
 class Files:
     """Files in a format of text_formats.py or binary_formats.py. `Text`, `Jsonl`, `Csv` and the other functions below
-    make one.
+    construct this class.
 
-    files: {split: path}, or one path whose examples are split by hash. A path may have wildcards (for all files that
-        match, sorted by name), end in .gz, or be a URL such as gs://…
-    max_bad_fraction: the share of the records that may be bad. They are left out; with 0 the first is a DataError.
+    files: {split: path}, or one path whose examples are split by hash. A path may have wildcards (all matching files,
+        sorted by name), end in .gz, or be a URL such as gs://…
+    max_bad_fraction: the fraction of the records that may be bad. Bad records are left out; with 0, the first raises
+        DataError.
     """
 
     files: Mapping[str, str] | str
@@ -52,6 +53,10 @@ class Files:
     max_bad_fraction: float = 0.0
 
     def split(self, name: str) -> Records | Chained:
+        """Returns the records of a split.
+
+        Raises ConfigError for an unknown split, DataError if a file cannot be read or too many records are bad.
+        """
         by_hash = isinstance(self.files, str)
         if name not in (PERCENT if by_hash else self.files):
             raise ConfigError(unknown("split", name, PERCENT if by_hash else self.files))
@@ -63,73 +68,75 @@ class Files:
             first = next(path for path, part in zip(paths, parts, strict=True) if part.bad)
             raise DataError(
                 f"{first}{', …' * (len(paths) > 1)}: {bad:,} of {total:,} records are bad, more than "
-                f"max_bad_fraction={self.max_bad_fraction:g}; with 0 the first is shown. Correct them, or allow more"
+                f"max_bad_fraction={self.max_bad_fraction:g}; correct them (0 shows the first), or allow more"
             )
         return parts[0] if len(parts) == 1 else Chained(parts)
 
     def tolerant(self, max_bad_fraction: float) -> "Files":
-        """The same files, with a share of records that may be bad."""
+        """Returns a source of the same files that allows this fraction of bad records."""
         return dataclasses.replace(self, max_bad_fraction=max_bad_fraction)
 
     def fingerprint(self, split: str) -> str:
-        """Changes whenever any example changes."""
+        """Returns a text that changes whenever any example changes."""
         return self.split(split).fingerprint
 
 
 def Text(files: Mapping[str, str] | str, paragraphs: bool = False) -> Files:
-    """Text files, an example `{"text": …}` for each line that is not blank, or for each paragraph: a run of lines that
-    are not blank."""
+    """Returns a source of text files. Each line that is not blank becomes an example `{"text": …}`; with `paragraphs`,
+    each run of lines that are not blank does."""
     return Files(files, Paragraphs() if paragraphs else TextLines())
 
 
 def Jsonl(files: Mapping[str, str] | str) -> Files:
-    """JSON objects, one a line."""
+    """Returns a source of JSON objects, one a line."""
     return Files(files, JsonLines())
 
 
 def Csv(
     files: Mapping[str, str] | str, delimiter: str = ",", columns: Sequence[str] = (), quoting: bool = True
 ) -> Files:
-    """Tables, a text field for each column.
+    """Returns a source of tables. Each column becomes a text field.
 
-    delimiter: "," or "\\t".  columns: their names, if the file has no header.  quoting: False if quotes are text, as in
-    GLUE's files.
+    delimiter: "," or "\\t".
+    columns: names of the columns, for a file without a header.
+    quoting: False if quotes are text, as in GLUE's files.
     """
     return Files(files, Table(delimiter, tuple(columns), quoting))
 
 
 def Conll(files: Mapping[str, str] | str, columns: Sequence[str] = ("tokens", "tags")) -> Files:
-    """Sentences in CoNLL's columns, with a line for each token and its tags. Each column becomes a text with spaces
-    between tokens."""
+    """Returns a source of sentences in CoNLL's columns, one line for each token and its tags. Each column becomes a
+    text with spaces between tokens."""
     return Files(files, Sentences(tuple(columns)))
 
 
 def ParallelText(files: Mapping[str, str] | str) -> Files:
-    """Line-by-line translations: "train.{en,de}.gz" stands for two files, and gives examples {"en": …, "de": …}."""
+    """Returns a source of parallel text files, such as translations: "train.{en,de}.gz" stands for two files and gives
+    examples {"en": …, "de": …}."""
     return Files(files, ParallelLines())
 
 
 def Parquet(files: Mapping[str, str] | str) -> Files:
-    """Parquet, a field for each column."""
+    """Returns a source of Parquet files. Each column becomes a field."""
     return Files(files, ParquetRows())
 
 
 def Arrow(files: Mapping[str, str] | str) -> Files:
-    """Arrow files, such as those in the directories that Hugging Face's `save_to_disk` writes ("DIR/train/*.arrow")."""
+    """Returns a source of Arrow files, such as those of Hugging Face's `save_to_disk` ("DIR/train/*.arrow")."""
     return Files(files, ArrowRows())
 
 
 def ArrayRecord(files: Mapping[str, str] | str) -> Files:
-    """ArrayRecord files of JSON objects. (`Tfds` reads those that TFDS wrote.)"""
+    """Returns a source of ArrayRecord files of JSON objects. (`Tfds` reads the files that TFDS writes.)"""
     return Files(files, ArrayRecordRows())
 
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
     """A data set of TensorFlow Datasets, read without TensorFlow through its `data_source` (array_record or parquet
-    files). Its text becomes str.
+    files). Bytes that are UTF-8 become str.
 
-    splits: {our name: the name in TFDS}.
+    splits: {split: its name in TFDS}.
     """
 
     name: str
@@ -139,6 +146,7 @@ class Tfds:
     data_dir: str | None = None
 
     def split(self, name: str) -> Sequence[Example]:
+        """Returns the examples of a split. Raises ConfigError if it is unknown, DataError if TFDS fails."""
         if name not in self.splits:
             raise ConfigError(unknown("split", name, self.splits))
         import tensorflow_datasets as tfds
@@ -150,7 +158,7 @@ class Tfds:
             builder = tfds.builder(self.name, data_dir=self.data_dir, try_gcs=False)
             source = builder.as_data_source(split=self.splits[name])  # pyright: ignore[reportCallIssue]
             return _Decoded(source)
-        except Exception as error:  # tfds raises many kinds; the user needs the cause
+        except Exception as error:  # tfds raises many classes; the user needs the reason
             reason = " ".join(str(error).split())[:300]
             raise DataError(
                 f"cannot open the TFDS data set {self.name!r}, split {self.splits[name]!r}: {reason}. "
@@ -159,7 +167,7 @@ class Tfds:
 
 
 class _Decoded(Sequence):
-    """A data source with its bytes as str."""
+    """A data source whose bytes are decoded to str."""
 
     def __init__(self, source: Any):
         self._source = source
@@ -172,8 +180,10 @@ class _Decoded(Sequence):
 
 
 def matching(pattern: str) -> list[str]:
-    """The paths that match a pattern with wildcards, sorted by name; a path without wildcards is itself. DataError when
-    none match."""
+    """Returns the paths that match a pattern with wildcards, sorted by name; a path without wildcards alone.
+
+    Raises DataError if none match.
+    """
     if not any(c in pattern for c in "*?["):
         return [pattern]
     if "://" in pattern:

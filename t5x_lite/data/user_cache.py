@@ -1,4 +1,4 @@
-"""The user's cache directory: what can be made again, kept so that it need not be."""
+"""The user's cache directory: files that can be rebuilt, stored to save that time."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from t5x_lite.errors import DataError
 
 
 def cache_dir() -> Path:
-    """$T5X_LITE_CACHE, else t5x_lite in $XDG_CACHE_HOME, else ~/.cache/t5x_lite."""
+    """Returns $T5X_LITE_CACHE, else t5x_lite in $XDG_CACHE_HOME, else ~/.cache/t5x_lite."""
     if own := os.environ.get("T5X_LITE_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -22,29 +22,29 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """`atomic.file` in a directory made if need be; DataError when it cannot be written."""
+    """Opens `atomic.file`, and creates its directory if needed. Raises DataError if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.file(path) as file:
             yield file
     except OSError as error:
         raise DataError(
-            f"cannot write {path}: {error.strerror or error}. Set T5X_LITE_CACHE to a directory you may write to."
+            f"cannot write {path}: {error.strerror or error}. Set T5X_LITE_CACHE to a writable directory."
         ) from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing."""
+    """Writes the whole file or nothing. Raises DataError if it cannot be written."""
     with atomic_file(path) as file:
         file.write(content)
 
 
 def remembered(path: Path, make: Callable[[], Any]) -> Any:
-    """JSON-able data out of a file of the cache, or as `make` makes it, which is then kept there where it can be."""
+    """Returns JSON-able data from a file of the cache; if there is none, returns `make()` and tries to store it."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        found = make()
+        made = make()
     with contextlib.suppress(DataError):
-        write_atomically(path, json.dumps(found).encode())
-    return found
+        write_atomically(path, json.dumps(made).encode())
+    return made
