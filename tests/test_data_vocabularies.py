@@ -398,7 +398,7 @@ def test_broken_tokenizer_files_say_what_is_wrong(tmp_path):
         assert str(path.parent if path.suffix else path) in str(caught.value)
 
     refuses(tmp_path / "tokenizer.json", r"cannot read the vocabulary .*No such file.*hf download")
-    refuses(tmp_path, r"has none of them; a vocabulary is its spiece\.model, tokenizer\.json")
+    refuses(tmp_path, r"has no vocabulary file; it must have a spiece\.model, tokenizer\.json")
     whole = load(str(word_piece_file(tmp_path))).tokenizer.to_str().encode()  # type: ignore[attr-defined]
     for damaged in (b"", b"{}", b"[]", b"\xff", whole[:-20], b"[" * 100_000, whole.replace(b'"[UNK]"', b'"[UNX]"', 1)):
         (tmp_path / "tokenizer.json").write_bytes(damaged)

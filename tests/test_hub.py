@@ -312,7 +312,7 @@ HOSTILE = {
     "JSON without end": (raw("config.json", b"[" * 100_000), "cannot read .*config.json"),
     "a list": (raw("config.json", b"[]"), "no object"),
     "a tokenizer of another size": (large_tokenizer, "has 65 ids, the model 48 rows; --vocab-size=128"),
-    "a broken tokenizer": (raw("tokenizer.json", b"{"), "no tokenizer that can be used"),
+    "a broken tokenizer": (raw("tokenizer.json", b"{"), "is not a usable tokenizer"),
 }
 
 

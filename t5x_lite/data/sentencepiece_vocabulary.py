@@ -1,4 +1,4 @@
-"""Vocabularies made of a SentencePiece model: T5's, mT5's, and those that `t5x-lite vocab` trains."""
+"""Vocabularies from SentencePiece models: T5's, mT5's, and those that `t5x-lite vocab` trains."""
 
 import dataclasses
 import functools
@@ -20,24 +20,24 @@ from t5x_lite.data.vocabulary import (
 )
 from t5x_lite.errors import ConfigError
 
-CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")  # pieces of a model that no text becomes
+CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")  # pieces of a model that text never encodes to
 
 
 @dataclasses.dataclass(frozen=True)
 class SentencePieceVocabulary:
     """A SentencePiece model followed by `extra_ids` sentinels: sentinel k is id size − 1 − k, as in T5.
 
-    T5's own model has 32,000 pieces, which makes 32,100 ids; its sentinel 0 is 32,099. A model with the pieces
-    `<extra_id_0>`, … (mT5's, and a variant of T5's) uses these as its sentinels, and gets no further ids. [CLS], [SEP]
-    and [MASK] must be pieces of the model (`t5x-lite vocab` adds them). The file is read when first needed. If it does
-    not exist then and `build` is given, `build(path)` makes it.
+    T5's model has 32,000 pieces, so 32,100 ids; its sentinel 0 is 32,099. If a model has the pieces `<extra_id_0>`, …
+    (mT5's, and a variant of T5's), these are its sentinels, and `extra_ids` is ignored. [CLS], [SEP] and [MASK] must be
+    pieces of the model (`t5x-lite vocab` adds them). The file is read on first use. If it does not exist by then,
+    `build(path)` makes it, if `build` is given.
     """
 
     path: Path
     extra_ids: int = 100
     build: Callable[[Path], Any] | None = dataclasses.field(default=None, compare=False)
 
-    def __getstate__(self) -> dict:  # the processor is not sent to worker processes: each reads the file
+    def __getstate__(self) -> dict:  # without the processor: each worker process reads the file itself
         return {"path": self.path, "extra_ids": self.extra_ids, "build": self.build}
 
     def __setstate__(self, state: dict) -> None:
@@ -45,7 +45,7 @@ class SentencePieceVocabulary:
 
     @functools.cached_property
     def processor(self):
-        """The `sentencepiece.SentencePieceProcessor`; ConfigError when the file is not a model."""
+        """Returns the `sentencepiece.SentencePieceProcessor`. Raises ConfigError if the file is not a model."""
         import sentencepiece
 
         path = Path(self.path)
@@ -53,7 +53,7 @@ class SentencePieceVocabulary:
             self.build(path)
         model = read_file(path)
         try:
-            if not model:  # the library would take it for "no model given" and answer every call with 0
+            if not model:  # the library would treat it as "no model given" and answer every call with 0
                 raise RuntimeError("the file is empty")
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             if len(processor) == 0:
@@ -67,7 +67,7 @@ class SentencePieceVocabulary:
 
     @functools.cached_property
     def _sentinels(self) -> list[int]:
-        """The id of each sentinel, from sentinel 0."""
+        """Returns the id of each sentinel, from sentinel 0."""
         processor, unk = self.processor, self.processor.unk_id()
         for piece in ("<extra_id_{}>", "▁<extra_id_{}>"):
             ids = (processor.piece_to_id(piece.format(k)) for k in itertools.count())
@@ -155,7 +155,7 @@ class SentencePieceVocabulary:
 
     @functools.cached_property
     def _word_starts(self) -> np.ndarray:
-        """The pieces that begin with "▁", as in fairseq: punctuation without one belongs to the word before it."""
+        """Marks the pieces that begin with "▁", as in fairseq; other punctuation belongs to the word before it."""
         pieces = self.processor.id_to_piece(list(range(len(self.processor))))
         out = np.zeros(self.size, bool)
         out[: len(pieces)] = [piece.startswith("▁") for piece in pieces]
@@ -172,6 +172,6 @@ class SentencePieceVocabulary:
         if i < 0:
             raise ConfigError(
                 f"the vocabulary {self.path} has no {role}; encoder-only models need [CLS], [SEP] and [MASK], "
-                "model.fairseq_marks [CLS]. `t5x-lite vocab` trains one that has them"
+                "model.fairseq_marks needs [CLS]. `t5x-lite vocab` trains a vocabulary with them"
             )
         return i

@@ -1,5 +1,4 @@
-"""Vocabularies made of a tokenizer of Hugging Face's `tokenizers`: WordPiece, byte-level BPE, and whatever else a
-tokenizer.json holds."""
+"""Vocabularies from Hugging Face's `tokenizers`: WordPiece, byte-level BPE, and any other tokenizer.json."""
 
 import dataclasses
 import functools
@@ -26,7 +25,7 @@ from t5x_lite.data.vocabulary import (
 )
 from t5x_lite.errors import ConfigError, DataError
 
-# The usual token of each role, for tokenizers without a tokenizer_config.json that names it.
+# The usual tokens of each role, for tokenizers without a tokenizer_config.json that names them.
 ROLE_TOKENS = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
     "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[EOS]"),
@@ -36,8 +35,8 @@ ROLE_TOKENS = {
     "sep": ("[SEP]", "<sep>"),
     "mask": ("[MASK]", "<mask>"),
 }
-# The roles whose token takes the place of a role that a tokenizer lacks: RoBERTa's [CLS] is <s>, BERT ends with [SEP],
-# GPT-2 has only <|endoftext|>.
+# {role that a tokenizer may lack: roles whose token replaces it}. RoBERTa's [CLS] is <s>, BERT ends with [SEP], GPT-2
+# has only <|endoftext|>.
 STAND_INS = {
     "pad": ("eos", "sep"),
     "eos": ("sep",),
@@ -54,18 +53,18 @@ class TokenizerVocabulary:
     """A tokenizer of Hugging Face's `tokenizers`, from one of three kinds of file:
 
         tokenizer.json             any tokenizer; its settings for truncation and padding are ignored
-        vocab.txt                  BERT's WordPiece; lower case unless the file holds cased pieces, or
-                                   `do_lower_case` in a tokenizer_config.json beside it says otherwise
+        vocab.txt                  BERT's WordPiece; `do_lower_case` in a tokenizer_config.json beside it decides
+                                   whether it lowercases; by default it does, unless the file holds cased pieces
         vocab.json (+ merges.txt)  GPT-2's and RoBERTa's byte-level BPE
 
-    The token of a role is the one that a tokenizer_config.json or special_tokens_map.json beside the file names, else
-    the usual one (ROLE_TOKENS), else that of another role (STAND_INS). Sentinels are the tokens `<extra_id_k>`. The
-    file is read when first needed.
+    A role's token is the one named in a tokenizer_config.json or special_tokens_map.json beside the file, else the
+    usual one (ROLE_TOKENS), else the token of a different role (STAND_INS). Sentinels are the tokens `<extra_id_k>`.
+    The file is read on first use.
     """
 
     path: Path
 
-    def __getstate__(self) -> dict:  # each worker process reads the file
+    def __getstate__(self) -> dict:  # without the tokenizer: each worker process reads the file itself
         return {"path": self.path}
 
     def __setstate__(self, state: dict) -> None:
@@ -73,7 +72,7 @@ class TokenizerVocabulary:
 
     @functools.cached_property
     def _settings(self) -> dict[str, Any]:
-        """The entries of the JSON files beside the tokenizer's file."""
+        """Returns the entries of the JSON files beside the tokenizer's file."""
         settings: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             beside = Path(self.path).parent / name
@@ -89,7 +88,7 @@ class TokenizerVocabulary:
 
     @functools.cached_property
     def tokenizer(self):
-        """The `tokenizers.Tokenizer`; ConfigError when the file holds none that can be used."""
+        """Returns the `tokenizers.Tokenizer`. Raises ConfigError if the file holds no usable tokenizer."""
         import tokenizers
 
         path, contents = Path(self.path), list(self._contents.values())
@@ -103,13 +102,15 @@ class TokenizerVocabulary:
             tokenizer.no_truncation()
             tokenizer.no_padding()
             tokenizer.encode_special_tokens = True
-            tokenizer.encode("a \x00 é 1", add_special_tokens=False)  # some files lack what encoding needs
+            tokenizer.encode(
+                "a \x00 é 1", add_special_tokens=False
+            )  # some files load, but lack parts that encoding needs
         except (ConfigError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exceptions; its panics are BaseExceptions
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
-                f"{path} ({len(contents[0])} bytes, sha256 {digest(contents[0])}) is no tokenizer that can be used: "
+                f"{path} ({len(contents[0])} bytes, sha256 {digest(contents[0])}) is not a usable tokenizer: "
                 f"{reason}. Get it again; {HOW_TO_GET_ONE}"
             ) from error
         return tokenizer
@@ -122,8 +123,8 @@ class TokenizerVocabulary:
         unknown = self._settings.get("unk_token", "[UNK]")
         if unknown not in ids:
             raise ConfigError(
-                f"{self.path} ({len(pieces)} lines) is no vocabulary of BERT's kind: it has no line {unknown!r}; "
-                "give a vocab.txt with a piece a line, or a tokenizer.json"
+                f"{self.path} ({len(pieces)} lines) is not a BERT vocabulary: it has no line {unknown!r}; "
+                "give a vocab.txt with one piece a line, or a tokenizer.json"
             )
         is_cased = any(p != p.lower() for p in ids if not re.fullmatch(r"\[.*\]|<.*>", p))
         tokenizer = Tokenizer(models.WordPiece(ids, unk_token=unknown))
@@ -137,14 +138,14 @@ class TokenizerVocabulary:
 
         if missing := set(pre_tokenizers.ByteLevel.alphabet()) - set(ids):
             raise ConfigError(
-                f"{self.path} is no byte-level BPE: it lacks {len(missing)} of the 256 bytes; give its tokenizer.json"
+                f"{self.path} is not byte-level BPE: it lacks {len(missing)} of the 256 bytes; give its tokenizer.json"
             )
         lines = [line for line in merges.split("\n") if line.strip() and not line.startswith("#version")]
         pairs = [tuple(line.rstrip("\r").split(" ")) for line in lines]
         if wrong := [n for n, pair in enumerate(pairs) if len(pair) != 2 or pair[0] + pair[1] not in ids]:
             raise ConfigError(
                 f"{Path(self.path).with_name('merges.txt')}: merge {wrong[0] + 1}, {lines[wrong[0]][:40]!r}, is "
-                "not two pieces whose union is in vocab.json; are the two files of one model?"
+                "not two pieces whose concatenation is in vocab.json; do both files belong to the same model?"
             )
         tokenizer = Tokenizer(models.BPE(ids, pairs))  # type: ignore[arg-type]
         spaced = bool(self._settings.get("add_prefix_space", False))
@@ -158,7 +159,7 @@ class TokenizerVocabulary:
 
     @functools.cached_property
     def _roles(self) -> dict[str, int]:
-        """{role: id} of the roles that the tokenizer has tokens for."""
+        """Returns {role: id} for the roles that the tokenizer has tokens for."""
         own: dict[str, int] = {}
         for role, usual in ROLE_TOKENS.items():
             named = self._settings.get(f"{role}_token")
@@ -172,13 +173,13 @@ class TokenizerVocabulary:
 
     @functools.cached_property
     def _sentinels(self) -> dict[int, int]:
-        """{id: k} of the tokens `<extra_id_k>`."""
+        """Returns {id: k} for the tokens `<extra_id_k>`."""
         tokens = (f"<extra_id_{k}>" for k in itertools.count())
         return {self._ids[token]: k for k, token in enumerate(itertools.takewhile(self._ids.__contains__, tokens))}
 
     @functools.cached_property
     def _specials(self) -> dict[int, str]:
-        """{id: token} of all tokens that are not text, without the sentinels."""
+        """Returns {id: token} for all tokens that are not text, without the sentinels."""
         added = {i: t.content for i, t in self.tokenizer.get_added_tokens_decoder().items() if t.special}
         roles = {i: str(self.tokenizer.id_to_token(i)) for i in self._roles.values()}
         return {i: token for i, token in (added | roles).items() if i not in self._sentinels}
@@ -205,7 +206,7 @@ class TokenizerVocabulary:
 
     @property
     def begins_with_bos(self) -> bool:
-        """Whether the tokenizer's file puts `bos_id` before a text: Llama's does, GPT-2's does not."""
+        """Returns whether the tokenizer's file puts `bos_id` before a text: Llama's does, GPT-2's does not."""
         ids = self.tokenizer.encode("a", add_special_tokens=True).ids
         return len(ids) > 1 and ids[0] == self._roles.get("bos")
 
@@ -249,7 +250,7 @@ class TokenizerVocabulary:
         return [self.tokenizer.id_to_token(i) or "" for i in ids]  # "" for an id without a token
 
     def join(self, pieces: Sequence[str]) -> str:
-        """The text of `pieces`. A string among them that is not a piece stays as it is."""
+        """Returns the text of `pieces`. Strings that are not pieces stay unchanged."""
         decoder = self.tokenizer.decoder
         return " ".join(pieces) if decoder is None else decoder.decode(list(pieces))
 
@@ -265,7 +266,7 @@ class TokenizerVocabulary:
         if not self._sentinels:
             raise DataError(
                 f"the vocabulary {self.path} has no sentinels <extra_id_0>, …, which span corruption needs; "
-                'take T5\'s, "bytes", or one that `t5x-lite vocab` trains'
+                'use T5\'s, "bytes", or one that `t5x-lite vocab` trains'
             )
         if not 0 <= k < len(self._sentinels):
             raise too_few_sentinels(k, len(self._sentinels))
@@ -277,16 +278,19 @@ class TokenizerVocabulary:
 
     @functools.cached_property
     def _word_starts(self) -> np.ndarray:
-        """WordPiece: the pieces without "##", punctuation included, as in BERT's own whole-word masks. Other models:
-        the pieces that begin with white space, which is "▁", or "Ġ" and the like in byte-level BPE. There punctuation
-        belongs to the word before it, as in fairseq."""
+        """Marks the ids that begin a word.
+
+        In WordPiece: the pieces without "##", including punctuation, as in BERT's whole-word masks. In other models:
+        the pieces that begin with white space ("▁", or "Ġ" and the like in byte-level BPE); there, punctuation belongs
+        to the word before it, as in fairseq.
+        """
         from tokenizers import models
 
         pieces = [self.tokenizer.id_to_token(i) or "" for i in range(self.size)]
         model = self.tokenizer.model
         if isinstance(model, models.WordPiece):
             return np.array([not piece.startswith(model.continuing_subword_prefix) for piece in pieces])
-        # Byte-level BPE writes a byte of white space as the character 256 above it: " " as "Ġ". To other models "Ġ" is
+        # Byte-level BPE writes a byte of white space as the character 256 above it: " " as "Ġ". In other models "Ġ" is
         # a letter. The tokenizer's file says whether it is byte-level.
         steps = (self.tokenizer.pre_tokenizer, self.tokenizer.decoder)
         by_bytes = any(step is not None and b'"ByteLevel"' in step.__getstate__() for step in steps)
@@ -300,6 +304,6 @@ class TokenizerVocabulary:
         if role not in self._roles:
             raise ConfigError(
                 f"the vocabulary {self.path} has no token for {role} (usually {' or '.join(ROLE_TOKENS[role][:2])}); "
-                f'name it in a tokenizer_config.json beside it, {{"{role}_token": "…"}}, or take another vocabulary'
+                f'name it in a tokenizer_config.json beside it, {{"{role}_token": "…"}}, or use a different vocabulary'
             )
         return self._roles[role]

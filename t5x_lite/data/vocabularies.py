@@ -1,7 +1,7 @@
-"""Loading the vocabulary that a config names, and training a new one.
+"""Loads the vocabulary that a config names, and trains new ones.
 
-What every vocabulary does is in vocabulary.py, and so are bytes; the other kinds are in sentencepiece_vocabulary.py and
-tokenizer_vocabulary.py. The classes of all of them can be imported from here.
+vocabulary.py defines the interface and the byte vocabulary; sentencepiece_vocabulary.py and tokenizer_vocabulary.py
+define the other kinds. All of their classes can be imported from here.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from t5x_lite.data.sentencepiece_vocabulary import CONTROL_SYMBOLS, SentencePieceVocabulary
     from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
 
-# Each kind's module is imported when it is asked for: a run has one vocabulary.
+# Each kind's module is imported on first use: a run needs only one kind.
 LATE = {
     "CONTROL_SYMBOLS": "sentencepiece_vocabulary",
     "SentencePieceVocabulary": "sentencepiece_vocabulary",
@@ -37,7 +37,7 @@ __all__ = (
     "load",
     "train_sentencepiece",
 )
-T5_MODELS = ("t5", "mt5", "umt5")  # their sentinels follow the pieces of a SentencePiece model, or are among them
+T5_MODELS = ("t5", "mt5", "umt5")  # their sentinels follow the pieces of a SentencePiece model, or are pieces of it
 
 
 def __getattr__(name: str) -> Any:
@@ -47,11 +47,12 @@ def __getattr__(name: str) -> Any:
 
 
 def load(spec: str) -> Vocabulary:
-    """The vocabulary that a config names: "bytes", a SentencePiece `.model`, a `tokenizer.json`, a `vocab.txt`, a
-    `vocab.json` with its `merges.txt`, or a directory that holds one of these. ConfigError when it cannot be used.
+    """Loads the vocabulary that a config names: "bytes", a SentencePiece `.model`, a `tokenizer.json`, a `vocab.txt`, a
+    `vocab.json` with its `merges.txt`, or a directory that holds one of these.
 
-    The SentencePiece model in the directory of a model other than T5 gets no extra ids. The directory of a ByT5 model
-    has no file to read: its vocabulary is bytes.
+    A SentencePiece model gets 100 extra ids, but none in the directory of a model other than T5's family. The directory
+    of a ByT5 model has no vocabulary file; its vocabulary is bytes. Raises ConfigError if the vocabulary cannot be
+    loaded.
     """
     if spec == "bytes":
         return ByteVocabulary()
@@ -71,22 +72,22 @@ def load(spec: str) -> Vocabulary:
         vocabulary = TokenizerVocabulary(path)
     else:
         near = suggest(spec, ["bytes"])
-        what = f"there is no {spec!r}" if "/" in spec and not path.exists() else f"unknown vocabulary {spec!r}"
+        what = f"{spec!r} does not exist" if "/" in spec and not path.exists() else f"unknown vocabulary {spec!r}"
         raise ConfigError(
             f"{what}; "
             + (f"did you mean {near[0]!r}? " if near else "")
-            + 'give "bytes", or a SentencePiece .model, a tokenizer.json, a vocab.txt, or a directory that holds one'
+            + 'give "bytes", a SentencePiece .model, a tokenizer.json, a vocab.txt, or a directory that holds one'
         )
-    _ = vocabulary.size  # reads the file, so that a missing or broken one is an error here, not at the first batch
+    _ = vocabulary.size  # reads the file, so that a missing or corrupted one fails here, not at the first batch
     return vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class _DescribedModel:
-    """What the JSON files of a directory say about its model.
+    """A model as the JSON files of its directory describe it.
 
-    tokenizer: its class in transformers, "" where none is named.
-    is_t5: one of T5's family, or a vocabulary of our own training, about which the files say nothing.
+    tokenizer: the class of its tokenizer in transformers; "" if no file names one.
+    is_t5: whether the model is of T5's family, or a vocabulary that `t5x-lite vocab` trained (no file describes it).
     """
 
     tokenizer: str
@@ -107,10 +108,10 @@ def _described_model(directory: Path) -> _DescribedModel:
 
 
 def _file_in(directory: Path, model: _DescribedModel) -> Path:
-    """The vocabulary's file in a model's directory.
+    """Returns the path of the vocabulary's file in a model's directory. Raises ConfigError if there is none.
 
-    T5's SentencePiece model encodes four times as fast as its tokenizer.json. Other models' SentencePiece files do not
-    do all that their tokenizers do: ALBERT's tokenizer also makes text lower case.
+    T5's SentencePiece model encodes four times as fast as its tokenizer.json. For other models, the SentencePiece file
+    does only part of the tokenizer's work: ALBERT's tokenizer also lowercases.
     """
     is_equivalent = model.is_t5 and (not model.tokenizer or model.tokenizer.startswith(("T5", "MT5")))
     preferred = ("spiece.model", "tokenizer.json") if is_equivalent else ("tokenizer.json", "spiece.model")
@@ -120,9 +121,9 @@ def _file_in(directory: Path, model: _DescribedModel) -> Path:
     models = sorted(directory.glob("*.model"))
     if len(models) == 1:
         return models[0]
-    names = ", ".join(path.name for path in models) or "none of them"
+    names = ", ".join(path.name for path in models) or "no vocabulary file"
     raise ConfigError(
-        f"the directory {directory} has {names}; a vocabulary is its spiece.model, tokenizer.json, vocab.json with "
+        f"the directory {directory} has {names}; it must have a spiece.model, tokenizer.json, vocab.json with "
         "merges.txt, or vocab.txt. Give the file itself"
     )
 
@@ -139,14 +140,17 @@ def train_sentencepiece(
     """Trains a SentencePiece model of `size` pieces on texts, or on the lines of files, and writes it to `output`.
 
     Its ids are pad 0, eos 1 and unk 2, as in T5, then [CLS], [SEP] and [MASK]. Unseen characters are encoded as bytes.
-    The same texts give the same model. The file is written atomically. Raises DataError for missing or too little
-    text, ConfigError for a `size` that is too large for the text.
+    The same texts give the same model. The file is written atomically.
+
+    extra_ids: the number of sentinels that the returned vocabulary adds to the pieces.
+    model_type: SentencePiece's: "unigram", "bpe", …
+    Raises DataError if the text is missing or too little, ConfigError if `size` is too large for the text.
     """
     import sentencepiece
 
     from t5x_lite.data.sentencepiece_vocabulary import CONTROL_SYMBOLS, SentencePieceVocabulary
 
-    # The trainer silently skips lines above 4192 bytes. So long lines are cut, between words if possible.
+    # The trainer silently skips lines above 4192 bytes. So long lines are cut, between words where possible.
     lines = (
         piece
         for text in _texts(texts, files)
@@ -178,8 +182,8 @@ def train_sentencepiece(
                 "Use that, or give more text"
             ) from None
         raise DataError(
-            f"cannot train {size} pieces: {reason}. Give more text, or a --size from 300 (256 bytes and the "
-            "special pieces) to what the message above allows"
+            f"cannot train {size} pieces: {reason}. Give more text, or a --size between 300 (256 bytes and the "
+            "special pieces) and the limit in this message"
         ) from error
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""What a vocabulary is: text to token ids and back, with the special ids known by role; and the simplest one, bytes.
+"""The interface of vocabularies (text to token ids and back), and the simplest vocabulary, bytes.
 
-Roles are `pad_id`, `eos_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `sentinel(k)`. Only the vocabulary knows which
-numbers they are. Text is text: a text that spells "[MASK]" or "</s>" never becomes the special id.
+Code asks for special ids by role: `pad_id`, `eos_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `sentinel(k)`. Only
+the vocabulary knows their numbers. A text that spells "[MASK]" or "</s>" never becomes the special id.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ import numpy as np
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 
-WHITE_SPACE = " \t\n\r\v\f"  # between words
+WHITE_SPACE = " \t\n\r\v\f"  # separates words
 HOW_TO_GET_ONE = (
-    "`t5x-lite vocab` trains one, and `hf download google-bert/bert-base-uncased tokenizer.json --local-dir .` "
-    "fetches a model's"
+    "train one with `t5x-lite vocab`, or download a model's with "
+    "`hf download google-bert/bert-base-uncased tokenizer.json --local-dir .`"
 )
 
 
 class Vocabulary(Protocol):
-    """What the data pipeline asks of a vocabulary. Instances compare and hash by what they are made from."""
+    """The methods that the data pipeline needs of a vocabulary. Instances made from equal arguments compare equal."""
 
     @property
     def pad_id(self) -> int: ...
@@ -35,7 +35,7 @@ class Vocabulary(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of ids, 0 to size − 1."""
+        """Returns the number of ids, which are 0 to size − 1."""
         ...
 
     @property
@@ -47,37 +47,40 @@ class Vocabulary(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits; equal for vocabularies that give equal ids."""
+        """Returns 16 hex digits, equal for vocabularies that give equal ids."""
         ...
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """int32 ids of each text, without special tokens."""
+        """Returns the ids of each text (int32 [ids]), without special tokens.
+
+        Raises DataError for half of a surrogate pair.
+        """
         ...
 
     def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """The int32 ids of a text, and the place of each in the text: (begin, end) in characters, int64 [ids, 2]."""
+        """Returns the ids of a text (int32 [ids]) and the (begin, end) of each in characters (int64 [ids, 2])."""
         ...
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each id as the vocabulary's file spells it: "##ing", "▁the"."""
+        """Returns each id as the vocabulary's file spells it: "##ing", "▁the"."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text up to the first `eos_id`. Padding and control ids print nothing; sentinels print `<extra_id_k>`."""
+        """Returns the text up to the first `eos_id`, without padding and control ids; sentinels as `<extra_id_k>`."""
         ...
 
     def show(self, ids: Iterable[int]) -> str:
-        """The text for people to look at: special ids print their names, and nothing is left out."""
+        """Returns the text for people to read, without omissions: special ids become their names."""
         ...
 
     def sentinel(self, k: int) -> int:
-        """The id that marks the k-th hidden span, from 0; DataError when there are not so many."""
+        """Returns the id that marks the k-th hidden span, from 0. Raises DataError if there is no k-th sentinel."""
         ...
 
     @property
     def word_starts(self) -> np.ndarray:
-        """bool [size]: the ids that begin a word, wherever they occur. It comes from the pieces, because decoding
-        tidies up spaces."""
+        """Returns a mask, bool [size], of the ids that begin a word wherever they occur. The mask comes from the
+        pieces, because decoding normalises spaces."""
         ...
 
 
@@ -85,10 +88,10 @@ class Vocabulary(Protocol):
 class ByteVocabulary:
     """UTF-8 bytes in ByT5's layout (Xue et al. 2022, §3): pad 0, eos 1, unk 2, byte b is b + 3, then `extra_ids`.
 
-    Sentinels count down from the last id. Without extra ids they are bytes, as in ByT5: the 62 bytes 0xFF, 0xFE, …
-    down to 0xC2. UTF-8 never uses the first eleven. Each of the others begins a character; it is a sentinel where no
-    continuation byte follows. [CLS] and [SEP] are 0xC0 and 0xC1, which UTF-8 never uses either. [MASK] is unk,
-    because no byte is unknown.
+    Sentinels count down from the last id. Without extra ids, the sentinels are bytes, as in ByT5: the 62 bytes 0xFF,
+    0xFE, … down to 0xC2. UTF-8 never uses the first eleven. Each of the others begins a character; it is a sentinel
+    where no continuation byte follows. [CLS] and [SEP] are 0xC0 and 0xC1, which UTF-8 never uses either. [MASK] is
+    unk, because no byte is unknown.
 
     >>> vocabulary = ByteVocabulary()
     >>> vocabulary.encode(["hi"])[0].tolist(), vocabulary.size, vocabulary.sentinel(0)
@@ -140,14 +143,14 @@ class ByteVocabulary:
 
     @property
     def word_starts(self) -> np.ndarray:
-        """White space: a word begins with the space before it."""
+        """Marks the white space: a word begins with the space before it."""
         return np.isin(np.arange(self.size), np.frombuffer(WHITE_SPACE.encode(), np.uint8) + 3)
 
     def _sentinel_index(self, i: int) -> int | None:
         return self.size - 1 - i if i >= 259 else None
 
     def _text(self, ids: Sequence[int]) -> str:
-        """Characters and, without extra ids, the sentinels between them. Incomplete characters are left out."""
+        """Returns the characters and, without extra ids, the sentinels between them. Omits incomplete characters."""
         rest, parts = bytes(i - 3 for i in ids if 3 <= i < 259), []
         while rest:
             try:
@@ -165,31 +168,32 @@ class ByteVocabulary:
 
 
 def character_places(text: str, bytes_T2: np.ndarray) -> np.ndarray:
-    """Places in UTF-8 bytes as places in characters: the characters that each byte range touches, (begin, end).
+    """Converts byte ranges of the UTF-8 text to character ranges (begin, end): the characters that each range touches.
+
     bytes_T2 and the result: int64 [T, 2].
 
     >>> character_places("aé", np.array([[0, 1], [1, 2], [2, 3]])).tolist()
     [[0, 1], [1, 2], [1, 2]]
     """
-    # Characters begun up to and including each byte.
+    # The number of characters that begin at or before each byte.
     begun = np.cumsum((np.frombuffer(utf8(text) + b"\0", np.uint8) & 0xC0) != 0x80)
     begins, ends = bytes_T2.T
     return np.stack([begun[begins] - 1, np.where(ends > 0, begun[ends - 1], 0)], axis=1)
 
 
 def utf8(text: str) -> bytes:
-    """The text as UTF-8 bytes; DataError for half of a surrogate pair, which has none."""
+    """Returns the text as UTF-8 bytes. Raises DataError for half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
             f"text with half a surrogate pair ({text[error.start]!a} at character {error.start} of "
-            f"{text[:60]!a}); it is no Unicode text: correct or drop it"
+            f"{text[:60]!a}); this is not valid Unicode: correct or drop the text"
         ) from None
 
 
 def too_few_sentinels(k: int, count: int) -> DataError:
-    """The error for a text that needs sentinel `k` of a vocabulary with `count` sentinels."""
+    """Returns the error for a text that needs sentinel `k` of a vocabulary with `count` sentinels."""
     return DataError(
         f"span {k + 1} of a text needs more sentinels than the vocabulary's {count}; "
         "shorten data.length or raise data.mean_noise_span_length"
@@ -197,12 +201,12 @@ def too_few_sentinels(k: int, count: int) -> DataError:
 
 
 def digest(data: bytes) -> str:
-    """The first 16 hex digits of the SHA-256."""
+    """Returns the first 16 hex digits of the SHA-256."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def before_eos(ids: Iterable[int], eos_id: int) -> Iterable[int]:
-    """The ids up to the first `eos_id`, without it."""
+    """Yields the ids before the first `eos_id`."""
     for i in ids:
         if i == eos_id:
             return
@@ -212,9 +216,11 @@ def before_eos(ids: Iterable[int], eos_id: int) -> Iterable[int]:
 def text_with_names(
     ids: Iterable[int], names: dict[int, str], index_of: Callable[[int], int | None], text_of: Callable
 ) -> str:
-    """The text of ids among which some print a name: those in `names`, and sentinels as `<extra_id_k>`.
+    """Returns the text of ids, with names for some: those in `names`, and `<extra_id_k>` for sentinels.
 
-    names: {id: name}. index_of: from an id to its sentinel's number k, or None. text_of: decodes a run of other ids.
+    names: {id: name}.
+    index_of: maps an id to its sentinel's number k, or to None.
+    text_of: decodes a run of other ids.
     """
     parts: list[str] = []
     run: list[int] = []
@@ -237,7 +243,7 @@ def text_with_names(
 
 
 def read_file(path: Path) -> bytes:
-    """The contents of a vocabulary's file; ConfigError when it cannot be read."""
+    """Returns the contents of a vocabulary's file. Raises ConfigError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -247,7 +253,7 @@ def read_file(path: Path) -> bytes:
 
 
 def decoded(path: Path, data: bytes) -> str:
-    """The contents of a file as text; ConfigError when they are not UTF-8."""
+    """Returns the contents of a file as text. Raises ConfigError if they are not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -255,7 +261,7 @@ def decoded(path: Path, data: bytes) -> str:
 
 
 def json_object(path: Path, data: bytes) -> dict[str, Any]:
-    """The contents of a file as a JSON object; ConfigError when they are none."""
+    """Returns the contents of a file as a JSON object. Raises ConfigError if they are not one."""
     try:
         value = json.loads(decoded(path, data))
     except (ValueError, RecursionError) as error:
