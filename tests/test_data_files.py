@@ -284,7 +284,7 @@ def test_what_is_no_data_is_refused(spec, message):
 def test_templates_that_are_missing_are_asked_for(tmp_path):
     path = write(tmp_path / "reviews.csv", reviews())
     for given_templates, message in (
-        ({}, "nothing says what the texts are; set data.inputs and data.targets, or data.text"),
+        ({}, "no template is set; set data.inputs and data.targets, or data.text"),
         ({"inputs": "{body}"}, "only inputs set"),
         ({"inputs": "{body}", "targets": "{label}", "text": "{body}"}, "only inputs, targets, text set"),
     ):

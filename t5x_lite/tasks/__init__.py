@@ -1,2 +1,2 @@
-"""Tasks, their metrics, and the tasks of files. Importing a module registers the tasks it defines, and no others:
-`builtin.register()` registers all the built-in ones."""
+"""Tasks, their metrics, and tasks made from files. Importing a module registers only the tasks that it defines;
+`builtin.register()` registers all built-in tasks."""

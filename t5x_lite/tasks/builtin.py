@@ -1,11 +1,11 @@
-"""The built-in tasks and mixtures, one module a suite."""
+"""Registers the built-in tasks and mixtures. Each suite is one module."""
 
 from t5x_lite.data import registry
 
 
 def register() -> None:
-    """Registers every built-in task and mixture. A name that is registered already keeps its definition, so a user's
-    task replaces the built-in one of its name whichever comes first."""
+    """Registers every built-in task and mixture. A name that is already registered keeps its definition, so a user's
+    task replaces the built-in task of the same name, in whichever order the two are registered."""
     registered = dict(registry.REGISTRY)
     from t5x_lite.tasks import entities as entities
     from t5x_lite.tasks import glue as glue

@@ -1,9 +1,9 @@
-"""Any local file as a task, in one line.
+"""Makes a task of any local file, in one line.
 
     registry.add(task_from_files("reviews.csv", inputs="{title}: {body}", targets="{label}"))
     registry.add(task_from_files("articles/*.txt.gz"))
 
-or without a line, on the command line: --config.data.files=reviews.csv --config.data.inputs="{title}: {body}"
+or without code, on the command line: --config.data.files=reviews.csv --config.data.inputs="{title}: {body}"
 --config.data.targets="{label}".
 """
 
@@ -30,17 +30,17 @@ from t5x_lite.lookup import suggest
 from t5x_lite.tasks.metrics import accuracy, exact_match, macro_f1, pearson, spearman
 from t5x_lite.tasks.text_metrics import rouge
 
-VERSION = 2  # of what is remembered of targets; raise it when they are looked at in another way
-# Targets are labels where they are few, short, and come again and again; else numbers; else free text.
+VERSION = 2  # of the cached statistics of targets; raise it when `_looked_at` changes
+# Targets are labels if they are few, short and repeated; else numbers; else free text.
 MOST_LABELS = 256
-MOST_NUMBERED = 64  # labels that are all numbers
+MOST_NUMBERED = 64  # labels that are all numbers; more are numbers to predict
 LONGEST_LABEL = 48  # characters
 FEWEST_PER_LABEL = 4  # examples, on average
 
 
 @dataclasses.dataclass(frozen=True)
 class FileTask:
-    """A task, and what was found out about its files, in words."""
+    """A task, and notes that state in words what was guessed from its files."""
 
     task: Task
     notes: tuple[str, ...]
@@ -57,8 +57,8 @@ def task_from_files(
     vocabulary: Vocabulary | None = None,
     max_bad_fraction: float = 0.0,
 ) -> Task:
-    """A task of local files; what was found out about them is logged. See `discover`."""
-    found = discover(
+    """Returns a task of local files, and logs what was guessed about them. See `discover`."""
+    made = discover(
         files,
         inputs=inputs,
         targets=targets,
@@ -68,9 +68,9 @@ def task_from_files(
         vocabulary=vocabulary,
         max_bad_fraction=max_bad_fraction,
     )
-    for note in found.notes:
+    for note in made.notes:
         logging.getLogger(__name__).info("%s", note)
-    return found.task
+    return made.task
 
 
 def discover(
@@ -84,57 +84,61 @@ def discover(
     vocabulary: Vocabulary | None = None,
     max_bad_fraction: float = 0.0,
 ) -> FileTask:
-    """A task of local files and what was found out about them.
+    """Returns a task of local files, and notes on what was guessed about them.
 
-    files: as `data.files.find` reads them: a path, wildcards, a directory, "train=…,validation=…".
-    inputs, targets: templates over a record's fields; text: the same, for a corpus. Without any, fields of these names.
-    labels: the classes; None finds them (and takes other targets for numbers or free text), () means free text.
-    name: of the task; the file's by default.
-    max_bad_fraction: of the records that may be bad, as in a Task.
+    files: a path, wildcards, a directory, or "train=…,validation=…"; see `local_files.find`.
+    inputs, targets: templates over a record's fields; text: a template, for a corpus. By default, the fields with these
+        names.
+    labels: the classes. None guesses whether the targets are labels, numbers or free text; () means free text.
+    name: of the task; by default made from the file's name.
+    max_bad_fraction: the fraction of the records that may be bad, as in a Task.
     Raises ConfigError for templates that name no field, DataError for files that cannot be read.
     """
-    found = find(files, max_bad_fraction)
-    templates = _templates(found, files, {"inputs": inputs, "targets": targets, "text": text})
-    source = Filled(found.source, tuple(templates.items()))
-    for split in found.splits:
+    guess = find(files, max_bad_fraction)
+    templates = _templates(guess, files, {"inputs": inputs, "targets": targets, "text": text})
+    source = Filled(guess.source, tuple(templates.items()))
+    for split in guess.splits:
         if not max_bad_fraction and (rows := source.split(split)):
-            _ = rows[0]  # a whole split may lack a field: it is found now, and not when it is evaluated
-    name = name or _name(files, found.source)
+            _ = rows[0]  # if a whole split lacks a field, fail now and not at its evaluation
+    name = name or _name(files, guess.source)
     features = {field: Feature(vocabulary) for field in templates}
     if "text" in templates:
-        notes = (*found.notes, f"a corpus of the texts {templates['text']!r}")
+        notes = (*guess.notes, f"a corpus of the texts {templates['text']!r}")
         return FileTask(Task(name, source, features=features, max_bad_fraction=max_bad_fraction), notes)
-    kind, shown = _kind_of_targets(files, source, found.splits, labels, max_bad_fraction)
+    kind, shown = _kind_of_targets(files, source, guess.splits, labels, max_bad_fraction)
     source = dataclasses.replace(source, labels=kind.get("target", Text()).labels)
     task = Task(name, source, features=features, max_bad_fraction=max_bad_fraction, **kind)
-    return FileTask(task, (*found.notes, f"targets {templates['targets']!r}: {shown}"))
+    return FileTask(task, (*guess.notes, f"targets {templates['targets']!r}: {shown}"))
 
 
-def _templates(found: Found, files: str, given: dict[str, str]) -> dict[str, str]:
-    """Those that were given, else the fields of these names; a ConfigError says which fields there are."""
+def _templates(guess: Found, files: str, given: dict[str, str]) -> dict[str, str]:
+    """Returns the given templates, or by default the fields with the same names.
+
+    Raises ConfigError, which lists the fields, if a template is missing or names no field.
+    """
     given = {name: template for name, template in given.items() if template}
     usual: dict[str, str] = {}
     for names in (("inputs", "targets"), ("text",)):
-        if not given and not usual and set(names) <= set(found.fields):
+        if not given and not usual and set(names) <= set(guess.fields):
             usual = {name: "{" + name + "}" for name in names}
     templates = given or usual
     if set(templates) not in ({"inputs", "targets"}, {"text"}):
-        has = f"only {', '.join(templates)} set" if templates else "nothing says what the texts are"
+        are_set = f"only {', '.join(templates)} set" if templates else "no template is set"
         raise ConfigError(
-            f"data.files={files!r}: {has}; set data.inputs and data.targets, or data.text, to templates over its "
-            f"fields {', '.join(found.fields)}: --config.data.inputs='{{{found.fields[0]}}}'"
+            f"data.files={files!r}: {are_set}; set data.inputs and data.targets, or data.text, to templates over its "
+            f"fields {', '.join(guess.fields)}: --config.data.inputs='{{{guess.fields[0]}}}'"
         )
     for name, template in templates.items():
         fields = [field for _, field in pieces(template) if field]
-        missing = [f for f in fields if f not in found.fields and root(f) not in found.fields]
+        missing = [f for f in fields if f not in guess.fields and root(f) not in guess.fields]
         if missing or not fields:
-            near = suggest(missing[0], found.fields) if missing else []
-            if missing and "." in missing[0] and (outer := missing[0].split("."))[0] in found.fields:
+            near = suggest(missing[0], guess.fields) if missing else []
+            if missing and "." in missing[0] and (outer := missing[0].split("."))[0] in guess.fields:
                 near = ["".join([outer[0], *(f"[{inner}]" for inner in outer[1:])])]
             what = f"there is no field {missing[0]!r}" if missing else "it names no field"
             hint = f"; did you mean {{{near[0]}}}?" if near else ""
             raise ConfigError(
-                f"data.{name}={template!r}: {what}{hint} (fields: {', '.join(found.fields)}). Found in {found.notes[0]}"
+                f"data.{name}={template!r}: {what}{hint} (fields: {', '.join(guess.fields)}). Read as {guess.notes[0]}"
             )
     return templates
 
@@ -142,7 +146,10 @@ def _templates(found: Found, files: str, given: dict[str, str]) -> dict[str, str
 def _kind_of_targets(
     files: str, source: Filled, splits: Sequence[str], labels: Sequence[str] | None, max_bad_fraction: float
 ) -> tuple[dict, str]:
-    """The fields of a Task that follow from its targets, and how to say it. Every target is looked at."""
+    """Returns the arguments of Task that follow from its targets, and a note that states them. Reads every target.
+
+    Raises DataError if all targets are equal.
+    """
     if labels:
         return _classes(labels), f"the {len(labels)} labels {', '.join(labels)}; scored by accuracy and macro F1"
     free = {"metrics": (exact_match, rouge), "baseline": "copy"}, "free text; scored by exact match and ROUGE"
@@ -158,8 +165,8 @@ def _kind_of_targets(
         return fields, "numbers; scored by Pearson's and Spearman's correlation"
     if len(counts) == 1 and total > 1:
         raise DataError(
-            f"{files}: all {total} targets are {next(iter(counts))!r}; there is nothing to learn. Is the template "
-            "right?"
+            f"{files}: all {total} targets are {next(iter(counts))!r}; there is nothing to learn. Check the template "
+            "data.targets"
         )
     if len(counts) > MOST_LABELS or total < FEWEST_PER_LABEL * len(counts):
         return free
@@ -170,8 +177,11 @@ def _kind_of_targets(
 
 
 def _looked_at(source: Filled, splits: Sequence[str], max_bad_fraction: float) -> tuple[dict[str, int], int, str]:
-    """How often each target comes (of at most MOST_LABELS + 1), how many there are, and what they all are: "numbers",
-    "fractions" (numbers too, some with a point), "text", or "" where they are short enough for labels."""
+    """Returns ({target: count} for at most MOST_LABELS + 1 targets, the number of targets, their kind).
+
+    The kind is "numbers"; "fractions" (numbers, some with a point); "text"; or "" if they may be labels. Raises
+    DataError if more than `max_bad_fraction` of the targets cannot be read.
+    """
     counts: collections.Counter[str] = collections.Counter()
     all_numbers, some_fraction, total, bad, first = True, False, 0, 0, None
     for split in splits:
@@ -193,7 +203,9 @@ def _looked_at(source: Filled, splits: Sequence[str], max_bad_fraction: float) -
             if not all_numbers and (len(counts) > MOST_LABELS or len(target) > LONGEST_LABEL):
                 return {}, total, "text"
     if first and bad > max_bad_fraction * (total + bad):
-        raise DataError(f"{bad:,} of {total + bad:,} targets cannot be read, more than {max_bad_fraction=}; {first}")
+        raise DataError(
+            f"{bad:,} of {total + bad:,} targets cannot be read, more than {max_bad_fraction=}; the first: {first}"
+        )
     return dict(counts), total, "fractions" if all_numbers and some_fraction else "numbers" if all_numbers else ""
 
 
@@ -210,8 +222,8 @@ def _number(text: str) -> float | None:
 
 
 def _name(spec: str, source: Files) -> str:
-    """A task's name from that of its first file (of its directory where that is named for a split); the same for the
-    same files, another for others."""
+    """Returns a task name made from the name of the first file, or of its directory if the file is named after a split.
+    The same files get the same name again; different files get a different name."""
     path = re.sub(r"^\w+=", "", spec)
     first = Path(path.split(",")[0].rstrip("/"))
     stem = first.name.split(".")[0]
@@ -219,9 +231,9 @@ def _name(spec: str, source: Files) -> str:
         stem = first.absolute().parent.name  # reviews/train.csv
     name = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:64] or "files"
     for candidate in itertools.chain([name, f"{name}_file"], (f"{name}_file_{n}" for n in itertools.count(2))):
-        there = registry.REGISTRY.get(candidate)
-        if there is None:
+        entry = registry.REGISTRY.get(candidate)
+        if entry is None:
             return candidate
-        if isinstance(there, Task) and isinstance(there.source, Filled) and there.source.source.files == source.files:
+        if isinstance(entry, Task) and isinstance(entry.source, Filled) and entry.source.source.files == source.files:
             return candidate
     raise AssertionError  # count() has no end
