@@ -240,9 +240,9 @@ def test_files_that_are_missing_or_wrong_are_named(directory, tmp_path):
         task_of("glue_qnli").source.split("test")
     with pytest.raises(ConfigError, match="unknown split"):
         task_of("glue_ax").source.split("train")
-    with pytest.raises(DataError, match="no directory"):
+    with pytest.raises(DataError, match="not a directory"):
         task_of("glue_cola").source.at(str(tmp_path / "nowhere")).split("train")
-    with pytest.raises(DataError, match=r"not taken from TFDS.*data\.dir"):
+    with pytest.raises(DataError, match=r"not available from TFDS.*data\.dir"):
         task_of("multi30k_en_de").source.at("").split("train")
     (tmp_path / "RTE").mkdir()
     (tmp_path / "RTE" / "dev.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\tA\tB\t7\n")
@@ -250,7 +250,7 @@ def test_files_that_are_missing_or_wrong_are_named(directory, tmp_path):
     with pytest.raises(DataError, match=r"dev.tsv.*'7' is none of entailment"):
         source.split("validation")[0]
     (tmp_path / "dev-v1.1.json").write_text('{"data": [{"context": "flat"}]}')
-    with pytest.raises(DataError, match=r"dev-v1.1.json: not as .* published: there is no 'paragraphs'"):
+    with pytest.raises(DataError, match=r"dev-v1.1.json: differs from the published layout: there is no 'paragraphs'"):
         task_of("squad").source.at(str(tmp_path)).split("validation")
 
 

@@ -1,7 +1,7 @@
-"""Named entities: CoNLL 2003 and WNUT 2017. "conll2003: Ada met Babbage" → "PER: Ada; PER: Babbage"; an encoder tags
-words, which are then written in the same way.
+"""Named entities: CoNLL 2003 and WNUT 2017. "conll2003: Ada met Babbage" → "PER: Ada; PER: Babbage". An encoder tags
+words; its tags are then written in the same way.
 
-From TFDS (not WNUT), or from a directory with the published files: --config.data.dir=DIR (conll2003/eng.train, …).
+Reads from TFDS (not WNUT), or from a directory with the published files: --config.data.dir=DIR (conll2003/eng.train).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ CONLL_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC
 
 @dataclasses.dataclass(frozen=True)
 class ConllTfds(Tfds):
-    """TFDS has an empty sentence in every split, which none of the files has."""
+    """CoNLL 2003 from TFDS, without the empty sentence that TFDS has in every split and the files lack."""
 
     def split(self, name: str) -> Sequence[Example]:
         rows = super().split(name)
@@ -40,7 +40,7 @@ def conll_of_tfds(example: Example) -> Example:
 
 
 def as_text(name: str):
-    """The sentence with spaces between its tokens, and its entities in their order."""
+    """Returns a preprocessor: the inputs are the tokens with spaces between, the targets the entities in order."""
 
     def apply(example: Example) -> Example:
         tokens = example["tokens"]

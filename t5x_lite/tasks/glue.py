@@ -1,6 +1,6 @@
-"""GLUE (Wang et al. 2018): one definition a task, as text in T5's format and for encoder heads.
+"""GLUE (Wang et al. 2018). One definition per task serves text models, in T5's format, and encoder heads.
 
-From TFDS, or from a directory with GLUE's own folders and files: --config.data.dir=DIR (CoLA/train.tsv, …).
+Reads from TFDS, or from a directory with GLUE's own folders and files: --config.data.dir=DIR (CoLA/train.tsv, …).
 """
 
 import dataclasses
@@ -24,8 +24,13 @@ ENTAILMENT = ("entailment", "not_entailment")
 
 @dataclasses.dataclass(frozen=True)
 class Glue:
-    """folder: of its files.  columns: {field: column of the file}, in the order an encoder reads them.
-    labels: class names in their order; () is a number.  train_rows: for mixtures (t5/data/glue_utils.py)."""
+    """A task of GLUE.
+
+    folder: the directory of its files.
+    columns: {field: column of the file}, in the order in which an encoder reads the fields.
+    labels: class names in order; () for a task with a number as its target.
+    train_rows: the number of training examples, for mixtures (t5/data/glue_utils.py).
+    """
 
     folder: str
     columns: Mapping[str, str]
@@ -33,7 +38,7 @@ class Glue:
     label_column: str
     metrics: tuple[Metric, ...]
     train_rows: int = 0
-    prefix: str = ""  # of the text; "": the task's name
+    prefix: str = ""  # of the text; "" is the task's name
     validation: str = "dev.tsv"
     test: str = "test.tsv"
 
@@ -64,12 +69,18 @@ SUITE = {
     "wnli": Glue("WNLI", PAIR, ("not_entailment", "entailment"), "label", (accuracy,)),
     "ax": dataclasses.replace(_MNLI, folder="diagnostic", train_rows=0, test="diagnostic.tsv", metrics=(matthews,)),
 }  # fmt: skip
-# The names the benchmark's server wants in a submission, and what it wants written there.
+# {task: the file name that the benchmark's server expects in a submission}.
 SUBMISSION = {
     "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "qqp": "QQP", "stsb": "STS-B", "mnli": "MNLI-m",
     "mnli_mismatched": "MNLI-mm", "qnli": "QNLI", "rte": "RTE", "wnli": "WNLI", "ax": "AX",
 }  # fmt: skip
-NAMED_LABELS = ("mnli", "mnli_mismatched", "qnli", "rte", "ax")  # elsewhere the class number is written
+NAMED_LABELS = (
+    "mnli",
+    "mnli_mismatched",
+    "qnli",
+    "rte",
+    "ax",
+)  # their submissions name the class; the others give its number
 
 
 def of_file(glue: Glue, row: Example) -> Example:
@@ -86,7 +97,8 @@ def of_file(glue: Glue, row: Example) -> Example:
 
 
 def as_text(prefix: str, labels: tuple[str, ...]) -> Callable[[Example], Example]:
-    """T5's format: the prefix, then every field after its name, by name (t5/data/preprocessors.py: glue, stsb)."""
+    """Returns a preprocessor to T5's format: the prefix, then "name: text" for every field, sorted by name
+    (t5/data/preprocessors.py: glue, stsb)."""
 
     def apply(example: Example) -> Example:
         fields = sorted(field for field in example if field not in ("label", "idx"))
@@ -101,7 +113,7 @@ def as_text(prefix: str, labels: tuple[str, ...]) -> Callable[[Example], Example
 
 
 def fifths(score: float) -> str:
-    """The nearest of STS-B's 21 classes of text.
+    """Returns the nearest of STS-B's 21 classes, as text.
 
     >>> fifths(3.77), fifths(5.0)
     ('3.8', '5.0')
@@ -110,7 +122,7 @@ def fifths(score: float) -> str:
 
 
 def number(text: str) -> float | None:
-    """What the text says; None where it is no number."""
+    """Returns the number that the text spells; None if it spells no number."""
     try:
         return float(text)
     except ValueError:
@@ -118,7 +130,7 @@ def number(text: str) -> float | None:
 
 
 def _rows(glue: Glue) -> Table | Callable[[str], Sequence[Example]]:
-    table = Table("\t", quoting=False, drops_short_rows=True)  # QQP has a few
+    table = Table("\t", quoting=False, drops_short_rows=True)  # QQP has a few short rows
     if glue.folder != "CoLA":
         return table
     return functools.partial(_cola_rows, table)
@@ -131,7 +143,7 @@ def _cola_rows(table: Table, path: str) -> Sequence[Example]:
 
 
 def _splits(name: str, glue: Glue) -> tuple[Mapping[str, Sequence[str]], dict[str, str]]:
-    """File names and TFDS's names of the splits."""
+    """Returns ({split: file names}, {split: its name in TFDS})."""
     if name == "ax":
         return {"test": (glue.test,)}, {"test": "test"}
     suffix = {"mnli": "_matched", "mnli_mismatched": "_mismatched"}.get(name, "")
@@ -160,7 +172,7 @@ def _task(name: str, glue: Glue) -> Task:
 
 
 def exact_number(example: Example) -> float:
-    """The score as it was published: text has it in fifths alone."""
+    """Returns the published score, because the target text is rounded to fifths."""
     return float(example["number"])
 
 
@@ -171,7 +183,10 @@ def of_tfds(example: Example) -> Example:
 
 
 def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:
-    """(file name, content) of a task's test predictions for gluebenchmark.com, in the order of the test file."""
+    """Returns (file name, content) for submitting a task's test predictions to gluebenchmark.com.
+
+    predictions: predicted texts in the order of the test file. An invalid one becomes the first label, or the score 0.
+    """
     name = task.removeprefix("glue_")
     glue = SUITE[name]
     lines = ["index\tprediction"]
@@ -181,13 +196,13 @@ def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:
             value = number(answer)
             answer = f"{min(max(value if value is not None else 0.0, 0.0), 5.0):.3f}"
         else:
-            answer = answer if answer in glue.labels else glue.labels[0]  # the server takes no other
+            answer = answer if answer in glue.labels else glue.labels[0]  # the server rejects other texts
             answer = answer if name in NAMED_LABELS else str(glue.labels.index(answer))
         lines.append(f"{index}\t{answer}")
     return f"{SUBMISSION[name]}.tsv", "\n".join(lines) + "\n"
 
 
 TASKS = {name: registry.add(_task(name, glue)) for name, glue in SUITE.items()}
-registry.add(  # MNLI's other half is evaluated only
+registry.add(  # mnli_mismatched has 0 training rows: it is only evaluated
     Mixture("glue", {f"glue_{n}": float(glue.train_rows) for n, glue in SUITE.items() if n not in ("wnli", "ax")})
 )

@@ -129,7 +129,7 @@ def label_f1(targets: Sequence[tuple[str, ...]], predictions: Sequence[tuple[str
 
 
 def matthews(targets: Sequence, predictions: Sequence) -> dict[str, float]:
-    """Returns Matthews' correlation coefficient; 0 if all targets are equal. Invalid predictions form their own class."""
+    """Returns Matthews' correlation coefficient; 0 if all targets are equal. Invalid predictions are an extra class."""
     from sklearn.metrics import matthews_corrcoef
 
     classes, ids = _class_ids(targets, predictions)

@@ -1,4 +1,4 @@
-"""Published data sets: from TFDS, or from a local directory in the layout they were published in; the same examples."""
+"""Reads published data sets from TFDS, or from a local directory in the published layout, with the same examples."""
 
 import contextlib
 import dataclasses
@@ -24,9 +24,12 @@ Read = Callable[[str], Sequence[Example]]
 class Published:
     """The source of a published data set.
 
-    folder: the directory it comes in.  files: {split: file names, the first that is there}; {en,de} in a name stands
-    for two files of parallel lines.  read: path → rows, or the format of the files.  of_file, of_tfds: from a row to
-    the example.  directory: where the folder is, or the folder itself; "" is TFDS.
+    folder: the name of the directory in which it is published.
+    files: {split: candidate file names}; reads the first that exists. {en,de} in a name means two parallel files.
+    read: a function path → rows, or the format of the files.
+    tfds: its source in TFDS; None if TFDS lacks it, or has it in an unsuitable form.
+    of_file, of_tfds: functions from a row to an example.
+    directory: the directory that holds the folder, or the folder itself; "" reads from TFDS.
     """
 
     folder: str
@@ -38,9 +41,11 @@ class Published:
     directory: str = ""
 
     def at(self, directory: str) -> "Published":
+        """Returns the same source, read from a local directory."""
         return dataclasses.replace(self, directory=directory)
 
     def split(self, name: str) -> Sequence[Example]:
+        """Returns the examples of a split. Raises ConfigError if it is unknown, DataError if its file is not found."""
         if self.directory or self.tfds is None:
             if name not in self.files:
                 raise ConfigError(unknown(f"split of {self.folder}", name, self.files))
@@ -48,6 +53,7 @@ class Published:
         return Mapped(self.tfds.split(name), self.of_tfds)
 
     def fingerprint(self, split: str) -> str:
+        """Returns a text that changes whenever any example changes."""
         rows = self.split(split)
         own = getattr(rows.rows, "fingerprint", None) if isinstance(rows, Mapped) else None
         function = self.of_file if self.directory else self.of_tfds
@@ -61,15 +67,15 @@ class Published:
         return _read(self.read, path)
 
     def find(self, split: str) -> str:
-        """The path of a split's file; DataError says where it was looked for."""
+        """Returns the path of a split's file. Raises DataError, which lists the places searched, if there is none."""
         if not self.directory:
             raise DataError(
-                f"the data set {self.folder!r} is not taken from TFDS; give its files with --config.data.dir=DIR: "
-                f"in DIR/{self.folder} is {self.files[split][0]}"
+                f"the data set {self.folder!r} is not available from TFDS; give its files with --config.data.dir=DIR, "
+                f"where DIR/{self.folder} holds {self.files[split][0]}"
             )
         root = Path(self.directory).expanduser()
         if not root.is_dir():
-            raise DataError(f"data.dir={self.directory!r} is no directory; give the one that {self.folder} is in")
+            raise DataError(f"data.dir={self.directory!r} is not a directory; give the one that holds {self.folder}")
         folders = [root / self.folder, *sorted(root.glob(f"*/{self.folder}")), root]
         for folder in folders:
             for name in self.files[split]:
@@ -90,7 +96,10 @@ def _read(read: Read, path: str) -> Sequence[Example]:
 
 @dataclasses.dataclass(frozen=True)
 class Mapped(Sequence):
-    """`function` of every row, when it is asked for."""
+    """A sequence of `function(row)` for every row, computed on access.
+
+    Raises DataError, with the place of the row, if `function` fails on it.
+    """
 
     rows: Sequence[Example]
     function: Callable[[Example], Example]
@@ -106,12 +115,12 @@ class Mapped(Sequence):
             return self.function(row)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             where = getattr(self.rows, "where", lambda place: f"example {place}")(place)
-            raise DataError(f"{where}: not as the data set was published: {_reason(error)}") from error
+            raise DataError(f"{where}: differs from the published layout: {_reason(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen(Sequence):
-    """Those rows that stand at `places`."""
+    """The rows at `places`."""
 
     rows: Sequence[Example]
     places: Sequence[int]
@@ -124,14 +133,14 @@ class Chosen(Sequence):
 
 
 def use_directory(directory: str) -> None:
-    """Every registered task of a published data set reads it from there."""
+    """Makes every registered task of a published data set read its files from `directory`."""
     for entry in list(registry.REGISTRY.values()):
         if isinstance(entry, Task) and isinstance(entry.source, Published):
             registry.add(dataclasses.replace(entry, source=entry.source.at(directory)))
 
 
 def read_json(path: str) -> Any:
-    """A whole JSON file; DataError names it."""
+    """Returns the contents of a JSON file. Raises DataError, which names the file, if it cannot be read."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -139,7 +148,7 @@ def read_json(path: str) -> Any:
 
 
 def nested(expand: Callable[[Example], Iterable[Example]]) -> Read:
-    """Reads JSON lines each of which holds several examples."""
+    """Returns a reader of JSON lines that hold several examples each. `expand` yields the examples of a line."""
 
     def read(path: str) -> list[Example]:
         rows = Files({"all": path}, JsonLines()).split("all")
@@ -154,11 +163,11 @@ def nested(expand: Callable[[Example], Iterable[Example]]) -> Read:
 
 @contextlib.contextmanager
 def as_data_error(where: str):
-    """What fails on a row of another layout becomes a DataError that says where."""
+    """Raises errors from a row with a different layout as DataError, which begins with `where`."""
     try:
         yield
     except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise DataError(f"{where}: not as the data set was published: {_reason(error)}") from error
+        raise DataError(f"{where}: differs from the published layout: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
