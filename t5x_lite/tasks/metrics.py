@@ -176,9 +176,9 @@ def _correlation(name: str, targets: Sequence[float], predictions: Sequence[floa
     from scipy import stats
 
     both = pairs(targets, predictions)
-    wanted = np.array([t for t, _ in both], np.float64)
-    got = np.array([np.nan if p is None else p for _, p in both], np.float64)
-    got = np.where(np.isfinite(got), got, -1.0)
-    if wanted.min() == wanted.max() or got.min() == got.max():
+    target_values = np.array([t for t, _ in both], np.float64)
+    predicted_values = np.array([np.nan if p is None else p for _, p in both], np.float64)
+    predicted_values = np.where(np.isfinite(predicted_values), predicted_values, -1.0)
+    if target_values.min() == target_values.max() or predicted_values.min() == predicted_values.max():
         return 0.0
-    return 100.0 * float(getattr(stats, name)(wanted, got)[0])
+    return 100.0 * float(getattr(stats, name)(target_values, predicted_values)[0])

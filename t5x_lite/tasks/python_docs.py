@@ -1,8 +1,8 @@
-"""Real English that needs no download: the documentation that ships inside Python.
+"""Real English text without a download: the documentation that ships inside Python.
 
-The articles of `pydoc_data.topics` and the docstrings of the standard library, gathered with `ast` (no
-module is imported), once per Python installation, and cached as JSON lines. Texts that share a sentence
-stand in the same split, so that nothing an evaluation asks for was seen in training.
+Gathers the articles of `pydoc_data.topics` and the docstrings of the standard library with `ast`, without importing any
+module. This happens once per Python installation; the result is cached as JSON lines. Texts that share a sentence are
+in the same split, so training never sees an evaluation's answers.
 """
 
 import ast
@@ -24,10 +24,10 @@ _log = logging.getLogger(__name__)
 
 Document = dict[str, str]  # text, module, name, signature, kind, split
 
-FORMAT = 2  # raise it whenever what is gathered, or how it is split, changes
+FORMAT = 2  # raise it whenever the gathered texts or their splits change
 SPLITS = ("train", "validation", "test")
 EVALUATION_PERCENT = {"validation": 6, "test": 6}
-MIN_WORDS = 4  # shorter texts say too little to learn from; shorter sentences are too common to bind texts together
+MIN_WORDS = 4  # shorter texts teach too little; shorter sentences are too common to put two texts into one split
 SECTION_CHARS = 1200  # articles are cut between paragraphs into sections of at most about this length
 
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -43,12 +43,11 @@ _KINDS = {
 
 
 def gather(stdlib: Path) -> list[Document]:
-    """Every documented thing below `stdlib`, without exact repetitions, in the order of a hash of its words: the
-    same on every machine, and any first few hundred of it are a fair sample.
+    """Returns a document for every docstring and topic below `stdlib`, without duplicates, ordered by a hash of its
+    words. The order is the same on every machine, and the first few hundred documents are a fair sample.
 
-    Returns documents with text, module ("email.message"), name ("Message.get_payload", "" for a module),
-    signature ("get_payload(i, decode)") and kind ("module", "class", "function" or "topic").
-    Raises DataError when there are none.
+    A document has a text, module ("email.message"), name ("Message.get_payload", "" for a module), signature
+    ("get_payload(i, decode)") and kind ("module", "class", "function" or "topic"). Raises DataError if there is none.
     """
     by_hash: dict[bytes, Document] = {}
     for document in (*_docstrings(stdlib), *_topics(stdlib)):
@@ -57,7 +56,7 @@ def gather(stdlib: Path) -> list[Document]:
             by_hash.setdefault(hashlib.sha256(words.encode()).digest(), document)
     if not by_hash:
         raise DataError(
-            f"no documentation found in {stdlib}: no modules with docstrings are there, or only in compiled form.\n"
+            f"no documentation found in {stdlib}: it has no modules with docstrings, or only compiled ones.\n"
             "Use a Python that ships its standard library as .py files (python.org, pyenv, conda, uv, most systems)."
         )
     return [by_hash[key] for key in sorted(by_hash)]
@@ -74,10 +73,10 @@ def _docstrings(stdlib: Path) -> Iterator[Document]:
 
 
 def _parse(path: Path) -> ast.Module | None:
-    """The syntax tree, or None for a file that this Python cannot read (templates, samples of bad syntax)."""
+    """Returns the syntax tree, or None if this Python cannot parse the file (templates, samples of bad syntax)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in somebody else's code
+            warnings.simplefilter("ignore")  # invalid escapes in code that is not ours
             return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return None
@@ -94,7 +93,7 @@ def _walk(node: ast.AST, module: str, name: str) -> Iterator[Document]:
 
 
 def signature(node: ast.AST) -> str:
-    """A definition's name and the names of its arguments.
+    """Returns a definition's name and the names of its arguments.
 
     >>> signature(ast.parse("def seek(self, offset: int, whence=0, *, strict=True, **more): 'Move.'").body[0])
     'seek(offset, whence, strict, **more)'
@@ -112,7 +111,7 @@ def signature(node: ast.AST) -> str:
 
 
 def _topics(stdlib: Path) -> Iterator[Document]:
-    """The articles `help("topics")` lists, cut into sections."""
+    """Yields the articles that `help("topics")` lists, cut into sections."""
     tree = _parse(stdlib / "pydoc_data" / "topics.py")
     for statement in tree.body if tree else ():
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
@@ -122,7 +121,7 @@ def _topics(stdlib: Path) -> Iterator[Document]:
 
 
 def sections(article: str, max_chars: int = SECTION_CHARS) -> list[str]:
-    """Cuts between paragraphs into pieces of at most `max_chars`, or of one paragraph where that is longer.
+    """Cuts an article between paragraphs into pieces of at most `max_chars`. A longer paragraph is one piece.
 
     >>> sections("Title\\n*****\\n\\nOne two.\\n\\nThree.", max_chars=16)
     ['Title\\n\\nOne two.', 'Three.']
@@ -138,7 +137,7 @@ def sections(article: str, max_chars: int = SECTION_CHARS) -> list[str]:
 
 
 def paragraphs(text: str) -> list[str]:
-    """The pieces between blank lines, first indentation kept off.
+    """Returns the pieces between blank lines, stripped of white space at their ends.
 
     >>> paragraphs("One\\ntwo.\\n\\n  Three.\\n")
     ['One\\ntwo.', 'Three.']
@@ -150,7 +149,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """What two texts are compared by: lower-case words and numbers.
+    """Returns the form in which two texts are compared: lower-case words and numbers.
 
     >>> normalise("Return `True`, if\\n  it is-open.")
     'return true if it is open'
@@ -159,7 +158,8 @@ def normalise(text: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences in reading order, each on one line; a paragraph's end, and a colon, end a sentence too.
+    """Returns the sentences in reading order, each on one line. A colon, a semicolon and the end of a paragraph also
+    end a sentence.
 
     >>> sentences("Open it.  Then\\nread it:\\n\\n  f.read()")
     ['Open it.', 'Then read it:', 'f.read()']
@@ -173,17 +173,19 @@ def sentences(text: str) -> list[str]:
 
 
 def fingerprints(text: str) -> set[str]:
-    """What must not stand on both sides of a split: the whole text, its first sentence, and every sentence
-    of at least MIN_WORDS words, all normalised."""
+    """Returns the strings that must not occur in two splits: the whole text, its first sentence, and every sentence of
+    at least MIN_WORDS words, all normalised."""
     all_of_them = [normalise(sentence) for sentence in sentences(text)]
     long = {words for words in all_of_them if words.count(" ") + 1 >= MIN_WORDS}
     return (long | {normalise(text)} | set(all_of_them[:1])) - {""}
 
 
 def assign_splits(texts: Sequence[str]) -> list[str]:
-    """The split of each text. Texts that share a fingerprint, directly or through others, form a group
-    (union-find); a group's split is a hash of its alphabetically first fingerprint, hence the same on every
-    machine and whatever the order of the texts."""
+    """Returns the split of each text.
+
+    Texts that share a fingerprint, directly or through other texts, form a group (union-find). A hash of the group's
+    alphabetically first fingerprint chooses its split, so splits depend neither on the machine nor on the texts' order.
+    """
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -198,12 +200,12 @@ def assign_splits(texts: Sequence[str]) -> list[str]:
         firsts.append(keys[0])
         for key in keys[1:]:
             a, b = sorted((root(keys[0]), root(key)))
-            parent[b] = a  # the alphabetically first one stays the root
+            parent[b] = a  # the alphabetically first key stays the root
     return [split_of(root(key)) for key in firsts]
 
 
 def split_of(key: str) -> str:
-    """The split a key hashes to: EVALUATION_PERCENT of all keys to each evaluation split, the rest to "train"."""
+    """Returns the split a key hashes to: an evaluation split for EVALUATION_PERCENT of all keys, else "train"."""
     draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
     for split, percent in EVALUATION_PERCENT.items():
         if draw < percent:
@@ -213,8 +215,8 @@ def split_of(key: str) -> str:
 
 
 def without_leaks(documents: Sequence[Document]) -> list[Document]:
-    """Leaves out the few evaluation documents whose text, or first sentence of at least MIN_WORDS words, occurs
-    inside a longer sentence of a training document."""
+    """Removes the few evaluation documents whose text, or first sentence of at least MIN_WORDS words, occurs inside a
+    longer sentence of a training document."""
     train = f" {' | '.join(normalise(d['text']) for d in documents if d['split'] == 'train')} "
 
     def leaks(text: str) -> bool:
@@ -232,13 +234,16 @@ def default_stdlib() -> Path:
 
 
 def edition(stdlib: Path) -> str:
-    """A short name for what is gathered from `stdlib` by this Python; part of every cached file's name."""
+    """Returns a short name for the texts that this Python gathers from `stdlib`; part of every cached file's name."""
     place = hashlib.sha256(str(stdlib).encode()).hexdigest()[:8]
     return f"{sys.implementation.name}{'.'.join(map(str, sys.version_info[:3]))}-{place}-v{FORMAT}"
 
 
 def load(stdlib: Path | None = None, cache: Path | None = None) -> list[Document]:
-    """All documents with their splits, from the cache where it has them (0.1 s, else about 6 s)."""
+    """Returns all documents with their splits, from the cache (0.1 s) or newly gathered (about 6 s).
+
+    Raises DataError if the cache cannot be read or written.
+    """
     stdlib = stdlib or default_stdlib()
     path = (cache or cache_dir()) / f"python_docs-{edition(stdlib)}.jsonl"
     try:
@@ -246,7 +251,7 @@ def load(stdlib: Path | None = None, cache: Path | None = None) -> list[Document
     except FileNotFoundError:
         pass
     except ValueError:
-        _log.warning("%s is damaged; gathering it again", path)
+        _log.warning("%s is corrupted; gathering it again", path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}. Set T5X_LITE_CACHE to another directory.") from None
     _log.info("gathering the documentation of Python's standard library (about 6 s, once)")
@@ -264,7 +269,10 @@ def to_jsonl(records: Iterable[dict]) -> bytes:
 
 @functools.cache
 def documents(split: str) -> tuple[Document, ...]:
-    """This Python's documents of one split, in a fixed order; read once per process."""
+    """Returns this Python's documents of one split, in a fixed order. Reads them once per process.
+
+    Raises DataError for an unknown split.
+    """
     if split not in SPLITS:
         raise DataError(f"the Python documentation has no split {split!r}; it has {', '.join(SPLITS)}")
     return tuple(document for document in _all() if document["split"] == split)

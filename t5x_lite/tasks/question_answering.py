@@ -1,6 +1,6 @@
-"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018) as text, in T5's format; an encoder marks the answer in the context.
+"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018) as text, in T5's format. An encoder marks the answer in the context.
 
-From TFDS, or from a directory with the published files: --config.data.dir=DIR (squad/train-v1.1.json, dev-v1.1.json).
+Reads from TFDS, or from a directory with the published files: --config.data.dir=DIR (squad/train-v1.1.json, …).
 """
 
 import re
@@ -19,7 +19,7 @@ PUNCTUATION = re.compile(f"([{re.escape(string.punctuation)}])")
 
 
 def spaced(text: str) -> str:
-    """Spaces around punctuation, and one at a time (t5/data/preprocessors.py: squad).
+    """Puts single spaces around punctuation (t5/data/preprocessors.py: squad).
 
     >>> spaced("the U.S., then")
     'the U . S . , then'

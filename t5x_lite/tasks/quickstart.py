@@ -1,6 +1,6 @@
-"""The quickstart's tasks: Python's own documentation, to be restored, classified and summarised.
+"""The quickstart's tasks: restore, classify and summarise Python's own documentation.
 
-One definition each, for all architectures. The vocabulary is trained on the training texts when first needed.
+Each task has one definition for all architectures. The vocabulary is trained on the training texts on first use.
 """
 
 import functools
@@ -19,10 +19,10 @@ from t5x_lite.tasks.text_metrics import rouge
 _log = logging.getLogger(__name__)
 
 VOCABULARY_SIZE = 4000
-BODY_WORDS = 24  # of a summary's input; longer bodies say little more about their first sentence
-SUMMARY_WORDS = 30  # longer first sentences are no summaries
+BODY_WORDS = 24  # in a summary's input; more words say little more about the first sentence
+SUMMARY_WORDS = 30  # longer first sentences are not summaries
 
-# What the parts of the standard library are for, by top-level module.
+# {purpose of a part of the standard library: its top-level modules}.
 CATEGORIES = {
     "concurrency": "_threading_local asyncio concurrent contextvars multiprocessing pty queue sched selectors signal "
     "subprocess threading",
@@ -55,7 +55,7 @@ def one_line(text: str) -> str:
 
 
 def first_and_rest(text: str) -> tuple[str, str]:
-    """A docstring's first sentence, and what follows it.
+    """Returns a docstring's first sentence, and the rest.
 
     >>> first_and_rest("Open a file. Return it.\\n\\nRaises OSError.")
     ('Open a file.', 'Return it. Raises OSError.')
@@ -88,7 +88,7 @@ def summarize(document: Document) -> dict[str, str] | None:
 
 
 def name_words(document: Document) -> str:
-    """A name's last part in words.
+    """Returns the last part of a name, in words.
 
     >>> name_words({"name": "Screen.setWorld_size"})
     'set world size'
@@ -98,7 +98,7 @@ def name_words(document: Document) -> str:
 
 
 def examples_of(make) -> Function:
-    """The source of the examples `make` finds in the documents of each split."""
+    """Returns the source of the examples that `make` makes from each split's documents; None leaves a document out."""
     return Function(lambda split: [example for d in python_docs.documents(split) if (example := make(d))])
 
 
@@ -106,7 +106,7 @@ def examples_of(make) -> Function:
 
 
 def build_vocabulary(path: Path) -> None:
-    _log.info("training a vocabulary of %d pieces on it (about 10 s, once)", VOCABULARY_SIZE)
+    _log.info("training a vocabulary of %d pieces on the training texts (about 10 s, once)", VOCABULARY_SIZE)
     vocabularies.train_sentencepiece(
         size=VOCABULARY_SIZE, output=path, texts=[d["text"] for d in python_docs.documents("train")]
     )
@@ -114,7 +114,8 @@ def build_vocabulary(path: Path) -> None:
 
 @functools.cache
 def vocabulary() -> vocabularies.SentencePieceVocabulary:
-    """4,000 pieces of the training texts, in the user's cache; trained (about 10 s) when the file is not there."""
+    """Returns a vocabulary of 4,000 pieces of the training texts, stored in the user's cache; trained (about 10 s) on
+    first use."""
     edition = python_docs.edition(python_docs.default_stdlib())
     path = python_docs.cache_dir() / f"python_docs-{edition}-{VOCABULARY_SIZE}.model"
     return vocabularies.SentencePieceVocabulary(path, build=build_vocabulary)
@@ -148,14 +149,14 @@ summarize_task = registry.add(
 registry.add(
     Mixture(
         "quickstart",
-        # Labels and summaries are few tokens, and the loss counts tokens: they need many examples beside a corpus's.
+        # The loss counts tokens. Labels and summaries have few, so they need more examples than the corpus.
         {"python_docs": 1.0, "python_docs_classify": 3.0, "python_docs_summarize": 5.0},
     )
 )
 registry.add(
     Mixture(
         "quickstart_decoder",
-        # More of them still: in a decoder's row a label or a summary shares the place with what it is made from.
+        # Even more of them: in a decoder's row, a label or a summary shares the space with its inputs.
         {"python_docs": 1.0, "python_docs_classify": 4.0, "python_docs_summarize": 12.0},
     )
 )

@@ -1,4 +1,4 @@
-"""Scores of named entities, values × 100, and the two ways to write entities down: tags and text."""
+"""Scores named entities (values × 100), and converts between their two notations: tags and text."""
 
 import collections
 import re
@@ -12,46 +12,49 @@ NONE = "none"  # the text of a sentence without entities
 def span_f1(
     targets: Sequence[Iterable[Hashable]], predictions: Sequence[Iterable[Hashable] | None]
 ) -> dict[str, float]:
-    """Precision, recall and F1 of all spans together (CoNLL 2003's score): a span is right where kind and place (or
-    text) are. A span that is said twice must be there twice; a prediction of None has none.
+    """Returns precision, recall and F1 over the spans of all examples (CoNLL 2003's score).
+
+    A span is right if its kind and its place (or text) are. A span predicted twice must be in the target twice; a
+    prediction of None has no spans.
 
     >>> span_f1([[("PER", 0, 2)], [("LOC", 3, 4)]], [[("PER", 0, 2), ("ORG", 5, 6)], []])
     {'precision': 50.0, 'recall': 50.0, 'span_f1': 50.0}
     """
-    hits = said = wanted = 0
+    hits = in_predictions = in_targets = 0
     for target, predicted in pairs(targets, predictions):
-        ours, theirs = collections.Counter(target), collections.Counter(predicted or ())
-        hits += sum((ours & theirs).values())
-        wanted += sum(ours.values())
-        said += sum(theirs.values())
+        target_spans, predicted_spans = collections.Counter(target), collections.Counter(predicted or ())
+        hits += sum((target_spans & predicted_spans).values())
+        in_targets += sum(target_spans.values())
+        in_predictions += sum(predicted_spans.values())
+    both = in_predictions + in_targets
     return {
-        "precision": 100 * hits / said if said else 0.0,
-        "recall": 100 * hits / wanted if wanted else 0.0,
-        "span_f1": 100 * 2 * hits / (said + wanted) if said + wanted else 100.0,
+        "precision": 100 * hits / in_predictions if in_predictions else 0.0,
+        "recall": 100 * hits / in_targets if in_targets else 0.0,
+        "span_f1": 100 * 2 * hits / both if both else 100.0,
     }
 
 
 def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(kind, begin, end) of the entities in BIO tags. As CoNLL's script reads them, an I- that continues nothing
-    begins an entity.
+    """Returns (kind, begin, end) of each entity in BIO tags. As in CoNLL's script, an I- that continues no entity
+    begins one.
 
     >>> spans(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"])
     [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5)]
     """
-    found: list[tuple[str, int, int]] = []
+    entities: list[tuple[str, int, int]] = []
     before = "O"
     for place, tag in enumerate(tags):
         mark, _, kind = tag.partition("-")
         if mark == "I" and before != "O" and before.partition("-")[2] == kind:
-            found[-1] = (kind, found[-1][1], place + 1)
+            entities[-1] = (kind, entities[-1][1], place + 1)
         elif mark != "O":
-            found.append((kind, place, place + 1))
+            entities.append((kind, place, place + 1))
         before = tag
-    return found
+    return entities
 
 
 def spans_as_text(tokens: Sequence[str], tags: Sequence[str]) -> str:
-    """The entities of a sentence for a text-to-text model.
+    """Returns the entities of a sentence as text, for a text-to-text model.
 
     >>> spans_as_text(["Ada", "Lovelace", "in", "London"], ["B-person", "I-person", "O", "B-location"])
     'person: Ada Lovelace; location: London'
@@ -61,14 +64,14 @@ def spans_as_text(tokens: Sequence[str], tags: Sequence[str]) -> str:
 
 
 def spans_of_text(text: str) -> list[tuple[str, str]] | None:
-    """The (kind, words) of such a text; None where it is none.
+    """Returns the (kind, words) of each entity in a text from `spans_as_text`; None for any other text.
 
     >>> spans_of_text("person: Ada Lovelace; location: London")
     [('person', 'Ada Lovelace'), ('location', 'London')]
     """
     if text.strip() == NONE:
         return []
-    # Words may hold a semicolon; what follows one between spans is a kind.
+    # Words may contain a semicolon; only one that a kind follows separates two spans.
     parts = [part.partition(":") for part in re.split(r";\s*(?=[\w-]+:\s)", text)]
     if not all(colon and kind.strip() and words.strip() for kind, colon, words in parts):
         return None

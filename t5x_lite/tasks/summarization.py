@@ -1,7 +1,7 @@
 """Summaries as text, in T5's format: CNN/DailyMail, XSum, DialogSum.
 
-From TFDS (not DialogSum), or from a directory of JSON lines or CSV: --config.data.dir=DIR (dialogsum/
-dialogsum.train.jsonl, …).
+Reads from TFDS (not DialogSum), or from a directory of JSON lines or CSV: --config.data.dir=DIR
+(dialogsum/dialogsum.train.jsonl, …).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def rows(path: str) -> Sequence[Example]:
 
 
 def _files(name: str) -> dict[str, Sequence[str]]:
-    """What copies of these data sets call their files."""
+    """Returns {split: candidate file names}, as copies of these data sets name their files."""
     called = {"train": ("train",), "validation": ("validation", "val", "dev"), "test": ("test",)}
     endings = (".jsonl", ".json", ".csv")
     return {
@@ -32,7 +32,7 @@ def _files(name: str) -> dict[str, Sequence[str]]:
 
 
 def summary(*fields: str):
-    """The text of the first of `fields` that an example has becomes its `summary`."""
+    """Returns a function that copies the first of `fields` that a row has to its field `summary`."""
 
     def apply(row: Example) -> Example:
         name = next(field for field in fields if field in row) if any(f in row for f in fields) else fields[0]
@@ -56,5 +56,7 @@ def _task(name: str, text: str, summaries: tuple[str, ...], tfds: Tfds | None) -
 TASKS = (
     registry.add(_task("cnn_dailymail", "article", ("highlights",), Tfds("cnn_dailymail:3.4.0"))),
     registry.add(_task("xsum", "document", ("summary",), Tfds("xsum"))),
-    registry.add(_task("dialogsum", "dialogue", ("summary", "summary1"), None)),  # its test set has three a dialogue
+    registry.add(
+        _task("dialogsum", "dialogue", ("summary", "summary1"), None)
+    ),  # its test set has three summaries per dialogue
 )

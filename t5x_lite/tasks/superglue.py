@@ -1,8 +1,8 @@
 """SuperGLUE (Wang et al. 2019) as text, in T5's format (t5/data/preprocessors.py, t5/data/glue_utils.py).
 
-From TFDS, or from a directory with SuperGLUE's own folders and files: --config.data.dir=DIR (BoolQ/train.jsonl, …).
-The classification tasks train encoder heads too. T5's mixture has also the Definite Pronoun Resolution set (1,322
-examples, Rahman and Ng 2012) beside WSC's; that is not here.
+Reads from TFDS, or from a directory with SuperGLUE's own folders and files: --config.data.dir=DIR (BoolQ/train.jsonl,
+…). The classification tasks also train encoder heads. T5's mixture also has the Definite Pronoun Resolution set (1,322
+examples, Rahman and Ng 2012) beside WSC; this mixture does not.
 """
 
 import dataclasses
@@ -27,8 +27,15 @@ CB = ("entailment", "contradiction", "neutral")
 
 @dataclasses.dataclass(frozen=True)
 class SuperGlue:
-    """folder: of its files.  fields: in the order of the text.  labels: class names in their order.
-    train_rows: for mixtures.  columns: fields whose column in the files has another name."""
+    """A classification task of SuperGLUE.
+
+    folder: the directory of its files.
+    fields: in the order of the text.
+    labels: class names in order.
+    train_rows: the number of training examples, for mixtures; 0 for a task with only a test set.
+    prefix: of the text; "" is the task's name.
+    columns: {field: its column in the files}, if the names differ.
+    """
 
     folder: str
     fields: tuple[str, ...]
@@ -37,8 +44,8 @@ class SuperGlue:
     metrics: tuple = (accuracy,)
     prefix: str = ""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    segments: tuple[str, ...] = ("inputs",)  # of an encoder
-    choices: tuple[str, ...] = ()  # fields between which it chooses
+    segments: tuple[str, ...] = ("inputs",)  # fields that an encoder reads
+    choices: tuple[str, ...] = ()  # fields from which an encoder chooses one
 
 
 PREMISE = ("premise", "hypothesis")
@@ -71,7 +78,10 @@ ALL = ("train", "validation", "test")
 
 
 def class_of(label: Any, labels: Sequence[str]) -> int:
-    """The number of a class written as a name, a number or a truth value; -1 for None, a test set's."""
+    """Returns the id of a class given as a name, a number or a truth value; -1 for None or "", as in a test set.
+
+    Raises ValueError for any other label.
+    """
     if label is None or label == "":
         return -1
     text = str(label)
@@ -80,15 +90,15 @@ def class_of(label: Any, labels: Sequence[str]) -> int:
             return name
     number = int(label)
     if not -1 <= number < len(labels):
-        raise ValueError(f"the label {label!r} is none of {', '.join(labels)}, nor the number of one")
+        raise ValueError(f"the label {label!r} is not one of {', '.join(labels)}, nor a class number from 0")
     return number
 
 
 def _of_row(task: SuperGlue) -> Callable[[Example], Example]:
-    """From a row, of a file or of TFDS, to fields and the class's number."""
+    """Returns a function from a row, of a file or of TFDS, to its fields and class id."""
 
     def apply(row: Example) -> Example:
-        # A file has the column's name, TFDS (axb) too; a field of its own name otherwise.
+        # Files name the column as in `columns`, and so does TFDS (axb); other columns have the field's name.
         texts = {field: str(row[task.columns.get(field, field)]) for field in task.fields}
         return {**texts, "label": class_of(row.get("label"), task.labels)}
 
@@ -96,7 +106,7 @@ def _of_row(task: SuperGlue) -> Callable[[Example], Example]:
 
 
 def as_text(prefix: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> Callable[[Example], Example]:
-    """The prefix, then each field after its name; the class's name is the target."""
+    """Returns a preprocessor to T5's format: the prefix, then "name: text" for each field; the target is the class."""
 
     def apply(example: Example) -> Example:
         inputs = " ".join([prefix, *(f"{field}: {example[field]}" for field in fields)])
@@ -200,7 +210,7 @@ def answers(example: Example) -> list[str]:
 
 # --------------------------------------------------------------------------------------------------------------- WSC
 
-# What a referent may be said without (t5/data/postprocessors.py: wsc_simple).
+# Words that a referent may omit (t5/data/postprocessors.py: wsc_simple).
 DETERMINERS = {
     "a", "an", "few", "her", "his", "each", "every", "many", "much", "my", "our", "some", "that", "the", "their",
     "these", "this", "those", "which", "whose", "your",
@@ -223,7 +233,7 @@ def wsc(example: Example) -> Example:
     'wsc: Bob paid since *he* could'
     """
     words, place, pronoun = example["text"].split(" "), int(example["span2_index"]), example["span2_text"]
-    if pronoun not in words[place]:  # published a word off in one place: "use it" at "use"
+    if pronoun not in words[place]:  # one published index is off by a word: "use it" at "use"
         place = min((i for i, word in enumerate(words) if pronoun in word), key=lambda i: abs(i - place))
     words[place] = words[place].replace(pronoun, f"*{pronoun}*", 1)
     return {**example, "inputs": f"wsc: {' '.join(words)}", "targets": example["span1_text"]}
@@ -235,27 +245,27 @@ def wsc_train(example: Example) -> Example | None:
 
 
 def referent(example: Example) -> tuple[str, bool]:
-    """What was asked about, and whether the pronoun stands for it."""
+    """Returns (the candidate referent, whether the pronoun refers to it)."""
     return example["span1_text"], example["label"] == 1
 
 
 def wsc_accuracy(targets: Sequence[tuple[str, bool]], predictions: Sequence[str | None]) -> dict[str, float]:
-    """Share of pronouns that the predicted text takes as they are meant: it says the referent, or part of it, where
-    that is right and something else where not. An empty one is wrong.
+    """Returns the share of right predictions. A prediction matches a candidate if, without determiners, one's words are
+    among the other's. It is right if it matches a true referent, or does not match a false one. An empty one is wrong.
 
     >>> wsc_accuracy([("the man", True), ("the man", False)], ["Man", "man"])
     {'accuracy': 50.0}
     """
     right = []
     for (target, stands), predicted in pairs(targets, predictions):
-        wanted, said = (
+        candidate, answer = (
             " ".join(word for word in (text or "").strip().lower().split() if word not in DETERMINERS)
             for text in (target, predicted)
         )
-        same = ("'" in said) == ("'" in wanted) and (
-            set(said.split()) <= set(wanted.split()) or set(wanted.split()) <= set(said.split())
+        same = ("'" in answer) == ("'" in candidate) and (
+            set(answer.split()) <= set(candidate.split()) or set(candidate.split()) <= set(answer.split())
         )
-        right.append(bool(said) and same == stands)
+        right.append(bool(answer) and same == stands)
     return {"accuracy": percent(right)}
 
 
@@ -283,7 +293,7 @@ def _record_read(path: str) -> Sequence[Example]:
 registry.add(
     Task(
         "super_glue_record",
-        Published("ReCoRD", _files(*ALL), _record_read, None),  # TFDS has no example for each answer
+        Published("ReCoRD", _files(*ALL), _record_read, None),  # TFDS lacks one training example for each answer
         (record,),
         metrics=(squad,),
         reference=answers,

@@ -1,6 +1,7 @@
-"""Scores of generated texts: ROUGE, BLEU, chrF, and SQuAD's exact match and F1, values × 100.
+"""Scores generated texts: ROUGE, BLEU, chrF, and SQuAD's exact match and F1, values × 100.
 
-Metrics as in metrics.py: a prediction of None is the empty text. rouge-score and sacrebleu are imported where used.
+Metrics have the interface of metrics.py and raise DataError as its `pairs` does. A prediction of None counts as the
+empty text. rouge-score and sacrebleu are imported where used.
 """
 
 import collections
@@ -18,15 +19,15 @@ ROUGE = ("rouge1", "rouge2", "rougeLsum")
 
 
 def rouge(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
-    """ROUGE-1, -2 and -Lsum F1 (Lin 2004), means over the examples, without stemming; sentences are split at " . ".
+    """Returns ROUGE-1, -2 and -Lsum F1 (Lin 2004): means over the examples, without stemming, sentences split at " . ".
 
-    (T5 reports the middle of a bootstrap, which is this mean but for noise.)
+    (T5 reports the median of a bootstrap, which equals this mean up to noise.)
     """
     scores = np.array([_rouge(target, predicted or "") for target, predicted in pairs(targets, predictions)])
     return dict(zip(ROUGE, map(float, 100 * scores.mean(axis=0)), strict=True))
 
 
-@functools.lru_cache(maxsize=1 << 16)  # a bootstrap asks for the same pairs again and again
+@functools.lru_cache(maxsize=1 << 16)  # a bootstrap scores the same pairs many times
 def _rouge(target: str, predicted: str) -> tuple[float, ...]:
     def sentences(text: str) -> str:
         return text.replace(" . ", " .\n")
@@ -44,12 +45,12 @@ def _rouge_scorer():
 
 @dataclasses.dataclass(frozen=True)
 class Bleu:
-    """The metric BLEU of a corpus (Papineni et al. 2002) by sacrebleu, with T5's tokenizer; `signature` says the rest.
+    """The metric corpus BLEU (Papineni et al. 2002), computed by sacrebleu with T5's tokenizer.
 
-    Give the signature with a score that others should be able to compare (Post 2018).
+    `signature` returns all settings. Publish it with the score, so that others can compare (Post 2018).
     """
 
-    tokenize: str = "intl"  # of sacrebleu: intl (T5), 13a (WMT's), char, …
+    tokenize: str = "intl"  # sacrebleu's name: intl (T5), 13a (WMT), char, …
 
     def __call__(self, targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
         return {"bleu": self._scored(targets, predictions)[0]}
@@ -65,7 +66,7 @@ class Bleu:
 
 @dataclasses.dataclass(frozen=True)
 class Chrf:
-    """The metric chrF (Popović 2015) by sacrebleu; chrF++ with a word_order of 2."""
+    """The metric chrF (Popović 2015), computed by sacrebleu; chrF++ with a word_order of 2."""
 
     word_order: int = 0
 
@@ -82,7 +83,7 @@ class Chrf:
 
 
 def _sacrebleu(metric, targets: Sequence[str], predictions: Sequence[str | None]) -> tuple[float, str]:
-    """(score, signature)."""
+    """Returns (score, signature) of a metric of sacrebleu."""
     both = pairs(targets, predictions)
     score = metric.corpus_score([predicted or "" for _, predicted in both], [[target for target, _ in both]])
     return float(score.score), str(metric.get_signature())
@@ -93,23 +94,24 @@ chrf = Chrf()
 
 
 def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str | None]) -> dict[str, float]:
-    """SQuAD's exact match and F1 (Rajpurkar et al. 2016, §6.1): the best over the target's answers, after
-    `normalised`. A question that has no answer (SQuAD 2) has the answer "".
+    """Returns SQuAD's exact match and F1 (Rajpurkar et al. 2016, §6.1): each the best over the target's answers, after
+    `normalised`. An unanswerable question (SQuAD 2) has the answer "".
 
     >>> squad([["the Normans", "Normans"]], ["Norman rulers, the Normans"])
     {'exact_match': 0.0, 'f1': 50.0}
     """
     exact, overlap = [], []
     for answers, predicted in pairs(targets, predictions):
-        got = normalised(predicted or "")
-        wanted = [normalised(answer) for answer in answers] or [""]
-        exact.append(max(float(got == answer) for answer in wanted))
-        overlap.append(max(_overlap(answer.split(), got.split()) for answer in wanted))
+        prediction = normalised(predicted or "")
+        allowed = [normalised(answer) for answer in answers] or [""]
+        exact.append(max(float(prediction == answer) for answer in allowed))
+        overlap.append(max(_overlap(answer.split(), prediction.split()) for answer in allowed))
     return {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(overlap))}
 
 
 def normalised(text: str) -> str:
-    """Lower case without punctuation, articles and surplus white space, as SQuAD's script compares answers.
+    """Returns the text in lower case, without punctuation, articles and extra white space, as SQuAD's script compares
+    answers.
 
     >>> normalised("The  U.S.-led answer!")
     'usled answer'
@@ -119,7 +121,7 @@ def normalised(text: str) -> str:
 
 
 def _overlap(target: Sequence[str], predicted: Sequence[str]) -> float:
-    """F1 of two bags of words; of two empty ones 1."""
+    """Returns the F1 of two bags of words; 1 if both are empty."""
     if not target or not predicted:
         return float(target == predicted)
     same = sum((collections.Counter(target) & collections.Counter(predicted)).values())

@@ -1,6 +1,6 @@
-"""Translations as text, in T5's format: WMT's English with German, French and Romanian, and Multi30k.
+"""Translation as text, in T5's format: WMT's English to German, French and Romanian, and Multi30k.
 
-From TFDS (not Multi30k), or from a directory of parallel lines or JSON lines: --config.data.dir=DIR
+Reads from TFDS (not Multi30k), or from a directory of parallel lines or JSON lines: --config.data.dir=DIR
 (multi30k/train.en.gz and train.de.gz, …; wmt_en_ro/train.json with {"translation": {"en": …, "ro": …}}).
 """
 
@@ -24,7 +24,7 @@ def pair(example: Example) -> Example:
 
 
 def translate(source: str, target: str) -> Callable[[Example], Example]:
-    """From one language to another.
+    """Returns a preprocessor that makes `source` the inputs, after T5's prefix, and `target` the targets.
 
     >>> translate("en", "de")({"en": "Yes.", "de": "Ja."})["inputs"]
     'translate English to German: Yes.'
