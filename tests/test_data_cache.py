@@ -357,7 +357,7 @@ def test_nothing_to_cache(tmp_path):
 
 def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"cannot write the cache .*another --output"):
+    with pytest.raises(ConfigError, match=r"cannot write the cache .*a different --output"):
         make_cache.make(job_of(tmp_path / "file"), report=silent)
 
 

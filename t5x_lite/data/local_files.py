@@ -64,7 +64,8 @@ def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
         train=train.{en,de},test=test.{en,de}   parallel files; each file becomes a field
 
     The suffix of a name, before .gz, decides the format (SUFFIXES). A fraction `max_bad_fraction` of the records may be
-    bad; bad records are left out. Raises ConfigError if it cannot parse `spec`, DataError if the files have no record.
+    bad; bad records are left out. Raises ConfigError if it cannot parse `spec`, DataError if the files have no record
+    or if named files differ in format.
     """
     spec = re.sub(r"(^|=)~(?=/)", lambda begin: begin[1] + str(Path.home()), spec)  # shells do not expand "=~/"
     files = _files(spec)
@@ -185,14 +186,14 @@ def _alike(
     """Returns ({split: path} for the files in this format with these fields, (path, reason) for each other file)."""
     kept, others = {}, []
     for name, path in files.items():
-        own, _ = _format(*matching(path), tolerant=max_bad_fraction > 0)
-        if isinstance(own, Table) and isinstance(form, Table):
-            own = dataclasses.replace(own, quoting=form.quoting)  # `form` was guessed from all files
-        own_fields = tuple(Files({name: path}, own, max_bad_fraction).split(name)[0])
-        if own == form and set(fields) <= set(own_fields):
+        file_form, _ = _format(*matching(path), tolerant=max_bad_fraction > 0)
+        if isinstance(file_form, Table) and isinstance(form, Table):
+            file_form = dataclasses.replace(file_form, quoting=form.quoting)  # `form` was guessed from all files
+        file_fields = tuple(Files({name: path}, file_form, max_bad_fraction).split(name)[0])
+        if file_form == form and set(fields) <= set(file_fields):
             kept[name] = path
         else:
-            others.append((path, f"its format or columns differ from {next(iter(files))}'s ({', '.join(own_fields)})"))
+            others.append((path, f"its format or columns differ from {next(iter(files))}'s ({', '.join(file_fields)})"))
     return kept, others
 
 
@@ -323,13 +324,13 @@ def _conll(path: str) -> tuple[Format, list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """A source that fills templates with the examples of another source. Each example becomes {name: filled template}.
+    """A source that fills templates with the examples of a different source. Each example becomes {name: filled template}.
 
     A template is a text with fields in braces: "{title}: {body}", "{answers[0]}". List items are joined by spaces;
     booleans become "true" and "false". A missing or null field raises DataError with its line.
 
     templates: (name, template) pairs.
-    labels: the allowed "targets", if any; another target raises DataError.
+    labels: the allowed "targets", if any; any other target raises DataError.
     """
 
     source: Files
@@ -344,7 +345,7 @@ class Filled:
         return dataclasses.replace(self, source=self.source.tolerant(max_bad_fraction))
 
     def fingerprint(self, split: str) -> str:
-        """Changes whenever any example changes."""
+        """Returns a text that changes whenever any example changes."""
         return f"{self.source.fingerprint(split)} {self.templates}"
 
 

@@ -91,7 +91,9 @@ def begin(job: Job) -> None:
             require_same(job, read_json(job.directory / "recipe.json"), f"{job.directory} holds a different cache")
         atomic.write(job.directory / "recipe.json", json.dumps(job.recipe, indent=1).encode())
     except OSError as error:
-        raise ConfigError(f"cannot write the cache {job.directory}: {error.strerror}; give another --output") from error
+        raise ConfigError(
+            f"cannot write the cache {job.directory}: {error.strerror}; use a different --output"
+        ) from error
 
 
 def make_shard(job: Job, shard: int) -> dict[str, Any]:

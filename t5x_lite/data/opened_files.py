@@ -21,7 +21,10 @@ OPEN_FILES = 128
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file as it was when opened. name: a path or a URL (gs://…); a name with braces stands for several files."""
+    """A file as it was when opened.
+
+    name: a path or a URL (gs://…). A name with braces stands for several files.
+    """
 
     name: str
     size: int  # bytes

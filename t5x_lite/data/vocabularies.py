@@ -192,11 +192,12 @@ def train_sentencepiece(
 
 
 def _texts(texts: Iterable[str], files: Sequence[Path]) -> Iterable[str]:
+    """Yields the texts and the contents of the files. Raises DataError if a file cannot be read or is not UTF-8."""
     yield from texts
     for path in files:
         try:
             yield Path(path).read_text(encoding="utf-8")
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
+            raise DataError(f"cannot read {path}: {error.strerror}; check the path") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error

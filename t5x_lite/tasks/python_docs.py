@@ -253,7 +253,7 @@ def load(stdlib: Path | None = None, cache: Path | None = None) -> list[Document
     except ValueError:
         _log.warning("%s is corrupted; gathering it again", path)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}. Set T5X_LITE_CACHE to another directory.") from None
+        raise DataError(f"cannot read {path}: {error.strerror}. Set T5X_LITE_CACHE to a different directory.") from None
     _log.info("gathering the documentation of Python's standard library (about 6 s, once)")
     documents = gather(stdlib)
     for document, split in zip(documents, assign_splits([d["text"] for d in documents]), strict=True):
