@@ -324,7 +324,7 @@ def _conll(path: str) -> tuple[Format, list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """A source that fills templates with the examples of a different source. Each example becomes {name: filled template}.
+    """A source that fills templates with the examples of a different source: {name: filled template}.
 
     A template is a text with fields in braces: "{title}: {body}", "{answers[0]}". List items are joined by spaces;
     booleans become "true" and "false". A missing or null field raises DataError with its line.
