@@ -40,7 +40,8 @@ class _OfLines:
                 require_unchanged(handle, version, file)
                 begin, _ = places[len(examples)]  # this change shows in neither the file's time nor its size
                 raise DataError(
-                    f"{file.name}: the record at byte {begin} has changed since the file was indexed; start again"
+                    f"{file.name}: the record at byte {begin} has changed since the file was indexed; "
+                    f"touch {file.name} and start again"
                 ) from None
             require_unchanged(handle, version, file)  # after reading, to catch changes made while reading
             return examples
