@@ -11,7 +11,7 @@ from pathlib import Path
 
 from t5x_lite.data.binary_formats import ArrayRecordRows, ArrowRows, ParquetRows
 from t5x_lite.data.opened_files import braces
-from t5x_lite.data.preprocess import pieces, written
+from t5x_lite.data.preprocess import fill
 from t5x_lite.data.records import PERCENT, Chained, Example, Format, Records, open_records
 from t5x_lite.data.sources import Files, matching
 from t5x_lite.data.text_formats import JsonLines, Paragraphs, ParallelLines, Sentences, Table, TextLines
@@ -354,7 +354,7 @@ class FilledRecords(Sequence[Example]):
 
     def __init__(self, rows: Records | Chained, templates: Mapping[str, str], labels: tuple[str, ...]):
         self._rows, self._labels = rows, labels
-        self._pieces = {name: pieces(template) for name, template in templates.items()}
+        self._templates = dict(templates)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -368,7 +368,7 @@ class FilledRecords(Sequence[Example]):
         return [self._filled(row, place) for row, place in zip(rows, places, strict=True)]
 
     def _filled(self, row: Example, place: int) -> Example:
-        example = {name: self._fill(name, row, place) for name in self._pieces}
+        example = {name: self._fill(name, row, place) for name in self._templates}
         if self._labels and example["targets"].strip() not in self._labels:
             raise DataError(
                 f"{self.where(place)}: label {example['targets']!r} is not one of {', '.join(self._labels)}; correct "
@@ -386,7 +386,7 @@ class FilledRecords(Sequence[Example]):
 
     def _fill(self, name: str, row: Example, place: int) -> str:
         try:
-            return "".join(literal + (written(row, field) if field else "") for literal, field in self._pieces[name])
+            return fill(self._templates[name], row)
         except ValueError as error:
             raise DataError(
                 f"{self.where(place)}: {error}, which {name} needs; the record has {', '.join(map(str, row))[:200]}"

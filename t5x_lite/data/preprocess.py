@@ -96,9 +96,20 @@ def takes_rng(function: Callable) -> bool:
 # ---------------------------------------------------------------------------------------------------- templates
 
 
+def fill(template: str, record: Example) -> str:
+    """Returns the template with the record's fields in their places.
+
+    Raises ValueError if the record lacks a field.
+
+    >>> fill("{title}: {body}!", {"title": "t", "body": 1})
+    't: 1!'
+    """
+    return "".join(literal + (written(record, field) if field else "") for literal, field in pieces(template))
+
+
 def _filled(name: str, template: str, example: Example) -> str:
     try:
-        return "".join(literal + (written(example, field) if field else "") for literal, field in pieces(template))
+        return fill(template, example)
     except ValueError as error:
         raise DataError(
             f"the template {name}={template!r}: {error}; the example has {', '.join(sorted(map(str, example)))}"
