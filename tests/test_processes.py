@@ -303,8 +303,10 @@ def test_only_what_speaks_of_other_processes_is_a_lost_one(monkeypatch):
         ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", 70),
     ):
         assert getattr(processes._named(jax.errors.JaxRuntimeError(text)), "exit_code", None) == code, text
-    bug = jax.errors.JaxRuntimeError("INTERNAL: CpuCallback error: ZeroDivisionError")
-    assert processes._named(bug) is bug
+    lost = ValueError("UNKNOWN: Gloo all-gather failed: Connection reset by peer")  # as gather and put_batch raise it
+    assert getattr(processes._named(lost), "exit_code", None) == 75
+    for bug in (jax.errors.JaxRuntimeError("INTERNAL: CpuCallback error: ZeroDivisionError"), ValueError("Connection")):
+        assert processes._named(bug) is bug
 
 
 @pytest.mark.slow

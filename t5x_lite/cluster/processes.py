@@ -38,6 +38,8 @@ START_S = 300  # for all processes to have come
 # In what the runtime says when another process is gone: its status codes, libraries and words for it.
 OF_OTHERS = re.compile("UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|Gloo|NCCL|[Cc]onnection|[Hh]eartbeat")
 
+OF_COLLECTIVES = re.compile("Gloo|NCCL")  # outside of a compiled step their failures are plain ValueErrors
+
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
@@ -50,7 +52,7 @@ def joined() -> Iterator[None]:
             _join()
         yield
     except BaseException as error:
-        named = _named(error) if isinstance(error, jax.errors.JaxRuntimeError) else error
+        named = _named(error)
         if jax.distributed.is_initialized():
             atexit.register(_leave, getattr(named, "exit_code", INTERNAL))  # before jax's own, which waits for all
         raise named from error.__cause__ if named is error else error
@@ -152,6 +154,8 @@ def _ABORTED(number: int) -> None:
 
 def _named(error: BaseException) -> BaseException:
     """What the runtime says of memory and of lost peers, as something to act on; else the error itself."""
+    if not isinstance(error, jax.errors.JaxRuntimeError) and not OF_COLLECTIVES.search(str(error)):
+        return error
     if "RESOURCE_EXHAUSTED" in str(error):
         return OutOfMemoryError(
             f"out of memory: {first_line(error)}. Raise train.microbatches, set model.remat=full, or split the "
