@@ -3,6 +3,8 @@
 import gzip
 import json
 
+import pyarrow
+import pyarrow.ipc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -364,6 +366,69 @@ def test_a_file_of_one_record_is_read(tmp_path):
         assert find(write(tmp_path / f"{n}.jsonl", f'{{"text": "number {n}"}}\n')).fields == ("text",)
     with pytest.raises(DataError, match="is empty"):
         find(write(tmp_path / "empty.jsonl", ""))
+
+
+def test_a_target_that_is_missing_is_no_label(tmp_path):
+    path = write(tmp_path / "a.csv", reviews() + 'No 400,"good, 400",\n')
+    with pytest.raises(DataError, match=r"a.csv:402: targets is empty"):
+        discover(path, inputs="{title}", targets="{label}")
+    assert discover(path, inputs="{title}", targets="{label}", max_bad_fraction=0.01).task.labels == ("bad", "good")
+    blank = write(tmp_path / "b.csv", "a,b\nx,y\n ,z\n")
+    source = discover(f"train={blank}", inputs="{a}", targets="{b}").task.source
+    with pytest.raises(DataError, match=r"b.csv:3: inputs is empty"):
+        source.split("train").read_many([0, 1])
+    rows = [{"s": f"text {i}", "label": label} for i, label in enumerate([0, 1] * 20)]
+    for split, label in (("train", None), ("test", -1), ("validation", None)):
+        lines = [json.dumps(row if label is None else row | {"label": label}) + "\n" for row in rows]
+        write(tmp_path / "glue" / f"{split}.jsonl", "".join(lines))
+    made = discover(str(tmp_path / "glue"), inputs="{s}", targets="{label}")
+    assert made.task.labels == ("0", "1") and set(made.task.source.source.files) == {"train", "validation"}
+    assert any("test is left out: it has no labels" in note for note in made.notes)
+
+
+def arrow(path, rows: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.table({"text": [f"text {i}" for i in range(rows)]})
+    with pyarrow.OSFile(str(path), "wb") as out, pyarrow.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+
+
+def test_only_the_shards_of_the_last_save_to_disk_count(tmp_path):
+    """`save_to_disk` removes nothing that an earlier one left there."""
+    names = [f"data-{n:05d}-of-00002.arrow" for n in range(2)]
+    for name in ("data-00000-of-00001.arrow", *names):
+        arrow(tmp_path / name, 30)
+    state = {"_data_files": [{"filename": name} for name in names]}
+    write(tmp_path / "state.json", json.dumps(state))
+    source = discover(str(tmp_path), text="{text}").task.source
+    assert sum(len(source.split(split)) for split in records.PERCENT) == 60
+    (tmp_path / names[1]).rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"00001-of-00002.arrow is missing, which state.json names"):
+        discover(str(tmp_path), text="{text}")
+    for content, message in (({"_indices_data_files": [1]} | state, "flatten_indices"), ([], "cannot be read")):
+        write(tmp_path / "state.json", json.dumps(content))
+        with pytest.raises(ConfigError, match=message):
+            discover(str(tmp_path), text="{text}")
+
+
+def test_the_shards_of_a_split_are_one_split(tmp_path):
+    for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "validation-00000-of-00001.jsonl"):
+        write(tmp_path / name, '{"text": "a"}\n{"text": "b"}\n')
+    source = discover(str(tmp_path)).task.source
+    assert [len(source.split(split)) for split in ("train", "validation")] == [4, 2]
+    (tmp_path / "train-00001-of-00002.jsonl").unlink()
+    assert len(discover(str(tmp_path)).task.source.split("validation")) == 2  # one file is a file of that name
+
+
+@pytest.mark.parametrize("separator", ["\t", " "])
+@pytest.mark.parametrize("above", ["", "-DOCSTART-\n\n", "# sent_id = 1\n", "#\thttp://x.org [2009-10-17]\n"])
+@pytest.mark.parametrize("behind", ["", " "])
+def test_conll_files_as_they_are_published(tmp_path, separator, above, behind):
+    if separator == "\t" and behind:
+        pytest.skip("there a space belongs to the tag")
+    text = above + "".join(f"{word}{separator}{tag}{behind}\n" for word, tag in (("#", "O"), ("Ada", "B-PER")))
+    (row,) = find(f"train={write(tmp_path / 'a.conll', text)}").source.split("train")
+    assert row == {"tokens": "# Ada", "tags": "O B-PER"}
 
 
 def test_splits_of_save_to_disk_are_those_of_its_directories(tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from t5x_lite.errors import DataError
 from t5x_lite.tasks import metrics, text_metrics
+from t5x_lite.tasks.span_metrics import spans
 
 
 def test_accuracy_and_exact_match():
@@ -50,6 +51,25 @@ def test_rouge_worked_example():
     assert out["rouge2"] == pytest.approx(100 * 2 / 3)
     assert out["rougeLsum"] == pytest.approx(80.0)
     assert text_metrics.rouge(["the cat"], [None])["rouge1"] == 0.0
+
+
+@pytest.mark.parametrize("text", ["今天天气很好", "Привет, как дела", "पूर्व प्रधानमन्त्री", "καλημέρα 5", "こんにちは"])
+def test_rouge_of_a_text_with_itself_is_100_in_any_script(text):
+    assert set(text_metrics.rouge([text], [text]).values()) <= {100.0, 0.0}  # 0: no pairs of words in one word
+    assert text_metrics.rouge([text], [text])["rouge1"] == 100
+    assert text_metrics.rouge([text], ["5 words"])["rouge1"] < 70
+
+
+@pytest.mark.parametrize("scheme", ["BIO", "BIOES", "BILOU", "IO"])
+def test_entities_are_the_same_in_every_scheme(scheme):
+    entities, length = [("PER", 0, 3), ("LOC", 4, 5), ("PER", 5, 7)], 8
+    tags = ["O"] * length
+    for kind, begin, end in entities:
+        marks = ["I"] * (end - begin) if scheme == "IO" else ["B", *"I" * (end - begin - 1)]
+        if scheme in ("BIOES", "BILOU"):
+            marks[-1] = "EL"[scheme == "BILOU"] if end - begin > 1 else "SU"[scheme == "BILOU"]
+        tags[begin:end] = [f"{mark}-{kind}" for mark in marks]
+    assert spans(tags) == entities
 
 
 LABELS = st.sampled_from(["a", "b", "c"])

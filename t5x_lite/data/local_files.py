@@ -5,18 +5,27 @@ each guess in words, because nobody notices a wrong guess that nobody sees.
 import csv
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from t5x_lite.data.binary_formats import ArrayRecordRows, ArrowRows, ParquetRows
 from t5x_lite.data.opened_files import braces
-from t5x_lite.data.preprocess import fill
-from t5x_lite.data.records import PERCENT, Chained, Example, Format, Records, open_records
+from t5x_lite.data.records import PERCENT, Format, open_records
 from t5x_lite.data.sources import Files, matching
-from t5x_lite.data.text_formats import JsonLines, Paragraphs, ParallelLines, Sentences, Table, TextLines
+from t5x_lite.data.text_formats import (
+    JsonLines,
+    Paragraphs,
+    ParallelLines,
+    Sentences,
+    Table,
+    TextLines,
+    cells_of,
+    is_comment,
+)
 from t5x_lite.data.text_lines import MAX_RECORD_BYTES, lines_of
-from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.errors import ConfigError, DataError, one_line
 from t5x_lite.lookup import suggest
 
 SAMPLED_LINES = 1000  # from which a file's header and kind are guessed
@@ -121,7 +130,7 @@ def _arrow_splits(directory: Path) -> dict[str, str]:
     """Returns {split: pattern} for the files that `save_to_disk` writes: data-*.arrow, either in the directory itself
     or in one directory for each split. (Ignores the cache-*.arrow files beside them, which belong to `datasets`.)
 
-    Raises ConfigError if two directories match one split.
+    Raises ConfigError if two directories match one split, or if files are missing.
     """
     splits: dict[str, str] = {}
     for folder in sorted({path.parent for path in directory.rglob("data-*.arrow")}):
@@ -133,8 +142,43 @@ def _arrow_splits(directory: Path) -> dict[str, str]:
                 f"data.files={str(directory)!r}: which is {split}, {splits[split]} or {folder}? "
                 "Use train=DIRECTORY,validation=DIRECTORY"
             )
-        splits[split] = str(folder / "data-*.arrow")
+        splits[split] = str(folder / _saved_shards(folder))
     return splits
+
+
+def _saved_shards(folder: Path) -> str:
+    """Returns the pattern of the files that belong to a saved data set: `save_to_disk` into a used directory leaves the
+    shards of the earlier one there, and only state.json tells which ones count.
+
+    Raises ConfigError if state.json names a file that is missing, or rows chosen by an index.
+    """
+    state = folder / "state.json"
+    try:
+        content = json.loads(state.read_bytes()) if state.exists() else {}
+        names = sorted(file["filename"] for file in content.get("_data_files") or ())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"data.files: {state} cannot be read ({one_line(error)}); save the data set again") from None
+    if content.get("_indices_data_files"):
+        raise ConfigError(
+            f"data.files: {state} has rows chosen by an index, which is not read; save it again after "
+            "dataset.flatten_indices()"
+        )
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise ConfigError(f"data.files: {folder / missing[0]} is missing, which {state.name} names; save it again")
+    pattern = shards_pattern(names)
+    return pattern or "data-*.arrow"
+
+
+def shards_pattern(names: Sequence[str]) -> str:
+    """Returns the pattern that stands for exactly the shards of one file, given all of their names; "" otherwise.
+
+    >>> shards_pattern(["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"])
+    'train-*-of-00002.parquet'
+    """
+    parts = [re.fullmatch(r"(.*-)\d+(-of-(\d+)\..*)", name) for name in names]
+    patterns = {f"{part[1]}*{part[2]}" for part in parts if part}
+    is_whole = all(parts) and len(patterns) == 1 and len(names) == int(parts[0][3])  # type: ignore[index]
+    return patterns.pop() if is_whole else ""
 
 
 def _of_directory(directory: Path) -> dict[str, str] | str:
@@ -151,12 +195,14 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
     for split in SPLIT_NAMES:
         paths = [p for p in files if _split_of(p.name.split(".")[0]) == split]
         paths = paths or [p for p in files if split in map(_split_of, re.split(r"[._-]", p.name))]
-        if len(paths) > 1:
+        if shards := shards_pattern([p.name for p in paths]):
+            splits[split] = str(directory / shards)
+        elif len(paths) > 1:
             names = ", ".join(p.name for p in paths)
             raise ConfigError(
                 f"{where}: which is {split}, {names}? Use train={directory}/FILE,validation={directory}/FILE"
             )
-        if paths:
+        elif paths:
             splits[split] = str(paths[0])
     if "train" not in splits:
         names = ", ".join(p.name for p in files[:8]) or "none has a known suffix"
@@ -313,81 +359,7 @@ def _is_number(text: str) -> bool:
 
 
 def _conll(path: str) -> tuple[Format, list[str]]:
-    lines = [line for line in _sample(path) if line.strip(" \t")]
-    count = len(re.split(r"\t" if lines and "\t" in lines[0] else " ", lines[0])) if lines else 2
+    lines = [line for line in _sample(path) if line.strip(" \t") and not is_comment(line)]
+    count = len(cells_of(lines[0])) if lines else 2
     columns = ("tokens", *(f"column_{n + 2}" for n in range(count - 2)), "tags")[-max(count, 1) :]
     return Sentences(columns), [f"sentences with the CoNLL columns {', '.join(columns)}"]
-
-
-# ----------------------------------------------------------------------------------------------------------- templates
-
-
-@dataclasses.dataclass(frozen=True)
-class Filled:
-    """A source that fills templates with the examples of a different source: {name: filled template}.
-
-    A template is a text with fields in braces: "{title}: {body}", "{answers[0]}". List items are joined by spaces;
-    booleans become "true" and "false". A missing or null field raises DataError with its line.
-
-    templates: (name, template) pairs.
-    labels: the allowed "targets", if any; any other target raises DataError.
-    """
-
-    source: Files
-    templates: tuple[tuple[str, str], ...]
-    labels: tuple[str, ...] = ()
-
-    def split(self, name: str) -> "FilledRecords":
-        return FilledRecords(self.source.split(name), dict(self.templates), self.labels)
-
-    def tolerant(self, max_bad_fraction: float) -> "Filled":
-        """Returns the same source, which skips bad records up to that fraction of all records."""
-        return dataclasses.replace(self, source=self.source.tolerant(max_bad_fraction))
-
-    def fingerprint(self, split: str) -> str:
-        """Returns a text that changes whenever any example changes."""
-        return f"{self.source.fingerprint(split)} {self.templates}"
-
-
-class FilledRecords(Sequence[Example]):
-    """The filled templates of one split's records."""
-
-    def __init__(self, rows: Records | Chained, templates: Mapping[str, str], labels: tuple[str, ...]):
-        self._rows, self._labels = rows, labels
-        self._templates = dict(templates)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, place: int) -> Example:  # type: ignore[override]  (nobody slices)
-        return self._filled(self._rows[place], place)
-
-    def read_many(self, places: Sequence[int]) -> list[Example]:
-        """Returns several examples at once, faster than one by one."""
-        rows = self._rows.read_many(places)
-        return [self._filled(row, place) for row, place in zip(rows, places, strict=True)]
-
-    def _filled(self, row: Example, place: int) -> Example:
-        example = {name: self._fill(name, row, place) for name in self._templates}
-        if self._labels and example["targets"].strip() not in self._labels:
-            raise DataError(
-                f"{self.where(place)}: label {example['targets']!r} is not one of {', '.join(self._labels)}; correct "
-                "the label, or add it to data.labels"
-            )
-        return example
-
-    def text(self, name: str, place: int) -> str:
-        """Returns one field of an example."""
-        return self._fill(name, self._rows[place], place)
-
-    def where(self, place: int) -> str:
-        """Returns the file and line of an example, for messages."""
-        return self._rows.where(place)
-
-    def _fill(self, name: str, row: Example, place: int) -> str:
-        try:
-            return fill(self._templates[name], row)
-        except ValueError as error:
-            raise DataError(
-                f"{self.where(place)}: {error}, which {name} needs; the record has {', '.join(map(str, row))[:200]}"
-            ) from None

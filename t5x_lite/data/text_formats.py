@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ class Sentences(_OfLines):
     """Reads CoNLL's columns: each line holds a token and its tags, and a blank line ends a sentence.
 
     An example has a text for each column: the tokens, or the tags, joined by spaces. A line splits at tabs, or at
-    spaces if it has no tab. Lines that begin with -DOCSTART- are left out.
+    spaces if it has no tab. Comments ("# sent_id = 1") and lines that begin with -DOCSTART- are left out.
     """
 
     columns: tuple[str, ...] = ("tokens", "tags")
@@ -255,9 +256,9 @@ class Sentences(_OfLines):
     def _row(self, lines: Sequence[tuple[str, str]]) -> Example:
         rows = []
         for where, line in lines:
-            if line.startswith("-DOCSTART-"):
+            if is_comment(line):
                 continue
-            cells = line.split("\t") if "\t" in line else line.split(" ")
+            cells = cells_of(line)
             if len(cells) != len(self.columns) or not all(cells):
                 raise DataError(
                     f"{where}: {len(cells)} columns, {line[:60]!r}; every line must have {len(self.columns)} "
@@ -265,6 +266,20 @@ class Sentences(_OfLines):
                 )
             rows.append(cells)
         return {name: " ".join(cells) for name, cells in zip(self.columns, zip(*rows, strict=True), strict=False)}
+
+
+def is_comment(line: str) -> bool:
+    """Returns whether a line of a CoNLL file is no token but tells about the sentence or document below it.
+
+    >>> is_comment("# sent_id = 1"), is_comment("-DOCSTART- O"), is_comment("# O")
+    (True, True, False)
+    """
+    return re.match(r"-DOCSTART-|# ?\S+ = |#\t\S+://", line) is not None  # CoNLL 2003, CoNLL-U, GermEval
+
+
+def cells_of(line: str) -> list[str]:
+    """Returns the cells of a CoNLL line, without the spaces that some files have at the end of lines."""
+    return line.split("\t") if "\t" in line else line.rstrip(" ").split(" ")
 
 
 @dataclasses.dataclass(frozen=True)

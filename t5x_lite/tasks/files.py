@@ -14,11 +14,12 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from t5x_lite.data import registry
-from t5x_lite.data.local_files import SPLIT_NAMES, Filled, Found, find
+from t5x_lite.data.filled import Filled
+from t5x_lite.data.local_files import SPLIT_NAMES, Found, find
 from t5x_lite.data.preprocess import pieces, root
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Files
@@ -30,7 +31,7 @@ from t5x_lite.lookup import suggest
 from t5x_lite.tasks.metrics import accuracy, exact_match, macro_f1, pearson, spearman
 from t5x_lite.tasks.text_metrics import rouge
 
-VERSION = 2  # of the cached statistics of targets; raise it when `_looked_at` changes
+VERSION = 3  # of the cached statistics of targets; raise it when `_looked_at` changes
 # Targets are labels if they are few, short and repeated; else numbers; else free text.
 MOST_LABELS = 256
 MOST_NUMBERED = 64  # labels that are all numbers; more are numbers to predict
@@ -97,6 +98,12 @@ def discover(
     guess = find(files, max_bad_fraction)
     templates = _templates(guess, files, {"inputs": inputs, "targets": targets, "text": text})
     source = Filled(guess.source, tuple(templates.items()))
+    unlabelled = [split for split in guess.splits if split == "test" and source.split(split).is_unlabelled()]
+    if unlabelled and isinstance(guess.source.files, Mapping):
+        labelled = {split: path for split, path in guess.source.files.items() if split not in unlabelled}
+        notes = (*guess.notes, "test is left out: it has no labels (all are empty or -1)")
+        guess = Found(dataclasses.replace(guess.source, files=labelled), tuple(labelled), guess.fields, notes)
+        source = dataclasses.replace(source, source=guess.source)
     for split in guess.splits:
         if not max_bad_fraction and (rows := source.split(split)):
             _ = rows[0]  # if a whole split lacks a field, fail now and not at its evaluation

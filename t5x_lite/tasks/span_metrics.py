@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from t5x_lite.tasks.metrics import pairs
 
 NONE = "none"  # the text of a sentence without entities
+CONTINUES, ENDS = ("I", "E", "L"), ("E", "L", "S", "U")  # marks of tags: End or Last, Single or Unit
 
 
 def span_f1(
@@ -35,21 +36,23 @@ def span_f1(
 
 
 def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Returns (kind, begin, end) of each entity in BIO tags. As in CoNLL's script, an I- that continues no entity
-    begins one.
+    """Returns (kind, begin, end) of each entity, in the schemes BIO, IOB1, IO, BIOES and BILOU. As in CoNLL's script,
+    an I- that continues no entity begins one.
 
     >>> spans(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"])
     [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5)]
+    >>> spans(["B-PER", "I-PER", "E-PER", "S-LOC"]), spans(["B-PER", "L-PER", "U-LOC"])
+    ([('PER', 0, 3), ('LOC', 3, 4)], [('PER', 0, 2), ('LOC', 2, 3)])
     """
     entities: list[tuple[str, int, int]] = []
-    before = "O"
+    open_kind = None  # of the entity that the next tag may continue
     for place, tag in enumerate(tags):
         mark, _, kind = tag.partition("-")
-        if mark == "I" and before != "O" and before.partition("-")[2] == kind:
+        if mark in CONTINUES and open_kind == kind:
             entities[-1] = (kind, entities[-1][1], place + 1)
         elif mark != "O":
             entities.append((kind, place, place + 1))
-        before = tag
+        open_kind = None if mark == "O" or mark in ENDS else kind
     return entities
 
 

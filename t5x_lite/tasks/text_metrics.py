@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,11 +17,15 @@ import numpy as np
 from t5x_lite.tasks.metrics import pairs
 
 ROUGE = ("rouge1", "rouge2", "rougeLsum")
+FIRST_OTHER = 0x370  # Greek: the code points below are Latin, with its accents and modifiers
+CHARACTERS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Chinese characters
 
 
 def rouge(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
     """Returns ROUGE-1, -2 and -Lsum F1 (Lin 2004): means over the examples, without stemming, sentences split at " . ".
 
+    Words are runs of a-z and 0-9, as in the reference code; a target in a script other than Latin is split into words
+    of any script, and Chinese and Japanese into characters.
     (T5 reports the median of a bootstrap, which equals this mean up to noise.)
     """
     scores = np.array([_rouge(target, predicted or "") for target, predicted in pairs(targets, predictions)])
@@ -32,15 +37,33 @@ def _rouge(target: str, predicted: str) -> tuple[float, ...]:
     def sentences(text: str) -> str:
         return text.replace(" . ", " .\n")
 
-    scores = _rouge_scorer().score(sentences(target), sentences(predicted))
+    scores = _rouge_scorer(is_latin(target)).score(sentences(target), sentences(predicted))
     return tuple(scores[kind].fmeasure for kind in ROUGE)
 
 
 @functools.cache
-def _rouge_scorer():
+def _rouge_scorer(latin: bool):
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(ROUGE), use_stemmer=False)
+    return RougeScorer(list(ROUGE), use_stemmer=False, tokenizer=None if latin else AnyScript())
+
+
+def is_latin(text: str) -> bool:
+    """Returns whether all letters of a text are Latin.
+
+    >>> is_latin("déjà 5"), is_latin("5 из")
+    (True, False)
+    """
+    return all(ord(letter) < FIRST_OTHER or not letter.isalpha() for letter in text)
+
+
+class AnyScript:
+    """Splits text into the words of any script, for rouge_score. Marks, as in Hindi, belong to their words; Chinese and
+    Japanese characters are words of their own, because nothing separates words there."""
+
+    def tokenize(self, text: str) -> list[str]:
+        words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text.lower())
+        return re.sub(f"([{CHARACTERS}])", r" \1 ", words).split()
 
 
 @dataclasses.dataclass(frozen=True)
