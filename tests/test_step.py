@@ -56,7 +56,7 @@ def test_microbatches_move_no_rows_between_devices():
     parts = split({"x": np.arange(32)})["x"]
     assert sorted(np.asarray(parts).ravel()) == list(range(32))
     assert parts.shape == (2, 16)
-    with pytest.raises(ConfigError, match="32 rows does not divide into microbatches=5; use a divisor of 32"):
+    with pytest.raises(ConfigError, match="32 rows is not divisible by microbatches=5; use a divisor of 32"):
         step.split_rows({"x": jnp.zeros(32)}, 5, layout)
 
 

@@ -1,6 +1,6 @@
-"""What a run does about a bad step: one whose loss or gradient is not finite, or whose loss is a spike.
+"""Decides how a run reacts to a bad step: its loss or gradient is not finite, or its loss is a spike.
 
-The step itself never applies a bad update (step.py); here the run decides whether it goes on.
+The step itself never applies a bad update (step.py). Here the run decides whether to stop, continue or roll back.
 """
 
 import dataclasses
@@ -13,8 +13,11 @@ from t5x_lite.errors import DivergedError
 
 @dataclasses.dataclass(frozen=True)
 class BeginAt:
-    """Where the loop begins: at the checkpoint of `step` (0: at the initial state), past the next `skip_batches`
-    batches of the data."""
+    """Where the training loop begins.
+
+    step: the checkpoint to restore; 0: the initial state.
+    skip_batches: number of batches to skip after the checkpoint's data position.
+    """
 
     step: int
     skip_batches: int = 0
@@ -22,31 +25,35 @@ class BeginAt:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What becomes of a step. problem: why its update was skipped, "" for a good step; begin: where a rollback leads,
-    else None."""
+    """The decision about one step.
+
+    problem: why the step's update was skipped; "" for a good step.
+    begin: where the loop begins again after a rollback; None without a rollback.
+    """
 
     problem: str = ""
     begin: BeginAt | None = None
 
 
 class FaultPolicy:
-    """Judges steps in their order.
+    """Judges the steps of a run, one after the other.
 
-    on_nonfinite: for a loss or gradient that is not finite, "stop" the run, "skip" the update, or "rollback" to the
-        newest checkpoint and skip past the batches that led to it. A spike always skips its update.
-    max_nonfinite: bad steps in a row, or rollbacks, after which the run stops in any case.
+    on_nonfinite: the reaction to a loss or gradient that is not finite: "stop" the run, "skip" the update, or
+        "rollback" to the newest checkpoint and skip the batches since then. For a spike, the update is always skipped.
+    max_nonfinite: the run stops after more than this many bad steps in a row, or more than this many rollbacks.
     """
 
     def __init__(self, on_nonfinite: str, max_nonfinite: int):
         self._on_nonfinite, self._max_nonfinite = on_nonfinite, max_nonfinite
-        self._skipped = 0  # updates in a row
+        self._skipped = 0  # bad steps in a row
         self._rollbacks = 0
 
     def judge(self, step: int, metrics: Mapping[str, Any], begun: BeginAt, saved_steps: Sequence[int]) -> Verdict:
-        """The verdict on one step. Raises DivergedError where the run has to stop.
+        """Returns the verdict on one step. Raises DivergedError if the run has to stop.
 
-        metrics: of that step (step_metrics.py), on the host. begun: where the loop began. saved_steps: the checkpoints
-        there are.
+        metrics: the step's metrics (step_metrics.py), on the host.
+        begun: where the loop began.
+        saved_steps: the steps of the existing checkpoints.
         """
         is_spike = metrics["is_finite"] and metrics.get("is_spike")
         if metrics["is_finite"] and not is_spike:
@@ -58,9 +65,9 @@ class FaultPolicy:
         if policy == "stop" or self._skipped > self._max_nonfinite:
             raise DivergedError(problem)
         if policy == "skip":
-            return Verdict(f"{problem}. Its update is skipped")
+            return Verdict(f"{problem}. Skipping its update")
         if self._rollbacks == self._max_nonfinite:
-            raise DivergedError(f"{problem}. After {self._rollbacks} rollbacks the run stops")
+            raise DivergedError(f"{problem}. Stopping after {self._rollbacks} rollbacks (train.max_nonfinite)")
         self._rollbacks, self._skipped = self._rollbacks + 1, 0
         newest = max(saved_steps, default=0)
         already_skipped = begun.skip_batches if newest == begun.step else 0
@@ -71,8 +78,9 @@ def _problem(step: int, metrics: Mapping[str, Any], saved_steps: Sequence[int]) 
     shown = {k: round(float(v), 6) for k, v in metrics.items() if k in ("loss", "grad_norm", "learning_rate")}
     newest = f"the newest checkpoint is step {max(saved_steps)}" if saved_steps else "there is no checkpoint yet"
     if metrics["is_finite"]:
-        return f"step {step} is a spike (train.spike_sigmas): {json.dumps(shown)}; {newest}"
+        return f"the loss at step {step} is a spike (train.spike_sigmas): {json.dumps(shown)}; {newest}"
     return (
-        f"step {step} is not finite: {json.dumps(shown)}. Nothing was saved after it; {newest}. "
-        "Lower optimizer.learning_rate, lengthen schedule.warmup_steps, or set optimizer.clip_norm"
+        f"the loss or gradient at step {step} is not finite: {json.dumps(shown)}. "
+        f"Nothing was saved after it; {newest}. "
+        "Lower optimizer.learning_rate, raise schedule.warmup_steps, or set optimizer.clip_norm"
     )

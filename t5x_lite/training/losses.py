@@ -1,7 +1,7 @@
-"""From logits and targets to (sum, weight), head by head; divided once, by the weights of the whole batch.
+"""Losses: each head's outputs and targets become (sum, weight), divided once by the weight of the whole batch.
 
-Everything is float32. A loss is never a mean here: sums add over microbatches, devices and steps, so the
-gradient does not depend on how a batch was cut.
+Everything is float32. A loss here is a sum, not a mean: sums add over microbatches, devices and steps, so the gradient
+does not depend on how a batch is divided.
 """
 
 import functools
@@ -18,19 +18,19 @@ from t5x_lite.errors import DataError
 from t5x_lite.heads import WITH_LOSS, Head
 from t5x_lite.lookup import lookup
 
-EXCLUDED = -1e10  # logit of what is no candidate for a target
-AUXILIARY = "auxiliary"  # the output of a model with losses of its own, {name: (sum, weight)}
+EXCLUDED = -1e10  # logit of a position that is not a candidate for the target
+AUXILIARY = "auxiliary"  # the model output that holds the model's own losses, {name: (sum, weight)}
 
 
 @struct.dataclass
 class LossSum:
-    """A loss over a batch, of one head or an auxiliary one, as sums that add.
+    """The loss of one head, or one auxiliary loss, over a batch, as sums that add over batches.
 
     sum: Σ weight · loss, in nats (squared error for regression).
     weight: Σ weight.
-    correct: Σ weight where no logit is larger than the target's (of several labels, where all are right); None for a
-        number, which is never predicted exactly.
-    task_sum, task_weight: sum and weight of each task [tasks], where the batch says which token is whose.
+    correct: Σ weight of the targets whose logit no other exceeds (multi-label: of the examples whose labels are all
+        right); None for regression, as a number is never predicted exactly.
+    task_sum, task_weight: sum and weight of each task [tasks]; None if the batch has no task ids.
     """
 
     sum: jax.Array
@@ -41,7 +41,10 @@ class LossSum:
 
 
 def loss_weights(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """head -> Σ weight, for each head the batch has targets for; what the sums of all microbatches are divided by."""
+    """Returns {head: Σ weight} for each head that the batch has weights for.
+
+    The loss sums of all microbatches are divided by these weights. batch: arrays [B, …].
+    """
     return {name: batch[head.weights].sum() for name, head in WITH_LOSS.items() if head.weights in batch}
 
 
@@ -52,13 +55,20 @@ def loss_sums(
     label_smoothing: float = 0.0,
     tasks: int = 0,
 ) -> dict[str, LossSum]:
-    """The loss of each head in the model's outputs, by the function of LOSSES that the head names (heads.py); and the
-    model's own, from its output "auxiliary": {name: (Σ weight · loss, Σ weight)}, of a router or a regularizer.
+    """Returns the loss of each head in the model's outputs, and the model's auxiliary losses, {name: LossSum}.
 
-    tasks: how many tasks the batch's task ids tell apart; 0 where it has none.
+    A head names its loss function, a key of LOSSES (heads.py). If the logits' matrix product is ever fused with the
+    loss, chunk by chunk, a model may return hidden states and the embedding table instead of logits, and only
+    `token_losses` has to change.
 
-    A later fusion of the logits' matrix product with the loss, chunk by chunk, belongs here: a model may then
-    return hidden states with their table in place of logits, and `token_losses` is the one place to meet them.
+    Args:
+      outputs: the model's output for each head; the output "auxiliary" is {name: (Σ weight · loss, Σ weight)}, for
+        example the losses of a router or a regularizer.
+      batch: arrays [B, …]; the targets and weights of each head.
+      tasks: number of tasks that the batch's task ids distinguish; 0 if the batch has no task ids.
+    Raises:
+      DataError: the batch lacks a head's targets or weights.
+      ConfigError: an output that has no loss.
     """
     sums = {}
     for name, predicted in outputs.items():
@@ -80,7 +90,10 @@ def loss_sums(
 
 
 def _by_task(head: Head, losses: jax.Array, weights: jax.Array, batch: Mapping[str, jax.Array], tasks: int):
-    """(Σ weight · loss, Σ weight) of each task [tasks]. One fused pass: a sum over targets per task, no scatter."""
+    """Returns (Σ weight · loss, Σ weight) of each task, both [tasks].
+
+    losses, weights: [B, T], T targets a row. One fused pass sums over the targets of each task, without a scatter.
+    """
     task_ids = batch["encoder_task_ids" if head.reads else "decoder_task_ids"]
     if head.positions:
         task_ids = jnp.take_along_axis(task_ids, batch[head.positions], axis=1)
@@ -89,9 +102,9 @@ def _by_task(head: Head, losses: jax.Array, weights: jax.Array, batch: Mapping[s
 
 
 def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) -> jax.Array:
-    """Σ over losses of sum / weight; a loss whose weight is 0 has nothing to learn from and adds 0.
+    """Returns the sum of sum / weight over all losses, a float32 scalar; a loss of weight 0 adds 0.
 
-    weights: of the whole batch, by loss.
+    weights: the weight of each loss over the whole batch.
     """
     total = jnp.zeros((), jnp.float32)
     for name, loss in sums.items():
@@ -103,17 +116,18 @@ def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) ->
 def token_losses(
     logits: jax.Array, targets: jax.Array, z_loss: float = 0.0, label_smoothing: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy of each target under softmax(logits), and whether no logit is larger than the target's.
+    """Returns the cross entropy of each target under softmax(logits), and whether no logit exceeds the target's.
 
-    With p = softmax(logits), log Z = logsumexp(logits), and q = 1−s on the target, s/(V−1) on the others:
+    With p = softmax(logits), log Z = logsumexp(logits), s the label smoothing, and q = 1−s for the target, s/(V−1) for
+    the other classes:
 
         loss = −Σ_v q_v log p_v + Σ_v q_v log q_v + z_loss · (log Z)²
 
     so that a perfect prediction of q costs 0 (t5x/losses.py; the z-loss of Mesh TensorFlow).
-    The backward pass keeps e = exp(logits − maximum), in the logits' dtype and place, and forms
-    (1 + 2·z_loss·log Z)·e/Σe − q in one pass: a [..., V] buffer less than automatic differentiation. Logits split over
-    the vocabulary stay where they are: only one number per target is summed over devices. (Correct is a comparison
-    with the maximum because an argmax, on a CPU, would take longer than all the rest.)
+    The forward pass keeps e = exp(logits − maximum), in the logits' dtype and sharding, and the backward pass computes
+    (1 + 2·z_loss·log Z)·e/Σe − q in one pass: one [..., V] buffer less than automatic differentiation. Logits sharded
+    over the vocabulary are not moved: devices exchange only one number per target. (`correct` compares the target's
+    logit with the maximum, because an argmax on a CPU would take longer than everything else.)
 
     Args:
       logits: [..., V].
@@ -121,7 +135,7 @@ def token_losses(
     Returns:
       loss [...] in nats and correct [...] (1 or 0), float32.
     """
-    # Flat, as the product that made the logits is (Embedding.attend): XLA copies none of them then.
+    # The product that made the logits is flat too (Embedding.attend), so XLA does not copy them.
     losses, correct = _token_losses(  # pyright: ignore[reportGeneralTypeIssues]  (a custom_vjp)
         logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), z_loss, label_smoothing
     )
@@ -129,8 +143,16 @@ def token_losses(
 
 
 def label_losses(logits_BEC: jax.Array, targets_BY: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The mean over classes of the cross entropy of having each or not, [B, E], and whether all are right (above 0 the
-    model says yes). The mean is that of transformers' multi_label_classification."""
+    """Returns each example's mean binary cross entropy over classes, and whether all of its labels are right.
+
+    A label is predicted if its logit is above 0. transformers' multi_label_classification takes the same mean.
+
+    Args:
+      logits_BEC: [B, E, C].
+      targets_BY: float [B, Y], Y = E · C; 1 for each class that an example has, else 0.
+    Returns:
+      loss [B, E] in nats and correct [B, E] (1 or 0), float32.
+    """
     logits_BEC, targets_BEC = logits_BEC.astype(jnp.float32), targets_BY.reshape(logits_BEC.shape)
     right_BEC = (logits_BEC > 0) == (targets_BEC > 0)
     losses_BE = optax.sigmoid_binary_cross_entropy(logits_BEC, targets_BEC).mean(-1)
@@ -140,36 +162,56 @@ def label_losses(logits_BEC: jax.Array, targets_BY: jax.Array) -> tuple[jax.Arra
 def span_losses(
     logits_BS2: jax.Array, starts_BE: jax.Array, ends_BE: jax.Array, segment_ids_BS: jax.Array, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """The mean of the cross entropies of an answer's first and last token among all tokens of its example, [B, E], and
-    whether both are right (Devlin et al. 2019, §4.2).
+    """Returns the mean cross entropy of each answer's first and last token, and whether both tokens are right (Devlin
+    et al. 2019, §4.2).
 
-    No label smoothing: what is no candidate would get a share of it.
+    The candidates are all tokens of the answer's example. There is no label smoothing, because it would give
+    probability to tokens that are not candidates.
+
+    Args:
+      logits_BS2: [B, S, 2], for start and end.
+      starts_BE, ends_BE: int [B, E], index into S of the answer's first and last token.
+      segment_ids_BS: int [B, S], the example of each token.
+    Returns:
+      loss [B, E] in nats and correct [B, E] (1 or 0), float32.
     """
     segment_BE = jnp.take_along_axis(segment_ids_BS, starts_BE, axis=1)
     is_of_BES = segment_ids_BS[:, None, :] == segment_BE[..., None]
-    found = [
+    start_and_end = [
         token_losses(jnp.where(is_of_BES, logits_BS2[:, None, :, side], EXCLUDED), targets_BE, z_loss)
         for side, targets_BE in enumerate((starts_BE, ends_BE))
     ]
-    (start_losses, starts_right), (end_losses, ends_right) = found
+    (start_losses, starts_right), (end_losses, ends_right) = start_and_end
     return (start_losses + end_losses) / 2, starts_right * ends_right
 
 
 def choice_losses(logits_BE: jax.Array, questions_BE: jax.Array, z_loss: float = 0.0) -> tuple[jax.Array, jax.Array]:
-    """The cross entropy of each choice among those of its question, [B, E], and whether it has the largest logit; as if
-    each were the right one: the weights say which is. No label smoothing, as in `span_losses`."""
+    """Returns the cross entropy of each choice among the choices of its question, and whether none has a larger logit.
+
+    The loss is computed for every choice as if it were the right one; the head's weights select the right one. There is
+    no label smoothing, as in `span_losses`.
+
+    Args:
+      logits_BE: [B, E], a logit for each choice.
+      questions_BE: int [B, E], equal for the choices of one question.
+    Returns:
+      loss [B, E] in nats and correct [B, E] (1 or 0), float32.
+    """
     is_of_BEE = questions_BE[:, None, :] == questions_BE[:, :, None]
     slots_BE = jnp.broadcast_to(jnp.arange(questions_BE.shape[1]), questions_BE.shape)
     return token_losses(jnp.where(is_of_BEE, logits_BE[:, None, :], EXCLUDED), slots_BE, z_loss)
 
 
 def squared_errors(predicted: jax.Array, targets: jax.Array) -> tuple[jax.Array, None]:
-    """(predicted − target)²; whether a number is predicted exactly is not asked."""
+    """Returns (predicted − target)², float32 [B, E], and None: a number is never predicted exactly.
+
+    predicted, targets: [B, E].
+    """
     return jnp.square(predicted.astype(jnp.float32) - targets), None
 
 
-# (outputs, targets, batch, z_loss, label_smoothing) -> the loss of each target and whether it is predicted correctly,
-# in the shape of the head's weights. A head names its own (heads.py).
+# (outputs, targets, batch, z_loss, label_smoothing) -> the loss of each target, and whether it is predicted correctly,
+# both in the shape of the head's weights. Each head names one of these functions (heads.py).
 LOSSES: dict[str, Callable[..., tuple[jax.Array, jax.Array | None]]] = {
     "cross_entropy": lambda outputs, targets, batch, z_loss, smoothing: token_losses(
         outputs, targets, z_loss, smoothing
@@ -193,12 +235,12 @@ def _token_losses_forward(logits: jax.Array, targets: jax.Array, z_loss: float, 
     V = x.shape[-1]
     on, off = _target_probabilities(V, label_smoothing)
     top = x.max(-1)
-    # Kept for the backward pass, so made once: XLA's CPU backend takes three times as long where it sums an exp that it
-    # does not store.
+    # The backward pass needs e, so it is stored: XLA's CPU backend takes three times as long to sum an exp that it does
+    # not store.
     e = jnp.exp(x - top[..., None])
     total = e.sum(-1)
     log_z = jnp.log(total) + top
-    picked = jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]  # past the end: NaN, which stops the run
+    picked = jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]  # NaN for a target ≥ V: stops the run
     loss = log_z - (on - off) * picked
     if off:
         loss += on * math.log(on) + (V - 1) * off * math.log(off) - off * x.sum(-1)
@@ -208,7 +250,7 @@ def _token_losses_forward(logits: jax.Array, targets: jax.Array, z_loss: float, 
 
 
 def _target_probabilities(V: int, label_smoothing: float) -> tuple[float, float]:
-    """(probability of the target, of each other class)."""
+    """Returns (probability of the target, probability of each other class)."""
     return 1.0 - label_smoothing, label_smoothing / (V - 1) if V > 1 else 0.0
 
 

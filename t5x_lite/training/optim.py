@@ -1,7 +1,7 @@
 """Learning-rate schedules, and optimizers as optax chains: AdamW and T5's Adafactor.
 
-An optimizer here is `clip → scale → decay weights → · −learning rate`; the state it keeps for a parameter is boxed
-with the parameter's logical axes where the parameter is, so that sharding follows (cluster/sharding.py).
+An optimizer here is `clip → scale → decay weights → · −learning rate`. If a parameter is boxed, its optimizer state is
+boxed with the parameter's logical axes too, so that the state is sharded like the parameter (cluster/sharding.py).
 """
 
 import math
@@ -20,29 +20,35 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
 from t5x_lite.models import paths
 
-Schedule = Callable[[Any], Any]  # the number of updates made so far, n -> a factor or a learning rate
+Schedule = Callable[[Any], Any]  # n, the number of updates made so far -> a factor or a learning rate
 
 
 # Schedules ------------------------------------------------------------------------------------------------------------
 
 
 def constant() -> Schedule:
-    """1."""
+    """Returns a schedule that is always 1."""
     return lambda n: jnp.ones_like(n, jnp.float32)
 
 
 def linear_warmup(warmup_steps: int) -> Schedule:
-    """min(1, n / warmup_steps): 0 at the first update, as in T5X and Hugging Face."""
+    """Returns the schedule min(1, n / warmup_steps): 0 at the first update, as in T5X and Hugging Face."""
     return lambda n: _progress(n, 0, warmup_steps)
 
 
 def linear_decay(total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0) -> Schedule:
-    """From 1 at warmup_steps to final_fraction at total_steps on a line; level before and after."""
+    """Returns a schedule that falls linearly from 1 at warmup_steps to final_fraction at total_steps.
+
+    It is constant before and after.
+    """
     return lambda n: 1 - (1 - final_fraction) * _progress(n, warmup_steps, total_steps)
 
 
 def cosine_decay(total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0) -> Schedule:
-    """From 1 at warmup_steps to final_fraction at total_steps on half a cosine; level before and after."""
+    """Returns a schedule that falls along half a cosine from 1 at warmup_steps to final_fraction at total_steps.
+
+    It is constant before and after.
+    """
 
     def schedule(n: jax.Array) -> jax.Array:
         falling = 0.5 * (1 + jnp.cos(math.pi * _progress(n, warmup_steps, total_steps)))
@@ -52,18 +58,18 @@ def cosine_decay(total_steps: int, warmup_steps: int = 0, final_fraction: float 
 
 
 def rsqrt_decay(flat_steps: int) -> Schedule:
-    """√(flat_steps / max(n, flat_steps)): 1 for flat_steps updates, then falling as 1/√n."""
+    """Returns the schedule √(flat_steps / max(n, flat_steps)): 1 for flat_steps updates, then falling as 1/√n."""
     flat = float(max(1, flat_steps))
     return lambda n: jnp.sqrt(flat / jnp.maximum(jnp.asarray(n, jnp.float32), flat))
 
 
 def product(*schedules: Schedule) -> Schedule:
-    """The product of schedules; `product(linear_warmup(w), rsqrt_decay(w))` is T5X's ramp into 1/√n."""
+    """Returns the product of schedules; `product(linear_warmup(w), rsqrt_decay(w))` is T5X's warm-up and 1/√n decay."""
     return lambda n: math.prod((schedule(n) for schedule in schedules), start=jnp.float32(1))
 
 
 def _progress(n: jax.Array, begin: int, end: int) -> jax.Array:
-    """The share of begin … end that n has passed; all of it where there is nothing to pass."""
+    """Returns the fraction of the way from begin to end that n has passed, in [0, 1]; 1 if end <= begin."""
     if end <= begin:
         return jnp.ones_like(n, jnp.float32)
     return jnp.clip((jnp.asarray(n, jnp.float32) - begin) / (end - begin), 0, 1)
@@ -76,23 +82,27 @@ def make_schedule(
     total_steps: int = 0,
     final_fraction: float = 0.0,
 ) -> Schedule:
-    """The learning rate at n updates made: `learning_rate`, its peak, times warm-up and the named decay, or times what
-    a function of the user's own makes of n.
+    """Returns the learning rate as a function of n, the number of updates made so far.
 
-    constant, linear, cosine: up from 0 over `warmup_steps`, then level, or down to learning_rate ·
-    final_fraction at `total_steps`.
-    rsqrt: level for `warmup_steps`, then falling as 1/√n. T5's pre-training, 1/√max(n, 10⁴) (Raffel et al.
-    2020, §3.1.2), is learning_rate=0.01, warmup_steps=10_000.
+    The learning rate is `learning_rate`, its peak, times warm-up and decay, or times the result of a user's function.
+
+    constant, linear, cosine: rises from 0 over `warmup_steps`, then stays constant, or falls to learning_rate ·
+        final_fraction at `total_steps`.
+    rsqrt: stays constant for `warmup_steps`, then falls as 1/√n. T5's pre-training, 1/√max(n, 10⁴) (Raffel et al.
+        2020, §3.1.2), is learning_rate=0.01, warmup_steps=10_000.
+    a function: n -> factor.
+
+    Raises ConfigError for an unknown name, a negative argument, or a decay that ends before the warm-up.
     """
     if warmup_steps < 0 or not learning_rate >= 0:
-        raise ConfigError(f"learning_rate={learning_rate}, warmup_steps={warmup_steps}; neither can be negative")
+        raise ConfigError(f"learning_rate={learning_rate}, warmup_steps={warmup_steps}: both must be 0 or more")
     if not isinstance(name, str):
         what = f"schedule.name={own_code.name_of(name)}"
         return lambda n: learning_rate * own_code.called(what, name, n)
     if name in ("linear", "cosine") and total_steps <= warmup_steps:
         raise ConfigError(
             f"schedule {name!r} decays from warmup_steps={warmup_steps} to total_steps={total_steps}; "
-            "make total_steps larger, or warmup_steps smaller"
+            "raise total_steps or lower warmup_steps"
         )
     ramp = linear_warmup(warmup_steps)
     table: dict[str, Schedule] = {
@@ -107,7 +117,7 @@ def make_schedule(
 
 # Optimizers -----------------------------------------------------------------------------------------------------------
 
-NO_DECAY = (r"(.*/)?(bias|scale)",)  # biases and norm scales, by the last name of their path
+NO_DECAY = (r"(.*/)?(bias|scale)",)  # biases and scales of norms, by the last part of their path
 
 
 def make_optimizer(
@@ -124,34 +134,37 @@ def make_optimizer(
     decay_exponent: float = 0.8,
     min_dim_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
-    """The optimizer of that name (adamw, adafactor) with global-norm clipping before and weight decay after it; or
-    clipping before the one that a function of the user's own makes of the schedule, whose state stays whole on every
-    device where its shapes are not those of the parameters.
+    """Returns the optimizer, with clipping by global norm before it and weight decay after it.
 
     Args:
-      schedule: number of updates made -> learning rate.
-      param_axes: tree of logical axis names (`sharding.param_axes`); Adafactor factors by them.
+      name: adamw, adafactor, or a user's function, schedule -> optimizer. A user's optimizer is only clipped. Its state
+        arrays are replicated on every device unless they have the shapes of parameters.
+      schedule: number of updates made so far -> learning rate.
+      param_axes: tree of logical axis names (`sharding.param_axes`); Adafactor uses them to factor moments.
       weight_decay: decoupled: parameters also move by −learning_rate · weight_decay · parameter.
-      no_decay: regular expressions; parameters whose whole path ("decoder/norm/scale") matches one do not decay.
-      clip_norm: gradients are scaled down to this global norm; 0 for no clipping.
-      b1, b2, epsilon: AdamW's (Loshchilov and Hutter 2019).
-      decay_exponent, min_dim_size_to_factor: Adafactor's, see `scale_by_adafactor`.
+      no_decay: regular expressions; a parameter whose whole path ("decoder/norm/scale") matches one does not decay.
+      clip_norm: gradients are scaled down to this global norm; 0: no clipping.
+      b1, b2, epsilon: AdamW's constants (Loshchilov and Hutter 2019).
+      decay_exponent, min_dim_size_to_factor: Adafactor's constants, see `scale_by_adafactor`.
+    Raises:
+      ConfigError: an unknown name, a negative clip_norm or weight_decay, weight_decay with a user's optimizer, or a
+        user's function that fails or does not return an optax optimizer.
     """
     table: dict[str, Callable[[], optax.GradientTransformation]] = {
         "adamw": lambda: optax.scale_by_adam(b1, b2, epsilon),
         "adafactor": lambda: scale_by_adafactor(param_axes, decay_exponent, min_dim_size_to_factor),
     }
     if clip_norm < 0 or weight_decay < 0:
-        raise ConfigError(f"clip_norm={clip_norm}, weight_decay={weight_decay}; neither can be negative; 0 is off")
+        raise ConfigError(f"clip_norm={clip_norm}, weight_decay={weight_decay}: both must be 0 (off) or more")
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     if not isinstance(name, str):
         if weight_decay:
             raise ConfigError(
-                f"optimizer.weight_decay={weight_decay} with optimizer.name={own_code.name_of(name)}: let it decay "
-                "weights itself, and set this to 0"
+                f"optimizer.weight_decay={weight_decay} must be 0 with optimizer.name={own_code.name_of(name)}: "
+                "decay weights in that function"
             )
         return optax.chain(clip, _own(name, schedule))
-    # Four parts whatever is off, so that a resumed run may turn clipping or decay on.
+    # The chain always has four parts, so that a resumed run may switch clipping or decay on.
     return optax.chain(
         clip,
         lookup("optimizer", name, table)(),
@@ -171,38 +184,44 @@ def _own(function: Callable[[Schedule], optax.GradientTransformation], schedule:
 
 
 def decay_mask(param_axes: Any, no_decay: tuple[str, ...] = NO_DECAY) -> Any:
-    """The tree of booleans: which parameters decay."""
+    """Returns a tree of booleans: whether each parameter decays.
+
+    param_axes: the tree of logical axis names. no_decay: see `make_optimizer`.
+    """
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not any(re.fullmatch(rule, paths.text(path)) for rule in no_decay), param_axes, is_leaf=_is_axes
     )
 
 
 class FactorDims(NamedTuple):
-    """How one parameter is treated: the dimensions reduced away for the column and row moments, or () for both."""
+    """The dimensions of one parameter by their role in Adafactor's moments; rows and columns are () if not factored."""
 
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    within: tuple[int, ...]  # all but stacks of layers: what one RMS is taken over
+    rows: tuple[int, ...]  # averaged in the column moment
+    columns: tuple[int, ...]  # averaged in the row moment
+    within: tuple[int, ...]  # all dimensions except stacks of layers; the RMS is taken over these
 
 
 class FactoredMoment(NamedTuple):
-    """Second moments of one factored parameter: `row` has the column dimensions averaged away, `column` the rows."""
+    """Second moments of one factored parameter: `row` is averaged over its columns, `column` over its rows."""
 
     row: Any
     column: Any
 
 
 class AdafactorState(NamedTuple):
-    count: Any
-    moments: Any  # a FactoredMoment or one array of the parameter's shape, for each parameter
+    """The state of `scale_by_adafactor`."""
+
+    count: Any  # number of updates made
+    moments: Any  # for each parameter, a FactoredMoment or one array of the parameter's shape
 
 
 def factor_dims(axes: tuple[str | None, ...], shape: tuple[int, ...], min_dim_size_to_factor: int = 128) -> FactorDims:
-    """The factoring of a parameter with these logical axes.
+    """Returns how Adafactor factors a parameter with these logical axes and this shape.
 
-    Factored when it has rows and columns, no dimension that has to stay whole (cluster/axes.py; any axis that has no
-    row there), and at least `min_dim_size_to_factor` of each, counting heads × kv as one dimension. (T5X applies that
-    minimum to unstacked parameters only; here to both, so that scanned and unrolled layers train alike.)
+    A parameter is factored if it has rows and columns, at least `min_dim_size_to_factor` of each (heads × kv count as
+    one dimension), and no dimension that is WHOLE (cluster/axes.py; an axis without a row there is WHOLE). (T5X applies
+    the minimum to unstacked parameters only. Here it applies to stacked ones too, so that scanned and unrolled layers
+    train alike.)
     """
     roles = [factor_of(name) for name in axes]
     rows, columns, stack = (tuple(i for i, role in enumerate(roles) if role == r) for r in (ROW, COLUMN, STACK))
@@ -221,7 +240,7 @@ def scale_by_adafactor(
     min_parameter_scale: float = 1e-3,
     epsilon: float = 1e-30,
 ) -> optax.GradientTransformation:
-    """T5's Adafactor without the learning rate and without momentum (Shazeer and Stern 2018; t5x/adafactor.py).
+    """Returns T5's Adafactor without learning rate and momentum (Shazeer and Stern 2018; t5x/adafactor.py).
 
     For each parameter x with gradient g at update t = 0, 1, …:
 
@@ -231,7 +250,10 @@ def scale_by_adafactor(
         u  = u / max(1, RMS(u) / clip_rms)
         update = u · max(RMS(x), min_parameter_scale)
 
-    `optax.adafactor` differs: it factors the two largest dimensions, whatever they mean.
+    `optax.adafactor` differs: it factors the two largest dimensions, whatever their meaning.
+
+    param_axes: tree of logical axis names (`sharding.param_axes`).
+    min_dim_size_to_factor: smaller parameters are not factored, see `factor_dims`.
     """
 
     def dims_of(axes: tuple, value: Any) -> FactorDims:
@@ -253,7 +275,7 @@ def scale_by_adafactor(
 
     def update(grads: Any, state: AdafactorState, params: Any = None) -> tuple[Any, AdafactorState]:
         if params is None:
-            raise ValueError("Adafactor scales updates by the parameters; pass params to update")
+            raise ValueError("Adafactor scales updates by the parameters; pass params to `update`")
         b2 = 1 - (state.count.astype(jnp.float32) + 1) ** -decay_exponent
 
         def one(axes: tuple, grad: jax.Array, moment: Any, param: jax.Array) -> tuple[jax.Array, Any]:

@@ -1,6 +1,6 @@
-"""Loss spikes: an update whose loss lies far above those before it is left out.
+"""Loss spikes: the step skips an update if its loss is far above the losses of the last updates.
 
-The last losses are part of the optimizer's state: a resumed run leaves out the same updates as one that went on.
+The last losses are part of the optimizer's state, so a resumed run skips the same updates as an uninterrupted one.
 """
 
 from typing import Any, NamedTuple
@@ -10,12 +10,17 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-WINDOW = 128  # updates that a loss is compared with; levanter's skip_bad_steps has as many
-FEWEST = 16  # before so many there is no judgement
+WINDOW = 128  # a loss is compared with the losses of this many updates, as in levanter's skip_bad_steps
+FEWEST = 16  # with fewer updates than this, no loss counts as a spike
 
 
 class SpikesState(NamedTuple):
-    """losses: float32 [WINDOW], of the last updates made, in a ring; count: updates made; inner: of the optimizer."""
+    """The wrapped optimizer's state and the losses of its last updates.
+
+    losses: float32 [WINDOW], a ring buffer of the losses of the last updates.
+    count: number of updates made.
+    inner: state of the wrapped optimizer.
+    """
 
     losses: Any
     count: jax.Array
@@ -23,7 +28,7 @@ class SpikesState(NamedTuple):
 
 
 def remembering(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, which remembers the loss (`value`) of each update it makes."""
+    """Returns the optimizer wrapped so that its state remembers the loss (`value`) of each update it makes."""
 
     def init(params: Any) -> SpikesState:
         return SpikesState(nn.Partitioned(jnp.zeros(WINDOW), (None,)), jnp.zeros([], jnp.int32), optimizer.init(params))
@@ -37,7 +42,10 @@ def remembering(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 
 
 def is_spike(state: SpikesState, loss: jax.Array, sigmas: float) -> jax.Array:
-    """Whether the loss lies more than `sigmas` standard deviations above the mean of the last WINDOW updates'."""
+    """Returns whether the loss is more than `sigmas` standard deviations above the mean of the last WINDOW losses.
+
+    loss: float32 scalar. The result is a bool scalar; it is False before FEWEST updates.
+    """
     known = jnp.arange(WINDOW) < state.count
     mean, deviation = jnp.mean(state.losses, where=known), jnp.std(state.losses, where=known)
     return (state.count >= FEWEST) & (loss > mean + sigmas * deviation)

@@ -1,6 +1,6 @@
-"""One training step: (state, batch) -> (state, metrics), jitted, the state donated. No I/O, nothing global.
+"""One training step: (state, batch) -> (state, metrics), jitted, with the state donated. No I/O, no global state.
 
-The module, optimizer, loss and layout are handed in; `t5x_lite/train.py` puts them together.
+Callers pass the module, optimizer, loss and layout; `t5x_lite/runtime.py` puts them together.
 """
 
 import functools
@@ -32,7 +32,11 @@ PURPOSES = {"init": 0, "dropout": 1}
 
 @struct.dataclass
 class TrainState:
-    """step: number of updates made; params and opt_state: trees of float32 arrays, without boxes."""
+    """What a training step reads and returns, and what a checkpoint saves.
+
+    step: int32 scalar, number of steps made, skipped updates included.
+    params, opt_state: trees of arrays without boxes; parameters are float32.
+    """
 
     step: jax.Array
     params: Any
@@ -40,7 +44,10 @@ class TrainState:
 
 
 def step_key(seed: int, step: jax.Array | int, purpose: str) -> jax.Array:
-    """The random key for one purpose at one step: a function of nothing else, so a resumed run draws the same."""
+    """Returns the random key for one purpose at one step.
+
+    The key depends on nothing else, so a resumed run draws the same numbers. purpose: a key of PURPOSES.
+    """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), PURPOSES[purpose])
 
 
@@ -48,7 +55,10 @@ def step_key(seed: int, step: jax.Array | int, purpose: str) -> jax.Array:
 
 
 def abstract_params(module: nn.Module, batch: Batch) -> Any:
-    """The boxed parameters as shapes: the source of `sharding.param_axes`. Computes nothing."""
+    """Returns the boxed parameters as shapes, for `sharding.param_axes`. Allocates no arrays.
+
+    batch: arrays or shapes [B, …].
+    """
     return jax.eval_shape(lambda: _init_params(module, batch, 0))
 
 
@@ -59,7 +69,11 @@ def abstract_state(
     batch: Batch,
     trainable: Trainable = everything,
 ) -> TrainState:
-    """The train state as shapes with their shardings: what a checkpoint is restored into. Computes nothing."""
+    """Returns the train state as shapes with shardings, for restoring a checkpoint. Allocates no arrays.
+
+    batch: arrays or shapes [B, …]. Raises ConfigError if a parameter has no logical axes or a dimension that is not
+    divisible by its mesh axes.
+    """
     boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0, trainable))
 
     def placed(place: jax.sharding.NamedSharding, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -77,7 +91,10 @@ def init_state(
     seed: int = 0,
     trainable: Trainable = everything,
 ) -> TrainState:
-    """A fresh state, each array made where the layout puts it; the same numbers on any mesh."""
+    """Returns a fresh state; each array is created with its sharding, with the same numbers on any mesh.
+
+    batch: arrays or shapes [B, …]. Raises ConfigError as `abstract_state` does.
+    """
     places = _places(abstract_state(module, optimizer, layout, batch, trainable))
     # The seed is an argument, not a constant: one compiled program serves every seed.
     init = jax.jit(
@@ -91,7 +108,7 @@ def _init_params(module: nn.Module, batch: Batch, seed: Any) -> Any:
     return _init_params_of(module, shapes, seed)
 
 
-# Jitted so that it is traced once, however often a run asks for shapes, axes and places.
+# Jitted so that it is traced once, however often a run needs shapes, axes and shardings.
 @functools.partial(jax.jit, static_argnames=("module", "shapes"))
 def _init_params_of(module: nn.Module, shapes: tuple[tuple[str, tuple[int, ...], str], ...], seed: Any) -> Any:
     zeros = {name: jnp.zeros(shape, dtype) for name, shape, dtype in shapes}
@@ -125,22 +142,21 @@ def make_train_step(
     trainable: Trainable = everything,
     spike_sigmas: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step; it consumes (donates) the state it is given.
+    """Returns the jitted step, (state, batch) -> (state, metrics), which donates (consumes) its input state.
 
-    The gradient is that of Σ_head (Σ loss / Σ weight) over the whole batch, whatever the number of microbatches:
-    each microbatch's sums are divided by the weights of the whole. Where the loss or the gradient's norm is not
-    finite, or the loss is a spike, only the step is counted, and `is_finite` is 0: nothing bad can be saved.
+    The loss is Σ_head (Σ loss / Σ weight) over the whole batch [B, …]. Its gradient does not depend on the number of
+    microbatches, because each microbatch's sums are divided by the weights of the whole batch. If the loss or gradient
+    norm is not finite, or the loss is a spike, the step only adds 1 to `state.step`, so no bad state can be saved.
+    step_metrics.py describes the metrics. The step raises ConfigError if B is not divisible by microbatches.
 
     Args:
-      schedule: only reported here; the optimizer applies it.
-      state: a state, or `abstract_state`: its shardings are those of the arguments and results.
+      schedule: only reported in the metrics; the optimizer applies it.
+      state: a state or `abstract_state`; the step's arguments and results have its shardings.
       loss_fn: (outputs, batch) -> {head: LossSum}; `functools.partial(loss_sums, z_loss=…, label_smoothing=…)`.
-      microbatches: the batch is worked through in this many parts, one after the other, to save memory.
-      trainable: which parameters are trained; the others have no gradient and no optimizer state, and never change.
-      seed: of dropout, which depends on (seed, step, microbatch) alone.
-      spike_sigmas: a loss so many standard deviations above the last ones is a spike (spikes.py), and `is_spike` is 1.
-    Returns:
-      (state, batch) -> (state, metrics); the keys are described in step_metrics.py.
+      microbatches: number of parts of the batch that are processed one after the other, to save memory.
+      seed: seed of dropout, which depends only on (seed, step, microbatch).
+      trainable: selects the trainable parameters; the others are frozen: no gradient, no optimizer state, no change.
+      spike_sigmas: a loss this many standard deviations above the last ones is a spike (spikes.py); 0: off.
     """
     places = _places(state)
 
@@ -169,7 +185,7 @@ def make_train_step(
             (loss, metrics), grads = _sum_over(parts, microbatches, key, value_and_grad)
         grads = jax.lax.with_sharding_constraint(
             grads, split(places.params, trainable)[0]
-        )  # summed straight into each device's share
+        )  # each device receives only the sum of its own shard
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         is_good, known = is_finite, {}
@@ -203,7 +219,10 @@ def _updated(
     is_good: Any,
     **known: Any,
 ) -> TrainState:
-    """The state after an update, or where it is not a good one, with nothing but the step counted."""
+    """Returns the state after an update; if `is_good` is False, only `step` is increased.
+
+    known: keyword arguments of the optimizer's update, such as `value`, the loss.
+    """
 
     def update(state: TrainState, grads: Any) -> TrainState:
         params, frozen = split(state.params, trainable)
@@ -211,14 +230,15 @@ def _updated(
         params: Any = optax.apply_updates(params, updates)
         return TrainState(state.step + 1, merge(params, frozen), opt_state)
 
-    # A branch, not a select between old and new: a select makes XLA keep a copy of every moment it overwrites.
+    # A branch, because a select between the old and the new state makes XLA copy every moment before overwriting it.
     return jax.lax.cond(is_good, update, lambda state, grads: state.replace(step=state.step + 1), state, grads)
 
 
 def _sum_over(microbatches: Batch, count: int, key: jax.Array, function: Callable) -> Any:
-    """The sums of what `function` returns for each microbatch, one after the other.
+    """Returns the sum of `function`'s results over the microbatches, which it processes one after the other.
 
-    microbatches: arrays [count, B / count, …]. key: each microbatch's dropout key is folded from it.
+    microbatches: arrays [count, B / count, …].
+    key: the dropout key; each microbatch's key is folded from it.
     function: (batch, key) -> a tree of arrays.
     """
 
@@ -235,8 +255,14 @@ def _sum_over(microbatches: Batch, count: int, key: jax.Array, function: Callabl
 def _auxiliary_weights(
     sums_of: Callable, microbatches: Batch, count: int, key: jax.Array, known: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """The weights over all microbatches of the losses whose weight the batch does not tell, {name: Σ weight}: those
-    have to be known before the first gradient. Of the model, XLA computes only what leads to a weight."""
+    """Returns {name: Σ weight} over all microbatches, for the losses whose weight only the model's outputs tell.
+
+    These weights have to be known before the first gradient. XLA computes only the parts of the model that a weight
+    depends on.
+
+    microbatches: arrays [count, B / count, …].
+    known: the weights that the batch holds (`losses.loss_weights`).
+    """
 
     def weights_of(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         sums = sums_of(batch, key)
@@ -247,14 +273,17 @@ def _auxiliary_weights(
 
 
 def split_rows(batch: Batch, microbatches: int, layout: Layout) -> Batch:
-    """[B, …] -> [microbatches, B / microbatches, …], taking every microbatches-th row, so that each device cuts up the
-    rows it has and nothing moves (contiguous microbatches would live on a few devices each)."""
+    """Returns the batch [B, …] as [microbatches, B / microbatches, …]. Raises ConfigError if B is not divisible.
+
+    A microbatch takes every microbatches-th row. So each device splits its own rows and no row moves between devices;
+    contiguous microbatches would be on a few devices each.
+    """
 
     def split(rows: jax.Array) -> jax.Array:
         if rows.shape[0] % microbatches:
             B = rows.shape[0]
             raise ConfigError(
-                f"a batch of {B} rows does not divide into microbatches={microbatches}; use a divisor of {B}"
+                f"a batch of {B} rows is not divisible by microbatches={microbatches}; use a divisor of {B}"
             )
         parts = rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:]).swapaxes(0, 1)
         return layout.constrain(parts, (None, "batch") + (None,) * (rows.ndim - 1))
@@ -265,8 +294,13 @@ def split_rows(batch: Batch, microbatches: int, layout: Layout) -> Batch:
 def make_eval_step(
     module: nn.Module, layout: Layout, params: Any, *, loss_fn: LossFn = losses.loss_sums
 ) -> Callable[[Any, Batch], Metrics]:
-    """The jitted (params, batch) -> additive metrics. No dropout; plain cross entropy of the heads, without a model's
-    auxiliary losses, unless loss_fn says otherwise."""
+    """Returns the jitted evaluation step, (params, batch) -> additive metrics (step_metrics.py).
+
+    The model runs without dropout, and its auxiliary losses are left out. The default loss_fn is plain cross entropy of
+    the heads.
+
+    params: parameters or their shapes, with shardings. batch: arrays [B, …].
+    """
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
         outputs: Any = module.apply({"params": params}, batch, train=False)

@@ -1,14 +1,16 @@
-"""What one step measures, as sums that add over microbatches, devices and steps.
+"""The metrics of one step, as sums that add over microbatches, devices and steps.
 
-The keys of a step's metrics, all scalars:
-    HEAD/loss_sum  HEAD/weight  HEAD/correct   sums over the step's targets (losses.py); no correct of a number
-    HEAD/task_sum  HEAD/task_weight            the same by task [tasks], in training on several
-    tokens  positions                          positions that hold a token, of all there are (encoder and decoder)
-    loss  grad_norm  learning_rate             of that step (training only); is_finite: 1.0, or 0.0 where it diverged
-    steps                                      1.0, once fetched
+The keys of a step's metrics; all are scalars except those by task:
+    HEAD/loss_sum  HEAD/weight  HEAD/correct   sums over the step's targets (losses.py); no `correct` for regression
+    HEAD/task_sum  HEAD/task_weight            the same for each task [tasks], when training on several tasks
+    tokens  positions                          positions that hold a token; all positions (encoder and decoder)
+    loss  grad_norm  learning_rate             of this step; training only
+    is_finite                                  1.0, or 0.0 if the loss or grad_norm is not finite; training only
+    is_spike                                   1.0 if the loss is a spike, else 0.0; only with train.spike_sigmas
+    steps                                      1.0; `fetch` adds it
 
-reports/metric_sums.py adds steps and divides. The scores of a task's predictions (accuracy, F1, ROUGE, …) are another
-thing: tasks/metrics.py.
+reports/metric_sums.py adds the metrics of steps and divides. The scores of a task's predictions (accuracy, F1, …) are
+in tasks/metrics.py.
 """
 
 from collections.abc import Mapping
@@ -22,7 +24,10 @@ from t5x_lite.training.losses import LossSum
 
 
 def batch_metrics(sums: Mapping[str, LossSum], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The additive metrics of one batch, on the devices."""
+    """Returns the additive metrics of one batch, as arrays on the devices.
+
+    sums: the loss sums of each head. batch: arrays [B, …]; tokens are counted in its `*_segment_ids`.
+    """
     out = {}
     for head, loss in sums.items():
         out |= {f"{head}/loss_sum": loss.sum, f"{head}/weight": loss.weight}
@@ -37,6 +42,9 @@ def batch_metrics(sums: Mapping[str, LossSum], batch: Mapping[str, jax.Array]) -
 
 
 def fetch(metrics: Mapping[str, jax.Array | float]) -> dict[str, Any]:
-    """A step's metrics on the host, in float64: float32 sums would stop growing at 2²⁴ tokens. Waits for the device."""
+    """Returns a step's metrics on the host, in float64; waits for the device.
+
+    Float32 sums would stop growing at 2²⁴ tokens.
+    """
     values = {name: np.asarray(value, np.float64)[()] for name, value in jax.device_get(dict(metrics)).items()}
     return values | {"steps": 1.0}

@@ -1,4 +1,4 @@
-"""Which parameters are trainable: a tree of parameters split into the trainable part and the frozen part.
+"""Selects the trainable parameters and splits a tree of parameters into a trainable part and a frozen part.
 
 Only the trainable part has gradients and optimizer state.
 """
@@ -13,19 +13,20 @@ from t5x_lite.models import paths
 
 Trainable = Callable[[str], bool]  # the path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> is it trainable?
 
-# Trainable by default in a model that has added parameters.
+# Trainable by default in a model with added parameters (LoRA, adapters, a prompt): those parameters and the heads.
 ADDED = rf".*/lora_[ab]|.*_adapter/.*|prompt|({'|'.join(SUPERVISED)}|pooler)/.*"
 
 
 def everything(path: str) -> bool:
+    """Returns True: all parameters are trainable."""
     return True
 
 
 def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
-    """The parameters whose whole path matches a regular expression; "": all of them, or where a model has added
-    parameters (LoRA, adapters, a prompt), those and the heads.
+    """Returns the predicate that selects the parameters whose whole path matches the regular expression `pattern`.
 
-    Raises ConfigError for an invalid pattern, and for one that matches no path of the tree.
+    The pattern "" selects all parameters, or, if `has_added`, only the added parameters (LoRA, adapters, a prompt) and
+    the heads. Raises ConfigError if the pattern is invalid or matches no path of the tree.
     """
     pattern = pattern or (ADDED if has_added else "")
     if not pattern:
@@ -34,7 +35,7 @@ def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ConfigError(
-            f"optimizer.trained={pattern!r} is not a regular expression: {error}; write for example 'decoder/.*'"
+            f"optimizer.trained={pattern!r} is not a regular expression: {error}; use for example 'decoder/.*'"
         ) from None
 
     def matches(path: str) -> bool:
@@ -42,14 +43,14 @@ def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
 
     if not split(tree, matches)[0]:
         raise ConfigError(
-            f"optimizer.trained={pattern!r} matches no parameter; the whole path of each is compared, such as "
-            f"{next(iter(paths.flatten(tree)))!r}: write for example 'encoder/.*' or '.*bias'"
+            f"optimizer.trained={pattern!r} matches no parameter; it must match a parameter's whole path, such as "
+            f"{next(iter(paths.flatten(tree)))!r}: use for example 'encoder/.*' or '.*bias'"
         )
     return matches
 
 
 def split(tree: dict[str, Any], trainable: Trainable) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the trainable part, the frozen part), each without the other's leaves."""
+    """Returns (trainable part, frozen part) of a tree; each has only its own leaves."""
     if trainable is everything:
         return tree, {}
     parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
@@ -59,5 +60,5 @@ def split(tree: dict[str, Any], trainable: Trainable) -> tuple[dict[str, Any], d
 
 
 def merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The tree that `split` took apart."""
+    """Returns the tree that `split` divided into two parts."""
     return paths.unflatten(paths.flatten(one) | paths.flatten(other)) if other else one

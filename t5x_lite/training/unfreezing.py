@@ -1,4 +1,4 @@
-"""Gradual unfreezing: layers begin to learn from the last to the first."""
+"""Gradual unfreezing: layers become trainable one after the other, from the last to the first."""
 
 import re
 from typing import Any, NamedTuple
@@ -9,24 +9,27 @@ import optax
 
 from t5x_lite.models import paths
 
-LAYER = re.compile(r"(.*/)layers_(\d+)/")  # a parameter's stack of layers, and the layer's number
+LAYER = re.compile(r"(.*/)layers_(\d+)/")  # a parameter's stack of layers, and its layer number
 
 
 class UnfreezingState(NamedTuple):
-    """count: updates made; inner: state of the optimizer."""
+    """The wrapped optimizer's state. count: number of updates made; inner: state of the wrapped optimizer."""
 
     count: jax.Array
     inner: Any
 
 
 def gradually(optimizer: optax.GradientTransformation, every_steps: int) -> optax.GradientTransformation:
-    """The optimizer for a model whose last layers learn from the start, those before them `every_steps` updates later,
-    and so on; encoder and decoder side by side (Howard and Ruder 2018, §3.3; T5 paper, §3.5.1). What is in no layer
-    learns from the start. A layer that does not learn yet has no gradient, and is not decayed either.
+    """Returns the optimizer wrapped so that it unfreezes layers gradually (Howard and Ruder 2018, §3.3; T5 paper,
+    §3.5.1).
+
+    The last layer of each stack is trainable from the start, and each layer before it becomes trainable `every_steps`
+    updates after the layer above. Encoder and decoder unfreeze in parallel. Parameters outside layers are trainable
+    from the start. A frozen layer's gradients are zero, and weight decay does not change its parameters.
     """
 
     def unfrozen(tree: Any, count: jax.Array) -> Any:
-        last: dict[str, int] = {}  # the number of the last layer of each stack
+        last: dict[str, int] = {}  # stack -> number of its last layer
         for path, _ in jax.tree_util.tree_leaves_with_path(tree):
             if layer := LAYER.match(paths.text(path)):
                 last[layer[1]] = max(last.get(layer[1], 0), int(layer[2]))
