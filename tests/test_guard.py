@@ -43,7 +43,7 @@ def hanging(*arguments: object) -> subprocess.Popen:
     [
         (0, 60, "obeys", [0, 0.1, 0.1], 0, "left by itself"),  # one Ctrl-C under two launchers
         (1, 60, "compiles", [2], 0, "left by itself"),
-        (0, 0.5, "hangs", [0], 75, "asked to stop 0 s ago (train.grace_s) and still not saved"),
+        (0, 0.5, "hangs", [0], 75, "asked to stop 0 s ago (train.grace_s) and not stopped yet"),
         (0, 60, "hangs", [0, 1.3], 75, "asked twice to stop"),
         (1, 60, "hangs", [], 75, "(train.hang_s) after step 7"),
         (2, 60, "holds the interpreter", [], -signal.SIGALRM, "Timeout"),

@@ -204,8 +204,8 @@ def test_who_is_missing_at_the_start_is_named(monkeypatch):
     port, said = free_port(), []
     for thread in (meet(port, 4, 0, 0.5, said), meet(port, 4, 2, 0.5, said)):
         thread.join(60)
-    assert sorted(said)[0].startswith("of 4 processes, 1, 3 did not come within 0 s")
-    assert sorted(said)[1].startswith(f"process 2 did not meet the others at 127.0.0.1:{port}")
+    assert sorted(said)[0].startswith("of 4 processes, 1, 3 did not connect within 0 s")
+    assert sorted(said)[1].startswith(f"process 2 did not reach all processes at 127.0.0.1:{port}")
     with socket.create_server(("", port)):
         meet(port, 2, 0, 0.5, said).join(60)
     assert f"process 0 cannot listen on port {port}: Address already in use" in said[-1]
@@ -314,5 +314,5 @@ def test_a_hung_process_ends_and_says_where_it_hung(tmp_path):
     process = two(tmp_path / "run", tmp_path / "log", "--config.train.hang_s=8", HANG_AT="4")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output
-    assert "nothing happened for" in output and "(train.hang_s) after step" in output
+    assert "no progress for" in output and "(train.hang_s) after step" in output
     assert "run_recording_batches.py" in output and "in recorded" in output  # the stacks

@@ -60,8 +60,8 @@ def test_parse_mesh(text, devices, sizes):
         ("fsdp=3", r"needs a multiple of 3 devices; there are 8.*use divisors of it \(1, 2, 4, 8\)"),
         ("data=16", "needs 16 devices; there are 8"),
         ("fsdp=16", "needs a multiple of 16 devices; there are 8"),
-        ("data=2,data=4", "gives 'data' twice"),
-        ("data=-1,fsdp=-1", "leaves data and fsdp open; only one axis may be -1"),
+        ("data=2,data=4", "sets 'data' twice; set each axis once"),
+        ("data=-1,fsdp=-1", "sets data and fsdp to -1; only one axis may be -1"),
         ("data=0", "'data=0' is not AXIS=SIZE"),
         ("data", "'data' is not AXIS=SIZE"),
         ("data=two", "'data=two' is not AXIS=SIZE"),
@@ -103,7 +103,7 @@ def test_slices_are_joined_along_data_and_the_rows_of_a_process_follow_each_othe
     chips = [Chip(n, process_index=n // 2, slice_index=n // 4) for n in range(8)]
     devices = make_mesh(chips[::-1], data=2, fsdp=2, tensor=2).devices
     assert [{chip.slice_index for chip in part.flat} for part in devices] == [{0}, {1}]
-    with pytest.raises(ConfigError, match=r"data=1 does not divide over 2 slices; use 2"):
+    with pytest.raises(ConfigError, match=r"data=1 is not divisible by 2 slices; use 2"):
         make_mesh(chips, fsdp=4, tensor=2)
     assert sharding.rows_follow(np.array(chips).reshape(4, 1, 2, 1))
     scattered = np.array([chips[n] for n in (0, 2, 1, 3, 4, 6, 5, 7)]).reshape(8, 1, 1, 1)
@@ -218,7 +218,8 @@ def test_what_does_not_divide_is_told_with_the_nearest_meshes_that_do(sizes, row
 def test_a_parameter_that_does_not_divide_is_named(layout):
     box = nn.Partitioned(jax.ShapeDtypeStruct((4, 3), jnp.float32), ("embed", "mlp"))
     with pytest.raises(
-        ConfigError, match=r"mlp/wi has 3 mlp, not divisible by mesh axis tensor=2; use 2 or 4, or another mesh"
+        ConfigError,
+        match=r"mlp/wi: its dimension mlp=3 is not divisible by mesh axis tensor=2; use 2 or 4, or a different",
     ):
         sharding.shardings({"mlp": {"wi": box}}, layout)
 
@@ -263,5 +264,5 @@ def test_put_batch_splits_rows_in_order(layout):
     assert {shard.data.shape for shard in array.addressable_shards} == {(2, 3)}
     assert layout.batch_shards == 4
     assert sharding.process_rows(layout, 8) == slice(0, 8)
-    with pytest.raises(ConfigError, match=r"x has 6 rows, not divisible by mesh axis data=2 × fsdp=2; use 4 or 8"):
+    with pytest.raises(ConfigError, match=r"x: its 6 rows are not divisible by mesh axis data=2 × fsdp=2; use 4 or 8"):
         sharding.put_batch({"x": rows[:6]}, layout)

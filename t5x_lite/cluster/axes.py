@@ -1,7 +1,7 @@
 """The axes of a mesh, the logical axes of arrays, and the rules between them. No jax here: configs hold the rules.
 
-A new mesh axis is a row of MESH_AXES, a new logical axis a field of AxisRules. All that is known about either stands in
-its row.
+To add a mesh axis, add a row to MESH_AXES; to add a logical axis, add a field to AxisRules. The row holds everything
+about the axis.
 """
 
 import dataclasses
@@ -14,7 +14,11 @@ from t5x_lite.lookup import unknown
 
 @dataclasses.dataclass(frozen=True)
 class MeshAxis:
-    """meaning: what is split over it. crosses_slices: it may span the slow network between slices of a pod."""
+    """One axis of the mesh.
+
+    meaning: what is split over the axis.
+    crosses_slices: whether the axis may span the slow network between slices of a pod.
+    """
 
     meaning: str
     crosses_slices: bool = False
@@ -28,31 +32,33 @@ MESH_AXES: dict[str, MeshAxis] = {
     "tensor": MeshAxis("matrix products: heads, MLP width, vocabulary"),
 }
 
-# The part a dimension plays in Adafactor's factored second moment (t5x: standard_logical_factor_rules).
+# The role of a dimension in Adafactor's factored second moment (t5x: standard_logical_factor_rules).
 ROW, COLUMN, STACK, WHOLE = "row", "column", "stack", "whole"
 
 
 def _axis(*mesh_axes: str, factor: str = WHOLE, size: str = "") -> Any:
-    """A logical axis. mesh_axes: what it is split over by default.
+    """Returns the dataclass field of a logical axis.
 
-    factor: its part in Adafactor's moments: ROW, COLUMN, STACK (of layers: never averaged over), or WHOLE: a parameter
-        with such a dimension is not factored, the default.
-    size: the field of ModelConfig that is its size, where it has to divide.
+    mesh_axes: the mesh axes that it is split over by default.
+    factor: its role in Adafactor's moments: ROW, COLUMN, STACK (of layers, never averaged over), or WHOLE, the
+        default: a parameter with a WHOLE dimension is not factored.
+    size: the field of ModelConfig that holds its size, if that has to be divisible by the mesh axes; else "".
     """
     return dataclasses.field(default=mesh_axes, metadata={"factor": factor, "size": size})
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisRules:
-    """For each logical axis, the mesh axes its dimension is split over; () keeps it whole on every device.
+    """The mesh axes that each logical axis is split over; () keeps it whole on every device.
 
-    An array uses a mesh axis once: its leftmost dimension that asks for it gets it, so activations
-    ("batch", "length", "embed") are split by rows while kernels ("embed", "mlp") are split by `embed`.
+    An array uses a mesh axis only once, for the leftmost dimension whose rule has it. So activations ("batch",
+    "length", "embed") are split by rows, and kernels ("embed", "mlp") are split by `embed`. Raises ConfigError for an
+    unknown mesh axis.
     """
 
     batch: tuple[str, ...] = _axis("data", "fsdp")
     length: tuple[str, ...] = _axis("sequence")
-    keys: tuple[str, ...] = _axis()  # the length of what attention looks at
+    keys: tuple[str, ...] = _axis()  # the length that attention attends to
     embed: tuple[str, ...] = _axis("fsdp", factor=ROW, size="d_model")
     mlp: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="d_ff")
     heads: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="num_heads")
@@ -69,7 +75,7 @@ class AxisRules:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, str) or value is None:  # "tensor" is ("tensor",), as in a config file; None is ()
+            if isinstance(value, str) or value is None:  # config files may say "tensor" for ("tensor",) and None for ()
                 value = (value,) if value else ()
             object.__setattr__(self, field.name, tuple(value))
             for axis in getattr(self, field.name):
@@ -82,13 +88,16 @@ SIZES = {f.name: f.metadata["size"] for f in dataclasses.fields(AxisRules) if f.
 
 
 def factor_of(logical_axis: str | None) -> str:
-    """The part of a dimension in Adafactor's moments; WHOLE for an axis without a name or a row here."""
+    """Returns the role of a dimension in Adafactor's moments; WHOLE for an axis without a name or a row here."""
     fields = {field.name: field.metadata["factor"] for field in dataclasses.fields(AxisRules)}
     return fields.get(logical_axis or "", WHOLE)
 
 
 def axis_rules(**overrides: str | Sequence[str] | None) -> AxisRules:
-    """The default rules with some replaced: `axis_rules(vocab=None)` keeps embeddings whole over `tensor`."""
+    """Returns the default rules with some replaced; raises ConfigError for an unknown logical or mesh axis.
+
+    `axis_rules(vocab=None)` does not split the vocabulary of embeddings over `tensor`.
+    """
     allowed = [field.name for field in dataclasses.fields(AxisRules)]
     for name in overrides:
         if name not in allowed:

@@ -1,4 +1,4 @@
-"""One run in a workdir at a time: two would write over each other's checkpoints."""
+"""Locks a workdir for one run at a time: two runs would overwrite each other's checkpoints."""
 
 import contextlib
 import fcntl
@@ -15,16 +15,20 @@ from t5x_lite.errors import ConfigError, cannot_write
 NAME = "run.lock"
 HEARTBEAT_S = 10.0
 AGAIN = "T5X_LITE_AGAIN"
-LEAVES_S = 120.0  # train.grace_s, and some more
+LEAVES_S = 120.0  # train.grace_s and a margin
 
 
 @contextlib.contextmanager
 def held(workdir: Path) -> Iterator[None]:
-    """The workdir, for this process alone; ConfigError names who has it, CheckpointError where it cannot be written.
+    """Locks the workdir for this process while the context is open.
 
-    The system's own lock on a file goes with the process, however it ends. It may not reach other hosts on every
-    network disk: there the file's heartbeat tells whether the run it names still lives. A launcher that starts a run
-    again sets T5X_LITE_AGAIN: what has the workdir may be that run's last moments, and is waited for.
+    The system's file lock ends with the process, however the process ends. Some network disks do not share file locks
+    between hosts. There, the lock file's heartbeat (its modification time) tells whether the run that it names is
+    alive. A launcher that restarts a run sets T5X_LITE_AGAIN: the previous attempt may still be ending, so this call
+    waits for it.
+
+    Raises ConfigError, which names the host and pid of the run that uses the workdir, or CheckpointError if the workdir
+    is not writable.
     """
     try:
         descriptor = _take(workdir, time.monotonic() + (LEAVES_S if AGAIN in os.environ else 0))
@@ -44,13 +48,16 @@ def held(workdir: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(OSError):  # what remains there names a process that is gone
+        with contextlib.suppress(OSError):  # the rest of the file would name a process that has ended
             os.ftruncate(descriptor, 0)
         os.close(descriptor)
 
 
 def _take(workdir: Path, until_s: float) -> int:
-    """The descriptor of the lock file, locked and with this process's name in it."""
+    """Locks the lock file, writes this process's host and pid into it, and returns its descriptor.
+
+    Raises ConfigError if the workdir is still in use at the time `until_s` (of time.monotonic).
+    """
     descriptor = os.open(workdir / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         while True:
@@ -61,7 +68,7 @@ def _take(workdir: Path, until_s: float) -> int:
                     raise ConfigError(_taken(workdir, _holder(descriptor))) from None
                 time.sleep(0.1)
                 continue
-            except OSError:  # a disk without locks: the heartbeat is all there is
+            except OSError:  # the disk does not support locks; only the heartbeat can tell
                 pass
             break
         _wait_for_other_host(workdir, descriptor, until_s)
@@ -75,22 +82,24 @@ def _take(workdir: Path, until_s: float) -> int:
 
 
 def _wait_for_other_host(workdir: Path, descriptor: int, until_s: float) -> None:
-    """Where another host's run did not let go of the workdir: ConfigError if it lives; a dead one's file stays as it
-    is for three heartbeats."""
-    silent, seen = 0, os.fstat(descriptor).st_mtime_ns
+    """Waits while the lock file names a run on a different host; raises ConfigError if that run is alive.
+
+    The run is dead if the file's modification time does not change for three heartbeats.
+    """
+    silent, last_beat_ns = 0, os.fstat(descriptor).st_mtime_ns
     while silent < 3:
         holder = _holder(descriptor)
         if not holder or (holder.get("host"), holder.get("boot")) == (socket.gethostname(), _boot_id()):
-            return  # on this host, the lock has told
+            return  # a run on this host: the file lock has already answered
         time.sleep(HEARTBEAT_S)
-        beaten = (workdir / NAME).stat().st_mtime_ns
-        if beaten != seen and time.monotonic() >= until_s:
+        beat_ns = (workdir / NAME).stat().st_mtime_ns
+        if beat_ns != last_beat_ns and time.monotonic() >= until_s:
             raise ConfigError(_taken(workdir, holder))
-        silent, seen = (silent + 1 if beaten == seen else 0), beaten
+        silent, last_beat_ns = (silent + 1 if beat_ns == last_beat_ns else 0), beat_ns
 
 
 def _boot_id() -> str:
-    """Tells apart machines that bear the same name one after the other, as the pods of a job do."""
+    """Returns an id of the machine's boot; it differs between machines that reuse a name, such as the pods of a job."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -99,12 +108,12 @@ def _boot_id() -> str:
 
 def _holder(descriptor: int) -> dict:
     try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
+        holder = json.loads(os.pread(descriptor, 4096, 0))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _taken(workdir: Path, holder: dict) -> str:
-    by = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}" if holder else "another"
-    return f"{workdir} is in use by a run ({by}); wait for it, stop it, or give another --workdir"
+    by = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}" if holder else "unknown"
+    return f"{workdir} is in use by a run ({by}); wait for it, stop it, or use another --workdir"

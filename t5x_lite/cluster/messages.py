@@ -1,4 +1,4 @@
-"""Values as bytes on their way between processes: what arrives has the types of what was sent."""
+"""Encodes values as bytes to send them between processes; decoding restores their types."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,9 @@ from t5x_lite.errors import ConfigError
 
 
 def encode(value: Any) -> bytes:
-    """A value of texts, numbers, None, lists, tuples, sets and dicts as bytes. ConfigError names any other type.
+    """Returns a value of texts, numbers, None, lists, tuples, sets and dicts as bytes.
+
+    Raises ConfigError for any other type; the message names it.
 
     >>> decode(encode([("a", 1), {2: {"b"}}]))
     [('a', 1), {2: {'b'}}]
@@ -19,12 +21,12 @@ def encode(value: Any) -> bytes:
 
 
 def decode(message: bytes) -> Any:
-    """The value that `encode` was given."""
+    """Returns the value that `encode` encoded."""
     return _untagged(json.loads(message))
 
 
 def _tagged(value: Any) -> Any:
-    """In JSON's types: what has none is an object of one entry, named by the type."""
+    """Returns the value in JSON's types; a value of any other type becomes {type name: its parts}."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, str | bool | int | float):
@@ -37,8 +39,8 @@ def _tagged(value: Any) -> Any:
         if isinstance(value, kind):
             return {name: [_tagged(part) for part in value]}
     raise ConfigError(
-        f"a value of type {type(value).__name__} cannot be sent between processes; of a task, let `reference` and "
-        "`postprocess` return texts, numbers, lists, tuples, sets or dicts"
+        f"a value of type {type(value).__name__} cannot be sent between processes; a task's `reference` and "
+        "`postprocess` must return texts, numbers, lists, tuples, sets or dicts"
     )
 
 

@@ -1,8 +1,8 @@
-"""The processes of a run: joining them, knowing the same, leaving together.
+"""The processes of a run: they join at the start, agree on values, and end together.
 
-A launcher starts the same command on every host (launch/). Alone, a process needs no coordinator: signals are our own
-(guard.py), and nothing here does anything. What reads the disk or the clock may answer differently on each host, and
-then the processes would wait for each other forever: such questions are asked `on_first`.
+A launcher starts the same command on every host (launch/). A single process needs no coordinator: it joins nothing, and
+guard.py handles its signals. Code that reads the disk or the clock may get different answers on different hosts, and
+then the processes would wait for each other forever. Call such code through `on_first`.
 """
 
 import atexit
@@ -32,10 +32,10 @@ from t5x_lite.errors import (
 
 T = TypeVar("T")
 
-HEARTBEAT_S = 30  # a process that was silent for so long is dead, and the others end
-START_S = 300  # for all processes to have come
+HEARTBEAT_S = 30  # a process that is silent for this long counts as dead, and the other processes end
+START_S = 300  # time for all processes to connect
 
-# In what the runtime says when another process is gone: its status codes, libraries and words for it.
+# Matches messages of the runtime about lost processes: its status codes, its libraries' names and its words.
 OF_OTHERS = re.compile("UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|Gloo|NCCL|[Cc]onnection|[Hh]eartbeat")
 
 OF_COLLECTIVES = re.compile("Gloo|NCCL")  # outside of a compiled step their failures are plain ValueErrors
@@ -43,9 +43,11 @@ OF_COLLECTIVES = re.compile("Gloo|NCCL")  # outside of a compiled step their fai
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Among the run's processes, if the launcher started several (see `expected`).
+    """Joins the run's processes while the context is open, if the launcher started several (see `expected`).
 
-    All leave together; but one that fails leaves at once, as the others would wait for it in vain.
+    All processes leave together, but a process that fails leaves at once: its peers would wait for each other in vain.
+    Raises ConfigError if the environment is incomplete, LostProcessError if a process is missing or lost, and
+    OutOfMemoryError if a device is out of memory.
     """
     try:
         if not jax.distributed.is_initialized() and expected():
@@ -61,8 +63,11 @@ def joined() -> Iterator[None]:
 
 
 def expected() -> bool:
-    """Whether the environment is that of one process among several: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, srun, mpirun, or a TPU slice (whose launcher sets JAX_COORDINATOR_ADDRESS=auto)."""
+    """Returns whether the launcher started several processes, according to the environment.
+
+    It reads JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID; the launcher of a TPU slice sets
+    JAX_COORDINATOR_ADDRESS=auto) and the variables of srun, mpirun and TPU slices.
+    """
     return (
         "JAX_COORDINATOR_ADDRESS" in os.environ
         or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
@@ -72,29 +77,39 @@ def expected() -> bool:
 
 
 def gather(rows: list) -> list:
-    """The lists of all processes, joined in process order, on every process; of the types of messages.py."""
+    """Returns the lists of all processes, joined in process order, on every process.
+
+    Raises ConfigError for a value that messages.py cannot send.
+    """
     if jax.process_count() == 1:
         return rows
-    mine = np.frombuffer(messages.encode(rows), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int64(len(mine)))
+    message = np.frombuffer(messages.encode(rows), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int64(len(message)))
     padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(mine)] = mine
-    everyone = multihost_utils.process_allgather(padded)
-    return [row for part, n in zip(everyone, sizes, strict=True) for row in messages.decode(part[:n].tobytes())]
+    padded[: len(message)] = message
+    all_messages = multihost_utils.process_allgather(padded)
+    return [row for part, n in zip(all_messages, sizes, strict=True) for row in messages.decode(part[:n].tobytes())]
 
 
 def largest(number: int) -> int:
-    """The largest of the processes' numbers, on every process."""
+    """Returns the largest of the processes' numbers, on every process."""
     return max(gather([number]))
 
 
 def on_first(function: Callable[[], T]) -> T:
-    """What `function` returns on process 0, which alone calls it, on every process; if it raises, all do."""
+    """Calls `function` on process 0 alone and returns its result on every process; if it raises, all processes raise.
+
+    The errors are as for `on_each`.
+    """
     return gather(on_each(lambda: [function()] if jax.process_index() == 0 else []))[0]
 
 
 def on_each(function: Callable[[], T]) -> T:
-    """What `function` returns on this process. If it raises on any, all do: none goes on to wait for one that left."""
+    """Returns the result of `function` on this process; if it raises on any process, all processes raise.
+
+    So no process continues and waits for one that has left. A process whose own call succeeded raises a UserError with
+    the message and exit code of the first that failed.
+    """
     if jax.process_count() == 1:
         return function()
     value, failed = None, None
@@ -102,18 +117,17 @@ def on_each(function: Callable[[], T]) -> T:
         value = function()
     except Exception as error:
         failed = error
-    mine = [] if failed is None else [[_said(failed), getattr(failed, "exit_code", INTERNAL)]]
-    others = gather(mine)
+    failures = gather([] if failed is None else [[_message(failed), getattr(failed, "exit_code", INTERNAL)]])
     if failed is not None:
         raise failed
-    if others:
-        error = UserError(others[0][0])
-        error.exit_code = others[0][1]
+    if failures:
+        error = UserError(failures[0][0])
+        error.exit_code = failures[0][1]
         raise error
     return value  # pyright: ignore[reportReturnType]  (nothing failed)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error} (on another process)"
 
 
@@ -126,7 +140,7 @@ def _join() -> None:
         for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
             if not os.environ.get(name, "").isdigit():
                 raise ConfigError(
-                    f"JAX_COORDINATOR_ADDRESS={address} needs {name}, a number; launch/local.sh sets both"
+                    f"JAX_COORDINATOR_ADDRESS={address} needs {name} to be a number; launch/local.sh sets all three"
                 )
         settings |= {
             "coordinator_address": address,
@@ -135,7 +149,7 @@ def _join() -> None:
             "cluster_detection_method": "deactivate",
         }
         rendezvous.wait(address, settings["num_processes"], settings["process_id"], START_S)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from guard.py
+    jax.config.update("jax_enable_preemption_service", False)  # the service would take SIGTERM away from guard.py
     ctypes.CDLL(None).signal(signal.SIGABRT, _ABORTED)
     try:
         jax.distributed.initialize(**settings)
@@ -145,21 +159,24 @@ def _join() -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _ABORTED(number: int) -> None:
-    """The runtime's way to end a process whose peer is silent, from a thread of its own: SIGABRT, after some lines of
-    C++. Its status would not tell it from a bug."""
+    """Ends the process with RESTART_ME when the runtime raises SIGABRT.
+
+    The runtime does that in its own thread if a peer is silent, after printing some lines from C++. Without this
+    handler, the exit status would be that of a bug.
+    """
     with contextlib.suppress(OSError):
-        os.write(2, b"t5x-lite: lost another process (see above): this one ends; the same command goes on\n")
+        os.write(2, b"t5x-lite: lost another process (see above): ending this one; run the command again to resume\n")
     os._exit(RESTART_ME)
 
 
 def _named(error: BaseException) -> BaseException:
-    """What the runtime says of memory and of lost peers, as something to act on; else the error itself."""
+    """Returns a UserError for a runtime error about memory or lost processes, else the error itself."""
     if not isinstance(error, jax.errors.JaxRuntimeError) and not OF_COLLECTIVES.search(str(error)):
         return error
     if "RESOURCE_EXHAUSTED" in str(error):
         return OutOfMemoryError(
             f"out of memory: {first_line(error)}. Raise train.microbatches, set model.remat=full, or split the "
-            "parameters with mesh=fsdp=…; `t5x-lite plan` shows what each would take"
+            "parameters with mesh=fsdp=…; `t5x-lite plan` shows the memory that each takes"
         )
     if jax.distributed.is_initialized() and OF_OTHERS.search(str(error)):
         return LostProcessError(f"lost another process: {first_line(error)}")

@@ -1,4 +1,4 @@
-"""All processes of a run come to one address before JAX's own meeting, which does not say who is missing."""
+"""All processes of a run connect to process 0 before they join JAX, which does not name missing processes."""
 
 import contextlib
 import socket
@@ -11,8 +11,11 @@ GO = b"go"
 
 
 def wait(address: str, number: int, process: int, timeout_s: float) -> None:
-    """Returns once all `number` processes have come to process 0 at `address` ("host:port"), where nobody listens from
-    then on. LostProcessError after `timeout_s`: on process 0 it names those that are missing."""
+    """Waits until all `number` processes have connected to process 0 at `address` ("host:port").
+
+    Process 0 then stops listening there, so that JAX can use the port. Raises LostProcessError after `timeout_s`
+    seconds; on process 0 it names the missing processes. Process 0 also raises it if the port is in use.
+    """
     host, _, port = address.rpartition(":")
     end_s = time.monotonic() + timeout_s
     if process:
@@ -22,7 +25,7 @@ def wait(address: str, number: int, process: int, timeout_s: float) -> None:
 
 
 def _receive(port: int, number: int, end_s: float, timeout_s: float) -> None:
-    came: dict[int, socket.socket] = {}
+    connections: dict[int, socket.socket] = {}  # by the number of the process
     with contextlib.ExitStack() as closing:
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
@@ -30,22 +33,22 @@ def _receive(port: int, number: int, end_s: float, timeout_s: float) -> None:
             server = closing.enter_context(socket.create_server(("", port), family=family, dualstack_ipv6=both))
         except OSError as error:
             raise LostProcessError(
-                f"process 0 cannot listen on port {port}: {error.strerror}; is another run's coordinator there? "
-                "Give this one another port"
+                f"process 0 cannot listen on port {port}: {error.strerror}; does another run use it? "
+                "Use a different port in JAX_COORDINATOR_ADDRESS"
             ) from error
-        while missing := set(range(1, number)) - came.keys():
+        while missing := set(range(1, number)) - connections.keys():
             if time.monotonic() >= end_s:
                 raise LostProcessError(
-                    f"of {number} processes, {', '.join(map(str, sorted(missing)))} did not come within "
-                    f"{timeout_s:.0f} s; look at what they say, and start all of them again"
+                    f"of {number} processes, {', '.join(map(str, sorted(missing)))} did not connect within "
+                    f"{timeout_s:.0f} s; read their logs, and start all processes again"
                 )
             server.settimeout(RETRY_S)
-            with contextlib.suppress(OSError, ValueError):  # nobody for a while, or a stranger
+            with contextlib.suppress(OSError, ValueError):  # a timeout, or a connection that is not from this run
                 connection = closing.enter_context(server.accept()[0])
                 connection.settimeout(5)
-                came[int(connection.recv(16))] = connection
-        for connection in came.values():
-            with contextlib.suppress(OSError):  # it is gone again; JAX waits for it, and says so
+                connections[int(connection.recv(16))] = connection
+        for connection in connections.values():
+            with contextlib.suppress(OSError):  # the process has ended; JAX reports it when it waits for it
                 connection.sendall(GO)
 
 
@@ -53,11 +56,11 @@ def _come(host: str, port: int, process: int, end_s: float, timeout_s: float) ->
     while time.monotonic() < end_s:
         with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5) as connection:
             connection.sendall(str(process).encode())
-            connection.settimeout(max(0.1, end_s + 5 - time.monotonic()))  # process 0 gives up first, and says why
+            connection.settimeout(max(0.1, end_s + 5 - time.monotonic()))  # process 0 gives up first and reports why
             if connection.recv(16) == GO:
                 return
         time.sleep(RETRY_S)
     raise LostProcessError(
-        f"process {process} did not meet the others at {host}:{port} within {timeout_s:.0f} s; "
-        "does process 0 run there, and does it say who is missing?"
+        f"process {process} did not reach all processes at {host}:{port} within {timeout_s:.0f} s; "
+        "is process 0 running there? Its log names the missing processes"
     )

@@ -1,7 +1,8 @@
-"""Which device holds what: the mesh, and the layout made of it and the rules of axes.py.
+"""Places arrays on devices: the mesh, and a layout made of the mesh and the rules of axes.py.
 
-A logical axis (`embed`, `mlp`, …) is a field of `AxisRules`, so a misspelt one is an error with a hint and never
-replicates in silence. A mesh is always passed, nothing is global; what does not divide is found before compiling.
+A logical axis (`embed`, `mlp`, …) is a field of `AxisRules`, so a misspelt axis is an error with a hint; it is never
+replicated silently. The mesh is always an argument, never global. Sizes that do not divide evenly are errors before
+anything is compiled.
 """
 
 import contextlib
@@ -28,13 +29,13 @@ Axes = Sequence[str | None]  # the logical names of an array's dimensions; None:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh and the rules: everything needed to place an array whose logical axes are known."""
+    """A mesh and the axis rules: everything needed to place an array with known logical axes."""
 
     mesh: Mesh
     rules: AxisRules = DEFAULT_RULES
 
     def spec(self, axes: Axes) -> PartitionSpec:
-        """The mesh axes of each dimension; ConfigError on a logical axis that is not a field of AxisRules."""
+        """Returns the mesh axes of each dimension; raises ConfigError for a logical axis that AxisRules lacks."""
         used: set[str] = set()
         entries: list[tuple[str, ...] | str | None] = []
         for name in axes:
@@ -49,14 +50,18 @@ class Layout:
         return PartitionSpec(*entries)
 
     def sharding(self, axes: Axes) -> NamedSharding:
+        """Returns the sharding of an array with these logical axes; raises ConfigError as `spec` does."""
         return NamedSharding(self.mesh, self.spec(axes))
 
     def constrain(self, array: jax.Array, axes: Axes) -> jax.Array:
-        """Tells the compiler where an activation lives; the identity on one device."""
+        """Returns the array with a sharding constraint for the compiler; on one device, the array itself.
+
+        axes: one logical axis for each dimension of the array. Raises ValueError if their numbers differ.
+        """
         if len(axes) != array.ndim:
             raise ValueError(f"axes {tuple(axes)} name {len(axes)} dimensions; the array has shape {array.shape}")
         parts = _parts(self.rules.length, self.mesh.shape)
-        if parts > 1:  # what is decoded, a token at a time, has no length to split
+        if parts > 1:  # decoding reads one token at a time: its length cannot be split
             sizes = zip(axes, array.shape, strict=True)
             axes = [None if name == "length" and size % parts else name for name, size in sizes]
         sharding = self.sharding(axes)
@@ -64,21 +69,24 @@ class Layout:
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """The placement of every array of a batch: rows split, the rest whole."""
+        """The sharding of every array [B, …] of a batch: rows are split, the other dimensions are whole."""
         return self.sharding(("batch",))
 
     @property
     def replicated(self) -> NamedSharding:
+        """The sharding that keeps an array whole on every device."""
         return self.sharding(())
 
     @property
     def batch_shards(self) -> int:
-        """Number of parts the rows of a batch are split into."""
+        """The number of shards of a batch's rows."""
         return _parts(self.rules.batch, self.mesh.shape)
 
 
 def parse_mesh(text: str, device_count: int) -> dict[str, int]:
-    """The sizes of the mesh axes from a config value; an axis given as -1, or else `data`, takes the devices left.
+    """Returns the sizes of the mesh axes from a config value.
+
+    An axis of size -1 takes the remaining devices; without one, `data` does, unless the text sets its size.
 
     >>> parse_mesh("fsdp=2,tensor=2", 8)
     {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}
@@ -86,7 +94,7 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
 
     Raises:
-      ConfigError: unknown or repeated axis, a size that is not a positive integer, a product that is not the
+      ConfigError: an unknown or repeated axis, a size that is not a positive integer, or a product that is not the
         number of devices.
     """
     sizes: dict[str, int] = {}
@@ -95,13 +103,15 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
         if name not in MESH_AXES:
             raise ConfigError(unknown("mesh axis", name, MESH_AXES))
         if name in sizes:
-            raise ConfigError(f"mesh={text!r} gives {name!r} twice; give each axis once")
+            raise ConfigError(f"mesh={text!r} sets {name!r} twice; set each axis once")
         if not equals or not re.fullmatch(r"-1|0*[1-9]\d*", value):
-            raise ConfigError(f"mesh={text!r}: {part!r} is not AXIS=SIZE, a positive integer or -1 for the rest")
+            raise ConfigError(
+                f"mesh={text!r}: {part!r} is not AXIS=SIZE; SIZE is a positive integer, or -1 for the remaining devices"
+            )
         sizes[name] = int(value)
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
-        raise ConfigError(f"mesh={text!r} leaves {' and '.join(open_axes)} open; only one axis may be -1")
+        raise ConfigError(f"mesh={text!r} sets {' and '.join(open_axes)} to -1; only one axis may be -1")
     if not open_axes and "data" not in sizes:
         open_axes = ["data"]
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -114,7 +124,7 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
             f"The sizes must multiply to {device_count}: use divisors of it ({', '.join(map(str, fitting))})"
             if open_axes
             else f"mesh={text!r} needs {fixed} devices; there are {device_count}. "
-            "Make the sizes multiply to that, or leave data out: it takes the rest"
+            f"The sizes must multiply to {device_count}; or omit data, and it takes the remaining devices"
         )
     return sizes
 
@@ -122,10 +132,14 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
 def make_mesh(
     devices: Sequence[Any] | None = None, row_axes: Sequence[str] = DEFAULT_RULES.batch, **sizes: int
 ) -> Mesh:
-    """A mesh of these sizes (1 where none is given): `make_mesh(data=4, tensor=2)`.
+    """Returns a mesh with these sizes: `make_mesh(data=4, tensor=2)`.
 
-    devices: all of `jax.devices()` unless given; neighbours along the last axis of MESH_AXES are nearest.
+    devices: default all of `jax.devices()`; neighbours along the last axis of MESH_AXES are nearest to each other.
     row_axes: the mesh axes that rows of the batch are split over.
+    sizes: the size of each mesh axis; default 1.
+
+    Raises ConfigError for an unknown axis, a product that is not the number of devices, or a `data` axis that is not
+    divisible by the number of slices.
     """
     for axis in sizes:
         if axis not in MESH_AXES:
@@ -142,24 +156,30 @@ def make_mesh(
     mesh = jax.make_mesh(shape, names, axis_types=axis_types, devices=devices)
     if rows_follow(mesh.devices, row_axes):
         return mesh
-    # The order that suits the links best would give a process rows that do not follow each other.
+    # In the order that is fastest for the links, the batch rows of a process would not be contiguous.
     in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(in_order).reshape(shape), names, axis_types=axis_types)
 
 
 def _over_slices(shape: tuple[int, ...], slices: int, devices: Sequence[Any]) -> np.ndarray:
-    """The devices of several slices: only the axis that may span the slow network between them does."""
+    """Returns the devices of several slices as an array of this shape; only one axis spans the slow network.
+
+    That axis is the first of MESH_AXES with crosses_slices. Raises ConfigError if slices do not divide its size.
+    """
     crossing = next(number for number, axis in enumerate(MESH_AXES.values()) if axis.crosses_slices)
     if shape[crossing] % slices:
         name, size = list(MESH_AXES)[crossing], shape[crossing]
-        raise ConfigError(f"mesh {name}={size} does not divide over {slices} slices; use {_nearest(size, slices)}")
+        raise ConfigError(f"mesh {name}={size} is not divisible by {slices} slices; use {_nearest(size, slices)}")
     over = tuple(slices if number == crossing else 1 for number in range(len(shape)))
     inside = tuple(size // count for size, count in zip(shape, over, strict=True))
     return mesh_utils.create_hybrid_device_mesh(inside, over, devices)
 
 
 def rows_follow(devices: np.ndarray, row_axes: Sequence[str] = DEFAULT_RULES.batch) -> bool:
-    """Whether the batch rows of each process follow each other. devices: an axis for each of MESH_AXES."""
+    """Returns whether the batch rows of each process are contiguous.
+
+    devices: array of devices, one dimension for each of MESH_AXES.
+    """
     split = [number for number, axis in enumerate(MESH_AXES) if axis in row_axes]
     by_row = np.moveaxis(devices, split, range(len(split)))
     by_row = by_row.reshape(math.prod(by_row.shape[: len(split)]), -1)
@@ -171,16 +191,16 @@ def rows_follow(devices: np.ndarray, row_axes: Sequence[str] = DEFAULT_RULES.bat
     return True
 
 
-# What must divide -----------------------------------------------------------------------------------------------------
+# Divisibility ---------------------------------------------------------------------------------------------------------
 
 
 def check_batch(
     batch_rows: int, mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES, microbatches: int = 1
 ) -> None:
-    """Raises ConfigError unless the rows of every microbatch split evenly over the devices that share them."""
+    """Raises ConfigError unless the rows of every microbatch split evenly over the mesh axes of the rows."""
     parts = _parts(rules.batch, mesh)
     if microbatches < 1 or batch_rows < 1:
-        raise ConfigError(f"batch_rows={batch_rows}, microbatches={microbatches}; both must be at least 1")
+        raise ConfigError(f"batch_rows={batch_rows}, microbatches={microbatches}: both must be 1 or more")
     if batch_rows % (parts * microbatches):
         by = _mesh_text(rules.batch, mesh) + (f" × microbatches={microbatches}" if microbatches > 1 else "")
         near = _nearest(batch_rows, parts * microbatches)
@@ -188,7 +208,7 @@ def check_batch(
 
 
 def check_lengths(lengths: Mapping[str, int], mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES) -> None:
-    """Raises ConfigError unless rows of these lengths ({"data.length": 512}) split evenly."""
+    """Raises ConfigError unless rows of these lengths split evenly. lengths: by config key, {"data.length": 512}."""
     parts = _parts(rules.length, mesh)
     for key, length in lengths.items():
         if length % parts:
@@ -197,31 +217,34 @@ def check_lengths(lengths: Mapping[str, int], mesh: Mapping[str, int], rules: Ax
 
 
 def check_model(config: ModelConfig, mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES) -> None:
-    """Raises ConfigError for the first size of the model that does not split evenly; needs no device."""
+    """Raises ConfigError for the first size of the model that does not split evenly. It needs no devices."""
     for axis, field in SIZES.items():
         parts, size = _parts(getattr(rules, axis), mesh), getattr(config, field)
         if size % parts:
             by = _mesh_text(getattr(rules, axis), mesh)
             raise ConfigError(
-                f"model.{field}={size} is not divisible by {by}; use {_nearest(size, parts)}, or another mesh"
+                f"model.{field}={size} is not divisible by {by}; use {_nearest(size, parts)}, or a different mesh"
             )
 
 
 def meshes_that_fit(
     wanted: Mapping[str, int], check: Callable[[Mapping[str, int]], None], number: int = 3
 ) -> list[dict[str, int]]:
-    """The meshes of as many devices that `check` raises no ConfigError for, those nearest to the wanted one first."""
-    found = []
+    """Returns up to `number` meshes that pass `check` and have as many devices as `wanted`, nearest to `wanted` first.
+
+    check: raises ConfigError for a mesh that does not fit.
+    """
+    fitting = []
     for sizes in _factorings(math.prod(wanted.values()), len(MESH_AXES)):
         mesh: dict[str, int] = dict(zip(MESH_AXES, sizes, strict=True))
         with contextlib.suppress(ConfigError):
             check(mesh)
-            found.append(mesh)
-    return sorted(found, key=lambda mesh: sum(abs(math.log(mesh[a] / wanted[a])) for a in MESH_AXES))[:number]
+            fitting.append(mesh)
+    return sorted(fitting, key=lambda mesh: sum(abs(math.log(mesh[a] / wanted[a])) for a in MESH_AXES))[:number]
 
 
 def mesh_text(mesh: Mapping[str, int]) -> str:
-    """A mesh as `--config.mesh` takes it.
+    """Returns a mesh as text, as `--config.mesh` takes it.
 
     >>> mesh_text({"data": 1, "fsdp": 4, "sequence": 1, "tensor": 2})
     'fsdp=4,tensor=2'
@@ -230,7 +253,8 @@ def mesh_text(mesh: Mapping[str, int]) -> str:
 
 
 def _factorings(product: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """
+    """Yields every tuple of `parts` positive integers whose product is `product`.
+
     >>> list(_factorings(4, 2))
     [(1, 4), (2, 2), (4, 1)]
     """
@@ -253,7 +277,7 @@ def _mesh_text(axes: Sequence[str], mesh: Mapping[str, int]) -> str:
 
 
 def _nearest(value: int, multiple_of: int) -> str:
-    """The multiples around a value, as a hint: `_nearest(100, 8)` is "96 or 104"."""
+    """Returns the multiples around a value, as a hint: `_nearest(100, 8)` is "96 or 104"."""
     below = value // multiple_of * multiple_of
     return f"{below} or {below + multiple_of}" if below else str(multiple_of)
 
@@ -266,10 +290,12 @@ def _is_box(x: Any) -> bool:
 
 
 def param_axes(boxed: Any) -> Any:
-    """The tree of logical axis names, a tuple for each parameter, from the boxes `module.init` puts around them.
+    """Returns the tree of logical axis names, a tuple for each parameter.
+
+    boxed: parameters in the boxes (`nn.Partitioned`) that `module.init` puts around them.
 
     Raises:
-      ConfigError: a parameter without a box, or whose names are not one for each dimension.
+      ConfigError: a parameter has no box, or its box does not name every dimension.
     """
     return jax.tree_util.tree_map_with_path(_names, boxed, is_leaf=_is_box)
 
@@ -286,9 +312,10 @@ def _names(path: tuple, leaf: Any) -> tuple[str | None, ...]:
 
 
 def shardings(boxed: Any, layout: Layout) -> Any:
-    """The NamedSharding of every array in a boxed abstract tree (a train state, or its parameters), unboxed.
+    """Returns the NamedSharding of every array in a boxed abstract tree (a train state or its parameters), unboxed.
 
-    A scalar without a box (a step counter) is replicated; any other array without one is an error.
+    A scalar without a box (a step counter) is replicated. Raises ConfigError for any other array without a box, an
+    unknown logical axis, or a dimension that is not divisible by its mesh axes.
     """
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
@@ -304,8 +331,8 @@ def shardings(boxed: Any, layout: Layout) -> Any:
             parts = _parts(by, layout.mesh.shape)
             if size % parts:
                 raise ConfigError(
-                    f"{parameter} has {size} {name}, not divisible by {_mesh_text(by, layout.mesh.shape)}; "
-                    f"use {_nearest(size, parts)}, or another mesh"
+                    f"{parameter}: its dimension {name}={size} is not divisible by "
+                    f"{_mesh_text(by, layout.mesh.shape)}; use {_nearest(size, parts)}, or a different mesh"
                 )
         return sharding
 
@@ -313,38 +340,47 @@ def shardings(boxed: Any, layout: Layout) -> Any:
 
 
 def process_rows(layout: Layout, batch_rows: int) -> slice:
-    """The rows of the global batch that this process's devices hold, and so must be given to `put_batch`."""
+    """Returns the rows of the global batch that this process's devices hold: those to give to `put_batch`.
+
+    Raises ConfigError if these rows are not contiguous.
+    """
     spans = layout.batch_sharding.addressable_devices_indices_map((batch_rows,)).values()
     held = sorted({row for (span,) in spans for row in range(*span.indices(batch_rows))})  # type: ignore[misc]
     if held != list(range(held[0], held[-1] + 1)):
-        raise ConfigError("this mesh gives a process batch rows that do not follow each other; reorder its devices")
+        raise ConfigError("the batch rows of a process are not contiguous on this mesh; reorder its devices")
     return slice(held[0], held[-1] + 1)
 
 
 def input_shard(layout: Layout, batch_rows: int) -> dict[str, int]:
-    """Which part of the global batch this process reads, {"shard_index": …, "shard_count": …}: as many parts as there
-    are different ones. Where a mesh axis that does not split rows spans hosts, those hosts read the same rows."""
+    """Returns the shard of the global batch that this process reads, {"shard_index": …, "shard_count": …}.
+
+    The number of shards is the number of different ones: hosts read the same rows if a mesh axis that does not split
+    rows spans them. Raises ConfigError if processes have different numbers of rows.
+    """
     rows = process_rows(layout, batch_rows)
     size = rows.stop - rows.start
     if batch_rows % size or rows.start % size:
         raise ConfigError(
-            f"this mesh gives processes different numbers of the {batch_rows} batch rows; use another mesh"
+            f"on this mesh, processes have different numbers of the {batch_rows} batch rows; use a different mesh"
         )
     return {"shard_index": rows.start // size, "shard_count": batch_rows // size}
 
 
 def put_batch(batch: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]:
-    """This process's rows (numpy) as its part of global arrays; in a single process those are all rows.
+    """Returns global arrays [B, …] on the devices, made from this process's rows; a single process has all rows.
+
+    batch: numpy arrays [rows of this process, …].
 
     Raises:
       ConfigError: the number of rows does not split evenly over this process's devices.
     """
     shards = layout.batch_sharding.addressable_devices_indices_map((layout.batch_shards,)).values()
-    mine = len({index[0].start for index in shards})  # type: ignore[index]
+    shard_count = len({index[0].start for index in shards})  # type: ignore[index]
     for name, rows in batch.items():
-        if len(rows) % mine:
+        if len(rows) % shard_count:
             by = _mesh_text(layout.rules.batch, layout.mesh.shape)
-            raise ConfigError(f"{name} has {len(rows)} rows, not divisible by {by}; use {_nearest(len(rows), mine)}")
+            near = _nearest(len(rows), shard_count)
+            raise ConfigError(f"{name}: its {len(rows)} rows are not divisible by {by}; use {near}")
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), layout.batch_sharding)  # one call for all arrays: half the overhead
     return {name: jax.make_array_from_process_local_data(layout.batch_sharding, r) for name, r in batch.items()}
