@@ -56,7 +56,7 @@ def test_a_copy_that_did_not_come_to_its_end_or_is_damaged_is_passed_over(tmp_pa
     assert checkpoint.saved_steps(tmp_path / "two") == [1]
     bucket.pipe("/bucket/run/1/progress/metadata", b"{}")
     (tmp_path / "three").mkdir()
-    with pytest.raises(CheckpointError, match=r"every checkpoint of memory://bucket/run is damaged .*2: .*; 1: "):
+    with pytest.raises(CheckpointError, match=r"every checkpoint of memory://bucket/run is corrupted .*2: .*; 1: "):
         checkpoint.fetch(tmp_path / "three", Mirror(URL))
     assert Mirror(URL).steps() == [1, 2]  # nothing took their place
 

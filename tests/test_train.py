@@ -295,7 +295,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_resumed(six_steps, 
     assert "6: progress/metadata has 2 bytes" in capsys.readouterr().out
     assert cli.run(["train", BERT, f"--workdir={workdir}", *SIX, "--config.optimizer.b2=0.999"]) == 0
     out = capsys.readouterr().out
-    assert "checkpoint 6 is damaged and was set aside as 6.corrupt: progress/metadata" in out
+    assert "checkpoint 6 is corrupted and was renamed to 6.corrupt: progress/metadata" in out
     assert f"resuming {workdir} at step 4" in out
     whole, again = leaves(params(six_steps, 6)), leaves(params(workdir, 6))
     for path in whole:

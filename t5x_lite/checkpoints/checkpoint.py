@@ -1,9 +1,9 @@
 """Checkpoints: train state, data position and config in one atomic step directory, written by Orbax.
 
-`WORKDIR/checkpoints/STEP/{params,optimizer,progress,config,MANIFEST.json}`. A step is written in `WORKDIR/saving` and
-appears by one rename, with the hash of every file in its manifest: a process that dies while saving leaves the older
-steps alone, and what a disk changed later is found before it is used. Restoring takes the shardings of the target, so
-another mesh or process count reads the same files.
+`WORKDIR/checkpoints/STEP/{params,optimizer,progress,config,MANIFEST.json}`. A step is written in `WORKDIR/saving`, with
+the hash of every file in its manifest, and moved into place by one rename. So a process that dies while saving does not
+touch older steps, and a file that the disk corrupted is detected before it is used. Restoring uses the shardings of the
+target, so a run with a different mesh or process count can read the same files.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ from t5x_lite.training.step import TrainState
 
 DIRECTORY = "checkpoints"
 STAGING = "saving"
-LOOK_S = 10.0  # while waiting for a save: how often to look whether it gets on
-BARRIER_S = 24 * 3600  # for all processes to have written: it is the guard that ends what hangs
+LOOK_S = 10.0  # while waiting for a save: time between checks for progress
+BARRIER_S = 24 * 3600  # time for all processes to finish writing; if one hangs, the guard ends it sooner
 
-# Replicas write a part each of what they all hold. To cut an array is a program to compile for every shape, and more
-# work than to write a small one whole.
+# Replicas share the work of writing an array: each writes a slice. Slicing compiles a program for every shape, which
+# takes longer than writing a small array, so one replica writes the whole array if it is small (1 << 20 bytes).
 ocp.type_handlers.register_type_handler(
     jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20), override=True
 )
@@ -44,7 +44,7 @@ ocp.type_handlers.register_type_handler(
 class Checkpoints:
     """The checkpoints of one workdir. Saving is asynchronous: `save` returns once the arrays are copied.
 
-    All processes call the same methods in the same order. Process 0 alone names, lists and removes directories.
+    All processes must call the same methods in the same order. Only process 0 renames, lists and removes directories.
     """
 
     def __init__(
@@ -54,8 +54,12 @@ class Checkpoints:
         beat: Callable[[str], None] = lambda at: None,
         mirror: Mirror | None = None,
     ):
-        """beat: is called, with what it waits for, whenever a save that is waited for got on (Guard.beat).
-        mirror: each step is copied there."""
+        """Prepares the workdir; raises CheckpointError if it is not writable.
+
+        keep_last: number of newest steps to keep.
+        beat: called with a description while `wait` waits for a save that makes progress (Guard.beat).
+        mirror: each step is copied there.
+        """
         self._beat = beat
         self._mirror = mirror
         self.directory = Path(workdir).absolute() / DIRECTORY
@@ -66,7 +70,7 @@ class Checkpoints:
 
         def prepare() -> list[int]:
             try:
-                shutil.rmtree(self._staging, ignore_errors=True)  # what a killed process was writing or removing
+                shutil.rmtree(self._staging, ignore_errors=True)  # left by a process killed while saving
                 self.directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise CheckpointError(f"cannot use {self.directory}: {error}; is the workdir writable?") from error
@@ -78,17 +82,20 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """The steps saved, oldest first; the newest may still be on its way to the disk."""
+        """Returns the saved steps, oldest first. The newest may not be on disk yet."""
         return list(self._steps)
 
     def save(self, state: TrainState, data_state: dict, config_json: str, keep: Iterable[int] = ()) -> None:
-        """Saves `state` under its own step. All but the newest `keep_last` steps and those in `keep` are dropped, once
-        the newest is on disk: until then there is one more."""
+        """Saves `state` as step `state.step`, unless that step is saved already.
+
+        Once it is on disk, all steps except the newest `keep_last` and those in `keep` are removed; until then there is
+        one more. First waits for the previous save. Raises CheckpointError if either save fails.
+        """
         step = int(state.step)
         self.wait()
         if step in self._steps:
             return
-        with self._saying(f"cannot save step {step}"):
+        with self._errors_in_a_line(f"cannot save step {step}"):
             self._checkpointer.save(
                 self._staging / str(step),
                 args=ocp.args.Composite(
@@ -106,7 +113,11 @@ class Checkpoints:
         self._thread.start()
 
     def _finish(self, step: int, arrays: Mapping[str, Counter], dropped: list[int]) -> None:
-        """Gives the step its manifest and its place once all processes have written it, and removes older ones."""
+        """Waits until all processes have written the step, checks that its arrays can be opened, writes its manifest,
+        moves it into place, removes old steps.
+
+        Runs in a thread; keeps an error for `wait`.
+        """
         try:
             self._checkpointer.wait_until_finished()
             if jax.process_index():
@@ -114,8 +125,8 @@ class Checkpoints:
             _check_arrays(self._staging / str(step), arrays)
             manifest.write(self._staging / str(step), step)
             (self._staging / str(step)).rename(self.directory / str(step))
-            atomic.sync(self.directory)  # before an older step goes, also for a power failure
-            for old in dropped:  # by two steps, so that no half of it is ever found under its name
+            atomic.sync(self.directory)  # the new step must survive a power failure before an older one is removed
+            for old in dropped:  # renamed first, so that a partly removed step never has the name of a step
                 (self.directory / str(old)).rename(self._staging / f"{old}.dropped")
                 shutil.rmtree(self._staging / f"{old}.dropped")
             if self._mirror:
@@ -124,8 +135,12 @@ class Checkpoints:
             self._error = error
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-        """The state of `step` in the shapes, dtypes and shardings of `like` (arrays or ShapeDtypeStructs),
-        and the data position saved with it."""
+        """Returns the state of `step` and the data position saved with it.
+
+        like: a state of arrays or ShapeDtypeStructs, whose shapes, dtypes and shardings the restored state gets.
+
+        Raises CheckpointError if the files cannot be read or do not fit `like`.
+        """
         try:
             restored = self._checkpointer.restore(
                 self.directory / str(step),
@@ -138,7 +153,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"cannot restore {self.directory / str(step)}: {first_line(error)}. "
-                "It was written with another model or optimizer; see its config/ for what it holds."
+                "Was it saved with a different model or optimizer? Compare its config/ with this run's config"
             ) from error
         arrays = jax.device_put(step, _abstract(like.step).sharding)
         return dataclasses.replace(
@@ -146,39 +161,44 @@ class Checkpoints:
         ), restored["progress"]["data"]
 
     def check(self) -> None:
-        """Raises the CheckpointError of a save that has failed; waits for none."""
+        """Raises CheckpointError if a save has failed; does not wait for a save in progress."""
         if self._thread and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the last save is on disk and what it replaces is gone; CheckpointError if it failed."""
-        seen = None
+        """Waits until the last save is on disk and the old steps are removed; raises CheckpointError if it failed."""
+        last_moved = None
         while self._thread:
             self._thread.join(LOOK_S)
             if not self._thread.is_alive():
                 self._thread = None
-            elif (moved := self._moved()) != seen:  # a large one takes long, but no disk may hang
+            elif (moved := self._moved()) != last_moved:  # a large save takes long; without progress the guard ends it
                 self._beat(f"{moved[0]:,} bytes of a checkpoint, {moved[1]:,} files in the mirror")
-                seen = moved
+                last_moved = moved
         error, self._error = self._error, None
         if isinstance(error, CheckpointError):
             raise error
-        with self._saying("cannot save"):
+        with self._errors_in_a_line("cannot save"):
             if error:
                 raise error
 
     def _moved(self) -> tuple[int, int]:
+        """Returns (bytes in the staging directory, files sent to the mirror), which change while a save progresses."""
         return _bytes_below(self._staging), self._mirror.sent if self._mirror else 0
 
     def close(self) -> None:
+        """Waits for the last save and ends saving; raises CheckpointError if that save failed."""
         self.wait()
         self._checkpointer.close()
         if jax.process_index() == 0:
             shutil.rmtree(self._staging, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _saying(self, what: str) -> Iterator[None]:
-        """What Orbax and TensorStore raise while writing (a full disk is a ValueError to the latter) in a line."""
+    def _errors_in_a_line(self, what: str) -> Iterator[None]:
+        """Turns errors of Orbax and TensorStore while writing into a CheckpointError of one line.
+
+        TensorStore raises a ValueError if the disk is full.
+        """
         try:
             yield
         except (OSError, ValueError) as error:
@@ -186,7 +206,7 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 left = f"; {shutil.disk_usage(self.directory).free:,} bytes are free there"
             raise CheckpointError(
-                f"{what} to {self.directory}: {first_line(error)}; is the disk full, or read-only?{left}"
+                f"{what} to {self.directory}: {first_line(error)}; is the disk full or read-only?{left}"
             ) from error
 
 
@@ -201,12 +221,12 @@ def check_path(workdir: Path) -> None:
 
 
 def _kinds(tree: Any) -> Counter:
-    """How many arrays of each shape and dtype there are."""
+    """Returns the number of arrays of each shape and dtype."""
     return Counter((tuple(leaf.shape), str(leaf.dtype)) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
 
 
 def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
-    """Raises CheckpointError unless Orbax opens every array that was saved: of some faults it only warns."""
+    """Raises CheckpointError unless Orbax opens every array that was saved, because Orbax only warns of some faults."""
     for name, expected in arrays.items():
         metadata = ocp.PyTreeCheckpointer().metadata(directory / name).item_metadata
         opened = _kinds(metadata.tree) if metadata else Counter()  # pyright: ignore[reportAttributeAccessIssue]
@@ -218,68 +238,72 @@ def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
 
 
 def fetch(workdir: Path, mirror: Mirror) -> int | None:
-    """The newest step of the mirror, where the workdir has none of its own; else None."""
+    """Copies the newest intact step of the mirror into a workdir without checkpoints, and returns the step.
+
+    Returns None if the workdir has a checkpoint or the mirror has none. Raises CheckpointError as `Mirror.pull` does.
+    """
     return None if saved_steps(workdir) else mirror.pull(workdir, DIRECTORY, STAGING)
 
 
 def newest_good(workdir: Path, say: Callable[[str], None]) -> int | None:
-    """The newest step of a workdir that is as it was written, on all processes; None where none was ever saved.
+    """Returns the newest intact step of a workdir, the same on all processes; None if no step was ever saved.
 
-    A newer one that is not is renamed to STEP.corrupt, and `say` is told why. CheckpointError where all are damaged:
-    to begin again from nothing is for the user to decide.
+    Newer, corrupted steps are renamed to STEP.corrupt, and `say` is called with the reason for each. Raises
+    CheckpointError if all steps are corrupted: only the user may decide to start again from step 0.
     """
     rejected: dict[int, str] = {}
     for step in reversed(processes.on_first(lambda: saved_steps(workdir))):
         problem = _problem(Path(workdir) / DIRECTORY / str(step))
         if problem is None:
             processes.on_first(lambda: _set_aside(Path(workdir) / DIRECTORY, list(rejected)))
-            for number, why in rejected.items():
-                say(f"checkpoint {number} is damaged and was set aside as {number}.corrupt: {why}")
+            for number, reason in rejected.items():
+                say(f"checkpoint {number} is corrupted and was renamed to {number}.corrupt: {reason}")
             return step
         rejected[step] = problem
     if rejected:
-        listed = "; ".join(f"{step}: {why}" for step, why in rejected.items())
+        listed = "; ".join(f"{step}: {reason}" for step, reason in rejected.items())
         raise CheckpointError(
-            f"every checkpoint of {workdir} is damaged ({listed}). Restore one from a copy, or remove "
-            f"{Path(workdir) / DIRECTORY} to begin again from nothing"
+            f"every checkpoint of {workdir} is corrupted ({listed}). Restore one from a copy, or remove "
+            f"{Path(workdir) / DIRECTORY} to start again from step 0"
         )
     return None
 
 
 def check(directory: Path) -> None:
-    """Raises CheckpointError unless every file of a step directory is as it was written."""
+    """Raises CheckpointError unless every file of a step directory is intact."""
     problem = _problem(directory)
     if problem:
         raise CheckpointError(
-            f"{directory} is damaged: {problem}. Take another step: `t5x-lite verify` tells which are whole"
+            f"{directory} is corrupted: {problem}. Use a different step; `t5x-lite verify` lists the intact ones"
         )
 
 
 def verify(workdir: Path) -> dict[int, str | None]:
-    """Every step of a workdir, oldest first, with what is wrong with it; None where nothing is."""
+    """Returns {step: problem} for every step of a workdir, oldest first; the problem of an intact step is None."""
     return {step: _problem(Path(workdir) / DIRECTORY / str(step)) for step in saved_steps(workdir)}
 
 
 def check_space(workdir: Path, state: TrainState, kept: int) -> None:
-    """Raises CheckpointError unless the disk has room for `kept` checkpoints of `state`, and one more while saving."""
+    """Raises CheckpointError unless the disk has space for `kept` checkpoints of `state` and one being written."""
     bytes_each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
     def look() -> None:
-        # What a killed save left behind is removed, what was set aside stays.
+        # Files of a killed save and the saved steps will be removed; corrupted steps (STEP.corrupt) stay.
         replaced = [Path(workdir) / STAGING, *(Path(workdir) / DIRECTORY / str(step) for step in saved_steps(workdir))]
         needed, free = (kept + 1) * bytes_each - sum(map(_bytes_below, replaced)), shutil.disk_usage(workdir).free
         if needed > free:
             raise CheckpointError(
                 f"{workdir} has {free:,} bytes free; {kept} checkpoints and one being written take {needed:,} more. "
-                "Lower checkpoint.keep_last, or take a --workdir on a larger disk"
+                "Lower checkpoint.keep_last, or use a --workdir on a larger disk"
             )
 
     processes.on_first(look)
 
 
 def _problem(directory: Path) -> str | None:
-    found = processes.gather([manifest.problem(directory, jax.process_index(), jax.process_count())])
-    return next(filter(None, found), None)
+    """Returns the first problem that a process sees in its share of the files; None if the step is intact."""
+    problems = processes.gather([manifest.problem(directory, jax.process_index(), jax.process_count())])
+    return next(filter(None, problems), None)
 
 
 def _set_aside(root: Path, steps: list[int]) -> None:
@@ -291,16 +315,16 @@ def _set_aside(root: Path, steps: list[int]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What became of every parameter when a run started from another's checkpoint, by path."""
+    """The paths of all parameters by whether they were loaded from a different run's checkpoint."""
 
     loaded: list[str]
-    fresh: list[str]  # in the model, not in the checkpoint
-    skipped: list[str]  # in the checkpoint, not in the model
-    reshaped: list[str]  # in both with different shapes: fresh in the model
+    fresh: list[str]  # in the model but not in the checkpoint: newly initialized
+    skipped: list[str]  # in the checkpoint but not in the model
+    reshaped: list[str]  # in both, with different shapes: newly initialized
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} parameters loaded"]
-        kinds = {"fresh": "fresh", "skipped": "skipped", "reshaped": "fresh, as they have another shape"}
+        kinds = {"fresh": "fresh", "skipped": "skipped", "reshaped": "fresh, because their shapes differ"}
         for kind, words in kinds.items():
             names = getattr(self, kind)
             if names:
@@ -309,34 +333,39 @@ class LoadReport:
 
 
 def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
-    """`params` with every tensor that the checkpoint `source` has under the same path and shape.
+    """Returns `params` with every array replaced that the checkpoint `source` has under the same path and shape.
 
     source: a workdir (its newest step), or `WORKDIR/checkpoints/STEP`.
-    Raises CheckpointError when there is no checkpoint, none of its tensors fits, or its layers have other shapes: then
-    it is of another model. (Tables and heads may differ: of another vocabulary, or other classes.)
+    params: tree of arrays, or of ShapeDtypeStructs.
+
+    Raises CheckpointError if there is no checkpoint, it is corrupted, none of its arrays fits, or its layers have
+    different shapes, so that the checkpoint is of a different model. (Tables and heads may have different shapes: the
+    vocabulary or the classes may differ.)
     """
-    found = Path(processes.on_first(lambda: str(find(source))))  # another run may be saving there
-    check(found)
-    directory = found / "params"
+    step_directory = Path(processes.on_first(lambda: str(find(source))))  # a different run may be saving there
+    check(step_directory)
+    directory = step_directory / "params"
     checkpointer = ocp.PyTreeCheckpointer()
     ours = paths.flatten(params)
     try:
         metadata = checkpointer.metadata(directory).item_metadata
-        stored = paths.flatten(metadata.tree)  # pyright: ignore  (None: damaged)
+        stored = paths.flatten(metadata.tree)  # pyright: ignore  (None: corrupted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it damaged?") from error
+        raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it corrupted?") from error
     shapes_differ = [p for p in ours if p in stored and tuple(stored[p].shape) != ours[p].shape]
     loaded = [p for p in ours if p in stored and p not in shapes_differ]
     if not loaded:
         raise CheckpointError(
-            f"{directory} shares no parameter with this model; it has for example {next(iter(stored), 'nothing')}, "
-            f"the model {next(iter(ours))}. Is it of the same family, with the same model.scan_layers?"
+            f"{directory} and this model share no parameter; the checkpoint has for example "
+            f"{next(iter(stored), 'nothing')}, the model {next(iter(ours))}. "
+            "Use a checkpoint of the same family with the same model.scan_layers"
         )
     if inner := [p for p in shapes_differ if re.search(r"(^|/)layers(_\d+)?/", p)]:
-        theirs, here = list(stored[inner[0]].shape), list(ours[inner[0]].shape)
+        stored_shape, shape = list(stored[inner[0]].shape), list(ours[inner[0]].shape)
         raise CheckpointError(
-            f"{directory} is of another model: {len(inner)} parameters of its layers have other shapes, the first "
-            f"{inner[0]}, {theirs} there and {here} here. Take the same model.preset and sizes"
+            f"{directory} is of a different model: {len(inner)} parameters of its layers have different shapes, for "
+            f"example {inner[0]}: {stored_shape} in the checkpoint, {shape} in the model. "
+            "Use the model.preset and sizes of the checkpoint"
         )
     wanted = paths.unflatten({p: _abstract(ours[p]) for p in loaded})
     arguments = ocp.args.PyTreeRestore(
@@ -345,7 +374,7 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     try:
         values = paths.flatten(checkpointer.restore(directory, args=arguments))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it damaged?") from error
+        raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it corrupted?") from error
     report = LoadReport(
         loaded,
         fresh=[p for p in ours if p not in stored],
@@ -356,7 +385,10 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
 
 
 def load_model(workdir: Path, step: int, params: Any) -> Any:
-    """The parameters of a workdir's step in the shapes and shardings of `params`; CheckpointError unless it has all."""
+    """Returns the parameters of a workdir's step, with the shapes and shardings of `params`.
+
+    Raises CheckpointError unless the step has all of them in these shapes.
+    """
     loaded, report = load_params(workdir / DIRECTORY / str(step), params)
     if report.fresh or report.reshaped:
         raise CheckpointError(f"step {step} of {workdir} does not hold the model of its config.json: {report}")
@@ -364,13 +396,16 @@ def load_model(workdir: Path, step: int, params: Any) -> Any:
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
-    """The steps saved in a workdir, oldest first."""
+    """Returns the steps saved in a workdir, oldest first."""
     root = Path(workdir) / DIRECTORY
     return sorted(int(d.name) for d in root.iterdir() if re.fullmatch(r"\d+", d.name)) if root.is_dir() else []
 
 
 def find(source: str | Path) -> Path:
-    """The step directory that `source` (a workdir or a step directory) stands for."""
+    """Returns `source` if it is a step directory, else the newest step directory of the workdir `source`.
+
+    Raises CheckpointError if there is none.
+    """
     path = Path(source).absolute()
     if (path / "params").is_dir():
         return path
@@ -381,7 +416,11 @@ def find(source: str | Path) -> Path:
 
 
 def choose(workdir: str | Path, which: str, best: int | None) -> list[int]:
-    """The steps that "latest", "best", "all" or a number names; CheckpointError lists those there are."""
+    """Returns the steps that `which` names: "latest", "best", "all" or a number.
+
+    best: the best saved step; None if none was evaluated. Raises CheckpointError, which lists the saved steps, if there
+    is no such step.
+    """
     steps = saved_steps(workdir)
     if not steps:
         raise CheckpointError(f"no checkpoint in {str(workdir)!r}; give the workdir of a `t5x-lite train`")
@@ -392,19 +431,19 @@ def choose(workdir: str | Path, which: str, best: int | None) -> list[int]:
     if which == "best":
         if best is None:
             raise CheckpointError(
-                "no saved step was evaluated by checkpoint.keep_best; train with "
+                "no saved step was evaluated for checkpoint.keep_best; train with "
                 "--config.checkpoint.keep_best=TASK/METRIC"
             )
         which = str(best)
     if not which.isdigit() or int(which) not in steps:
         raise CheckpointError(
-            f"no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}, latest, best, all"
+            f"no checkpoint {which!r}; use a step ({', '.join(map(str, steps))}), latest, best or all"
         )
     return [int(which)]
 
 
 def _bytes_below(root: Path) -> int:
-    """The size of all files there, as far as they are not being removed."""
+    """Returns the size of all files below `root` in bytes; skips files that are being removed."""
     total = 0
     for directory, _, files in os.walk(root):
         for file in files:

@@ -1,7 +1,7 @@
-"""MANIFEST.json: the size and hash of every file of a checkpoint, so that no changed byte is ever trained on.
+"""MANIFEST.json: the size and hash of every file of a checkpoint, so that a run never trains on a corrupted byte.
 
-Orbax finds a missing file, but restores most flipped bits in silence. The hash is xxh3_128: made for speed (files are
-read as fast as the disk gives them), and against faults of disks, not of people.
+Orbax detects a missing file but restores most flipped bits silently. The hash is xxh3_128. It is fast: reading is as
+fast as the disk allows. It protects against faults of disks, not against attackers.
 """
 
 import json
@@ -20,7 +20,7 @@ READ_BYTES = 1 << 22
 
 
 def write(directory: Path, step: int) -> None:
-    """Writes the manifest of everything below `directory`, a checkpoint of `step`, and waits until both are on disk."""
+    """Writes the manifest of all files below `directory`, the checkpoint of `step`, and waits until all are on disk."""
     for path in directory.rglob("*"):
         atomic.sync(path)
     files = {
@@ -34,23 +34,26 @@ def write(directory: Path, step: int) -> None:
 
 
 def identity(directory: Path) -> str:
-    """The hash of what the manifest says: the same for the same files, wherever they are."""
+    """Returns the hash of the manifest's content: the same for the same files, wherever they are.
+
+    Raises CheckpointError if the manifest cannot be read.
+    """
     try:
         return json.loads((directory / NAME).read_bytes())["xxh3_128"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory / NAME} cannot be read ({error}); take another checkpoint") from error
+        raise CheckpointError(f"{directory / NAME} cannot be read ({error}); use a different checkpoint") from error
 
 
 def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
-    """The first thing in `directory` that is not as its manifest says, in words; None where all is well.
+    """Returns the first difference between the files of `directory` and its manifest, in words; None if it is intact.
 
-    Of the files, only every `parts`-th from number `part` is read: several processes share the work.
+    It reads only every `parts`-th file from number `part` on, so that several processes share the work.
     """
     try:
         body = json.loads((directory / NAME).read_bytes())
-        own = body.pop("xxh3_128")
-        if own != _hash_of(body):
-            return f"{NAME} does not fit its own hash"
+        own_hash = body.pop("xxh3_128")
+        if own_hash != _hash_of(body):
+            return f"{NAME} does not match its own hash"
         step = body["step"] if "step" in body else _step_inside(directory)
         if directory.name.isdigit() and step is not None and int(directory.name) != step:
             return f"it is the checkpoint of step {step} under another step's name; rename the directory to {step}"
@@ -60,18 +63,18 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
             if size != expected["bytes"]:
                 return f"{name} has {size:,} bytes; {expected['bytes']:,} were written"
             if _hash(directory / name) != expected["xxh3_128"]:
-                return f"{name} has other bytes than were written"
+                return f"{name} does not match its hash"
     except FileNotFoundError as error:
         return f"{Path(error.filename).relative_to(directory)} is missing"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return f"{NAME} is garbled"
+        return f"{NAME} is not a valid manifest"
     return None
 
 
 def _step_inside(directory: Path) -> int | None:
-    """The step by a run's own file, for manifests of 0.1, which do not hold it; None for imported weights."""
+    """Returns the step by the run's own file, for manifests of 0.1, which lack it; None for imported weights."""
     file = directory / "progress" / "metadata"
     return int(json.loads(file.read_bytes())["step"]) if file.exists() else None
 

@@ -1,7 +1,8 @@
-"""A copy of a run's checkpoints in an object store: where a machine goes with its disk, the next one goes on.
+"""Copies a run's checkpoints to an object store: if a machine is lost with its disk, the next machine can resume.
 
-Any of fsspec's file systems serves (gs://, s3://, az://, each with its package). There is no rename in a bucket: a
-step is there once its manifest is, which comes last, and counts once every file fits it.
+Any of fsspec's file systems can be used (gs://, s3://, az://, each with its package). A bucket has no atomic rename. So
+the manifest of a step is copied last: a step without a manifest is incomplete, and a step whose files do not match its
+manifest is corrupted.
 """
 
 import logging
@@ -16,15 +17,19 @@ from t5x_lite.errors import CheckpointError, ConfigError, first_line
 
 T = TypeVar("T")
 
-BESIDE = ("config.json", "metrics.jsonl")  # what a run needs of its workdir beside a checkpoint
+BESIDE = ("config.json", "metrics.jsonl")  # files of the workdir that a run needs in addition to a checkpoint
 TRIES = 5
 FIRST_PAUSE_S = 1.0  # doubled after each try
 
 
 class Mirror:
-    """url: a directory for this run alone, "gs://bucket/runs/a"."""
+    """The copies of one run's checkpoints in an object store."""
 
     def __init__(self, url: str):
+        """url: a directory for this run alone, "gs://bucket/runs/a".
+
+        Raises ConfigError if fsspec does not know the protocol or lacks its package.
+        """
         import fsspec
 
         try:
@@ -32,10 +37,10 @@ class Mirror:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"checkpoint.mirror={url!r}: {error}") from error
         self.url = url
-        self.sent = 0  # files: that it grows tells a long copy from one that hangs
+        self.sent = 0  # number of files sent; while it grows, a long copy does not hang
 
     def steps(self) -> list[int]:
-        """Those whose copy came to its end, oldest first."""
+        """Returns the steps that were copied completely, oldest first; raises CheckpointError if the store fails."""
         self._files.invalidate_cache()
 
         def directories() -> list[str]:
@@ -46,7 +51,10 @@ class Mirror:
         return sorted(map(int, sealed))
 
     def push(self, step_directory: Path, kept: Collection[int]) -> None:
-        """Copies a step, and what stands beside it; then removes those that are not in `kept`."""
+        """Copies a step and the files BESIDE it, then removes the steps that are not in `kept`.
+
+        Raises CheckpointError if the store fails.
+        """
         step, target = int(step_directory.name), f"{self._root}/{step_directory.name}"
         names = [p.relative_to(step_directory).as_posix() for p in step_directory.rglob("*") if p.is_file()]
         for name in sorted(names, key=lambda name: name == manifest.NAME):
@@ -59,8 +67,13 @@ class Mirror:
             self._tried(lambda old=old: self._files.rm(f"{self._root}/{old}", recursive=True))
 
     def pull(self, workdir: Path, checkpoints: str, staging: str) -> int | None:
-        """Fetches the newest step that is whole, and what stood beside it; None where no step is. CheckpointError
-        where all are damaged: a run from the beginning would take their place."""
+        """Fetches the newest intact step and the files BESIDE it, and returns the step; None if the store has no step.
+
+        checkpoints, staging: names of directories in the workdir.
+
+        Raises CheckpointError if all steps are corrupted, because a run from step 0 would overwrite them, if the store
+        fails, or if a file's path leads out of its step.
+        """
         rejected = []
         for step in reversed(self.steps()):
             partial = workdir / staging / str(step)
@@ -69,11 +82,11 @@ class Mirror:
             for path in self._tried(lambda root=root: self._files.find(root)):
                 target = partial / str(path).split(f"{root.lstrip('/')}/", 1)[1]
                 if partial.resolve() not in target.resolve().parents:
-                    raise CheckpointError(f"{self.url} holds a file {path!r} that would lie outside of its step")
+                    raise CheckpointError(f"{self.url} holds a file {path!r} that is outside the directory of its step")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._tried(lambda path=path, target=target: self._files.get_file(path, str(target)))
             if problem := manifest.problem(partial):
-                logging.getLogger(__name__).warning("%s/%d is damaged, and not taken: %s", self.url, step, problem)
+                logging.getLogger(__name__).warning("%s/%d is corrupted and was skipped: %s", self.url, step, problem)
                 rejected.append(f"{step}: {problem}")
                 continue
             for name in BESIDE:
@@ -84,8 +97,8 @@ class Mirror:
             return step
         if rejected:
             raise CheckpointError(
-                f"every checkpoint of {self.url} is damaged ({'; '.join(rejected)}). Restore one from a copy, or give "
-                "another checkpoint.mirror to begin again from nothing"
+                f"every checkpoint of {self.url} is corrupted ({'; '.join(rejected)}). Restore one from a copy, or set "
+                "a different checkpoint.mirror to start again from step 0"
             )
         return None
 
@@ -95,15 +108,15 @@ class Mirror:
         self.sent += 1
 
     def _tried(self, do: Callable[[], T]) -> T:
-        """What `do` returns; again after a pause where the store is busy or away, and CheckpointError in the end."""
+        """Returns the result of `do`; retries after an error. Raises CheckpointError after TRIES attempts."""
         for number in range(1, TRIES + 1):
             try:
                 return do()
-            except Exception as error:  # each file system has its own
+            except Exception as error:  # each file system raises its own errors
                 if number == TRIES:
                     raise CheckpointError(
-                        f"{self.url}: {first_line(error)}, {TRIES} times. Once the store is well again the same "
-                        "command goes on"
+                        f"{self.url}: {first_line(error)}, {TRIES} times. When the store works again, run the same "
+                        "command to resume"
                     ) from error
                 time.sleep(FIRST_PAUSE_S * 2 ** (number - 1))
         raise AssertionError
