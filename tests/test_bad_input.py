@@ -149,7 +149,7 @@ def test_an_output_of_infer_that_is_something_else_is_left_alone(tmp_path, capsy
     assert output.read_text() == done
     with pytest.raises(ConfigError, match="directory"):
         infer.open_output(tmp_path)
-    with infer.open_output(output), pytest.raises(ConfigError, match=r"another process writes .*out\.jsonl"):
+    with infer.open_output(output), pytest.raises(ConfigError, match=r"another process is writing .*out\.jsonl"):
         infer.open_output(output)
     assert json.loads(infer.dumps({"id": "\ud800"}).encode()) == {"id": "\ud800"}  # half of a pair, in UTF-8
 

@@ -215,7 +215,7 @@ def test_a_metric_that_fails_ends_a_run_that_is_saved_or_is_left_out(tmp_path, c
     assert re.search(r"tiny_failing.*ZeroDivisionError.*test_kills.py, line \d+", capfd.readouterr().err)
     assert checkpoint.verify(tmp_path) == {6: None}
     assert cli.run([*run, "--config.eval.on_error=record"]) == 0
-    assert "the evaluation at step 6 failed and is left out" in capfd.readouterr().out
+    assert "the evaluation at step 6 failed and was skipped" in capfd.readouterr().out
 
 
 def test_no_memory_left_on_the_machine_is_no_bug(monkeypatch, capsys):

@@ -204,13 +204,13 @@ def test_what_infer_reads(tmp_path):
     for name, content, needed, message in (
         ("b.csv", "text\nx\n", "inputs", "columns text; a column 'inputs' is needed"),
         ("c.csv", "inputs\n", "inputs", "holds no example"),
-        ("empty.txt", "", "inputs", "has no line"),
-        ("d.txt", "one\n", "targets", "texts alone; targets are needed"),
-        ("e.jsonl.gz", "", "inputs", r"\.txt are read, unpacked"),
-        ("f.parquet", "", "inputs", r"\.txt are read, unpacked"),
+        ("empty.txt", "", "inputs", "has no lines"),
+        ("d.txt", "one\n", "targets", "only texts; needed fields: targets"),
+        ("e.jsonl.gz", "", "inputs", r"must be an uncompressed .*\.txt file"),
+        ("f.parquet", "", "inputs", r"must be an uncompressed .*\.txt file"),
         ("g.jsonl", '{"inputs": "a"}\n{"inputs": "a", "score": 1}', "inputs", r"g\.jsonl:2: .* a field 'score'"),
         ("i.jsonl", '{"inputs": "a"}\n{"inputs": "\\ud800"}', "inputs", r"i\.jsonl:2: 'inputs' holds half"),
-        ("h.csv", "inputs,step\na,1\n", "inputs", "h.csv: the output adds a field 'step'"),
+        ("h.csv", "inputs,step\na,1\n", "inputs", "h.csv: already has a field 'step'"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises((ConfigError, DataError), match=message):

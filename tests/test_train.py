@@ -144,7 +144,7 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
     capsys.readouterr()
     assert cli.run([*infer[:2], f"--input={lengthy}", f"--output={short}", infer[4]]) == 0
     assert [json.loads(line)["truncated"] for line in short.read_text().splitlines()] == [False, True]
-    assert "1 of them longer" in capsys.readouterr().out
+    assert "1 of them truncated" in capsys.readouterr().out
     assert cli.run([*infer, "--config.eval.batch_rows=4"]) == 0  # decides nothing about the lines
     capsys.readouterr()
     for flag, message in (
@@ -155,7 +155,7 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
             assert cli.run([*infer, flag]) == 2 and message in capsys.readouterr().err
             assert output.read_text() == first
     output.with_name("out.jsonl.settings.json").unlink()
-    assert cli.run(infer) == 2 and "no out.jsonl.settings.json says" in capsys.readouterr().err
+    assert cli.run(infer) == 2 and "settings.json, which names its settings, is missing" in capsys.readouterr().err
     about = workdir / "checkpoints" / "6" / "MANIFEST.json"
     about.rename(workdir / "manifest")
     assert cli.run(infer) > 0 and "MANIFEST.json cannot be read" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a task's metrics are worth without learning: of the commonest target, of a copy, of a bag of words."""
+"""Baselines of a task's metrics: always the most common target, a copy of the inputs, or a bag of words."""
 
 import collections
 import itertools
@@ -11,11 +11,11 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation import scores
 from t5x_lite.experiment import Experiment
 
-WORD_EXAMPLES = 20_000  # of training that the bag-of-words baseline sees: seconds, not minutes
+WORD_EXAMPLES = 20_000  # training examples of the bag-of-words baseline; it takes seconds instead of minutes
 
 
 def baselines(experiment: Experiment) -> dict[str, float]:
-    """{"baseline/TASK/METRIC": value} of predicting without learning, on the examples of the evaluation."""
+    """Returns {"baseline/TASK/METRIC": value} for guesses without a model, on the examples of the evaluation."""
     values: dict[str, float] = {}
     for task in experiment.eval_tasks:
         if not task.baseline or (task.baseline == "majority" and not _has_training(task)):
@@ -31,7 +31,10 @@ def baselines(experiment: Experiment) -> dict[str, float]:
 
 
 def word_baselines(experiment: Experiment) -> dict[str, float]:
-    """{"words/TASK/METRIC": value} of logistic regression on bags of words, for the tasks with one label an example."""
+    """Returns {"words/TASK/METRIC": value} for logistic regression on bags of words.
+
+    Only for tasks with one label an example and a training split.
+    """
     values: dict[str, float] = {}
     for task in experiment.eval_tasks:
         if task.labels and not task.target.several and _has_training(task):
@@ -44,7 +47,10 @@ def word_baselines(experiment: Experiment) -> dict[str, float]:
 
 
 def by_words(train: Sequence[tuple[str, str]], inputs: Sequence[str]) -> list[str]:
-    """Labels by logistic regression on the words and pairs of words of the texts, weighted by their rarity."""
+    """Returns the labels that logistic regression predicts for the texts `inputs`.
+
+    Its features are words and pairs of adjacent words, weighted by TF-IDF. train: pairs (text, label).
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -59,7 +65,7 @@ def by_words(train: Sequence[tuple[str, str]], inputs: Sequence[str]) -> list[st
 
 
 def first_sentence(inputs: str) -> str:
-    """The "copy" baseline: the first sentence of the text after the task's prefix."""
+    """Returns the "copy" baseline's guess: the first sentence of the text after the task's prefix."""
     text = inputs.partition(": ")[2] or inputs
     return re.split(r"(?<=[.!?])\s|\n", text.strip(), maxsplit=1)[0]
 
@@ -70,7 +76,7 @@ def _examples(task: Task, experiment: Experiment) -> list[Mapping]:
 
 
 def _has_training(task: Task) -> bool:
-    """A diagnostic set, such as glue_ax, has none."""
+    """Returns whether a task has a training split with examples; a diagnostic set, such as glue_ax, has none."""
     try:
         return len(task.source.split("train")) > 0
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Evaluation in the course of a training run: it writes what it measures, and an interruption ends it early."""
+"""Evaluation during a training run: logs its metrics and predictions, and ends early on an interruption."""
 
 import traceback
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from t5x_lite.runtime import Runtime
 
 
 class EvaluationDuringTraining:
-    """What `train.run` asks of evaluation.
+    """Evaluates a training run; `train.run` calls its methods (the protocol `train.Evaluation`).
 
-    may_go_on: is called with a description before each batch; False ends the evaluation.
+    may_go_on: called with a description before each batch; if it returns False, the evaluation ends.
     """
 
     def __init__(
@@ -39,23 +39,27 @@ class EvaluationDuringTraining:
         self._evaluator = evaluate.Evaluator(experiment, on_devices, workdir)
 
     def is_due(self, step: int) -> bool:
-        """Whether the config asks for an evaluation behind this step."""
+        """Returns whether the config asks for an evaluation after this step."""
         every_steps = self._cfg.eval.every_steps
         return step == self._cfg.train.total_steps or (every_steps > 0 and step % every_steps == 0)
 
     def is_done(self, step: int) -> bool:
-        """Whether every task was evaluated at this step: the same answer on all processes."""
+        """Returns whether every task was evaluated at this step: the same answer on all processes."""
         return processes.on_first(lambda: results.was_evaluated(read_metrics(self._workdir), step, self._tasks))
 
     def before_training(self, params: Any) -> None:
-        """Baselines, and the untrained model where the config asks for it."""
+        """Computes the baselines; evaluates the untrained model if the config asks for that (eval.untrained)."""
         self._loggers.scalars(0, baselines(self._experiment))
         if self._cfg.eval.untrained:
             self._terminal.line("evaluating the untrained model")
             self(params, 0)
 
     def __call__(self, params: Any, step: int) -> None:
-        """Evaluates; an interruption ends it early, and the resumed run makes up for it."""
+        """Evaluates the parameters and logs the result.
+
+        An interruption ends the evaluation early; the resumed run then repeats it. If the evaluation fails, it raises
+        the error, or only prints it with eval.on_error=record; an error of the JAX runtime is always raised.
+        """
 
         def stop() -> bool:
             return not self._may_go_on(f"a batch of the evaluation at step {step}")
@@ -67,7 +71,7 @@ class EvaluationDuringTraining:
         except Exception as error:
             if self._cfg.eval.on_error == "raise" or isinstance(error, jax.errors.JaxRuntimeError):
                 raise
-            self._terminal.line(f"the evaluation at step {step} failed and is left out (eval.on_error=record):")
+            self._terminal.line(f"the evaluation at step {step} failed and was skipped (eval.on_error=record):")
             self._terminal.line(traceback.format_exc())
             return
         keep_best = self._cfg.checkpoint.keep_best
@@ -80,11 +84,11 @@ class EvaluationDuringTraining:
             self._loggers.table(step, f"predictions/{task}", rows)
         if jax.process_index() == 0:
             self._terminal.show(results.results_table(read_metrics(self._workdir), step))
-            if step < self._cfg.train.total_steps:  # the last report is written when the run ends
+            if step < self._cfg.train.total_steps:  # `finish` writes the last report
                 run_page.write(self._workdir, self._cfg.eval.predictions_shown)
 
     def finish(self) -> Path | None:
-        """Shows a few predictions and writes the report, on process 0; returns its path."""
+        """Prints a few predictions, writes the report and returns its path, on process 0; else returns None."""
         if jax.process_index():
             return None
         shown = self._cfg.eval.predictions_shown

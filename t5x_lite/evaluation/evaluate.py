@@ -1,6 +1,6 @@
-"""Task metrics over a checkpoint: loss on every task, predictions where there is something to predict.
+"""Evaluates a checkpoint on tasks: the loss on every task, and predictions and metrics on every supervised task.
 
-Each evaluation leaves `predictions/step_N/TASK.jsonl` with every input, target, prediction and score.
+Each evaluation writes `predictions/step_N/TASK.jsonl` with every input, target, prediction and score.
 """
 
 import dataclasses
@@ -37,11 +37,14 @@ from t5x_lite.training.step import make_eval_step
 
 
 class Stopped(Exception):
-    """An evaluation was asked to end before its time."""
+    """Raised when an evaluation was asked to stop early."""
 
 
 class Evaluator:
-    """Evaluates parameters on the tasks of an experiment; compiled once, used at every evaluation."""
+    """Evaluates parameters on the tasks of an experiment. It is compiled once and used for every evaluation.
+
+    Raises DataError if a task has no example in the split `eval.split`.
+    """
 
     def __init__(self, experiment: Experiment, on_devices: Runtime, workdir: Path):
         self.experiment, self.on_devices, self.workdir = experiment, on_devices, workdir
@@ -55,7 +58,10 @@ class Evaluator:
     def evaluate(
         self, params: Any, step: int, stop: Callable[[], bool] = lambda: False
     ) -> tuple[dict[str, float], dict[str, list[dict]]]:
-        """({"eval/TASK/METRIC": value}, {task: its first few predictions}). Raises Stopped once `stop()` says so."""
+        """Returns ({"eval/TASK/METRIC": value}, {task: its first few predictions}).
+
+        stop: called before each batch. Raises Stopped as soon as it returns True.
+        """
         values: dict[str, float] = {}
         samples: dict[str, list[dict]] = {}
         for task in self.experiment.eval_tasks:
@@ -64,10 +70,10 @@ class Evaluator:
             if not task.is_corpus:
                 rows, references = self.predictions(params, task, stop)
                 for answer, field in fields_of(self.predictor.answers(task)).items():
-                    beside = "" if field == "prediction" else f"{answer}/"
+                    prefix = "" if field == "prediction" else f"{answer}/"
                     of_answer = scores.scores_of(task, rows, references, field)
-                    of_task |= {f"{beside}{name}": value for name, value in of_answer.values.items()}
-                    lower |= {f"{beside}{name}" for name in of_answer.lower}
+                    of_task |= {f"{prefix}{name}": value for name, value in of_answer.values.items()}
+                    lower |= {f"{prefix}{name}" for name in of_answer.lower}
                 processes.on_first(lambda name=task.name, rows=rows: self._write(step, name, rows))
                 samples[task.name] = rows[: self.experiment.cfg.eval.predictions_shown]
             values |= {f"eval/{task.name}/{name}": value for name, value in of_task.items()}
@@ -75,10 +81,11 @@ class Evaluator:
         return values, samples
 
     def directions(self) -> dict[str, float]:
-        """{"lower_is_better/TASK/METRIC": 1} for the metrics computed so far that improve as they fall."""
+        """Returns {"lower_is_better/TASK/METRIC": 1} for the metrics computed so far that are better if lower."""
         return {f"{results.LOWER}{name}": 1.0 for name in sorted(self._lower_is_better)}
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
+        """Returns a task's losses and accuracies by name, with perplexity and bits per byte for a corpus."""
         cfg, total = self.experiment.cfg, None
         batches = eval_batches(
             task,
@@ -101,15 +108,15 @@ class Evaluator:
             named["perplexity"] = math.exp(min(named["loss"], 700))
             converter = self.experiment.converter
             if isinstance(converter, convert.DecoderOnly) and not converter.denoisers:
-                # Every text is read whole: comparable between vocabularies.
+                # Every text is read to its end, so bits_per_byte is comparable between vocabularies.
                 texts = text_examples(task, cfg.eval.split)
-                kept = itertools.islice(texts, cfg.eval.max_examples or None)
-                size = sum(len(str(example["text"]).encode()) for _, example in kept)
+                evaluated = itertools.islice(texts, cfg.eval.max_examples or None)
+                size = sum(len(str(example["text"]).encode()) for _, example in evaluated)
                 named["bits_per_byte"] = total["lm/loss_sum"] / math.log(2) / max(size, 1)
         return named
 
     def _prompts(self, task: Task, split: str, limit: int):
-        """Batches of one example per row: (batch, indices, text examples)."""
+        """Yields batches of one example per row: (batch, indices, text examples)."""
         cfg = self.experiment.cfg
         return prompt_batches(
             task,
@@ -123,23 +130,26 @@ class Evaluator:
         )
 
     def predict(self, params: Any, task: Task, split: str) -> list[dict]:
-        """The predictions of a whole split, in the source's order; its targets may be unknown."""
+        """Returns a row for each example of a split, in the source's order; the targets may be unknown."""
         unlabelled = dataclasses.replace(task, target=Text(), reference=None)
         return self.predictions(params, task, prompts=self._prompts(unlabelled, split, limit=0))[0]
 
     def predictions(
         self, params: Any, task: Task, stop: Callable[[], bool] = lambda: False, prompts: Iterable | None = None
     ) -> tuple[list[dict], list]:
-        """Rows for the predictions' file, and what the metrics compare each with (of other prompts: None). Raises
-        Stopped once `stop()` says so."""
+        """Returns (rows of the predictions' file, the reference of each row for the metrics), by index.
+
+        stop: called before each batch. Raises Stopped as soon as it returns True.
+        prompts: batches as `_prompts` yields; default: those of `eval.split`. With given prompts, references are None.
+        """
         rows, fields = [], fields_of(self.predictor.answers(task))
         cfg = self.experiment.cfg.eval
-        judged = (
+        with_references = (
             (batch, indices, examples, [None if prompts else scores.reference(task, example) for example in examples])
             for batch, indices, examples in prompts or self._prompts(task, cfg.split, cfg.max_examples)
         )
-        while (following := processes.on_each(lambda: next(judged, None))) is not None:
-            batch, indices, examples, wanted = following
+        while (following := processes.on_each(lambda: next(with_references, None))) is not None:
+            batch, indices, examples, references = following
             row_of = [
                 {"index": int(i), "inputs": e["inputs"], "target": e["targets"]}
                 for i, e in zip(indices, examples, strict=True)
@@ -150,11 +160,11 @@ class Evaluator:
                 for row, prediction in zip(row_of, predictions, strict=True):
                     row[field] = prediction.text
                     row[field.replace("prediction", "score")] = round(prediction.score, 5)
-            rows += zip(row_of, wanted, strict=True)
-        # Hosts that share rows (sharding.input_shard) have the same ones.
-        by_index = {row["index"]: (row, wanted) for row, wanted in processes.gather(rows)}
-        found = [by_index[index] for index in sorted(by_index)]
-        return [row for row, _ in found], [wanted for _, wanted in found]
+            rows += zip(row_of, references, strict=True)
+        # Hosts may read the same rows (sharding.input_shard); the dict keeps each row once.
+        by_index = {row["index"]: (row, reference) for row, reference in processes.gather(rows)}
+        in_order = [by_index[index] for index in sorted(by_index)]
+        return [row for row, _ in in_order], [reference for _, reference in in_order]
 
     def _write(self, step: int, task: str, rows: list[dict]) -> None:
         directory = _directory(self.workdir, step)
@@ -164,9 +174,13 @@ class Evaluator:
 
 
 def run(experiment: Experiment, workdir: Path, which: str, submission: Path | None = None) -> None:
-    """The verb `eval`: evaluates the checkpoints `which` ("latest", "best", "all" or a step) of a workdir.
+    """Evaluates checkpoints of a workdir (the verb `eval`).
 
-    submission: a zip file that the predictions of the test sets by the last of them are added to, for GLUE's server.
+    which: "latest", "best", "all" or a step.
+    submission: a zip file for GLUE's server; the last checkpoint's predictions of the test sets are added to it.
+
+    Raises CheckpointError if there is no such checkpoint, ConfigError if the submission is impossible, and DataError
+    for a split without examples.
     """
     steps = chosen_steps(workdir, which, experiment.cfg.checkpoint.keep_best)
     earlier = submissions.members(submission) if submission else {}
@@ -203,7 +217,11 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
 
 
 def chosen_steps(workdir: Path, which: str, keep_best: str) -> list[int]:
-    """The steps that `which` means, the same on all processes: another run may be saving there."""
+    """Returns the steps that `which` names ("latest", "best", "all" or a step).
+
+    Process 0 reads them for all processes, because a run may be saving in the workdir. Raises CheckpointError if there
+    is no such step.
+    """
 
     def chosen() -> list[int]:
         return choose(workdir, which, results.best_step(read_metrics(workdir), keep_best, saved_steps(workdir)))
@@ -216,7 +234,7 @@ def _directory(workdir: Path, step: int) -> Path:
 
 
 def fields_of(answers: Sequence[str]) -> dict[str, str]:
-    """{answer: its field in the predictions' files}; the first is the task's own."""
+    """Returns {answer: its field in the predictions' files}; the field of the first answer is "prediction"."""
     return {answer: f"{answer}_prediction" if number else "prediction" for number, answer in enumerate(answers)}
 
 
@@ -226,7 +244,10 @@ def _stop_if(stop: Callable[[], bool]) -> None:
 
 
 def _named(out: dict[str, float]) -> dict[str, float]:
-    """A task's own names for the sums of its heads: `loss` in nats, accuracies in percent."""
+    """Returns the losses (in nats) and accuracies (in percent) of a task's heads under the names that are reported.
+
+    out: from metric_sums.finalise. With a single head, its name is left out.
+    """
     heads = [name.removeprefix("loss/") for name in out if name.startswith("loss/")]
     named = {"loss": out["loss"]}
     for head in heads:

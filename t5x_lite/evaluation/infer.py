@@ -1,10 +1,10 @@
-"""Bulk prediction: every line of a JSONL, CSV or text file in, one line out in the same order, resumable.
+"""Bulk prediction: writes one line for every line of a JSONL, CSV or text file, in the same order; can be resumed.
 
-Output lines repeat the input's fields and add "prediction" and "score" (or, scoring, "logprob" and "tokens"), and
-"truncated", of a text that does not fit in the run's rows, and "step", the checkpoint's. Chunks are written by one
-process however many compute; after a kill the same command goes on behind the last whole chunk, so that it ends with
-the very lines of a run that was never killed. `OUTPUT.settings.json` says by which checkpoint and settings: with others
-it does not go on. What else stands in the output file is never touched: it is an error.
+Output lines repeat the input's fields and add "prediction" and "score" (or "logprob" and "tokens" with --mode=score),
+"truncated" (whether the text did not fit in the run's rows), and "step" (the checkpoint's). All processes compute, but
+only process 0 writes chunks. After a kill, the same command resumes after the last complete chunk, so the output has
+exactly the lines of an uninterrupted run. `OUTPUT.settings.json` names the checkpoint and settings; with different ones
+the command refuses to resume. It never changes an output file that it did not write: that is an error.
 """
 
 import contextlib
@@ -36,22 +36,28 @@ from t5x_lite.evaluation.evaluate import chosen_steps
 from t5x_lite.experiment import Experiment
 from t5x_lite.lookup import lookup
 
-HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
+HALF = re.compile("[\ud800-\udfff]")  # one half of a surrogate pair
 
 
 def run(
     experiment: Experiment, workdir: Path, source: Path, output: Path, which: str, mode: str, task_name: str
 ) -> None:
-    """The verb `infer`: predicts (or scores) every line of `source` with the checkpoint `which` of `workdir`."""
+    """Predicts or scores every line of `source` with the checkpoint `which` of `workdir` (the verb `infer`).
+
+    mode: "predict" or "score". task_name: the task whose labels are predicted; "": the run's first supervised task.
+
+    Raises ConfigError for a mode, task, input or output that cannot work, DataError for a bad line, and CheckpointError
+    if there is no such checkpoint.
+    """
     cfg = experiment.cfg
     task = _task(experiment, task_name)
     if mode == "score" and experiment.model.architecture == "encoder_only":
-        raise ConfigError("--mode=score needs a model that gives text a probability; encoder-only models have none")
+        raise ConfigError("--mode=score needs a model that assigns probabilities to text; encoder-only models do not")
     needed = ("inputs", "targets") if mode == "score" else _needed(experiment, task)
     results = (*(("prediction", "score") if mode == "predict" else ("logprob", "tokens")), "truncated")
     examples = read_input(source, needed, added=("step", *results))
     if which == "all":
-        raise ConfigError("--checkpoint=all: lines are of one checkpoint; give latest, best or a step")
+        raise ConfigError("--checkpoint=all: infer uses one checkpoint; use latest, best or a step")
     (step,) = chosen_steps(workdir, which, cfg.checkpoint.keep_best)
     settings = _settings(experiment, workdir / DIRECTORY / str(step), mode, task)
     added = {"step": step, **dict.fromkeys(results)}
@@ -68,53 +74,54 @@ def run(
         truncated = 0
         for begin in range(done, len(examples), cfg.eval.batch_rows):
             end = min(begin + cfg.eval.batch_rows, len(examples))
-            mine = _results(predictor, params, task, mode, examples, range(begin, end))
-            found = dict(processes.gather(mine))  # hosts that share rows have the same ones
+            local_results = _results(predictor, params, task, mode, examples, range(begin, end))
+            result_of = dict(processes.gather(local_results))  # hosts may read the same rows: the dict keeps each once
             if out is not None:
-                lines = (dumps(examples[i] | found[i] | {"step": step}) + "\n" for i in range(begin, end))
+                lines = (dumps(examples[i] | result_of[i] | {"step": step}) + "\n" for i in range(begin, end))
                 out.write("".join(lines))
                 out.flush()
                 os.fsync(out.fileno())  # a chunk is on disk before the next begins
-            truncated += sum(found[i]["truncated"] for i in range(begin, end))
+            truncated += sum(result_of[i]["truncated"] for i in range(begin, end))
             progress.update(bar, completed=end)
     if out is not None:
         with console.optional(sys.stdout):
-            print(f"{len(examples)} lines in {output}" + (f", {done} of them from before" if done else ""))
+            print(f"{len(examples)} lines in {output}" + (f", {done} of them from an earlier run" if done else ""))
             if truncated:
-                print(f"{truncated} of them longer than this run's rows, and cut (--config.data.length)")
+                print(f"{truncated} of them truncated: longer than the run's rows (--config.data.length)")
 
 
 def _results(
     predictor: predict.Predictor, params: Any, task: Task, mode: str, examples: Sequence[dict], chunk: range
 ) -> list[tuple[int, dict]]:
-    """(number, what is added) of those rows of a chunk that are this process's."""
+    """Returns (line number from 0, fields to add) for this process's share of the lines of a chunk."""
     experiment, batch_rows = predictor.experiment, predictor.experiment.cfg.eval.batch_rows
     share = sharding.input_shard(predictor.on_devices.layout, batch_rows)
     each = batch_rows // share["shard_count"]
     rows = chunk[share["shard_index"] * each : (share["shard_index"] + 1) * each]
-    mine = [examples[i] for i in rows]
+    local_examples = [examples[i] for i in rows]
     if mode == "score":
-        scores = predictor.score(params, mine, task, each)
-        found = [dataclasses.asdict(score) | {"logprob": _rounded(score.logprob)} for score in scores]
-        return list(zip(rows, found, strict=True))
+        scores = predictor.score(params, local_examples, task, each)
+        added = [dataclasses.asdict(score) | {"logprob": _rounded(score.logprob)} for score in scores]
+        return list(zip(rows, added, strict=True))
     batch, truncated = prompt_batch(
-        mine, task, experiment.converter, experiment.vocabulary, batch_rows=each,
+        local_examples, task, experiment.converter, experiment.vocabulary, batch_rows=each,
         max_new_tokens=experiment.cfg.eval.max_decode_tokens,
     )  # fmt: skip
-    found = predictor.predict(params, batch, task, predictor.answers(task)[0], rows, mine)[: len(mine)]
+    answer = predictor.answers(task)[0]
+    predictions = predictor.predict(params, batch, task, answer, rows, local_examples)[: len(local_examples)]
     return [
         (i, {"prediction": p.text, "score": _rounded(p.score), "truncated": cut})
-        for i, p, cut in zip(rows, found, truncated, strict=True)
+        for i, p, cut in zip(rows, predictions, truncated, strict=True)
     ]
 
 
 def _rounded(number: float) -> float | None:
-    """None where it is not finite, which JSON has no word for."""
+    """Returns the number rounded to 5 digits; None if it is not finite, because JSON cannot represent that."""
     return round(number, 5) if math.isfinite(number) else None
 
 
 def _progress():
-    """A bar on stderr, where that is a terminal."""
+    """Returns a progress bar on stderr; it is disabled if stderr is not a terminal, and on all processes but 0."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -124,34 +131,42 @@ def _progress():
 
 
 def _needed(experiment: Experiment, task: Task) -> tuple[str, ...]:
-    """The fields that a model reads of a line."""
+    """Returns the fields of a line that the model reads."""
     return task.encoder_fields if experiment.model.architecture == "encoder_only" else ("inputs",)
 
 
 def _task(experiment: Experiment, name: str) -> Task:
-    """The task whose labels an encoder predicts; generation needs none, any supervised one will do."""
+    """Returns the task called `name`; without a name, the run's first supervised task.
+
+    An encoder predicts the task's labels; for generation any supervised task will do. Raises ConfigError for an unknown
+    name, or for an encoder without supervised tasks.
+    """
     supervised = {task.name: task for task in experiment.tasks if not task.is_corpus}
     if name:
         return lookup("task of this run", name, supervised)
     if not supervised:
         if experiment.model.architecture == "encoder_only":
-            raise ConfigError("this run trained an encoder on corpora alone; there is nothing to predict")
-        return convert.text_task(experiment.model.architecture)  # it continues any text
+            raise ConfigError(
+                "this run trained an encoder on corpora alone: it has no labels to predict; use another run"
+            )
+        return convert.text_task(experiment.model.architecture)  # a model without supervised tasks continues any text
     return next(iter(supervised.values()))
 
 
 def read_input(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Sequence[dict]:
-    """The objects of a JSON-lines file, the rows of a CSV or TSV table, or each line of a text as {"inputs": …}. Tables
-    stay on disk; JSON lines and text are kept in memory.
+    """Returns the objects of a JSONL file, the rows of a CSV or TSV table, or {"inputs": line} for each line of text.
 
-    DataError, with line and field, for the first row that lacks a `needed` field, or has one that will be `added`.
+    Tables stay on disk; JSONL and text are kept in memory. Raises ConfigError for a wrong file format, and
+    DataError, with line and field, for the first row that lacks a `needed` field or already has an `added` field.
     """
     kind = local_files.kind_of(path.name) or "text"
     if kind not in ("text", "json", "csv", "tsv") or path.suffix.lower() == ".gz":
-        raise ConfigError(f"--input={path}: .jsonl, .csv, .tsv and .txt are read, unpacked; write it as one of them")
+        raise ConfigError(f"--input={path}: must be an uncompressed .jsonl, .csv, .tsv or .txt file; convert it to one")
     if kind == "text":
         if needed != ("inputs",):
-            raise ConfigError(f"--input={path} has texts alone; {', '.join(needed)} are needed: write them as .jsonl")
+            raise ConfigError(
+                f"--input={path} has only texts; needed fields: {', '.join(needed)}; write them as .jsonl"
+            )
         rows: Sequence[dict] = [{"inputs": line.text} for line in _lines(path)]
     elif kind == "json":
         rows = list(_objects(path, needed, added))
@@ -162,18 +177,18 @@ def read_input(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> S
                 raise DataError(f"{path} has the columns {', '.join(rows[0])}; a column {field!r} is needed")
         _require_free(added, rows[0], str(path))
     if not len(rows):
-        raise DataError(f"{path} has no line")
+        raise DataError(f"{path} has no lines")
     return rows
 
 
 def _require_free(added: tuple[str, ...], row: dict, where: str) -> None:
     for name in added:
         if name in row:
-            raise DataError(f"{where}: the output adds a field {name!r}, which is there; rename it")
+            raise DataError(f"{where}: already has a field {name!r}, which the output adds; rename it in the input")
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """The lines of a UTF-8 file; DataError for the first that is not UTF-8."""
+    """Yields the lines of a UTF-8 file; raises DataError for the first line that is not UTF-8."""
     for line in read_lines(path, str(path)):
         if line.error:
             raise line.error
@@ -181,7 +196,7 @@ def _lines(path: Path) -> Iterator[Line]:
 
 
 def _objects(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Iterator[dict]:
-    """The objects of a JSONL file; blank lines are skipped."""
+    """Yields the objects of a JSONL file; skips blank lines. Raises DataError as `read_input` does."""
     for line in _lines(path):
         if not line.text.strip():
             continue
@@ -191,34 +206,36 @@ def _objects(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Ite
         except (ValueError, RecursionError) as error:
             raise DataError(f'{where}: not a JSON object ({error}); write {{"inputs": "…"}}') from None
         for field in needed:
-            fits = (str, list) if field == "tokens" else str  # words may stand in a list
+            fits = (str, list) if field == "tokens" else str  # "tokens" may be a list of words
             if not isinstance(row, dict) or not isinstance(row.get(field), fits):
                 raise DataError(f'{where}: no text field {field!r}; write {{"{field}": "…"}}')
             if HALF.search(str(row[field])):
-                raise DataError(f"{where}: {field!r} holds half of a surrogate pair, which is no character")
+                raise DataError(f"{where}: {field!r} holds half of a surrogate pair, not a character; remove it")
         _require_free(added, row, where)
         yield row
 
 
 def open_output(path: Path) -> TextIO:
-    """The file, opened to append to and locked: two processes that go on from the same line would write the rest twice.
-    ConfigError when it cannot be opened, or another process has locked it."""
+    """Opens the file to append to it, and locks it; without the lock, two processes could write the same lines.
+
+    Raises ConfigError if the file cannot be opened, or if a different process has locked it.
+    """
     try:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; give another --output") from error
+        raise ConfigError(f"cannot write {path}: {error.strerror}; use another --output") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError(f"another process writes {path}; wait for it, stop it, or give another --output") from None
-    except OSError:  # a disk without locks
+        raise ConfigError(f"another process is writing {path}; wait for it, stop it, or use another --output") from None
+    except OSError:  # the disk does not support locks
         pass
     return file
 
 
 def _settings(experiment: Experiment, checkpoint: Path, mode: str, task: Task) -> dict:
-    """What decides the lines: not how many are computed at once, nor on which devices."""
+    """Returns the settings that determine the output lines; batch_rows and devices do not."""
     data, evaluation = experiment.cfg.data.to_dict(), experiment.cfg.eval.to_dict()
     del evaluation["batch_rows"]
     settings = {
@@ -234,50 +251,54 @@ def _settings(experiment: Experiment, checkpoint: Path, mode: str, task: Task) -
 
 
 def _require_same(path: Path, settings: dict) -> None:
-    """ConfigError where `path` was begun with others; of an empty file, they are written beside it."""
-    beside = path.with_name(f"{path.name}.settings.json")
+    """Raises ConfigError if `path` was written with different settings; if it is empty, writes its settings file."""
+    settings_file = path.with_name(f"{path.name}.settings.json")
     if not path.stat().st_size:
-        atomic.write(beside, json.dumps(settings, indent=1))
+        atomic.write(settings_file, json.dumps(settings, indent=1))
         return
     try:
-        theirs = json.loads(beside.read_bytes())
+        settings_before = json.loads(settings_file.read_bytes())
     except (OSError, ValueError):
         raise ConfigError(
-            f"{path} holds something, and no {beside.name} says by which settings; give another --output, or remove it"
+            f"{path} is not empty, and {settings_file.name}, which names its settings, is missing or not readable; "
+            "use another --output, or remove the file"
         ) from None
-    if differing := list(registry.differences(theirs, settings)):
+    if differing := list(registry.differences(settings_before, settings)):
         raise ConfigError(
-            f"{path} was begun with another checkpoint or other settings: {'; '.join(differing[:3])}. "
-            "Give the same, or another --output, or remove the file"
+            f"{path} was written with a different checkpoint or settings: {'; '.join(differing[:3])}. "
+            "Use the same ones, use another --output, or remove the file"
         )
 
 
 def resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -> int:
-    """How many lines of `path` are done: complete chunks, or all. What a kill left after them is removed.
+    """Returns the number of lines of `path` that are done (complete chunks, or all lines), and removes the rest.
 
-    ConfigError, without a change to the file, unless it holds the first results of these examples, with the fields of
-    `added` and those of its values that are not None.
+    The rest is an incomplete chunk, left by a kill. Raises ConfigError, without changing the file, unless it holds the
+    first results of these examples: each line has the example's fields and the fields of `added`, with the values of
+    `added` that are not None.
+
+    chunk: lines in a chunk.
     """
     data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    lines, rest = data[:whole].splitlines(), data[whole:]
+    complete = data.rfind(b"\n") + 1  # bytes of complete lines
+    lines, rest = data[:complete].splitlines(), data[complete:]
 
-    def ours(number: int, raw: bytes) -> bool:
+    def is_result(number: int, raw: bytes) -> bool:
         try:
             row = json.loads(raw)
         except ValueError:
             return False
-        wanted = examples[number] | added
-        return isinstance(row, dict) and all(k in row and v in (None, row[k]) for k, v in wanted.items())
+        expected = examples[number] | added
+        return isinstance(row, dict) and all(k in row and v in (None, row[k]) for k, v in expected.items())
 
-    fits = len(lines) <= len(examples) and all(ours(*line) for line in enumerate(lines))
+    fits = len(lines) <= len(examples) and all(is_result(*line) for line in enumerate(lines))
     if rest and fits:
         begins = dumps(examples[len(lines)])[:-1].encode() if len(lines) < len(examples) else b""
         fits = bool(begins) and rest[: len(begins)] == begins[: len(rest)]
     if not fits:
         raise ConfigError(
-            f"{path} holds something else than the first results of this input, --mode and --checkpoint; "
-            "give another --output, or remove the file"
+            f"{path} does not hold the first results of this input, --mode and --checkpoint; "
+            "use another --output, or remove the file"
         )
     done = len(lines) if len(lines) == len(examples) else len(lines) - len(lines) % chunk
     if rest or done < len(lines):
@@ -287,6 +308,6 @@ def resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) ->
 
 
 def dumps(row: dict) -> str:
-    """A row as JSON that UTF-8 can encode: half of a surrogate pair is escaped, as in the input."""
+    """Returns a row as JSON that UTF-8 can encode: it escapes half of a surrogate pair, as in the input."""
     text = json.dumps(row, ensure_ascii=False)
     return json.dumps(row) if HALF.search(text) else text

@@ -1,4 +1,4 @@
-"""Batches in, predicted texts and scores out, for every architecture: what evaluation and inference share."""
+"""Predicts texts and scores for batches, for every architecture; evaluation and inference share it."""
 
 import dataclasses
 import functools
@@ -30,8 +30,12 @@ from t5x_lite.training.losses import token_losses
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Natural log-probability of an example's targets, and of how many tokens; truncated: of its texts, what fits in
-    the run's rows."""
+    """The score of an example's targets.
+
+    logprob: natural log-probability of the targets.
+    tokens: number of target tokens.
+    truncated: whether the example was truncated because it does not fit in the run's rows.
+    """
 
     logprob: float
     tokens: int
@@ -39,7 +43,7 @@ class Score:
 
 
 class Predictor:
-    """Predicts a prompt batch at a time; compiled once per shape."""
+    """Predicts one batch of prompts at a time. It is compiled once per shape."""
 
     def __init__(self, experiment: Experiment, on_devices: Runtime):
         self.experiment, self.on_devices = experiment, on_devices
@@ -48,11 +52,11 @@ class Predictor:
         self._score = jax.jit(lambda params, batch: _target_logprobs(module.apply({"params": params}, batch), batch))
 
     def answers(self, task: Task) -> tuple[str, ...]:
-        """The ways of `eval.answers` that this model and task have; one at least."""
+        """Returns the answers of `eval.answers` that this model and task support; at least one."""
         if self.experiment.model.architecture == "encoder_only":
             return ("head",)
         one_label = task.labels and not task.target.several
-        usable = tuple(way for way in self.experiment.cfg.eval.answers if one_label or way not in NEED_LABELS)
+        usable = tuple(name for name in self.experiment.cfg.eval.answers if one_label or name not in NEED_LABELS)
         return usable or ("greedy",)
 
     def predict(
@@ -64,11 +68,15 @@ class Predictor:
         rows: Sequence[int] | None = None,
         examples: Sequence[Mapping] = (),
     ) -> list[Prediction]:
-        """One prediction for each row of this process's `batch` (one example per row).
+        """Returns one prediction for each row of this process's `batch` (one example per row).
 
-        answer: "head" of an encoder; greedy, beam, sample; of tasks with labels also constrained (greedily within
-        them) and rank (the most probable of them). rows: the examples' numbers, which alone a sample depends on.
-        examples: of the rows, where an encoder finds the answer in their texts.
+        batch: numpy arrays [B, …].
+        answer: "head" for an encoder; else greedy, beam or sample; for tasks with labels also constrained (greedy,
+            restricted to the labels) and rank (the most probable label).
+        rows: the examples' numbers; besides the seed, a sample depends only on these.
+        examples: the text examples of the rows, from which an encoder's tags and spans are read.
+
+        Raises ConfigError if two labels have the same token ids.
         """
         vocabulary = self.experiment.vocabulary
         architecture = self.experiment.model.architecture
@@ -91,15 +99,18 @@ class Predictor:
             row_ids=self._row_ids(rows, len(next(iter(batch.values())))),
         )
         out = _local({name: out[name][:, 0] for name in ("tokens", "lengths", "score")}, self.on_devices.layout)
-        found = zip(out["tokens"], out["lengths"], out["score"], strict=True)
-        return [Prediction(self.text_of(ids[:n], task.labels), float(score), int(n)) for ids, n, score in found]
+        generated = zip(out["tokens"], out["lengths"], out["score"], strict=True)
+        return [Prediction(self.text_of(ids[:n], task.labels), float(score), int(n)) for ids, n, score in generated]
 
     def _spans(self, params: Any, examples: Sequence[Mapping], task: Task, batch_rows: int) -> list[Prediction]:
-        """The best part of each example's context over all of its windows, or none; every process calls it as often."""
+        """Returns the best span of each example's context over all of its windows, or "" for no answer.
+
+        All processes must call it equally often.
+        """
         converter, vocabulary = self.experiment.converter, self.experiment.vocabulary
         features, windows = converter.windows(examples, task, vocabulary) if examples else ({}, [])  # type: ignore[attr-defined]
-        found = [Prediction("", -np.inf)] * len(examples)
-        none = np.full(len(examples), np.inf)  # the score of no answer, of the window where it is least
+        best = [Prediction("", -np.inf)] * len(examples)
+        no_answer = np.full(len(examples), np.inf)  # score of "no answer": the lowest over the example's windows
         for begin in range(0, processes.largest(-(-len(windows) // batch_rows)) * batch_rows, batch_rows):
             numbers = np.arange(begin, min(begin + batch_rows, len(windows)))
             part = packing.take(features, numbers) if len(numbers) else {}
@@ -110,17 +121,17 @@ class Predictor:
             logits_BS2 = _local(self._forward(params, on_mesh), self.on_devices.layout)["span"]
             for window, logits_S2 in zip((windows[n] for n in numbers), logits_BS2, strict=False):
                 score, first, last = read_heads.span(logits_S2, window, self.experiment.cfg.eval.max_answer_tokens)
-                none[window.example] = min(none[window.example], logits_S2[0].sum())
-                if score > found[window.example].score:
+                no_answer[window.example] = min(no_answer[window.example], logits_S2[0].sum())
+                if score > best[window.example].score:
                     begins, ends = window.places[first, 0], window.places[last, 1]
                     text = str(examples[window.example][task.segments[-1]])[begins:ends]
-                    found[window.example] = Prediction(text, score)
+                    best[window.example] = Prediction(text, score)
         if not task.target.always:  # type: ignore[attr-defined]
-            return [Prediction("", float(n)) if n > p.score else p for p, n in zip(found, none, strict=True)]
-        return found
+            return [Prediction("", float(n)) if n > p.score else p for p, n in zip(best, no_answer, strict=True)]
+        return best
 
     def text_of(self, ids: np.ndarray, labels: tuple[str, ...]) -> str:
-        """The text of generated ids [tokens]: the label that they are the ids of, if there is one."""
+        """Returns the text of generated ids: the label with exactly these ids if there is one. ids: int [tokens]."""
         return self._label_of(labels).get(tuple(ids.tolist())) or self.experiment.vocabulary.decode(ids)
 
     def _strategy(self, task: Task, answer: str) -> Strategy:
@@ -137,7 +148,7 @@ class Predictor:
             common |= {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
         elif answer == "constrained":
             return Strategy()
-        elif answer == "rank":  # with a beam for each label none is lost on the way: the best is the most probable
+        elif answer == "rank":  # with a beam for each label no label is pruned: the best is the most probable
             return Strategy(beams=max(2, len(task.labels)), length_penalty=0.0)
         return Strategy(**common)
 
@@ -147,17 +158,20 @@ class Predictor:
 
     @functools.cache  # noqa: B019
     def _label_of(self, labels: tuple[str, ...]) -> dict[tuple[int, ...], str]:
-        """The label that each label's ids stand for: decoding them need not give it back ("not _ entailment")."""
-        found: dict[tuple[int, ...], str] = {}
+        """Returns {token ids: label}, because decoding the ids may give a different text ("not _ entailment").
+
+        Raises ConfigError if two labels have the same ids.
+        """
+        label_of: dict[tuple[int, ...], str] = {}
         vocabulary = self.experiment.vocabulary
         begin = [vocabulary.cls_id] if self.experiment.model.fairseq_marks else []
         for label, ids in zip(labels, vocabulary.encode(labels), strict=True):
-            other = found.setdefault((*begin, *ids.tolist()), label)
+            other = label_of.setdefault((*begin, *ids.tolist()), label)
             if other != label:
                 raise ConfigError(
-                    f"the labels {other!r} and {label!r} are the same ids in this vocabulary; take another"
+                    f"the labels {other!r} and {label!r} have the same ids in this vocabulary; use a different one"
                 )
-        return found
+        return label_of
 
     def _row_ids(self, rows: Sequence[int] | None, batch_rows: int) -> jax.Array:
         ids = np.zeros(batch_rows, np.uint32)
@@ -165,9 +179,10 @@ class Predictor:
         return sharding.put_batch({"row": ids}, self.on_devices.layout)["row"]
 
     def score(self, params: Any, examples: Sequence[Mapping], task: Task, batch_rows: int) -> list[Score]:
-        """The score of each supervised text example's targets.
+        """Returns the score of each supervised text example's targets.
 
-        They are packed, `batch_rows` rows at a time (of this process's; every process calls it as often).
+        The examples are packed and scored in batches of `batch_rows` rows of this process. All processes must call it
+        equally often. Raises DataError for an example with a missing or wrong field.
         """
         converter, vocabulary = self.experiment.converter, self.experiment.vocabulary
         specs, sizes = converter.specs(), converter.sizes(pack=True)
@@ -179,24 +194,27 @@ class Predictor:
             lengths = packing.lengths_of(features, specs, "".join(sizes))
             row_of = packing.assign(lengths, np.array(list(sizes.values())))
         rounds = processes.largest(-(-(int(row_of.max(initial=-1)) + 1) // batch_rows))
-        found = [Score(0.0, 0, False)] * len(examples)
+        scores = [Score(0.0, 0, False)] * len(examples)
         for begin in range(0, rounds * batch_rows, batch_rows):
-            mine = np.flatnonzero((row_of >= begin) & (row_of < begin + batch_rows))
-            part = packing.take(features, mine) if len(mine) else {}
-            batch = packing.fill(part, row_of[mine] - begin, batch_rows, specs, sizes)
+            in_batch = np.flatnonzero((row_of >= begin) & (row_of < begin + batch_rows))
+            part = packing.take(features, in_batch) if len(in_batch) else {}
+            batch = packing.fill(part, row_of[in_batch] - begin, batch_rows, specs, sizes)
             on_mesh = sharding.put_batch(batch, self.on_devices.layout)
             logprobs_BE, tokens_BE = _local(self._score(params, on_mesh), self.on_devices.layout)
             segments: dict[int, int] = {}
-            for example in mine:  # in a row, examples are numbered in their order
+            for example in in_batch:  # the segments of a row number its examples in their order
                 row = int(row_of[example]) - begin
                 segment = segments[row] = segments.get(row, 0) + 1
                 logprob, tokens = float(logprobs_BE[row, segment]), int(tokens_BE[row, segment])
-                found[example] = Score(logprob, tokens, bool(truncated[example]))
-        return found
+                scores[example] = Score(logprob, tokens, bool(truncated[example]))
+        return scores
 
 
 def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """Σ weight · log p(target) and Σ weight of each segment of each row, [B, segments] both; segment 0 is padding."""
+    """Returns Σ weight · log p(target) and Σ weight of each segment of each row, both [B, L + 1]; segment 0 is padding.
+
+    outputs: the logits "lm" [B, L, V]. batch: decoder arrays [B, L].
+    """
     losses_BL, _ = token_losses(outputs["lm"], batch["decoder_target_tokens"])
     weights_BL, segment_ids_BL = batch["decoder_loss_weights"], batch["decoder_segment_ids"]
     is_of_BLE = segment_ids_BL[..., None] == jnp.arange(segment_ids_BL.shape[1] + 1)
@@ -205,13 +223,13 @@ def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array,
 
 
 def _local(tree: Any, layout: Layout) -> Any:
-    """This process's rows of global arrays, as numpy."""
+    """Returns this process's rows of a tree of global arrays [B, …], as numpy arrays."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     by_rows = jax.jit(lambda tree: tree, out_shardings=layout.batch_sharding)(tree)
 
-    def mine(array: jax.Array) -> np.ndarray:
+    def local_rows(array: jax.Array) -> np.ndarray:
         parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}  # each row once
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
-    return jax.tree.map(mine, by_rows)
+    return jax.tree.map(local_rows, by_rows)

@@ -1,4 +1,7 @@
-"""What an encoder's outputs say: a class, a number, the tags of words, a part of a text. On the host, in float64."""
+"""Turns an encoder's outputs into predictions: a class, a number, the tags of words or a span of a text.
+
+On the host, in float64.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +14,18 @@ from t5x_lite.data.registry import Task
 from t5x_lite.data.targets import Choices, Classes, Number, Tags, Target
 from t5x_lite.tasks.span_metrics import spans_as_text
 
-OUTSIDE = "O"  # the tag of a word that is cut off
+OUTSIDE = "O"  # the tag of a word that is truncated
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """text: generated, or the label. score: natural log-probability (of a regression: the number itself; of beam
-    search: its score, which is penalised by length; of a part of a text: the sum of two logits). tokens: how many were
-    generated, the end not counted."""
+    """The prediction for one example.
+
+    text: the generated text or the label.
+    score: natural log-probability. Exceptions: for regression the number itself, for beam search its length-penalised
+        score, for a span the sum of two logits.
+    tokens: number of generated tokens without the end-of-sequence token.
+    """
 
     text: str
     score: float
@@ -28,9 +35,11 @@ class Prediction:
 def read(
     outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray], examples: Sequence[Mapping], task: Task
 ) -> list[Prediction]:
-    """A prediction for each row of a batch with one example a row, from the output of the task's head.
+    """Returns a prediction for each example, from the output of the task's head. The batch has one example a row.
 
-    Spans are read window by window, by `span`.
+    outputs: by head; [B, E, C], [B, E] or [B, S, C]. batch: arrays [B, …].
+
+    Spans are read by `span`, window by window.
     """
     return BY_TARGET[type(task.target)](outputs[task.head], batch, examples, task)
 
@@ -72,32 +81,40 @@ def _most_probable(logits_BC: np.ndarray, names: tuple[str, ...]) -> list[Predic
 
 
 def logprobs(logits: np.ndarray) -> np.ndarray:
-    """log softmax over the last axis."""
+    """Returns the log softmax over the last axis, float64 [..., C]. logits: [..., C]."""
     logits = logits.astype(np.float64)
     return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
 def labels(logits_C: np.ndarray, names: tuple[str, ...]) -> tuple[str, float]:
-    """The labels that are more probable than not, with commas between, and the log-probability of just these.
+    """Returns the labels with probability above 1/2, joined by commas, and the log-probability of exactly this set.
+
+    logits_C: [C], one logit for each of `names`.
 
     >>> labels(np.array([2.0, -1.0, 0.5]), ("joy", "anger", "surprise"))[0]
     'joy, surprise'
     """
     logits_C = logits_C.astype(np.float64)
-    found = [name for name, logit in zip(names, logits_C, strict=True) if logit > 0]
-    return ", ".join(found), -float(np.logaddexp(0, -np.abs(logits_C)).sum())
+    predicted = [name for name, logit in zip(names, logits_C, strict=True) if logit > 0]
+    return ", ".join(predicted), -float(np.logaddexp(0, -np.abs(logits_C)).sum())
 
 
 def tags(logits_SC: np.ndarray, weights_S: np.ndarray, names: tuple[str, ...], words: int) -> tuple[list[str], float]:
-    """The most probable tag of each word, whose first tokens weigh something, and their joint log-probability."""
+    """Returns the most probable tag of each word, and the joint log-probability of these tags.
+
+    logits_SC: [S, C]. weights_S: [S], above 0 at the first token of each word. words: number of words of the example;
+    truncated words get the tag OUTSIDE.
+    """
     logprobs_WC = logprobs(logits_SC[weights_S > 0])
     best = [names[i] for i in logprobs_WC.argmax(axis=-1)]
     return best + [OUTSIDE] * (words - len(best)), float(logprobs_WC.max(axis=-1).sum())
 
 
 def span(logits_S2: np.ndarray, window: Window, max_tokens: int) -> tuple[float, int, int]:
-    """(score, first token, last token) of the best part of a window of at most `max_tokens` tokens, counted from the
-    context's first: score = its start's and its end's logits together (Devlin et al. 2019, §4.2). -inf without tokens.
+    """Returns (score, first token, last token) of the best span of a window, with at most `max_tokens` tokens.
+
+    The score is the sum of the span's start logit and end logit (Devlin et al. 2019, §4.2); -inf for a window without
+    tokens. Token numbers count from the first token of the context. logits_S2: [S, 2], start and end.
 
     >>> window = Window(example=0, first=2, begin=10, end=13, places=np.zeros((20, 2), np.int64))
     >>> logits_S2 = np.array([[9, 9], [9, 9], [0, 5], [2, 0], [1, 3], [9, 9]])

@@ -1,4 +1,4 @@
-"""A task's metrics over predictions: their values, and how sure they are."""
+"""A task's metrics over predictions: their values and confidence intervals."""
 
 import itertools
 import json
@@ -18,20 +18,23 @@ from t5x_lite.tasks.metrics import percent
 
 
 def reference(task: Task, example: Mapping) -> Any:
-    """What the metrics compare a prediction of the example with."""
+    """Returns the reference that metrics compare a prediction of the example with."""
     return task.reference(example) if task.reference else task.postprocess(example["targets"])
 
 
 class Scores(NamedTuple):
-    """values: by the metric's name. lower: the names of those that are better the lower they are."""
+    """The metrics of a task. values: by the metric's name. lower: names of the metrics that are better if lower."""
 
     values: dict[str, float]
     lower: set[str]
 
 
 def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: str = "prediction") -> Scores:
-    """The task's metrics of the predictions in `field`; of labels and numbers also the share that is `invalid`, and
-    of labels the calibration error `ece` of their probabilities. Both × 100."""
+    """Returns the task's metrics of the predictions in the field `field` of the rows.
+
+    Labels and numbers add `invalid`, the percentage of invalid predictions. Tasks with one label an example also add
+    `ece`, the expected calibration error of the labels' probabilities, × 100. Raises ConfigError as `measured` does.
+    """
     predictions = [task.postprocess(row[field]) for row in rows]
     scores, lower = {}, set()
     for metric in task.metrics:
@@ -51,7 +54,7 @@ def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: 
 
 
 def of_guesses(task: Task, examples: Sequence[Mapping], guesses: Sequence[str]) -> dict[str, float]:
-    """The task's metrics of texts that are guessed for its examples."""
+    """Returns the task's metrics of `guesses`, one text for each example. Raises ConfigError as `measured` does."""
     references, answers = [reference(task, e) for e in examples], [task.postprocess(guess) for guess in guesses]
     values: dict[str, float] = {}
     for metric in task.metrics:
@@ -60,8 +63,10 @@ def of_guesses(task: Task, examples: Sequence[Mapping], guesses: Sequence[str]) 
 
 
 def measured(task: Task, metric: Callable, references: Sequence, predictions: Sequence) -> Mapping[str, float]:
-    """What a metric of the task returns; ConfigError, which names it, when it fails or returns something else than
-    {name: number}."""
+    """Returns the result of a task's metric, {name: number}.
+
+    Raises ConfigError, which names the metric, if it fails or returns anything else.
+    """
     what = f"task {task.name!r}: metrics={own_code.name_of(metric)}"
     values = own_code.called(what, metric, references, predictions)
     if not isinstance(values, Mapping) or not all(isinstance(value, numbers.Real) for value in values.values()):
@@ -70,8 +75,10 @@ def measured(task: Task, metric: Callable, references: Sequence, predictions: Se
 
 
 def intervals(tasks: Sequence[Task], split: str, predictions: Path) -> dict[str, float]:
-    """{"low/TASK/METRIC", "high/TASK/METRIC"}: a score lies between them with 95%, by bootstrap over the files of an
-    evaluation, which `predictions` is the directory of."""
+    """Returns the 95% confidence interval of each metric, {"low/TASK/METRIC": value, "high/TASK/METRIC": value}.
+
+    The intervals are computed by bootstrap. predictions: the directory with an evaluation's files, TASK.jsonl.
+    """
     values: dict[str, float] = {}
     for task in tasks:
         path = predictions / f"{task.name}.jsonl"

@@ -1,4 +1,4 @@
-"""The zip file that GLUE's server takes: predictions of the test sets, one file a task."""
+"""Writes the zip file for GLUE's server: predictions of the test sets, one file a task."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,16 @@ from t5x_lite.tasks import glue
 
 
 def tasks_of(experiment: Experiment) -> list[Task]:
-    """The run's tasks whose test sets GLUE's server judges; ConfigError when there are none."""
+    """Returns the run's tasks that GLUE's server scores.
+
+    Raises ConfigError if there are none, or if data.dir is not set.
+    """
     names = {f"glue_{name}" for name in glue.SUBMISSION}
     tasks = [task for task in experiment.eval_tasks if task.name in names]
     if not tasks or not experiment.cfg.data.dir:
         raise ConfigError(
-            "--submission is for GLUE's tasks, read from its own files (their order is the server's): "
-            f"--config.data.dir=DIR; this run evaluates {', '.join(t.name for t in experiment.eval_tasks)}"
+            "--submission is for GLUE's tasks, read from GLUE's own files, because their order is the server's: use "
+            f"--config.data.dir=DIR. This run evaluates {', '.join(t.name for t in experiment.eval_tasks)}"
         )
     if "glue_mnli" in {task.name for task in tasks}:
         tasks += registry.tasks("glue_ax")  # a test set alone, for MNLI's model
@@ -27,20 +30,23 @@ def tasks_of(experiment: Experiment) -> list[Task]:
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """The files of an earlier submission; ConfigError, before anything is computed, where none can be written."""
+    """Returns {name: content} of the files of an earlier submission at `path`; {} if there is none.
+
+    Raises ConfigError, before anything is computed, if no submission can be written there.
+    """
     if not path.parent.is_dir():
-        raise ConfigError(f"--submission={path}: there is no directory {path.parent}; make it, or give another")
+        raise ConfigError(f"--submission={path}: there is no directory {path.parent}; make it or use a different one")
     if not path.exists():
         return {}
     try:
         with zipfile.ZipFile(path) as old:
             return {name: old.read(name) for name in old.namelist()}
     except (OSError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"--submission={path} exists and is not a zip file ({error}); give another name") from error
+        raise ConfigError(f"--submission={path} exists and is not a zip file ({error}); use another name") from error
 
 
 def write(path: Path, predictions: Mapping[str, Sequence[str]], earlier: Mapping[str, bytes]) -> None:
-    """Writes the zip file: predictions by the name of their task, beside the `earlier` files of other tasks."""
+    """Writes the zip file. predictions: by task name. earlier: files to keep, unless a task replaces them."""
     files = dict(earlier)
     for task, texts in predictions.items():
         name, content = glue.submission(task, texts)
