@@ -137,7 +137,7 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """Returns the state of `step` and the data position saved with it.
 
-        like: a state of arrays or ShapeDtypeStructs, whose shapes, dtypes and shardings the restored state gets.
+        like: a state of arrays or ShapeDtypeStructs; the restored state gets their shapes, dtypes and shardings.
 
         Raises CheckpointError if the files cannot be read or do not fit `like`.
         """
@@ -346,28 +346,28 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     check(step_directory)
     directory = step_directory / "params"
     checkpointer = ocp.PyTreeCheckpointer()
-    ours = paths.flatten(params)
+    model = paths.flatten(params)
     try:
         metadata = checkpointer.metadata(directory).item_metadata
         stored = paths.flatten(metadata.tree)  # pyright: ignore  (None: corrupted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it corrupted?") from error
-    shapes_differ = [p for p in ours if p in stored and tuple(stored[p].shape) != ours[p].shape]
-    loaded = [p for p in ours if p in stored and p not in shapes_differ]
+    shapes_differ = [p for p in model if p in stored and tuple(stored[p].shape) != model[p].shape]
+    loaded = [p for p in model if p in stored and p not in shapes_differ]
     if not loaded:
         raise CheckpointError(
             f"{directory} and this model share no parameter; the checkpoint has for example "
-            f"{next(iter(stored), 'nothing')}, the model {next(iter(ours))}. "
+            f"{next(iter(stored), 'nothing')}, the model {next(iter(model))}. "
             "Use a checkpoint of the same family with the same model.scan_layers"
         )
     if inner := [p for p in shapes_differ if re.search(r"(^|/)layers(_\d+)?/", p)]:
-        stored_shape, shape = list(stored[inner[0]].shape), list(ours[inner[0]].shape)
+        stored_shape, shape = list(stored[inner[0]].shape), list(model[inner[0]].shape)
         raise CheckpointError(
             f"{directory} is of a different model: {len(inner)} parameters of its layers have different shapes, for "
             f"example {inner[0]}: {stored_shape} in the checkpoint, {shape} in the model. "
             "Use the model.preset and sizes of the checkpoint"
         )
-    wanted = paths.unflatten({p: _abstract(ours[p]) for p in loaded})
+    wanted = paths.unflatten({p: _abstract(model[p]) for p in loaded})
     arguments = ocp.args.PyTreeRestore(
         item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
     )
@@ -377,11 +377,11 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
         raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it corrupted?") from error
     report = LoadReport(
         loaded,
-        fresh=[p for p in ours if p not in stored],
-        skipped=[p for p in stored if p not in ours],
+        fresh=[p for p in model if p not in stored],
+        skipped=[p for p in stored if p not in model],
         reshaped=shapes_differ,
     )
-    return paths.unflatten(ours | values), report
+    return paths.unflatten(model | values), report
 
 
 def load_model(workdir: Path, step: int, params: Any) -> Any:

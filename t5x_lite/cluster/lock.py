@@ -82,7 +82,7 @@ def _take(workdir: Path, until_s: float) -> int:
 
 
 def _wait_for_other_host(workdir: Path, descriptor: int, until_s: float) -> None:
-    """Waits while the lock file names a run on a different host; raises ConfigError if that run is alive.
+    """Waits while the lock file names a run on a different host; raises ConfigError if it is alive after `until_s`.
 
     The run is dead if the file's modification time does not change for three heartbeats.
     """

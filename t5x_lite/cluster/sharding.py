@@ -164,7 +164,7 @@ def make_mesh(
 def _over_slices(shape: tuple[int, ...], slices: int, devices: Sequence[Any]) -> np.ndarray:
     """Returns the devices of several slices as an array of this shape; only one axis spans the slow network.
 
-    That axis is the first of MESH_AXES with crosses_slices. Raises ConfigError if slices do not divide its size.
+    That axis is the first with crosses_slices. Raises ConfigError if its size is not divisible by `slices`.
     """
     crossing = next(number for number, axis in enumerate(MESH_AXES.values()) if axis.crosses_slices)
     if shape[crossing] % slices:

@@ -169,7 +169,7 @@ class Predictor:
             other = label_of.setdefault((*begin, *ids.tolist()), label)
             if other != label:
                 raise ConfigError(
-                    f"the labels {other!r} and {label!r} have the same ids in this vocabulary; use a different one"
+                    f"the labels {other!r} and {label!r} have the same ids in this vocabulary; rename one"
                 )
         return label_of
 

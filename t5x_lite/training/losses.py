@@ -28,8 +28,8 @@ class LossSum:
 
     sum: Σ weight · loss, in nats (squared error for regression).
     weight: Σ weight.
-    correct: Σ weight of the targets whose logit no other exceeds (multi-label: of the examples whose labels are all
-        right); None for regression, as a number is never predicted exactly.
+    correct: Σ weight where no logit exceeds the target's (multi-label: where all labels of an example are right); None
+        for regression, because a number is never predicted exactly.
     task_sum, task_weight: sum and weight of each task [tasks]; None if the batch has no task ids.
     """
 
@@ -126,8 +126,8 @@ def token_losses(
     so that a perfect prediction of q costs 0 (t5x/losses.py; the z-loss of Mesh TensorFlow).
     The forward pass keeps e = exp(logits − maximum), in the logits' dtype and sharding, and the backward pass computes
     (1 + 2·z_loss·log Z)·e/Σe − q in one pass: one [..., V] buffer less than automatic differentiation. Logits sharded
-    over the vocabulary are not moved: devices exchange only one number per target. (`correct` compares the target's
-    logit with the maximum, because an argmax on a CPU would take longer than everything else.)
+    over the vocabulary are not moved: only one number per target is summed over devices. (`correct` compares the logit
+    with the maximum, because an argmax on a CPU would take longer than everything else.)
 
     Args:
       logits: [..., V].

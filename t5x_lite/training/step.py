@@ -255,7 +255,7 @@ def _sum_over(microbatches: Batch, count: int, key: jax.Array, function: Callabl
 def _auxiliary_weights(
     sums_of: Callable, microbatches: Batch, count: int, key: jax.Array, known: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """Returns {name: Σ weight} over all microbatches, for the losses whose weight only the model's outputs tell.
+    """Returns {name: Σ weight} over all microbatches, for the losses whose weights the batch does not hold.
 
     These weights have to be known before the first gradient. XLA computes only the parts of the model that a weight
     depends on.

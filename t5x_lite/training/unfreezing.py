@@ -40,8 +40,8 @@ def gradually(optimizer: optax.GradientTransformation, every_steps: int) -> opta
                 return jnp.where(count >= every_steps * (last[layer[1]] - int(layer[2])), leaf, 0)
             if "/layers/" in parameter:  # scanned: stacked along the first axis
                 later_N = leaf.shape[0] - 1 - jnp.arange(leaf.shape[0])
-                learns_N = count >= every_steps * later_N
-                return jnp.where(learns_N.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+                is_trainable_N = count >= every_steps * later_N
+                return jnp.where(is_trainable_N.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
             return leaf
 
         return jax.tree_util.tree_map_with_path(masked, tree)
