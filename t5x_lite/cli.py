@@ -1,6 +1,6 @@
-"""The command line: reads a verb and its flags, runs it, and turns errors into messages and exit statuses.
+"""Reads a verb and its flags from the command line, runs it, and turns errors into messages and exit statuses.
 
-The verbs are in verbs.py. jax is imported by the verb that needs it, so `--help` is instant.
+The verbs are in verbs.py. Only the verbs that need jax import it, so `--help` is instant.
 """
 
 import argparse
@@ -15,21 +15,21 @@ from t5x_lite import console
 from t5x_lite.errors import INTERNAL, ConfigError, UserError
 from t5x_lite.verbs import VERBS, Verb
 
-# Without huge pages XLA's CPU backend spends a fifth of a step in page faults on its fresh output buffers
-# (benchmarks/README.md). glibc reads the tunable before main, hence the exec. A heap that is never given back
-# (mmap_max=0) would save the rest of the faults, 3 % of a step, but let a GPT-2 grow from 1.8 to 5.2 GB.
+# Without huge pages, XLA's CPU backend spends a fifth of a step in page faults on its fresh output buffers
+# (benchmarks/README.md). glibc reads the tunable before main, hence the exec. Never returning memory to the system
+# (mmap_max=0) would save the remaining faults, 3 % of a step, but GPT-2 would grow from 1.8 to 5.2 GB.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def main() -> None:
-    """Entry point of `t5x-lite`; exits with the status of `run`."""
+    """Runs the command `t5x-lite` and exits with the status of `run`."""
     _exec_with_huge_pages(sys.argv)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(argv: list[str]) -> int:
-    """Runs one verb and returns its exit status: 0, or an error's own (see errors.py) after its message."""
-    # argparse takes an unknown flag with a space in it for a positional argument: it does not get to see ours.
+    """Runs one verb; returns 0, or after printing an error's message the exit status of that error (see errors.py)."""
+    # argparse mistakes an unknown flag with a space in it for a positional argument, so ours bypass it.
     arguments, rest = _parser().parse_known_args([a for a in argv if not a.startswith("--config.")])
     rest += [a for a in argv if a.startswith("--config.")]
     verb: Verb = arguments.verb
@@ -41,20 +41,20 @@ def run(argv: list[str]) -> int:
         return error.exit_code
     except MemoryError:
         console.tell(
-            f"no memory left on this machine. Lower data.prefetch_batches or data.batch_rows\n{traceback.format_exc()}"
+            f"this machine ran out of memory; lower data.prefetch_batches or data.batch_rows\n{traceback.format_exc()}"
         )
         return INTERNAL
     except KeyboardInterrupt:
         console.tell("interrupted")
         return 130
-    except SystemExit:  # which rich makes of a broken pipe
+    except SystemExit:  # rich exits on a broken pipe
         if verb.only_prints:
             return 0
         raise
     except Exception as error:
         if verb.only_prints and isinstance(error, BrokenPipeError):  # `t5x-lite tasks | head`
             return 0
-        console.tell(f"this is a bug of ours; please report it with this traceback\n{traceback.format_exc()}")
+        console.tell(f"this is a bug in t5x_lite; please report it with this traceback\n{traceback.format_exc()}")
         return INTERNAL
     finally:
         with console.optional(sys.stdout):
@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
 
 
 def _speak() -> None:
-    """Our own messages go to stderr. Orbax logs a whole traceback before it raises what we turn into one line."""
+    """Logs our messages to stderr, but not Orbax's: it logs a traceback before it raises an error that we shorten."""
     logging.basicConfig(stream=sys.stderr, format="t5x-lite: %(message)s")
     logging.getLogger("t5x_lite").setLevel(logging.INFO)
     absl.logging.set_verbosity(absl.logging.FATAL)
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
-    """`--config.KEY=VALUE` arguments as {KEY: VALUE}; anything else left over is an error."""
+    """Returns the `--config.KEY=VALUE` arguments as {KEY: VALUE}; raises ConfigError for any other one."""
     out = {}
     for argument in rest:
         key, equals, value = argument.partition("=")
@@ -96,12 +96,12 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
 
 
 def _exec_with_huge_pages(argv: list[str]) -> None:
-    """Starts the process again with transparent huge pages for malloc, where glibc has the tunable."""
+    """Restarts the process with transparent huge pages for malloc; a glibc without this tunable ignores it."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     computes = len(argv) > 1 and argv[1] in ("train", "eval", "infer") and "--help" not in argv and "-h" not in argv
     if sys.platform == "linux" and computes and "malloc.hugetlb" not in tunables:
         environment = os.environ | {"GLIBC_TUNABLES": f"{tunables}:{HUGE_PAGES}".lstrip(":")}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # with python's own flags
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # keeps Python's flags
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The verbs of the command line: for each, its flags and the call they become. Only verbs that compute import jax."""
+"""Defines the verbs of the command line: their flags and the calls they make. Only verbs that compute import jax."""
 
 import argparse
 import dataclasses
@@ -16,19 +16,22 @@ from t5x_lite.errors import CheckpointError, ConfigError, of_the_disk
 if TYPE_CHECKING:
     from t5x_lite.config import Config
 
-# libtpu 0.0.42 compiles GPT-2 more deeply than its fibers' default stacks allow, and crashes.
+# With the default stack size of its fibers, libtpu 0.0.42 crashes when it compiles GPT-2.
 LIBTPU_STACKS = f"--fibers_default_thread_stack_size={1 << 20}"  # bytes
 WHICH = "latest, best or a step"
-DEFINES_TASKS = "the run's config file, if it defines the run's tasks"
+DEFINES_TASKS = "the run's config file, if it defines tasks or a model"
 
-Overrides = dict[str, str]  # config keys from the command line, with their texts
+Overrides = dict[str, str]  # config keys from the command line -> their values as text
 
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """add_flags: adds the verb's flags to its parser. run: does it; returns an exit status, None for 0.
+    """A verb of the command line.
 
-    takes_config: accepts --config.KEY=VALUE. only_prints: stopping early (`t5x-lite tasks | head`) is no error.
+    add_flags: adds the verb's flags to its parser.
+    run: runs the verb and returns the exit status; None means 0.
+    takes_config: whether the verb accepts --config.KEY=VALUE.
+    only_prints: whether the reader may close the output early (`t5x-lite tasks | head`) without an error.
     """
 
     name: str
@@ -43,16 +46,18 @@ class Verb:
 
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE.py", help="the experiment; FILE.py:ARG passes ARG on")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="for checkpoints, metrics and the report")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py", help="the experiment; FILE.py:ARG calls get_config(ARG)"
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="directory for checkpoints, metrics and report")
 
 
 def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
     cfg = _config(arguments.config, overrides)
     if "://" in arguments.workdir:
         raise ConfigError(
-            f"--workdir={arguments.workdir}: a run works in a directory, local or mounted. Give it one, and "
-            f"--config.checkpoint.mirror={arguments.workdir} to keep its checkpoints in the bucket"
+            f"--workdir={arguments.workdir}: must be a local or mounted directory. To also keep the checkpoints in the "
+            f"bucket, add --config.checkpoint.mirror={arguments.workdir}"
         )
     from t5x_lite import experiment, train
     from t5x_lite.cluster import processes
@@ -66,8 +71,10 @@ def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR")
     parser.add_argument("--checkpoints", default="latest", metavar="WHICH", help="latest, best, all or a step")
-    parser.add_argument("--tasks", default="", metavar="A,B", help="default: the run's")
-    parser.add_argument("--submission", default="", metavar="FILE.zip", help="add test predictions for GLUE's server")
+    parser.add_argument("--tasks", default="", metavar="A,B", help="tasks to evaluate on; default: the run's")
+    parser.add_argument(
+        "--submission", default="", metavar="FILE.zip", help="also write test predictions for GLUE's server"
+    )
     parser.add_argument("--config", default="", metavar="FILE.py", help=DEFINES_TASKS)
 
 
@@ -82,8 +89,8 @@ def _eval(arguments: argparse.Namespace, overrides: Overrides) -> None:
     own = config.from_json(workdir / "config.json")
     if differing := "; ".join(differences(own.to_dict(), cfg.to_dict())):
         logging.getLogger(__name__).warning(
-            "other settings than the run's: %s. These scores take their places among its own: in metrics.jsonl, the "
-            "report, predictions/ and the choice of the best step",
+            "settings differ from the run's: %s. The scores are still stored as the run's own: in metrics.jsonl, the "
+            "report and predictions/, and they count when the best step is chosen",
             differing,
         )
     tasks = tuple(t for t in arguments.tasks.split(",") if t)
@@ -95,12 +102,12 @@ def _eval(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _infer_flags(parser: argparse.ArgumentParser) -> None:
-    lines = '.jsonl of {"inputs": "summarize: …"}, .csv, .tsv, or text'
+    lines = '.jsonl with lines such as {"inputs": "summarize: …"}, .csv, .tsv, or a text file'
     parser.add_argument("--workdir", required=True, metavar="DIR")
     parser.add_argument("--input", required=True, metavar="FILE", help=lines)
     parser.add_argument("--output", required=True, metavar="FILE.jsonl")
-    parser.add_argument("--mode", default="predict", choices=("predict", "score"), help="score reads targets, too")
-    parser.add_argument("--task", default="", metavar="NAME", help="whose labels to predict; default: the run's")
+    parser.add_argument("--mode", default="predict", choices=("predict", "score"), help="score also needs targets")
+    parser.add_argument("--task", default="", metavar="NAME", help="task whose labels to predict; default: the run's")
     parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help=WHICH)
     parser.add_argument("--config", default="", metavar="FILE.py", help=DEFINES_TASKS)
 
@@ -128,10 +135,14 @@ def _infer(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 def _plan_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE.py")
-    parser.add_argument("--mesh", default="", metavar="AXIS=N,…", help="like --config.mesh: fsdp=64,tensor=4")
-    parser.add_argument("--devices", type=int, default=0, metavar="N", help="default: as many as the mesh names")
-    parser.add_argument("--device", default="", metavar="NAME", help="to predict time and fit for: v5e, h100, …")
-    parser.add_argument("--topology", default="", metavar="v5e:4x8", help="ask the TPU's own compiler (t5x-lite[tpu])")
+    parser.add_argument("--mesh", default="", metavar="AXIS=N,…", help="same as --config.mesh, e.g. fsdp=64,tensor=4")
+    parser.add_argument("--devices", type=int, default=0, metavar="N", help="default: the product of the mesh's sizes")
+    parser.add_argument(
+        "--device", default="", metavar="NAME", help="accelerator to predict time and memory for: v5e, …"
+    )
+    parser.add_argument(
+        "--topology", default="", metavar="v5e:4x8", help="use the TPU's compiler (needs t5x-lite[tpu])"
+    )
     parser.add_argument("--all", action="store_true", help="list every array")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
@@ -141,7 +152,7 @@ def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
         overrides["mesh"] = arguments.mesh
     cfg = _config(arguments.config, overrides)
     count = arguments.devices or _mesh_devices(cfg.mesh)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # no accelerator is touched: its runtime would take it from a run
+    os.environ["JAX_PLATFORMS"] = "cpu"  # opening an accelerator would take it away from a run
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["LIBTPU_INIT_ARGS"] = f"{LIBTPU_STACKS} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip()
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
@@ -152,16 +163,16 @@ def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _mesh_devices(mesh: str) -> int:
-    """How many devices a mesh has if no axis is left open; else 1."""
+    """Returns the number of devices of a mesh; an axis that is left open (-1) counts as 1."""
     return math.prod(int(size) for size in re.findall(r"=\s*(\d+)", mesh))
 
 
 def _sweep_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE.yaml", help="run the command again after a kill: it runs what is missing")
+    parser.add_argument("file", metavar="FILE.yaml", help="after a kill, run it again: only missing runs start")
     parser.add_argument("--output", default="", metavar="DIR", help="default: runs/FILE")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
-    parser.add_argument("--point", type=int, metavar="I", help="only this one, from 0: for a Slurm array")
-    parser.add_argument("--print", action="store_true", help="print how to run it with wandb's agents or on Slurm")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs in parallel")
+    parser.add_argument("--point", type=int, metavar="I", help="run only point I, from 0 (for a Slurm array)")
+    parser.add_argument("--print", action="store_true", help="print the commands for wandb's agents and Slurm")
 
 
 def _sweep(arguments: argparse.Namespace, overrides: Overrides) -> int:
@@ -174,7 +185,7 @@ def _sweep(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 def _compare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdirs", nargs="+", metavar="DIR")
-    parser.add_argument("--output", default="", metavar="FILE.html", help="write a page with the curves, too")
+    parser.add_argument("--output", default="", metavar="FILE.html", help="also write a page with the curves")
 
 
 def _compare(arguments: argparse.Namespace, overrides: Overrides) -> None:
@@ -192,13 +203,13 @@ def _verify(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
     problems = checkpoint.verify(Path(arguments.workdir))
     if not problems:
-        raise CheckpointError(f"no checkpoint in {arguments.workdir!r}; give the workdir of a `t5x-lite train`")
+        raise CheckpointError(f"no checkpoint in {arguments.workdir!r}; give the --workdir of a `t5x-lite train`")
     for step, problem in problems.items():
         print(f"{step}: {problem or 'intact'}")
     corrupted = [step for step, problem in problems.items() if problem]
     if corrupted:
         raise CheckpointError(
-            f"{len(corrupted)} of {len(problems)} checkpoints are corrupted; a run resumes from the others"
+            f"{len(corrupted)} of {len(problems)} checkpoints are corrupted; the run resumes from an intact one"
         )
 
 
@@ -206,7 +217,7 @@ def _verify(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _tasks_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default="", metavar="FILE.py", help="list the tasks this file defines, too")
+    parser.add_argument("--config", default="", metavar="FILE.py", help="also list the tasks that this file defines")
 
 
 def _tasks(arguments: argparse.Namespace, overrides: Overrides) -> None:
@@ -218,8 +229,8 @@ def _tasks(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _inspect_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="a task or mixture; not for data.files")
-    parser.add_argument("--config", default="", metavar="FILE.py", help="of the run: model, lengths and vocabulary")
+    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="a task or mixture; omit with data.files")
+    parser.add_argument("--config", default="", metavar="FILE.py", help="sets model, lengths and vocabulary")
     parser.add_argument("--split", default="train")
     parser.add_argument("-n", type=int, default=5, metavar="N", help="rows to print")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
@@ -235,13 +246,13 @@ def _inspect(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _cache_flags(parser: argparse.ArgumentParser) -> None:
-    again = "run the command again after a kill: it makes what is missing"
-    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="a task or mixture; not for data.files")
+    again = "the cache; after a kill, run the command again: it makes only what is missing"
+    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="a task or mixture; omit with data.files")
     parser.add_argument("--output", required=True, metavar="DIR", help=again)
-    parser.add_argument("--config", default="", metavar="FILE.py", help="of the run: vocabulary and kind of model")
+    parser.add_argument("--config", default="", metavar="FILE.py", help="sets vocabulary and kind of model")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes; default: one per core")
-    parser.add_argument("--runner", default="local", choices=("local", "beam"), help="beam: needs t5x-lite[beam]")
-    parser.add_argument("--beam", default="", metavar="FLAGS", help="Beam's own flags, in quotes (examples: README)")
+    parser.add_argument("--runner", default="local", choices=("local", "beam"), help="beam needs t5x-lite[beam]")
+    parser.add_argument("--beam", default="", metavar="FLAGS", help="flags for Beam, in quotes (examples: README)")
 
 
 def _cache(arguments: argparse.Namespace, overrides: Overrides) -> None:
@@ -260,7 +271,7 @@ def _cache(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _vocab_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", required=True, nargs="+", metavar="FILE", help="text files, one sentence a line")
+    parser.add_argument("--input", required=True, nargs="+", metavar="FILE", help="text files, one sentence per line")
     parser.add_argument("--size", required=True, type=int, metavar="N", help="number of pieces")
     parser.add_argument("--output", required=True, metavar="FILE.model")
 
@@ -279,12 +290,16 @@ def _vocab(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _import_flags(parser: argparse.ArgumentParser) -> None:
-    source = "with config.json, model.safetensors and tokenizer files; hf://OWNER/NAME@COMMIT; a T5X checkpoint"
+    source = "with config.json, model.safetensors and tokenizer files; or hf://OWNER/NAME@COMMIT; or a T5X checkpoint"
     parser.add_argument("source", metavar="DIR", help=source)
-    parser.add_argument("output", metavar="OUT", help="a new directory, to start runs from")
-    parser.add_argument("--vocab-size", type=int, default=0, metavar="N", help="rows of the embedding table")
-    parser.add_argument("--allow", default="", metavar="A,B", help="tensors that may be skipped or missing; * matches")
-    parser.add_argument("--verbose", action="store_true", help="say what became of every tensor")
+    parser.add_argument("output", metavar="OUT", help="a new directory that runs can start from")
+    parser.add_argument(
+        "--vocab-size", type=int, default=0, metavar="N", help="rows of the embedding table; default: as it is"
+    )
+    parser.add_argument(
+        "--allow", default="", metavar="A,B", help="tensors that may be skipped or missing (* matches any)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="report every tensor")
 
 
 def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
@@ -300,11 +315,11 @@ def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _export_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdir", metavar="WORKDIR", help="of a run, or a directory that `import` made")
+    parser.add_argument("workdir", metavar="WORKDIR", help="workdir of a run, or a directory that `import` made")
     parser.add_argument("output", metavar="OUT", help="a new directory")
     parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help=WHICH)
-    parser.add_argument("--adapter", action="store_true", help="write only LoRA's matrices, as peft does; else merged")
-    parser.add_argument("--family", default="", metavar="NAME", help="model_type; default: the one it was imported as")
+    parser.add_argument("--adapter", action="store_true", help="write only LoRA's matrices, in peft's format")
+    parser.add_argument("--family", default="", metavar="NAME", help="model_type; default: as it was imported")
     parser.add_argument("--config", default="", metavar="FILE.py", help=DEFINES_TASKS)
 
 
@@ -320,9 +335,9 @@ def _export(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _attention_flags(parser: argparse.ArgumentParser) -> None:
-    second = "an encoder's second text; what a decoder reads (default: what it writes)"
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="of a run, or a directory that `import` made")
-    parser.add_argument("--text", required=True, metavar="TEXT", help="in the form the model was trained on")
+    second = "encoder-only: second text of a pair; text-to-text: the targets (default: the model generates them)"
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="workdir, or a directory that `import` made")
+    parser.add_argument("--text", required=True, metavar="TEXT", help="text in the form the model was trained on")
     parser.add_argument("--second", default="", metavar="TEXT", help=second)
     parser.add_argument("--output", default="", metavar="FILE.html", help="default: attention.html in DIR")
     parser.add_argument("--checkpoint", default="latest", metavar="WHICH", help=WHICH)
@@ -354,15 +369,15 @@ VERBS = (
         False,
         only_prints=True,
     ),
-    Verb("plan", "predict parameters, FLOPs, bytes, time of a run", _plan_flags, _plan, only_prints=True),
+    Verb("plan", "predict a run's parameters, FLOPs, memory and step time", _plan_flags, _plan, only_prints=True),
     Verb("sweep", "train with many settings, from a file in wandb's sweep format", _sweep_flags, _sweep, False),
-    Verb("compare", "what differs between runs: config, results, curves", _compare_flags, _compare, False),
+    Verb("compare", "show what differs between runs: config, results, curves", _compare_flags, _compare, False),
     Verb("tasks", "list tasks and mixtures", _tasks_flags, _tasks, only_prints=True),
     Verb("inspect", "show rows as the model will see them", _inspect_flags, _inspect, only_prints=True),
     Verb("cache", "preprocess and tokenize a task or mixture once, for training", _cache_flags, _cache),
     Verb("import", "convert a directory in Hugging Face format to a checkpoint", _import_flags, _import, False),
     Verb("export", "write a run's model in Hugging Face format", _export_flags, _export),
-    Verb("attention", "attention maps of a text, as one page that opens offline", _attention_flags, _attention),
+    Verb("attention", "write a text's attention maps as a page that opens offline", _attention_flags, _attention),
     Verb("vocab", "train a SentencePiece vocabulary", _vocab_flags, _vocab, False),
 )
 
@@ -381,7 +396,7 @@ def _config(spec: str, overrides: Overrides) -> "Config":
 
 
 def _named_config(arguments: argparse.Namespace, overrides: Overrides) -> "Config":
-    """The config of a verb that is about the task or mixture NAME, whatever a --config trains on."""
+    """Returns the config for a verb with a task or mixture NAME, which replaces the mixture of --config."""
     from t5x_lite import config
 
     cfg = config.load(arguments.config) if arguments.config else config.base()
@@ -400,7 +415,7 @@ def _named_config(arguments: argparse.Namespace, overrides: Overrides) -> "Confi
 
 
 def _workdir_config(workdir: str, spec: str, overrides: Overrides) -> "Config":
-    """The config a run was made with, for the verbs that start from its workdir."""
+    """Returns the config that a run was made with, for verbs that start from its workdir."""
     from t5x_lite import config
 
     if not Path(workdir).is_dir():

@@ -224,7 +224,7 @@ def test_no_memory_left_on_the_machine_is_no_bug(monkeypatch, capsys):
 
     monkeypatch.setattr(inspect, "print_tasks", full)
     assert cli.run(["tasks"]) == 70
-    assert "no memory left on this machine" in capsys.readouterr().err
+    assert "this machine ran out of memory" in capsys.readouterr().err
 
 
 def test_a_workdir_that_vanishes_ends_the_run(tmp_path, monkeypatch, capfd):
