@@ -1,7 +1,7 @@
-"""Every key a run has: `base()` is the reference, `validate` finds what cannot work before a device is touched.
+"""Defines every config key of a run. `validate` rejects configs that cannot work before any device is touched.
 
-An experiment is a Python file with `get_config()` that starts from `base()` and sets what differs. Keys are
-locked and typed: a misspelt key or a wrong type is an error with "did you mean".
+An experiment is a Python file whose `get_config()` starts from `base()` and changes keys. Keys are locked and typed:
+a misspelt key or a value of the wrong type is an error; for a misspelt key it suggests the right one.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ from t5x_lite.keys import AT_LEAST_ONE, FREE, INNER_SHARE, NOT_NEGATIVE, POSITIV
 from t5x_lite.lookup import suggest
 from t5x_lite.models.config import MODEL_KEYS
 
-CODE = "code"  # in config.json, beside the keys
-Config = Any  # an ml_collections.ConfigDict: it checks keys and types itself, when it runs
+CODE = "code"  # entry of config.json that is not a config key
+Config = Any  # an ml_collections.ConfigDict, which checks keys and types at run time
 
 OPTIMIZERS = ("adamw", "adafactor")
 LOSSES = ("cross_entropy",)
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 _DENOISING = ("iid_denoising", "mass", "drop_tokens", "deshuffle", "sequential", "ul2")
-OBJECTIVES = {  # their meaning: data/denoise.py
+OBJECTIVES = {  # explained in data/denoise.py
     "text_to_text": ("span_corruption", "prefix_lm", "full_lm", *_DENOISING),
     "decoder_only": ("full_lm", "prefix_lm", "span_corruption", *_DENOISING),
-    "encoder_only": ("mlm", "mlm_sentence_order"),  # the head nsp judges the next sentence, or the order of two
+    "encoder_only": ("mlm", "mlm_sentence_order"),  # the head nsp predicts the next sentence, or the order of two
 }
 ANY_OBJECTIVE = ("", *dict.fromkeys(name for names in OBJECTIVES.values() for name in names))
-ON_LONG = ("truncate", "skip", "error")  # their meaning: data/convert.py
-NEED_LABELS = ("constrained", "rank")  # answers that only tasks with labels have
-ANSWERS = ("greedy", "beam", "sample", *NEED_LABELS)  # their meaning: evaluation/predict.py
+ON_LONG = ("truncate", "skip", "error")  # explained in data/convert.py
+NEED_LABELS = ("constrained", "rank")  # answers that work only for tasks with labels
+ANSWERS = ("greedy", "beam", "sample", *NEED_LABELS)  # explained in evaluation/predict.py
 WANDB_MODES = ("disabled", "offline", "online")
 ON_NONFINITE = ("stop", "skip", "rollback")
 ON_ERROR = ("raise", "record")
@@ -46,104 +46,106 @@ SEEDS = Range(at_least=0, below=2**32)
 PROBABILITY = Range(above=0, at_most=1)
 FRACTION = Range(at_least=0, at_most=1)
 
-# Every key of a run: default, meaning, what a change means to a run that has a checkpoint, allowed values.
+# Every key of a run: default, meaning, what happens if it differs on a resume, allowed values.
 KEYS: dict[str, Key] = {
-    "name": Key("", "of the run, in reports and wandb; '': the workdir's name", FREE),
-    "seed": Key(0, "of everything random: initialization, dropout, order of the data", REFUSE, SEEDS),
-    "model.preset": Key("t5_1_1_small", "a name of models/presets.py or an imported directory; other keys override it"),
+    "name": Key("", "name of the run in reports and wandb; '': the workdir's name", FREE),
+    "seed": Key(0, "seed of everything random: initialization, dropout, order of the data", REFUSE, SEEDS),
+    "model.preset": Key("t5_1_1_small", "a preset of models/presets.py or an imported directory; model.* override it"),
     **{f"model.{name}": key for name, key in MODEL_KEYS.items()},
     # --- data
     "data.mixture": Key("", "the task or mixture to train on"),
-    "data.dir": Key("", "directory with the files of published data sets (GLUE, …); '': they come from TFDS"),
+    "data.dir": Key("", "directory with published data sets (GLUE, …) as files; '': TFDS provides them"),
     "data.files": Key("", "local files in place of the mixture: a.csv, train=a.jsonl,validation=b.jsonl, a directory"),
-    "data.inputs": Key("", "of data.files: a template over their fields, '{title}: {body}'"),
-    "data.targets": Key("", "of data.files: the same for the targets, '{label}'"),
-    "data.text": Key("", "of data.files: in place of both, for a corpus, '{text}'"),
-    "data.labels": Key(None, "of data.files: the classes; unset: found in the targets", kind=tuple),
-    "data.max_bad_fraction": Key(0.0, "share of a task's records that may be bad: skipped and counted", FREE, SHARE),
+    "data.inputs": Key("", "data.files: template of the inputs over the files' fields: '{title}: {body}'"),
+    "data.targets": Key("", "data.files: template of the targets: '{label}'"),
+    "data.text": Key("", "data.files: template of a corpus ('{text}'), in place of inputs and targets"),
+    "data.labels": Key(None, "data.files: the classes; unset: detected from the targets", kind=tuple),
+    "data.max_bad_fraction": Key(0.0, "share of a task's records that may be bad; skips and counts them", FREE, SHARE),
     "data.vocabulary": Key("", "bytes, a .model, tokenizer.json or vocab.txt, or a directory with one; '': the tasks'"),
     "data.batch_rows": Key(32, "rows of the global batch", REFUSE, AT_LEAST_ONE),
-    "data.length": Key(512, "tokens per row; text-to-text: of the encoder", REFUSE, AT_LEAST_ONE),
+    "data.length": Key(512, "tokens per row; text-to-text: per row of the encoder", REFUSE, AT_LEAST_ONE),
     "data.targets_length": Key(114, "tokens per row of the decoder; text-to-text only", REFUSE, AT_LEAST_ONE),
-    "data.on_long": Key("truncate", "an example longer than its row, not of a corpus; counted", REFUSE, ON_LONG),
-    "data.pack": Key(True, "several examples in a row"),
-    "data.max_examples_per_row": Key(16, "capacity for packed encoder-only examples", REFUSE, AT_LEAST_ONE),
+    "data.on_long": Key("truncate", "action on examples (not corpora) that exceed a row; counted", REFUSE, ON_LONG),
+    "data.pack": Key(True, "puts several examples in a row"),
+    "data.max_examples_per_row": Key(16, "most examples packed in a row; encoder-only", REFUSE, AT_LEAST_ONE),
     "data.window_stride": Key(128, "tokens between windows of a long context; encoder-only", REFUSE, AT_LEAST_ONE),
-    "data.objective": Key("", "of a corpus; '': the first of the model's architecture", REFUSE, ANY_OBJECTIVE),
-    "data.noise_density": Key(0.15, "share of a corpus hidden; ul2 has its own", REFUSE, INNER_SHARE),
-    "data.mean_noise_span_length": Key(3.0, "tokens; span_corruption", REFUSE, AT_LEAST_ONE),
-    "data.random_roll": Key(False, "span_corruption: rotates each mask by a random distance, so it may end unhidden"),
+    "data.objective": Key("", "objective for corpora; '': the architecture's first one above", REFUSE, ANY_OBJECTIVE),
+    "data.noise_density": Key(0.15, "share of a corpus to hide; ul2 has its own shares", REFUSE, INNER_SHARE),
+    "data.mean_noise_span_length": Key(3.0, "span_corruption: mean tokens in a hidden span", REFUSE, AT_LEAST_ONE),
+    "data.random_roll": Key(False, "span_corruption: rotates each mask by a random distance; texts may end unhidden"),
     "data.final_sentinel": Key(False, "span_corruption: ends the targets with one more sentinel, as in T5's paper"),
     "data.mlm_rate": Key(0.15, "share of tokens selected for masked language modelling", REFUSE, INNER_SHARE),
-    "data.mlm_whole_words": Key(False, "selects all tokens of a word or none"),
-    "data.mlm_longest_ngram": Key(1, "words selected together: n of them with a chance of 1/n", REFUSE, AT_LEAST_ONE),
-    "data.cache_dir": Key("", "output of `t5x-lite cache`; '': tasks are tokenized as they are read", FREE),
-    "data.prefetch_batches": Key(2, "batches prepared ahead by a background thread; 0: none", FREE, NOT_NEGATIVE),
+    "data.mlm_whole_words": Key(False, "masked language modelling: selects all tokens of a word or none"),
+    "data.mlm_longest_ngram": Key(1, "selects up to this many words together; n has weight 1/n", REFUSE, AT_LEAST_ONE),
+    "data.cache_dir": Key("", "output of `t5x-lite cache`; '': tokenizes examples as they are read", FREE),
+    "data.prefetch_batches": Key(2, "batches that a background thread prepares ahead; 0: none", FREE, NOT_NEGATIVE),
     # --- optimization
     "optimizer.name": Key("adafactor", "adamw, adafactor or your own", REFUSE, OPTIMIZERS, takes=("schedule",)),
     "optimizer.learning_rate": Key(0.01, "peak; adafactor: relative to each parameter's scale", WARN, NOT_NEGATIVE),
     "optimizer.b1": Key(0.9, "adamw: decay of the first moment", WARN, SHARE),
     "optimizer.b2": Key(0.999, "adamw: decay of the second moment", WARN, SHARE),
     "optimizer.epsilon": Key(1e-8, "adamw: added to the root of the second moment", WARN, POSITIVE),
-    "optimizer.weight_decay": Key(0.0, "times the learning rate; never of biases and norms", WARN, NOT_NEGATIVE),
-    "optimizer.clip_norm": Key(1.0, "of the global gradient; 0: no clipping", WARN, NOT_NEGATIVE),
-    "optimizer.trained": Key("", "regular expression over the paths of trainable parameters; '': all, or those added"),
-    "optimizer.unfreeze_every_steps": Key(0, "a layer starts so long after the one above it", REFUSE, NOT_NEGATIVE),
+    "optimizer.weight_decay": Key(0.0, "times the learning rate; biases and norms do not decay", WARN, NOT_NEGATIVE),
+    "optimizer.clip_norm": Key(1.0, "largest norm of the global gradient; 0: no clipping", WARN, NOT_NEGATIVE),
+    "optimizer.trained": Key("", "regex over the paths of trainable parameters; '': all, or only added ones (LoRA, …)"),
+    "optimizer.unfreeze_every_steps": Key(0, "steps until the layer below trains, too; 0: off", REFUSE, NOT_NEGATIVE),
     "schedule.name": Key("rsqrt", "shape of the learning rate, 1 at its peak", WARN, SCHEDULES, takes=("updates",)),
-    "schedule.warmup_steps": Key(1000, "linear from 0; rsqrt: the plateau before the decay (T5)", WARN, NOT_NEGATIVE),
-    "schedule.final_fraction": Key(0.0, "linear and cosine: of the peak, at the last step", WARN, FRACTION),
+    "schedule.warmup_steps": Key(1000, "linear from 0; rsqrt: a plateau before the decay (T5)", WARN, NOT_NEGATIVE),
+    "schedule.final_fraction": Key(0.0, "linear, cosine: share of the peak at the last step", WARN, FRACTION),
     "loss.name": Key("cross_entropy", "what is minimized", REFUSE, LOSSES, takes=("outputs", "batch")),
-    "loss.z_loss": Key(1e-4, "coefficient of log² Z; keeps logits from drifting; 0: off", WARN, NOT_NEGATIVE),
+    "loss.z_loss": Key(1e-4, "coefficient of log² Z, which keeps logits from drifting; 0: off", WARN, NOT_NEGATIVE),
     "loss.label_smoothing": Key(0.0, "probability spread over the other classes", WARN, SHARE),
     # --- the run
-    "train.total_steps": Key(1000, "updates", FREE, AT_LEAST_ONE),
-    "train.microbatches": Key(1, "gradient accumulation: parts that the batch is split into", WARN, AT_LEAST_ONE),
+    "train.total_steps": Key(1000, "updates to train for", FREE, AT_LEAST_ONE),
+    "train.microbatches": Key(1, "gradient accumulation: parts of a batch", WARN, AT_LEAST_ONE),
     "train.log_every_steps": Key(10, "steps between log lines", FREE, AT_LEAST_ONE),
     "train.on_nonfinite": Key("stop", "if loss or gradient is not finite: stop, skip or roll back", WARN, ON_NONFINITE),
-    "train.spike_sigmas": Key(0.0, "skips updates with a loss so far above the last; 0: off", REFUSE, NOT_NEGATIVE),
+    "train.spike_sigmas": Key(0.0, "skips updates this many sigmas above recent losses; 0: off", REFUSE, NOT_NEGATIVE),
     "train.max_nonfinite": Key(10, "skipped updates in a row, or rollbacks, before the run stops", FREE, AT_LEAST_ONE),
-    "train.hang_s": Key(1800.0, "without a step or evaluation batch: exits; 0: never", FREE, NOT_NEGATIVE),
-    "train.grace_s": Key(60.0, "from Ctrl-C or SIGTERM until the process exits, saved or not", FREE, NOT_NEGATIVE),
-    "eval.tasks": Key((), "to evaluate on; (): every task of the mixture that the architecture can predict", FREE),
-    "eval.split": Key("validation", "of the tasks", FREE),
+    "train.hang_s": Key(1800.0, "time without a step or evaluation batch until exit; 0: never", FREE, NOT_NEGATIVE),
+    "train.grace_s": Key(60.0, "time from Ctrl-C or SIGTERM until the process exits, saved or not", FREE, NOT_NEGATIVE),
+    "eval.tasks": Key((), "tasks to evaluate; (): every task of the mixture that the architecture can predict", FREE),
+    "eval.split": Key("validation", "split to evaluate on", FREE),
     "eval.every_steps": Key(1000, "0: evaluates only before the first step and after the last", FREE, NOT_NEGATIVE),
     "eval.untrained": Key(True, "evaluates before the first step, to show what training adds", FREE),
     "eval.batch_rows": Key(32, "rows of an evaluation batch", FREE, AT_LEAST_ONE),
-    "eval.max_examples": Key(0, "per task; 0: all", FREE, NOT_NEGATIVE),
-    "eval.max_decode_tokens": Key(64, "that a model may write", FREE, AT_LEAST_ONE),
-    "eval.max_answer_tokens": Key(30, "that an encoder may mark in a context", FREE, AT_LEAST_ONE),
-    "eval.min_decode_tokens": Key(0, "before the end of a text", FREE, NOT_NEGATIVE),
+    "eval.max_examples": Key(0, "examples per task; 0: all", FREE, NOT_NEGATIVE),
+    "eval.max_decode_tokens": Key(64, "most tokens to generate", FREE, AT_LEAST_ONE),
+    "eval.max_answer_tokens": Key(30, "most tokens in a span that an encoder answers with", FREE, AT_LEAST_ONE),
+    "eval.min_decode_tokens": Key(0, "fewest tokens to generate before the end token", FREE, NOT_NEGATIVE),
     "eval.answers": Key(("greedy",), "ways to answer; the first gives the scores", FREE, ANSWERS),
-    "eval.beams": Key(4, "beam", FREE, AT_LEAST_ONE),
+    "eval.beams": Key(4, "beam: number of beams", FREE, AT_LEAST_ONE),
     "eval.length_penalty": Key(0.6, "beam: T5's alpha; 0: none", FREE, NOT_NEGATIVE),
-    "eval.temperature": Key(1.0, "sample", FREE, NOT_NEGATIVE),
+    "eval.temperature": Key(1.0, "sample: divides the logits", FREE, NOT_NEGATIVE),
     "eval.top_k": Key(0, "sample: from the k most probable tokens; 0: from all", FREE, NOT_NEGATIVE),
-    "eval.top_p": Key(1.0, "sample: from the fewest tokens that have this probability together", FREE, PROBABILITY),
-    "eval.repetition_penalty": Key(1.0, "above 1: tokens written before become less likely", FREE, POSITIVE),
-    "eval.no_repeat_ngram_size": Key(0, "no run of so many tokens is written twice; 0: any may be", FREE, NOT_NEGATIVE),
+    "eval.top_p": Key(1.0, "sample: from the fewest tokens with this total probability", FREE, PROBABILITY),
+    "eval.repetition_penalty": Key(1.0, "above 1: makes tokens written before less likely", FREE, POSITIVE),
+    "eval.no_repeat_ngram_size": Key(0, "n-grams of this size are not repeated; 0: they may be", FREE, NOT_NEGATIVE),
     "eval.on_error": Key("raise", "if a metric or postprocessor fails: raise, or record and go on", FREE, ON_ERROR),
-    "eval.predictions_shown": Key(3, "per task, on the console and in the report", FREE, NOT_NEGATIVE),
-    "checkpoint.every_steps": Key(1000, "between checkpoints; also at the end and on interruption", FREE, AT_LEAST_ONE),
-    "checkpoint.keep_last": Key(3, "checkpoints kept", FREE, AT_LEAST_ONE),
-    "checkpoint.mirror": Key("", "gs://bucket/run: a copy of every checkpoint; fetched into an empty workdir", FREE),
-    "checkpoint.keep_best": Key("", "TASK/METRIC: also keeps the best step by it", FREE),
-    "init.checkpoint": Key("", "a workdir, or DIR/checkpoints/STEP, whose parameters to start from", WARN),
-    "mesh": Key("data=-1", "sizes of the mesh axes: data=2,fsdp=2,tensor=2; -1: the devices left", WARN),
+    "eval.predictions_shown": Key(3, "predictions to show per task, on the console and in reports", FREE, NOT_NEGATIVE),
+    "checkpoint.every_steps": Key(
+        1000, "interval in steps; also saves at the end and when stopped", FREE, AT_LEAST_ONE
+    ),
+    "checkpoint.keep_last": Key(3, "newest checkpoints to keep", FREE, AT_LEAST_ONE),
+    "checkpoint.mirror": Key("", "gs://bucket/run: copy of every checkpoint; an empty workdir resumes from it", FREE),
+    "checkpoint.keep_best": Key("", "TASK/METRIC: also keeps the checkpoint that is best by this metric", FREE),
+    "init.checkpoint": Key("", "workdir, or DIR/checkpoints/STEP, whose parameters the run starts from", WARN),
+    "mesh": Key("data=-1", "sizes of the mesh axes: data=2,fsdp=2,tensor=2; -1: all remaining devices", WARN),
     **{
-        f"rules.{field.name}": Key(field.default, f"mesh axes that the logical axis {field.name} is split over", WARN)
+        f"rules.{field.name}": Key(field.default, f"mesh axes that the logical axis {field.name} is sharded over", WARN)
         for field in dataclasses.fields(AxisRules)
     },
     "loggers": Key((), "experiment loggers of your own", WARN, (), takes=("workdir", "run_name", "config")),
-    "profile.start_step": Key(0, "of the process: from here a trace for xprof is written; 0: none", FREE, NOT_NEGATIVE),
-    "profile.steps": Key(5, "of the trace", FREE, AT_LEAST_ONE),
-    "wandb.mode": Key("disabled", "online without a network records offline, it never fails", FREE, WANDB_MODES),
-    "wandb.project": Key("t5x_lite", "in wandb", FREE),
-    "wandb.entity": Key("", "in wandb: a user or team", FREE),
+    "profile.start_step": Key(0, "starts an xprof trace this many steps into the process; 0: none", FREE, NOT_NEGATIVE),
+    "profile.steps": Key(5, "steps to trace", FREE, AT_LEAST_ONE),
+    "wandb.mode": Key("disabled", "online records offline where there is no network", FREE, WANDB_MODES),
+    "wandb.project": Key("t5x_lite", "project in wandb", FREE),
+    "wandb.entity": Key("", "user or team in wandb", FREE),
 }
 
 
 def base() -> Config:
-    """All keys with their defaults. A key whose meaning says "unset" may stay None."""
+    """Returns a config with all keys at their defaults. A key whose meaning says "unset" may stay None."""
     cfg: Config = ConfigDict()
     for name, key in KEYS.items():
         section, _, leaf = name.rpartition(".")
@@ -152,30 +154,30 @@ def base() -> Config:
         holder: Any = cfg[section] if section else cfg
         if key.default is None:
             holder[leaf] = placeholder(key.kind)
-        else:  # where an object may stand in place of a name, of any type
+        else:  # the kind is `object` where a function or class may replace a name
             holder[leaf] = FieldReference(key.default, field_type=key.kind)
     return cfg.lock()
 
 
 def validate(cfg: Config) -> None:
-    """Raises ConfigError on values and combinations that need no data and no device to be seen as wrong."""
+    """Raises ConfigError for values and combinations that are wrong whatever the data and devices are."""
     for name, value in flat(cfg).items():
         KEYS[name].check(name, value)
     if not cfg.eval.answers:
-        raise ConfigError(f"eval.answers is empty; give one or more of {', '.join(ANSWERS)}")
+        raise ConfigError(f"eval.answers is empty; set one or more of {', '.join(ANSWERS)}")
     for answer, name, least in (("beam", "eval.beams", 2), ("sample", "eval.temperature", 1e-6)):
         if answer in cfg.eval.answers and cfg[name] < least:
-            raise ConfigError(f"{name}={cfg[name]}; for the answer {answer!r} it must be at least {least}")
+            raise ConfigError(f"{name}={cfg[name]}: must be at least {least} for the answer {answer!r}")
     if cfg.eval.min_decode_tokens >= cfg.eval.max_decode_tokens:
         raise ConfigError(
-            f"eval.min_decode_tokens={cfg.eval.min_decode_tokens} is not below "
+            f"eval.min_decode_tokens={cfg.eval.min_decode_tokens}: must be below "
             f"eval.max_decode_tokens={cfg.eval.max_decode_tokens}"
         )
     if cfg.schedule.name in ("linear", "cosine") and cfg.schedule.warmup_steps >= cfg.train.total_steps:
         raise ConfigError(
-            f"schedule.warmup_steps={cfg.schedule.warmup_steps} is not below "
+            f"schedule.warmup_steps={cfg.schedule.warmup_steps}: must be below "
             f"train.total_steps={cfg.train.total_steps}; "
-            f"the {cfg.schedule.name} decay would never begin"
+            f"otherwise the {cfg.schedule.name} decay never begins"
         )
     if cfg.data.batch_rows % cfg.train.microbatches:
         divisors = [m for m in range(1, cfg.data.batch_rows + 1) if cfg.data.batch_rows % m == 0]
@@ -184,21 +186,21 @@ def validate(cfg: Config) -> None:
             f"data.batch_rows={cfg.data.batch_rows} is not divisible by train.microbatches={cfg.train.microbatches}; "
             f"use {' or '.join(map(str, sorted(near)))} microbatches"
         )
-    axis_rules(**cfg.rules)  # checks their mesh axes
+    axis_rules(**cfg.rules)  # raises ConfigError for an unknown mesh axis
     if not cfg.data.mixture and not cfg.data.files:
         raise ConfigError(
-            "data.mixture is empty; name a task or mixture (`t5x-lite tasks` lists them), or give data.files"
+            "data.mixture is empty; set it to a task or mixture (`t5x-lite tasks` lists them), or set data.files"
         )
     for name in ("data.inputs", "data.targets", "data.text", "data.labels"):
         if cfg[name] and not cfg.data.files:
-            raise ConfigError(f"{name}={cfg[name]!r} is about data.files, which is empty; set it too")
+            raise ConfigError(f"{name}={cfg[name]!r} needs data.files, which is empty; set data.files, too")
 
 
 def load(spec: str) -> Config:
-    """The config of `FILE.py` or `FILE.py:ARGUMENT` (passed to its get_config). Running the file also registers
-    the tasks it defines, after the built-in ones. The file is the user's own code; it is never fetched from anywhere.
+    """Returns the config of `FILE.py`, or of `FILE.py:ARGUMENT`, which calls get_config(ARGUMENT).
 
-    Raises ConfigError if there is no such file, or if it fails or returns no config.
+    Running the file also registers the tasks it defines, after the built-in ones. The file is the user's own code and
+    always local. Raises ConfigError if the file does not exist, fails, or does not return a config.
     """
     from t5x_lite.tasks import builtin
 
@@ -213,7 +215,7 @@ def load(spec: str) -> Config:
     if loader_spec is None or loader_spec.loader is None:
         raise ConfigError(f"config file {path!r} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(loader_spec)
-    sys.modules[loader_spec.name] = module  # where the source of its classes is found
+    sys.modules[loader_spec.name] = module  # inspect.getsource looks up classes here
     try:
         loader_spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
@@ -226,7 +228,7 @@ def load(spec: str) -> Config:
         return cfg
     except ConfigError:
         raise
-    except (AttributeError, KeyError) as error:  # what ml_collections raises for a key that base() lacks
+    except (AttributeError, KeyError) as error:  # ml_collections raises these for an unknown key
         match = re.search(r'"([\w.]+)" does not exist', str(error))
         if match is None:
             raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
@@ -236,9 +238,9 @@ def load(spec: str) -> Config:
 
 
 def override(cfg: Config, key: str, text: str) -> None:
-    """Sets `key` ("train.total_steps") from its command-line text, read as the key's type.
+    """Sets `key` ("train.total_steps") from command-line text, parsed as the key's type.
 
-    Raises ConfigError for a key that does not exist (with the nearest that do) or a text of another type.
+    Raises ConfigError for an unknown key (suggesting the nearest ones) and for text that is not of the key's type.
     """
     if key not in KEYS:
         raise ConfigError(_unknown_key(key))
@@ -252,25 +254,28 @@ def override(cfg: Config, key: str, text: str) -> None:
     except ValueError:
         example = {int: "4", float: "0.1", bool: "true"}[wanted]
         raise ConfigError(
-            f"config.{key}={text!r} is not of type {wanted.__name__}; write for example {example}"
+            f"config.{key}={text!r} is not of type {wanted.__name__}; for example, write {example}"
         ) from None
 
 
 def data(cfg: Config) -> dict[str, Any]:
-    """The config as JSON-able data by section; objects by their `own_code.reference`."""
+    """Returns the config as JSON-able data by section, each object as its `own_code.reference`."""
     return json.loads(to_json(cfg))
 
 
 def to_json(cfg: Config, code: Mapping[str, str] | None = None) -> str:
-    """The resolved config as data, as it stands in `config.json` of a workdir; objects by their `own_code.reference`.
+    """Returns the resolved config as the text of a workdir's `config.json`, each object as its `own_code.reference`.
 
-    code: references of what else is of the user's own code.
+    code: references to the user's own code other than in keys.
     """
     return json.dumps(cfg.to_dict() | ({CODE: dict(code)} if code else {}), indent=2, default=own_code.reference)
 
 
 def from_json(path: Path) -> Config:
-    """The config that `to_json` wrote. Keys this version lacks are an error; keys added since keep their default."""
+    """Returns the config that `to_json` wrote; keys added since then keep their defaults.
+
+    Raises ConfigError for an unreadable file, an unknown key, or a value of the wrong type.
+    """
     cfg, stored = base(), _stored(path)
     stored.pop(CODE, None)
     for name, value in _flatten(stored).items():
@@ -285,20 +290,20 @@ def from_json(path: Path) -> Config:
 
 
 def code_in(path: Path) -> dict[str, str]:
-    """The references to the user's own code, other than in keys, that `to_json` was given."""
+    """Returns the `code` that `to_json` stored: references to the user's own code other than in keys."""
     return dict(_stored(path).get(CODE, {}))
 
 
 def take_objects(cfg: Config, loaded: Config) -> None:
-    """Puts the objects of a config file that was loaded in the place of the references to them in a run's config.
+    """Replaces the references in a run's config by the objects in `loaded`, the config of its config file.
 
-    Raises ConfigError where the file has another object there, or the same one with other source.
+    Raises ConfigError if `loaded` has a different object, or if the object's source has changed.
     """
     for name, key in KEYS.items():
         if key.takes and cfg[name] != as_data(loaded[name]) and _has_reference(cfg[name]):
             raise ConfigError(
-                f"the run was made with {name}={cfg[name]!r}; the config file has {as_data(loaded[name])!r}. Give the "
-                "file as it was"
+                f"the run was made with {name}={cfg[name]!r}; the config file has {as_data(loaded[name])!r}. Restore "
+                "the file to its old state"
             )
         if key.takes and _has_reference(cfg[name]):
             section, _, leaf = name.rpartition(".")
@@ -306,7 +311,7 @@ def take_objects(cfg: Config, loaded: Config) -> None:
 
 
 def as_data(value: Any) -> Any:
-    """A value of a key as it stands in config.json: objects by their reference."""
+    """Returns a key's value as config.json stores it, each object as its reference."""
     if isinstance(value, tuple):
         return tuple(map(as_data, value))
     return own_code.reference(value) if callable(value) else value
@@ -322,17 +327,17 @@ def _stored(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {error}; is this the workdir of a run?") from error
     if not isinstance(stored, dict):
-        raise ConfigError(f"cannot read {path}: it holds no object; is this the workdir of a run?")
+        raise ConfigError(f"cannot read {path}: not a JSON object; is this the workdir of a run?")
     return stored
 
 
 def flat(cfg: Config) -> dict[str, Any]:
-    """All keys by full name: {"seed": 0, "train.total_steps": 1000, …}."""
+    """Returns all values by their keys' full names: {"seed": 0, "train.total_steps": 1000, …}."""
     return {name: cfg[name] for name in KEYS}
 
 
 def changes(old: Config, new: Config) -> dict[str, list[str]]:
-    """The keys whose values differ, as "KEY: OLD → NEW", by what that means on a resume."""
+    """Returns the keys whose values differ, as "KEY: OLD → NEW", grouped by REFUSE, WARN and FREE (keys.py)."""
     before, after = flat(old), flat(new)
     out: dict[str, list[str]] = {REFUSE: [], WARN: [], FREE: []}
     for name in after:
@@ -374,8 +379,12 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def _unknown_key(name: str) -> str:
-    """The message for a key that does not exist: the nearest by full name, then by its last part."""
+    """Returns the message for an unknown key; it suggests keys with a similar full name, or else last part."""
     last = {key.rpartition(".")[2]: key for key in reversed(KEYS)}
     near = suggest(name, KEYS) or [last[leaf] for leaf in suggest(name.rpartition(".")[2], last)]
-    hint = f"; did you mean {' or '.join('config.' + key for key in near)}?" if near else "; config.py has them all"
+    hint = (
+        f"; did you mean {' or '.join('config.' + key for key in near)}?"
+        if near
+        else "; t5x_lite/config.py lists all keys"
+    )
     return f"unknown key config.{name}{hint}"

@@ -1,7 +1,7 @@
-"""`Key`: one config key with everything there is to know about it: default, meaning, allowed values, changes on resume.
+"""Defines `Key`: one config key with its default, meaning, allowed values, and what a change means on resume.
 
-config.py lists the keys of a run, models/config.py and cluster/axes.py those of their dataclasses, one line a key.
-Validation, the help text and the check of a resumed run all read these lines.
+config.py lists the keys of a run, one line a key; models/config.py and cluster/axes.py list those of their dataclasses.
+Validation and the check of a resumed run read these lines.
 """
 
 import dataclasses
@@ -13,15 +13,15 @@ from t5x_lite import own_code
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
 
-# What another value means to a run that has a checkpoint.
-REFUSE = "refuse"  # it decides what the run's steps are: the run does not resume
-WARN = "warn"  # it resumes, but no longer as an uninterrupted run would
-FREE = "free"  # it changes no step
+# What happens if a run resumes with a different value.
+REFUSE = "refuse"  # the run does not resume: the value determines steps it has made
+WARN = "warn"  # the run resumes with a warning: its next steps differ from an uninterrupted run's
+FREE = "free"  # the run resumes: the value changes no step
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers a key allows.
+    """The range of numbers that a key allows.
 
     >>> Range(at_least=0, below=1).text, Range(at_least=1).text, Range(above=0, below=1).text
     ('at least 0 and below 1', 'at least 1', 'between 0 and 1')
@@ -54,13 +54,12 @@ INNER_SHARE = Range(above=0, below=1)
 class Key:
     """One config key.
 
-    default: its value when nobody sets it; None: unset, and the meaning says what happens then.
-    meaning: what it is, with its unit.
+    default: its value if nobody sets it; None means unset, and then the meaning says what applies.
+    meaning: what the value is, with its unit.
     resume: REFUSE, WARN or FREE.
-    allowed: the range of a number, or the choices of a text or of a tuple's entries; None: any value of its type.
-    kind: the type of its values; None: its default's.
-    takes: where a function or class of the user's own may stand in place of a name: what it is called with. () where
-        none may.
+    allowed: the range of a number, or the choices for a text or for each entry of a tuple; None allows any value.
+    kind: the type of its values; None means the type of the default.
+    takes: argument names with which the user's own function or class is called; () if the key accepts none.
     """
 
     default: Any
@@ -76,14 +75,14 @@ class Key:
             object.__setattr__(self, "kind", kind)
 
     def check(self, name: str, value: Any) -> None:
-        """Raises ConfigError unless `value` is allowed."""
+        """Raises ConfigError unless `value` is allowed. `name` is the key's name, for the message."""
         if value is None:
             return
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name}={value}; it must be a finite number")
+            raise ConfigError(f"{name}={value}: must be a finite number")
         if isinstance(self.allowed, Range):
             if value not in self.allowed:
-                raise ConfigError(f"{name}={value}; it must be {self.allowed.text}")
+                raise ConfigError(f"{name}={value}: must be {self.allowed.text}")
         elif self.allowed is not None:
             several = isinstance(value, tuple | list)
             what = f"{name} entry" if several else name
@@ -95,13 +94,13 @@ class Key:
 
 
 def field(default: Any, meaning: str, allowed: Any = None, resume: str = REFUSE, takes: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that is a config key, too. default: dataclasses.MISSING where the field must be given."""
+    """Returns a dataclass field that is also a config key. default: dataclasses.MISSING if the field is required."""
     metadata = {"meaning": meaning, "allowed": allowed, "resume": resume, "takes": takes}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def keys_of(dataclass: type) -> dict[str, Key]:
-    """The keys of a dataclass made of `field`s, by name; in a config they are unset, for the dataclass's own value."""
+    """Returns the keys of a dataclass made of `field`s, by name. They default to None: the dataclass's own default."""
     return {
         f.name: Key(None, kind=object if f.metadata["takes"] else f.type, **f.metadata)  # type: ignore[arg-type]
         for f in dataclasses.fields(dataclass)

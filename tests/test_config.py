@@ -71,7 +71,7 @@ def test_a_wrong_type_says_what_was_got_and_what_is_wanted(text):
         ({"optimizer.name": "adam"}, "unknown optimizer.name 'adam'; did you mean 'adamw'"),
         ({"schedule.name": "cosin"}, "did you mean 'cosine'"),
         ({"train.microbatches": "3"}, "not divisible by train.microbatches=3; use 2 or 4"),
-        ({"schedule.name": "linear", "schedule.warmup_steps": "5000"}, "would never begin"),
+        ({"schedule.name": "linear", "schedule.warmup_steps": "5000"}, "decay never begins"),
         ({"data.noise_density": "1.5"}, "between 0 and 1"),
         ({"data.batch_rows": "0"}, "at least 1"),
         ({"model.heads": "mml"}, "did you mean 'mlm'"),

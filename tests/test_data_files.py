@@ -312,9 +312,9 @@ def test_inspect_shows_a_file_at_once(tmp_path, capsys, caplog):
     assert cli.run(["inspect", "quickstart", *flags]) == 2
     assert "NAME 'quickstart' and config.data.files=" in capsys.readouterr().err
     assert cli.run(["inspect", "--config.data.inputs={title}"]) == 2
-    assert "give data.files" in capsys.readouterr().err
+    assert "or set data.files" in capsys.readouterr().err
     assert cli.run(["inspect", "quickstart", "--config.data.inputs={title}"]) == 2
-    assert "is about data.files, which is empty" in capsys.readouterr().err
+    assert "needs data.files, which is empty" in capsys.readouterr().err
 
 
 def test_a_run_of_files_keeps_its_labels(tmp_path, caplog):

@@ -78,7 +78,7 @@ def test_a_run_whose_own_model_is_not_given_says_so(tmp_path, capsys):
     assert cli.run(["eval", f"--workdir={workdir}", f"--config={file}"]) == 0
     other = copy("model", tmp_path, ("nn.Dense(self", "nn.DenseGeneral(self"))
     assert cli.run(["eval", f"--workdir={workdir}", f"--config={other}"]) == 2
-    assert "Give the file as it was" in capsys.readouterr().err
+    assert "Restore the file to its old state" in capsys.readouterr().err
     without = tmp_path / "without.py"
     without.write_text((EXAMPLES / "model.py").read_text().replace("    cfg.model.module = BagOfWords\n", ""))
     assert train(without, workdir, "--config.train.total_steps=2") == 2
