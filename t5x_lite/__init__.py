@@ -1,4 +1,4 @@
-"""t5x_lite: train and evaluate BERT, GPT and T5 models on JAX in one loop."""
+"""t5x_lite trains and evaluates BERT, GPT and T5 models on JAX in one loop."""
 
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,14 @@ __version__ = "0.1.0"
 
 
 def load(path: "str | Path", which: str = "latest") -> "Model":
-    """The model of a workdir, a checkpoint, an imported or a Hugging Face directory; see t5x_lite/hub/model.py."""
-    from t5x_lite.hub import model  # importing the package stays light
+    """Loads the model of a workdir, checkpoint, imported or Hugging Face directory; see t5x_lite/hub/model.py."""
+    from t5x_lite.hub import model  # imported here, so that importing the package stays fast
 
     return model.load(path, which)
 
 
 def pipeline(task: str, model: "str | Path | Model", **options: "Any") -> "Pipeline":
-    """A function from texts to a model's answers, as `transformers.pipeline` has it; see t5x_lite/hub/pipelines.py."""
+    """Returns a function from texts to answers, like `transformers.pipeline`; see t5x_lite/hub/pipelines.py."""
     from t5x_lite.hub import pipelines
 
     return pipelines.pipeline(task, model, **options)

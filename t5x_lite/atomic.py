@@ -1,4 +1,4 @@
-"""Files that appear under their name whole or not at all, also where the process is killed or the power fails."""
+"""Writes files atomically: a file appears complete or not at all, even if the process is killed or the power fails."""
 
 import contextlib
 import errno
@@ -11,8 +11,10 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` when the block ends, and is gone when it fails: readers, and
-    other processes writing the same, never see a part of it. The directory must be there; raises OSError."""
+    """Yields a temporary file that replaces `path` when the block ends, and is deleted if the block fails.
+
+    So other readers and writers of `path` never see a partial file. The directory must exist. Raises OSError.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with partial.open("xb") as out:
@@ -26,18 +28,18 @@ def file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Writes the whole content (text as UTF-8) or nothing."""
+    """Writes `content` (text as UTF-8) completely or not at all. Raises OSError."""
     with file(path) as out:
         out.write(content.encode() if isinstance(content, str) else content)
 
 
 def sync(path: Path) -> None:
-    """Returns when the bytes of a file are on the disk, or of a directory, the names in it; raises OSError."""
+    """Waits until a file's bytes, or the names in a directory, are on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
         if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise  # mounted buckets have no such thing as a directory
+            raise  # the other errors: mounted buckets have no directories to sync
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The console: it may go away in the middle of a run, and text that it shows is never markup."""
+"""Writes to the console. The console may disappear during a run, and its text is never interpreted as markup."""
 
 import contextlib
 import os
@@ -12,16 +12,15 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def optional(stream: TextIO) -> Iterator[None]:
-    """A block that writes to stdout or stderr.
+    """Runs a block that writes to stdout or stderr, and suppresses its write errors.
 
-    If that fails (a closed terminal, a full disk, a pipe that nobody reads), all later output to the stream is
-    discarded, without an error. Nor is there an error at the end of the process, when Python flushes the stream and
-    would exit with 120.
+    If writing fails (a closed terminal, a full disk, a closed pipe), all later output to the stream is discarded
+    silently. So Python's flush at the end of the process cannot fail either, which would exit with 120.
     """
     try:
         yield
         stream.flush()
-    except (OSError, SystemExit):  # rich makes an exit of a broken pipe
+    except (OSError, SystemExit):  # rich exits on a broken pipe
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
@@ -29,9 +28,9 @@ def optional(stream: TextIO) -> Iterator[None]:
 
 
 def plain(soft_wrap: bool = False) -> "Console":
-    """A rich console on stdout that shows text as it is, in tables too: `[red]` and `:smile:` are only text.
+    """Returns a rich console on stdout that prints text verbatim, also in tables: `[red]` and `:smile:` are only text.
 
-    soft_wrap: leaves it to the terminal to break long lines.
+    soft_wrap: leave long lines for the terminal to wrap.
     """
     from rich.console import Console
 
@@ -39,6 +38,6 @@ def plain(soft_wrap: bool = False) -> "Console":
 
 
 def tell(text: str) -> None:
-    """A message of ours, on stderr."""
+    """Prints a message of t5x_lite to stderr."""
     with optional(sys.stderr):
         print(f"t5x-lite: {text}", file=sys.stderr)

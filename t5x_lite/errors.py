@@ -1,7 +1,7 @@
-"""Errors a user can act on, and the exit codes they end the process with.
+"""Defines the errors that a user can fix, and the exit codes with which they end the process.
 
-Every error says what happened, what was got, what is allowed and how to fix it, in at most three
-lines. The command line prints the message alone; a traceback is left for our own bugs.
+Every message says what is wrong, what was given, what is allowed and how to fix it, in at most three lines. The command
+line prints only the message; it prints tracebacks only for bugs in t5x_lite.
 """
 
 import contextlib
@@ -12,13 +12,13 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can fix. `exit_code` is the status the command line ends with."""
+    """An error that the user can fix. `exit_code` is the exit status of the command line."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """A key, value or combination that cannot work (exit 2); found before a device is touched."""
+    """A key, value or combination that cannot work (exit 2), detected before a device is touched."""
 
 
 class DataError(UserError):
@@ -34,29 +34,29 @@ class CheckpointError(UserError):
 
 
 class DivergedError(UserError):
-    """The loss is no longer finite (exit 76: starting again would only repeat it)."""
+    """The loss is no longer finite (exit 76; a restart would only repeat the error)."""
 
     exit_code = 76
 
 
-RESTART_ME = 75  # EX_TEMPFAIL: interrupted after saving; the same command goes on from there
-INTERNAL = 70  # EX_SOFTWARE: our own bug, or no memory left
+RESTART_ME = 75  # EX_TEMPFAIL: interrupted after saving; the same command resumes
+INTERNAL = 70  # EX_SOFTWARE: a bug in t5x_lite, or out of memory
 
 
 class LostProcessError(UserError):
-    """Another process of the run is gone, or never came (exit 75: the same command goes on)."""
+    """Another process of the run was lost or never started (exit 75; the same command resumes)."""
 
     exit_code = RESTART_ME
 
 
 class OutOfMemoryError(UserError):
-    """No memory left on a device (exit 70: starting again would only repeat it)."""
+    """A device ran out of memory (exit 70; a restart would only repeat the error)."""
 
     exit_code = INTERNAL
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, at most 300 characters of it; the name of its class where it has no text.
+    """Returns the first line of an error's text, cut to 300 characters, or the name of its class if it has no text.
 
     >>> first_line(ValueError("no room\\nTraceback of a library, …"))
     'no room'
@@ -65,21 +65,21 @@ def first_line(error: BaseException) -> str:
 
 
 def cannot_write(workdir: Path, error: OSError) -> CheckpointError:
-    """Of a workdir that takes no file, with the room that is left on its disk."""
+    """Returns the error for a workdir that cannot be written to; it states the free bytes of the disk."""
     left = ""
     with contextlib.suppress(OSError):
         left = f"; {shutil.disk_usage(workdir).free:,} bytes free"
     return CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror}{left}")
 
 
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # whatever was done with it
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # for any operation on a file
 
 
 @contextlib.contextmanager
 def of_the_disk(directory: Path) -> Iterator[None]:
-    """An OSError of a disk that is full, read-only, broken or gone becomes a CheckpointError; others stay as they are.
+    """Turns OSErrors of a disk that is full, read-only, broken or gone into a CheckpointError; others pass through.
 
-    directory: named where the error does not name a file.
+    directory: the path for the message if the error names no file.
     """
     try:
         yield
@@ -87,10 +87,10 @@ def of_the_disk(directory: Path) -> Iterator[None]:
         if error.errno not in OF_THE_DISK:
             raise
         raise CheckpointError(
-            f"{error.filename or directory}: {error.strerror}; mend the disk, and the same command goes on"
+            f"{error.filename or directory}: {error.strerror}; fix the disk, then run the same command again to resume"
         ) from error
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in at most 200 characters of one line; its kind if it says nothing."""
+    """Returns an error's text as one line of at most 200 characters, or the name of its class if it has no text."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_with_room_again_it_goes_on(tmp_pa
             assert cli.run([*RUN, f"--workdir={workdir}"]) == 74
         said = capfd.readouterr().err
         # By the save that found the disk full, or by a smaller file that met it before.
-        assert "bytes are free there" in said or "No space left on device; mend the disk" in said, said
+        assert "bytes are free there" in said or "No space left on device; fix the disk" in said, said
         assert "Traceback" not in said
         assert checkpoint.verify(workdir) == {2: None}
         assert cli.run([*RUN, f"--workdir={workdir}"]) == 74  # before anything is compiled
