@@ -1,6 +1,6 @@
-"""From names to things: the tasks, vocabulary, model and feature converter that a config means. No jax here.
+"""Resolves the names in a config to tasks, a vocabulary, a model and a feature converter. Does not import jax.
 
-Everything that can be wrong between them is found here, before a device is touched.
+Mistakes in their combination are detected here, before any device is touched.
 """
 
 import copy
@@ -19,12 +19,12 @@ from t5x_lite.lookup import lookup, unknown
 from t5x_lite.models import presets
 from t5x_lite.models.config import ModelConfig
 
-VOCABULARY_MULTIPLE = 128  # tables are padded to it, as T5's (32 100 → 32 128), so that they split evenly
+VOCABULARY_MULTIPLE = 128  # embedding tables are padded to it, as in T5 (32 100 → 32 128), so that they shard evenly
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config with its names resolved."""
+    """A config whose names are resolved."""
 
     cfg: Config
     mixture: tuple[Rated, ...]  # trained on
@@ -34,7 +34,7 @@ class Experiment:
     converter: convert.Converter
 
     def code(self) -> dict[str, str]:
-        """References to the sources and metrics of its tasks that are of the user's own code, by what they are."""
+        """Returns {description: reference} of the tasks' sources and metrics that are the user's own code."""
         parts: dict[str, Any] = {}
         for task in {task.name: task for task in (*self.tasks, *self.eval_tasks)}.values():
             parts[f"source of {task.name}"] = task.source
@@ -43,14 +43,14 @@ class Experiment:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks trained on."""
+        """The tasks that the run trains on."""
         return tuple(rated.task for rated in self.mixture)
 
 
 def resolve(cfg: Config) -> Experiment:
-    """The experiment of a config, which stays as it is: the experiment's own config has what local files decide.
+    """Returns the experiment of a config and leaves the config unchanged; choices read from local files go to a copy.
 
-    Raises ConfigError for names that do not exist and combinations that cannot work.
+    Raises ConfigError for unknown names and for combinations that cannot work.
     """
     from t5x_lite.tasks import builtin, published
 
@@ -78,22 +78,26 @@ def resolve(cfg: Config) -> Experiment:
 
 
 def resolve_again(cfg: Config) -> Experiment:
-    """`resolve` for the config of a run that was. ConfigError where its config file defined what it trained on, and is
-    not loaded."""
+    """Resolves the config of an earlier run, like `resolve`.
+
+    Raises ConfigError if the run's config file defines its mixture and has not been loaded.
+    """
     from t5x_lite.tasks import builtin
 
     builtin.register()
     if not cfg.data.files and cfg.data.mixture not in registry.REGISTRY:
         raise ConfigError(
-            f"the run trained on {cfg.data.mixture!r}, which its config file defines: give --config=FILE.py, or in "
-            'Python call t5x_lite.config.load("FILE.py") first'
+            f"the run trained on {cfg.data.mixture!r}, which its config file defines: give --config=FILE.py; in "
+            'Python, call t5x_lite.config.load("FILE.py") first'
         )
     return resolve(cfg)
 
 
 def _with_files(cfg: Config) -> Config:
-    """The config with the task of `data.files`, which is registered, in place of the mixture; logs what was found out
-    about the files. Bytes are its vocabulary where the config names none."""
+    """Registers the task of `data.files` and returns a copy of the config that trains on it in place of the mixture.
+
+    Logs what it detected in the files. If the config names no vocabulary, the task's vocabulary is bytes.
+    """
     from t5x_lite.tasks import files
 
     cfg = copy.deepcopy(cfg)
@@ -110,15 +114,15 @@ def _with_files(cfg: Config) -> Config:
         max_bad_fraction=data.max_bad_fraction,
     )
     if not data.vocabulary:
-        log.info("vocabulary: bytes; config.data.vocabulary takes another")
+        log.info("vocabulary: bytes; set config.data.vocabulary to use a different one")
     if task.labels:
-        cfg.data.labels = task.labels  # kept with the run: its classes stay what they are
+        cfg.data.labels = task.labels  # stored with the run, so that its classes do not change
     registry.add(task)
     if data.mixture not in ("", task.name):
-        log.info("trained on in place of the mixture %r", data.mixture)
+        log.info("training on data.files in place of the mixture %r", data.mixture)
     cfg.data.mixture = task.name
     if cfg.checkpoint.keep_best and cfg.checkpoint.keep_best.rpartition("/")[0] != task.name:
-        log.info("checkpoint.keep_best=%r is of another task: not used", cfg.checkpoint.keep_best)
+        log.info("checkpoint.keep_best=%r is ignored: it names a different task", cfg.checkpoint.keep_best)
         cfg.checkpoint.keep_best = ""
     return cfg
 
@@ -128,14 +132,17 @@ def _all_tasks() -> dict[str, Task]:
 
 
 def _vocabulary(cfg: Config, tasks: tuple[Task, ...]) -> Vocabulary:
-    """The run's one vocabulary: the config's, or the one that all features of all tasks share."""
+    """Returns the run's vocabulary: the config's, or the one that all features of all tasks share.
+
+    Raises ConfigError if the config names none and the tasks do not share exactly one.
+    """
     if cfg.data.vocabulary:
         return vocabularies.load(cfg.data.vocabulary)
     own = {f.vocabulary for task in tasks for f in task.features.values() if f.vocabulary is not None}
     if len(own) != 1:
-        found = "none" if not own else f"{len(own)} different ones"
+        count = "none" if not own else f"{len(own)} different ones"
         raise ConfigError(
-            f"the tasks {', '.join(dict.fromkeys(t.name for t in tasks))} bring {found} as their vocabulary; "
+            f"a run needs one vocabulary; the tasks {', '.join(dict.fromkeys(t.name for t in tasks))} have {count}: "
             'set config.data.vocabulary to "bytes" or a SentencePiece model (`t5x-lite vocab` makes one)'
         )
     return own.pop()
@@ -149,16 +156,16 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
         imported = cfg.model.preset not in presets.PRESETS
         if imported and config.vocab_size < vocabulary.size:
             raise ConfigError(
-                f"the vocabulary has {vocabulary.size} ids, the model of {cfg.model.preset} was imported with "
+                f"the vocabulary has {vocabulary.size} ids, but {cfg.model.preset} was imported with only "
                 f"{config.vocab_size}; import it again with --vocab-size={padded}, or set config.data.vocabulary to "
-                "its own directory"
+                "the imported directory"
             )
         fits = vocabulary.size <= config.vocab_size and (imported or config.vocab_size <= padded)
         overrides["vocab_size"] = config.vocab_size if fits else padded
     if overrides["vocab_size"] < vocabulary.size:
         raise ConfigError(
             f"model.vocab_size={overrides['vocab_size']} is below the vocabulary's {vocabulary.size} ids; "
-            "leave it unset to take the vocabulary's size"
+            "leave it unset to use the vocabulary's size"
         )
     if config.architecture == "encoder_only":
         overrides.setdefault("heads", _heads(tasks))
@@ -166,22 +173,21 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
             overrides["num_classes"] = len(_classes(tasks))
     if own_code.is_reference(overrides.get("module")):
         raise ConfigError(
-            f"the run's model is model.module={overrides['module']!r}, which its config file defines: give "
-            "--config=FILE.py"
+            f"the run's config file defines its model, model.module={overrides['module']!r}: give --config=FILE.py"
         )
     model = presets.preset(cfg.model.preset, **overrides)
     longest = max(cfg.data.length, cfg.data.targets_length if model.architecture == "text_to_text" else 0)
     if model.positions == "learned" and longest > model.max_positions:
         raise ConfigError(
-            f"data.length={longest} is longer than model.max_positions={model.max_positions}, the table of "
-            "learned positions; shorten the rows or raise model.max_positions"
+            f"rows of {longest} tokens exceed model.max_positions={model.max_positions}, the size of the table of "
+            "learned positions; lower data.length and data.targets_length, or raise model.max_positions"
         )
     new_tokens = cfg.eval.max_decode_tokens
     if model.positions == "learned" and model.architecture != "encoder_only" and not all(t.is_corpus for t in tasks):
         read = max(longest - new_tokens, longest // 2) if model.architecture == "decoder_only" else 1
         if read + new_tokens - 1 > model.max_positions:
             raise ConfigError(
-                f"eval.max_decode_tokens={new_tokens} behind prompts of up to {read} tokens need more than "
+                f"eval.max_decode_tokens={new_tokens} after prompts of up to {read} tokens exceeds "
                 f"model.max_positions={model.max_positions}; lower eval.max_decode_tokens or data.length"
             )
     return model
@@ -193,12 +199,12 @@ def _heads(tasks: tuple[Task, ...]) -> tuple[str, ...]:
 
 
 def _classes(tasks: tuple[Task, ...]) -> tuple[str, ...]:
-    """The one set of classes (labels, or tags of words) of a model."""
+    """Returns the classes (labels, or tags of words) of the model; ConfigError unless the tasks share one set."""
     labelled = [task for task in tasks if task.classes]
     if len({(task.head, task.classes) for task in labelled}) != 1:
         raise ConfigError(
-            f"a classification head has one label set; {', '.join(t.name for t in labelled) or 'no task'} "
-            "of the mixture bring another number of them. Train on one such task at a time"
+            "a classification head needs one label set, but the mixture's tasks with labels are: "
+            f"{', '.join(t.name for t in labelled) or 'none'}. Train on one such task at a time"
         )
     return labelled[0].classes
 
@@ -208,16 +214,16 @@ def _check_trainable(task: Task, model: ModelConfig, trained: tuple[Task, ...]) 
         return
     if not task.head:
         raise ConfigError(
-            f"task {task.name!r} has free text as its target; an encoder-only model has no decoder to write it. "
-            "Leave it out of the mixture, or take a text-to-text or decoder-only preset; if its targets are classes, "
-            "name them (data.labels)"
+            f"task {task.name!r} has free text as its target; an encoder-only model cannot generate text. "
+            "Leave the task out of the mixture, or use a text-to-text or decoder-only preset; if its targets are "
+            "classes, list them (data.labels)"
         )
     if task.head not in model.heads:
-        raise ConfigError(f"task {task.name!r} needs the head {task.head!r}; model.heads={model.heads}")
+        raise ConfigError(f"task {task.name!r} needs the head {task.head!r}; add it to model.heads={model.heads}")
     if task.classes and task.classes != _classes(trained):
         raise ConfigError(
-            f"task {task.name!r} has the labels {', '.join(task.classes)}; the classification head was made for "
-            f"{', '.join(_classes(trained))}. Evaluate on tasks with the labels trained on"
+            f"task {task.name!r} has the labels {', '.join(task.classes)}, but the model is trained on the labels "
+            f"{', '.join(_classes(trained))}. Evaluate only on tasks with the same labels"
         )
 
 

@@ -1,4 +1,4 @@
-"""An experiment on the devices: its mesh, module, optimizer, loss and step. Shared by train, eval, infer and plan."""
+"""Puts an experiment on devices: mesh, module, optimizer, loss and step. Used by train, eval, infer and plan."""
 
 import dataclasses
 import functools
@@ -27,12 +27,14 @@ from t5x_lite.training.trainable import Trainable
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
+    """The mesh and module of an experiment."""
+
     layout: Layout
     module: nn.Module
-    example: Batch  # all padding, in the shapes of training: what parameters are initialised with
+    example: Batch  # a batch of padding in the shapes of training, to initialise the parameters with
 
     def abstract_params(self):
-        """The parameters as shapes with their shardings."""
+        """Returns the parameters as shapes with their shardings."""
         boxed = step.abstract_params(self.module, self.example)
         return jax.tree.map(
             lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
@@ -42,8 +44,11 @@ class Runtime:
 
 
 def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
-    """Builds mesh (of all devices unless given) and module; ConfigError where batch or model do not divide over the
-    mesh, before compiling."""
+    """Builds the mesh and the module.
+
+    devices: the mesh's devices; None uses all.
+    Raises ConfigError if batch or model do not divide over the mesh, before anything compiles.
+    """
     cfg, rules = experiment.cfg, axis_rules(**experiment.cfg.rules)
     sizes = sharding.parse_mesh(cfg.mesh, jax.device_count() if devices is None else len(devices))
     check = functools.partial(check_mesh, experiment, rules)
@@ -52,7 +57,9 @@ def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
     except ConfigError as error:
         fitting = sharding.meshes_that_fit(sizes, check)
         texts = " or ".join(f"mesh={sharding.mesh_text(mesh)}" for mesh in fitting)
-        raise ConfigError(f"{error}. {f'This fits: {texts}' if texts else 'No mesh of as many devices fits'}") from None
+        raise ConfigError(
+            f"{error}. {f'This fits: {texts}' if texts else 'No mesh of this many devices fits'}"
+        ) from None
     layout = Layout(sharding.make_mesh(devices, rules.batch, **sizes), rules)
     dims = {"B": cfg.data.batch_rows, "S": cfg.data.length, "L": cfg.data.length, "P": 1, "E": 1}
     dims["Y"] = experiment.model.num_classes
@@ -63,7 +70,7 @@ def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
 
 
 def check_mesh(experiment: Experiment, rules: AxisRules, sizes: Mapping[str, int]) -> None:
-    """Raises ConfigError unless batch, rows and model divide over a mesh of these sizes; needs no device."""
+    """Raises ConfigError unless batch, rows and model divide over a mesh of these sizes. Needs no device."""
     cfg, model = experiment.cfg, experiment.model
     sharding.check_batch(cfg.data.batch_rows, sizes, rules, cfg.train.microbatches)
     sharding.check_batch(cfg.eval.batch_rows, sizes, rules)
@@ -76,12 +83,12 @@ def check_mesh(experiment: Experiment, rules: AxisRules, sizes: Mapping[str, int
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What a run trains with. Nothing is compiled yet, and no array is made.
+    """The train state and training step of a run. Nothing is compiled yet, and no array exists.
 
     state: the train state as shapes with their shardings.
-    new_state: makes a fresh state.
+    new_state: returns a freshly initialised state.
     step: (state, batch) -> (state, metrics); see training/step.py.
-    trainable: which parameters are trained.
+    trainable: tells for a parameter's path whether it is trainable.
     """
 
     state: TrainState
@@ -90,14 +97,17 @@ class Training:
     trainable: Trainable
 
     def parameter_counts(self) -> tuple[int, int]:
-        """(all parameters, those that are trained)."""
+        """Returns the numbers of (all, trainable) parameters."""
         params = self.state.params
         trained = trainable.split(params, self.trainable)[0]
         return tuple(sum(p.size for p in jax.tree.leaves(tree)) for tree in (params, trained))  # type: ignore[return-value]
 
 
 def make_training(experiment: Experiment, on_devices: Runtime, loss_fn: LossFn | None = None) -> Training:
-    """The training step of an experiment. loss_fn: in place of the config's cross entropy."""
+    """Returns the training step of an experiment. loss_fn: replaces the config's loss.
+
+    Raises ConfigError if the user's own module, optimizer, schedule or loss returns wrong shapes (check_own_code.py).
+    """
     cfg, module, layout = experiment.cfg, on_devices.module, on_devices.layout
     params = step.abstract_params(module, on_devices.example)
     is_trained = trainable.select(cfg.optimizer.trained, params, has_added=experiment.model.has_added)
@@ -125,7 +135,7 @@ def make_training(experiment: Experiment, on_devices: Runtime, loss_fn: LossFn |
 
 
 def _optimizer(cfg: Config, param_axes: Any) -> tuple[optax.GradientTransformation, Schedule]:
-    """The optimizer of the trainable parameters with these logical axes, and the schedule in it."""
+    """Returns the optimizer for trainable parameters with these logical axes, and its schedule."""
     schedule = optim.make_schedule(
         cfg.schedule.name,
         cfg.optimizer.learning_rate,
@@ -151,7 +161,7 @@ def _optimizer(cfg: Config, param_axes: Any) -> tuple[optax.GradientTransformati
 
 
 def make_loss(experiment: Experiment) -> LossFn:
-    """The config's loss: cross entropy, of several tasks each one's too, or a function of the user's own."""
+    """Returns the config's loss: cross entropy (of several tasks, each task's too), or the user's own function."""
     loss, tasks = experiment.cfg.loss, len(experiment.tasks)
     if callable(loss.name):
         return functools.partial(own_code.called, f"loss.name={own_code.name_of(loss.name)}", loss.name)

@@ -211,7 +211,7 @@ def test_what_does_not_divide_is_told_with_the_nearest_meshes_that_do(sizes, row
             assert not fits(sizes)
             assert "\n" not in str(error)
             named = re.findall(r"mesh=([a-z=,\d]+)", str(error).partition("This fits: ")[2])
-            assert named or "No mesh of as many devices fits" in str(error)
+            assert named or "No mesh of this many devices fits" in str(error)
             assert all(fits(parse_mesh(text, len(devices))) for text in named)
 
 
