@@ -1,7 +1,7 @@
-"""The verb `sweep`: the same run with many settings, from a file in wandb's sweep format, on this machine.
+"""Implements the verb `sweep`: trains on this machine with many settings, from a file in wandb's sweep format.
 
-Each point has a workdir of its own under `--output`, named by its settings. After a kill, the same command runs the
-points that are not done; an interrupted point resumes from its newest checkpoint.
+Each point has its own workdir under `--output`, named by a hash of its settings. After a kill, the same command runs
+the points that are not done; an interrupted point resumes from its newest checkpoint.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ from t5x_lite.reports.results import read_metrics
 if TYPE_CHECKING:
     import numpy as np
 
-SEED = "config.seed"  # points that differ in it alone are one row of the table
+SEED = "config.seed"  # points that differ only in the seed share a row of the table
 DONE = "sweep_exit.txt"
 KEYS = ("command", "description", "method", "metric", "name", "parameters", "program", "project", "entity", "run_cap")
 POLL_S = 0.2
@@ -47,7 +47,7 @@ MOST_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep file, read and checked."""
+    """A sweep file, parsed and checked."""
 
     command: tuple[str, ...]
     points: tuple[dict[str, Any], ...]
@@ -56,10 +56,10 @@ class Sweep:
 
 
 def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool) -> int:
-    """Runs every point that is not done, `jobs` at a time, and writes `output`/sweep.html; returns the exit status.
+    """Runs every point that is not done, `jobs` at a time, writes `output`/sweep.html, and returns the exit status.
 
-    point: run only the point of this number (for a Slurm array). only_print: print how to run the sweep elsewhere.
-    Raises ConfigError for a file that is no sweep, a point out of range, or a program that is not installed.
+    point: number of the only point to run (for a Slurm array). only_print: only print the commands to run it elsewhere.
+    Raises ConfigError for an invalid sweep file, a point out of range, or a program that is not installed.
     """
     sweep = read(file)
     terminal = console.plain(soft_wrap=True)
@@ -68,10 +68,10 @@ def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool
             terminal.print(line)
         return 0
     if point is not None and not 0 <= point < len(sweep.points):
-        raise ConfigError(f"--point={point}; there are points 0 to {len(sweep.points) - 1}")
+        raise ConfigError(f"--point={point}: must be 0 to {len(sweep.points) - 1}")
     chosen = sweep.points if point is None else sweep.points[point : point + 1]
     if shutil.which(sweep.command[0]) is None:
-        raise ConfigError(f"{file}: no program {sweep.command[0]!r} to run; is it installed, and its path right?")
+        raise ConfigError(f"{file}: program {sweep.command[0]!r} does not exist; install it or correct its path")
     output.mkdir(parents=True, exist_ok=True)
     waiting = [p for p in chosen if not _is_done(output / run_id(p))]
     terminal.print(f"{len(chosen)} points, {len(chosen) - len(waiting)} of them done; {jobs} at a time")
@@ -85,35 +85,35 @@ def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool
 
 
 def read(file: Path) -> Sweep:
-    """The sweep of a YAML file. Raises ConfigError for what is not in wandb's format, or not supported here."""
+    """Reads a sweep from a YAML file. Raises ConfigError if it is not in wandb's format, or not supported here."""
     try:
         if file.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"{file} is over {MOST_BYTES:,} bytes long; that is no sweep")
+            raise ConfigError(f"{file} is longer than {MOST_BYTES:,} bytes; give the YAML file of a sweep")
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
-        raise ConfigError(f"{file} has no parameters; write them as docs of wandb's sweeps have it: parameters: {{…}}")
+        raise ConfigError(f"{file} has no parameters; write `parameters: {{…}}` as in wandb's documentation of sweeps")
     for key in content:
         if key not in KEYS:
             raise ConfigError(f"{file}: " + unknown("key", key, KEYS))
     metric = content.get("metric")
     goal = metric.get("goal", "minimize") if isinstance(metric, dict) else None
     if not isinstance(metric, dict) or "name" not in metric or goal not in ("minimize", "maximize"):
-        raise ConfigError(f"{file}: metric={metric!r}; write metric: {{name: eval/TASK/METRIC, goal: maximize}}")
+        raise ConfigError(f"{file}: metric={metric!r}; write `metric: {{name: eval/TASK/METRIC, goal: maximize}}`")
     make = lookup("method", str(content.get("method", "")), {"grid": _grid, "random": _random})
     command = content.get("command") or ()
     if not any("$WANDB_RUN_ID" in str(part) for part in command) or "${args}" not in command:
         raise ConfigError(
-            f"{file}: command={list(command)}; it needs ${{args}} and a workdir for each point: "
+            f"{file}: command={list(command)}; it needs ${{args}} and a separate workdir for each point: "
             "[t5x-lite, train, --config=FILE.py, --workdir=runs/sweep/$WANDB_RUN_ID, ${args}]"
         )
     cap = content.get("run_cap")
     if cap is not None and (type(cap) is not int or cap < 1):
-        raise ConfigError(f"{file}: run_cap={cap!r}; write how many points to run, 1 or more")
-    points = {run_id(point): point for point in make(content["parameters"], cap)}  # drawn twice, run once
+        raise ConfigError(f"{file}: run_cap={cap!r}: must be the number of points to run, 1 or more")
+    points = {run_id(point): point for point in make(content["parameters"], cap)}  # a point drawn twice runs once
     program = str(content.get("program", "t5x-lite"))
     parts = {"${program}": [program], "${interpreter}": ["python"], "${env}": ["/usr/bin/env"]}
     flat = [one for part in command for one in parts.get(str(part), [str(part)])]
@@ -121,7 +121,7 @@ def read(file: Path) -> Sweep:
 
 
 def run_id(point: dict[str, Any]) -> str:
-    """The name of a point's workdir, and of its run in wandb: a function of its settings."""
+    """Returns the name of a point's workdir and of its run in wandb: a hash of its settings."""
     return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -129,21 +129,21 @@ def run_id(point: dict[str, Any]) -> str:
 
 
 def _grid(parameters: dict[str, Any], run_cap: int | None) -> list[dict[str, Any]]:
-    """Every combination of the values."""
+    """Returns every combination of the values, up to `run_cap`."""
     choices = {}
     for name, given in parameters.items():
         given = _checked(name, given)
         if not {"value", "values"} & given.keys():
-            raise ConfigError(f"parameter {name!r}: {given}; a grid needs value or values")
+            raise ConfigError(f"parameter {name!r}: {given}; with method: grid, write value or values")
         choices[name] = given.get("values", [given.get("value")])
-    found = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-    return found[:run_cap]
+    points = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    return points[:run_cap]
 
 
 def _random(parameters: dict[str, Any], run_cap: int | None) -> list[dict[str, Any]]:
-    """`run_cap` random points; the same ones at every start."""
+    """Returns `run_cap` random points, the same ones every time."""
     if not run_cap:
-        raise ConfigError("method: random needs run_cap, the number of points")
+        raise ConfigError("method: random needs run_cap; set it to the number of points")
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def _draw(name: str, given: dict[str, Any], rng: "np.random.Generator") -> Any:
     if kind == "uniform":
         return float(f"{rng.uniform(low, high):.6g}")
     if kind == "log_uniform_values" and low <= 0:
-        raise ConfigError(f"parameter {name!r}: min={low}; log_uniform_values needs one above 0")
+        raise ConfigError(f"parameter {name!r}: min={low}: must be above 0 for log_uniform_values")
     if kind == "log_uniform_values":
         return float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.6g}")
     allowed = ("int_uniform", "uniform", "log_uniform_values", "normal")
@@ -180,7 +180,7 @@ def _draw(name: str, given: dict[str, Any], rng: "np.random.Generator") -> Any:
 
 def _checked(name: str, given: Any) -> dict[str, Any]:
     if not re.fullmatch(r"config\.[\w.]+", str(name)):
-        raise ConfigError(f"parameter {name!r}; name a config key, such as config.optimizer.learning_rate")
+        raise ConfigError(f"parameter {name!r} is not a config key; write for example config.optimizer.learning_rate")
     if not isinstance(given, dict) or (
         "values" in given and not (isinstance(given["values"], list) and given["values"])
     ):
@@ -192,7 +192,10 @@ def _checked(name: str, given: Any) -> dict[str, Any]:
 
 
 def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, terminal: Console) -> int:
-    """Runs the points and returns the first exit status that is not 0. A signal is passed on, so the points save."""
+    """Runs the points and returns the first exit status that is not 0, or 0.
+
+    SIGINT and SIGTERM are passed on to the points, which save and stop; then the status is RESTART_ME.
+    """
     queue, running, failed = list(waiting), {}, 0
     asked = False
 
@@ -209,7 +212,7 @@ def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, ter
                 point = queue.pop(0)
                 process = _start(sweep, point, output)
                 running[process] = point
-                if asked:  # while it was being started
+                if asked:  # the signal came while the point was starting
                     process.send_signal(signal.SIGTERM)
                 terminal.print(f"{run_id(point)}  {sweep_page.settings_text(point)}")
             time.sleep(POLL_S)
@@ -228,7 +231,7 @@ def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, ter
 
 def _start(sweep: Sweep, point: dict[str, Any], output: Path) -> subprocess.Popen:
     workdir = output / run_id(point)
-    again = {lock.AGAIN: "1"} if workdir.exists() else {}  # a killed sweep's point may still be saving there
+    again = {lock.AGAIN: "1"} if workdir.exists() else {}  # a point of a killed sweep may still be saving there
     workdir.mkdir(exist_ok=True)
     arguments = [f"--{name}={value}" for name, value in point.items()]
     command = [one for part in sweep.command for one in (arguments if part == "${args}" else [part])]
@@ -240,13 +243,13 @@ def _start(sweep: Sweep, point: dict[str, Any], output: Path) -> subprocess.Pope
             env=os.environ | again,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the sweep to pass on, once
+            start_new_session=True,  # so that Ctrl-C reaches a point once, from the sweep
             preexec_fn=functools.partial(_end_with, os.getpid()) if sys.platform == "linux" else None,
         )
 
 
 def _end_with(sweep_pid: int) -> None:
-    """Makes the kernel tell the point to save and stop if the sweep is killed."""
+    """Makes the kernel send SIGTERM to the point if the sweep is killed, so that it saves and stops."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != sweep_pid:  # the sweep was killed before this call
         os._exit(1)
@@ -257,13 +260,13 @@ def _is_done(workdir: Path) -> bool:
 
 
 def equivalents(file: Path, output: Path, points: int, jobs: int) -> list[str]:
-    """The commands that run the same sweep with wandb's agents, or as a Slurm array."""
+    """Returns the commands that run the same sweep with wandb's agents, or as a Slurm array."""
     one = f"t5x-lite sweep {shlex.quote(str(file))} --output={shlex.quote(str(output))} --point=$SLURM_ARRAY_TASK_ID"
     return [
-        "# wandb: the first command prints the SWEEP_ID; an agent on each machine",
+        "# wandb: the first command prints the SWEEP_ID; start an agent on each machine",
         f"wandb sweep {shlex.quote(str(file))}",
         "wandb agent SWEEP_ID",
-        "# Slurm; then collect with the same command without --point",
+        "# Slurm: afterwards, run the same command without --point to collect the results",
         f"sbatch --array=0-{points - 1}%{jobs} --requeue --wrap={shlex.quote(one)}",
     ]
 
@@ -272,14 +275,17 @@ def equivalents(file: Path, output: Path, points: int, jobs: int) -> list[str]:
 
 
 def collect(sweep: Sweep, output: Path) -> list[dict[str, Any]]:
-    """A row for each setting, over its seeds, best first: {"point", "values", "mean", "sd", "runs"}."""
+    """Returns a row for each setting, best first: {"point", "values", "mean", "sd", "runs"}.
+
+    values: the last value of the metric for each seed; mean and sd: over the seeds, None without enough values.
+    """
     groups: dict[str, dict[str, Any]] = {}
     for point in sweep.points:
         setting = {name: value for name, value in point.items() if name != SEED}
         row = groups.setdefault(json.dumps(setting), {"point": setting, "values": [], "runs": []})
-        found = [r[sweep.metric] for r in read_metrics(output / run_id(point)) if sweep.metric in r]
-        if found:
-            row["values"].append(found[-1])
+        values = [r[sweep.metric] for r in read_metrics(output / run_id(point)) if sweep.metric in r]
+        if values:
+            row["values"].append(values[-1])
             row["runs"].append(run_id(point))
     for row in groups.values():
         values = row["values"]

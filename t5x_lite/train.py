@@ -1,4 +1,4 @@
-"""`run`: one training run from config to report, top to bottom. Everything meets here and nowhere else."""
+"""Defines `run`: one training run from config to report, top to bottom. Only this module connects all the parts."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ from t5x_lite.training.step import LossFn, TrainState
 
 
 class Evaluation(Protocol):
-    """What a run asks of evaluation; EvaluationDuringTraining (evaluation/during_training.py) answers."""
+    """The evaluation that a run calls. EvaluationDuringTraining (evaluation/during_training.py) implements it."""
 
     def is_due(self, step: int) -> bool: ...
     def is_done(self, step: int) -> bool: ...
@@ -47,12 +47,12 @@ class Evaluation(Protocol):
 def run(
     experiment: Experiment, workdir: Path, evaluation_of: Callable[..., Evaluation], loss_fn: LossFn | None = None
 ) -> int:
-    """Trains to `train.total_steps`, evaluating and saving on the way; returns the exit status.
+    """Trains up to `train.total_steps`, evaluates and saves on the way, and returns the exit status.
 
-    A workdir that holds checkpoints is resumed from the newest, bit for bit. Returns 0, or 75 after an
+    If the workdir has checkpoints, the run resumes from the newest intact one, bit for bit. Returns 0, or 75 after an
     interruption (Ctrl-C, SIGTERM) that was saved. Raises a UserError for everything else that a user can fix.
     evaluation_of: EvaluationDuringTraining, from evaluation/during_training.py.
-    loss_fn: (outputs, batch) -> {head: LossSum}, in place of the config's cross entropy.
+    loss_fn: (outputs, batch) -> {head: LossSum}; replaces the config's loss.
     """
     cfg, clock, started_s = experiment.cfg, Clock(), time.monotonic()
     total_steps, main_process = cfg.train.total_steps, jax.process_index() == 0
@@ -76,7 +76,7 @@ def run(
         for line in (*notes, *_descriptions(cfg, on_devices, training)):
             terminal.line(line)
         checkpoints = Checkpoints(workdir, cfg.checkpoint.keep_last, guard.beat, mirror)
-        closing.callback(checkpoints.close)  # a save that is under way is finished whatever ends the run
+        closing.callback(checkpoints.close)  # finishes a save that is under way, whatever ends the run
         config = configs.data(cfg)
         loggers = Loggers(workdir, results.title(config, workdir), config, begin.step, main_process, cfg.loggers)
         closing.callback(loggers.close)
@@ -98,21 +98,21 @@ def run(
 
         step, stop, running, span = 0, False, True, "compile"
         while running:  # once, and again after every rollback
-            # ------------------------------------- state: this workdir's checkpoint, another's parameters, or fresh
-            state = metrics = pending = None  # a rollback frees the memory of the state that went wrong
+            # ----------------------------------- state: from the workdir's checkpoint, from init.checkpoint, or fresh
+            state = metrics = pending = None  # on a rollback, this frees the memory of the bad state
             state, data_state = _restore(cfg, begin, training, checkpoints, first_data_state, terminal)
             data.set_state(data_state)
             for _ in range(begin.skip_batches):
                 next(data)
-            processes.on_first(lambda: _write_config(experiment, workdir))  # now that it is known to work
+            processes.on_first(lambda: _write_config(experiment, workdir))  # only now is the config known to work
             with clock.span("evaluate"):
                 if begin.step == 0:
                     evaluation.before_training(state.params)
                 elif evaluation.is_due(begin.step) and not evaluation.is_done(begin.step):
                     evaluation(state.params, begin.step)  # the process died between this checkpoint and its evaluation
-            guard.pause()  # the step is compiled now
+            guard.pause()  # compiling the step may take any time
             clock.steps_begin()
-            step, stop, again = begin.step, guard.stops(), None  # asked to stop while evaluating: nothing to save
+            step, stop, again = begin.step, guard.stops(), None  # if evaluation was interrupted, nothing new to save
 
             # -------------------------------------------------------------------------------------------------- loop
             while step < total_steps and not stop and not again:
@@ -125,7 +125,7 @@ def run(
                     profile.count(training.step, state, batch)
                     state, metrics = training.step(state, batch)
                 span = "step"
-                due, stop = evaluation.is_due(step), guard.stops()  # asked once: a later request is the next step's
+                due, stop = evaluation.is_due(step), guard.stops()  # a request after this call waits for the next step
                 saves = stop or step % cfg.checkpoint.every_steps == 0 or step == total_steps
                 # Metrics are fetched one step late, so that the device never waits for the host.
                 fetched, pending = [pending, (step, metrics)], None
@@ -160,7 +160,10 @@ def run(
 
 
 def _open_workdir(workdir: Path, held: contextlib.ExitStack) -> None:
-    """Makes the workdir and takes it for this run."""
+    """Makes the workdir and locks it for this run.
+
+    Raises ConfigError if checkpoints cannot be saved below its path, CheckpointError if it cannot be made.
+    """
     checkpoint.check_path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -170,7 +173,10 @@ def _open_workdir(workdir: Path, held: contextlib.ExitStack) -> None:
 
 
 def _where_to_begin(experiment: Experiment, workdir: Path, mirror: Mirror | None) -> tuple[BeginAt, list[str]]:
-    """Where the run begins, and what to tell the user about it. Refuses a workdir whose run had another config."""
+    """Returns the point where the run begins, and notes about it for the user.
+
+    Raises ConfigError if the workdir's run had a config with different steps.
+    """
     cfg, notes = experiment.cfg, []
     if mirror and (fetched := processes.on_first(lambda: checkpoint.fetch(workdir, mirror))):
         notes.append(f"fetched checkpoint {fetched} from {cfg.checkpoint.mirror}")
@@ -180,17 +186,17 @@ def _where_to_begin(experiment: Experiment, workdir: Path, mirror: Mirror | None
 
 
 def _changes(experiment: Experiment, workdir: Path) -> list[str]:
-    """Warnings about config keys that changed since the run began; ConfigError for those that change its steps."""
+    """Returns warnings about config keys that changed since the run began; ConfigError if they change its steps."""
     file = workdir / "config.json"
     changes = configs.changes(configs.from_json(file), experiment.cfg)
     for line in differences(configs.code_in(file), experiment.code()):
         changes["warn" if line.startswith("metric") else "refuse"].append(line)
     if changes["refuse"]:
         raise ConfigError(
-            f"{workdir} holds a run with another config ({'; '.join(changes['refuse'][:5])}). "
-            "Take the old values to resume it, or another --workdir for a new run"
+            f"{workdir} holds a run with a different config ({'; '.join(changes['refuse'][:5])}). "
+            "Use the old values to resume it, or a different --workdir to start a new run"
         )
-    return [f"from here with another config: {'; '.join(changes['warn'])}"] if changes["warn"] else []
+    return [f"config changed from here on: {'; '.join(changes['warn'])}"] if changes["warn"] else []
 
 
 def _train_batches(experiment: Experiment, on_devices: Runtime) -> TrainBatches:
@@ -210,9 +216,9 @@ def _train_batches(experiment: Experiment, on_devices: Runtime) -> TrainBatches:
 
 
 def _descriptions(cfg: Any, on_devices: Runtime, training: Training) -> list[str]:
-    """The run's size in a line or two."""
-    size, trained = training.parameter_counts()
-    lines = [f"{trained:,} parameters are trained, {trained / size:.2%} of all"] if trained < size else []
+    """Returns one or two lines about the size of the model and the devices."""
+    size, trainable = training.parameter_counts()
+    lines = [f"{trainable:,} parameters are trainable, {trainable / size:.2%} of all"] if trainable < size else []
     devices = (
         f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(on_devices.layout.mesh.shape)}"
     )
@@ -225,11 +231,14 @@ def _descriptions(cfg: Any, on_devices: Runtime, training: Training) -> list[str
 def _restore(
     cfg: Any, begin: BeginAt, training: Training, checkpoints: Checkpoints, first_data_state: dict, terminal: Terminal
 ) -> tuple[TrainState, dict]:
-    """The train state to begin with, and the data's: of the checkpoint, or at step 0 fresh, with the parameters of
-    `init.checkpoint` where the config names one."""
+    """Returns the train state and data state to begin with.
+
+    They come from the checkpoint of `begin.step`. At step 0 they are fresh, with the parameters of `init.checkpoint` if
+    the config names one.
+    """
     if begin.step:
         terminal.line(f"resuming {checkpoints.directory.parent} at step {begin.step}")
-        checkpoints.wait()  # the save of this very step may be under way
+        checkpoints.wait()  # this step may still be being saved
         return checkpoints.restore(begin.step, training.state)
     state = training.new_state()
     if cfg.init.checkpoint:
@@ -255,7 +264,7 @@ def _settle(
     guard: Guard,
     terminal: Terminal,
 ) -> BeginAt | None:
-    """Takes in the metrics of steps that have run; returns where to begin again if one of them asks for a rollback."""
+    """Logs the metrics of finished steps; returns where to begin again if one of them needs a rollback, else None."""
     for step, metrics in steps:
         guard.beat(f"step {step}")
         values = step_metrics.fetch(metrics)
@@ -271,7 +280,7 @@ def _settle(
 
 
 def _save(cfg: Any, workdir: Path, checkpoints: Checkpoints, state: TrainState, data: TrainBatches) -> None:
-    """Begins to save a step, keeping the newest and the best ones."""
+    """Starts saving a checkpoint in the background; the newest and the best checkpoints are kept."""
     saved = checkpoints.steps()
     best = processes.on_first(lambda: results.best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved))
     data_state = pipeline.merge_states(processes.gather([data.get_state()]))

@@ -329,7 +329,7 @@ def test_a_run_of_files_keeps_its_labels(tmp_path, caplog):
     cfg = resolved.cfg
     assert resolved.tasks[0].name == cfg.data.mixture == "reviews" and resolved.vocabulary == ByteVocabulary()
     assert cfg.data.labels == ("bad", "good")
-    assert caplog.messages[-1] == "trained on in place of the mixture 'quickstart'"
+    assert caplog.messages[-1] == "training on data.files in place of the mixture 'quickstart'"
     experiment.resolve(cfg)  # again, as a resumed run does
     assert cfg.data.mixture == "reviews"
     assert discover(write(tmp_path / "quickstart.txt", "a\nb\n")).task.name == "quickstart_file"

@@ -67,7 +67,7 @@ def test_an_example_runs_and_resumes_only_with_its_own_code(name, tmp_path, caps
     code = train(copy(name, tmp_path, changed), workdir, "--config.train.total_steps=4")
     said = "".join(capsys.readouterr())
     assert code == (0 if goes_on else 2), said
-    assert re.search(rf"with another config.*{pattern}.*→.*{pattern}", said.replace("\n", "")), said
+    assert re.search(rf"with a different config.*{pattern}.*→.*{pattern}", said.replace("\n", "")), said
 
 
 def test_a_run_whose_own_model_is_not_given_says_so(tmp_path, capsys):

@@ -100,7 +100,8 @@ def test_random_points_are_the_same_at_every_start(file):
 def test_a_program_that_is_not_there_is_an_error_before_any_point(file, tmp_path, capsys):
     file.write_text(file.read_text().replace("program: ", "program: /missing"))
     assert cli.run(["sweep", str(file), f"--output={tmp_path / 'out'}"]) == 2
-    assert "no program '/missing" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    error = capsys.readouterr().err
+    assert "program '/missing" in error and "does not exist" in error and not (tmp_path / "out").exists()
 
 
 def test_a_point_drawn_twice_is_one_run(file):
@@ -114,15 +115,15 @@ def test_a_point_drawn_twice_is_one_run(file):
         ("method: grid", "method: bayes", "unknown method 'bayes'"),
         ("method: grid", "methd: grid", "unknown key 'methd'; did you mean 'method'"),
         ("goal: maximize", "goal: up", "goal: maximize}"),
-        ("config.seed", "seed", "name a config key"),
+        ("config.seed", "seed", "is not a config key"),
         ("values: [0, 1]", "values: 3", "write value: X, values"),
-        ("/$WANDB_RUN_ID", "", "a workdir for each point"),
+        ("/$WANDB_RUN_ID", "", "a separate workdir for each point"),
         ("method: grid", "method: random", "needs run_cap"),
         ("method: grid", "method: grid\nrun_cap: many", "run_cap='many'"),
         ("method: grid", "method: [grid]", "unknown method"),
-        ("{name: eval/t/accuracy, goal: maximize}", "accuracy", "write metric"),
+        ("{name: eval/t/accuracy, goal: maximize}", "accuracy", "write `metric"),
         ("values: [0, 1]", "values: [0, 1], probabilities: [1]", "probabilities=[1]"),
-        ("values: [0, 1]", "min: 0, max: 1, distribution: log_uniform_values", "needs one above 0"),
+        ("values: [0, 1]", "min: 0, max: 1, distribution: log_uniform_values", "must be above 0"),
         ("method:", "{", "is not YAML"),
     ],
 )
