@@ -1,6 +1,6 @@
-"""What a config's own module, optimizer, schedule and loss return is checked before a run, with shapes alone.
+"""Checks the shapes that the user's own module, optimizer, schedule and loss return, before a run.
 
-Each is called by jax.eval_shape: nothing is computed, no device holds an array.
+jax.eval_shape calls each of them: nothing is computed, and no device holds an array.
 """
 
 import functools
@@ -21,7 +21,7 @@ from t5x_lite.training.losses import AUXILIARY, LossSum
 from t5x_lite.training.step import TrainState
 from t5x_lite.training.trainable import Trainable, split
 
-# The array of a batch with as many columns as a head that reads these states has outputs in a row.
+# For each kind of states: the array of a batch with one column for each output of the heads that read them.
 COLUMNS = {
     TOKENS: "encoder_input_tokens",
     MASKED: "mlm_positions",
@@ -39,9 +39,9 @@ def check(
     example: Mapping[str, Any],
     trainable: Trainable,
 ) -> None:
-    """Raises ConfigError, naming the key and the object, for one that fails or returns something else than it should.
+    """Raises ConfigError, which names the key and the object, if one of them fails or returns wrong types or shapes.
 
-    state: as shapes. example: a batch.
+    state: the train state as shapes. example: a batch.
     """
     cfg, model = experiment.cfg, experiment.model
     if callable(cfg.schedule.name):
@@ -66,8 +66,8 @@ def _check_schedule(function: Callable, schedule: Callable) -> None:
     rate = jax.eval_shape(schedule, jnp.zeros([], jnp.int32))
     if getattr(rate, "shape", None) != ():
         raise ConfigError(
-            f"schedule.name={name_of(function)} returns {_shown(rate)}; it must return one number, the share "
-            "of the peak after so many updates"
+            f"schedule.name={name_of(function)} returns {_shown(rate)}; it must return one number, the learning "
+            "rate as a share of its peak"
         )
 
 
@@ -79,18 +79,18 @@ def _check_optimizer(
     updates, opt_state = jax.eval_shape(
         functools.partial(called, what, optimizer.update), params, state.opt_state, params
     )
-    for what, got, wanted in (("updates", updates, params), ("a state", opt_state, state.opt_state)):
+    for part, got, wanted in (("updates", updates, params), ("a state", opt_state, state.opt_state)):
         if jax.tree.map(jnp.shape, got) != jax.tree.map(jnp.shape, wanted):
             raise ConfigError(
-                f"{what} makes {what} of another structure than before the update; it "
-                "has to keep the shapes of the parameters and of its state"
+                f"{what} returns {part} whose structure differs from that before the update; it must keep the shapes "
+                "of the parameters and of its state"
             )
 
 
 def _check_outputs(model: ModelConfig, outputs: Any, example: Mapping[str, Any]) -> None:
     what = f"model.module={name_of(model.module)}"
     if not isinstance(outputs, Mapping):
-        raise ConfigError(f"{what} returns {_shown(outputs)}; it must return a dict of outputs by head")
+        raise ConfigError(f"{what} returns {_shown(outputs)}; it must return a dict {{head: output}}")
     needed = model.heads or ("lm",)
     if missing := [head for head in needed if head not in outputs]:
         raise ConfigError(
@@ -100,7 +100,9 @@ def _check_outputs(model: ModelConfig, outputs: Any, example: Mapping[str, Any])
         if name == AUXILIARY:
             continue
         if name not in WITH_LOSS:
-            raise ConfigError(f"{what} returns {name!r}: not a head; allowed: {', '.join(WITH_LOSS)}, {AUXILIARY}")
+            raise ConfigError(
+                f"{what} returns {name!r}, which is not a head; allowed: {', '.join(WITH_LOSS)}, {AUXILIARY}"
+            )
         head = WITH_LOSS[name]
         last = {None: (model.vocab_size,), 1: ()}.get(head.outputs, (head.outputs,))  # type: ignore[arg-type]
         wanted = (*example[COLUMNS[head.reads]].shape, *((model.num_classes,) if head.has_classes else last))
@@ -123,7 +125,7 @@ def _check_loss(function: Callable, outputs: Any, example: Mapping[str, Any]) ->
 
 
 def _shown(value: Any) -> str:
-    """A value as shapes, in short."""
+    """Returns a short description of a value by its shapes or type."""
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, value)) or 'nothing'}"
     return f"an array of shape {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__

@@ -1,4 +1,4 @@
-"""What there is to train on, and what the model will see of it: the verbs `tasks` and `inspect`. No jax."""
+"""Implements the verbs `tasks` and `inspect`: what can be trained on, and what the model sees. Does not import jax."""
 
 import collections
 import itertools
@@ -23,15 +23,15 @@ from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.experiment import Experiment
 
 SEGMENT_STYLES = ("cyan", "green", "magenta", "yellow", "blue")
-SAMPLED_ROWS, SAMPLED_S = 2048, 1.5  # the plan is reckoned from so many rows, or what comes in so many seconds
-SAMPLED_LABELS = 2000  # examples, from all over a split
+SAMPLED_ROWS, SAMPLED_S = 2048, 1.5  # the plan is estimated from this many rows, or from the rows of this many seconds
+SAMPLED_LABELS = 2000  # examples, spread over a split
 SHOWN_LABELS = 40
 PERCENTILES = (50, 90, 99, 100)
-COUNTED = {"truncated": "truncated", "skipped_long": "left out as too long"}
+COUNTED = {"truncated": "truncated", "skipped_long": "skipped as too long"}
 
 
 def print_tasks() -> None:
-    """Every registered task and mixture, a line each."""
+    """Prints every registered task and mixture, one per line."""
     from t5x_lite.tasks import builtin
 
     builtin.register()
@@ -50,13 +50,13 @@ def print_tasks() -> None:
 
 
 def _name(metric: Any) -> str:
-    """What a metric is called: a function, one with its first arguments given, or an object."""
+    """Returns the name of a metric, which is a function, a functools.partial or an object."""
     function = getattr(metric, "func", metric)
     return getattr(function, "__name__", type(function).__name__).strip("_").lower()
 
 
 def run(experiment: Experiment, rows: int, split: str, as_json: bool) -> None:
-    """Prints `describe` for people, or as JSON."""
+    """Prints the result of `describe` as text, or as JSON."""
     description = describe(experiment, rows, split)
     if as_json:
         print(json.dumps(description, ensure_ascii=False, indent=1))
@@ -65,18 +65,18 @@ def run(experiment: Experiment, rows: int, split: str, as_json: bool) -> None:
 
 
 def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
-    """Batches, plan and `rows` decoded rows, as JSON-able data.
+    """Returns the batches' arrays, the plan and `rows` decoded rows, as JSON-able data.
 
-    arrays: {name: "dtype[shape]"} of a batch; padding, examples_per_row, truncated (or skipped_long): shares and means
-    of the sample;
-    tasks: a dict each (`_task`; of another split than train without what a run's steps come to); rows: a list of
-    examples each, every one a dict of what it reads and is to answer.
+    arrays: {name: "dtype[shape]"} of a batch.
+    padding, examples_per_row, truncated (or skipped_long): shares and means over the sample.
+    tasks: a dict for each task (see `_tasks`); "run" only if the split is train.
+    rows: for each row, a list of its examples; an example is a dict of its inputs and targets as text.
     """
     batches = list(_sample(experiment, split, rows))
     first, counts = batches[0][0], batches[-1][1]
     sides = [name for name in first if name.endswith("segment_ids")]
     stacked = {name: np.concatenate([batch[name] for batch, _ in batches]) for name in sides}
-    filled = stacked[sides[0]].any(axis=1)  # an evaluation's last batch has rows with nothing in them
+    filled = stacked[sides[0]].any(axis=1)  # the last batch of an evaluation has empty rows
     segments = [array[filled] for array in stacked.values()]
     per_row = float(segments[0].max(axis=1).mean())
     shown = itertools.islice(((batch, row) for batch, _ in batches for row in range(len(batch[sides[0]]))), rows)
@@ -98,10 +98,10 @@ def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
 
 
 def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Batch, dict[str, float]]]:
-    """(batch with task ids, what it takes of each task) until there is enough to reckon with.
+    """Yields (batch with task ids, the stream's running counters) until the sample is large enough.
 
-    Of the training batches the first rows, at least so many: of one host of as many as there may be, as the streams of
-    them all would have to fill their first windows.
+    Of each training batch it reads only the rows of one host, of as many hosts as leave that host at least `rows` rows:
+    with fewer hosts, more streams would have to fill their first windows.
     """
     cfg, end = experiment.cfg, time.monotonic() + SAMPLED_S
     common = {"batch_rows": cfg.data.batch_rows, "pack": cfg.data.pack}
@@ -134,10 +134,12 @@ def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Bat
 
 
 def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Experiment, split: str) -> list[dict]:
-    """What is known of each task, and what the run will take of it.
+    """Returns a dict for each task: its statistics and the examples that the run takes from it.
 
-    rate: its share of the examples; length: percentiles of an example's tokens by side; padding: of the rows' padding,
-    each example has its part by its tokens. For the run's steps: examples, epochs, tokens (encoder and decoder).
+    rate: the task's share of the examples.
+    length: percentiles of the tokens per example, by side (encoder, decoder).
+    padding: share of padding; the padding of a row is divided among its examples in proportion to their tokens.
+    run: the examples, epochs and tokens (of encoder and decoder) of the run's steps.
     """
     cfg, mixture = experiment.cfg, sorted(experiment.mixture, key=lambda rated: rated.task.name)
     lengths: dict[str, dict[str, list]] = collections.defaultdict(lambda: collections.defaultdict(list))
@@ -181,12 +183,14 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
 
 
 def label_counts(task: Task, split: str) -> dict[str, int]:
-    """{label: how often it occurs in a split, 0 if it never does}. A long split is sampled: SAMPLED_LABELS examples
-    from all over it, because files are often sorted by label."""
+    """Returns {label: number of its examples in a split}, the most frequent label first.
+
+    A long split is sampled: SAMPLED_LABELS examples spread over all of it, because files are often sorted by label.
+    """
     reader = Reader(task, split)
     places = order.shuffled(np.arange(min(len(reader), SAMPLED_LABELS)), len(reader), order.key(task.name, "labels"))
-    found = (reader.read(n, lambda n=n: order.generator(0, task.name, split, n)) for n in places.tolist())
-    targets = (str(example["targets"]).strip() for example in found if example is not None)
+    examples = (reader.read(n, lambda n=n: order.generator(0, task.name, split, n)) for n in places.tolist())
+    targets = (str(example["targets"]).strip() for example in examples if example is not None)
     if task.target.several:
         targets = itertools.chain.from_iterable(map(registry.label_names, targets))
     counts = collections.Counter(targets)
@@ -194,14 +198,14 @@ def label_counts(task: Task, split: str) -> dict[str, int]:
 
 
 def _segment_lengths(segments: np.ndarray, count: int) -> np.ndarray:
-    """int [rows, count]: tokens of each segment; padding, segment 0, has none."""
+    """Returns int [rows, count], the tokens of each segment (0 for padding, segment 0). segments: int [rows, L]."""
     out = np.stack([(segments == number).sum(axis=1) for number in range(count)], axis=1)
     out[:, 0] = 0
     return out
 
 
 def _task_table(batch: Batch) -> np.ndarray:
-    """int [rows, segments + 1]: the task of each segment, 0 where there is none."""
+    """Returns int [rows, segments + 1], the task number of each segment; 0 means no segment."""
     side = "decoder" if "decoder_task_ids" in batch else "encoder"
     segments, task_ids = batch[f"{side}_segment_ids"], batch[f"{side}_task_ids"]
     out = np.zeros((len(segments), int(segments.max()) + 1), np.int32)
@@ -210,7 +214,7 @@ def _task_table(batch: Batch) -> np.ndarray:
 
 
 def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[str, Any]]:
-    """The examples of a row: task, what each side reads, and the targets that weigh."""
+    """Yields the examples of a row: the task, the text that each side reads, and the targets with a weight above 0."""
     vocabulary, arrays = experiment.vocabulary, {name: array[row] for name, array in batch.items()}
     tasks, task_of = sorted(experiment.tasks, key=lambda task: task.name), _task_table(batch)[row]
     for number in range(1, int(np.flatnonzero(task_of).max(initial=0)) + 1):
@@ -246,7 +250,7 @@ def _classes(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> 
 
 
 def _score(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> dict[str, Any]:
-    return {"regression target": float(f"{arrays['regression_targets'][number - 1]:.6g}")}  # a float32, in short
+    return {"regression target": float(f"{arrays['regression_targets'][number - 1]:.6g}")}  # rounded: a float32
 
 
 def _tags(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -263,7 +267,7 @@ def _choice(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> d
     return {"choice": "right" if arrays["choice_weights"][number - 1] > 0 else "wrong"}
 
 
-# (arrays of a row, segment, task, vocabulary) -> the targets of an encoder's example, for people.
+# (arrays of a row, segment, task, vocabulary) -> the targets of an encoder's example, as text.
 SHOWN: dict[type[Target], Callable[..., dict[str, Any]]] = {
     Corpus: _masked,
     Classes: _classes,
@@ -289,10 +293,10 @@ def _print(description: dict[str, Any], terminal: Console) -> None:
             counts = [f"{label or '(empty)'} {count:,}" for label, count in task["labels"].items()]
             more = [f"… {len(counts)} in all"] * (len(counts) > SHOWN_LABELS)
             shown = ", ".join(counts[:SHOWN_LABELS] + more)
-            of = f"labels of {task['task']}"
+            label = f"labels of {task['task']}"
             if task["source_examples"] > SAMPLED_LABELS:
-                of += f" in {SAMPLED_LABELS:,} of its examples"
-            terminal.print(f"{of}: {shown}")
+                label += f" in {SAMPLED_LABELS:,} of its examples"
+            terminal.print(f"{label}: {shown}")
     for number, row in enumerate(description["rows"]):
         terminal.rule(f"row {number}", align="left")
         for segment, example in enumerate(row, 1):
@@ -306,7 +310,7 @@ def _print(description: dict[str, Any], terminal: Console) -> None:
 
 def _plan_table(description: dict[str, Any]) -> Table:
     train = description["split"] == "train"
-    title = f"what {description['steps']:,} steps come to" if train else f"the {description['split']} split"
+    title = f"data of {description['steps']:,} steps" if train else f"the {description['split']} split"
     table = Table(title=title, title_justify="left")
     run = ("examples", "epochs", "tokens") if train else ()
     for column in ("task", "rate", "in source", *run, "padding"):
@@ -321,19 +325,19 @@ def _plan_table(description: dict[str, Any]) -> Table:
 
 
 def _length_table(description: dict[str, Any]) -> Table:
-    table = Table(title="tokens of an example, as it stands in a row", title_justify="left")
+    table = Table(title="tokens per example, after truncation", title_justify="left")
     table.add_column("task", overflow="fold")
     table.add_column("read by")
     for percent in PERCENTILES:
         table.add_column(f"{percent}% ≤" if percent < 100 else "longest", justify="right")
     for task in description["tasks"]:
-        for side, found in task["length"].items():
-            table.add_row(task["task"], side, *map(str, found.values()))
+        for side, percentiles in task["length"].items():
+            table.add_row(task["task"], side, *map(str, percentiles.values()))
     return table
 
 
 def _share(share: float) -> str:
-    """A share as text; a few are not none.
+    """Returns a share as text; a share above 0 is never shown as none.
 
     >>> _share(0), _share(0.0002), _share(0.0137)
     ('none', 'under 0.1%', '1.4%')

@@ -1,8 +1,8 @@
-"""Functions and objects of the user's own code: checked before they are called, and known again by their source.
+"""Checks functions and objects of the user's own code before they are called, and identifies them by their source.
 
-A config may hold one in place of a name (`cfg.optimizer.name = my_optimizer`). In config.json it stands as a text, the
-file it is from, its name and a digest of its source: "my_experiment.py:my_optimizer#1f2e3d4c". Nothing is ever imported
-because such a text says so: the config file has to be given again.
+A config may hold one in place of a name (`cfg.optimizer.name = my_optimizer`). config.json stores a reference to it:
+its file, its name and a digest of its source, "my_experiment.py:my_optimizer#1f2e3d4c". A reference never causes an
+import: the user has to give the config file again.
 """
 
 import ast
@@ -17,12 +17,12 @@ from typing import Any
 
 from t5x_lite.errors import ConfigError
 
-CONFIG_MODULE = "t5x_lite_config_"  # before the name of a config file: the module it is loaded as
+CONFIG_MODULE = "t5x_lite_config_"  # prefix of the module that a config file is loaded as
 REFERENCE = re.compile(r"[\w./-]+:.+#([0-9a-f]{8}|\?)")
 
 
 def reference(thing: Any) -> str:
-    """The text that stands for an object of the user's code: where it is from, its name, and a digest of its source."""
+    """Returns the reference to an object of the user's code: its file, its name, and a digest of its source."""
     while isinstance(thing, functools.partial):
         thing = thing.func
     module = getattr(thing, "__module__", None) or type(thing).__module__
@@ -34,12 +34,12 @@ def reference(thing: Any) -> str:
 
 
 def is_reference(value: Any) -> bool:
-    """Whether a config value is the text of an object, from a config.json."""
+    """Returns whether a config value is a reference, read from a config.json."""
     return isinstance(value, str) and REFERENCE.fullmatch(value) is not None
 
 
 def is_own(thing: Any) -> bool:
-    """Whether an object is of the user's own code, not of this package's."""
+    """Returns whether an object is defined outside this package, in the user's own code."""
     while isinstance(thing, functools.partial):
         thing = thing.func
     module = getattr(thing, "__module__", None) or type(thing).__module__
@@ -47,17 +47,17 @@ def is_own(thing: Any) -> bool:
 
 
 def check_call(what: str, function: Any, arguments: Sequence[str]) -> None:
-    """ConfigError, which begins with `what` (KEY=NAME), unless a function can be called with that many arguments."""
+    """Raises ConfigError, which begins with `what` (KEY=NAME), unless a function accepts that many arguments."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
-        raise ConfigError(f"{what} is called with ({', '.join(arguments)}): {error}; let it take these") from None
-    except ValueError:  # a function of C that tells no signature
+        raise ConfigError(f"{what} is called with ({', '.join(arguments)}): {error}; make it accept these") from None
+    except ValueError:  # a C function without a signature
         pass
 
 
 def called(what: str, function: Callable, *arguments: Any) -> Any:
-    """What a function returns; what it raises becomes a ConfigError with `what` (KEY=NAME) and the line it is from."""
+    """Returns function(*arguments). Raises ConfigError with `what` (KEY=NAME) and the line if the function raises."""
     try:
         return function(*arguments)
     except ConfigError:
@@ -69,15 +69,17 @@ def called(what: str, function: Callable, *arguments: Any) -> Any:
 
 
 def name_of(thing: Any) -> str:
-    """A function's or an object's name, for messages."""
+    """Returns the name of a function or of an object's class, for messages."""
     while isinstance(thing, functools.partial):
         thing = thing.func
     return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
 def identity(function: Callable) -> str:
-    """A function's or an object's name, its arguments, and a digest of its source without comments and layout, so that
-    a change of any of them is seen. Not seen: changes in the functions it calls, and in code without source.
+    """Returns the name of a function or object, its bound arguments, and a digest of its source.
+
+    So a change to any of them is detected. Changes of comments and layout, in the functions it calls, and in code
+    without source are not detected.
 
     >>> identity(functools.partial(print, 1, sep=","))
     "print(1, sep=',')"
@@ -90,7 +92,7 @@ def _identity(function: Callable, above: tuple[Callable, ...]) -> str:
         bound = [_value(v, above) for v in function.args]
         bound += [f"{k}={_value(v, above)}" for k, v in sorted(function.keywords.items())]
         return f"{_identity(function.func, above)}({', '.join(bound)})"
-    if not inspect.isfunction(function):  # built in, or an object that says what it is by its repr, as dataclasses do
+    if not inspect.isfunction(function):  # a builtin, or an object that its repr describes, such as a dataclass
         name = _value(function, above)
         return name if inspect.isroutine(function) else f"{name}#{_source_digest(type(function))}"
     if function in above:  # a nested function that calls itself
@@ -99,13 +101,13 @@ def _identity(function: Callable, above: tuple[Callable, ...]) -> str:
     arguments = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
     arguments |= inspect.getclosurevars(function).nonlocals
     listed = ", ".join(f"{k}={_value(v, (*above, function))}" for k, v in sorted(arguments.items()))
-    # A closure is known by the function that made it: template(inputs=…), not template.<locals>.apply.
+    # A closure is named after the function that made it: template(inputs=…), not template.<locals>.apply.
     name = function.__qualname__.split(".<locals>")[0] if listed else function.__qualname__
     return f"{name}({listed})#{_source_digest(function)}" if listed else f"{name}#{_source_digest(function)}"
 
 
 def _value(value: Any, above: tuple[Callable, ...]) -> str:
-    """An argument as text that is the same in every process, a long one by its digest."""
+    """Returns an argument as text that is the same in every process; a long text is replaced by its digest."""
     if inspect.isfunction(value) or isinstance(value, functools.partial):
         return _identity(value, above)
     if inspect.isroutine(value) or isinstance(value, type):
@@ -120,14 +122,14 @@ def _value(value: Any, above: tuple[Callable, ...]) -> str:
 
 
 def _source_digest(thing: Any) -> str:
-    """ "?" without source."""
+    """Returns a digest of the source without comments and layout, or "?" if there is no source."""
     try:
         source = textwrap.dedent(inspect.getsource(thing))
     except (OSError, TypeError):
         return "?"
     try:
         return _digest(ast.unparse(ast.parse(source)))
-    except SyntaxError:  # the line of a lambda is seldom a whole statement
+    except SyntaxError:  # the source line of a lambda is often not a whole statement
         return _digest(" ".join(source.split()))
 
 
