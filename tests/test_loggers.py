@@ -109,7 +109,7 @@ def test_a_full_disk_switches_writers_off_and_the_process_ends(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for writer in ("metrics.jsonl", "TensorBoard"):
-        assert done.stderr.count(f"{writer} is off from here: [Errno 27]") == 1, done.stderr
+        assert done.stderr.count(f"{writer} is off from here on: [Errno 27]") == 1, done.stderr
 
 
 def test_steps_after_the_checkpoint_are_kept_once(tmp_path):

@@ -1,4 +1,4 @@
-"""Attention maps of one text, and the page that shows them. Its drawing is in attention_page.html."""
+"""Holds the attention maps of one text and makes the page that shows them. attention_page.html draws the page."""
 
 import base64
 import dataclasses
@@ -20,11 +20,11 @@ QUERIES_AND_KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class AttentionMaps:
-    """The attention of a model while it reads one text.
+    """The attention of a model for one text.
 
-    tokens: of "encoder" and "decoder", as people read them.
-    maps: of "encoder", "decoder" and "cross" (decoder to encoder), float32 [N, H, L, M]: the attention weight of query
-        token l on key token m, in every head of every layer. Each row sums to 1.
+    tokens: the tokens of "encoder" and "decoder", as readable text.
+    maps: for "encoder", "decoder" and "cross" (decoder to encoder), float32 [N, H, L, M]: the attention weight of query
+        token l on key token m, for each layer and head. Each row sums to 1.
     """
 
     tokens: dict[str, list[str]]
@@ -32,8 +32,10 @@ class AttentionMaps:
 
 
 def page(attention: AttentionMaps, title: str) -> str:
-    """The page: a small picture of every head to choose from, the chosen one large, and the text. Its token under the
-    mouse shows where its attention goes."""
+    """Returns the HTML page: a small map of every head to choose from, a large map of the chosen head, and the text.
+
+    Hovering over a token shows where it attends.
+    """
     data = {
         name: {
             "shape": map_NHLM.shape,
@@ -44,5 +46,5 @@ def page(attention: AttentionMaps, title: str) -> str:
         for name, map_NHLM in attention.maps.items()
     }
     drawing = importlib.resources.files("t5x_lite.reports").joinpath("attention_page.html").read_text(encoding="utf-8")
-    # A token may be "</script>": "<" is written so that it ends no script.
+    # A token may be "</script>": an escaped "<" does not end the script.
     return shell(title, Markup(drawing.replace("DATA", json.dumps(data).replace("<", "\\u003c"), 1)))

@@ -1,4 +1,4 @@
-"""The verb `compare`: how the configs, results and curves of runs differ."""
+"""Implements the verb `compare`: how the configs, results and curves of runs differ."""
 
 import json
 import statistics
@@ -17,9 +17,9 @@ from t5x_lite.reports.results import curves, read_metrics
 
 
 def run(workdirs: list[Path], output: Path | None) -> None:
-    """Prints the tables of `differences` and `results`; with `output`, writes a page that also has the curves.
+    """Prints the tables of `differences` and `results`; with `output`, also writes a page that includes the curves.
 
-    Raises ConfigError where a directory holds no run.
+    Raises ConfigError if a directory does not hold a run.
     """
     for workdir in workdirs:
         if not (workdir / "config.json").is_file():
@@ -37,16 +37,16 @@ def run(workdirs: list[Path], output: Path | None) -> None:
 
 
 def differences(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
-    """The config keys that are not the same in all runs, a row each."""
+    """Returns a row for each config key that is not the same in all runs."""
     flat = [configs.flat(configs.from_json(workdir / "config.json")) for workdir in workdirs]
     differing = [key for key in flat[0] if len({json.dumps(f[key], default=list) for f in flat}) > 1]
     return [{"key": key, **{n: str(f[key]) for n, f in zip(names, flat, strict=True)}} for key in differing]
 
 
 def results(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
-    """The last value of every evaluation metric, of the training loss and of the speed, a row each.
+    """Returns a row for each evaluation metric, the training loss and the speed, with each run's last value.
 
-    Runs that differ only in their seed also have a column with their mean and standard deviation.
+    A group of runs that differ only in their seed also gets a column with their mean and standard deviation.
     """
     last: list[dict[str, Any]] = []
     for workdir in workdirs:
@@ -68,7 +68,7 @@ def results(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
 
 
 def seeds(workdirs: list[Path]) -> list[list[int]]:
-    """Groups of two or more runs whose configs differ only in the seed and the name, by their numbers."""
+    """Returns the groups of two or more runs whose configs differ only in seed and name, as indices into `workdirs`."""
     groups: dict[str, list[int]] = {}
     for number, workdir in enumerate(workdirs):
         flat = configs.flat(configs.from_json(workdir / "config.json"))
@@ -82,13 +82,13 @@ def _mean_and_deviation(values: list[float]) -> str:
 
 
 def _names(workdirs: list[Path]) -> list[str]:
-    """Each run's own name where all have different ones, else its path."""
+    """Returns the runs' directory names if they are all different, else their paths."""
     short = [workdir.resolve().name for workdir in workdirs]
     return short if len(set(short)) == len(short) else [str(workdir) for workdir in workdirs]
 
 
 def _curves(workdirs: list[Path], names: list[str]) -> Iterator[Markup]:
-    """Pictures of the training loss and every evaluation metric, a line for each run."""
+    """Yields a figure for the training loss and for every evaluation metric, with one line for each run."""
     curves_of = {}
     for name, workdir in zip(names, workdirs, strict=True):
         rows = read_metrics(workdir)

@@ -1,4 +1,4 @@
-"""How sure one can be: of a score (bootstrap intervals), and of a model's own probabilities (calibration)."""
+"""Measures the confidence in a score (bootstrap intervals) and in a model's probabilities (calibration)."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,34 +17,44 @@ def bootstrap(
     resamples: int = 200,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """{name: (low, high)}: between them lie 95% of the scores of as many examples drawn with replacement (Efron 1979,
-    percentiles). The same for the same examples and seed; a group of answers is not kept together."""
+    """Returns {name: (low, high)}, the percentile bootstrap interval of each metric (Efron 1979).
+
+    95% of the scores of `resamples` resamples, each as large as the data and drawn with replacement, lie between them.
+    The result is deterministic in examples and seed. Answers are drawn one by one, also if they form groups.
+    """
     rng = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {}
+    scores_of: dict[str, list[float]] = {}
     for _ in range(resamples):
         drawn = rng.integers(0, len(targets), len(targets))
         for name, value in metric([targets[i] for i in drawn], [predictions[i] for i in drawn]).items():
-            found.setdefault(name, []).append(value)
+            scores_of.setdefault(name, []).append(value)
     ends = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-    return {name: tuple(map(float, np.quantile(values, ends))) for name, values in found.items()}  # type: ignore[misc]
+    return {name: tuple(map(float, np.quantile(values, ends))) for name, values in scores_of.items()}  # type: ignore[misc]
 
 
 def calibration(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> list[dict[str, float]]:
-    """The reliability diagram: for each bin of equal width that holds an example its mean confidence, the share of
-    its examples that are right (both from 0 to 1) and their number."""
+    """Returns the reliability diagram: a row for each non-empty bin of equal width.
+
+    A row has the mean confidence, the accuracy (both from 0 to 1) and the number of its examples.
+    confidences, right: one entry for each answer. Raises DataError unless every confidence is from 0 to 1.
+    """
     sure, true = np.asarray(confidences, np.float64), np.asarray(right, np.float64)
     if len(sure) != len(true) or not ((sure >= 0) & (sure <= 1)).all():
         raise DataError("calibration needs one probability from 0 to 1 for each answer")
-    bin_of = np.clip(np.ceil(sure * bins) - 1, 0, bins - 1).astype(int)  # a bin holds its upper end
+    bin_of = np.clip(np.ceil(sure * bins) - 1, 0, bins - 1).astype(int)  # a bin includes its upper end
     return [
-        {"confidence": float(sure[mine].mean()), "accuracy": float(true[mine].mean()), "examples": int(mine.sum())}
-        for mine in (bin_of == b for b in range(bins))
-        if mine.any()
+        {
+            "confidence": float(sure[in_bin].mean()),
+            "accuracy": float(true[in_bin].mean()),
+            "examples": int(in_bin.sum()),
+        }
+        for in_bin in (bin_of == b for b in range(bins))
+        if in_bin.any()
     ]
 
 
 def expected_calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
-    """ECE × 100 (Guo et al. 2017, §2): the distance of confidence and accuracy in a bin, averaged over the examples.
+    """Returns ECE × 100 (Guo et al. 2017, §2): |confidence − accuracy| of the bins, averaged over the examples.
 
     >>> round(expected_calibration_error([0.9, 0.9, 0.6, 0.6], [True, True, True, False]), 6)
     10.0

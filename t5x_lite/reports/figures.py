@@ -1,4 +1,4 @@
-"""Figures, as PNG: curves, and of a task's predictions which classes are confused, the calibration, the lengths."""
+"""Draws figures as PNG: curves, and for predictions a confusion matrix, a calibration diagram or text lengths."""
 
 import io
 import math
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_CLASSES = 20  # that a confusion matrix is legible with
+MOST_CLASSES = 20  # in a legible confusion matrix
 OTHER = "(no label)"
 
 
 def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
-    """An empty figure and its axes, which take three quarters of the given inches; labels are around them."""
+    """Returns an empty figure, sizes in inches, and its axes, which take three quarters of it; labels go around."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,7 +24,7 @@ def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
 
 
 def png_of(figure: "Figure") -> bytes:
-    """The figure as PNG. Its texts are shown as they are: a user's `$` begins no formula."""
+    """Returns the figure as PNG. Its texts are shown verbatim: `$` does not start a formula."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -37,8 +37,10 @@ def png_of(figure: "Figure") -> bytes:
 def curves(
     points_of: Mapping[str, Sequence[tuple[int, float]]], ylabel: str, height: float, unmarked: Collection[str] = ()
 ) -> bytes:
-    """The (step, value) points of each name, as a line; `height` in inches. Names in `unmarked` have too many points to
-    mark each one."""
+    """Draws the (step, value) points of each name as a line, and marks the points except for names in `unmarked`.
+
+    height: of the figure, in inches.
+    """
     figure, axes = new_figure(10.6, height)
     for name, points in points_of.items():
         steps, values = zip(*points, strict=True)
@@ -52,10 +54,10 @@ def curves(
 
 
 def of_predictions(rows: Sequence[Mapping]) -> dict[str, bytes]:
-    """{title: PNG} of the figures that make sense for the rows of a predictions' file.
+    """Returns {title: PNG} with the figures that suit the rows of a predictions file.
 
-    Targets that are few and repeat are classes: they have a confusion matrix and a calibration. Other texts have
-    lengths. Numbers have no figure.
+    Targets that are few and repeat are treated as classes: they get a confusion matrix and a calibration diagram. Other
+    texts get a histogram of lengths. Numbers get no figure.
     """
     labels = sorted({row["target"].strip() for row in rows})
     others = [row for row in rows if row["prediction"].strip() not in labels]
@@ -68,8 +70,10 @@ def of_predictions(rows: Sequence[Mapping]) -> dict[str, bytes]:
 
 
 def confusion(rows: Sequence[Mapping], labels: Sequence[str]) -> bytes:
-    """How often each class (rows) was predicted as each class (columns); the last column counts predictions of no
-    class."""
+    """Draws the confusion matrix: counts of targets (rows) by predictions (columns).
+
+    The last column counts predictions that are not a class.
+    """
     columns = [*labels, OTHER]
     counts = counts_of(rows, labels)
     figure, axes = new_figure(1.6 + 0.7 * len(columns), 1.4 + 0.55 * len(labels))
@@ -84,7 +88,7 @@ def confusion(rows: Sequence[Mapping], labels: Sequence[str]) -> bytes:
 
 
 def counts_of(rows: Sequence[Mapping], labels: Sequence[str]) -> list[list[int]]:
-    """[target][prediction] counts; the last column counts predictions that are no label."""
+    """Returns the counts [target][prediction]; the last column counts predictions that are not a label."""
     place = {label: i for i, label in enumerate(labels)}
     counts = [[0] * (len(labels) + 1) for _ in labels]
     for row in rows:
@@ -93,8 +97,8 @@ def counts_of(rows: Sequence[Mapping], labels: Sequence[str]) -> list[list[int]]
 
 
 def reliability(rows: Sequence[Mapping]) -> bytes:
-    """Share of correct predictions against the probability that the model gave them, in 15 bins."""
-    from t5x_lite.reports import confidence  # which needs numpy
+    """Draws the share of correct predictions against the model's probability for them, in 15 bins."""
+    from t5x_lite.reports import confidence  # imported here, because it needs numpy
 
     right = [row["prediction"].strip() == row["target"].strip() for row in rows]
     diagram = confidence.calibration([math.exp(min(row["score"], 0.0)) for row in rows], right)
@@ -102,12 +106,12 @@ def reliability(rows: Sequence[Mapping]) -> bytes:
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     sizes = [10 + 190 * bin_["examples"] / len(rows) for bin_ in diagram]
     axes.scatter([b["confidence"] for b in diagram], [b["accuracy"] for b in diagram], sizes)
-    axes.set(xlabel="probability of the answer", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="probability of the answer", ylabel="share of correct answers", xlim=(0, 1), ylim=(0, 1))
     return png_of(figure)
 
 
 def lengths(rows: Sequence[Mapping]) -> bytes:
-    """Histograms of the number of words in targets and predictions."""
+    """Draws histograms of the number of words in targets and predictions."""
     figure, axes = new_figure(5, 3)
     both = [[len(row[name].split()) for row in rows] for name in ("target", "prediction")]
     axes.hist(both, bins=20, label=["targets", "predictions"])

@@ -1,23 +1,23 @@
-"""GLUE's average as T5 reports it: the mean over the tasks, each at the step where it scores best."""
+"""Computes GLUE's average as T5 reports it: the mean over the tasks, each at its best step."""
 
 from collections.abc import Iterable, Mapping
 
-# The metrics of each task, where that is not the accuracy.
+# The metrics of each task whose metric is not accuracy alone.
 METRICS = {
     "cola": ("matthews",),
     "mrpc": ("f1", "accuracy"),
     "qqp": ("f1", "accuracy"),
     "stsb": ("pearson", "spearman"),
 }
-# The tasks of the average; those of a group count as one. WNLI and AX are left out.
+# The tasks in the average; the tasks of a group count as one. WNLI and AX are left out.
 GROUPS = (("cola",), ("sst2",), ("mrpc",), ("stsb",), ("qqp",), ("mnli", "mnli_mismatched"), ("qnli",), ("rte",))
 
 
 def average(steps: Iterable[Mapping[str, Mapping[str, float]]]) -> float | None:
-    """The average over {task: {metric: value}} of each step (t5/evaluation/eval_utils.py).
+    """Returns GLUE's average (t5/evaluation/eval_utils.py), or None if a group has no step with all its metrics.
 
-    A group of tasks scores the mean of all its metrics, at the step where that mean is highest. Returns None where a
-    group has no step with all its metrics.
+    steps: {task: {metric: value}} of each step. The score of a group is the mean of its metrics, at the step where that
+    mean is highest.
 
     >>> average([{"glue_cola": {"matthews": 50.0}}])
     """

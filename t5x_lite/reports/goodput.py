@@ -1,4 +1,4 @@
-"""Where a run's wall time goes: into steps, and into what keeps it from them."""
+"""Measures the wall time of a run: how much goes into training steps, and how much into everything else."""
 
 import contextlib
 import time
@@ -10,13 +10,16 @@ SPANS = {
     "compile": "compiling the step",
     "input": "waiting for data",
     "evaluate": "evaluating",
-    "checkpoint": "saving (what the loop waited)",
+    "checkpoint": "saving (time the loop waited)",
 }
 
 
 class Clock:
-    """Every moment belongs to one span: the innermost `span` around it, else to "start", and from `steps_begin` on to
-    "step"."""
+    """Charges the wall time to spans.
+
+    Each moment belongs to the innermost `span` around it; outside of spans, to "start", and after `steps_begin` to
+    "step".
+    """
 
     def __init__(self):
         self._last_s = time.monotonic()
@@ -25,7 +28,7 @@ class Clock:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """The time in the block goes to `name`, a key of SPANS."""
+        """Charges the time in the block to `name`, a key of SPANS."""
         self._charge()
         self._spans.append(name)
         try:
@@ -39,7 +42,7 @@ class Clock:
         self._spans[0] = "step"
 
     def take(self) -> dict[str, float]:
-        """Seconds by span since the last time they were taken."""
+        """Returns the seconds of each span since the last call."""
         self._charge()
         spent_s, self._spent_s = self._spent_s, dict.fromkeys(SPANS, 0.0)
         return spent_s
@@ -51,14 +54,15 @@ class Clock:
 
 
 def training_s(spent_s: dict[str, float]) -> float:
-    """The part that training takes where nothing interrupts it."""
+    """Returns the seconds of training itself: without starting, compiling and evaluating."""
     return sum(spent_s.values()) - spent_s["start"] - spent_s["compile"] - spent_s["evaluate"]
 
 
 def table(rows: Sequence[dict]) -> list[dict]:
-    """Span, seconds and share of the wall time of a run from its `metrics.jsonl`, over all its processes' lives.
+    """Returns the seconds of each span and their share of the wall time, over all restarts of a run.
 
-    What no row accounts for, between the first and the last, went into being down and into steps done again.
+    rows: of `metrics.jsonl`. Time between the first and the last row that no row accounts for is downtime, or went into
+    steps that were repeated after it.
     """
     timed = [row for row in rows if "time/unix" in row]
     if not timed:
@@ -66,6 +70,6 @@ def table(rows: Sequence[dict]) -> list[dict]:
     seconds: dict[str, float] = {text: sum(row[f"time/{span}"] for row in timed) for span, text in SPANS.items()}
     first = timed[0]
     wall_s = timed[-1]["time/unix"] - first["time/unix"] + sum(first[f"time/{span}"] for span in SPANS)
-    seconds["being down, and steps done again after it"] = max(0.0, wall_s - sum(seconds.values()))
+    seconds["downtime, and steps repeated after it"] = max(0.0, wall_s - sum(seconds.values()))
     wall_s = sum(seconds.values()) or 1.0
-    return [{"time went into": text, "seconds": s, "share %": 100 * s / wall_s} for text, s in seconds.items()]
+    return [{"activity": text, "seconds": s, "share %": 100 * s / wall_s} for text, s in seconds.items()]

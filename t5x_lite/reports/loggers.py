@@ -1,7 +1,7 @@
-"""Experiment loggers: `metrics.jsonl`, TensorBoard, wandb and the user's own, on process 0 only.
+"""Writes to experiment loggers: `metrics.jsonl`, TensorBoard, wandb and the user's own, on process 0 only.
 
-`metrics.jsonl` is complete: each line is an object with "step" and the values, so a run without wandb loses nothing. A
-logger that raises is switched off with one warning, because no log is worth a run.
+`metrics.jsonl` is complete: each line is an object with "step" and all values, so wandb is optional. A logger that
+raises is switched off with one warning: a failed log must not stop a run.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from t5x_lite import atomic, console
 from t5x_lite.own_code import name_of
 from t5x_lite.reports.results import METRICS_FILE, damaged_lines, read_metrics
 
-WANDB_TIMEOUT_S = 15  # for its answer at the start
-CLOSE_S = 15  # for what is left to write at the end
-REACHABLE_S = 3.0
+WANDB_TIMEOUT_S = 15  # for wandb to start
+CLOSE_S = 15  # to write the remaining values at the end
+REACHABLE_S = 3.0  # to connect to wandb's server
 KEPT_IN_WANDB = ("config.json", "report.html", "report.md", METRICS_FILE)  # as an artifact
 
 
 class Logger(Protocol):
-    """One place that numbers go to. Any exception switches it off."""
+    """A destination of metrics. Any exception that it raises switches it off."""
 
     def scalars(self, step: int, values: dict[str, float], /) -> None: ...
 
@@ -39,13 +39,13 @@ class Logger(Protocol):
 
 
 class Loggers:
-    """All loggers of a run behind `scalars`, `table` and `close`.
+    """Passes `scalars`, `table` and `close` on to all loggers of a run.
 
     config: the run's config as JSON-able data.
-    resume_step: rows after this step are dropped from `metrics.jsonl`, because these steps run again; None keeps all.
+    resume_step: rows after this step are dropped from `metrics.jsonl`, because their steps run again; None keeps all.
     own: the user's loggers. Each is called with (workdir, run_name, config) and returns an object with
         `scalars(step, values)` and, if it needs them, `table` and `close`.
-    loggers: those that are working, by name.
+    loggers: the loggers that are still on, by name.
     """
 
     def __init__(
@@ -74,23 +74,23 @@ class Loggers:
         for logger in self._own:
             if callable(logger):
                 self._open(name_of(logger), lambda logger=logger: _Own(logger(workdir, run_name, config)))
-            else:  # its reference, from a config.json
-                console.tell(f"{logger} is off: give --config=FILE.py, which defines it")
+            else:  # a reference from a config.json
+                console.tell(f"{logger} is off: give the config file that defines it, --config=FILE.py")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._each("scalars", step, dict(values))
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
-        """Values for the run's own reports, in metrics.jsonl alone."""
+        """Writes values for the run's own reports, to metrics.jsonl only."""
         if METRICS_FILE in self.loggers:
             self._call(METRICS_FILE, "scalars", step, dict(values))
 
     def table(self, step: int, name: str, rows: list[dict]) -> None:
-        """A small table of examples (wandb only: the files of the workdir hold all of them)."""
+        """Logs a small table of examples (wandb and own loggers only: files of the workdir hold all examples)."""
         self._each("table", step, name, rows)
 
     def rewind(self, step: int) -> None:
-        """Drops what was written of steps after `step`, which will happen again."""
+        """Drops the values of steps after `step`, because these steps run again."""
         self.close()
         self._open_all(step)
 
@@ -114,9 +114,9 @@ class Loggers:
             getattr(logger, method)(*args)
         except Exception as error:
             del self.loggers[name]
-            console.tell(f"{name} is off from here: {error}")
+            console.tell(f"{name} is off from here on: {error}")
             if method != "close":
-                with contextlib.suppress(Exception):  # a file, or a service of wandb's, is not left open
+                with contextlib.suppress(Exception):  # leaves no file and no wandb service open
                     logger.close()
 
 
@@ -149,8 +149,11 @@ def _rounded(value: float) -> float:
 
 
 class _TensorBoard:
-    """An event file, written at once. SummaryWriter would write it in a thread; after a full disk ends that thread, its
-    calls and the end of the process wait for ever."""
+    """Writes an event file in the calling thread.
+
+    SummaryWriter would write it in a thread of its own. After a full disk ends that thread, calls to SummaryWriter and
+    the end of the process hang forever.
+    """
 
     def __init__(self, workdir: Path, resume_step: int | None):
         from tensorboardX import summary
@@ -160,7 +163,7 @@ class _TensorBoard:
         directory = workdir / "tensorboard"
         directory.mkdir(exist_ok=True)
         self._file, self._event, self._scalar = EventsWriter(str(directory / "events")), Event, summary.scalar
-        if resume_step:  # later events of earlier files are no longer shown
+        if resume_step:  # hides later events in earlier files
             self._write(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -179,7 +182,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """One wandb run per workdir, under the same id after a resume. Without a network it records offline."""
+    """Logs to one wandb run per workdir, with the same id after a resume. Records offline if there is no network."""
 
     def __init__(self, workdir: Path, run_name: str, config: Mapping):
         import wandb
@@ -187,7 +190,7 @@ class _Wandb:
 
         id_file = workdir / "wandb_id.txt"
         if not id_file.exists():
-            id_file.write_text(os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12])  # an agent's, in a sweep
+            id_file.write_text(os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12])  # set by the agent of a sweep
         mode = config["wandb"]["mode"]
         offline = f"recording offline. Later: wandb sync {workdir / 'wandb'}/offline-run-*"
         if mode == "online" and not _reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
@@ -209,7 +212,7 @@ class _Wandb:
             self._run = wandb.init(mode=mode, **arguments)
         except wandb.errors.Error as error:
             console.tell(f"wandb: {error}; {offline}")
-            wandb.teardown()  # else the run that failed to start keeps the id
+            wandb.teardown()  # otherwise the run that failed to start keeps the id
             self._run = wandb.init(mode="offline", **arguments)
         self._wandb, self._workdir = wandb, workdir
 
@@ -232,7 +235,7 @@ class _Wandb:
 
 
 class _Own:
-    """A logger of the user's own, which may leave out what it does not need."""
+    """Wraps the user's own logger, whose `table` and `close` are optional."""
 
     def __init__(self, logger: Any):
         if not callable(getattr(logger, "scalars", None)):
@@ -252,8 +255,10 @@ class _Own:
 
 
 class _InBackground:
-    """Runs a logger's calls in a thread, because a wandb table takes 40 s without a network. A later call raises the
-    exception of an earlier one, with `advice` after it."""
+    """Runs a logger's calls in a thread, because a wandb table takes 40 s without a network.
+
+    If a call raises an exception, a later call raises RuntimeError with its text, followed by `advice`.
+    """
 
     def __init__(self, logger: Logger, advice: str):
         self._sink, self._advice = logger, advice
@@ -272,7 +277,7 @@ class _InBackground:
         self._call("close", ())
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
-            self._error = TimeoutError(f"not all was written within {CLOSE_S} s")
+            self._error = TimeoutError(f"some values were not written within {CLOSE_S} s")
         self._call("", ())
 
     def _call(self, method: str, args: tuple) -> None:
@@ -291,7 +296,7 @@ class _InBackground:
 
 
 def _reachable(url: str) -> bool:
-    """Whether a server listens there, or at the proxy before it."""
+    """Returns whether a server, or the proxy for it, accepts connections at `url`."""
     parts = urllib.parse.urlsplit(url)
     if (proxy := urllib.request.getproxies().get(parts.scheme)) and not urllib.request.proxy_bypass(parts.netloc):
         parts = urllib.parse.urlsplit(proxy)
@@ -303,7 +308,7 @@ def _reachable(url: str) -> bool:
             socket.create_connection((parts.hostname or "", parts.port or default), timeout=REACHABLE_S).close()
             connected.append(True)
 
-    thread = threading.Thread(target=look, daemon=True)  # as a name server may take any time
+    thread = threading.Thread(target=look, daemon=True)  # because a name server may take any time
     thread.start()
     thread.join(REACHABLE_S)
     return bool(connected)

@@ -1,31 +1,31 @@
-"""Sums of steps' metrics (training/step_metrics.py), on the host: added step by step, divided once at the end."""
+"""Adds up the metrics of steps (training/step_metrics.py) on the host, and divides the sums once at the end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LAST = ("learning_rate",)  # of several steps the last one's value counts; everything else is summed
+LAST = ("learning_rate",)  # the value of the last step is kept; all other metrics are summed
 
 
 def add(total: Mapping[str, Any] | None, step: Mapping[str, Any]) -> dict[str, Any]:
-    """The running sum with one more step's metrics; `total` is None to begin."""
+    """Returns `total` plus the metrics of one more step; `total` is None for the first step."""
     total = total or {}
     return {name: value if name in LAST else total.get(name, 0.0) + value for name, value in step.items()}
 
 
 def finalise(total: Mapping[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:
-    """The values to report for the steps added up.
+    """Returns the values to report for the summed steps.
 
-    loss: Σ over heads of Σ loss_sum / Σ weight, in nats per target; loss/HEAD and accuracy/HEAD likewise (accuracy
-    is a fraction); task_loss/TASK: the loss on that task's targets, where `tasks` names those of the task sums;
-    grad_norm: mean over steps; learning_rate: of the last step; tokens: number; padding: share of the positions that
-    hold no token.
+    loss: Σ over heads of Σ loss_sum / Σ weight, in nats per target; loss/HEAD and accuracy/HEAD likewise (accuracy is a
+    fraction); task_loss/TASK: the loss on the targets of one task; grad_norm: mean over steps; learning_rate: of the
+    last step; tokens: their number; padding: share of positions without a token.
+    tasks: names of the tasks in the order of the task sums; (): no task_loss.
     """
     out: dict[str, float] = {"loss": 0.0}
     heads = [name.removesuffix("/weight") for name in total if name.endswith("/weight")]
     for head in heads:
         weight = total[f"{head}/weight"]
         if not weight:
-            continue  # no target of this head: it has no loss, not a loss of 0
+            continue  # without targets a head has no loss, rather than a loss of 0
         out[f"loss/{head}"] = total[f"{head}/loss_sum"] / weight
         out["loss"] += out[f"loss/{head}"]
         if f"{head}/correct" in total:

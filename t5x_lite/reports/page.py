@@ -1,6 +1,6 @@
-"""The HTML of all pages: one shell, one table, one picture. A page needs no other file, so it opens offline.
+"""Writes the HTML of all pages: shell, table and image. A page needs no other file, so it opens offline.
 
-Text is escaped here. What is HTML already has the type Markup, and only that is written as it is.
+Text is escaped here, except for text of the type Markup, which is HTML already.
 """
 
 import base64
@@ -17,20 +17,20 @@ tabular-nums } img { max-width: 100% } pre { background: #f6f6f6; padding: 1em; 
 
 
 class Markup(str):
-    """HTML; any other str is text."""
+    """A string of HTML. Any other str is text, to be escaped."""
 
 
 def shell(title: str, *parts: Markup) -> str:
-    """A whole page: its title, also as the heading, and the parts below it."""
+    """Returns a whole page: the title, also as heading, and the parts below it."""
     head = f"<!doctype html><html lang=en><meta charset=utf-8>{tag('title', title)}<style>{STYLE}</style>"
     return "\n".join([head, tag("h1", title), *parts, "</html>\n"])
 
 
 def tag(name: str, content: object = "", **attributes: object) -> Markup:
-    """An element.
+    """Returns an HTML element.
 
-    Its content and the values of its attributes are escaped, except content that is Markup. The names of attributes
-    are Python's: `class_`, `text_anchor`.
+    Content and attribute values are escaped, except content that is Markup. Attribute names are Python identifiers:
+    `class_`, `text_anchor`.
 
     >>> tag("td", "a < b", class_="passage")
     '<td class="passage">a &lt; b</td>'
@@ -43,14 +43,14 @@ def tag(name: str, content: object = "", **attributes: object) -> Markup:
 
 
 def together(*parts: Markup) -> Markup:
-    """The parts one after the other, a line each."""
+    """Returns the parts joined, one per line."""
     return Markup("\n".join(parts))
 
 
 def table(rows: list[dict], empty: str) -> Markup:
-    """A table of rows with the same keys, which are its columns; the paragraph `empty` where there is no row.
+    """Returns a table of rows with the same keys, its columns; without rows, the text `empty` as a paragraph.
 
-    Numbers stand to the right: floats with two decimals, integers with commas. None is a dash.
+    Numbers are right-aligned: floats with two decimals, integers with commas. None is shown as a dash.
     """
     if not rows:
         return tag("p", empty)
@@ -61,7 +61,7 @@ def table(rows: list[dict], empty: str) -> Markup:
 
 
 def image(name: str, png: bytes) -> Markup:
-    """A picture, within the page."""
+    """Returns an image that is embedded in the page. name: its alternative text."""
     return Markup(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">')
 
 

@@ -1,4 +1,4 @@
-"""What the rows of a run's `metrics.jsonl` say: its curves, its best steps, and the table of its results."""
+"""Reads a run's `metrics.jsonl` and derives its curves, its best steps, and the table of its results."""
 
 import json
 import math
@@ -10,8 +10,8 @@ from rich.table import Table
 from t5x_lite.reports import glue_average
 
 METRICS_FILE = "metrics.jsonl"
-LOWER = "lower_is_better/"  # before TASK/METRIC: a key of the rows in which a run says so of its metrics
-# The same by the ends of names, of runs that do not say it (0.1.0).
+LOWER = "lower_is_better/"  # LOWER + TASK/METRIC is a key of a run's rows if lower values of the metric are better
+# For runs without such keys (0.1.0): the ends of names of metrics whose lower values are better.
 LOWER_BY_NAME = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")
 
 
@@ -44,13 +44,15 @@ def _row(line: bytes) -> dict | None:
 
 
 def title(config: dict, workdir: Path) -> str:
-    """The run's name: the config's, or that of the workdir."""
+    """Returns the name of a run: the config's `name`, or the name of the workdir."""
     return config["name"] or Path(workdir).absolute().name
 
 
 def curves(rows: list[dict], prefix: str) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every metric whose name begins with `prefix`, by step; of a step evaluated twice, the later
-    value."""
+    """Returns {metric: [(step, value), …]}, by step, for the metrics whose names begin with `prefix`.
+
+    If a step was evaluated twice, its later value counts.
+    """
     values_of: dict[str, dict[int, float]] = {}
     for row in rows:
         for key, value in row.items():
@@ -60,36 +62,38 @@ def curves(rows: list[dict], prefix: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def lower_is_better(rows: list[dict]) -> Callable[[str], bool]:
-    """Of a run's metrics, by name ("task/loss"): whether a lower value is better."""
+    """Returns a function that tells for a metric's name ("task/loss") whether a lower value is better."""
     names = {key.removeprefix(LOWER) for row in rows for key in row if key.startswith(LOWER)}
     return names.__contains__ if names else lambda name: name.endswith(LOWER_BY_NAME)
 
 
 def best(points: Iterable[tuple[int, float]], lower: bool) -> tuple[int, float] | None:
-    """The best of the (step, value) points of a metric, the earliest of equals; None where no value is a finite
-    number."""
+    """Returns the best of the (step, value) points of a metric, or None if no value is finite.
+
+    Among equal values, the earliest is the best.
+    """
     numbers = [point for point in points if math.isfinite(point[1])]
     return (min if lower else max)(numbers, key=lambda point: point[1], default=None)
 
 
 def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
-    """The step of `saved` whose `eval/KEY` is best (the earliest of equals); None without a key or a number."""
+    """Returns the step of `saved` with the best `eval/KEY` (the earliest of equals), or None without a finite value."""
     points = curves(rows, f"eval/{key}").get(f"eval/{key}", ())
     point = best([(step, value) for step, value in points if step in saved], lower_is_better(rows)(key))
     return None if point is None else point[0]
 
 
 def was_evaluated(rows: list[dict], step: int, tasks: Iterable[str]) -> bool:
-    """Whether every task, by its name, has a loss at that step."""
+    """Returns whether every task (by name) has a loss at that step."""
     keys = {key for row in rows if row["step"] == step for key in row}
     return all(f"eval/{task}/loss" in keys for task in tasks)
 
 
 def results(rows: list[dict]) -> list[dict]:
-    """One row per task and metric: baseline, untrained model, the value at the last step evaluated and the best.
+    """Returns one row per task and metric: baseline, untrained model, last value, best value and its step.
 
-    After `t5x-lite eval` also `words`, the score of logistic regression on words, and `low` and `high`, the 95%
-    interval of the last value.
+    After `t5x-lite eval`, rows also have `words`, the score of logistic regression on words, and `low` and `high`, the
+    95% interval of the last value.
     """
     prefixes = {"baseline": "baseline/", "words": "words/", "low": "low/", "high": "high/"}
     columns = {
@@ -111,7 +115,7 @@ def results(rows: list[dict]) -> list[dict]:
 
 
 def averages(rows: list[dict]) -> list[str]:
-    """A line with GLUE's average of the best steps, where the run evaluated all of its tasks."""
+    """Returns a line with GLUE's average of the best steps if the run evaluated all tasks of GLUE, else no line."""
     steps: dict[int, dict[str, dict[str, float]]] = {}
     for name, points in curves(rows, "eval/").items():
         task, _, metric = name.removeprefix("eval/").rpartition("/")
@@ -122,7 +126,7 @@ def averages(rows: list[dict]) -> list[str]:
 
 
 def results_table(rows: list[dict], step: int) -> Table:
-    """Every task's metrics at `step`, beside its baseline and the untrained model, for a console of plain text."""
+    """Returns a console table of every task's metrics at `step`, beside its baseline and the untrained model."""
     table = Table(title=f"evaluation at step {step}", title_justify="left")
     for column in ("task", "metric"):
         table.add_column(column)
@@ -137,7 +141,7 @@ def results_table(rows: list[dict], step: int) -> Table:
 
 
 def sample_lines(workdir: Path, step: int, count: int) -> list[str]:
-    """The first `count` predictions of each task at `step`, as lines for the console."""
+    """Returns the first `count` predictions of each task at `step`, as lines for the console."""
     lines = []
     for file in sorted((workdir / "predictions" / f"step_{step}").glob("*.jsonl")):
         with file.open(encoding="utf-8") as rows:

@@ -1,4 +1,4 @@
-"""`loss_curve.png`, `report.html` and `report.md` from the files of a workdir."""
+"""Writes `loss_curve.png`, `report.html` and `report.md` from the files of a workdir."""
 
 import json
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from t5x_lite.reports.results import averages, curves, read_metrics, results, ti
 
 
 def write(workdir: Path, predictions_shown: int) -> Path:
-    """Draws the loss curve and writes the page, and report.md with its results; returns the page's path.
+    """Writes the loss curve, report.html and, with the results alone, report.md; returns the path of report.html.
 
-    Reads only what the run left on disk; shows the first `predictions_shown` predictions of each task.
+    Reads only files of the workdir. The page shows the first `predictions_shown` predictions of each task.
     """
     rows = read_metrics(workdir)
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def write(workdir: Path, predictions_shown: int) -> Path:
 
 
 def markdown(workdir: Path) -> str:
-    """The results as a Markdown table, under the run's name."""
+    """Returns the results as a Markdown table, with the run's name as heading."""
     rows = read_metrics(workdir)
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     lines = [f"## {title(config, workdir)}", ""]
@@ -57,8 +57,10 @@ def markdown(workdir: Path) -> str:
 
 
 def seen(rows: list[dict]) -> list[dict]:
-    """One row per task: what process 0 has trained on since step 0, with its shares of all examples and tokens, and
-    the training loss on it when last logged."""
+    """Returns one row per task: the examples, epochs and tokens that process 0 has trained on since step 0.
+
+    A row also has the task's shares of all examples and tokens, and its training loss as last logged.
+    """
     last = next((row for row in reversed(rows) if any(key.startswith("train/examples/") for key in row)), {})
     names = [key.removeprefix("train/examples/") for key in last if key.startswith("train/examples/")]
     totals = {kind: sum(last[f"train/{kind}/{name}"] for name in names) for kind in ("examples", "tokens")}
@@ -90,29 +92,29 @@ def _summary(rows: list[dict], config: dict) -> str:
 
 
 def _loss_curve(rows: list[dict]) -> bytes:
-    """The training loss and every task's evaluation loss against steps, as PNG."""
+    """Draws the training loss and every task's evaluation loss by step, as PNG."""
     evaluated = {name: points for name, points in curves(rows, "eval/").items() if name.endswith("/loss")}
     trained = curves(rows, "train/loss")
-    if len(trained) == 2:  # the loss of the only head is the loss
+    if len(trained) == 2:  # with one head, its loss equals train/loss
         trained = {"train/loss": trained["train/loss"]}
     return figures.curves(evaluated | trained, "loss (nats per target token)", 4.7, unmarked=trained)
 
 
 def _predictions(workdir: Path, shown: int) -> Iterator[Markup]:
-    """Figures of each task's newest predictions, and the first of them."""
+    """Yields figures of each task's newest predictions, and a table of the first `shown` predictions."""
     steps = sorted((workdir / "predictions").glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
     if not steps:
-        yield tag("p", "None yet.")
+        yield tag("p", "No predictions yet.")
     for file in sorted(steps[-1].glob("*.jsonl")) if steps else []:
         with file.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         yield tag("h3", file.stem)
         yield from (image(name, png) for name, png in (figures.of_predictions(rows) if rows else {}).items())
-        yield table([_prediction(row) for row in rows[:shown]], "No prediction shown.")
+        yield table([_prediction(row) for row in rows[:shown]], "No predictions shown.")
 
 
 def _prediction(row: dict) -> dict[str, Markup]:
-    """A row of a predictions' file as cells of a table; a correct prediction is green."""
+    """Returns a row of a predictions file as table cells; a correct prediction is green."""
     inputs = row["inputs"] if len(row["inputs"]) < 600 else row["inputs"][:600] + " …"
     style = "passage right" if row["target"] == row["prediction"] else "passage"
     prediction = row["prediction"] if row["prediction"] != "" else tag("i", "(empty)")

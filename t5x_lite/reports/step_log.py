@@ -1,4 +1,4 @@
-"""The log line of training: metrics added up over a few steps, written every `log_every_steps`."""
+"""Logs training: adds up the metrics of a few steps and writes them every `log_every_steps` steps."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +11,13 @@ from t5x_lite.reports.terminal import Terminal
 
 
 class StepLog:
-    """One row of metrics.jsonl, TensorBoard and wandb, and one line of the terminal, for every few steps.
+    """Writes a row to metrics.jsonl, TensorBoard and wandb, and a line to the terminal, every few steps.
 
-    every_steps, total_steps: a row is written at multiples of the first, and at the last step.
-    tasks: names of the tasks that losses are told apart by; () for one task.
-    rates: of steps per second -> further values for a row (MFU).
-    counters: the data's running totals.
-    gather: a list on each process -> all processes' lists joined, on each; every process calls it for every row.
+    every_steps, total_steps: a row is written at multiples of `every_steps`, and at step `total_steps`.
+    tasks: names of the tasks whose losses are logged separately; () for a single task.
+    rates: steps per second -> further values for a row (MFU).
+    counters: returns the running totals of the data.
+    gather: joins the lists of all processes, on all of them; every process must call it for every row.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class StepLog:
         self._total: dict[str, Any] | None = None  # since the last row
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Takes in the metrics of a step whose update was made."""
+        """Adds the metrics of a step whose update was applied."""
         self._total = metric_sums.add(self._total, metrics)
 
     def reach(self, step: int) -> None:
-        """Moves the progress bar to `step`, and writes a row if one is due and any update was made since the last."""
+        """Moves the progress bar to `step`, and writes a row if one is due and metrics were added since the last."""
         self._terminal.advance(step)
         if self._total and (step % self._every_steps == 0 or step == self._total_steps):
             self._write(step, self._total)
@@ -60,8 +60,7 @@ class StepLog:
         self._loggers.scalars(step, {f"train/{name}": value for name, value in row.items()} | times)
 
     def _data_wait(self, share: float) -> dict[str, float]:
-        """The share of the time that the slowest process waited for its data (0: no device ever did), and which process
-        that was."""
+        """Returns the largest share of time that a process waited for its data (0: no waiting), and that process."""
         shares = self._gather([share])
         slowest = max(range(len(shares)), key=shares.__getitem__)
         return {"data_wait": shares[slowest]} | ({"slowest_process": float(slowest)} if len(shares) > 1 else {})

@@ -1,7 +1,8 @@
-"""The page of a sweep: parallel coordinates of all its settings, and their table.
+"""Writes the page of a sweep: parallel coordinates of all its settings, and their table.
 
-A row is one setting over its seeds: {"point": {parameter: value}, "mean", "sd": of the metric, None where there are no
-runs (sd: fewer than two), "runs": the names of the runs}. All points have the same parameters.
+A row is one setting over its seeds: {"point": {parameter: value}, "mean": mean of the metric, None without runs, "sd":
+its standard deviation, None with fewer than two runs, "runs": the names of the runs}. All points have the same
+parameters.
 """
 
 import math
@@ -14,12 +15,12 @@ STYLE = Markup("""<style>
 svg { width: 100%; font-size: 12px } path { fill: none; stroke-width: 2; opacity: .75 }
 path:hover { stroke-width: 5; opacity: 1 } line { stroke: #999 }
 text { paint-order: stroke; stroke: white; stroke-width: 4px }
-</style>""")  # texts have an outline, to be readable where lines cross them
-WIDTH, HEIGHT, TOP, SIDE = 960, 360, 30, 80  # of the drawing, and its margins
+</style>""")  # the outline keeps texts readable where lines cross them
+WIDTH, HEIGHT, TOP, SIDE = 960, 360, 30, 80  # of the drawing and its margins, in pixels of the view box
 
 
 def page(title: str, metric: str, maximize: bool, rows: Sequence[dict[str, Any]], points: int) -> str:
-    """The whole page; `points` is the number of runs that the sweep has when it is complete."""
+    """Returns the whole page. points: the number of runs of the complete sweep."""
     runs = sum(len(row["runs"]) for row in rows)
     better = "higher" if maximize else "lower"
     settings_table = [
@@ -37,13 +38,16 @@ def page(title: str, metric: str, maximize: bool, rows: Sequence[dict[str, Any]]
         tag("p", f"{metric}, {better} is better; {len(rows)} settings, {runs} of {points} runs."),
         parallel_coordinates(metric, [row for row in rows if row["mean"] is not None]),
         tag("h2", "Settings"),
-        table(settings_table, "No run yet."),
+        table(settings_table, "No runs yet."),
         tag("p", common_settings(rows)),
     )
 
 
 def parallel_coordinates(metric: str, rows: Sequence[dict[str, Any]]) -> Markup:
-    """An SVG: an axis for each parameter that varies and for the metric, a line for each setting, from blue to red."""
+    """Returns an SVG with an axis for each varying parameter and for the metric, and a line for each setting.
+
+    Lines are coloured by the metric, from blue (low) to red (high).
+    """
     if not rows:
         return Markup()
     columns = {short_name(name): [row["point"][name] for row in rows] for name in varying(rows)}
@@ -55,7 +59,7 @@ def parallel_coordinates(metric: str, rows: Sequence[dict[str, Any]]) -> Markup:
         shares, ticks = scale(values)
         places.append([(x, TOP + HEIGHT * (1 - share)) for share in shares])
         lines.append(tag("line", x1=f"{x:.0f}", x2=f"{x:.0f}", y1=TOP, y2=TOP + HEIGHT))
-        # Names reach inwards from the outer axes, where there is room.
+        # The names of the outer axes extend inwards, where there is space.
         name_x, anchor = {0: (0, "start"), len(columns) - 1: (WIDTH, "end")}.get(number, (x, "middle"))
         texts.append(tag("text", name, x=f"{name_x:.0f}", y=TOP - 12, text_anchor=anchor))
         for text, share in ticks:
@@ -68,9 +72,9 @@ def parallel_coordinates(metric: str, rows: Sequence[dict[str, Any]]) -> Markup:
 
 
 def scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[str, float]]]:
-    """The place of each value on its axis, from 0 to 1, and the axis' labels with their places.
+    """Returns the position of each value on its axis, from 0 to 1, and the axis labels with their positions.
 
-    Numbers go by size, by their logarithm where they span a decade or more; anything else by name.
+    Numbers are placed by size, or by logarithm if all are above 0 and span a decade or more; other values by name.
     """
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         names = sorted({str(v) for v in values})
@@ -82,25 +86,26 @@ def scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[str, float]]]:
     ticks: list[tuple[str, float]] = []
     for value in sorted(set(values), reverse=True) if len(set(values)) <= 6 else [high, low]:
         share = (by(value) - by(low)) / spread
-        if not ticks or ticks[-1][1] - share > 0.034:  # else one label would lie on the other
+        if not ticks or ticks[-1][1] - share > 0.034:  # otherwise labels would overlap
             ticks.append((f"{value:.4g}", share))
     return [(by(v) - by(low)) / spread for v in values], ticks
 
 
 def varying(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The parameters that are not the same in all settings."""
+    """Returns the names of the parameters that vary between settings."""
     return [name for name in rows[0]["point"] if len({str(row["point"][name]) for row in rows}) > 1] if rows else []
 
 
 def common_settings(rows: Sequence[dict[str, Any]]) -> str:
-    """The other parameters, with their values."""
+    """Returns the parameters that do not vary and their values, as text."""
     names = varying(rows)
     common = {name: value for name, value in rows[0]["point"].items() if name not in names} if rows else {}
-    return f"in all: {settings_text(common)}" if common else ""
+    return f"in all runs: {settings_text(common)}" if common else ""
 
 
 def settings_text(point: dict[str, Any]) -> str:
-    """
+    """Returns the settings of a point as text.
+
     >>> settings_text({"config.seed": 1, "config.model.preset": "t5_tiny"})
     'seed=1 model.preset=t5_tiny'
     """
@@ -108,7 +113,7 @@ def settings_text(point: dict[str, Any]) -> str:
 
 
 def short_name(parameter: str) -> str:
-    """The config key that a parameter sets."""
+    """Returns the config key that a parameter sets, without `config.`."""
     return parameter.removeprefix("config.")
 
 

@@ -1,4 +1,4 @@
-"""The terminal of a training run: its progress, its messages and its tables of results."""
+"""Shows a training run on the terminal: progress, messages and tables of results."""
 
 import sys
 import time
@@ -10,8 +10,10 @@ from t5x_lite import console
 
 
 class Terminal:
-    """What a run shows on stdout: a progress bar on a terminal, plain lines in a file or a pipe. The run goes on after
-    the terminal is closed."""
+    """Writes a run's output to stdout: a progress bar on a terminal, plain lines in a file or pipe.
+
+    The run continues if the terminal is closed.
+    """
 
     def __init__(self, total_steps: int, start_step: int, active: bool = True):
         self.active = active
@@ -33,7 +35,7 @@ class Terminal:
             self._bar = bar
 
     def advance(self, step: int) -> None:
-        """Moves the bar; costs nothing without one."""
+        """Moves the progress bar to `step`, if there is one."""
         if self._bar:
             self._bar.update(self._task, completed=step)
 
@@ -46,11 +48,11 @@ class Terminal:
             self.line(f"step {step}/{self._total}  {text}  ETA {int(left_s // 60)}:{int(left_s % 60):02d}")
 
     def line(self, text: str = "") -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         self.show(text)
 
     def show(self, renderable: Any) -> None:
-        """A text, or a rich table."""
+        """Prints a text or a rich table."""
         if self.active:
             with console.optional(sys.stdout):
                 self._console.print(renderable)
