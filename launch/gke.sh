@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A run on GKE as a JobSet, one pod on each host, started again by it when interrupted:
+# Starts a run on GKE as a JobSet with one pod per host; the JobSet restarts it when it is interrupted:
 #   launch/gke.sh [--dry-run] NAME HOSTS VERB --workdir=/data/DIR …
-# Environment: IMAGE, made with launch/Containerfile; VOLUME, the claim of a shared disk, mounted at /data;
-# TPU and TOPOLOGY (tpu-v5-lite-podslice and 4x4), or GPU (nvidia-h100-80gb); CHIPS of one host.
+# Environment: IMAGE, built with launch/Containerfile; VOLUME, the claim of a shared disk, mounted at /data;
+# TPU and TOPOLOGY (tpu-v5-lite-podslice and 4x4), or GPU (nvidia-h100-80gb); CHIPS per host.
 # The dry run also prints the xpk command that does the same on a cluster made by xpk.
 set -euo pipefail
 dry=
@@ -31,7 +31,7 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: 100
-    rules: # an error of the config, the data or the disk is not mended by a restart
+    rules: # a restart does not fix an error in config, data or disk
       - {name: stop, action: FailJobSet, onJobFailureReasons: [PodFailurePolicy]}
   replicatedJobs:
     - name: hosts

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Several processes of one run on this machine:
+# Starts several processes of one run on this machine:
 #   launch/local.sh [--dry-run] PROCESSES VERB --workdir=DIR …
-# Environment: PORT of the coordinator; GPUS of this machine, shared out evenly; T5X_LITE, the command.
-# Exits with the status of the first process that fails; the others, which wait for it in vain, are killed.
+# Environment: PORT of the coordinator; GPUS of this machine, divided among the processes; T5X_LITE, the command.
+# Exits with the status of the first process that fails; the others, which would wait for it forever, are killed.
 set -uo pipefail
 dry=
 if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
-  echo "local.sh: bash $BASH_VERSION cannot tell which process ended; it takes 5.1 or later" >&2
+  echo "local.sh: bash $BASH_VERSION cannot tell which process ended; use bash 5.1 or later" >&2
   exit 2
 fi
 count=$1; shift
@@ -29,18 +29,18 @@ for ((process = 0; process < count && !asked; process++)); do
   if [[ ! $dry ]]; then "${command[@]}" & running[$!]=1; fi
 done
 
-status=$((process < count ? 75 : 0)) # asked to stop before all were there
+status=$((process < count ? 75 : 0)) # stopped before all processes had started
 while ((${#running[@]})); do
   ended=
   wait -n -p ended "${!running[@]}"
   this=$?
-  if [[ ! ${ended:-} ]]; then continue; fi # woken by a signal (bash unsets it), which the processes have now, too
+  if [[ ! ${ended:-} ]]; then continue; fi # a signal ended `wait`; the trap passed it on
   unset "running[$ended]"
   if ((this && !status)); then
     status=$this
-    (sleep "${GRACE_S:-20}"; kill -KILL "${!running[@]}") >/dev/null 2>&1 & # they leave with it, or never
+    (sleep "${GRACE_S:-20}"; kill -KILL "${!running[@]}") >/dev/null 2>&1 & # the others end soon after the first, or never
     killer=$!
   fi
 done
-if [[ ${killer:-} ]]; then kill "$killer" 2>/dev/null; fi # or it would kill whoever has these numbers by then
+if [[ ${killer:-} ]]; then kill "$killer" 2>/dev/null; fi # otherwise it might kill new processes with these pids
 exit "$status"

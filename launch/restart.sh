@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs a command again as long as it is worth it:
+# Reruns a command as long as it makes progress:
 #   launch/restart.sh [--dry-run] COMMAND … --workdir=DIR …
-# Again after exit 75 (interrupted) and after being killed, not after an error of the config or the data. It gives up
-# after 3 restarts that left no newer checkpoint.
+# Restarts after exit 75 (interrupted) and after a kill, not after an error in config or data. Gives up after 3 restarts
+# in a row that left no newer checkpoint.
 set -uo pipefail
 if [[ ${1:-} == --dry-run ]]; then shift; printf '+'; printf ' %q' "$@"; echo; exit 0; fi
 workdir=
@@ -17,15 +17,15 @@ while true; do
   if [[ $asked ]]; then exit 75; fi
   "$@" &
   child=$!
-  if [[ $asked ]]; then kill -TERM "$child" 2>/dev/null; fi # between the two lines above
+  if [[ $asked ]]; then kill -TERM "$child" 2>/dev/null; fi # the signal came between the two lines above
   wait "$child"; status=$?
-  while kill -0 "$child" 2>/dev/null; do wait "$child"; status=$?; done # a signal ends the wait, not the child
+  while kill -0 "$child" 2>/dev/null; do wait "$child"; status=$?; done # a signal ends `wait`, not the child
   if ((status != 75 && status < 128)) || [[ $asked ]]; then exit "$status"; fi
   if [[ $(newest) != "$before" ]]; then failures=0; else failures=$((failures + 1)); fi
   if ((failures > 3)); then
     echo "restart.sh: 3 restarts left no newer checkpoint in $workdir; giving up (exit $status)" >&2
     exit "$status"
   fi
-  echo "restart.sh: exit $status; again from checkpoint ${before:-none}" >&2
-  export T5X_LITE_AGAIN=1 # what has the workdir now is on its way out
+  echo "restart.sh: exit $status after a start from checkpoint ${before:-none}; restarting" >&2
+  export T5X_LITE_AGAIN=1 # tells the new run that the process which locks the workdir is about to end
 done
