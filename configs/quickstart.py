@@ -1,9 +1,9 @@
-"""T5 in a few minutes on a laptop: one model restores, classifies and summarises Python's documentation.
+"""Trains a T5 in a few minutes on a laptop: one model restores, classifies and summarises Python's documentation.
 
     t5x-lite train --config=configs/quickstart.py --workdir=runs/quickstart
 
-A small text-to-text model (T5 1.1 with tied embeddings) learns a mixture of span corruption and two supervised
-tasks with prefixes. Data: the documentation inside your Python, gathered at the first run. Results: README.md.
+A small text-to-text model (T5 1.1 with tied embeddings) trains on a mixture of span corruption and two supervised
+tasks with prefixes. The data is the documentation in your Python, gathered at the first run. Results: README.md.
 """
 
 from t5x_lite import config
@@ -17,7 +17,7 @@ def get_config():
     cfg.data.length = 128
     cfg.data.targets_length = 48
 
-    cfg.optimizer.name = "adafactor"  # steps relative to a parameter's size: T5's embeddings begin large
+    cfg.optimizer.name = "adafactor"  # its steps are relative to a parameter's scale: T5's initial embeddings are large
     cfg.optimizer.learning_rate = 0.02
     cfg.schedule.name = "cosine"
     cfg.schedule.warmup_steps = 150

@@ -1,11 +1,11 @@
-"""GPT on the quickstart's tasks: next tokens of the documentation, and the summariser of the textbook.
+"""Trains a GPT on the quickstart's tasks: next tokens of the documentation, classification and summarisation.
 
     t5x-lite train --config=configs/quickstart_decoder.py --workdir=runs/decoder
 
-The same tasks as in configs/quickstart.py through the same loop: text and its summary (or label) are one sequence,
-and only the summary counts in the loss. With T5's relative positions in place of GPT's learned ones: so small a model
-learns sooner from them to copy words out of the text (loss after 1,600 steps 3.77; with learned positions 4.04).
-Results: README.md.
+The tasks are those of configs/quickstart.py, in the same loop: a text and its summary (or label) are one sequence, and
+only the summary counts in the loss. T5's relative positions replace GPT's learned ones, because a model this small then
+learns earlier to copy words from the text (loss after 1,600 steps 3.77; with learned positions 4.04). Results:
+README.md.
 """
 
 from t5x_lite import config
@@ -16,7 +16,7 @@ def get_config():
     cfg.model.preset = "gpt2_tiny"
     cfg.model.num_decoder_layers = 4
     cfg.model.positions = "relative"
-    cfg.model.dropout_rate = cfg.model.attention_dropout_rate = 0.0  # it reads most texts once
+    cfg.model.dropout_rate = cfg.model.attention_dropout_rate = 0.0  # the model reads most texts only once
     cfg.data.mixture = "quickstart_decoder"
     cfg.data.batch_rows = 8
     cfg.data.length = 160

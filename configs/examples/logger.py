@@ -2,8 +2,9 @@
 
     t5x-lite train --config=configs/examples/logger.py --workdir=runs/own_logger
 
-A logger is made with (workdir, run_name, config) on process 0 and needs `scalars(step, values)`; `table(step, name,
-rows)` with predictions and `close()` are called if it has them. One that fails is switched off with a warning.
+The run calls your class with (workdir, run_name, config), on process 0. A logger needs the method `scalars(step,
+values)`; `table(step, name, rows)`, for predictions, and `close()` are optional. If a logger raises an exception, it is
+switched off with a warning.
 """
 
 from t5x_lite import config

@@ -1,10 +1,10 @@
-"""Your own loss: focal loss for classes that are unevenly frequent.
+"""Your own loss: focal loss, for classes of unequal frequency.
 
     t5x-lite train --config=configs/examples/loss.py --workdir=runs/own_loss
 
 The function gets the model's outputs and the batch and returns {name: LossSum(sum, weight)}: sums over the batch, never
-means. They are divided once, so the gradient is the same for any number of microbatches and devices. An evaluation
-measures plain cross entropy beside it.
+means. The sums are divided once, so the gradient is the same for any number of microbatches and devices. Evaluation
+measures plain cross entropy.
 """
 
 import jax

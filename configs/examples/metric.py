@@ -3,7 +3,7 @@
     t5x-lite train --config=configs/examples/metric.py --workdir=runs/own_metric
 
 A metric gets the targets and the predictions of all examples, as the task's `postprocess` returns them, and returns
-{name: value}. One that says `lower_is_better` is compared that way in reports, sweeps and checkpoint.keep_best.
+{name: value}. With the decorator `lower_is_better`, reports and checkpoint.keep_best take its lowest value as the best.
 """
 
 import statistics
@@ -16,7 +16,7 @@ from t5x_lite.tasks.metrics import lower_is_better
 
 @lower_is_better
 def mean_absolute_error(targets, predictions):
-    """Of numbers; a text that is no number is as wrong as 100."""
+    """Returns the mean of |target − prediction|; a prediction that is not a number counts as an error of 100."""
     errors = [abs(t - p) if p is not None else 100.0 for t, p in zip(targets, predictions, strict=True)]
     return {"mean_absolute_error": statistics.fmean(errors)}
 

@@ -2,9 +2,9 @@
 
     t5x-lite train --config=configs/examples/model.py --workdir=runs/own_model
 
-A module gets (config, constrain) and maps a batch (t5x_lite/batch.py) to {head: output}. Everything else (data, loss,
-checkpoints, evaluation) works as for the built-in models. Parameters made with nn.with_partitioning are sharded by
-their logical axes, others stay whole on every device.
+A module is made with (config, constrain) and maps a batch (t5x_lite/batch.py) to {head: output}. Everything else (data,
+loss, checkpoints, evaluation) works as for the built-in models. Parameters made with nn.with_partitioning are sharded
+by their logical axes; every device holds the others in full.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ class BagOfWords(nn.Module):
 
 def get_config():
     cfg = config.base()
-    cfg.model.preset = "bert_tiny"  # its sizes, and its kind of batch
+    cfg.model.preset = "bert_tiny"  # sets the sizes and the kind of batch
     cfg.model.module = BagOfWords
     cfg.data.mixture = "python_docs_classify"
     cfg.data.length = 128

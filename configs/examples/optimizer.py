@@ -2,8 +2,8 @@
 
     t5x-lite train --config=configs/examples/optimizer.py --workdir=runs/own_optimizer
 
-The function gets the schedule (number of updates made -> learning rate) and returns the optimizer, which applies it.
-optimizer.clip_norm clips before it. State of a parameter's shape is sharded as the parameter is.
+The function gets the schedule (number of updates made -> learning rate) and returns an optimizer that applies it.
+optimizer.clip_norm clips the gradient before that. State with the shape of a parameter is sharded like the parameter.
 """
 
 import optax

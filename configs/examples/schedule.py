@@ -2,8 +2,8 @@
 
     t5x-lite train --config=configs/examples/schedule.py --workdir=runs/own_schedule
 
-The function maps the number of updates made to a share of optimizer.learning_rate; it is compiled into the step, so it
-is written in jax.numpy.
+The function maps the number of updates made to a share of optimizer.learning_rate. It is compiled into the step, so
+write it in jax.numpy.
 """
 
 import jax.numpy as jnp

@@ -2,9 +2,9 @@
 
     t5x-lite train --config=configs/examples/source.py --workdir=runs/own_source
 
-Access is random, by index, so that order, sharding and resumption cost nothing. An example is a dict, here {"text"}: a
-corpus; a task's preprocessors can make {"text"} or {"inputs", "targets"} of other fields. A source may also have
-`fingerprint(split)`; without one, the examples themselves are compared when a run resumes.
+Access is random, by index, so shuffling, sharding and resuming cost nothing. An example is a dict; here {"text"}, for a
+corpus. A task's preprocessors can make {"text"} or {"inputs", "targets"} from other fields. A source may also have
+`fingerprint(split)`; without it, a resumed run compares the examples themselves.
 """
 
 import dataclasses

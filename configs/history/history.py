@@ -1,11 +1,12 @@
-"""CBOW, ELMo, GPT, BERT and T5 on one corpus, in the order of their years: pre-trained, then taught to classify.
+"""Pre-trains CBOW, ELMo, GPT, BERT and T5 (oldest first) on one corpus, then trains each to classify.
 
     configs/history/run.sh runs/history
 
-`:cbow`, `:elmo`, `:gpt`, `:bert`, `:t5` pre-train; `:bert.classify` and so on classify from there. All are 128 wide and
-two layers deep, and read 800 batches of 16 rows of 128 tokens of the quickstart's documentation: masked tokens for
-CBOW, ELMo and BERT (which judges the next sentence, too), the next token for GPT, hidden spans for T5. Then 200 batches
-of classification, where GPT and T5 write the class and the others have a head for it. No setting was tuned for any.
+`:cbow`, `:elmo`, `:gpt`, `:bert` and `:t5` pre-train; `:bert.classify` and so on continue with classification. All
+models are 128 wide and two layers deep. They pre-train on 800 batches of 16 rows of 128 tokens of the quickstart's
+documentation: CBOW, ELMo and BERT on masked tokens (BERT also on next sentences), GPT on next tokens, T5 on hidden
+spans. Then they train on 200 batches of classification: GPT and T5 write the class, the others have a head for it. No
+setting was tuned for any model.
 """
 
 from t5x_lite import config
@@ -16,7 +17,9 @@ PRESETS = {"cbow": "cbow_tiny", "elmo": "elmo_tiny", "gpt": "gpt2_tiny", "bert":
 def get_config(spec: str = "bert"):
     model, _, phase = spec.partition(".")
     if model not in PRESETS or phase not in ("", "classify"):
-        raise config.ConfigError(f"unknown {spec!r} of history.py; it is one of {', '.join(PRESETS)}, or that.classify")
+        raise config.ConfigError(
+            f"unknown {spec!r} of history.py; allowed: MODEL or MODEL.classify, MODEL being {', '.join(PRESETS)}"
+        )
     cfg = config.base()
     cfg.model.preset = PRESETS[model]
     cfg.data.length = 128

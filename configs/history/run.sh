@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Pre-trains CBOW, ELMo, GPT, BERT and T5 on one corpus, classifies from each, and compares: run.sh [DIR]
-# About 20 minutes on 2 cores. Run again after a kill: it goes on where it stopped.
+# Pre-trains CBOW, ELMo, GPT, BERT and T5 on one corpus, trains each to classify, and compares them: run.sh [DIR]
+# Takes about 20 minutes on 2 cores. After a kill, run it again to resume.
 set -euo pipefail
 out=${1:-runs/history}
 config=$(dirname "$0")/history.py
