@@ -112,7 +112,11 @@ def run(
                     evaluation(state.params, begin.step)  # the process died between this checkpoint and its evaluation
             guard.pause()  # compiling the step may take any time
             clock.steps_begin()
-            step, stop, again = begin.step, guard.stops(), None  # if evaluation was interrupted, nothing new to save
+            step, stop, again = (
+                begin.step,
+                guard.stops(),
+                None,
+            )  # on a stop during evaluation there is nothing new to save
 
             # -------------------------------------------------------------------------------------------------- loop
             while step < total_steps and not stop and not again:
@@ -196,7 +200,7 @@ def _changes(experiment: Experiment, workdir: Path) -> list[str]:
             f"{workdir} holds a run with a different config ({'; '.join(changes['refuse'][:5])}). "
             "Use the old values to resume it, or a different --workdir to start a new run"
         )
-    return [f"config changed from here on: {'; '.join(changes['warn'])}"] if changes["warn"] else []
+    return [f"continuing with a different config: {'; '.join(changes['warn'])}"] if changes["warn"] else []
 
 
 def _train_batches(experiment: Experiment, on_devices: Runtime) -> TrainBatches:
@@ -238,7 +242,7 @@ def _restore(
     """
     if begin.step:
         terminal.line(f"resuming {checkpoints.directory.parent} at step {begin.step}")
-        checkpoints.wait()  # this step may still be being saved
+        checkpoints.wait()  # the save of this step may be under way
         return checkpoints.restore(begin.step, training.state)
     state = training.new_state()
     if cfg.init.checkpoint:
