@@ -112,11 +112,7 @@ def run(
                     evaluation(state.params, begin.step)  # the process died between this checkpoint and its evaluation
             guard.pause()  # compiling the step may take any time
             clock.steps_begin()
-            step, stop, again = (
-                begin.step,
-                guard.stops(),
-                None,
-            )  # on a stop during evaluation there is nothing new to save
+            step, stop, again = begin.step, guard.stops(), None  # a stop during evaluation: nothing new to save
 
             # -------------------------------------------------------------------------------------------------- loop
             while step < total_steps and not stop and not again:

@@ -294,7 +294,7 @@ def _import_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="DIR", help=source)
     parser.add_argument("output", metavar="OUT", help="a new directory that runs can start from")
     parser.add_argument(
-        "--vocab-size", type=int, default=0, metavar="N", help="rows of the embedding table; default: as it is"
+        "--vocab-size", type=int, default=0, metavar="N", help="rows of the embedding table; default: unchanged"
     )
     parser.add_argument(
         "--allow", default="", metavar="A,B", help="tensors that may be skipped or missing (* matches any)"
