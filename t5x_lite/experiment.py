@@ -27,7 +27,7 @@ class Experiment:
     """A config whose names are resolved."""
 
     cfg: Config
-    mixture: tuple[Rated, ...]  # trained on
+    mixture: tuple[Rated, ...]  # the tasks that the run trains on, with their rates
     eval_tasks: tuple[Task, ...]
     vocabulary: Vocabulary
     model: ModelConfig

@@ -14,7 +14,7 @@ WARMUP_STEPS, DECAY_STEPS, TOTAL_STEPS = 20, 40, 200
 
 
 def warmup_stable_decay(updates):
-    """Up on a line, level, and down on a line to 0 (Hu et al. 2024, MiniCPM, §4)."""
+    """Returns the share of the peak: a linear rise, a plateau, a linear fall to 0 (Hu et al. 2024, MiniCPM, §4)."""
     return jnp.clip(jnp.minimum(updates / WARMUP_STEPS, (TOTAL_STEPS - updates) / DECAY_STEPS), 0, 1)
 
 

@@ -14,7 +14,7 @@ OTHER = "(no label)"
 
 
 def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
-    """Returns an empty figure, sizes in inches, and its axes, which take three quarters of it; labels go around."""
+    """Returns an empty figure and its axes, which take three quarters of the given inches; labels are around them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
