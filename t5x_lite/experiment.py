@@ -6,6 +6,7 @@ Mistakes in their combination are detected here, before any device is touched.
 import copy
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from t5x_lite import own_code
@@ -73,8 +74,12 @@ def resolve(cfg: Config) -> Experiment:
     best_task = cfg.checkpoint.keep_best.rpartition("/")[0]
     if cfg.checkpoint.keep_best:
         lookup("task of checkpoint.keep_best=TASK/METRIC", best_task, {task.name: task for task in eval_tasks})
-    choices = max(1, *(len(task.target.fields) for task in (*tasks, *eval_tasks)))
-    return Experiment(cfg, mixture, eval_tasks, vocabulary, model, _converter(cfg, model, choices))
+    return Experiment(cfg, mixture, eval_tasks, vocabulary, model, _converter(cfg, model, (*tasks, *eval_tasks)))
+
+
+def of_parts(cfg: Config, mixture: tuple[Rated, ...], vocabulary: Vocabulary, model: ModelConfig) -> Experiment:
+    """Returns the experiment of names that are resolved already. It evaluates nothing."""
+    return Experiment(cfg, mixture, (), vocabulary, model, _converter(cfg, model, [rated.task for rated in mixture]))
 
 
 def resolve_again(cfg: Config) -> Experiment:
@@ -227,8 +232,8 @@ def _check_trainable(task: Task, model: ModelConfig, trained: tuple[Task, ...]) 
         )
 
 
-def _converter(cfg: Config, model: ModelConfig, choices: int) -> convert.Converter:
-    data = cfg.data
+def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> convert.Converter:
+    data, choices = cfg.data, max(1, *(len(task.target.fields) for task in tasks))
     noise = {
         "noise_density": data.noise_density,
         "mean_noise_span_length": data.mean_noise_span_length,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import jax
 
-from t5x_lite import atomic, runtime
+from t5x_lite import atomic, runtime, saved_run
 from t5x_lite import config as configs
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.checkpoints.checkpoint import Checkpoints, load_params
@@ -250,6 +250,7 @@ def _restore(
 
 def _write_config(experiment: Experiment, workdir: Path) -> None:
     try:
+        saved_run.write(experiment, workdir)
         atomic.write(workdir / "config.json", configs.to_json(experiment.cfg, experiment.code()))
     except OSError as error:
         raise cannot_write(workdir, error) from error

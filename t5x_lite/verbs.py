@@ -114,13 +114,13 @@ def _infer_flags(parser: argparse.ArgumentParser) -> None:
 
 def _infer(arguments: argparse.Namespace, overrides: Overrides) -> None:
     cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
-    from t5x_lite import experiment
+    from t5x_lite import saved_run
     from t5x_lite.cluster import processes
     from t5x_lite.evaluation import infer
 
     with processes.joined(), of_the_disk(Path(arguments.output)):
         infer.run(
-            experiment.resolve_again(cfg),
+            saved_run.resolve(cfg, Path(arguments.workdir)),
             Path(arguments.workdir),
             Path(arguments.input),
             Path(arguments.output),

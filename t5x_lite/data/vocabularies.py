@@ -37,6 +37,7 @@ __all__ = (
     "load",
     "train_sentencepiece",
 )
+BESIDE_A_TOKENIZER = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 T5_MODELS = ("t5", "mt5", "umt5")  # their sentinels follow the pieces of a SentencePiece model, or are pieces of it
 
 

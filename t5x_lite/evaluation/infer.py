@@ -1,7 +1,9 @@
 """Bulk prediction: writes one line for every line of a JSONL, CSV or text file, in the same order; can be resumed.
 
-Output lines repeat the input's fields and add "prediction" and "score" (or "logprob" and "tokens" with --mode=score),
-"truncated" (whether the text did not fit in the run's rows), and "step" (the checkpoint's). All processes compute, but
+Output lines repeat the input's fields and add "prediction" and "score", its log-probability (or "logprob" and "tokens"
+with --mode=score), "truncated" (whether the text did not fit in the run's rows), and "step" (the checkpoint's); an
+encoder that classifies adds "probabilities" of all classes. A file with the columns of the run's training file is read
+through the run's own templates. All processes compute, but
 only process 0 writes chunks. After a kill, the same command resumes after the last complete chunk, so the output has
 exactly the lines of an uninterrupted run. `OUTPUT.settings.json` names the checkpoint and settings; with different ones
 the command refuses to resume. It never changes an output file that it did not write: that is an error.
@@ -15,7 +17,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,7 +27,7 @@ from t5x_lite import atomic, console, runtime
 from t5x_lite.checkpoints import manifest
 from t5x_lite.checkpoints.checkpoint import DIRECTORY, load_model
 from t5x_lite.cluster import processes, sharding
-from t5x_lite.data import convert, local_files, registry
+from t5x_lite.data import convert, local_files, preprocess, registry
 from t5x_lite.data.eval_batches import prompt_batch
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Csv
@@ -55,7 +57,11 @@ def run(
         raise ConfigError("--mode=score needs a model that assigns probabilities to text; encoder-only models do not")
     needed = ("inputs", "targets") if mode == "score" else _needed(experiment, task)
     results = (*(("prediction", "score") if mode == "predict" else ("logprob", "tokens")), "truncated")
-    examples = read_input(source, needed, added=("step", *results))
+    if mode == "predict" and experiment.model.architecture == "encoder_only" and task.labels:
+        results = (*results, "probabilities")
+    templates = {name: text for name, text in getattr(task.source, "templates", ()) if name in needed}
+    examples = read_input(source, needed, ("step", *results), templates)
+    model_examples = Filled(examples, templates) if set(needed) <= set(templates) else examples
     if which == "all":
         raise ConfigError("--checkpoint=all: infer uses one checkpoint; use latest, best or a step")
     (step,) = chosen_steps(workdir, which, cfg.checkpoint.keep_best)
@@ -74,7 +80,7 @@ def run(
         truncated = 0
         for begin in range(done, len(examples), cfg.eval.batch_rows):
             end = min(begin + cfg.eval.batch_rows, len(examples))
-            local_results = _results(predictor, params, task, mode, examples, range(begin, end))
+            local_results = _results(predictor, params, task, mode, model_examples, range(begin, end))
             result_of = dict(processes.gather(local_results))  # hosts may read the same rows: the dict keeps each once
             if out is not None:
                 lines = (dumps(examples[i] | result_of[i] | {"step": step}) + "\n" for i in range(begin, end))
@@ -109,10 +115,13 @@ def _results(
     )  # fmt: skip
     answer = predictor.answers(task)[0]
     predictions = predictor.predict(params, batch, task, answer, rows, local_examples)[: len(local_examples)]
-    return [
-        (i, {"prediction": p.text, "score": _rounded(p.score), "truncated": cut})
-        for i, p, cut in zip(rows, predictions, truncated, strict=True)
-    ]
+    added = []
+    for prediction, is_truncated in zip(predictions, truncated, strict=True):
+        fields = {"prediction": prediction.text, "score": _rounded(prediction.score), "truncated": is_truncated}
+        if prediction.probabilities is not None:
+            fields["probabilities"] = {name: _rounded(share) for name, share in prediction.probabilities.items()}
+        added.append(fields)
+    return list(zip(rows, added, strict=True))
 
 
 def _rounded(number: float) -> float | None:
@@ -153,8 +162,33 @@ def _task(experiment: Experiment, name: str) -> Task:
     return next(iter(supervised.values()))
 
 
-def read_input(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Sequence[dict]:
+class Filled(Sequence[dict]):
+    """The examples that templates make of rows, one at a time. A row that has the templates' fields stays as it is."""
+
+    def __init__(self, rows: Sequence[dict], templates: Mapping[str, str]):
+        self._rows, self._templates = rows, templates
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> dict:  # type: ignore[override]  (nobody slices)
+        row = self._rows[place]
+        if set(self._templates) <= set(row):
+            return row
+        return {name: preprocess.fill(text, row) for name, text in self._templates.items()}
+
+
+def _takes(templates: Mapping[str, str], row: Mapping, needed: tuple[str, ...]) -> bool:
+    """Returns whether rows like this one are read through templates: they lack a field that the model reads."""
+    return set(needed) <= set(templates) and not set(needed) <= set(row)
+
+
+def read_input(
+    path: Path, needed: tuple[str, ...], added: tuple[str, ...], templates: Mapping[str, str] | None = None
+) -> Sequence[dict]:
     """Returns the objects of a JSONL file, the rows of a CSV or TSV table, or {"inputs": line} for each line of text.
+
+    templates: {needed field: template}, for rows that lack the needed fields but have those of the templates.
 
     Tables stay on disk; JSONL and text are kept in memory. Raises ConfigError for a wrong file format, and
     DataError, with line and field, for the first row that lacks a `needed` field or already has an `added` field.
@@ -169,10 +203,15 @@ def read_input(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> S
             )
         rows: Sequence[dict] = [{"inputs": line.text} for line in _lines(path)]
     elif kind == "json":
-        rows = list(_objects(path, needed, added))
+        rows = list(_objects(path, needed, added, templates or {}))
     else:
         rows = Csv({"all": str(path)}, delimiter="\t" if kind == "tsv" else ",").split("all")  # type: ignore[assignment]
-        for field in needed:
+        columns = needed
+        if _takes(templates or {}, rows[0], needed):
+            columns = tuple(
+                preprocess.root(f) for text in (templates or {}).values() for _, f in preprocess.pieces(text) if f
+            )
+        for field in columns:
             if field not in rows[0]:
                 raise DataError(f"{path} has the columns {', '.join(rows[0])}; a column {field!r} is needed")
         _require_free(added, rows[0], str(path))
@@ -195,7 +234,9 @@ def _lines(path: Path) -> Iterator[Line]:
         yield line
 
 
-def _objects(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Iterator[dict]:
+def _objects(
+    path: Path, needed: tuple[str, ...], added: tuple[str, ...], templates: Mapping[str, str]
+) -> Iterator[dict]:
     """Yields the objects of a JSONL file; skips blank lines. Raises DataError as `read_input` does."""
     for line in _lines(path):
         if not line.text.strip():
@@ -205,11 +246,20 @@ def _objects(path: Path, needed: tuple[str, ...], added: tuple[str, ...]) -> Ite
             row = json.loads(line.text)
         except (ValueError, RecursionError) as error:
             raise DataError(f'{where}: not a JSON object ({error}); write {{"inputs": "…"}}') from None
+        example = row
+        if isinstance(row, dict) and _takes(templates, row, needed):
+            try:
+                example = Filled([row], templates)[0]
+            except ValueError as error:
+                raise DataError(
+                    f"{where}: no text field {needed[0]!r}, and the run's template {templates[needed[0]]!r} cannot "
+                    f"make it: {error}"
+                ) from None
         for field in needed:
             fits = (str, list) if field == "tokens" else str  # "tokens" may be a list of words
-            if not isinstance(row, dict) or not isinstance(row.get(field), fits):
+            if not isinstance(example, dict) or not isinstance(example.get(field), fits):
                 raise DataError(f'{where}: no text field {field!r}; write {{"{field}": "…"}}')
-            if HALF.search(str(row[field])):
+            if HALF.search(str(example[field])):
                 raise DataError(f"{where}: {field!r} holds half of a surrogate pair, not a character; remove it")
         _require_free(added, row, where)
         yield row

@@ -25,11 +25,14 @@ class Prediction:
     score: natural log-probability. Exceptions: for regression the number itself, for beam search its length-penalised
         score, for a span the sum of two logits.
     tokens: number of generated tokens without the end-of-sequence token.
+    probabilities: of each class, if the head has classes for the whole example; else None. They sum to 1, unless an
+        example may have several classes.
     """
 
     text: str
     score: float
     tokens: int = 0
+    probabilities: Mapping[str, float] | None = None
 
 
 def read(
@@ -46,7 +49,12 @@ def read(
 
 def _classes(logits_BEC: np.ndarray, batch, examples, task: Task) -> list[Prediction]:
     if task.target.several:
-        return [Prediction(*labels(logits_C, task.labels)) for logits_C in logits_BEC[:, 0]]
+        predictions = []
+        for logits_C in logits_BEC[:, 0]:
+            shares_C = np.exp(-np.logaddexp(0, -logits_C.astype(np.float64)))
+            shares = dict(zip(task.labels, map(float, shares_C), strict=True))
+            predictions.append(Prediction(*labels(logits_C, task.labels), probabilities=shares))
+        return predictions
     return _most_probable(logits_BEC[:, 0], task.labels)
 
 
@@ -77,7 +85,14 @@ BY_TARGET: dict[type[Target], Callable[..., list[Prediction]]] = {
 
 
 def _most_probable(logits_BC: np.ndarray, names: tuple[str, ...]) -> list[Prediction]:
-    return [Prediction(names[row_C.argmax()], float(row_C.max())) for row_C in logprobs(logits_BC)]
+    return [
+        Prediction(
+            names[row_C.argmax()],
+            float(row_C.max()),
+            probabilities=dict(zip(names, map(float, np.exp(row_C)), strict=True)),
+        )
+        for row_C in logprobs(logits_BC)
+    ]
 
 
 def logprobs(logits: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite import config as configs
-from t5x_lite import experiment, models
+from t5x_lite import models, saved_run
 from t5x_lite.batch import Batch
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.data import convert, vocabularies
@@ -278,14 +278,15 @@ def _downloaded(path: Path) -> Model:
 
 def _trained(path: Path, which: str) -> Model:
     cfg = configs.from_json(path / "config.json")
-    resolved = experiment.resolve_again(cfg)
+    resolved = saved_run.resolve(cfg, path)
     best = best_step(read_metrics(path), cfg.checkpoint.keep_best, checkpoint.saved_steps(path))
     step = checkpoint.choose(path, which, best)[-1]
     classes = list(dict.fromkeys(task.classes for task in resolved.tasks if task.classes))
     writes_several = len(classes) > 1 and resolved.model.architecture != "encoder_only"
     labels = classes[0] if classes and not writes_several else ()
     features = next((task.features for task in resolved.tasks if not task.is_corpus), None)
-    origin = Path(cfg.model.preset) if (Path(cfg.model.preset) / presets.STORED).is_file() else None
+    origins = (saved_run.directory_of(path), Path(cfg.model.preset))
+    origin = next((o for o in origins if o and (o / "huggingface.json").is_file()), None)
     params = _restored(path, step, resolved.model)
     return Model(resolved.model, params, resolved.vocabulary, labels, origin, features)
 
