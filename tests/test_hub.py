@@ -121,7 +121,7 @@ def test_old_names_and_copies_are_known(tmp_path):
     assert of["embeddings.position_ids"] == "skipped" and of["cls.predictions.decoder.weight"] == "tied"
     old["cls.predictions.decoder.weight"] = old["cls.predictions.decoder.weight"] + 1
     save_file(old, directory / "model.safetensors")
-    with pytest.raises(CheckpointError, match="not the copy"):
+    with pytest.raises(CheckpointError, match="differs from"):
         load(directory)
 
 
@@ -166,7 +166,7 @@ def test_an_import_is_what_a_run_starts_from(tmp_path, capsys):
     again = json.loads((tmp_path / "back" / "config.json").read_text())
     assert again == settings
     assert cli.run(["import", str(directory), str(out)]) == 2
-    assert "there already" in capsys.readouterr().err
+    assert "already exists; choose a new directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5", "bart", "llama", "bert", "roberta", "albert"])
@@ -293,25 +293,28 @@ HOSTILE = {
     "a home as a name": (renamed(NORM, "~root"), "a tensor named"),
     "a NUL in a name": (renamed(NORM, "a\0b"), "a tensor named"),
     "a long name": (renamed(NORM, "a" * 300), "a tensor named"),
-    "an index to elsewhere": (index_of(a="../model.safetensors"), "no safetensors file beside it"),
+    "an index to elsewhere": (index_of(a="../model.safetensors"), "is not a safetensors file beside it"),
     "an index to nothing": (index_of(a="other.safetensors"), "cannot read .*missing"),
-    "an index that lies": (index_of(a="model.safetensors"), "it is not"),
+    "an index that lies": (index_of(a="model.safetensors"), "does not hold"),
     "an index of nothing": (index_of(), "no weight_map"),
     "another shape": (reshaped, r"has the shape \[16, 8\]; config.json makes it \[16, 16\]"),
-    "a missing tensor": (renamed(NORM, "bert.pooler.position_ids"), f"lacks 1 tensors, the first is {NORM}"),
-    "a tensor too many": (edited(num_hidden_layers=1), "no place for.*encoder.layer.1"),
-    "layers without end": (edited(num_hidden_layers=10**9), "speaks of 1000000000 layers"),
-    "a size that is text": (edited(hidden_size="large"), "is no int"),
+    "a missing tensor": (renamed(NORM, "bert.pooler.position_ids"), f"lacks 1 tensors, first {NORM}"),
+    "a tensor too many": (edited(num_hidden_layers=1), "tensors that bert does not have, first .*encoder.layer.1"),
+    "layers without end": (edited(num_hidden_layers=10**9), "has 1000000000 layers"),
+    "a size that is text": (edited(hidden_size="large"), "must be of type int"),
     "a size without end": (edited(hidden_size=10**12, num_attention_heads=2), "has the shape"),
     "no heads": (edited(num_attention_heads=0), "must be at least 1"),
     "an activation we lack": (edited(hidden_act="mish"), "not supported; allowed: gelu"),
     "a position we lack": (edited(position_embedding_type="relative_key"), "allowed: absolute"),
     "a family we lack": (edited(model_type="berd"), "did you mean 'bert'"),
-    "no family": (edited(model_type=7), "names no model_type"),
+    "no family": (edited(model_type=7), "has no model_type"),
     "no JSON": (raw("config.json", b"{"), "cannot read .*config.json"),
     "JSON without end": (raw("config.json", b"[" * 100_000), "cannot read .*config.json"),
-    "a list": (raw("config.json", b"[]"), "no object"),
-    "a tokenizer of another size": (large_tokenizer, "has 65 ids, the model 48 rows; --vocab-size=128"),
+    "a list": (raw("config.json", b"[]"), "holds a list, not an object"),
+    "a tokenizer of another size": (
+        large_tokenizer,
+        "65 ids, the model 48 embedding rows; add rows with --vocab-size=128",
+    ),
     "a broken tokenizer": (raw("tokenizer.json", b"{"), "is not a usable tokenizer"),
 }
 
@@ -352,7 +355,7 @@ def test_what_is_allowed_by_name_passes(good, tmp_path):
 
 def test_a_model_that_no_family_has_is_not_exported(tmp_path):
     config = dataclasses.replace(presets.PRESETS["transformer_base"], **SIZES)
-    with pytest.raises(ConfigError, match=r"no family of Hugging Face is like this model.*positions"):
+    with pytest.raises(ConfigError, match=r"no Hugging Face family can express this model.*positions"):
         interchange.export_directory(config, {}, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -411,7 +414,7 @@ def test_a_t5x_directory_is_imported(tmp_path):
     got = t5x.load(tmp_path / "t5x")[1]
     assert_same(got, params)
     next((tmp_path / "t5x").glob("target.decoder*/.zarray")).write_text("{}")
-    with pytest.raises(CheckpointError, match="no T5X checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a T5X checkpoint"):
         interchange.import_directory(tmp_path / "t5x", tmp_path / "out2")
 
 

@@ -120,7 +120,7 @@ def test_one_output_is_a_class_or_a_number_as_config_json_has_it(problem, tmp_pa
     assert {one["label"] for one in found} == {"LABEL_0" if problem else "toxic"}
     export_model(ours.model, tmp_path / "again")
     assert t5x_lite.pipeline("text-classification", model=tmp_path / "again")(TEXTS) == found
-    with pytest.raises(DataError, match=r"'sentence': 'x'.* is no text; give one"):
+    with pytest.raises(DataError, match=r"'sentence': 'x'.* is not text; pass a string"):
         ours({"sentence": "x"})
 
 
@@ -130,7 +130,7 @@ def test_masks_and_features_are_those_of_transformers(tmp_path):
     masked = ["the [MASK] sat .", "[MASK] dogs ran", "the [MASK] is [MASK] the mat"]
     for inputs, options in ((masked, {}), (masked[0], {"top_k": 2}), (masked[1], {"targets": ["cat", "mats"]})):
         assert_same(ours(inputs, **options), theirs(inputs, **options))
-    with pytest.raises(DataError, match=r"no \[MASK\]"):
+    with pytest.raises(DataError, match=r"has no \[MASK\]"):
         ours("the cat")
     features = t5x_lite.pipeline("feature-extraction", model=ours.model)
     expected = transformers.pipeline("feature-extraction", model=path)(TEXTS)
@@ -194,7 +194,7 @@ def test_answers_are_the_most_probable_parts_of_the_context(tmp_path):
     assert ours(question=asked, context=context, max_seq_len=32)["answer"]
     with pytest.raises(ConfigError, match="cannot share -1"):
         ours(question=question, context=context, max_seq_len=32, doc_stride=-1)
-    with pytest.raises(ConfigError, match="2 questions of 3 contexts"):
+    with pytest.raises(ConfigError, match="2 questions and 3 contexts"):
         ours(question=TEXTS[:2], context=TEXTS[:3])
 
 
@@ -234,7 +234,7 @@ def test_language_models_go_on_as_in_transformers(tmp_path):
     assert_same(ours(TEXTS, do_sample=False), theirs(TEXTS, do_sample=False, max_length=65))  # all positions
     searching = t5x_lite.pipeline("text-generation", model=path, do_sample=False)
     assert_same(searching(TEXTS, num_beams=2, max_new_tokens=6), theirs(TEXTS, **greedy, num_beams=2))
-    with pytest.raises(ConfigError, match="max_new_tokens=60 behind 27 tokens needs more than"):
+    with pytest.raises(ConfigError, match="max_new_tokens=60 after 27 tokens needs more than"):
         ours(TEXTS, do_sample=False, max_new_tokens=60)
     # A model that a task taught reads an end before it goes on: it has all the other positions too.
     trained = dataclasses.replace(ours.model, features={"inputs": Feature(), "targets": Feature()})
@@ -246,7 +246,7 @@ def test_language_models_go_on_as_in_transformers(tmp_path):
     assert len({text[0]["generated_text"] for text in same}) > 1
     assert same == ours([TEXTS[0]] * 4, max_new_tokens=6, batch_size=1)  # whoever is read with it
     assert ours([TEXTS[0], "", TEXTS[1]], **greedy)[::2] == ours(TEXTS[:2], **greedy)
-    with pytest.raises(ConfigError, match="num_beams=4 searches and do_sample draws"):
+    with pytest.raises(ConfigError, match="num_beams=4 with do_sample=True"):
         ours(TEXTS, num_beams=4)
     assert np.isfinite(ours.model.score([("ab", "x" * 60)])).all()
     with pytest.raises(DataError, match="do not fit in rows of 64 tokens"):
@@ -346,17 +346,17 @@ def test_models_write_as_their_directory_says(tmp_path):
         summarize = t5x_lite.pipeline("summarization", model=model)
         assert [one["summary_text"] for one in summarize(TEXTS)] == expected(**of_task)
     assert len(write(TEXTS, do_sample=True, num_return_sequences=2)[0]) == 2  # not by the two beams
-    with pytest.warns(UserWarning, match="at least 20 tokens and at most 11"):
+    with pytest.warns(UserWarning, match="minimum is 20 new tokens, the maximum 11"):
         write(TEXTS, min_new_tokens=20)
     with pytest.raises(ConfigError, match="max_length=1 leaves no room"):
         write(TEXTS, max_length=1)
     said = json.loads((Path(path) / "generation_config.json").read_text())
     also = {"seed": 3, "min_p": 0.1, "eos_token_id": [1, 41], "forced_bos_token_id": [7], "num_beams": "four"}
     (Path(path) / "generation_config.json").write_text(json.dumps(said | also))
-    with pytest.warns(UserWarning, match="without min_p=0.1;"):
+    with pytest.warns(UserWarning, match=r"unsupported generation options: min_p=0\.1$"):
         write = t5x_lite.pipeline("text2text-generation", model=path)
     assert "seed" not in write.options  # a training's, perhaps
-    with pytest.raises(ConfigError, match=r"num_beams='four', given or in .* it must be int"):
+    with pytest.raises(ConfigError, match=r"num_beams='four', passed or from .* must be int"):
         write(TEXTS)
     early, late = ({"num_beams": 1, "min_length": 0, "eos_token_id": ids} for ids in ([1, 41], [1]))
     for options in ({"num_beams": 1, "min_length": 0}, early):
@@ -366,9 +366,9 @@ def test_models_write_as_their_directory_says(tmp_path):
     of_another_vocabulary = t5x_lite.pipeline("text2text-generation", model=path)
     assert [one["generated_text"] for one in of_another_vocabulary(TEXTS)] == expected()
     for wrong, message in (
-        ({"max_new_tokens": 2.5}, "it must be int | None"), ({"min_length": None}, "must be int"),
-        ({"forced_eos_token_id": 48}, "tokens 0 to 47"), ({"eos_token_id": [1, 48]}, "tokens 0 to 47"),
-        ({"eos_token_id": ["5"]}, "it must be ids"),
+        ({"max_new_tokens": 2.5}, "must be int | None"), ({"min_length": None}, "must be int"),
+        ({"forced_eos_token_id": 48}, "ids from 0 to 47"), ({"eos_token_id": [1, 48]}, "ids from 0 to 47"),
+        ({"eos_token_id": ["5"]}, "must be token ids"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             write(TEXTS, **early | wrong)
@@ -386,21 +386,24 @@ def test_what_no_pipeline_can_read_is_one_clear_error(tmp_path):
     )
     long = "cat " * encoder.config.max_positions
     for call, message in (
-        (lambda: features([5]), "'5' is no text"), (lambda: features([None]), "'None' is no text"),
-        (lambda: features([["a", "b"]]), "is no text"), (lambda: features({"text": "a"}), "is no text"),
-        (lambda: features(5), "5 is no text"), (lambda: write([3.5]), "'3.5' is no text"),
-        (lambda: features(["a"], batch_size=-1), "batch_size=-1; it must be"),
-        (lambda: features(["a"], batch_size="8"), "batch_size='8'; it must be"),
-        (lambda: fill(mask, top_k=0), "top_k=0; it must be"), (lambda: fill(long + mask), "does not read each"),
-        (lambda: fill(mask + long + mask), "does not read each"),
+        (lambda: features([5]), "'5' is of type int, not text"),
+        (lambda: features([None]), "'None' is of type NoneType, not text"),
+        (lambda: features([["a", "b"]]), "is of type list, not text"),
+        (lambda: features({"text": "a"}), "is of type dict, not text"),
+        (lambda: features(5), "5 is not text"), (lambda: write([3.5]), "'3.5' is of type float, not text"),
+        (lambda: features(["a"], batch_size=-1), "batch_size=-1: must be"),
+        (lambda: features(["a"], batch_size="8"), "batch_size='8': must be"),
+        (lambda: fill(mask, top_k=0), "top_k=0: must be"), (lambda: fill(long + mask), "does not read every"),
+        (lambda: fill(mask + long + mask), "does not read every"),
         (lambda: t5x_lite.pipeline("fill-mask", model=encoder, top_l=1), "did you mean 'top_k'"),
         (lambda: zero_shot("a", candidate_labels=["x"], hypothesis_template="{name}"), "has no {} for the label"),
-        (lambda: zero_shot([7], candidate_labels=["x"]), "'7' is no text"),
-        (lambda: classify("a"), "on several. zero-shot-classification"),
+        (lambda: zero_shot([7], candidate_labels=["x"]), "'7' is of type int, not text"),
+        (lambda: classify("a"), "on several such tasks. Use zero-shot-classification"),
         (lambda: classify({"text": "a", "textpair": "b"}), "did you mean 'text_pair'"),
         (lambda: write("a", do_sample=True, temperature=0.0), "temperature=0.0 with do_sample"),
-        (lambda: writer.score(["ab"]), "'ab' is no pair"), (lambda: writer.score([("a", 1)]), "'1' is no text"),
-        (lambda: encoder.tokenize(["a"], ["b", "c"]), "1 texts and 2 second ones"),
+        (lambda: writer.score(["ab"]), "'ab' is not a pair"),
+        (lambda: writer.score([("a", 1)]), "'1' is of type int, not text"),
+        (lambda: encoder.tokenize(["a"], ["b", "c"]), "1 texts and 2 pairs: the numbers must be equal"),
     ):  # fmt: skip
         with pytest.raises((ConfigError, DataError), match=re.escape(message)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a text that is cut

@@ -54,7 +54,7 @@ def test_a_run_starts_from_imported_weights_and_goes_back_out(imported, rank, tm
     probabilities = tuned.classify(texts)
     assert [set(p) for p in probabilities] == [{"cat", "dog"}] * 2
     assert before.embed(texts).shape == (2, 16) and before.embed([]).shape == (0, 16) and tuned.classify([]) == []
-    with pytest.raises(ConfigError, match=r"give a list of texts, \['the dog'\]"):
+    with pytest.raises(ConfigError, match=r"pass a list of texts, \['the dog'\]"):
         tuned.embed("the dog")
 
     assert cli.run(["export", str(workdir), str(tmp_path / "out")]) == 0

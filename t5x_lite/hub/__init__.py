@@ -1,1 +1,1 @@
-"""Interchange with Hugging Face: directories of config.json, safetensors and tokenizer files, in and out."""
+"""Reads and writes Hugging Face directories: config.json, safetensors and tokenizer files."""

@@ -1,4 +1,4 @@
-"""Checks of what a caller gives."""
+"""Checks a caller's arguments."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from t5x_lite.errors import ConfigError, DataError
 
 
 def require_text(given: Any) -> str:
-    """`given`, if it is a text; else raises DataError."""
+    """Returns `given`. Raises DataError unless it is a string."""
     if not isinstance(given, str):
-        raise DataError(f"{str(given)[:80]!r} is no text; give one")
+        raise DataError(f"{str(given)[:80]!r} is of type {type(given).__name__}, not text; pass a string")
     return given
 
 
 def require_positive(name: str, value: Any) -> None:
-    """Raises ConfigError unless the option `name` is a whole number of at least 1."""
+    """Raises ConfigError unless `value`, the value of the option `name`, is a whole number of 1 or more."""
     if not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}={value!r}; it must be a whole number, at least 1")
+        raise ConfigError(f"{name}={value!r}: must be a whole number, 1 or more")

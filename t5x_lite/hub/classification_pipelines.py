@@ -1,4 +1,4 @@
-"""Pipelines whose answer is a class of the whole text: text-classification and zero-shot-classification."""
+"""Pipelines that classify whole texts: text-classification and zero-shot-classification."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +15,14 @@ FUNCTIONS = {"softmax": softmax, "sigmoid": lambda logits: 1 / (1 + np.exp(-logi
 
 
 def text_classification(model: Model, inputs: list, *, top_k: Any = "best", function_to_apply: str = "") -> list:
-    """{"label", "score"} of a text or of {"text", "text_pair"}: the most probable class. With `top_k` a list of the
-    `top_k` most probable classes; None: all.
+    """Returns the most probable class of each input, {"label", "score"}. An input is a text or {"text", "text_pair"}.
 
-    function_to_apply: to an encoder's logits: softmax, sigmoid (the default where a text may have several labels, or
-    there is one class) or none. The score of a regression is its number. Of a model that generates text, the score is
-    the probability of writing the label, among all labels.
+    top_k: returns a list of the `top_k` most probable classes instead; None: of all classes.
+    function_to_apply: turns an encoder's logits into scores: softmax, sigmoid or none. The default is softmax, or
+    sigmoid if a text may have several labels or there is only one class. The score of a regression is its output.
+    The score of a model that generates text is the probability of writing the label, among all labels.
 
-    Raises DataError for an input that is no text, ConfigError where the model cannot classify.
+    Raises DataError if an input is not text, ConfigError if the model cannot classify.
     """
     if top_k not in ("best", None):
         require_positive("top_k", top_k)
@@ -48,14 +48,14 @@ def zero_shot_classification(
     hypothesis_template: str = "",
     multi_label: bool = False,
 ) -> list[dict]:
-    """{"sequence", "labels", "scores"}, the most probable label first.
+    """Returns {"sequence", "labels", "scores"} of each input, the most probable label first.
 
-    An encoder must be trained on natural language inference: the name of one of its classes begins with "entail". It
-    reads the text with each label in `hypothesis_template`, by default "This example is {}.". Of a model that generates
-    text, the score is the probability of writing the label; its default template is "{}". The scores sum to 1 over the
-    labels; with `multi_label` each is a probability of its own.
+    An encoder must be trained on natural language inference: the name of one of its classes must begin with "entail".
+    It reads the text with each label filled into `hypothesis_template`, by default "This example is {}.". For a model
+    that generates text, the score is the probability of writing the label, and the default template is "{}". The
+    scores sum to 1 over the labels; with `multi_label` each label has a probability of its own.
 
-    Raises ConfigError for labels, a template or a model that cannot work.
+    Raises ConfigError if there are no labels, the template has no {}, or the model cannot do this task.
     """
     labels = candidate_labels.split(",") if isinstance(candidate_labels, str) else list(candidate_labels)
     labels = [label.strip() for label in labels if label.strip()]
@@ -68,7 +68,7 @@ def zero_shot_classification(
     except (LookupError, ValueError):  # "{name}", "{1}", "{"
         fits = False
     if not fits:
-        raise ConfigError(f"hypothesis_template={template!r} has no {{}} for the label to stand in")
+        raise ConfigError(f"hypothesis_template={template!r} has no {{}} for the label; add one")
     pairs = [(text, template.format(label)) for text in inputs for label in labels]
     if infers:
         logits_TL, contradiction_TL = _entailment_logits(model, pairs, len(labels))
@@ -89,14 +89,15 @@ def zero_shot_classification(
 def _entailment_logits(
     model: Model, pairs: Sequence[tuple[str, str]], num_labels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The logits that a text entails and contradicts its hypothesis for a label, float64 [texts, labels] each.
+    """Returns the logits of entailment and of contradiction for each text and label, float64 [texts, labels] each.
 
-    The class of contradiction is the first, or the last where the first is entailment, as in transformers.
+    The contradiction class is the first, or the last if the first is entailment, as in transformers. Raises
+    ConfigError for an encoder without an entailment class.
     """
     entails = next((i for i, name in enumerate(model.labels) if name.lower().startswith("entail")), None)
     if entails is None or "classification" not in model.config.heads:
         raise ConfigError(
-            f"zero-shot-classification with an encoder needs a class `entailment`; this one has {model.labels}"
+            f"zero-shot-classification with an encoder needs a class `entailment`; this model's classes: {model.labels}"
         )
     logits_NC, _ = _class_logits(model, [{"text": text, "text_pair": hypothesis} for text, hypothesis in pairs])
     logits_TLC = np.array(logits_NC).reshape(len(pairs) // num_labels, num_labels, -1)
@@ -104,10 +105,10 @@ def _entailment_logits(
 
 
 def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """The logits of each text or pair of texts, float64 [C], and the names of the classes; () for a regression."""
+    """Returns the logits of each text or pair of texts, float64 [C], and the class names; () for a regression."""
     for given in inputs:
         if not isinstance(given, str) and not (isinstance(given, Mapping) and isinstance(given.get("text"), str)):
-            raise DataError(f'{str(given)[:80]!r} is no text; give one, or {{"text": …, "text_pair": …}}')
+            raise DataError(f'{str(given)[:80]!r} is not text; pass a string, or {{"text": …, "text_pair": …}}')
         if isinstance(given, Mapping):
             for key in given:
                 lookup("field of a text", key, {"text": None, "text_pair": None})
@@ -115,21 +116,23 @@ def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[s
     pairs = [None if isinstance(given, str) else given.get("text_pair") for given in inputs]
     if model.config.architecture != "encoder_only":
         if any(pair is not None for pair in pairs):
-            raise ConfigError("a model that writes reads one text: put text_pair into text, as its task has them")
+            raise ConfigError(
+                "a model that generates text reads one text: put text_pair into text, in the form that its task uses"
+            )
         if not model.labels:
             raise ConfigError(
-                "text-classification needs labels: this model was trained on no task that has them, or on several. "
-                "zero-shot-classification takes candidate_labels"
+                "text-classification needs labels; this model was trained on no task with labels, or on several such "
+                "tasks. Use zero-shot-classification with candidate_labels"
             )
         scores = model.score([(text, label) for text in texts for label in model.labels])
         return list(np.array(scores).reshape(len(texts), -1)), model.labels
     heads = ("classification", "multi_label", "regression")
     head = next((name for name in heads if name in model.config.heads), None)
     if head is None:
-        raise ConfigError(f"this encoder has the heads {model.config.heads}; classifying needs `classification`")
+        raise ConfigError(f"classifying needs the head `classification`; this encoder's heads: {model.config.heads}")
     paired = [pair is not None for pair in pairs]
     rows: list = [None] * len(inputs)
-    for kind in sorted(set(paired)):  # the rows of a batch have one text each, or two
+    for kind in sorted(set(paired)):  # a batch's rows all have one text, or all two
         numbers = [i for i, is_pair in enumerate(paired) if is_pair == kind]
         examples = [{"inputs": texts[i]} | ({"pair": str(pairs[i])} if kind else {}) for i in numbers]
         for i, outputs in zip(numbers, encoder_outputs(model, examples), strict=True):

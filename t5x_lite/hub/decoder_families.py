@@ -1,4 +1,4 @@
-"""The families of decoder_only models: GPT-2, GPT-Neo, GPT-J, Llama."""
+"""Defines the families of decoder_only models: GPT-2, GPT-Neo, GPT-J, Llama."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -51,7 +51,7 @@ GPT2 = Family(
         "decoder/layers_{i}/mlp/wi": f"{_GPT_LAYER}.mlp.c_fc",
         "decoder/layers_{i}/mlp/wo": f"{_GPT_LAYER}.mlp.c_proj",
         "decoder/layers_{i}/mlp_norm": f"{_GPT_LAYER}.ln_2",
-        "logits/dense": Key("lm_head", turned=True),  # a Linear where all others are Conv1D
+        "logits/dense": Key("lm_head", turned=True),  # a Linear; all other layers are Conv1D
     },
     prefix="transformer.",
     kernels_turned=False,
@@ -61,12 +61,12 @@ GPT2 = Family(
 
 
 def _read_gpt_neo(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """attention_types: [[["global", "local"], 12]] is the pair twelve times over."""
+    """Returns our local_window. attention_types: [[["global", "local"], 12]] repeats the pair twelve times."""
     kinds = [kind for pattern, times in settings.get("attention_types") or () for kind in list(pattern) * times]
     if set(kinds) <= {"global"}:
         return {"local_window": 0}
     if kinds != [("global", "local")[i % 2] for i in range(len(kinds))]:
-        raise ValueError(f"attention_types={settings['attention_types']!r}; global and local must take turns")
+        raise ValueError(f"attention_types={settings['attention_types']!r}: global and local layers must alternate")
     return {"local_window": settings.get("window_size", 256)}
 
 
@@ -135,7 +135,10 @@ GPT_J = Family(
 
 
 def _read_llama(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings stand in rope_parameters since transformers 5, in rope_theta and rope_scaling before."""
+    """Returns our rotary fields and num_kv_heads.
+
+    Since transformers 5 the rotary settings are in rope_parameters; before, in rope_theta and rope_scaling.
+    """
     rope = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     shared = settings.get("num_key_value_heads")

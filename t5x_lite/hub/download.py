@@ -1,4 +1,7 @@
-"""Models of the Hugging Face hub, by huggingface_hub (the extra `hub`): of one revision, and nothing that runs code."""
+"""Downloads a pinned revision of a model from the Hugging Face hub, without files that could run code.
+
+Needs huggingface_hub (the extra `hub`).
+"""
 
 import re
 from pathlib import Path
@@ -11,22 +14,22 @@ FILES = ("*.safetensors", "*.json", "*.model", "vocab.txt", "merges.txt")
 
 
 def fetch(source: str) -> Path:
-    """The directory of `hf://OWNER/NAME@REVISION`, downloaded where it is not in the library's cache.
+    """Returns the directory of `hf://OWNER/NAME@REVISION`, downloaded if it is not in huggingface_hub's cache.
 
-    The revision is a commit: a name such as `main` means another model tomorrow. ConfigError for another form, or
-    without the library; CheckpointError where it cannot be got.
+    The revision must be a commit: a name such as `main` may point to a different model tomorrow. Raises ConfigError
+    for a source in any other form or if huggingface_hub is missing, CheckpointError if the download fails.
     """
-    found = SOURCE.fullmatch(source)
-    if not found:
+    parsed = SOURCE.fullmatch(source)
+    if not parsed:
         raise ConfigError(
-            f"{source!r} is not hf://OWNER/NAME@REVISION with a commit of 40 digits; the model's page has them under "
-            "Files, History"
+            f"{source!r} is not hf://OWNER/NAME@REVISION with a commit hash of 40 hexadecimal digits; the model's page "
+            "lists its commits under Files, History"
         )
     try:
         import huggingface_hub
     except ImportError:
         raise ConfigError(f"{source} needs huggingface_hub: pip install 't5x-lite[hub]'") from None
     try:
-        return Path(huggingface_hub.snapshot_download(found[1], revision=found[2], allow_patterns=list(FILES)))
-    except Exception as error:  # of the network, the hub, or the disk: whatever its client raises
-        raise CheckpointError(f"cannot get {source}: {first_line(error)}") from error
+        return Path(huggingface_hub.snapshot_download(parsed[1], revision=parsed[2], allow_patterns=list(FILES)))
+    except Exception as error:  # the client raises many classes: network, hub, disk
+        raise CheckpointError(f"cannot download {source}: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""The families of encoder_only models: BERT, RoBERTa, DistilBERT, ALBERT."""
+"""Defines the families of encoder_only models: BERT, RoBERTa, DistilBERT, ALBERT."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from t5x_lite.hub.family import ACTIVATIONS, ONLY_FALSE, QKV_OUT, Family, Key, each
 from t5x_lite.models import presets
 
-POSITION_IDS = {r"(.*\.)?position_ids": "the numbers from 0"}
+POSITION_IDS = {r"(.*\.)?position_ids": "the numbers 0, 1, 2, …"}
 
 
 _BERT_SETTINGS = {
@@ -23,7 +23,7 @@ _BERT_SETTINGS = {
     "classifier_dropout_rate": "classifier_dropout",
     "initializer_stddev": "initializer_range",
 }
-_CLASSIFIERS = {  # of four that have the same tensor, the class in config.json says which it is
+_CLASSIFIERS = {  # four heads share a tensor; the class in config.json decides
     "classification": "classifier.weight",
     "multi_label": "classifier.weight",
     "token_classification": "classifier.weight",
@@ -47,7 +47,7 @@ _BERT_CHOICES = {
 
 
 def _bert_modules(prefix: str) -> dict[str, str | Key]:
-    """What BERT and RoBERTa share."""
+    """Returns the rows of Family.modules that BERT and RoBERTa share."""
     layer = f"{prefix}.encoder.layer.{{i}}"
     return {
         "token_embedding": f"{prefix}.embeddings.word_embeddings",
@@ -106,7 +106,7 @@ BERT = Family(
 
 
 def _read_roberta(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Positions are counted from the padding's id + 1, in a table that has those rows too."""
+    """Returns our position fields: positions count from pad_token_id + 1, and the table includes the rows before."""
     offset = settings.get("pad_token_id", 1) + 1
     return {"position_offset": offset, "max_positions": settings.get("max_position_embeddings", 514) - offset}
 

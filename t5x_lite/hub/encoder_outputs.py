@@ -1,4 +1,4 @@
-"""An encoder's outputs for texts of any lengths, batch by batch, and the probabilities they stand for."""
+"""Computes an encoder's outputs for texts of any length, batch by batch, and softmax in numpy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +12,12 @@ from t5x_lite.hub.model import Model, in_batches
 def encoder_outputs(
     model: Model, examples: Sequence[Mapping[str, Any]], hidden: bool = False
 ) -> list[dict[str, np.ndarray]]:
-    """For each example "ids", the int32 [tokens] that the encoder reads, and its outputs by head.
+    """Returns for each example the ids that the encoder reads ("ids", int32 [tokens]) and the output of each head.
 
-    examples: texts, or ids (Encoded), by field.  hidden: instead of the heads' outputs, "hidden", the states
-    [tokens, D].  With the head `mlm`, its outputs are those of the masks in the text, in their order.
+    examples: {field: text, or ids (Encoded)}.
+    hidden: returns "hidden", the hidden states [tokens, D], instead of the heads' outputs.
+
+    The output of the head `mlm` has one row for each mask in the text, in order, then padding rows.
     """
 
     def work(chosen: list[int]) -> list[dict[str, np.ndarray]]:
@@ -35,12 +37,15 @@ def encoder_outputs(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis."""
+    """Returns probabilities over the last axis, [..., C] like `logits`."""
     return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 
 def _masks(ids_BS: np.ndarray, mask_id: int) -> np.ndarray:
-    """The positions of each row's masks, int32 [B, P], 0 behind them. P is a bucket: it has few values."""
+    """Returns the positions of each row's masks, int32 [B, P], padded with 0. P is a bucket, so few shapes compile.
+
+    ids_BS: int32 [B, S].
+    """
     counts_B = (ids_BS == mask_id).sum(axis=1)
     positions_BP = np.zeros((len(ids_BS), bucket(int(counts_B.max(initial=1)))), np.int32)
     for row, count in enumerate(counts_B):

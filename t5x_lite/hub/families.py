@@ -1,7 +1,7 @@
-"""Hugging Face's model families as data: which key of theirs is which parameter and which setting of ours.
+"""Lists the Hugging Face model families. A `Family` maps their tensors and settings to our parameters and fields.
 
-mapping.py reads each `Family` in both directions. A new family of known parts is one more entry in the module of its
-architecture, and here.
+mapping.py uses each `Family` in both directions. To add a family whose parts our models already have, define it in its
+architecture's module and list it here.
 """
 
 from t5x_lite.hub.decoder_families import GPT2, GPT_J, GPT_NEO, LLAMA

@@ -1,6 +1,6 @@
-"""The form of a Hugging Face model family, `Family`, and the entries that the tables of several families share.
+"""Defines `Family`, the description of a Hugging Face model family, and table entries that several families share.
 
-"Ours" are the parameters and the ModelConfig of this package, "theirs" the tensors and the config.json of transformers.
+"Ours" means the parameters and the ModelConfig of this package, "theirs" the tensors and config.json of transformers.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from t5x_lite.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """The tensor of theirs that holds one parameter of ours, where its name alone is not enough.
+    """Describes their tensor for one of our parameters, for cases where the tensor's name alone is not enough.
 
-    name: of the tensor; of a module without `.weight` and `.bias`.
-    third: the number of its part, 0 to 2, where the tensor holds three side by side (GPT-2's query, key and value).
-    turned: it is stored transposed, where Family.kernels_turned does not already say so.
-    leading: it has one more dimension, of size 1, in front.
+    name: the tensor's name, or for a module the name without `.weight` and `.bias`.
+    third: which third of the tensor, 0 to 2, if it holds three parameters side by side (GPT-2's query, key and value).
+    turned: the tensor is stored transposed although Family.kernels_turned does not say so.
+    leading: the tensor has an extra dimension of size 1 in front.
     """
 
     name: str
@@ -28,22 +28,22 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One `model_type` of config.json.
+    """Describes one `model_type` of config.json.
 
-    base: one of its models, whose fields hold where neither `settings` nor `choices` names them.
-    settings: our field -> the key of config.json with the same value; where the key is missing, the base's value holds.
-    also: key that export writes -> the key whose value it has.
-    choices: key of config.json -> its value -> our fields; other values are not supported.
-    read, write: functions for the rest: config.json -> our fields, and back.
-    heads: our head -> a tensor that the file has exactly when it has the head.
+    base: a model of the family. Fields that neither `settings` nor `choices` names have this model's values.
+    settings: our field -> the key of config.json with the same value. If the key is missing, the base's value holds.
+    also: extra key that export writes -> the key whose value it copies.
+    choices: key of config.json -> its value -> our fields. Other values are not supported.
+    read, write: functions for all other settings: config.json -> our fields, and back.
+    heads: our head -> a tensor that the file has exactly when the model has the head.
     classes: class of transformers -> our heads.
     modules: our module or parameter -> theirs. `{i}` stands for the layer, `{s}` for encoder or decoder. The kernel,
-        scale or embedding of a module is their weight, its bias their bias.
-    prefix: of most keys; files of the bare model lack it.
-    kernels_turned: kernels are stored [outputs, inputs], as by torch's Linear; GPT-2's are not.
-    tied: their tensor -> the one that it is a copy of. Import checks that, and leaves the copy out.
-    ignored: regular expression -> why a tensor of that name is not needed.
-    constants: further keys of config.json that export writes.
+        scale or embedding of our module is their `.weight`, our bias their `.bias`.
+    prefix: the prefix of most tensor names. Files of the bare model lack it.
+    kernels_turned: kernels are stored [outputs, inputs], as in torch's Linear; GPT-2's are not.
+    tied: their tensor -> the tensor that it copies. Import checks that they are equal and skips the copy.
+    ignored: regular expression -> the reason why a tensor with that name is not needed.
+    constants: other keys of config.json that export writes.
     """
 
     model_type: str
@@ -77,5 +77,5 @@ QKV_OUT = QKV_O | {"out": "out"}
 
 
 def each(ours: str, theirs: str, **names: str) -> dict[str, str | Key]:
-    """Rows of Family.modules, one for each name: our `OURS/NAME` -> THEIRS, with their name in place of the star."""
+    """Returns rows of Family.modules: for each name, our `OURS/NAME` -> THEIRS, with `*` replaced by their name."""
     return {f"{ours}/{name}": theirs.replace("*", other) for name, other in names.items()}

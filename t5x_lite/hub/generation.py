@@ -1,7 +1,7 @@
-"""Generation by transformers' options, which come from the caller or from the model's directory.
+"""Generates text with transformers' options, which come from the caller or from the model's directory.
 
-Two things differ from transformers: `eos_token_id` names tokens that end a text in addition to the vocabulary's own
-end, and no text shows its end, be it a special token or not.
+Two things differ from transformers: the tokens in `eos_token_id` end a text in addition to the vocabulary's own end
+token, and the end token never appears in the returned text, special or not.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from t5x_lite.hub.model import Model, in_batches
 
 NEW_TOKENS = 256
 LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))  # two ways to give the same limit
-DEFAULT_MAX_LENGTH = 20  # transformers 4 wrote its default into every file, also where nobody had chosen it
+DEFAULT_MAX_LENGTH = 20  # transformers 4 wrote its default into every file, even if nobody had chosen it
 UNSUPPORTED = (
     "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "force_words_ids", "constraints",
     "diversity_penalty", "num_beam_groups", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
@@ -38,8 +38,11 @@ NEUTRAL = (None, False, 0, 1, [])  # values with which an unsupported option has
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """How long texts are. Options named "length" also count what the decoder reads before the text. The default is
-    NEW_TOKENS, or as many as the model has positions for."""
+    """Limits the lengths of generated texts, in tokens.
+
+    Options named "length" also count the tokens that the decoder reads before the text. The default maximum is
+    NEW_TOKENS, or fewer if the model has too few positions.
+    """
 
     max_new_tokens: int | None = None
     max_length: int | None = None
@@ -47,10 +50,12 @@ class Lengths:
     min_length: int = 0
 
     def limits(self, read_B: np.ndarray, positions: int) -> tuple[np.ndarray, np.ndarray]:
-        """The fewest and most tokens of each text, [B] and [B].
+        """Returns the minimum and maximum number of new tokens of each text, int [B] and [B].
 
-        read_B: tokens that the decoder reads before the text.  positions: those of the model; 0: no limit.
-        Raises ConfigError where a text has no room; warns where its fewest tokens are not below its most.
+        read_B: number of tokens that the decoder reads before each text, int [B].
+        positions: the model's number of positions; 0: no limit.
+
+        Raises ConfigError if a text has no room. Warns if a minimum is not below its maximum.
         """
         room_B = positions - read_B + 1 if positions else np.full(len(read_B), np.iinfo(np.int32).max)
         if self.max_new_tokens is not None:
@@ -60,16 +65,16 @@ class Lengths:
         else:
             option, most_B = "the model", np.minimum(NEW_TOKENS, room_B)
         if most_B.min() < 1:
-            raise ConfigError(f"{option} leaves no room behind {read_B.max()} tokens; give more, or max_new_tokens")
+            raise ConfigError(f"{option} leaves no room after {read_B.max()} tokens; raise it, or set max_new_tokens")
         if np.any(most_B > room_B):
             raise ConfigError(
-                f"{option} behind {read_B.max()} tokens needs more than the model's {positions} positions; shorten the "
-                "text, or give max_length"
+                f"{option} after {read_B.max()} tokens needs more than the model's {positions} positions; shorten the "
+                "text, or set max_length"
             )
-        in_all = self.min_new_tokens is None
-        least_B = np.maximum(self.min_length - read_B, 0) if in_all else np.full(len(read_B), self.min_new_tokens)
+        by_length = self.min_new_tokens is None
+        least_B = np.maximum(self.min_length - read_B, 0) if by_length else np.full(len(read_B), self.min_new_tokens)
         if np.any(least_B >= most_B):
-            text = f"texts of at least {least_B.max()} tokens and at most {most_B.min()}: not all can end"
+            text = f"some texts cannot end: the minimum is {least_B.max()} new tokens, the maximum {most_B.min()}"
             warnings.warn(text, stacklevel=2)
         return least_B, most_B
 
@@ -90,11 +95,11 @@ def strategy(
     eos_token_id: int | list | None = None,
     num_return_sequences: int = 1,
 ) -> Strategy:
-    """The Strategy that these options describe, but for its lengths. Raises ConfigError for options that conflict."""
+    """Returns the Strategy for these options, without its lengths. Raises ConfigError if options conflict."""
     if do_sample and num_beams > 1:
-        raise ConfigError(f"num_beams={num_beams} searches and do_sample draws; choose do_sample=False, or num_beams=1")
+        raise ConfigError(f"num_beams={num_beams} with do_sample=True: set num_beams=1 or do_sample=False")
     if do_sample and not temperature > 0:
-        raise ConfigError(f"temperature={temperature} with do_sample; give one above 0, or do_sample=False")
+        raise ConfigError(f"temperature={temperature} with do_sample: must be above 0, or set do_sample=False")
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
     return Strategy(
         beams=num_beams,
@@ -121,28 +126,30 @@ OPTIONS: dict[str, tuple[Any, Any]] = _OF_LENGTHS | _OF_STRATEGY  # {name: (type
 
 
 def over(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, and the defaults that they leave open.
+    """Returns the defaults overridden by the options, {name: value}.
 
-    An option also replaces the defaults that contradict it under another name: the same limit of length given in the
-    other way, beams where the option is to sample, and sampling where the option is beams.
+    An option also overrides conflicting defaults with different names: the same length limit in its other form,
+    num_beams if the option is do_sample, and do_sample if the option is num_beams.
     """
-    settled = {name for pair in LENGTHS for name in pair if not options.keys().isdisjoint(pair)}
+    overridden = {name for pair in LENGTHS for name in pair if not options.keys().isdisjoint(pair)}
     if options.get("do_sample"):
-        settled.add("num_beams")
-    chosen = {name: value for name, value in defaults.items() if name not in settled} | dict(options)
+        overridden.add("num_beams")
+    chosen = {name: value for name, value in defaults.items() if name not in overridden} | dict(options)
     if options.get("num_beams", 1) != 1 and "do_sample" in defaults and "do_sample" not in options:
         chosen["do_sample"] = False
     return chosen
 
 
 def settings(model: Model, task: str) -> dict[str, Any]:
-    """The OPTIONS that the directory of a model sets, and the "prefix" of the texts it reads.
+    """Returns the OPTIONS that a model's directory sets, and the "prefix" of its inputs.
 
-    They are those of generation_config.json, or of config.json where that file is missing. What config.json has for the
-    task (`task_specific_params`, such as T5's prefix and beams) goes before both. Warns of UNSUPPORTED options that are
-    set. Raises ConfigError for a prefix that is no text.
+    Reads generation_config.json, or config.json if that file is missing. Values for the task in config.json
+    (`task_specific_params`, such as T5's prefix and beams) override both. Warns if UNSUPPORTED options are set.
+    Raises ConfigError if the prefix is not a string.
     """
-    config = _read(model.origin, "config.json") or _read(model.origin, "huggingface.json")  # of an imported one
+    config = _read(model.origin, "config.json") or _read(
+        model.origin, "huggingface.json"
+    )  # an imported model has the latter
     general = {"prefix": config.get("prefix")} | (_read(model.origin, "generation_config.json") or config)
     if general.get("max_length") == DEFAULT_MAX_LENGTH:
         del general["max_length"]
@@ -152,16 +159,16 @@ def settings(model: Model, task: str) -> dict[str, Any]:
     ignored = {name: stored[name] for name in UNSUPPORTED if stored.get(name) not in NEUTRAL}
     if ignored:
         text = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
-        warnings.warn(f"{model.origin}: texts are written without {text[:200]}; that is not done here", stacklevel=3)
+        warnings.warn(f"{model.origin}: ignoring unsupported generation options: {text[:200]}", stacklevel=3)
     values = {name: stored[name] for name in ("prefix", *OPTIONS) if stored.get(name) is not None}
     values = {n: value[0] if isinstance(value, list) and len(value) == 1 else value for n, value in values.items()}
     ends, own = _listed(values.pop("eos_token_id", None)), model.vocabulary.eos_id
-    if own in ends and len(ends) > 1:  # without the model's own end, they are of another vocabulary
+    if own in ends and len(ends) > 1:  # a list without the vocabulary's own end belongs to a different vocabulary
         values["eos_token_id"] = [end for end in ends if end != own]
     if values.get("num_beams", 1) != 1:
         values.setdefault("do_sample", False)
     if not isinstance(values.get("prefix", ""), str):
-        raise ConfigError(f"{model.origin}/config.json: prefix={values['prefix']!r}; it must be a text")
+        raise ConfigError(f"{model.origin}/config.json: prefix={values['prefix']!r}: must be a string")
     return values
 
 
@@ -171,36 +178,38 @@ def _read(directory: Path | None, name: str) -> dict[str, Any]:
 
 
 def _check(options: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an option whose value has another type than OPTIONS allow."""
+    """Raises ConfigError if the type of an option's value is not the one in OPTIONS."""
     for name, value in options.items():
         wanted, _ = OPTIONS[name]
         if not isinstance(value, (wanted, int) if wanted is float else wanted):
             kind = getattr(wanted, "__name__", wanted)
-            raise ConfigError(f"{name}={value!r}, given or in the model's generation_config.json; it must be {kind}")
+            raise ConfigError(f"{name}={value!r}, passed or from the model's generation_config.json: must be {kind}")
         if isinstance(value, list) and not all(isinstance(one, int) for one in value):
-            raise ConfigError(f"{name}={value!r}, given or in the model's generation_config.json; it must be ids")
+            raise ConfigError(f"{name}={value!r}, passed or from the model's generation_config.json: must be token ids")
 
 
 # ----------------------------------------------------------------------------------------------------- writing
 
 
 def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **options: Any) -> list[list[str]]:
-    """The texts generated for each text.
+    """Returns the texts generated for each input text.
 
-    seed, first: sampling depends on the seed and the text's number; `first` is that of the first.  options: OPTIONS.
-    Raises ConfigError for options that cannot work, or a text that leaves no room.
+    seed, first: sampling depends on the seed and on the text's number; `first` is the first text's number.
+    options: OPTIONS.
+
+    Raises ConfigError if an option is invalid or a text leaves no room for new tokens.
     """
     _check(options)
     lengths = Lengths(**{name: options.pop(name) for name in _OF_LENGTHS if name in options})
     chosen_strategy, config = strategy(**options), model.config
     for name in ("forced_bos_token_id", "forced_eos_token_id", "eos_token_id"):
         if not all(0 <= token < config.vocab_size for token in _listed(options.get(name))):
-            raise ConfigError(f"{name}={options[name]}; the model has tokens 0 to {config.vocab_size - 1}")
-    # Llama's tokenizer puts <s> before a text. GPT-2's puts nothing: the model continues the bare text.
+            raise ConfigError(f"{name}={options[name]}: must be token ids from 0 to {config.vocab_size - 1}")
+    # Llama's tokenizer puts <s> before a text. GPT-2's adds nothing, so the model continues the bare text.
     begins = not isinstance(model.vocabulary, TokenizerVocabulary) or model.vocabulary.begins_with_bos
     bare = config.architecture == "decoder_only" and not begins and model.features is None
     if config.architecture == "decoder_only":
-        chosen_strategy = dataclasses.replace(chosen_strategy, first_token=None)  # it is the prompt's first token
+        chosen_strategy = dataclasses.replace(chosen_strategy, first_token=None)  # the prompt has a first token
     positions = config.max_positions if config.positions == "learned" else 0
 
     def work(chosen: list[int]) -> list[list[str]]:
@@ -232,7 +241,7 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
         ]
 
     def together(numbers: list[int]) -> list[list[str]]:
-        """Empty texts are batched apart from the others, as their first token differs."""
+        """Batches empty texts apart from the others, because their first token differs."""
         parts = [part for empty in (True, False) if (part := [i for i in numbers if (not texts[i]) == empty])]
         written = {i: of_one for part in parts for i, of_one in zip(part, work(part), strict=True)}
         return [written[i] for i in numbers]

@@ -1,4 +1,4 @@
-"""What became of every tensor of an import."""
+"""Reports what an import did with every tensor."""
 
 import collections
 import dataclasses
@@ -9,7 +9,7 @@ STATUSES = ("loaded", "transposed", "resized", "padded", "tied", "skipped", "fre
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor. status: one of STATUSES; ours: the parameter's path, "" for none; reason: where status needs one."""
+    """Describes one tensor. status: one of STATUSES; ours: our parameter's path or ""; reason: of the status, or ""."""
 
     tensor: str
     shape: tuple[int, ...]
@@ -20,10 +20,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
+    """Lists a Row for every tensor, and for every parameter that has none."""
+
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
-        """One line: the number of each status, and names where they are worth a look."""
+        """Returns one line: how many tensors have each status, and the first 6 names that have a reason."""
         count = collections.Counter(row.status for row in self.rows)
         parts = [f"{count[status]} {status}" for status in STATUSES if count[status]]
         noted = [f"{row.tensor or row.ours}: {row.status}, {row.reason}" for row in self.rows if row.reason]
@@ -34,7 +36,7 @@ class ImportReport:
         return json.dumps([dataclasses.asdict(row) for row in self.rows], indent=1) + "\n"
 
     def lines(self) -> list[str]:
-        """One line per tensor, in columns."""
+        """Returns one line per tensor, in columns."""
         wide = max((len(row.tensor) for row in self.rows), default=0)
         return [
             f"{row.status:<10} {row.tensor or '-':<{wide}} {'×'.join(map(str, row.shape)):>12}  {row.ours}"

@@ -1,12 +1,12 @@
-"""The verbs `import` and `export`: Hugging Face directories to checkpoints of ours, and back.
+"""Implements the verbs `import` and `export`: converts Hugging Face directories to our checkpoints, and back.
 
-An imported directory has all a run needs to start from it:
+An imported directory has everything that a run needs to start from it:
 
     model.json         the model, as fields of ModelConfig          --config.model.preset=DIR
     checkpoints/0      its parameters                               --config.init.checkpoint=DIR
-    tokenizer.json …   the tokenizer's files as they were           --config.data.vocabulary=DIR
-    huggingface.json   its config.json as it was; what we do not use of it goes back out on export
-    import.json        what became of every tensor
+    tokenizer.json …   the tokenizer's files, unchanged             --config.data.vocabulary=DIR
+    huggingface.json   the original config.json; export writes back the settings that we do not use
+    import.json        what the import did with every tensor
 """
 
 import contextlib
@@ -34,7 +34,7 @@ TOKENIZER_FILES = (
     "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "tokenizer.json", "vocab.txt", "vocab.json",
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
 )  # fmt: skip
-# Of an imported config.json what is true of its tensors or its tokenizer, not of ours.
+# Keys that describe the original's tensors or tokenizer; export does not copy them.
 OF_THE_ORIGIN = (
     "architectures", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "tokenizer_class",
 )  # fmt: skip
@@ -42,26 +42,29 @@ SETTINGS = "huggingface.json"
 
 
 def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), vocab_size: int = 0) -> ImportReport:
-    """Makes the directory `out` from one in Hugging Face format, or from a T5X checkpoint; nothing is left of
-    it where anything fails.
+    """Imports a Hugging Face directory or a T5X checkpoint into the new directory `out` and returns the report.
 
-    vocab_size: rows of the embedding table, for a vocabulary that is larger or smaller; 0: as it is.
-    allow: tensors and parameters that may go without the other; see `parameters.load`.
+    Removes `out` again if anything fails.
+
+    vocab_size: rows of the embedding table, for a larger or smaller vocabulary; 0: unchanged.
+    allow: tensors that may go unused and parameters that may start fresh; see `parameters.load`.
+
+    Raises CheckpointError if the source cannot be read, ConfigError if `out` exists or the tokenizer does not fit.
     """
     if t5x.is_directory(source) or (source.is_file() and source.suffix not in (*weights.PICKLES, ".safetensors")):
         config, params, report = t5x.load(source)
         with _new_directory(out) as directory:
             _write_checkpoint(directory, config, params, report)
         return report
-    found = parameters.open_directory(source)
-    config = found.config
+    opened = parameters.open_directory(source)
+    config = opened.config
     if vocab_size:
         config = dataclasses.replace(config, vocab_size=vocab_size).validate()
     _check_tokenizer(source, config)
     with _new_directory(out) as directory:
-        params, report = parameters.load(found, config, parameters.layout_for(config), allow=allow)
+        params, report = parameters.load(opened, config, parameters.layout_for(config), allow=allow)
         _write_checkpoint(directory, config, params, report)
-        _write_json(directory / SETTINGS, dict(found.settings))
+        _write_json(directory / SETTINGS, dict(opened.settings))
         _copy_tokenizer(source, directory)
     return report
 
@@ -85,10 +88,14 @@ def export_directory(
     origin: Path | None = None,
     family: str = "",
 ) -> str:
-    """Writes a model in Hugging Face format and returns the family's name; `out` is there whole or not at all.
+    """Writes a model in Hugging Face format and returns the family's name. `out` appears complete or not at all.
 
-    vocabulary: its files go along, and config.json has its ids. labels: names of the classes. origin: an imported
-    directory that the model began as: settings of its config.json that we have no use for are kept.
+    vocabulary: its files are copied, and config.json gets its ids.
+    labels: names of the classes.
+    origin: the imported directory that the model started from. Its config.json's settings that we do not use are kept.
+    family: name of a family; "": the first that can express the model.
+
+    Raises ConfigError if the family cannot express the model or `out` exists, CheckpointError if writing fails.
     """
     settings: dict[str, Any] = {}
     if origin is not None and (origin / SETTINGS).is_file():
@@ -98,16 +105,16 @@ def export_directory(
     new = mapping.write_config(config, chosen, labels, ids)
     if settings.get("model_type") == chosen.model_type:
         kept = {k: v for k, v in settings.items() if k not in OF_THE_ORIGIN}
-        # Of the constants the origin's stay, but for ids that are others in the vocabulary. (Llama 3.1 has three ends.)
+        # Keep the origin's constants, except ids that differ in the vocabulary. (Llama 3.1 has three end tokens.)
         differ = {k for k in ids if ids[k] != kept.get(k) and not (isinstance(kept.get(k), list) and ids[k] in kept[k])}
         new = kept | {k: v for k, v in new.items() if k not in kept or k not in chosen.constants or k in differ}
-    # The bare model's class reads names without the prefix that it has in the others.
+    # transformers' class for the bare model reads names without the prefix.
     bare = config.architecture == "encoder_only" and set(config.heads) <= {"pooled"}
     shapes, tensors = parameters.tensors(config, chosen, params, without_prefix=bare)
     with _new_directory(out) as directory:
         weights.write(directory, shapes, tensors)
         _write_json(directory / "config.json", new)
-        if isinstance(vocabulary, ByteVocabulary):  # it has no file; ByT5's directories have this one
+        if isinstance(vocabulary, ByteVocabulary):  # it has no files; ByT5's directories have this one
             _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"})
         elif vocabulary is not None:
             file = Path(vocabulary.path)  # type: ignore[attr-defined]
@@ -118,7 +125,7 @@ def export_directory(
 
 
 def export_model(model: Model, out: Path, family: str = "") -> str:
-    """Writes a loaded model; see `export_directory`."""
+    """Writes a loaded model with its LoRA merged and returns the family's name; see `export_directory`."""
     config, params = lora.merged(dataclasses.replace(model.config, decoder_start_id=model.start_id), model.params)
     return export_directory(
         config, params, out, vocabulary=model.vocabulary, labels=model.labels, origin=model.origin, family=family
@@ -126,15 +133,15 @@ def export_model(model: Model, out: Path, family: str = "") -> str:
 
 
 def export_adapter(model: Model, out: Path, family: str = "") -> str:
-    """Writes the LoRA matrices of a loaded model alone, as peft does, and returns the family's name."""
-    found = mapping.family_for(dataclasses.replace(model.config, lora_rank=0), family)
+    """Writes only the LoRA matrices of a loaded model, in peft's format, and returns the family's name."""
+    chosen = mapping.family_for(dataclasses.replace(model.config, lora_rank=0), family)
     with _new_directory(out) as directory:
-        peft.write(directory, model.config, model.params, found)
-    return found.model_type
+        peft.write(directory, model.config, model.params, chosen)
+    return chosen.model_type
 
 
 def token_ids(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
-    """The keys of config.json that stand for an id of the vocabulary, as far as it has one."""
+    """Returns config.json's keys for special tokens with the vocabulary's ids, {key: id}, for those that it has."""
     encoder = config.architecture == "encoder_only"
     roles = {
         "eos_token_id": "sep_id" if encoder else "eos_id",
@@ -142,34 +149,34 @@ def token_ids(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
         "bos_token_id": "cls_id",
         "pad_token_id": "pad_id",
     }
-    found: dict[str, int] = {}
+    ids: dict[str, int] = {}
     for key, role in roles.items():
-        with contextlib.suppress(ConfigError):  # a vocabulary without that token
-            found[key] = int(getattr(vocabulary, role))
+        with contextlib.suppress(ConfigError):  # the vocabulary lacks that token
+            ids[key] = int(getattr(vocabulary, role))
     if config.architecture == "decoder_only":
-        found["bos_token_id"] = convert.start(config.decoder_start_id, vocabulary)
-        if found.get("pad_token_id") == found.get("eos_token_id"):  # it only stands in: torch trains no row of the pad
-            found.pop("pad_token_id", None)
-    return found
+        ids["bos_token_id"] = convert.start(config.decoder_start_id, vocabulary)
+        if ids.get("pad_token_id") == ids.get("eos_token_id"):  # torch would not train the row of a pad
+            ids.pop("pad_token_id", None)
+    return ids
 
 
 def _check_tokenizer(source: Path, config: ModelConfig) -> None:
-    """ConfigError where the tokenizer beside the weights has ids that the model has no row for."""
+    """Raises ConfigError if the tokenizer beside the weights has more ids than the model has embedding rows."""
     if not any((source / name).is_file() for name in TOKENIZER_FILES[:8]):
         return
     size = vocabularies.load(str(source)).size
     if size > config.vocab_size:
         raise ConfigError(
-            f"the tokenizer of {source} has {size} ids, the model {config.vocab_size} rows; "
-            f"--vocab-size={-(-size // 128) * 128} gives it more, or get the tokenizer that belongs to it"
+            f"the tokenizer of {source} has {size} ids, the model {config.vocab_size} embedding rows; add rows with "
+            f"--vocab-size={-(-size // 128) * 128}, or use the model's own tokenizer"
         )
 
 
 @contextlib.contextmanager
 def _new_directory(out: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `out` when the block ends, and is gone when it fails."""
+    """Yields a temporary directory. It becomes `out` when the block ends, and is removed if the block fails."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already; give a new directory")
+        raise ConfigError(f"{out} already exists; choose a new directory")
     partial = out.absolute().with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
         partial.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The tables of families.py at work: config.json to a ModelConfig and back, parameters to tensors and back. No jax."""
+"""Uses the tables of families.py to convert config.json to a ModelConfig, parameters to tensors, and back. No jax."""
 
 import dataclasses
 import json
@@ -18,45 +18,47 @@ from t5x_lite.lookup import lookup
 from t5x_lite.models.config import ModelConfig
 
 REQUIRED = ("vocab_size", "d_model", "num_heads", "num_encoder_layers", "num_decoder_layers")
-# Decide how a model is trained or run, not what it computes; a config.json may be silent about them.
+# Fields that decide how a model is trained or run, not what it computes; a config.json need not express them.
 SILENT = (
     "dtype", "scan_layers", "remat", "initializer", "initializer_stddev", "scale_residual_init", "dropout_rate",
     "attention_dropout_rate", "classifier_dropout_rate", "dropout_hidden", "dropout_broadcasts_length", "heads",
     "num_classes", "decoder_start_id", "fairseq_marks", "max_positions", "lora_rank", "lora_alpha", "lora_targets",
     "lora_dropout_rate",
 )  # fmt: skip
-# Heads that one class of transformers has, told apart by problem_type.
+# Heads that share one class of transformers; problem_type tells them apart.
 PROBLEMS = {name: head.problem_type for name, head in HEADS.items() if head.problem_type}
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-LARGEST_JSON = 10_000_000  # bytes; a config.json has some thousand
+LARGEST_JSON = 10_000_000  # bytes; a config.json has a few thousand
 
 
 # config.json ----------------------------------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that may be anything; CheckpointError names the file and the reason."""
+    """Returns the object in an untrusted JSON file. Raises CheckpointError, which names the file and the reason."""
     try:
         if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"it has {path.stat().st_size} bytes, more than {LARGEST_JSON}")
-        found = json.loads(path.read_bytes())
+            raise ValueError(f"it has {path.stat().st_size} bytes; the limit is {LARGEST_JSON}")
+        value = json.loads(path.read_bytes())
     except OSError as error:
-        hint = "" if path.parent.is_dir() else " (`t5x-lite import hf://OWNER/NAME@COMMIT OUT` gets a model of the hub)"
+        hint = "" if path.parent.is_dir() else " (`t5x-lite import hf://OWNER/NAME@COMMIT OUT` downloads one)"
         raise CheckpointError(
-            f"cannot read {path}: {error.strerror}; give a directory in Hugging Face format{hint}"
+            f"cannot read {path}: {error.strerror}; pass a directory in Hugging Face format{hint}"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {str(error)[:200]}; get the file again") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"cannot read {path}: it holds a {type(found).__name__}, no object; get the file again")
-    return found
+        raise CheckpointError(f"cannot read {path}: {str(error)[:200]}; download the file again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"cannot read {path}: it holds a {type(value).__name__}, not an object; download the file again"
+        )
+    return value
 
 
 def family_of(settings: Mapping[str, Any], where: Path) -> Family:
-    """The family that a config.json names."""
+    """Returns the family that a config.json names. Raises CheckpointError if it names none or an unknown one."""
     name = settings.get("model_type")
     if not isinstance(name, str):
-        raise CheckpointError(f"{where} names no model_type; allowed: {', '.join(FAMILIES)}")
+        raise CheckpointError(f"{where} has no model_type; allowed: {', '.join(FAMILIES)}")
     try:
         return lookup("model_type", name, FAMILIES)
     except ConfigError as error:
@@ -64,9 +66,9 @@ def family_of(settings: Mapping[str, Any], where: Path) -> Family:
 
 
 def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> ModelConfig:
-    """The model that a config.json describes, without heads: those are told by the tensors.
+    """Returns the model that a config.json describes, without heads, which follow from the tensors.
 
-    Raises CheckpointError on a value of another type, or one that our models have no part for.
+    Raises CheckpointError if a value is missing, has the wrong type, or is not supported by our models.
     """
     fields: dict[str, Any] = {}
     try:
@@ -74,9 +76,9 @@ def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> Mod
             value, default = settings.get(key), getattr(family.base, field)
             if value is None:
                 if field in REQUIRED and default and key not in ("num_decoder_layers",):
-                    raise ValueError(f"it has no {key}")
+                    raise ValueError(f"{key} is missing")
             elif type(value) is not type(default) and not (type(default) is float and type(value) is int):
-                raise ValueError(f"{key}={value!r} is no {type(default).__name__}")
+                raise ValueError(f"{key}={value!r}: must be of type {type(default).__name__}")
             else:
                 fields[field] = type(default)(value)
         for key, table in family.choices.items():
@@ -95,10 +97,12 @@ def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> Mod
 def write_config(
     config: ModelConfig, family: Family, labels: Sequence[str] = (), token_ids: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """The config.json of a model; ConfigError where the family cannot express it, naming the fields.
+    """Returns the config.json of a model, as a dict.
 
-    labels: names of its classes; (): LABEL_0, ….  token_ids: what stands in the place of the family's constants
-    (eos_token_id, …) where the vocabulary is another than the published models'.
+    labels: names of the classes; (): LABEL_0, LABEL_1, ….
+    token_ids: replaces the family's constants (eos_token_id, …) if the vocabulary is not the published models'.
+
+    Raises ConfigError, which names the fields, if the family cannot express the model.
     """
     ids = token_ids or {}
     out: dict[str, Any] = {"model_type": family.model_type} | {k: ids.get(k, v) for k, v in family.constants.items()}
@@ -116,16 +120,16 @@ def write_config(
     if head and out[head] == -1:
         out[head] = None if family.base.classifier_dropout_rate == -1 else config.dropout_rate
     start = family.settings.get("decoder_start_id")
-    if start and out[start] == -1:  # ours: the pad
+    if start and out[start] == -1:  # -1: our decoder starts with the pad token
         out[start] = family.constants.get(start, out.get("pad_token_id"))
     again = dataclasses.replace(read_config(out, family, Path("config.json")), tie_embeddings=config.tie_embeddings)
     differ = [
-        f"{f.name}={getattr(config, f.name)!r} (there {getattr(again, f.name)!r})"
+        f"{f.name}={getattr(config, f.name)!r} (config.json: {getattr(again, f.name)!r})"
         for f in dataclasses.fields(config)
         if f.name not in SILENT and getattr(config, f.name) != getattr(again, f.name)
     ]
     if differ:
-        raise ConfigError(f"{family.model_type} of Hugging Face has no {', '.join(differ[:4])}")
+        raise ConfigError(f"Hugging Face's {family.model_type} cannot express {', '.join(differ[:4])}")
     for name, heads in family.classes.items():
         if heads == tuple("classification" if h in PROBLEMS else h for h in config.heads):
             out["architectures"] = [name]
@@ -141,7 +145,7 @@ def write_config(
 
 
 def family_for(config: ModelConfig, name: str = "") -> Family:
-    """The family `name`, or the first that can express this model; ConfigError lists why none can."""
+    """Returns the family `name`, or the first that can express this model. Raises ConfigError if none can."""
     if name:
         return lookup("family", name, FAMILIES)
     reasons = []
@@ -152,10 +156,8 @@ def family_for(config: ModelConfig, name: str = "") -> Family:
                 return family
             except (ConfigError, CheckpointError) as error:
                 reasons.append(str(error))
-    fewest = min(reasons, key=lambda reason: reason.count("(there"), default="")
-    raise ConfigError(
-        f"no family of Hugging Face is like this model: {fewest}. Its checkpoint can be used by t5x_lite only"
-    )
+    fewest = min(reasons, key=lambda reason: reason.count("(config.json:"), default="")
+    raise ConfigError(f"no Hugging Face family can express this model: {fewest}. Only t5x_lite can use its checkpoint")
 
 
 # Tensors --------------------------------------------------------------------------------------------------------------
@@ -163,9 +165,9 @@ def family_for(config: ModelConfig, name: str = "") -> Family:
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """One parameter of ours and the tensor of theirs that holds it.
+    """Binds one of our parameters to their tensor that holds it.
 
-    shape: ours. third, leading: see `Key`. turned: rows and columns are exchanged.
+    path, shape: our parameter's. key: their tensor's name. third, leading: see `Key`. turned: stored transposed.
     """
 
     path: str
@@ -177,7 +179,7 @@ class Binding:
 
     @property
     def _matrix(self) -> tuple[int, ...]:
-        """Our shape as inputs and outputs, or as one dimension."""
+        """Our shape flattened to (inputs, outputs), or to one dimension if the parameter is not a matrix."""
         if not self.path.endswith(("kernel", "embedding")):
             return (math.prod(self.shape),)
         inputs = 2 if self.path.endswith("/out/kernel") else 1
@@ -185,29 +187,32 @@ class Binding:
 
     @property
     def their_shape(self) -> tuple[int, ...]:
+        """The shape of their tensor."""
         shape = self._matrix[::-1] if self.turned else self._matrix
         if self.third is not None:
             shape = (*shape[:-1], 3 * shape[-1])
         return (1, *shape) if self.leading else shape
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
-        """Our parameter from their tensor."""
+        """Returns our parameter, of `shape`, from their tensor, of `their_shape`."""
         if self.third is not None:
             tensor = np.split(tensor, 3, axis=-1)[self.third]
         return (tensor.T if self.turned else tensor).reshape(self.shape)
 
     def theirs(self, parameter: np.ndarray) -> np.ndarray:
-        """Their tensor, or its third, from our parameter."""
+        """Returns their tensor, or the third of it that this parameter fills, from our parameter."""
         tensor = parameter.reshape(self._matrix)
         return (tensor.T if self.turned else tensor)[(None,) if self.leading else ...]
 
 
 def bindings(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Binding]:
-    """The tensor of each of our parameters (by path, of an unrolled model), in the parameters' order.
+    """Returns the Binding of each of our parameters, in their order.
 
-    Raises ConfigError for a parameter that the family has no tensor for.
+    shapes: {path: shape} of the parameters of an unrolled model.
+
+    Raises ConfigError if the family has no tensor for a parameter.
     """
-    found = []
+    out = []
     for path, shape in shapes.items():
         module, _, leaf = path.rpartition("/")
         side = module.split("/")[0]
@@ -221,16 +226,19 @@ def bindings(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Bind
             row = next((family.modules[n] for n in names if n in family.modules), None)
             suffix = f".{LEAVES[leaf]}"
         if row is None:
-            raise ConfigError(f"{family.model_type} of Hugging Face has no tensor for our parameter {path}")
+            raise ConfigError(f"Hugging Face's {family.model_type} has no tensor for our parameter {path}")
         row = row if isinstance(row, Key) else Key(row)
         key = row.name.replace("{i}", layer[1] if layer else "").replace("{s}", side) + suffix
         turned = row.turned or (leaf == "kernel" and family.kernels_turned)
-        found.append(Binding(path, tuple(shape), key, row.third, turned, row.leading))
-    return found
+        out.append(Binding(path, tuple(shape), key, row.third, turned, row.leading))
+    return out
 
 
 def canonical_names(names: Collection[str], family: Family) -> dict[str, str]:
-    """{the name that the tables have: the name in the file}: old names of norms, and a prefix that is missing."""
+    """Returns {name in the tables: name in the file}. Translates old names of norms and adds a missing prefix.
+
+    Raises CheckpointError if two names in the file are the same tensor.
+    """
     known = re.compile("|".join([*patterns(family), *map(re.escape, family.tied), *family.ignored]))
     out: dict[str, str] = {}
     for name in names:
@@ -238,13 +246,13 @@ def canonical_names(names: Collection[str], family: Family) -> dict[str, str]:
         if not known.fullmatch(new) and known.fullmatch(family.prefix + new):
             new = family.prefix + new
         if new in out:
-            raise CheckpointError(f"the tensors {out[new]!r} and {name!r} are the same one under two names")
+            raise CheckpointError(f"{out[new]!r} and {name!r} are two names of the same tensor")
         out[new] = name
     return out
 
 
 def patterns(family: Family) -> Iterator[str]:
-    """Regular expressions that match all tensors of the family, with any heads."""
+    """Yields regular expressions that match all tensors of the family, with any heads."""
     for module, row in family.modules.items():
         name = re.escape(row.name if isinstance(row, Key) else row)
         name = name.replace(r"\{i\}", r"\d+").replace(r"\{s\}", "(encoder|decoder)")

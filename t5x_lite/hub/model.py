@@ -1,4 +1,4 @@
-"""`load(path)`: any model of ours, or one in Hugging Face format, as an object that takes texts."""
+"""Loads any of our models, or one in Hugging Face format, as a `Model`, which reads texts."""
 
 import dataclasses
 import functools
@@ -37,11 +37,12 @@ BATCH_ROWS = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model with its parameters and vocabulary. Texts have the form that the model was trained on.
+    """Holds a model with its parameters and vocabulary. Texts must have the form that the model was trained on.
 
-    labels: names of its classes, if it was trained on one task with classes.  origin: the directory that it started
-    from, imported or in Hugging Face format.  features: of the task it was trained on, if any. Without them, a language
-    model continues texts that have no end-of-sequence id.
+    labels: names of the classes, if the model was trained on one task with classes.
+    origin: the directory that the model started from, imported or in Hugging Face format.
+    features: features of the task that the model was trained on, if any. Without features, a language model continues
+        texts that have no end-of-sequence id.
     """
 
     config: ModelConfig
@@ -52,20 +53,28 @@ class Model:
     features: Mapping[str, Feature] | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The outputs of the model for a batch (t5x_lite/batch.py), {head: float32 array}."""
+        """Returns the outputs of the model for a batch (t5x_lite/batch.py), {head: float32 array}."""
         return self._forward(self.params, batch)
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
-        """A batch as the model reads it, one text per row. pairs: an encoder's second text of each row."""
+        """Returns a batch for the model, with one text in each row.
+
+        pairs: the second text of each row, for an encoder.
+
+        Raises DataError if an input is not text, or the numbers of texts and pairs differ.
+        """
         examples: list[dict[str, str]] = _inputs(texts)
         if pairs is not None:
             if len(texts) != len(pairs):
-                raise DataError(f"{len(texts)} texts and {len(pairs)} second ones; give as many of both")
+                raise DataError(f"{len(texts)} texts and {len(pairs)} pairs: the numbers must be equal")
             examples = [{"inputs": a, "pair": require_text(b)} for a, b in zip(texts, pairs, strict=True)]
         return self.prompts(examples, len(examples))
 
     def generate(self, texts: Sequence[str], max_tokens: int = 64) -> list[str]:
-        """The continuation of each text, or the answer to it, by greedy decoding."""
+        """Returns the continuation of each text, or a text-to-text model's answer, by greedy decoding.
+
+        max_tokens: the most new tokens.  Raises ConfigError for an encoder, DataError if an input is not text.
+        """
         self._require("text_to_text", "decoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[str]:
@@ -83,8 +92,11 @@ class Model:
         return _in_batches(work, _inputs(texts))
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """The natural log-probability of the targets and their end, given the inputs, for each pair (inputs, targets).
-        Raises DataError for a pair that is longer than the model can read."""
+        """Returns the natural log-probability of the targets and their end, given the inputs, for each pair.
+
+        pairs: (inputs, targets).  Raises DataError if a pair is longer than the model can read, ConfigError for an
+        encoder.
+        """
         self._require("text_to_text", "decoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[float]:
@@ -95,12 +107,15 @@ class Model:
         examples = []
         for pair in pairs:
             if isinstance(pair, str) or len(pair) != 2:
-                raise DataError(f"{str(pair)[:80]!r} is no pair of texts; give (inputs, targets)")
+                raise DataError(f"{str(pair)[:80]!r} is not a pair of texts; pass (inputs, targets)")
             examples.append({"inputs": require_text(pair[0]), "targets": require_text(pair[1])})
         return _in_batches(work, examples)
 
     def embed(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
-        """One vector per text, float32 [texts, D]: the mean of the encoder's hidden states, scaled to length 1."""
+        """Returns one vector per text, float32 [texts, D]: the mean of the encoder's hidden states.
+
+        normalize: scales each vector to length 1.  Raises ConfigError for a model without an encoder.
+        """
         self._require("text_to_text", "encoder_only")
 
         def work(examples: list[dict[str, str]]) -> list[np.ndarray]:
@@ -110,16 +125,22 @@ class Model:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
     def hidden(self, batch: Mapping[str, Any]) -> jax.Array:
-        """The encoder's hidden state at every position of a batch, [B, S, D]."""
+        """Returns the encoder's hidden state at every position of a batch, [B, S, D].
+
+        Raises ConfigError for a model without an encoder.
+        """
         self._require("text_to_text", "encoder_only")
         return self._hidden(self.params, batch)
 
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, float]]:
-        """The probability of each class for each text, or pair of texts. They sum to 1, unless a text may have several
-        classes."""
+        """Returns {label: probability} for each text or pair of texts.
+
+        The probabilities sum to 1, unless a text may have several classes. Raises ConfigError for a model without a
+        classification head.
+        """
         head = next((name for name in ("classification", "multi_label") if name in self.config.heads), None)
         if head is None:
-            raise ConfigError(f"this model has the heads {self.config.heads}; classifying needs `classification`")
+            raise ConfigError(f"classifying needs the head `classification`; this model's heads: {self.config.heads}")
         if not len(texts):
             return []
         logits_BC = np.asarray(self(self.tokenize(texts, pairs))[head])[:, 0].astype(np.float64)
@@ -128,8 +149,10 @@ class Model:
         return [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities_BC]
 
     def attention(self, text: str, second: str = "") -> AttentionMaps:
-        """The attention of every head of every layer for one text. second: an encoder's second text; of a text-to-text
-        model the targets, "": those that the model generates."""
+        """Returns the attention of every head of every layer for one text.
+
+        second: the second text of an encoder, or the targets of a text-to-text model; "": the model generates them.
+        """
         fields = {"inputs": text}
         if self.config.architecture == "text_to_text":
             fields["targets"] = second or self.generate([text])[0]
@@ -137,16 +160,16 @@ class Model:
             batch = example_batch([fields], self._task(("inputs",)), converter, self.vocabulary, batch_rows=1)
         else:
             batch = self.tokenize([text], [second] if second else None)
-        found = self._look(self.params, batch)
+        attention = self._look(self.params, batch)
         length = {k.removesuffix("_segment_ids"): int((v > 0).sum()) for k, v in batch.items() if "segment_ids" in k}
         tokens = {
             side: [self.vocabulary.show([i]) for i in batch[f"{side}_input_tokens"][0, :count].tolist()]
             for side, count in length.items()
         }
         maps = {}
-        for name in (name for name in QUERIES_AND_KEYS if name in found):
+        for name in (name for name in QUERIES_AND_KEYS if name in attention):
             queries, keys = (length[side] for side in QUERIES_AND_KEYS[name])
-            maps[name] = np.asarray(found[name])[:, 0, :, :queries, :keys]
+            maps[name] = np.asarray(attention[name])[:, 0, :, :queries, :keys]
         return AttentionMaps(tokens, maps)
 
     @functools.cached_property
@@ -191,26 +214,32 @@ class Model:
 
     @property
     def start_id(self) -> int:
-        """The first id that the decoder reads."""
+        """The first token id that the decoder reads."""
         return convert.start(self.config.decoder_start_id, self.vocabulary)
 
     def _require(self, *architectures: str) -> None:
         if self.config.architecture not in architectures:
             allowed = " or ".join(architectures)
-            raise ConfigError(f"this needs a model of {allowed}; it is {self.config.architecture}")
+            raise ConfigError(f"this needs a model of type {allowed}; this one is {self.config.architecture}")
 
     def _task(self, segments: tuple[str, ...]) -> Task:
         task = convert.text_task(self.config.architecture, segments)
         return task if self.features is None else dataclasses.replace(task, features=self.features)
 
     def prompts(self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
-        """A batch of prompts, one per row, of the examples' texts or ids (Encoded). Rows without an example are
-        padding. Warns of a text that is cut because the model cannot read all of it."""
+        """Returns a batch of prompts, one per row. Rows without an example are padding.
+
+        examples: {field: text, or ids (Encoded)}.
+        batch_rows: B, the number of rows.
+        max_new_tokens: new tokens to leave room for in the positions of a decoder_only model.
+
+        Warns if a text is cut because the model cannot read all of it.
+        """
         fields = tuple(examples[0]) if examples else ("inputs",)
         ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
         encoded = [Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
         converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
-        # New tokens need no room in the converter's rows: the cache has room for them.
+        # The rows need no room for new tokens: they go to the decoder's cache.
         batch, truncated = prompt_batch(
             encoded, task, converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0
         )
@@ -226,8 +255,11 @@ class Model:
     def _converter(
         self, examples: Sequence[Mapping[str, Any]], fields: tuple[str, ...], max_new_tokens: int = 1
     ) -> Any:
-        """The converter. Row length: that of the longest example, capped so that `max_new_tokens` still fit in the
-        model's positions. (The model does not read the last of them.)"""
+        """Returns the converter for these examples.
+
+        The row length is the longest example's, capped so that `max_new_tokens` still fit in the model's positions.
+        (The model does not read the last new token.)
+        """
         counts = {f: list(map(len, self._ids([e[f] for e in examples]))) for f in fields}
         more = self.config.fairseq_marks
         marks = 1 + len(fields) + more + self.config.prompt_tokens
@@ -250,10 +282,12 @@ class Model:
 
 
 def load(path: str | Path, which: str | int = "latest") -> Model:
-    """The model of a workdir or its `checkpoints/STEP`, of an imported directory, or of one in Hugging Face format.
+    """Loads the model of a workdir, its `checkpoints/STEP`, an imported directory, or one in Hugging Face format.
 
-    which: of a workdir: latest, best or a step. The parameters are split over all devices where they divide.
-    Raises CheckpointError or ConfigError where the path has no model, or one that cannot be used.
+    which: latest, best or a step, for a workdir.
+
+    Shards the parameters over all devices if the device count divides the model's widths. Raises CheckpointError or
+    ConfigError if the path has no model or the model cannot be used.
     """
     path, which = Path(path), str(which)
     if (path / "params").is_dir():
@@ -270,10 +304,10 @@ def _stored(path: Path) -> Model:
 
 
 def _downloaded(path: Path) -> Model:
-    found = parameters.open_directory(path)
+    opened = parameters.open_directory(path)
     vocabulary = vocabularies.load(str(path))
-    params, _ = parameters.load(found, found.config, parameters.layout_for(found.config))
-    return Model(found.config, params, vocabulary, _class_names(found.settings, found.config), path)
+    params, _ = parameters.load(opened, opened.config, parameters.layout_for(opened.config))
+    return Model(opened.config, params, vocabulary, _class_names(opened.settings, opened.config), path)
 
 
 def _trained(path: Path, which: str) -> Model:
@@ -304,8 +338,10 @@ def _labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
 
 
 def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
-    """The names of the classes in a config.json, or LABEL_0, LABEL_1, … as in transformers. A single output is a class,
-    unless config.json says that it is a regression."""
+    """Returns the class names in a config.json, or LABEL_0, LABEL_1, … as in transformers.
+
+    A single output is a class, unless config.json says that it is a regression.
+    """
     names = settings.get("id2label")
     if "regression" in config.heads and settings.get("problem_type") != "regression":
         return (names["0"] if isinstance(names, dict) and isinstance(names.get("0"), str) else "LABEL_0",)
@@ -315,15 +351,16 @@ def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str,
 
 
 def _inputs(texts: Sequence[str]) -> list[dict[str, str]]:
-    if isinstance(texts, str):  # it would be taken for a list of its letters
-        raise ConfigError(f"give a list of texts, [{texts[:40]!r}], not one alone")
+    if isinstance(texts, str):  # a string would pass as a list of its letters
+        raise ConfigError(f"pass a list of texts, [{texts[:40]!r}], not a single string")
     return [{"inputs": require_text(text)} for text in texts]
 
 
 def in_batches(work: Callable[[list[int]], list], sizes: Sequence[int]) -> list:
-    """The results of `work` for examples of these sizes, in the examples' order.
+    """Calls `work` for batches of examples with similar sizes and returns the results in the examples' order.
 
-    work: takes the numbers of at most BATCH_ROWS examples of similar sizes, and returns their results in that order.
+    work: takes the numbers of at most BATCH_ROWS examples and returns their results in the same order.
+    sizes: the size of each example.
     """
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     out: list = [None] * len(sizes)

@@ -1,6 +1,6 @@
-"""Parameters from a Hugging Face directory to a mesh, tensor by tensor, and back.
+"""Copies parameters from a Hugging Face directory to a mesh, tensor by tensor, and back.
 
-The host holds one of our parameters at a time (of scanned layers, one stack), whatever the size of the model.
+The host holds only one of our parameters at a time (for scanned layers, one stack), whatever the size of the model.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from t5x_lite.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A readable Hugging Face directory: its settings, and the model that they and the tensors' names describe."""
+    """Holds an opened Hugging Face directory: its settings, and the model that settings and tensor names describe."""
 
     path: Path
     settings: Mapping[str, Any]
@@ -41,14 +41,16 @@ class Found:
 
 
 def open_directory(path: Path) -> Found:
-    """Reads config.json and the names and shapes of the tensors. Raises CheckpointError if they cannot be used."""
+    """Reads config.json and the tensors' names and shapes. Raises CheckpointError if they cannot be used."""
     where = path / "config.json"
     settings = mapping.read_json(where)
     family = mapping.family_of(settings, where)
     config = mapping.read_config(settings, family, where)
     weights = Weights(path)
     if config.num_layers > len(weights.shapes):
-        raise CheckpointError(f"{where} speaks of {config.num_layers} layers; there are {len(weights.shapes)} tensors")
+        raise CheckpointError(
+            f"{where} has {config.num_layers} layers, but the files hold only {len(weights.shapes)} tensors"
+        )
     names = mapping.canonical_names(weights.shapes, family)
     head_table = names.get("lm_head.weight")
     tied = head_table is None or (config.tie_embeddings and _same(weights, names, "token_embedding", family))
@@ -58,13 +60,13 @@ def open_directory(path: Path) -> Found:
             and settings.get("tie_word_embeddings") is False
             and family.model_type not in ("t5", "mt5")
         ):
-            raise CheckpointError(f"{where} says tie_word_embeddings=false; there is no tensor lm_head.weight")
+            raise CheckpointError(f"{where} has tie_word_embeddings=false, but the tensor lm_head.weight is missing")
         config = dataclasses.replace(config, tie_embeddings=tied)
     return Found(path, settings, family, _with_heads(config, family, weights, names, settings), weights)
 
 
 def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
-    """{path: (shape, logical axes)} of the model's parameters, in its own form (scanned or unrolled)."""
+    """Returns {path: (shape, logical axes)} of the parameters, scanned or unrolled as the model is."""
     scanned = dataclasses.replace(config, scan_layers=True)
     sizes = dict.fromkeys("BSLPEY", 1)
     example = batches.zeros(config.architecture, sizes, config.heads)
@@ -74,7 +76,7 @@ def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str 
 
 
 def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
-    """The parameters as nested dicts of shapes and shardings, which a checkpoint is restored into."""
+    """Returns nested dicts of the parameters' shapes and shardings, the target for restoring a checkpoint."""
     shapes = abstract(config).items()
     flat = {p: jax.ShapeDtypeStruct(s, np.float32, sharding=layout.sharding(axes)) for p, (s, axes) in shapes}
     return paths.unflatten(flat)
@@ -83,10 +85,13 @@ def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
 def load(
     found: Found, config: ModelConfig, layout: Layout, *, allow: Sequence[str] = ()
 ) -> tuple[dict[str, Any], ImportReport]:
-    """The parameters of a model that may differ from the directory's in heads, vocabulary size and scanning.
+    """Returns the parameters of a model, read from a directory, and the report.
 
-    allow: names of tensors that may go unused, and of our parameters that may start fresh; `*` matches anything.
-    Raises CheckpointError for any others, and for a tensor of another shape, before any tensor is read.
+    config: the model; its heads, vocabulary size and scanning may differ from the directory's.
+    allow: names of tensors that may go unused and of our parameters that may start fresh; `*` matches anything.
+
+    Raises CheckpointError before reading values if a tensor has the wrong shape, or if other tensors are unused or
+    parameters missing.
     """
     shapes = abstract(config)
     parts = {path: _parts(path, shape) for path, (shape, _) in shapes.items()}
@@ -116,7 +121,10 @@ def load(
 def tensors(
     config: ModelConfig, family: Family, params: Any, without_prefix: bool = False
 ) -> tuple[dict[str, tuple[int, ...]], Iterator[tuple[str, np.ndarray]]]:
-    """{name: shape} of their tensors; and (name, values) of each, in that order, read from the devices one by one."""
+    """Returns {name: shape} of their tensors, and an iterator of (name, values) in that order.
+
+    The iterator reads our parameters from the devices one by one.
+    """
     shapes = abstract(config)
     unrolled = {path: shape for path, (shape, _) in _unrolled(shapes).items()}
     grouped: dict[str, list[Binding]] = {}
@@ -140,13 +148,13 @@ def tensors(
 
 
 def layers_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, array) of a parameter in an unrolled model: the parameter itself, or each layer of a scanned one."""
+    """Yields (path, array) of a parameter in an unrolled model: itself, or each layer of a scanned parameter."""
     parts = _parts(path, array.shape)
     yield from zip(parts, [array] if parts == [path] else array, strict=True)
 
 
 def _parts(path: str, shape: tuple[int, ...]) -> list[str]:
-    """The paths that a parameter has in an unrolled model."""
+    """Returns the paths of a parameter in an unrolled model: one, or one for each layer."""
     if "/layers/" not in path:
         return [path]
     return [path.replace("/layers/", f"/layers_{i}/") for i in range(shape[0])]
@@ -171,8 +179,11 @@ def _same(weights: Weights, names: Mapping[str, str], module: str, family: Famil
 def _with_heads(
     config: ModelConfig, family: Family, weights: Weights, names: Mapping[str, str], settings: Mapping[str, Any]
 ) -> ModelConfig:
-    """The heads whose tensors are there, of several with the same tensor the one of the model's class, or the first;
-    one output of a classifier is a regression, and problem_type tells several labels from one."""
+    """Returns the config with the heads whose tensors the file has.
+
+    If several heads share a tensor, the class in config.json decides, else the first head. A classifier with one output
+    is a regression. problem_type says whether a text may have several labels.
+    """
     architectures = settings.get("architectures")
     classes = [family.classes.get(str(name), ()) for name in architectures] if isinstance(architectures, list) else []
     head_of: dict[str, str] = {}
@@ -194,7 +205,10 @@ def _with_heads(
 def _account(
     found: Found, config: ModelConfig, bound: Mapping[str, Binding], names: Mapping[str, str], allow: Sequence[str]
 ) -> list[Row]:
-    """A row for every tensor and every parameter without one; CheckpointError for what none explains."""
+    """Returns a row for every tensor, and for every parameter without one.
+
+    Raises CheckpointError if a shape or a tied copy differs, or a parameter or tensor has no counterpart.
+    """
     family, shapes = found.family, found.weights.shapes
     rows, used, missing = [], {}, []
     for binding in bound.values():
@@ -203,7 +217,7 @@ def _account(
             if got != binding.their_shape:
                 raise CheckpointError(
                     f"{found.path}: {names[binding.key]} has the shape {list(got)}; config.json makes it "
-                    f"{list(binding.their_shape)}. The files are of different models, or damaged"
+                    f"{list(binding.their_shape)}. The files belong to different models, or are corrupted"
                 )
             used.setdefault(binding.key, []).append(binding)
             continue
@@ -213,14 +227,14 @@ def _account(
         elif _allowed(binding.path, allow) or _allowed(binding.key, allow):
             rows.append(Row("", binding.shape, "fresh", binding.path, "allowed by name"))
         elif binding.key == "final_logits_bias":
-            rows.append(Row("", binding.shape, "fresh", binding.path, "zeros, as transformers has it"))
+            rows.append(Row("", binding.shape, "fresh", binding.path, "zeros, as in transformers"))
         else:
             missing.append(binding)
     if missing:
         b = missing[0]
         raise CheckpointError(
-            f"{found.path} lacks {len(missing)} tensors, the first is {b.key} (our {b.path}); files are "
-            f"missing, or config.json is another model's. --allow={b.path} starts it fresh"
+            f"{found.path} lacks {len(missing)} tensors, first {b.key} (our {b.path}): files are missing, or "
+            f"config.json belongs to a different model. --allow={b.path} initializes that parameter fresh"
         )
     any_head = re.compile("|".join(mapping.patterns(family)))
     unexplained = []
@@ -235,19 +249,19 @@ def _account(
                 found.weights.read(original), found.weights.read(names[source])
             ):
                 raise CheckpointError(
-                    f"{found.path}: {original} is not the copy of {source} that it is in {family.model_type}"
+                    f"{found.path}: {original} differs from {source}; the two are tied in {family.model_type}"
                 )
             rows.append(Row(original, shape, "tied", reason=f"the same as {source}"))
         elif _allowed(original, allow):
             rows.append(Row(original, shape, "skipped", reason="allowed by name"))
         elif any_head.fullmatch(name) and _of_another_head(name, family):
-            rows.append(Row(original, shape, "skipped", reason=f"of a head that the model lacks; heads={config.heads}"))
+            rows.append(Row(original, shape, "skipped", reason=f"its head is not in the model; heads={config.heads}"))
         else:
             unexplained.append(original)
     if unexplained:
         raise CheckpointError(
-            f"{found.path} has {len(unexplained)} tensors that {family.model_type} has no place for, the first is "
-            f"{unexplained[0]}. --allow={unexplained[0]} leaves it out"
+            f"{found.path} has {len(unexplained)} tensors that {family.model_type} does not have, first "
+            f"{unexplained[0]}. --allow={unexplained[0]} skips it"
         )
     return rows
 
@@ -257,7 +271,7 @@ def _used(name: str, shape: tuple[int, ...], bound: list[Binding], config: Model
     by_vocab = _of_vocabulary(bound[0].path)
     if by_vocab and config.vocab_size != disk.vocab_size:
         new = config.vocab_size - disk.vocab_size
-        how = f"{new} more rows, the mean of the others" if new > 0 else f"its last {-new} rows left out"
+        how = f"{new} rows added, each the mean of the others" if new > 0 else f"last {-new} rows dropped"
         return Row(name, shape, "resized", ours, how)
     return Row(name, shape, "transposed" if bound[0].turned else "loaded", ours)
 
@@ -272,8 +286,8 @@ def _tied_to(name: str, family: Family) -> str:
     return f"{family.modules['token_embedding']}.weight" if name == "lm_head.weight" else ""
 
 
-# The heads any of which explains a top-level group of an encoder's parameters. One class of transformers serves all
-# heads that problem_type tells apart.
+# A top-level group of an encoder's parameters belongs to any of these heads. Heads that problem_type tells apart share
+# one class of transformers.
 ONE_CLASS = ("classification", *(name for name, head in ENCODER_HEADS.items() if head.problem_type))
 HEAD_PARTS = {
     **{name: ONE_CLASS if name in ONE_CLASS else (name,) for name in ENCODER_HEADS if name != "pooled"},
@@ -282,7 +296,7 @@ HEAD_PARTS = {
 
 
 def _head_of(path: str, config: ModelConfig) -> tuple[str, ...]:
-    """The heads any of which explains a parameter of the top-level group; () for a part of the model proper."""
+    """Returns the heads that a parameter may belong to; () if it is not part of a head."""
     return HEAD_PARTS.get(path.split("/")[0], ()) if config.architecture == "encoder_only" else ()
 
 
@@ -304,7 +318,10 @@ def _read(found: Found, binding: Binding, names: Mapping[str, str]) -> np.ndarra
 
 
 def _resized(array: np.ndarray, shape: tuple[int, ...], axes: Sequence[str | None], config: ModelConfig) -> np.ndarray:
-    """The array with as many rows as the vocabulary: cut, or with the mean of all rows for the new ones."""
+    """Returns the array resized to the vocabulary: cut, or extended with copies of the mean row.
+
+    shape: of the array, with `axes` its logical axes; only the axis `vocab` changes.
+    """
     if "vocab" not in axes:
         return array
     axis = list(axes).index("vocab")
@@ -316,7 +333,7 @@ def _resized(array: np.ndarray, shape: tuple[int, ...], axes: Sequence[str | Non
 
 
 def _fresh(config: ModelConfig, fresh: list[str]) -> dict[str, Any]:
-    """Initial values of the parameters with the paths `fresh`; the others are not computed."""
+    """Returns {path: initial value} of the parameters `fresh`. The other parameters are not computed."""
     if not fresh:
         return {}
     example = batches.zeros(config.architecture, dict.fromkeys("BSLPEY", 1), config.heads)
@@ -330,7 +347,7 @@ def _fresh(config: ModelConfig, fresh: list[str]) -> dict[str, Any]:
 
 
 def layout_for(config: ModelConfig) -> Layout:
-    """The layout over all devices. It splits the parameters where they divide."""
+    """Returns the layout over all devices: sharded if their count divides d_model and table_dim."""
     devices = jax.device_count()
     split = config.d_model % devices == 0 and config.table_dim % devices == 0
     return Layout(sharding.make_mesh(fsdp=devices) if split else sharding.make_mesh(data=devices))

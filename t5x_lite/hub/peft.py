@@ -1,4 +1,4 @@
-"""The LoRA matrices of a model without its other parameters, in the file format of Hugging Face's peft."""
+"""Writes only the LoRA matrices and the heads of a model, in the file format of Hugging Face's peft."""
 
 import json
 import re
@@ -15,21 +15,21 @@ from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."  # what peft wraps a model in
+PREFIX = "base_model.model."  # peft wraps the model in these modules
 TRAINED_WHOLE = ("pooler/", *(f"{name}/" for name in SUPERVISED))
 
 
 def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json, with the heads, which are trained whole.
+    """Writes adapter_model.safetensors and adapter_config.json. Includes the heads, which are fully trainable.
 
-    Raises ConfigError for a model without LoRA, or one whose LoRA target is a part of a tensor of theirs (GPT-2's
+    Raises ConfigError if the model has no LoRA, or if a LoRA target is only part of one of their tensors (GPT-2's
     query, key and value).
     """
     from safetensors.numpy import save_file
 
     if not config.lora_rank:
         raise ConfigError(
-            "this model has no LoRA matrices to write; train one with model.lora_rank, or export it whole"
+            "this model has no LoRA matrices; train it with model.lora_rank, or export it without --adapter"
         )
     flat = paths.flatten(params)
     whole_arrays = ((path, np.asarray(leaf)) for path, leaf in flat.items())
@@ -42,7 +42,7 @@ def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> 
         if path + "lora_a" in arrays:
             if binding.third is not None:
                 raise ConfigError(
-                    f"{family.model_type} has query, key and value in one tensor; export the model merged"
+                    f"{family.model_type} has query, key and value in one tensor; export it without --adapter (merged)"
                 )
             a, b = arrays[path + "lora_a"], arrays[path + "lora_b"]
             tensors[f"{PREFIX}{module}.lora_A.weight"] = a.reshape(-1, config.lora_rank).T

@@ -1,8 +1,8 @@
-"""`pipeline(task, model=path)`: from texts to answers in one line, as `transformers.pipeline`.
+"""Implements `pipeline(task, model=path)`, which turns texts into answers as `transformers.pipeline` does.
 
-Inputs and outputs are those of transformers 5; of transformers 4 for the tasks that 5 dropped. A task is a function
-from a model and a list of inputs to the list of their outputs; its keyword arguments are the options of a caller. The
-functions are in classification_pipelines.py, token_pipelines.py and text_pipelines.py.
+Inputs and outputs are the same as in transformers 5, or in transformers 4 for tasks that version 5 dropped. A task is a
+function from a model and a list of inputs to the list of outputs; its keyword-only arguments are the caller's options.
+The functions are in classification_pipelines.py, token_pipelines.py and text_pipelines.py.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from t5x_lite.hub.token_pipelines import (
 )
 from t5x_lite.lookup import lookup
 
-BATCH_SIZE = 1024  # inputs handed to a task at once. It sorts them by length; the model reads 32 rows at a time
+BATCH_SIZE = 1024  # inputs passed to a task at once. The task sorts them by length; the model reads 32 rows at a time
 TRANSLATION = "translation"  # also translation_XX_to_YY
 TASKS: dict[str, Callable[..., list]] = {
     "text-classification": text_classification,
@@ -41,13 +41,13 @@ TASKS: dict[str, Callable[..., list]] = {
     TRANSLATION: translation,
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
-READ_MORE = (text_classification, question_answering)  # than single texts
-WRITE_ONE = (text2text_generation, summarization, translation)  # one text each: no lists of one in a list
+READ_MORE = (text_classification, question_answering)  # inputs may be more than single texts
+WRITE_ONE = (text2text_generation, summarization, translation)  # one text per input: unwraps lists of one
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A task with its model: call it with one input, or with any number of them."""
+    """Holds a task with its model. Call it with one input or an iterable of inputs."""
 
     task: str
     model: Model
@@ -55,31 +55,31 @@ class Pipeline:
     options: Mapping[str, Any]
 
     def __call__(self, inputs: Any = None, **options: Any) -> Any:
-        """The output of one input (a text, or the mapping that the task takes instead), or the list of many inputs'
-        outputs.
+        """Returns the output for one input, or the list of outputs for an iterable of inputs.
 
-        options: the task's own, in place of those that `pipeline` was given.  batch_size: inputs handed to the task at
-        once.  question, context: of question-answering, in place of inputs.
+        inputs: a text, or a mapping for tasks that take one; or an iterable of them.
+        options: the task's options, which override those passed to `pipeline`. Also batch_size, the number of inputs
+            passed to the task at once, and for question-answering question and context, in place of inputs.
 
-        Raises DataError for an input that is no text, ConfigError for an option that cannot be used.
+        Raises DataError if an input is not text, ConfigError if an option cannot be used.
         """
         chosen = generation.over(self.options, options)
         if inputs is None and self.run is question_answering:
             inputs = questions_with_contexts(chosen.pop("question", None), chosen.pop("context", None))
         if inputs is None:
-            raise ConfigError(f"the pipeline {self.task!r} got no input; give it one, or a list of them")
+            raise ConfigError(f"the pipeline {self.task!r} got no input; pass a text, or a list of texts")
         _require_known(self.task, self.run, chosen)
         batch_size, known = chosen.pop("batch_size", BATCH_SIZE), options_of(self.run)
         require_positive("batch_size", batch_size)
         if not isinstance(inputs, Iterable):
-            raise DataError(f"{inputs!r} is no text; give one, or a list of them")
+            raise DataError(f"{inputs!r} is not text; pass a string, or a list of strings")
         single = isinstance(inputs, str | Mapping)
         listed = [inputs] if single else list(inputs)
         if self.run not in READ_MORE:
             listed = list(map(require_text, listed))
         if single:
             output = self.run(self.model, listed, **chosen)[0]
-            # The class of one text is in a list, as in transformers, where the call has no top_k.
+            # As in transformers, a single text's class comes in a list if the call has no top_k.
             in_list = self.run is text_classification and isinstance(inputs, str) and "top_k" not in options
             return [output] if in_list else output
         outputs = []
@@ -91,16 +91,17 @@ class Pipeline:
 
 
 def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
-    """A function from texts to the answers of a model. model: a Model, or a path that `t5x_lite.load` takes.
+    """Returns a function from texts to a model's answers. model: a Model, or a path for `t5x_lite.load`.
 
     >>> classify = pipeline("text-classification", model="runs/mrpc_0")        # doctest: +SKIP
     >>> classify({"text": "It rains.", "text_pair": "Rain falls."})            # doctest: +SKIP
     {'label': 'equivalent', 'score': 0.98}
 
-    options: those of the task's function in TASKS. Options of generation that you omit default to those of the model's
-    directory (hub/generation.py), and then to those of transformers.
+    options: keyword arguments of the task's function in TASKS. Generation options that you omit default to the model's
+    directory (hub/generation.py), and then to transformers' defaults.
 
-    Raises ConfigError for an unknown task or option. A call raises it where the model cannot do the task.
+    Raises ConfigError for an unknown task or option. Calling the pipeline raises ConfigError if the model cannot do the
+    task.
     """
     name = TRANSLATION if task.startswith(f"{TRANSLATION}_") else ALIASES.get(task, task)
     run = lookup("task of a pipeline", name, TASKS)
@@ -108,7 +109,7 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
     model = model if isinstance(model, Model) else load(Path(model))
     known = options_of(run)
     if "seed" in known:
-        # text-generation is that of transformers 5, which knows no task_specific_params; the others are those of 4.
+        # text-generation follows transformers 5, which ignores task_specific_params; the other tasks follow 4.
         of_directory = generation.settings(model, task if run in WRITE_ONE else "")
         defaults = {name: value for name, value in of_directory.items() if name in known}
         options = generation.over(defaults, options)
@@ -116,7 +117,7 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
 
 
 def options_of(run: Callable) -> dict[str, Any]:
-    """The options of a task with their defaults. Where it generates text, those of hub/generation.py are among them."""
+    """Returns {option: default} of a task. Tasks that generate text include the options of hub/generation.py."""
     parameters = inspect.signature(run).parameters.values()
     own = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
     generates = any(p.kind == p.VAR_KEYWORD for p in parameters)

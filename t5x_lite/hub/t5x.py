@@ -1,5 +1,7 @@
-"""T5X's checkpoints, of one msgpack file or a directory of zarr arrays: their parameter names as ours, and the model
-that the shapes describe."""
+"""Reads T5X checkpoints: one msgpack file or a directory of zarr arrays.
+
+Translates parameter names to ours and infers the model from the shapes.
+"""
 
 import dataclasses
 import math
@@ -16,7 +18,7 @@ from t5x_lite.hub.import_report import ImportReport, Row
 from t5x_lite.models import paths, presets
 from t5x_lite.models.config import ModelConfig
 
-NAMES = {  # a part of a path of theirs -> ours
+NAMES = {  # a component of their path -> ours
     "token_embedder": "token_embedding",
     "relpos_bias": "relative_bias",
     "rel_embedding": "embedding",
@@ -32,18 +34,18 @@ NAMES = {  # a part of a path of theirs -> ours
 
 
 def load(path: Path) -> tuple[ModelConfig, dict[str, Any], ImportReport]:
-    """The model, its parameters and what became of every tensor. CheckpointError where the file is no such checkpoint.
+    """Returns the model, its parameters and the report. Raises CheckpointError if the path is not a T5X checkpoint.
 
-    A checkpoint of a T5 names no activation: gated MLPs are taken for T5 1.1's, with the tanh gelu, others for 1.0's.
+    T5 checkpoints do not name the activation: gated MLPs are read as T5 1.1's, with the tanh gelu, others as T5 1.0's.
     """
     try:
         flat = _of_directory(path) if path.is_dir() else _of_file(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # msgpack and tensorstore raise whatever the bytes lead them into
+    except Exception as error:  # bad bytes make msgpack and tensorstore raise any class
         raise CheckpointError(
-            f"{path} is no T5X checkpoint ({type(error).__name__}: {str(error)[:100]}); give its msgpack file, its "
-            "directory with target.… in it, or a directory in Hugging Face format"
+            f"{path} is not a T5X checkpoint ({type(error).__name__}: {str(error)[:100]}); pass its msgpack file, its "
+            "directory of target.… arrays, or a directory in Hugging Face format"
         ) from error
     ours = {rename(name): name for name in flat}
     try:
@@ -52,7 +54,7 @@ def load(path: Path) -> tuple[ModelConfig, dict[str, Any], ImportReport]:
         raise CheckpointError(f"{path} does not hold a T5: {error}") from None
     shapes, layout = parameters.abstract(config), parameters.layout_for(config)
     if wrong := sorted(ours.keys() ^ shapes.keys()):
-        raise CheckpointError(f"{path} is no T5 of ours: {len(wrong)} parameters differ, the first is {wrong[0]}")
+        raise CheckpointError(f"{path} is not a T5 that we support: {len(wrong)} parameters differ, first {wrong[0]}")
     params: dict[str, jax.Array] = {}
     for name, (shape, axes) in shapes.items():
         array = flat[ours[name]]
@@ -65,7 +67,7 @@ def load(path: Path) -> tuple[ModelConfig, dict[str, Any], ImportReport]:
 
 
 def is_directory(path: Path) -> bool:
-    """Whether it is one of T5X's directories, in which every parameter is a directory of zarr's."""
+    """Returns whether `path` is a T5X directory, in which every parameter is a zarr directory."""
     return any(path.glob("target.*/.zarray"))
 
 
@@ -81,25 +83,30 @@ def _of_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def _of_directory(path: Path) -> dict[str, np.ndarray]:
-    """Only what lies in the directory is read, wherever its own index says that the arrays are."""
+    """Reads the arrays inside the directory only, even if its index points elsewhere."""
     import tensorstore
 
     def read(directory: Path) -> np.ndarray:
         store = {"driver": "file", "path": str(directory.absolute())}
         return tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result().read().result()
 
-    found = sorted(found.parent for found in path.glob("target.*/.zarray"))
-    return {d.name.removeprefix("target.").replace(".", "/"): read(d).astype(np.float32) for d in found}
+    arrays = sorted(metadata.parent for metadata in path.glob("target.*/.zarray"))
+    return {d.name.removeprefix("target.").replace(".", "/"): read(d).astype(np.float32) for d in arrays}
 
 
 def rename(path: str) -> str:
-    """Our path of a T5X parameter."""
+    """Returns our path of a T5X parameter."""
     renamed = "/".join(NAMES.get(part, part) for part in path.split("/"))
     return renamed.replace("decoder/logits_dense", "logits/dense")
 
 
 def model_of(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
-    """The T5 whose parameters have these shapes, heads and their dimension in one, by our paths."""
+    """Returns the T5 whose parameters have these shapes.
+
+    shapes: {our path: their shape}; theirs merge the number of heads and the head dimension into one.
+
+    Raises KeyError, IndexError or ConfigError if the shapes are not a T5's.
+    """
     vocab_size, d_model = shapes["token_embedding/embedding"]
     num_heads, buckets = shapes["encoder/relative_bias/embedding"]
     mlp = "encoder/layers_0/mlp"

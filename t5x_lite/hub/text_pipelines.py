@@ -1,4 +1,4 @@
-"""Pipelines whose answer is a text that the model generates. Their options of generation: hub/generation.py."""
+"""Pipelines that generate text. hub/generation.py lists the generation options."""
 
 from typing import Any
 
@@ -17,8 +17,11 @@ def text_generation(
     top_k: int = 50,
     **options: Any,
 ) -> list[list[dict]]:
-    """[{"generated_text"}, …] of each text: the text and its continuation, or the continuation alone with
-    return_full_text=False. Samples by default; do_sample=False is greedy."""
+    """Returns [{"generated_text"}, …] for each text: the text and its continuation.
+
+    return_full_text: False: returns only the continuation. Samples by default; do_sample=False decodes greedily.
+    Raises ConfigError if the model is not decoder_only.
+    """
     _require(model, "text-generation", "decoder_only")
     written = generation.write(model, inputs, do_sample=do_sample, temperature=temperature, top_k=top_k, **options)
     before = inputs if return_full_text else [""] * len(inputs)
@@ -26,24 +29,35 @@ def text_generation(
 
 
 def text2text_generation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """[{"generated_text"}, …] of each text, by beam search. prefix: is put before the text."""
+    """Returns [{"generated_text"}, …] for each text, by beam search. prefix: text to put before each input.
+
+    Raises ConfigError if the model is not text_to_text.
+    """
     return _text_to_text("generated_text", model, inputs, prefix=prefix, **options)
 
 
 def summarization(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """[{"summary_text"}] of each text, by beam search. prefix: by default that of the model's config.json, such as T5's
-    "summarize: "."""
+    """Returns [{"summary_text"}] for each text, by beam search.
+
+    prefix: text to put before each input; by default the one in the model's config.json, such as T5's "summarize: ".
+    Raises ConfigError if the model is not text_to_text.
+    """
     return _text_to_text("summary_text", model, inputs, prefix=prefix, **options)
 
 
 def translation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """[{"translation_text"}] of each text, by beam search. prefix: for the task translation_en_to_de, by default that
-    of the model's config.json, such as T5's "translate English to German: "."""
+    """Returns [{"translation_text"}] for each text, by beam search.
+
+    prefix: text to put before each input. For a task such as translation_en_to_de the default is the one in the model's
+        config.json, such as T5's "translate English to German: ".
+
+    Raises ConfigError if the model is not text_to_text.
+    """
     return _text_to_text("translation_text", model, inputs, prefix=prefix, **options)
 
 
 def _text_to_text(key: str, model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    _require(model, "writing from a text", "text_to_text")
+    _require(model, "text2text generation", "text_to_text")
     beams = 1 if options.get("do_sample") else 4
     written = generation.write(model, [prefix + text for text in inputs], **{"num_beams": beams, **options})
     return [[{key: text} for text in texts] for texts in written]

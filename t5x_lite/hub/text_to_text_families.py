@@ -1,4 +1,4 @@
-"""The families of text_to_text models: T5, mT5, BART."""
+"""Defines the families of text_to_text models: T5, mT5, BART."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from t5x_lite.models.config import ModelConfig
 
 
 def _read_t5(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether logits are scaled was once told by the tie; since transformers 5 it has its own key."""
+    """Returns our fields. Tied embeddings once meant scaled logits; since transformers 5 a separate key says so."""
     layers = settings.get("num_decoder_layers") or settings.get("num_layers")
     scaled = settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings") is not False)
     dropout = settings.get("dropout_rate", 0.1)
@@ -78,7 +78,7 @@ T5 = Family(
     },
     constants={"is_encoder_decoder": True, "pad_token_id": 0, "eos_token_id": 1},
 )
-MT5 = dataclasses.replace(  # transformers never scales its logits, whatever the config says of a tie
+MT5 = dataclasses.replace(  # transformers never scales its logits, even if the embeddings are tied
     T5,
     model_type="mt5",
     base=presets.PRESETS["mt5_small"],

@@ -1,5 +1,7 @@
-"""Pipelines whose answers are tokens or parts of the text: fill-mask, token-classification, question-answering,
-feature-extraction."""
+"""Pipelines that return tokens, spans or vectors of the text.
+
+They are fill-mask, token-classification, question-answering and feature-extraction.
+"""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -21,7 +23,10 @@ from t5x_lite.lookup import lookup
 
 
 def feature_extraction(model: Model, inputs: list, *, return_tensors: bool = False) -> list:
-    """An encoder's hidden state for every token of a text, [1, tokens, D]: nested lists, or a float32 array."""
+    """Returns an encoder's hidden states for each text, [1, tokens, D], as nested lists.
+
+    return_tensors: returns float32 arrays instead.
+    """
     examples = [{"inputs": text} for text in inputs]
     results = [outputs["hidden"][None] for outputs in encoder_outputs(model, examples, hidden=True)]
     return results if return_tensors else [hidden.tolist() for hidden in results]
@@ -31,15 +36,16 @@ def feature_extraction(model: Model, inputs: list, *, return_tensors: bool = Fal
 
 
 def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequence[str] | None = None) -> list:
-    """[{"score", "token", "token_str", "sequence"}, …] for the mask of a text, the `top_k` most probable tokens first;
-    for a text with several masks, a list for each.
+    """Returns the `top_k` most probable tokens for the mask of each text, best first.
 
-    targets: words to choose from; a word of several tokens stands for its first.
+    Each is {"score", "token", "token_str", "sequence"}. A text with several masks gets a list for each mask.
 
-    Raises DataError for a text without a mask, or with one that is cut off; ConfigError for a model that fills none.
+    targets: words to choose from; a word of several tokens counts as its first token.
+
+    Raises DataError if a text has no mask or a mask is cut off, ConfigError if the model has no head `mlm`.
     """
     if "mlm" not in model.config.heads:
-        raise ConfigError(f"fill-mask needs a model with the head `mlm`; this one has {model.config.heads}")
+        raise ConfigError(f"fill-mask needs a model with the head `mlm`; its heads: {model.config.heads}")
     vocabulary = model.vocabulary
     require_positive("top_k", top_k)
     mask = vocabulary.show([vocabulary.mask_id])
@@ -48,14 +54,14 @@ def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequ
         words = [targets] if isinstance(targets, str) else list(targets)
         allowed = np.unique([ids[0] for ids in vocabulary.encode(words) if len(ids)])
         if not len(allowed):
-            raise ConfigError(f"targets={words} have no token in this vocabulary")
+            raise ConfigError(f"targets={words}: none has a token in the vocabulary")
     examples = [_with_masks(vocabulary, text, mask) for text in inputs]
     results = []
     for text, example, outputs in zip(inputs, examples, encoder_outputs(model, examples), strict=True):
         ids = outputs["ids"]
         places = np.flatnonzero(ids == vocabulary.mask_id).tolist()
         if len(places) < (example["inputs"] == vocabulary.mask_id).sum():
-            raise DataError(f"{text[:80]!r} is so long that the model does not read each {mask}; shorten it")
+            raise DataError(f"{text[:80]!r} is too long: the model does not read every {mask}; shorten it")
         results.append([
             _fillings(model, ids, place, logits_V, top_k, allowed, alone=len(places) == 1)
             for place, logits_V in zip(places, outputs["mlm"], strict=False)
@@ -64,10 +70,10 @@ def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequ
 
 
 def _with_masks(vocabulary: Vocabulary, text: str, mask: str) -> Encoded:
-    """The ids of a text in which `mask` stands for the vocabulary's mask."""
+    """Returns the ids of a text, with the mask's id for each `mask`. Raises DataError if the text has no mask."""
     pieces = [piece.rstrip() if i < text.count(mask) else piece for i, piece in enumerate(text.split(mask))]
     if len(pieces) == 1:
-        raise DataError(f"there is no {mask} in {text[:80]!r}; fill-mask fills one, or several")
+        raise DataError(f"{text[:80]!r} has no {mask}; fill-mask needs one or more")
     between = np.array([vocabulary.mask_id], np.int32)
     parts = [part for ids in vocabulary.encode(pieces) for part in (between, ids)]
     return Encoded(inputs=np.concatenate(parts[1:]))
@@ -76,7 +82,7 @@ def _with_masks(vocabulary: Vocabulary, text: str, mask: str) -> Encoded:
 def _fillings(
     model: Model, ids: np.ndarray, place: int, logits_V: np.ndarray, top_k: int, allowed: np.ndarray | None, alone: bool
 ) -> list[dict]:
-    """The best tokens for the mask at `place` of a text. alone: it has no other mask."""
+    """Returns the best tokens for the mask at `place`, logits_V its logits. alone: the text has no other mask."""
     vocabulary = model.vocabulary
     probabilities_V = softmax(logits_V[: vocabulary.size].astype(np.float64))
     candidates = np.arange(len(probabilities_V)) if allowed is None else allowed
@@ -93,7 +99,8 @@ def _fillings(
 
 # Tags -----------------------------------------------------------------------------------------------------------------
 
-# By aggregation_strategy: of the scores of a word's tokens, [tokens, C], those whose surest gives the word its tag.
+# For each aggregation_strategy, selects or averages rows of the scores of a word's tokens, [tokens, C]. The highest
+# score in the result gives the word its tag.
 VOTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda scores_WC: scores_WC,
     "simple": lambda scores_WC: scores_WC,
@@ -104,7 +111,10 @@ VOTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Token(NamedTuple):
-    """One token of a text. begin, end: its characters there. goes_on: it belongs to the same word as the one before."""
+    """Describes one token of a text.
+
+    begin, end: character offsets in the text.  goes_on: the token continues the word of the previous token.
+    """
 
     id: int
     text: str
@@ -114,7 +124,7 @@ class Token(NamedTuple):
 
 
 class Tagged(NamedTuple):
-    """Tokens that share a tag, by their numbers in the text. score: the tag's probability."""
+    """Lists the numbers of the tokens that share a tag. score: the tag's probability."""
 
     numbers: list[int]
     tag: str
@@ -124,17 +134,22 @@ class Tagged(NamedTuple):
 def token_classification(
     model: Model, inputs: list, *, aggregation_strategy: str = "none", ignore_labels: Sequence[str] = ("O",)
 ) -> list[list[dict]]:
-    """The tagged tokens of a text, [{"entity", "score", "index", "word", "start", "end"}, …]. start and end count
-    characters.
+    """Returns the tagged tokens of each text, [{"entity", "score", "index", "word", "start", "end"}, …].
 
-    aggregation_strategy: "simple" joins neighbours that have the same tag (B- begins a new entity), and gives
-    "entity_group" in place of "entity" and "index". "first", "average" and "max" join the tokens of each word first:
-    the word's tag is that of its first token, of the tokens' mean probabilities, or of the surest token.
+    "start" and "end" count characters.
 
-    Raises ConfigError for a model that does not tag.
+    aggregation_strategy: "simple" joins neighbours with the same tag (B- begins a new entity) and returns
+        "entity_group" in place of "entity" and "index". "first", "average" and "max" join the tokens of each word
+        first. The word's tag comes from its first token, the mean of its tokens' probabilities, or its most confident
+        token.
+    ignore_labels: tags to leave out.
+
+    Raises ConfigError if the model has no head `token_classification`.
     """
     if "token_classification" not in model.config.heads:
-        raise ConfigError(f"this needs a model with the head `token_classification`; its heads: {model.config.heads}")
+        raise ConfigError(
+            f"this task needs a model with the head `token_classification`; its heads: {model.config.heads}"
+        )
     voters = lookup("aggregation_strategy", aggregation_strategy, VOTERS)
     by_word = aggregation_strategy not in ("none", "simple")
     texts = [_tokens(model.vocabulary, text) for text in inputs]
@@ -173,7 +188,7 @@ def _tokens(vocabulary: Vocabulary, text: str) -> list[Token]:
 
 
 def _runs(goes_on: Sequence[bool]) -> list[list[int]]:
-    """The numbers of `goes_on` in runs: n is in the run of n − 1 where goes_on[n].
+    """Returns the indices of `goes_on` grouped into runs: n joins the run of n − 1 if goes_on[n].
 
     >>> _runs([False, True, False])
     [[0, 1], [2]]
@@ -192,9 +207,9 @@ def _kind(tag: str) -> str:
 
 
 def _entity(vocabulary: Vocabulary, tokens: list[Token], group: list[Tagged]) -> dict[str, Any]:
-    """One entity of neighbouring words or tokens."""
+    """Returns one entity, made of neighbouring words or tokens."""
     members = [tokens[n] for tagged in group for n in tagged.numbers]
-    is_joined = isinstance(vocabulary, TokenizerVocabulary)  # unknown words as they stand in the text
+    is_joined = isinstance(vocabulary, TokenizerVocabulary)  # keeps unknown words as in the text
     return {
         "entity_group": group[0].tag.split("-", 1)[-1],
         "score": float(np.mean([tagged.score for tagged in group])),
@@ -217,15 +232,18 @@ def question_answering(
     doc_stride: int | None = None,
     handle_impossible_answer: bool = False,
 ) -> list:
-    """{"score", "start", "end", "answer"} of a {"question", "context"}: the best part of the context, in whole words;
-    with top_k above 1 a list of the `top_k` best. start and end count characters.
+    """Returns the best answer to each {"question", "context"}: {"score", "start", "end", "answer"}.
 
-    A context that does not fit in max_seq_len tokens is read in windows. Each window shares doc_stride tokens with the
-    one before; by default 128, or half of its tokens where that is less. The score is the probability of the start
-    times that of the end, in the window; an answer has at most max_answer_len tokens. handle_impossible_answer: ""
-    may be the answer. Its score is that of the window where it is least.
+    The answer is a part of the context, in whole words. "start" and "end" count characters. The score is the
+    probability of the start times the probability of the end, in the answer's window.
 
-    Raises ConfigError for a model without the head `span`, or windows that cannot share doc_stride tokens.
+    top_k: above 1, returns a list of the `top_k` best answers.
+    max_answer_len: the most tokens in an answer.
+    max_seq_len: tokens in a window. A longer context is read in several windows.
+    doc_stride: tokens that neighbouring windows share; by default 128, or half of a window's context if that is less.
+    handle_impossible_answer: allows the answer "". Its score is the lowest of all windows.
+
+    Raises ConfigError if the model has no head `span`, or windows cannot share doc_stride tokens.
     """
     if "span" not in model.config.heads:
         raise ConfigError(f"question-answering needs a model with the head `span`; its heads: {model.config.heads}")
@@ -266,17 +284,22 @@ def question_answering(
 
 
 def questions_with_contexts(question: Any, context: Any) -> dict[str, str] | list[dict[str, str]]:
-    """The inputs of question_answering: one of a text each, or a list. One text goes with each of several others.
+    """Returns the inputs of question_answering: a dict for one question and context, or a list for several.
 
-    Raises ConfigError where either is missing, or their numbers differ.
+    A single question is paired with every context, a single context with every question. Raises ConfigError if either
+    is missing or their numbers differ.
     """
     if isinstance(question, str) and isinstance(context, str):
         return {"question": question, "context": context}
     if not question or not context:
-        raise ConfigError('question-answering takes {"question": …, "context": …}, a list of them, or both as keywords')
+        raise ConfigError(
+            'question-answering takes {"question": …, "context": …}, a list of these, or both as keywords'
+        )
     questions, contexts = ([given] if isinstance(given, str) else list(given) for given in (question, context))
     count = max(len(questions), len(contexts))
     questions, contexts = (texts * count if len(texts) == 1 else texts for texts in (questions, contexts))
     if len(questions) != len(contexts):
-        raise ConfigError(f"{len(questions)} questions of {len(contexts)} contexts; give as many of both, or one")
+        raise ConfigError(
+            f"{len(questions)} questions and {len(contexts)} contexts: pass equally many, or one of either"
+        )
     return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]

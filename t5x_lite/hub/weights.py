@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, single or sharded, read one at a time. Nothing here unpickles."""
+"""Reads tensors one at a time from safetensors files, single or sharded, and writes such files. Never unpickles."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from t5x_lite.hub.mapping import read_json
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
 HOW_TO_CONVERT = (
-    "where you trust it: `python -c \"from transformers import AutoModel as M; M.from_pretrained('DIR')"
+    "if you trust it, convert it: `python -c \"from transformers import AutoModel as M; M.from_pretrained('DIR')"
     ".save_pretrained('OUT')\"` with the model's own class writes safetensors"
 )
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
@@ -23,7 +23,10 @@ SHARD_BYTES = 5_000_000_000
 
 
 class Weights:
-    """The tensors of a directory (or of one .safetensors file): names and shapes at once, values when asked for."""
+    """Opens the tensors of a directory or of one .safetensors file. Reads names and shapes now, values on demand.
+
+    Raises CheckpointError if a file is missing, corrupted or a pickle.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -34,27 +37,27 @@ class Weights:
             for name in inside if names is None else names:
                 if not NAME.fullmatch(name):
                     raise CheckpointError(
-                        f"{file} holds a tensor named {name[:80]!r}; a name has letters, digits, . _ -"
+                        f"{file} holds a tensor named {name[:80]!r}; allowed: up to 256 letters, digits, . _ -"
                     )
                 if name not in inside:
                     raise CheckpointError(
-                        f"{path / INDEX} says that {name!r} is in {file.name}; it is not. Get it again"
+                        f"{path / INDEX} lists {name!r} in {file.name}, which does not hold it; download it again"
                     )
                 self._file_of[name] = opened
         self.shapes = {name: tuple(f.get_slice(name).get_shape()) for name, f in self._file_of.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32."""
+        """Returns one tensor as float32. Raises CheckpointError if it cannot be read."""
         try:
             return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
-        except Exception as error:  # the library's own, and what numpy says of a dtype it lacks
+        except Exception as error:  # safetensors' own class, or numpy's for a dtype that numpy lacks
             raise CheckpointError(f"{self.path}: cannot read {name!r}: {first_line(error)}") from error
 
 
 def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes float32 tensors, which come in the order of `shapes`, in files of at most SHARD_BYTES each.
+    """Writes float32 tensors to files of at most SHARD_BYTES each. Several files get transformers' names and an index.
 
-    More than one file: named as transformers does, with an index.
+    tensors: (name, values), in the order of `shapes`.
     """
     from safetensors.numpy import save_file
 
@@ -88,29 +91,31 @@ def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Itera
 
 
 def _files(path: Path) -> dict[Path, list[str] | None]:
-    """The files with their tensors' names; None: all that are in it."""
+    """Returns {file: names of its tensors, or None for all}. Raises CheckpointError if there is no safetensors file."""
     if path.suffix in PICKLES:
-        raise CheckpointError(f"{path} may run code when it is read, and is refused; {HOW_TO_CONVERT}")
+        raise CheckpointError(f"{path} is refused because reading it may run code; {HOW_TO_CONVERT}")
     if path.is_file():
         return {path: None}
     if (path / INDEX).is_file():
-        where = read_json(path / INDEX).get("weight_map")
-        if not isinstance(where, dict) or not where or not all(isinstance(f, str) for f in where.values()):
-            raise CheckpointError(f"{path / INDEX} has no weight_map of tensors to files; get it again")
+        file_of = read_json(path / INDEX).get("weight_map")
+        if not isinstance(file_of, dict) or not file_of or not all(isinstance(f, str) for f in file_of.values()):
+            raise CheckpointError(f"{path / INDEX} has no weight_map of tensors to files; download it again")
         names: dict[Path, list[str] | None] = {}
-        for name, file in where.items():
+        for name, file in file_of.items():
             if not NAME.fullmatch(file) or not file.endswith(".safetensors"):
-                raise CheckpointError(f"{path / INDEX}: {file[:80]!r} is no safetensors file beside it; get it again")
+                raise CheckpointError(
+                    f"{path / INDEX}: {file[:80]!r} is not a safetensors file beside it; download it again"
+                )
             names.setdefault(path / file, []).append(name)  # type: ignore[union-attr]
         return names
     if (path / SINGLE).is_file():
         return {path / SINGLE: None}
-    there = sorted(f.name for f in path.iterdir() if f.suffix in PICKLES) if path.is_dir() else []
-    if there:
+    pickles = sorted(f.name for f in path.iterdir() if f.suffix in PICKLES) if path.is_dir() else []
+    if pickles:
         raise CheckpointError(
-            f"{path} has {there[0]}, which may run code when it is read, and no {SINGLE}; {HOW_TO_CONVERT}"
+            f"{path} has no {SINGLE}, only {pickles[0]}, which may run code when it is read; {HOW_TO_CONVERT}"
         )
-    raise CheckpointError(f"{path} has no {SINGLE} and no {INDEX}; give a directory in Hugging Face format")
+    raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX}; pass a directory in Hugging Face format")
 
 
 def _open(file: Path) -> Any:
@@ -119,10 +124,10 @@ def _open(file: Path) -> Any:
     try:
         with file.open("rb") as raw:
             start = raw.read(9)
-        # A header of 1,152 bytes begins like a pickle too, but then there is an object behind its length.
+        # A safetensors header of 1,152 bytes also begins with a pickle's bytes, but "{" follows its length.
         if start.startswith((b"PK", b"\x80")) and not start.endswith(b"{"):
-            raise CheckpointError(f"{file} is a pickle under another name, and is refused; {HOW_TO_CONVERT}")
+            raise CheckpointError(f"{file} is a pickle under a different name and is refused; {HOW_TO_CONVERT}")
         return safe_open(file, framework="numpy")
     except (OSError, SafetensorError) as error:
         size = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
-        raise CheckpointError(f"cannot read {file} ({size}): {first_line(error)}; get it again") from error
+        raise CheckpointError(f"cannot read {file} ({size}): {first_line(error)}; download it again") from error
