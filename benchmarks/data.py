@@ -1,23 +1,23 @@
-"""The data engine: tokens per core-second from a text file to numpy batches, through the registry and the pipeline.
+"""Measures the data engine: tokens per core-second from a text file to numpy batches, with the registry and pipeline.
 
     python benchmarks/data.py                                  # everything; about two minutes
     python benchmarks/data.py --measure=throughput --vocabularies=spm --corpus=FILE --length=512 --targets_length=114
 
-The corpus is a text file, one document a line; without --corpus, Python's own documentation in documents of about
-2,000 characters, repeated to --megabytes. `spm` is a SentencePiece model of --pieces pieces trained on it. One process
-for each measure and vocabulary. Prints JSON lines; each figure is the median of --samples samples of --seconds CPU
-seconds. Tokens are those of a batch that are not padding, encoder and decoder; times are CPU times of the process.
+The corpus is a text file with one document per line. Without --corpus it is Python's own documentation, in documents of
+about 2,000 characters, repeated to --megabytes. `spm` is a SentencePiece model with --pieces pieces, trained on the
+corpus. Each measure and vocabulary runs in its own process. Prints JSON lines; each figure is the median of --samples
+samples of --seconds CPU seconds. Tokens count encoder and decoder, without padding; times are the process's CPU times.
 
-    throughput  tokens_per_core_s; first_batch_s, wall time from the start of the process; rss_mb, the most memory it
-                ever held; tokenizer_alone_per_core_s, the rate of `vocabulary.encode` on the same texts
-    stages      nanoseconds a token: tokenise, chunk, noise, pack, batch, and the rest
-    lengths     nanoseconds a token at rows of 128 to 4096 tokens
-    mixtures    nanoseconds a token with 1 to 100 tasks
-    packing     utilisation and examples per core-second of packing documents with lengths like C4's into rows of 512
-    seqio_packing   the same by SeqIO's packer
-    cached      throughput of the task out of what `t5x-lite cache` made of it
-    seqio       throughput of SeqIO on the same corpus, vocabulary and task, where seqio and t5 are installed
-    resume      seconds to the first batch from the state of step 1,000,000, and the size of that state
+    throughput  tokens_per_core_s; first_batch_s, wall time from the start of the process; rss_mb, its peak memory;
+                tokenizer_alone_per_core_s, the rate of `vocabulary.encode` on the same texts
+    stages      nanoseconds per token: tokenise, chunk, noise, pack, batch, and the rest
+    lengths     nanoseconds per token in rows of 128 to 4096 tokens
+    mixtures    nanoseconds per token with 1 to 100 tasks
+    packing     utilisation and examples per core-second of packing documents with C4-like lengths into rows of 512
+    seqio_packing   the same with SeqIO's packer
+    cached      throughput of the task read from its `t5x-lite cache`
+    seqio       throughput of SeqIO on the same corpus, vocabulary and task, if seqio and t5 are installed
+    resume      seconds from restoring the state of step 1,000,000 to the first batch, and the size of that state
 """
 
 import time
@@ -39,13 +39,13 @@ from unittest import mock  # noqa: E402
 import numpy as np  # noqa: E402
 
 from t5x_lite.batch import DECODER  # noqa: E402
-from t5x_lite.cli import HUGE_PAGES  # noqa: E402  (`t5x-lite train` starts itself again with them)
+from t5x_lite.cli import HUGE_PAGES  # noqa: E402  (`t5x-lite train` restarts itself with huge pages)
 from t5x_lite.data import convert, denoise, make_cache, packing, pipeline, registry, sources, streams, vocabularies  # noqa: E402
 from t5x_lite.data.ragged import Ragged  # noqa: E402
 from t5x_lite.data.registry import Feature, Mixture, Task  # noqa: E402
 
 MEASURES = ("throughput", "stages", "lengths", "mixtures", "packing", "cached", "resume", "seqio", "seqio_packing")
-ROW_LENGTH = 512  # that documents are packed into
+ROW_LENGTH = 512  # of the rows that documents are packed into
 STAGES = {
     "chunk": [(convert, "chunks")],
     "noise": [(convert, "corrupt_each")],
@@ -72,13 +72,13 @@ def main() -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    """One measure of one vocabulary, in a process of its own."""
+    """Runs one measure with one vocabulary. Each call is in its own process."""
     name = args.vocabularies
     vocabulary = None
     if name != "none":
         vocabulary = vocabularies.ByteVocabulary(100) if name == "bytes" else vocabularies.load(args.model)
         register(args.corpus, 1)
-    found = {
+    results = {
         "throughput": throughput,
         "stages": stages,
         "lengths": lengths,
@@ -89,11 +89,11 @@ def work(args: argparse.Namespace) -> None:
         "seqio_packing": packed_with_seqio,
         "resume": resume,
     }[args.measure](args, vocabulary)
-    print(json.dumps({"measure": args.measure, "vocabulary": name, **found}), flush=True)
+    print(json.dumps({"measure": args.measure, "vocabulary": name, **results}), flush=True)
 
 
 def register(corpus: str, tasks: int) -> None:
-    """The mixture "bench": so many tasks of equal rates."""
+    """Registers the mixture "bench": `tasks` tasks with equal rates."""
     names = [f"bench_{n}" for n in range(tasks)]
     for n in names:
         registry.add(Task(n, sources.Text({"train": corpus}), features={"text": Feature()}))
@@ -119,7 +119,7 @@ def converter_of(args: argparse.Namespace, **changed) -> convert.TextToText:
 
 
 def rates(batches: Iterator, args: argparse.Namespace) -> list[float]:
-    """Tokens per core-second of each sample. The first batches, which fill the windows, are left out."""
+    """Returns tokens per core-second for each sample. Skips the first batches, which fill the windows."""
     for _ in range(64):
         next(batches)
     return [_rate(batches, args.seconds) for _ in range(args.samples)]
@@ -127,7 +127,7 @@ def rates(batches: Iterator, args: argparse.Namespace) -> list[float]:
 
 def _rate(batches: Iterator, seconds: float) -> float:
     tokens, spent, rows = 0, 0.0, 0
-    while spent < seconds or rows < 2 * streams.ROWS_PER_WINDOW:  # windows come in bursts: no part of one
+    while spent < seconds or rows < 2 * streams.ROWS_PER_WINDOW:  # windows come in bursts, so count whole ones
         begin = time.process_time()
         batch = next(batches)
         spent += time.process_time() - begin
@@ -140,13 +140,13 @@ def throughput(args: argparse.Namespace, vocabulary) -> dict:
     batches = batches_of(args, vocabulary)
     next(batches)
     first_batch_s = time.perf_counter() - START
-    found = rates(batches, args)
+    samples = rates(batches, args)
     rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     alone = _tokenizer_alone(args, vocabulary)
     return {
-        "tokens_per_core_s": round(statistics.median(found)),
-        "lowest": round(min(found)),
-        "highest": round(max(found)),
+        "tokens_per_core_s": round(statistics.median(samples)),
+        "lowest": round(min(samples)),
+        "highest": round(max(samples)),
         "tokenizer_alone_per_core_s": round(alone),
         "first_batch_s": round(first_batch_s, 3),
         "rss_mb": round(rss_mb),
@@ -155,18 +155,18 @@ def throughput(args: argparse.Namespace, vocabulary) -> dict:
 
 def _tokenizer_alone(args: argparse.Namespace, vocabulary) -> float:
     texts = _sample(args.corpus)
-    found = []
+    samples = []
     for _ in range(args.samples):
         tokens, begin = 0, time.process_time()
         while time.process_time() - begin < args.seconds / 2:
             for n in range(0, len(texts), 64):
                 tokens += sum(map(len, vocabulary.encode(texts[n : n + 64])))
-        found.append(tokens / (time.process_time() - begin))
-    return statistics.median(found)
+        samples.append(tokens / (time.process_time() - begin))
+    return statistics.median(samples)
 
 
 def stages(args: argparse.Namespace, vocabulary) -> dict:
-    """The same batches with a clock around each stage's functions."""
+    """Measures the same batches with a clock around each stage's functions."""
     spent = dict.fromkeys(("tokenise", *STAGES), 0.0)
 
     def clocked(stage: str, function: Callable) -> Callable:
@@ -194,18 +194,19 @@ def stages(args: argparse.Namespace, vocabulary) -> dict:
         whole = time.process_time() - begin
         shares = {stage: (spent[stage] - before[stage]) / whole for stage in spent}
         samples.append({stage: ns * share for stage, share in shares.items()} | {"all": ns})
-    found = {stage: round(statistics.median(s[stage] for s in samples), 1) for stage in samples[0]}
-    return {"ns_per_token": found | {"rest": round(found["all"] - sum(v for k, v in found.items() if k != "all"), 1)}}
+    medians = {stage: round(statistics.median(s[stage] for s in samples), 1) for stage in samples[0]}
+    rest = medians["all"] - sum(ns for stage, ns in medians.items() if stage != "all")
+    return {"ns_per_token": medians | {"rest": round(rest, 1)}}
 
 
 def lengths(args: argparse.Namespace, vocabulary) -> dict:
-    found = {}
+    ns_of_length = {}
     for length in (128, 256, 512, 1024, 2048, 4096):
-        mean = 3.0 if length <= 1024 else 20.0  # there are 100 sentinels
+        mean = 3.0 if length <= 1024 else 20.0  # longer spans, because there are only 100 sentinels
         _, targets = denoise.span_corruption_lengths(length, 0.15, mean)
         batches = batches_of(args, vocabulary, length=length, targets_length=targets, mean_noise_span_length=mean)
-        found[length] = _nanoseconds(batches, args)
-    return {"ns_per_token": found}
+        ns_of_length[length] = _nanoseconds(batches, args)
+    return {"ns_per_token": ns_of_length}
 
 
 def mixtures(args: argparse.Namespace, vocabulary) -> dict:
@@ -253,7 +254,7 @@ def packed(args: argparse.Namespace, vocabulary) -> dict:
 
 
 def document_lengths() -> np.ndarray:
-    """Log-normal, fitted to C4's documents in T5's pieces; cut at the row's length."""
+    """Returns 20,000 log-normal lengths, fitted to C4's documents in T5's pieces and cut at the row length."""
     return np.clip(np.random.default_rng(0).lognormal(5.5, 1.0, 20_000).astype(int), 1, ROW_LENGTH)
 
 
@@ -266,11 +267,11 @@ def packed_with_seqio(args: argparse.Namespace, vocabulary) -> dict:
     lengths = document_lengths()
     values = np.ones(int(lengths.sum()), np.int32)
     examples = tf.data.Dataset.from_tensor_slices(tf.RaggedTensor.from_row_lengths(values, lengths))
-    found = seqio.trim_and_pack_dataset(examples.map(lambda ids: {"targets": ids}), {"targets": ROW_LENGTH})
+    packed_rows = seqio.trim_and_pack_dataset(examples.map(lambda ids: {"targets": ids}), {"targets": ROW_LENGTH})
     speeds, rows = [], 0
     for _ in range(args.samples):
         begin = time.process_time()
-        rows = sum(1 for _ in found.as_numpy_iterator())
+        rows = sum(1 for _ in packed_rows.as_numpy_iterator())
         speeds.append(len(lengths) / (time.process_time() - begin))
     return {
         "utilisation": round(int(lengths.sum()) / (ROW_LENGTH * rows), 4),
@@ -288,11 +289,11 @@ def cached(args: argparse.Namespace, vocabulary) -> dict:
         batches = batches_of(args, vocabulary, directory)
         next(batches)
         first_batch_s = time.perf_counter() - begin
-        found = rates(batches, args)
+        samples = rates(batches, args)
     return {
-        "tokens_per_core_s": round(statistics.median(found)),
-        "lowest": round(min(found)),
-        "highest": round(max(found)),
+        "tokens_per_core_s": round(statistics.median(samples)),
+        "lowest": round(min(samples)),
+        "highest": round(max(samples)),
         "first_batch_s": round(first_batch_s, 3),
         "made_s": round(made_s, 1),
     }
@@ -303,7 +304,7 @@ def resume(args: argparse.Namespace, vocabulary) -> dict:
     for _ in range(10):
         next(batches)
     state = batches.get_state()
-    for stream in state["streams"].values():  # as far as a million steps lead
+    for stream in state["streams"].values():  # the positions after a million steps
         stream["drawn"] += 1_000_000 * args.batch_rows
         stream["tasks"] = pipeline.encode_positions(np.array([[10**6, 0, 0]]))
     samples = []
@@ -317,7 +318,7 @@ def resume(args: argparse.Namespace, vocabulary) -> dict:
 
 
 def with_seqio(args: argparse.Namespace, vocabulary) -> dict:
-    """The task as T5's own pre-training has it: SeqIO 0.20 and t5 0.9, on TensorFlow."""
+    """Measures the task as T5's own pre-training defines it, with SeqIO 0.0.20 and t5 0.9 on TensorFlow."""
     try:
         import seqio  # pyright: ignore[reportMissingImports]
         from t5.data import preprocessors  # pyright: ignore[reportMissingImports]
@@ -337,8 +338,8 @@ def with_seqio(args: argparse.Namespace, vocabulary) -> dict:
         ],
         output_features={side: seqio.Feature(theirs) for side in lengths},
     )
-    found = seqio.get_mixture_or_task("bench").get_dataset(lengths, "train", shuffle=True, num_epochs=None, seed=0)
-    packed_rows = seqio.EncDecFeatureConverter(pack=True)(found, lengths).batch(args.batch_rows)
+    examples = seqio.get_mixture_or_task("bench").get_dataset(lengths, "train", shuffle=True, num_epochs=None, seed=0)
+    packed_rows = seqio.EncDecFeatureConverter(pack=True)(examples, lengths).batch(args.batch_rows)
     batches = (
         {name: ids for name, ids in batch.items() if name.endswith("segment_ids")}
         for batch in packed_rows.as_numpy_iterator()
@@ -356,7 +357,7 @@ def with_seqio(args: argparse.Namespace, vocabulary) -> dict:
 
 
 def write_documentation(path: Path, megabytes: float) -> None:
-    """Python's documentation in lines of about 2,000 characters, again and again."""
+    """Writes Python's documentation in lines of about 2,000 characters, repeated to `megabytes`."""
     from t5x_lite.tasks import python_docs
 
     lines, line = [], ""
@@ -380,9 +381,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", default=",".join(MEASURES))
     parser.add_argument("--vocabularies", default="spm,bytes")
-    parser.add_argument("--corpus", default="", help="text file, one document a line")
+    parser.add_argument("--corpus", default="", help="text file with one document per line")
     parser.add_argument("--megabytes", type=float, default=10)
-    parser.add_argument("--model", default="", help="SentencePiece model; without it one is trained")
+    parser.add_argument("--model", default="", help="SentencePiece model; without this flag, one is trained")
     parser.add_argument("--pieces", type=int, default=8000)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--targets_length", type=int, default=114)

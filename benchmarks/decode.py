@@ -1,15 +1,15 @@
-"""Our generation against transformers' `generate` with its cache of keys and values: same weights, prompts, and texts.
+"""Compares our generation with transformers' `generate` and its key-value cache: same weights, prompts and texts.
 
     python benchmarks/decode.py --models=t5,gpt2 --beams=1,4 --rounds=5 --calls=2
 
-Needs the extra `parity`. 8 prompts, 32 new tokens, float32 (no end before them). Both sides run in processes of their
-own and take turns. First they must write the same tokens. Prints JSON lines, one per side and one with the ratios:
+Needs the extra `parity`. 8 prompts, exactly 32 new tokens, float32. Each side runs in its own process; they take turns.
+First they must generate the same tokens. Prints JSON lines, one per side and one with the ratios:
 
-    call_ms, cpu_ms     medians over the samples in which other processes used under 0.15 core (`quiet` counts them;
-                        over all samples where fewer than 3 are quiet: read cpu_ms then, with --core)
+    call_ms, cpu_ms     medians over quiet samples, in which other processes used under 0.15 core. `quiet` counts them;
+                        if fewer than 3 are quiet, medians over all samples: then read cpu_ms, with --core
     tokens_per_s        new tokens of all prompts per second
-    first_call_s        from the start of the process to the end of the first call, nothing compiled before
-    twice_as_long       ours alone: the time of 64 new tokens over that of 32 (linear is 2)
+    first_call_s        from the start of the process to the end of the first call, with no compilation cache
+    twice_as_long       only ours: the time for 64 new tokens divided by the time for 32 (2 is linear)
 """
 
 import argparse
@@ -34,11 +34,11 @@ def compare(model: str, beams: int, arguments: argparse.Namespace, scratch: Path
     cold = environment | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     directory = scratch / model
     flags = [str(directory), str(beams)]
-    theirs = Side("decode_torch.py", shape, flags, environment)  # saves its weights, for ours to read
+    theirs = Side("decode_torch.py", shape, flags, environment)  # saves its weights for our side
     ours = Side("decode_ours.py", shape, flags, cold | {"GLIBC_TUNABLES": HUGE_PAGES})
     sides = {"t5x_lite": ours, "transformers": theirs}
     if ours.first["first_loss"] != theirs.first["first_loss"]:
-        raise SystemExit(f"{model}, {beams} beams: the sides write different texts")
+        raise SystemExit(f"{model}, {beams} beams: the two sides generated different texts")
     for _ in range(arguments.rounds):
         for side in sides.values():
             side.run(arguments.calls)
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--models", default="t5,gpt2", help="t5, gpt2, t5-tiny, gpt2-tiny")
     parser.add_argument("--beams", default="1,4")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=2, help="of each side in a round")
+    parser.add_argument("--calls", type=int, default=2, help="calls of each side per round")
     parser.add_argument("--core", type=int, help="pin everything to this core: cpu_ms stays meaningful under load")
     arguments = parser.parse_args()
     if arguments.core is not None:

@@ -1,4 +1,4 @@
-"""Our side of `decode.py`: run by it; see worker.py for what it answers, and `long`: {"ratio"} of twice the tokens."""
+"""Our side of `decode.py`, which runs it. Commands: worker.py, and `long`, returning {"ratio"} for twice the tokens."""
 
 import json
 import statistics
@@ -21,9 +21,9 @@ def main() -> None:
     from t5x_lite.models import build
 
     shape, directory, beams = Shape(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-    found = parameters.open_directory(Path(directory))
-    params, _ = parameters.load(found, found.config, parameters.layout_for(found.config))
-    module, tokens = build(found.config), prompts(shape)
+    opened = parameters.open_directory(Path(directory))
+    params, _ = parameters.load(opened, opened.config, parameters.layout_for(opened.config))
+    module, tokens = build(opened.config), prompts(shape)
     side = "encoder" if shape.family == "t5" else "decoder"
     positions = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
     batch = {
@@ -45,7 +45,7 @@ def main() -> None:
                 begin = time.perf_counter()
                 write(count)
                 times[count].append(time.perf_counter() - begin)
-        short, twice = (statistics.median(found) for found in times.values())
+        short, twice = (statistics.median(samples) for samples in times.values())
         return {"ratio": twice / short}
 
     first = checksum(write(shape.target_length))

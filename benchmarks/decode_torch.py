@@ -1,4 +1,4 @@
-"""The other side of `decode.py`: transformers' generate on torch; saves its weights first, for our side to read."""
+"""The torch side of `decode.py`: transformers' `generate`. Saves its weights first, so that our side can read them."""
 
 import json
 import sys

@@ -1,14 +1,14 @@
-"""What a fine-tuning step takes when all parameters learn, and when only those do that are added: memory and time.
+"""Measures memory and time of a fine-tuning step when all parameters are trainable, with LoRA and with adapters.
 
     python benchmarks/fine_tuning.py --preset=bert_base --rows=8 --length=128
 
-Each way runs in a process of its own, float32, AdamW, without dropout. Prints a JSON line for each:
+Each way runs in its own process, float32, AdamW, without dropout. Prints a JSON line for each:
 
-    trained           parameters that learn, and their share of all
-    state_mb          parameters and the optimizer's state, as they stand between two steps
-    gradients_mb      of what learns
-    step_mb           all that XLA holds at once in a step: the state, the batch and what it computes on the way
-    peak_rss_mb       most memory the process ever held, with Python, XLA and its compiler
+    trained           trainable parameters; trained_share is their share of all
+    state_mb          parameters and optimizer state between two steps
+    gradients_mb      gradients of the trainable parameters
+    step_mb           everything that XLA holds at once in a step: state, batch and intermediate results
+    peak_rss_mb       peak memory of the process, with Python, XLA and its compiler
     step_ms           median
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 
 
 def ways(gated_mlp: bool) -> dict[str, dict]:
-    """What each way changes of a model."""
+    """Returns {way: the fields of ModelConfig that it changes}."""
     dense = ("query", "key", "value", "out", *(("wi_0", "wi_1") if gated_mlp else ("wi",)), "wo")
     return {
         "full": {},
@@ -52,22 +52,22 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
     layout = sharding.Layout(sharding.make_mesh())
     module = build(config, layout.constrain)
     boxed = abstract_params(module, arrays)
-    learns = trainable.select("", boxed, has_added=config.has_added)
+    trained = trainable.select("", boxed, has_added=config.has_added)
     schedule = optim.make_schedule("constant", 1e-4)
-    axes = trainable.split(sharding.param_axes(boxed), learns)[0]
+    axes = trainable.split(sharding.param_axes(boxed), trained)[0]
     optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.01)
-    target = abstract_state(module, optimizer, layout, arrays, learns)
-    run = make_train_step(module, optimizer, schedule, layout, target, trainable=learns)
-    found = run.lower(target, arrays).compile().memory_analysis()
-    state, step_ms = init_state(module, optimizer, layout, arrays, trainable=learns), []
+    target = abstract_state(module, optimizer, layout, arrays, trained)
+    run = make_train_step(module, optimizer, schedule, layout, target, trainable=trained)
+    memory = run.lower(target, arrays).compile().memory_analysis()
+    state, step_ms = init_state(module, optimizer, layout, arrays, trainable=trained), []
     for _ in range(2 + arguments.steps):
         began_s = time.perf_counter()
         state, metrics = run(state, arrays)
         loss = float(metrics["loss"])
         step_ms.append(1e3 * (time.perf_counter() - began_s))
-    learning = trainable.split(state.params, learns)[0]
-    count, size = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (learning, state.params))
-    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    trained_params = trainable.split(state.params, trained)[0]
+    count, size = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (trained_params, state.params))
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "way": way,
         "preset": arguments.preset,
@@ -76,7 +76,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
         "trained_share": round(count / size, 4),
         "state_mb": megabytes(sum(leaf.nbytes for leaf in jax.tree.leaves(state))),
         "gradients_mb": megabytes(4 * count),
-        "step_mb": megabytes(held + found.temp_size_in_bytes),
+        "step_mb": megabytes(held + memory.temp_size_in_bytes),
         "peak_rss_mb": megabytes(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss),
         "step_ms": round(statistics.median(step_ms[2:]), 1),
         "loss": round(loss, 4),
@@ -84,7 +84,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
 
 
 def random_batch(config, rows: int, length: int) -> dict[str, np.ndarray]:
-    """Rows of one example each, without padding."""
+    """Returns a batch with one example per row, without padding."""
     from t5x_lite import batch
 
     rng = np.random.default_rng(0)
@@ -106,12 +106,12 @@ def megabytes(size: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="bert_base", help="of t5x_lite/models/presets.py")
+    parser.add_argument("--preset", default="bert_base", help="a preset in t5x_lite/models/presets.py")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=5, help="that are timed")
-    parser.add_argument("--remat", default="none", help="full: activations are computed again on the way back")
-    parser.add_argument("--way", choices=ways(False), help="that one alone, in this process")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps")
+    parser.add_argument("--remat", default="none", help="full: recompute activations in the backward pass")
+    parser.add_argument("--way", choices=ways(False), help="run only this way, in this process")
     arguments = parser.parse_args()
     if arguments.way:
         print(json.dumps(measure(arguments.way, arguments)), flush=True)

@@ -1,16 +1,16 @@
-"""GLUE by `t5x-lite train --config=configs/glue.py:TASK` and by the same recipe in torch and transformers.
+"""Compares GLUE fine-tuning by `t5x-lite train --config=configs/glue.py:TASK` with the same recipe in transformers.
 
     t5x-lite import DIR runs/minilm
     python benchmarks/glue.py --data=GLUE --model=DIR --output=runs/glue.jsonl
 
-DIR: the model in Hugging Face format, which configs/glue.py expects under runs/minilm; GLUE: the directory that CoLA,
-MRPC, … are in. Needs the extra `parity`. The sides take turns, seed by seed and task by task, each run in a process of
-its own. A run that has ended is a line of the output: after a kill the same command goes on. It ends with the table.
+DIR is the model in Hugging Face format; configs/glue.py expects its import in runs/minilm. GLUE is the directory that
+contains CoLA, MRPC, …. Needs the extra `parity`. The sides take turns, seed by seed and task by task; each run has its
+own process. Every finished run is a line of the output, so the same command resumes after a kill. Ends with the table.
 
     scores        on the validation set after the last step, × 100
-    training_s    from the first batch to the last step, ours with compilation, without evaluation
-    seconds       of the whole process: imports, data, model, training, evaluation; ours also its checkpoint
-    losses        means of ten equal parts of the training
+    training_s    from the first batch to the last step, without evaluation; ours includes compilation
+    seconds       of the whole process: imports, data, model, training, evaluation; ours also writes a checkpoint
+    losses        means over ten equal parts of the training
 """
 
 import argparse
@@ -28,7 +28,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 SEEDS = {"cola": 3, "mrpc": 3, "stsb": 3, "wnli": 3, "sst2": 1}
-EPOCHS = {"sst2": 1}  # else 3
+EPOCHS = {"sst2": 1}  # other tasks: 3
 SIDES = ("t5x_lite", "torch", "torch_bfloat16")
 
 
@@ -43,13 +43,13 @@ def ours(task: str, seed: int, arguments: argparse.Namespace) -> dict:
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         rows = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     prefix = f"eval/glue_{task}/"
-    found = {k.removeprefix(prefix): v for row in rows for k, v in row.items() if k.startswith(prefix)}
+    metrics = {k.removeprefix(prefix): v for row in rows for k, v in row.items() if k.startswith(prefix)}
     logged = [row for row in rows if "train/loss" in row]
     losses = [row["train/loss"] for row in logged]
     spans = ("time/step", "time/input", "time/compile")
     return {
         "scores": {
-            name: found[name] for name in ("matthews", "f1", "accuracy", "pearson", "spearman") if name in found
+            name: metrics[name] for name in ("matthews", "f1", "accuracy", "pearson", "spearman") if name in metrics
         },
         "steps": logged[-1]["step"],
         "training_s": sum(row[span] for row in logged for span in spans),
@@ -68,7 +68,7 @@ def theirs(task: str, seed: int, arguments: argparse.Namespace, *flags: str) -> 
 
 
 def table(runs: list[dict]) -> list[str]:
-    """Markdown: mean ± standard deviation over seeds."""
+    """Returns the lines of a Markdown table with mean ± standard deviation over seeds."""
     by_run = defaultdict(list)
     for run in runs:
         by_run[run["task"], run["side"]].append(run)
@@ -96,9 +96,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl")
     parser.add_argument("--tasks", default=",".join(SEEDS))
-    parser.add_argument("--sides", default="t5x_lite,torch", help=f"of {', '.join(SIDES)}")
-    parser.add_argument("--seeds", type=int, help="instead of three, and one of SST-2")
-    parser.add_argument("--steps", type=int, help="of each run, for a look")
+    parser.add_argument("--sides", default="t5x_lite,torch", help=f"comma-separated, from: {', '.join(SIDES)}")
+    parser.add_argument("--seeds", type=int, help="number of seeds for every task, instead of SEEDS in this file")
+    parser.add_argument("--steps", type=int, help="steps of each run, for a quick look")
     arguments = parser.parse_args()
     sides, tasks = arguments.sides.split(","), arguments.tasks.split(",")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -112,14 +112,14 @@ def main() -> None:
                     continue
                 begin_s = time.time()
                 flags = ["--bfloat16"] if side == "torch_bfloat16" else []
-                found = ours(task, seed, arguments) if side == "t5x_lite" else theirs(task, seed, arguments, *flags)
+                results = ours(task, seed, arguments) if side == "t5x_lite" else theirs(task, seed, arguments, *flags)
                 seconds = time.time() - begin_s
                 run = {
                     "task": task,
                     "seed": seed,
                     "side": side,
                     "seconds": seconds,
-                    **found,
+                    **results,
                     "load": os.getloadavg()[0],
                 }
                 with arguments.output.open("a") as file:

@@ -1,9 +1,9 @@
-"""The other side of `glue.py`: one fine-tuning with torch and transformers, its scores as one JSON line.
+"""The torch side of `glue.py`: fine-tunes once with torch and transformers and prints the scores as one JSON line.
 
     python benchmarks/glue_torch.py --task=mrpc --data=GLUE --model=DIR --seed=0
 
-The recipe of configs/glue.py written the usual way: batches of 32 shuffled examples, padded to their longest, up to 128
-tokens. The files are read and the scores are computed here, with nothing of ours.
+Follows the recipe of configs/glue.py, written the usual way: batches of 32 shuffled examples, padded to the longest, up
+to 128 tokens. This file reads the data and computes the scores itself, without our code.
 """
 
 import argparse
@@ -37,11 +37,11 @@ def read(data: Path, task: str, split: str) -> tuple[list[tuple[str, ...]], np.n
 
 def scores(task: str, wanted: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     if task == "stsb":
-        found = {
+        correlations = {
             "pearson": stats.pearsonr(logits[:, 0], wanted)[0],
             "spearman": stats.spearmanr(logits[:, 0], wanted)[0],
         }
-        return {name: 100 * float(value) for name, value in found.items()}
+        return {name: 100 * float(value) for name, value in correlations.items()}
     guesses = logits.argmax(1)
     if task == "cola":
         return {"matthews": 100 * float(metrics.matthews_corrcoef(wanted, guesses))}
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="instead of whole epochs")
-    parser.add_argument("--bfloat16", action="store_true", help="torch.autocast")
+    parser.add_argument("--bfloat16", action="store_true", help="use torch.autocast with bfloat16")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     rng = np.random.default_rng(arguments.seed)
@@ -101,9 +101,9 @@ def main() -> None:
     texts, labels = read(arguments.data, arguments.task, "dev")
     with torch.inference_mode():
         parts = [forward(batch(texts[i : i + 64])).logits.float().numpy() for i in range(0, len(texts), 64)]
-    found = scores(arguments.task, labels, np.concatenate(parts))
+    final = scores(arguments.task, labels, np.concatenate(parts))
     tenths = [float(part.mean()) for part in np.array_split(losses, 10)]
-    print(json.dumps({"scores": found, "steps": steps, "training_s": training_s, "losses": tenths}))
+    print(json.dumps({"scores": final, "steps": steps, "training_s": training_s, "losses": tenths}))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What the loop of `t5x-lite train` costs over its bare step: data, metrics and logging on.
+"""Measures the overhead of the `t5x-lite train` loop over its bare step, with data, metrics and logging on.
 
     python benchmarks/loop.py --turns=20
 
 The loop is `train.run` itself on configs/quickstart.py with the sizes of T5-small 1.1. The bare step is the same step
-over batches that lie on the device already. They take turns in one process, a log interval each: whenever the loop
-asks for the first batch of its next interval, it is stopped until the bare step has had its own. A turn of the loop
-lasts until its last step is done, so it pays once a turn for what otherwise overlaps. Prints JSON lines: one per turn,
-then the medians, and the median of the turns' ratios.
+over batches that are already on the device. The two take turns in one process, one log interval each: when the loop
+asks for the first batch of its next interval, it waits until the bare step has run an interval. A turn of the loop
+lasts until its last step is done, so once per turn it pays for work that otherwise overlaps. Prints JSON lines: one per
+turn, then the medians and the median of the turns' ratios.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def make_config(arguments: argparse.Namespace):
 
 
 def bare_turn(cfg) -> Callable[[], float]:
-    """A function that runs a turn of bare steps and returns its seconds."""
+    """Returns a function that runs a turn of bare steps and returns its duration in seconds."""
     setup = experiment.resolve(cfg)
     on_devices = runtime.start(setup)
     rate = cfg.optimizer.learning_rate
@@ -81,11 +81,11 @@ def bare_turn(cfg) -> Callable[[], float]:
 
 
 class Turns:
-    """The loop's data and step, watched: before the first batch of each interval the bare step has its turn."""
+    """Wraps the loop's data and step. Before the first batch of each interval, the bare step takes its turn."""
 
     def __init__(self, bare: Callable[[], float]):
         self._bare, self._asked, self._last_metrics, self._begin_s = bare, 0, None, 0.0
-        self.seconds: list[tuple[float, float]] = []  # of (the loop, the bare step)
+        self.seconds: list[tuple[float, float]] = []  # (loop, bare step) of each turn
 
     def train_batches(self, make: Callable, *args, **kwargs):
         self._data = make(*args, **kwargs)
@@ -105,7 +105,7 @@ class Turns:
             jax.block_until_ready(self._last_metrics)
             loop_s = time.perf_counter() - self._begin_s
             bare_s = self._bare()
-            if self._asked > STEPS_PER_TURN:  # both have compiled
+            if self._asked > STEPS_PER_TURN:  # by then both have compiled
                 self.seconds.append((loop_s, bare_s))
                 row = {"loop_step_ms": milliseconds(loop_s), "bare_step_ms": milliseconds(bare_s)}
                 print(json.dumps(row), flush=True, file=sys.__stdout__)
@@ -123,9 +123,9 @@ def milliseconds(turn_s: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=20, help=f"of each, {STEPS_PER_TURN} steps long")
+    parser.add_argument("--turns", type=int, default=20, help=f"turns of each, {STEPS_PER_TURN} steps long")
     parser.add_argument("--preset", default="t5_1_1_small")
-    parser.add_argument("--num-layers", type=int, help="of each stack, instead of the preset's")
+    parser.add_argument("--num-layers", type=int, help="layers of each stack, instead of the preset's")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--targets", type=int, default=48)

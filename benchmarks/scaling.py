@@ -1,6 +1,6 @@
-"""What each device holds and sends with more and more of them: `python benchmarks/scaling.py` makes the table.
+"""Prints a table of what each device holds and sends as their number grows: `python benchmarks/scaling.py`.
 
-T5 11B, 4 rows of 512 + 114 tokens on each device, parameters split over up to 256 devices; compiled, never run.
+T5 11B, 4 rows of 512 + 114 tokens on each device, parameters sharded over up to 256 devices; compiled, never run.
 """
 
 import json
@@ -44,12 +44,12 @@ def main() -> None:
         print("| devices | parameters | optimizer | gradients | the rest | sent | compiling |")
         print("|---|---|---|---|---|---|---|")
         for devices in (2**n for n in range(11)):
-            found = plan(devices, text)
-            sizes = found["bytes"]
-            sent = sum(kind["sent_bytes"] for kind in found["collectives"].values())
+            planned = plan(devices, text)
+            sizes = planned["bytes"]
+            sent = sum(kind["sent_bytes"] for kind in planned["collectives"].values())
             cells = [sizes["parameters"], sizes["optimizer"], sizes["gradients"], sizes["activations"], sent]
             shown = " | ".join(f"{size / GIB:.2f}" for size in cells)
-            print(f"| {devices} | {shown} | {found['compile_s']:.0f} s |", flush=True)
+            print(f"| {devices} | {shown} | {planned['compile_s']:.0f} s |", flush=True)
 
 
 if __name__ == "__main__":

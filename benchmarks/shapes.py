@@ -1,4 +1,4 @@
-"""What every side of a comparison is given: sizes, one batch, and the floating-point operations of a step."""
+"""Defines what both sides of a comparison share: sizes, one batch, and the floating-point operations of a step."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of one model and its batch. Lengths and counts in tokens; unused ones are 0."""
+    """Holds the sizes of one model and its batch. Lengths and counts are in tokens; unused ones are 0."""
 
     family: str  # t5, bert or gpt2
     d_model: int
@@ -23,7 +23,7 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Tokens a step reads, encoder and decoder."""
+        """Returns the number of tokens that a step reads, encoder and decoder together."""
         return self.rows * (self.source_length + self.target_length)
 
 
@@ -38,10 +38,10 @@ SHAPES = {
 
 
 def step_flops(shape: Shape) -> float:
-    """Matrix-product FLOPs of one training step, the backward pass counted as two forward ones.
+    """Returns the matrix-product FLOPs of one training step, counting the backward pass as two forward passes.
 
-    Attention counts as full squares, also where it is causal, and logits where there is a target: the work that
-    has to be done, so that a side computing BERT's logits at every position gets no credit for it.
+    Attention counts as full squares, even if causal. Logits count only at positions with a target, so that a side that
+    computes BERT's logits at every position gets no credit for them.
     """
     D, F, N, V = shape.d_model, shape.d_ff, shape.num_layers, shape.vocab_size
     HK = shape.num_heads * shape.head_dim
@@ -59,7 +59,7 @@ def step_flops(shape: Shape) -> float:
 
 
 def batch(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tokens without padding, as `t5x_lite.batch` names them."""
+    """Returns a batch of random tokens without padding; names and shapes are those in `t5x_lite.batch`."""
     rng = np.random.default_rng(seed)
     B, S, L, P, V = shape.rows, shape.source_length, shape.target_length, shape.masked, shape.vocab_size
 
@@ -86,7 +86,7 @@ def batch(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
     if shape.family == "t5":
         inputs = np.concatenate([np.zeros((B, 1), np.int32), targets[:, :-1]], axis=1)
         return side("encoder", tokens) | side("decoder", inputs) | decoder
-    # transformers shifts GPT-2's labels itself and so learns nothing from the last token; nor do we here.
+    # transformers shifts GPT-2's labels itself, so the last token has no target there; give it none here either.
     weights[:, -1] = 0
     decoder["decoder_target_tokens"] = np.roll(targets, -1, axis=1)
     return side("decoder", targets) | decoder

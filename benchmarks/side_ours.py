@@ -1,6 +1,6 @@
-"""Our side of `train_step.py`: the project's model, loss, optimizer and step, nothing else.
+"""Our side of `train_step.py`: only the project's model, loss, optimizer and step.
 
-Run by train_step.py; see worker.py for what it answers.
+train_step.py runs this file; worker.py lists the commands.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""The other side of `train_step.py`: transformers on torch, sdpa attention, fused AdamW, torch.compile unless --eager.
+"""The torch side of `train_step.py`: transformers, sdpa attention, fused AdamW, torch.compile unless --eager.
 
-Run by train_step.py; see worker.py for what it answers.
+train_step.py runs this file; worker.py lists the commands.
 """
 
 import json
@@ -14,7 +14,7 @@ from worker import PEAK_SIZE, serve
 
 
 def build(shape: Shape, arrays: dict[str, np.ndarray]):
-    """(model, its keyword arguments)."""
+    """Returns (model, its keyword arguments)."""
     tensors = {name: torch.from_numpy(a.astype(np.int64)) for name, a in arrays.items() if a.dtype == np.int32}
     if shape.family == "t5":
         config = transformers.T5Config(
@@ -51,13 +51,13 @@ def build(shape: Shape, arrays: dict[str, np.ndarray]):
 
 
 def translate(shape: Shape, ours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our parameters, by path, as the model's own state."""
+    """Returns the torch model's state, {name: array}, from our parameters, {path: array}."""
     D, HK = shape.d_model, shape.num_heads * shape.head_dim
     flat = lambda name: ours[name].reshape(-1, D) if name.endswith("out/kernel") else ours[name].reshape(D, HK)  # noqa: E731
     state: dict[str, np.ndarray] = {}
 
     def put(theirs: str, name: str) -> None:
-        """A dense layer or a norm, with its bias where it has one."""
+        """Copies a dense layer or a norm, with its bias if it has one."""
         kernel, bias = f"{name}/kernel", f"{name}/bias"
         if kernel in ours:
             attention = ours[kernel].ndim == 3
@@ -142,9 +142,9 @@ def main() -> None:
     def load(path: str) -> None:
         with np.load(path) as ours:
             state = translate(shape, dict(ours))
-        own = dict(model.named_parameters())  # tied ones once
+        own = dict(model.named_parameters())  # lists tied parameters once
         if set(own) != set(state):
-            raise SystemExit(f"parameters differ: {sorted(set(own) ^ set(state))}")
+            raise SystemExit(f"the two models have different parameters: {sorted(set(own) ^ set(state))}")
         with torch.no_grad():
             for name, value in state.items():
                 own[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))

@@ -1,18 +1,18 @@
-"""Our training step against transformers on torch (torch.compile, sdpa, fused AdamW): same sizes, same batch, float32.
+"""Compares our training step with transformers on torch (torch.compile, sdpa, fused AdamW) on one batch, float32.
 
     python benchmarks/train_step.py --models=t5,bert,gpt2 --rounds=5 --steps=4
 
-Needs the extra `parity`. Both sides run in processes of their own and take turns, round by round, so that a slow
-minute of the machine hits both. First they must agree: given our parameters, theirs must report our loss. Prints JSON
+Needs the extra `parity`. Each side runs in its own process. They take turns, round by round, so that a slow minute of
+the machine affects both. First they must agree: with our parameters, the torch side must report our loss. Prints JSON
 lines, one per side and one with the ratios for each model:
 
-    step_ms, cpu_ms       medians over the samples in which other processes used under 0.15 core (`quiet` counts them;
-                          over all samples where fewer than 3 are quiet: read cpu_ms then, with --core)
+    step_ms, cpu_ms       medians over quiet samples, in which other processes used under 0.15 core (`quiet` of them);
+                          if fewer than 3 are quiet, medians over all samples: then read cpu_ms, with --core
     gflops                useful matrix-product work per second of a step (shapes.py: step_flops)
-    fraction_of_peak      of the float32 matrix-product rate of this machine: 2048 x 2048, the faster library's
-                          median, measured between the rounds
-    first_step_s          from the start of the process to the end of the first step, nothing compiled before
-    rss_mb                most memory the process ever held
+    fraction_of_peak      share of this machine's float32 matrix-product rate, measured between the rounds with
+                          2048 x 2048 matrices; the faster library's median counts
+    first_step_s          from the start of the process to the end of the first step, with no compilation cache
+    rss_mb                peak memory of the process
 """
 
 import argparse
@@ -27,14 +27,14 @@ from pathlib import Path
 
 from shapes import SHAPES, Shape, step_flops
 
-from t5x_lite.cli import HUGE_PAGES  # `t5x-lite train` starts itself again with them
+from t5x_lite.cli import HUGE_PAGES  # `t5x-lite train` restarts itself with huge pages
 
 HERE = Path(__file__).parent
 QUIET_CORES = 0.15
 
 
 class Side:
-    """A worker process and its samples."""
+    """Holds a worker process and its samples."""
 
     def __init__(self, script: str, shape: Shape, flags: list[str], environment: dict[str, str]):
         command = [sys.executable, str(HERE / script), json.dumps(dataclasses.asdict(shape)), *flags]
@@ -64,7 +64,7 @@ class Side:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{' '.join(self.process.args)} ended with status {self.process.wait()}")  # type: ignore
+            raise SystemExit(f"{' '.join(self.process.args)} exited with status {self.process.wait()}")  # type: ignore
         return json.loads(line)
 
     def median(self, name: str) -> float:
@@ -76,7 +76,7 @@ def compare(model: str, arguments: argparse.Namespace, scratch: Path) -> None:
     changes = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Shape)[1:]}
     shape = dataclasses.replace(SHAPES[model], **{name: size for name, size in changes.items() if size is not None})
     threads = {"OMP_NUM_THREADS": "1"} if arguments.core is not None else {}
-    # An empty folder for what torch compiles, and no compilation cache of ours: both start cold.
+    # An empty cache directory for torch and no compilation cache for jax, so that both start cold.
     cold = {"TORCHINDUCTOR_CACHE_DIR": str(scratch / f"inductor-{model}"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     environment = threads | ({} if arguments.warm else cold)
     sides = {"t5x_lite": Side("side_ours.py", shape, [], environment | {"GLIBC_TUNABLES": HUGE_PAGES})}
@@ -110,14 +110,14 @@ def compare(model: str, arguments: argparse.Namespace, scratch: Path) -> None:
 
 
 def agree(model: str, ours: Side, theirs: Side, path: Path) -> None:
-    """Stops the benchmark if the two sides do not compute the same loss from the same parameters."""
+    """Exits if the two sides do not compute the same loss from the same parameters."""
     ours.ask(f"save {path}")
     theirs.ask(f"load {path}")
     path.unlink()
     losses = ours.ask("run 1")["loss"], theirs.ask("run 1")["loss"]
     parameters = ours.first["parameters"], theirs.first["parameters"]
     if abs(losses[0] - losses[1]) > 1e-5 * abs(losses[0]) or parameters[0] != parameters[1]:
-        raise SystemExit(f"{model}: not the same work: losses {losses}, parameters {parameters}")
+        raise SystemExit(f"{model}: the sides disagree: losses {losses}, parameters {parameters}")
     print(json.dumps({"model": model, "same_parameters": parameters[0], "losses": losses}), flush=True)
 
 
@@ -146,15 +146,15 @@ def row(name: str, model: str, shape: Shape, side: Side, peak_gflops: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="t5,bert,gpt2", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--models", default="t5,bert,gpt2", help=f"comma-separated, from: {', '.join(SHAPES)}")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each side per round")
     parser.add_argument("--core", type=int, help="pin everything to this core: cpu_ms stays meaningful under load")
-    parser.add_argument("--eager", action="store_true", help="torch without torch.compile")
-    parser.add_argument("--warm", action="store_true", help="let both sides keep and find compiled programs")
-    parser.add_argument("--ours-only", action="store_true", help="without torch")
+    parser.add_argument("--eager", action="store_true", help="run torch without torch.compile")
+    parser.add_argument("--warm", action="store_true", help="let both sides use their compilation caches")
+    parser.add_argument("--ours-only", action="store_true", help="skip the torch side")
     for field in dataclasses.fields(Shape)[1:]:
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, help="instead of the model's own")
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, help="overrides the model's value")
     arguments = parser.parse_args()
     if arguments.core is not None:
         os.sched_setaffinity(0, {arguments.core})

@@ -1,13 +1,13 @@
-"""One side of a comparison in a process of its own: answers commands on stdin with JSON lines on stdout.
+"""Runs one side of a comparison in its own process: answers commands on stdin with JSON lines on stdout.
 
     run N       N steps: {"step_ms": [...], "cpu_ms": [...], "others": [...], "loss": the first one's}
     peak N      N products of two 2048 x 2048 float32 matrices: {"gflops": [...]}
-    save FILE   writes the parameters as they are (our side)
-    load FILE   takes those parameters (their side)
-    others      what the side itself brings
+    save FILE   writes the current parameters (our side)
+    load FILE   reads those parameters (the torch side)
+    NAME ARG    calls the side's own command NAME
     quit
 
-Before that it says {"first_loss", "first_step_s", "parameters"}, the seconds counted from the start of the process.
+First it prints {"first_loss", "first_step_s", "parameters"}; the seconds count from the start of the process.
 """
 
 import json
@@ -22,7 +22,7 @@ PEAK_SIZE = 2048
 
 
 def serve(first_loss: float, parameters: int, commands: dict[str, Callable]) -> None:
-    """Reports the first step, then answers until told to quit. `commands`: step, product, and save or load."""
+    """Reports the first step, then answers commands until `quit`. commands: step, product, save, load, …"""
     say(first_loss=first_loss, first_step_s=time.time() - process_start(), parameters=parameters)
     for line in sys.stdin:
         verb, _, argument = line.strip().partition(" ")
@@ -39,7 +39,7 @@ def serve(first_loss: float, parameters: int, commands: dict[str, Callable]) -> 
 
 
 def measure(work: Callable[[], float], count: int) -> tuple[dict[str, list[float]], float]:
-    """Wall and CPU ms of each call, how many cores other processes used meanwhile, and the first call's value."""
+    """Returns each call's wall and CPU ms and the cores that other processes used, and the first call's value."""
     samples: dict[str, list[float]] = {"step_ms": [], "cpu_ms": [], "others": []}
     first = None
     for _ in range(count):
@@ -60,14 +60,14 @@ def say(**values) -> None:
 
 
 def machine_busy_s() -> float:
-    """CPU seconds used by all processes since the machine started (Linux)."""
+    """Returns the CPU seconds that all processes used since the machine started (Linux)."""
     with Path("/proc/stat").open() as file:
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def process_start() -> float:
-    """When this process began, in seconds of `time.time()` (Linux; a re-exec does not change it)."""
+    """Returns when this process began, as a `time.time()` (Linux). A re-exec does not change it."""
     with Path("/proc/self/stat").open() as file:
         ticks = int(file.read().rpartition(")")[2].split()[19])
     with Path("/proc/stat").open() as file:
