@@ -1,18 +1,18 @@
-"""Tests run on 8 virtual CPU devices, with compiled programs kept between runs (compiling is what takes the time)."""
+"""Runs tests on 8 virtual CPU devices and keeps compiled programs between runs, as compiling takes most of the time."""
 
 import importlib.metadata
 import os
 from pathlib import Path
 
-# Before anything imports jax: it reads these once.
+# Set before anything imports jax, which reads these once.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     " --xla_cpu_parallel_codegen_split_count=1"
 )
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know it, and abort
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions abort on this unknown flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles in a third of the time, with those flags
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # with those flags, compiles in a third of the time
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
@@ -26,15 +26,15 @@ from t5x_lite.tasks import builtin
 
 builtin.register()  # once, before a test replaces the registry
 
-collect_ignore = ["run_recording_batches.py"]  # a program: the doctests' collection would run it
+collect_ignore = ["run_recording_batches.py"]  # a program; collecting doctests would run it
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine breaks no law
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a law
 hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
 def compiled():
-    """The names of the functions that jax compiles during a test, in their order, such as "jit(_generate)"."""
+    """Returns the names of the functions that jax compiles during a test, in order, such as "jit(_generate)"."""
     names: list[str] = []
 
     def listen(event: str, duration_s: float, **labels: str) -> None:
@@ -48,7 +48,7 @@ def compiled():
 
 @pytest.fixture(scope="module")
 def full_compilation():
-    """For tests of numbers that others gave: as users compile. No program is shared with the other tests."""
+    """Compiles as users do, for tests against published numbers. Shares no program with the other tests."""
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     yield

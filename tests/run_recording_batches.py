@@ -1,6 +1,6 @@
-"""`t5x-lite`, with a digest of every row that was trained on appended to $BATCH_LOG, a line a batch; of several
-processes each has a file of its own. $HANG_AT: the number of the batch that never comes (to the last process).
-$HEARTBEAT_S, $START_S: in place of those of t5x_lite/cluster/processes.py."""
+"""Runs `t5x-lite` and appends digests of all trained rows to $BATCH_LOG, one line per batch. Each of several processes
+has its own file. $HANG_AT: the number of the batch that never arrives (at the last process). $HEARTBEAT_S, $START_S:
+replace the values in t5x_lite/cluster/processes.py."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What a user gets wrong ends in a message that says what, got, allowed and fix, and in the right exit status."""
+"""A user's mistake ends with a message that says what, got, allowed and fix, and with the right exit status."""
 
 import json
 from pathlib import Path
@@ -135,23 +135,23 @@ def test_an_output_of_infer_that_is_something_else_is_left_alone(tmp_path, capsy
     for content in (
         '{"one": "object, and no newline"}',
         '{"inputs": "a"}\n{"inputs": "b"}\n',  # the input itself
-        done.replace('"step": 7', '"step": 6'),  # of another checkpoint
-        done.replace('"a"', '"c"'),  # of another input
-        done.replace('"prediction"', '"logprob"'),  # of another mode
+        done.replace('"step": 7', '"step": 6'),  # from a different checkpoint
+        done.replace('"a"', '"c"'),  # from a different input
+        done.replace('"prediction"', '"logprob"'),  # from a different mode
         done * 3,
     ):
         output.write_text(content)
         with pytest.raises(ConfigError, match=r"out\.jsonl .*--output"):
             infer.resume(output, examples, added)
         assert output.read_text() == content
-    output.write_text(done + '{"inputs": "b", "pred')  # as a kill leaves it
+    output.write_text(done + '{"inputs": "b", "pred')  # as after a kill
     assert infer.resume(output, examples, added) == 1
     assert output.read_text() == done
     with pytest.raises(ConfigError, match="directory"):
         infer.open_output(tmp_path)
     with infer.open_output(output), pytest.raises(ConfigError, match=r"another process is writing .*out\.jsonl"):
         infer.open_output(output)
-    assert json.loads(infer.dumps({"id": "\ud800"}).encode()) == {"id": "\ud800"}  # half of a pair, in UTF-8
+    assert json.loads(infer.dumps({"id": "\ud800"}).encode()) == {"id": "\ud800"}  # half of a surrogate pair, in UTF-8
 
 
 def test_a_run_whose_tasks_are_of_a_config_file_asks_for_it(tmp_path, capsys):
@@ -183,7 +183,7 @@ def test_a_start_that_failed_does_not_lock_its_workdir(tmp_path, capsys):
 
 
 def test_inspect_and_tasks_show_what_there_is(capsys, monkeypatch):
-    monkeypatch.setattr(inspect, "SAMPLED_S", 0.0)  # on a machine however slow, as many rows as were asked for
+    monkeypatch.setattr(inspect, "SAMPLED_S", 0.0)  # even a slow machine samples all requested rows
     assert cli.run(["tasks", f"--config={CONFIG}"]) == 0
     assert "tiny_animal" in capsys.readouterr().out
     for preset in ("t5_tiny", "bert_tiny", "gpt2_tiny"):

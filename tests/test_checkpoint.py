@@ -1,4 +1,4 @@
-"""Checkpoints on a real disk: when old ones go, what a damaged one says, which is best."""
+"""Checkpoints on a real disk: when old ones are deleted, what a corrupted one reports, which one is best."""
 
 import dataclasses
 import os
@@ -36,8 +36,8 @@ def whole_steps(workdir: Path) -> list[int]:
 
 
 def test_every_moment_of_a_save_may_be_the_last(tmp_path, monkeypatch):
-    """From the k-th change to the disk on nothing comes through any more, for every k: what is found then is whole, and
-    with keep_last=1 there is never a moment without it."""
+    """For every k, the disk drops all changes from the k-th on: what remains is intact, and even with keep_last=1 a
+    checkpoint always exists."""
     for k in range(100):
         workdir = tmp_path / str(k)
         checkpoints = Checkpoints(workdir, keep_last=1)
@@ -80,7 +80,7 @@ def test_every_moment_of_a_save_may_be_the_last(tmp_path, monkeypatch):
 
 
 def test_a_step_is_on_the_disk_before_it_appears_and_before_an_older_one_goes(tmp_path, monkeypatch):
-    """As far as the power may fail: the order of what is synced and renamed."""
+    """Checks the order of syncs and renames, in case the power fails."""
     done: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -109,7 +109,7 @@ def test_a_step_is_on_the_disk_before_it_appears_and_before_an_older_one_goes(tm
 
 
 def test_every_corruption_is_found_and_the_older_step_taken(tmp_path):
-    """200 random ones: a flipped bit, a cut, a missing file, in any file of the checkpoint."""
+    """200 random corruptions: a flipped bit, a cut or a missing file, in any file of the checkpoint."""
     checkpoints = Checkpoints(tmp_path, keep_last=2)
     save(checkpoints, 1, 2)
     checkpoints.close()
@@ -146,12 +146,12 @@ def test_every_corruption_is_found_and_the_older_step_taken(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints" / "1" / "params")
     with pytest.raises(CheckpointError, match=r"every checkpoint of .* is corrupted"):
         newest_good(tmp_path, said.append)
-    assert saved_steps(tmp_path) == [1]  # left for the user to look at
+    assert saved_steps(tmp_path) == [1]  # kept for the user to inspect
 
 
 @pytest.mark.parametrize("archive", sorted(GOLDEN.glob("checkpoint_of_*.zip")), ids=lambda path: path.stem)
 def test_a_checkpoint_of_every_release_is_restored(tmp_path, archive):
-    """Made by this file's `save` of `state(7)`, with that release and the libraries of its time."""
+    """This file's `save` of `state(7)` made each, with that release and the libraries of its time."""
     shutil.unpack_archive(archive, tmp_path)
     assert newest_good(tmp_path, pytest.fail) == 7
     checkpoints = Checkpoints(tmp_path, keep_last=1)
@@ -228,7 +228,7 @@ def test_the_newest_and_the_kept_stay(tmp_path):
 
 
 def test_waiting_for_a_save_is_no_hang_while_bytes_come(tmp_path, monkeypatch):
-    """Every piece that is written is a beat; that nothing is written is none, however often one looks."""
+    """Every piece that is written counts as a heartbeat; polling without progress does not."""
     monkeypatch.setattr(checkpoint, "LOOK_S", 0.02)
     beats, while_idle = [], []
     write = manifest.write
@@ -247,7 +247,7 @@ def test_waiting_for_a_save_is_no_hang_while_bytes_come(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep_last=1, beat=beats.append)
     save(checkpoints, 1)
     checkpoints.close()
-    assert while_idle[1:] == [1, 1] and len(set(beats)) == len(beats)  # the first may be Orbax's own
+    assert while_idle[1:] == [1, 1] and len(set(beats)) == len(beats)  # the first may come from Orbax itself
     assert whole_steps(tmp_path) == [1]
 
 
@@ -324,7 +324,7 @@ def test_a_disk_too_small_is_an_error_before_the_first_step(tmp_path, monkeypatc
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(bytes(size))
     (tmp_path / "checkpoints" / "2" / manifest.NAME).write_text("{}")
-    with pytest.raises(CheckpointError, match="being written take 150 more"):  # of 256, what will be in their place
+    with pytest.raises(CheckpointError, match="being written take 150 more"):  # of the 256 that will replace them
         checkpoint.check_space(tmp_path, state(0), kept=3)
 
 
@@ -335,13 +335,13 @@ def test_the_best_step_is_a_saved_one_by_the_metrics_own_direction():
     assert results.best_step(rows, "task/accuracy", saved=(10, 15)) == 15
     assert results.best_step(rows, "task/loss", saved=(5, 10, 15)) == 5
     assert results.best_step(rows, "task/f1", saved=(5, 10)) is None
-    again = [*rows, {"step": 10, "eval/task/accuracy": 8.0}]  # evaluated once more: the later value counts
+    again = [*rows, {"step": 10, "eval/task/accuracy": 8.0}]  # evaluated twice: the later value counts
     assert results.best_step(again, "task/accuracy", saved=(5, 10, 15)) == 10
     undefined = [{"step": 0, "eval/task/accuracy": float("nan"), "eval/task/loss": float("nan")}, *rows[1:]]
     assert results.best_step(undefined, "task/accuracy", saved=(0, 5, 10)) == 5
     assert results.best_step(undefined, "task/loss", saved=(0, 5, 10)) == 5
     assert results.best_step(undefined, "task/loss", saved=(0,)) is None
-    told = [{"step": 5, f"{results.LOWER}task/f1_error": 1.0}]  # by the run itself, whatever the metric's name
+    told = [{"step": 5, f"{results.LOWER}task/f1_error": 1.0}]  # the run itself says so, whatever the metric's name
     told += [
         {"step": step, "eval/task/f1_error": value, "eval/task/loss": -value} for step, value in ((5, 3.0), (9, 2.0))
     ]

@@ -1,4 +1,4 @@
-"""Config keys, overrides and files: every mistake is one readable line."""
+"""Config keys, overrides and files: every mistake gives one readable line."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import config
-from t5x_lite import tasks as tasks  # which registers them
+from t5x_lite import tasks as tasks  # importing registers them
 from t5x_lite.data import registry
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import ModelConfig
@@ -122,7 +122,7 @@ def test_from_json_refuses_what_it_does_not_know(tmp_path):
 
 
 def test_every_key_says_what_a_change_means_to_a_run_that_resumes():
-    """Everything below model and data is refused unless it is known to do no harm."""
+    """Refuses every change below model and data unless it is known to be harmless."""
     kinds = {name: key.resume for name, key in config.KEYS.items()}
     assert set(kinds.values()) == {"refuse", "warn", "free"}
     harmless = {name for name, kind in kinds.items() if kind != "refuse" and name.startswith(("model.", "data."))}

@@ -1,4 +1,4 @@
-"""Cached tasks: the same batches as uncached ones, files that are whole or not there, and no stale cache unnoticed."""
+"""Cached tasks: same batches as uncached ones, files that are complete or absent, and no unnoticed stale cache."""
 
 import dataclasses
 import json
@@ -107,7 +107,7 @@ def test_an_encoder_reads_a_tasks_segments(tmp_path):
 @pytest.mark.parametrize("converter", CONVERTERS)
 @pytest.mark.parametrize("pack", [True, False])
 def test_batches_from_a_cache_are_those_without_it(tmp_path, converter, pack):
-    """A mixture of a corpus, a filtered task with labels, and one that cannot be cached."""
+    """Uses a mixture of a corpus, a filtered task with labels, and a task that cannot be cached."""
     registry.add(dataclasses.replace(RANDOM, labels=("even", "odd")))
     make_cache.run(registry.tasks("both"), CONVERTERS[converter], VOCABULARY, tmp_path, report=silent)
 
@@ -130,7 +130,7 @@ def test_batches_from_a_cache_are_those_without_it(tmp_path, converter, pack):
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
             assert ours[name].dtype == theirs[name].dtype
     assert cached.counters() == plain.counters() and cached.counters()["epochs/numbers"] > 0
-    plain.set_state(cached.get_state())  # a run may change between them when it is resumed
+    plain.set_state(cached.get_state())  # a resumed run may switch between the two
     plain.close()
     cached.close()
 
@@ -167,7 +167,7 @@ def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
     directory = tmp_path / "numbers"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment(), start_new_session=True)
     end = time.monotonic() + 300
-    while len(list(directory.glob("*.json"))) < 4:  # the recipe, and three shards: two workers hang after theirs
+    while len(list(directory.glob("*.json"))) < 4:  # the recipe and three shards; then two workers hang
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -177,7 +177,7 @@ def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
         time.sleep(0.05)
     with pytest.raises(DataError, match=r"is incomplete.*t5x-lite cache numbers --output"):
         cache.Cache(job_of(tmp_path))
-    (directory / "00001-of-00005.safetensors").write_bytes(b"half")  # as a crash of the machine leaves it
+    (directory / "00001-of-00005.safetensors").write_bytes(b"half")  # as after a crash of the machine
     (directory / ".00004-of-00005.safetensors.1").write_bytes(b"part")
     os.utime(directory / ".00004-of-00005.safetensors.1", (0, 0))
     before = {path: path.stat().st_mtime_ns for path in directory.glob("*.safetensors")}
@@ -213,7 +213,7 @@ def test_run_again_a_whole_cache_is_checked_and_mended(tmp_path):
 
 
 def test_a_cache_made_again_is_not_read_from_the_old_memory_map(tmp_path):
-    """The same process, directory and sizes; only the texts are others."""
+    """Same process, directory and sizes; only the texts differ."""
     for number in range(2):
         source = sources.Function(lambda split, n=number: [{"inputs": f"{n}{i:03}", "targets": "x"} for i in range(90)])
         job = job_of(tmp_path, Task("again", source))

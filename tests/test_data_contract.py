@@ -1,5 +1,5 @@
-"""The order contract: the global batch at a step is a function of (seed, mixture, step), whatever there is of hosts,
-threads, caches and interruptions, and however tasks are mixed, filtered and packed."""
+"""The order contract: the global batch at a step is a function of (seed, mixture, step). Hosts, threads, caches and
+interruptions do not change it, however tasks are mixed, filtered and packed."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import CheckpointError
 
 VOCABULARY = ByteVocabulary(extra_ids=50)
-ROWS, STEPS = 16, 12  # 8 streams, two rows of each in a batch
+ROWS, STEPS = 16, 12  # 8 streams; each batch has two rows of each
 CONVERTERS = {
     "text_to_text": TextToText(48, 24),
     "decoder_only": DecoderOnly(64),
@@ -75,7 +75,7 @@ RATES = st.floats(0.2, 5) | st.builds(proportional, st.integers(20, 200), st.jus
 
 @st.composite
 def mixtures(draw) -> str:
-    """The name of a task, or of a mixture of tasks and mixtures, up to three deep."""
+    """Draws the name of a task, or of a mixture of tasks and mixtures, up to three deep."""
     names = sorted(TASKS)
     for depth in range(draw(st.integers(0, 3))):
         members = draw(st.dictionaries(st.sampled_from(names), RATES, min_size=1, max_size=3))
@@ -89,7 +89,7 @@ def take(batches, steps: int) -> list[dict]:
 
 
 def assert_same_rows(ours: list[dict], theirs: list[dict], rows: slice) -> None:
-    """Batch by batch: ours are those rows of theirs."""
+    """Asserts, batch by batch, that ours equals those rows of theirs."""
     for step, (mine, whole) in enumerate(zip(ours, theirs, strict=True)):
         assert mine.keys() == whole.keys()
         for name in mine:
@@ -108,8 +108,9 @@ def assert_same_rows(ours: list[dict], theirs: list[dict], rows: slice) -> None:
     seed=st.integers(0, 2**40),
 )
 def test_the_same_rows_whatever_happens(caches, mixture, converter, pack, cached, hosts, prefetch, stop, seed):
-    """As many steps on some hosts, stopped, the state through JSON, and the rest on as many others, with or without a
-    cache and a thread each time: every host's rows are those of one undisturbed host that knows neither."""
+    """Runs some steps on some hosts, stops, passes the state through JSON and runs the rest on a different number of
+    hosts, each part with or without cache and thread. Every host's rows equal those of one undisturbed host without
+    them."""
 
     def make(which: int, host: int):
         return pipeline.train_batches(
@@ -180,7 +181,7 @@ def test_far_into_a_run_the_state_is_small_and_restores_at_once(monkeypatch):
     assert min(converted) >= 10**8  # no replay
     restored = len(converted)
     next(make())
-    assert restored < 2 * (len(converted) - restored)  # the first batch after a restore is like any first
+    assert restored < 2 * (len(converted) - restored)  # the first batch after a restore costs what any first batch does
 
 
 def test_the_state_of_a_hundred_tasks_in_64_streams_is_small():
@@ -192,7 +193,7 @@ def test_the_state_of_a_hundred_tasks_in_64_streams_is_small():
     )
     state = batches.get_state()
     rng = np.random.default_rng(0)
-    positions = rng.integers(0, [10**7, 400, 400], (100, 3))  # as different as a long run can make them
+    positions = rng.integers(0, [10**7, 400, 400], (100, 3))  # as varied as in a long run
     for stream in state["streams"].values():
         stream |= {
             "drawn": 10**9,
@@ -234,7 +235,7 @@ def test_counts_are_of_the_whole_run_whoever_reads_them():
 
 
 def test_the_rows_of_a_window_do_not_come_in_waves():
-    """Rows of many short examples and rows of few long ones are as likely early in a packing window as late."""
+    """Rows of many short examples and rows of few long ones are equally likely early and late in a packing window."""
     registry.add(Mixture("uneven", {"corpus": 1, "plain": 3}))
     batches = pipeline.train_batches(
         registry.mixture("uneven"),
@@ -258,8 +259,8 @@ def test_the_rows_of_a_window_do_not_come_in_waves():
 
 
 def host_process(directory: Path, host: int, hosts: int, steps: int) -> None:
-    """What one host does between two stops: goes on from all hosts' states, if there are any, logs the digest of each
-    of its rows, and leaves its state."""
+    """Runs one host between two stops: resumes from all hosts' states, if any, logs a digest of each of its rows and
+    writes its state."""
     registry.REGISTRY = {**TASKS, "all": Mixture("all", dict.fromkeys(TASKS, 1.0))}
     batches = pipeline.train_batches(
         registry.mixture("all"),
@@ -283,7 +284,7 @@ def digest(batch: dict, row: int) -> str:
 
 
 def run_processes(directory: Path, hosts: int, steps: int) -> list[list[str]]:
-    """The digests of the rows of the global batches that so many processes make, from where the last ones stopped."""
+    """Returns the digests of the global batches' rows from this many processes, which resume the last ones."""
     code = "import sys, pathlib, test_data_contract as t\n"
     code += "t.host_process(pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:]))"
     here = Path(__file__).parent

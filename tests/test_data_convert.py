@@ -1,4 +1,4 @@
-"""The feature converters against their docstrings, one task through all three, and packing's invariants."""
+"""Checks the feature converters against their docstrings, one task through all three, and packing's invariants."""
 
 import copy
 import re
@@ -23,7 +23,7 @@ from t5x_lite.errors import ConfigError, DataError
 
 
 class Numbers:
-    """Text made of ids, "7 8 5"; the special ids are those of the docstrings."""
+    """A vocabulary for texts made of ids, "7 8 5", with the special ids of the docstrings."""
 
     pad_id, eos_id, unk_id, cls_id, sep_id, mask_id, size, fingerprint = 0, 1, 2, 3, 4, 6, 200, "numbers"
 
@@ -47,7 +47,7 @@ def task(**kwargs) -> Task:
 
 
 def documented(thing) -> dict[str, list[int]]:
-    """The aligned columns of a docstring: {array name: its values}."""
+    """Returns the aligned columns of a docstring, {array name: values}."""
     rows = re.findall(
         r"^\s+([a-z_]+(?:_tokens|_ids|_positions|_weights|_types|_targets))  +([\d |]+)$", thing.__doc__, re.M
     )
@@ -55,20 +55,20 @@ def documented(thing) -> dict[str, list[int]]:
 
 
 def packed(examples, converter) -> dict[str, np.ndarray]:
-    """All examples in one row."""
+    """Packs all examples in one row."""
     row_of = np.zeros(packing.count(examples), int)
     batch = packing.fill(examples, row_of, 1, converter.specs(), converter.sizes(pack=True))
     return {name: array[0] for name, array in batch.items()}
 
 
 def each(converted) -> list[dict[str, np.ndarray]]:
-    """The examples that a converter made, one by one."""
+    """Returns the examples that a converter made, one by one."""
     examples = converted[0]
     return [packing.example(examples, i) for i in range(packing.count(examples))]
 
 
 def corpus(converter, texts, vocabulary, rng) -> list[dict[str, np.ndarray]]:
-    """What a converter makes of a window of documents, one by one."""
+    """Returns a converter's examples for a window of documents, one by one."""
     examples = converter.corpus(texts, vocabulary, rng)
     return each((converter.denoise(examples, vocabulary, rng) if TEXT in examples else examples, 0))
 
@@ -79,7 +79,7 @@ def test_text_to_text_docstring_is_the_golden_example_of_seqio():
     examples, truncated = converter.supervised(texts, task(), NUMBERS)
     row = packed(examples, converter)
     assert {k: v.tolist() for k, v in row.items()} == documented(TextToText) and not truncated.any()
-    assert row["decoder_input_tokens"].tolist() == [0, 3, 9, 0, 4, 0, 0]  # seqio's, from the source
+    assert row["decoder_input_tokens"].tolist() == [0, 3, 9, 0, 4, 0, 0]  # as in seqio's source
 
 
 def test_decoder_only_docstring():
@@ -149,7 +149,7 @@ def test_short_inputs_leave_their_room_to_long_targets():
 
 @pytest.mark.parametrize("words", [1, 6, 7, 8, 30])
 def test_a_prompt_is_what_training_showed_before_the_targets(words):
-    """Also when it is cut: the separator that announces the targets stays."""
+    """Even if it is cut: the separator before the targets stays."""
     texts = [{"inputs": "9 " * words, "targets": "8"}]
     prompts, truncated = DecoderOnly(16).prompts(texts, task(), NUMBERS, 8)
     assert truncated.tolist() == [words > 6]  # the start and the separator fill a row of 8
@@ -162,7 +162,7 @@ def test_a_prompt_is_what_training_showed_before_the_targets(words):
 
 
 def test_a_text_to_go_on_from_keeps_its_end():
-    """A language model's own texts have no separator behind them: what comes next follows from their last words."""
+    """A language model's own texts end without a separator: the continuation depends on their last words."""
     texts = [{"inputs": " ".join(str(n) for n in range(3, 33))}, {"inputs": "9"}]
     prompts, truncated = DecoderOnly(16).prompts(texts, text_task("decoder_only"), NUMBERS, 8)
     assert truncated.tolist() == [True, False]
@@ -205,7 +205,7 @@ def test_language_model_reads_documents_end_to_end(texts, length):
     examples = corpus(DecoderOnly(length), texts, vocabulary, np.random.default_rng(0))
     text = [i for e in examples for i in e["decoder_target_tokens"].tolist()]
     whole = [i for word in texts if word for i in (*(ord(c) + 3 for c in word), 1)]
-    assert text == whole[: len(text)] and len(whole) - len(text) <= 1  # a lone last token makes no row
+    assert text == whole[: len(text)] and len(whole) - len(text) <= 1  # a single last token gets no row
     assert all(e["decoder_input_tokens"].tolist() == [0, *e["decoder_target_tokens"][:-1]] for e in examples)
     assert all((e["decoder_loss_weights"] == 1).all() for e in examples)
 
@@ -213,14 +213,14 @@ def test_language_model_reads_documents_end_to_end(texts, length):
 def test_masked_language_model_with_next_sentence():
     vocabulary = ByteVocabulary()
     letters = "abcdefghijklmnopqrstuvwxyz"
-    texts = [". ".join([c * 9] * 12) + "." for c in letters]  # each document says one letter
+    texts = [". ".join([c * 9] * 12) + "." for c in letters]  # each document repeats one letter
     converter = EncoderOnly(64, ("mlm", "nsp"))
     examples = [e for seed in range(8) for e in corpus(converter, texts, vocabulary, np.random.default_rng(seed))]
     random_seconds = []
     for e in examples:
         tokens = e["encoder_input_tokens"].copy()
         selected = e["mlm_positions"]
-        tokens[selected] = e["mlm_targets"]  # what was hidden stands in the targets
+        tokens[selected] = e["mlm_targets"]  # the targets hold the masked tokens
         assert tokens[0] == vocabulary.cls_id and tokens[-1] == vocabulary.sep_id and len(tokens) <= 64
         special = np.isin(tokens, [vocabulary.cls_id, vocabulary.sep_id])
         assert special.sum() == 3 and not special[selected].any()
@@ -246,7 +246,7 @@ def test_sentence_order_exchanges_half_of_the_pairs():
             tokens[e["mlm_positions"]] = e["mlm_targets"]
             special = np.isin(tokens, [vocabulary.cls_id, vocabulary.sep_id])
             first, second = (vocabulary.decode(tokens[(e["token_type_ids"] == k) & ~special].tolist()) for k in (0, 1))
-            assert first[0] == second[0]  # of one document
+            assert first[0] == second[0]  # from the same document
             exchanged.append(int(first[1]) > int(second[1]))
             assert e["nsp_targets"].tolist() == [exchanged[-1]] and e["nsp_weights"].tolist() == [1.0]
     n = len(exchanged)
@@ -262,8 +262,8 @@ def test_sentence_order_exchanges_half_of_the_pairs():
     st.integers(0, 2**32),
 )
 def test_pairs_of_any_documents(sentence_lengths, length, sentence_order, whole_words, seed):
-    """Documents of sentences of any lengths, all their tokens different: a pair that is said to be right stands so in
-    its document; a wrong one is exchanged, or half of it is another document's."""
+    """Draws documents of sentences of any length, with all tokens different. A correct pair is adjacent in its
+    document; a wrong pair is swapped, or half of it comes from a different document."""
     ends = np.cumsum([sum(lengths) for lengths in sentence_lengths])
     words = iter(range(10, 10_000))
     texts = [". ".join(" ".join(str(next(words)) for _ in range(n)) for n in lengths) for lengths in sentence_lengths]
@@ -295,7 +295,7 @@ def test_pairs_of_any_documents(sentence_lengths, length, sentence_order, whole_
 
 @pytest.mark.parametrize("objective", ["prefix_lm", "span_corruption", "ul2", "deshuffle", "sequential"])
 def test_a_decoder_reads_inputs_and_learns_targets(objective):
-    """In one row, which they fit; the loss is on the targets and their EOS."""
+    """Both fit in one row; the loss covers the targets and their EOS."""
     vocabulary = ByteVocabulary(200)
     both = denoise.denoisers(objective)
     examples = corpus(DecoderOnly(120, both), ["some text to learn " * 60], vocabulary, np.random.default_rng(0))
@@ -349,14 +349,14 @@ def test_assign_puts_every_example_in_one_row_and_overflows_none(lengths):
     totals = np.array([np.array(lengths)[row].sum(axis=0) for row in rows])
     assert (totals <= capacity).all()
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
-    for i in range(len(rows)):  # best fit: no two rows would fit into one
+    for i in range(len(rows)):  # best fit: no two rows fit into one
         for j in range(i):
             assert (totals[i] + totals[j] > capacity).any()
 
 
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=200))
 def test_assign_needs_few_more_rows_than_there_must_be(lengths):
-    """Best fit of the longest first takes at most 11/9 of the optimum and 6/9 (Dósa et al. 2013)."""
+    """Best fit, longest first, takes at most 11/9 of the optimum plus 6/9 rows (Dósa et al. 2013)."""
     rows = packing.assign(np.array(lengths)[:, None], np.array([512])).max() + 1
     halves = sum(n > 256 for n in lengths)
     bound = max(-(-sum(lengths) // 512), halves)
@@ -433,8 +433,8 @@ def test_masked_positions_move_with_their_example():
 
 def test_packing_wastes_little():
     rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(5.5, 1.0, 2000).astype(int), 1, 512)[:, None]  # documents of C4, cut at 512
-    for window in np.split(lengths, 10):  # of the size that training packs: about 64 rows
+    lengths = np.clip(rng.lognormal(5.5, 1.0, 2000).astype(int), 1, 512)[:, None]  # like C4's documents, cut at 512
+    for window in np.split(lengths, 10):  # as many as training packs: about 64 rows
         row_of = packing.assign(window, np.array([512]))
         assert window.sum() / (512 * (row_of.max() + 1)) > 0.98
 
@@ -454,7 +454,7 @@ def test_a_feature_without_eos():
 
 
 def test_fairseq_s_marks_fit_in_their_rows():
-    """Rows of 8, 4 and 5 with texts of any length: the marks stay, tokens of the texts go."""
+    """Rows of 8, 4 and 5 tokens with texts of any length keep the marks and lose tokens of the texts."""
     words = [" ".join(map(str, range(7, 7 + n))) for n in range(1, 6)]
     pairs = [{"inputs": text, "targets": text} for text in words]
 

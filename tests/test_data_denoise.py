@@ -1,4 +1,4 @@
-"""The laws of the self-supervised objectives, over random lengths."""
+"""Checks the laws of the self-supervised objectives over random lengths."""
 
 import itertools
 import re
@@ -36,13 +36,13 @@ seeds = st.integers(0, 2**32)
 
 
 def runs(mask: np.ndarray) -> list[tuple[bool, int]]:
-    """The values of a mask and how long each lasts."""
+    """Returns the runs of a mask: their values and lengths."""
     edges = np.flatnonzero(np.diff(mask)) + 1
     return [(bool(part[0]), len(part)) for part in np.split(mask, edges)]
 
 
 def expected_counts(length: int, density: float, mean: float) -> tuple[int, int]:
-    """t5/data/preprocessors.py, random_spans_noise_mask, in its float32."""
+    """Counts as random_spans_noise_mask in t5/data/preprocessors.py does, in its float32."""
     noise = int(np.clip(np.rint(np.float32(length) * np.float32(density)), 1, length - 1))
     return noise, int(max(np.rint(np.float32(noise) / np.float32(mean)), 1))
 
@@ -57,20 +57,20 @@ def test_noise_mask_law(length, density, mean, seed):
     assert masks.dtype == bool and masks.shape == (2, length) and (masks.sum(axis=1) == noise).all()
     for mask in masks:
         kinds = [kind for kind, _ in runs(mask)]
-        assert kinds == [False, True] * spans  # text first, noise last, as many of one as of the other
+        assert kinds == [False, True] * spans  # text first, noise last, equally many of each
 
 
 def test_noise_mask_edges():
     rng = np.random.default_rng(0)
-    assert noise_mask(np.array([1]), rng).tolist() == [False]  # two tokens' mask, cut to one
+    assert noise_mask(np.array([1]), rng).tolist() == [False]  # a mask of two tokens, cut to one
     assert noise_mask(np.array([2, 1, 2]), rng).tolist() == [False, True, False, False, True]
     assert not noise_mask(np.array([50, 3]), rng, noise_density=0).any()
     assert not len(noise_mask(np.zeros(0, int), rng))
-    assert noise_mask(np.array([190]), rng).sum() == 29  # half to even in float32, as the original rounds
+    assert noise_mask(np.array([190]), rng).sum() == 29  # the original rounds half to even in float32
 
 
 def test_every_way_to_cut_is_equally_likely():
-    """10 tokens, 4 hidden in 2 spans: 5 ways to cut the text, 3 to cut the noise."""
+    """10 tokens, 4 masked in 2 spans: 5 ways to cut the text, 3 to cut the noise."""
     rng = np.random.default_rng(1)
     counts: dict[tuple, int] = {}
     for mask in noise_mask(np.full(6000, 10), rng, 0.4, 2.0).reshape(6000, 10):
@@ -101,8 +101,8 @@ def test_inputs_and_targets_put_the_text_together_again(length, density, mean, s
         tokens, inputs, targets = texts[row], corrupted[0][row], corrupted[1][row]
         for side in (inputs, targets):
             marks = side[is_sentinel(side)]
-            assert marks.tolist() == [first - k for k in range(len(marks))]  # counting from the left
-        # Unrolled, the text starts the inputs and targets start with sentinel 0: put each hidden span back.
+            assert marks.tolist() == [first - k for k in range(len(marks))]  # counted from the left
+        # Unrolled, the text starts the inputs and targets start with sentinel 0: put each masked span back.
         if not roll:
             hidden = np.split(targets, np.flatnonzero(is_sentinel(targets)))[1:]
             spans = {int(span[0]): span[1:] for span in hidden}
@@ -170,9 +170,9 @@ def test_mask_tokens_is_80_10_10():
     tokens = ragged.of([np.full(40_000, 100)])
     out, positions = mask_tokens(tokens, np.ones(40_000, bool), rng, VOCABULARY)
     chosen = out[positions[0]]
-    assert len(chosen) == 6000  # all of them are returned, so all bear loss, also those that stay
+    assert len(chosen) == 6000  # all are returned, so all count in the loss, even unchanged ones
     masked, kept = (chosen == VOCABULARY.mask_id).mean(), (chosen == 100).mean()
-    # Four standard deviations; a random id is now and then the old one or the mask.
+    # Four standard deviations; a random id may be the old id or the mask.
     assert abs(masked - 0.8) < 4 * (0.16 / 6000) ** 0.5 + 1e-3
     assert abs(kept - 0.1) < 4 * (0.09 / 6000) ** 0.5 + 1e-3
     assert chosen.min() >= VOCABULARY.mask_id and chosen.max() < VOCABULARY.size and len(np.unique(chosen)) > 200
@@ -204,7 +204,7 @@ def some_texts(row_lengths: list[int], seed: int) -> tuple[Ragged, np.random.Gen
 
 
 class Words(ByteVocabulary):
-    """The words of the module's example; <0> is sentinel 0."""
+    """A vocabulary of the words in the module's example; <0> is sentinel 0."""
 
     words = ("Thank", "you", "for", "inviting", "me", "last", "week")
 
@@ -214,7 +214,7 @@ class Words(ByteVocabulary):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_worked_examples_come_true(kind):
-    """Each line of the module's table is among what the objective makes of the sentence."""
+    """The objective produces each line of the module's table from the sentence."""
     (line,) = re.findall(rf"^    {kind} +.*$", denoise.__doc__, re.M)
     words = Words()
     documented = words.ids(line[22:62]), words.ids(line[62:])
@@ -230,7 +230,7 @@ def test_iid_denoising_hides_runs_behind_sentinels_and_loses_nothing(row_lengths
     inputs, targets = corrupt(texts, Denoiser("iid_denoising", density), rng, VOCABULARY)
     for row in range(len(texts)):
         kept, hidden = inputs[row], targets[row]
-        # A run of either side stands where the other has the sentinel between its runs.
+        # Each side has a run where the other has the sentinel between its runs.
         runs_of = [np.split(side, np.flatnonzero(side > 258)) for side in (kept, hidden)]
         for side in (kept, hidden):
             assert side[side > 258].tolist() == SENTINELS[: (side > 258).sum()].tolist()
@@ -315,7 +315,7 @@ def test_what_was_planned_fits(denoiser, inputs_length, targets_length, shared, 
     assert (inputs.lengths + 1 <= both[0]).all() and (targets.lengths + 1 <= both[1]).all()
     if total:
         assert (inputs.lengths + targets.lengths + 1 <= total).all()
-    if denoiser.kind in ("span_corruption", "sequential", "full_lm") and not total:  # no longer text would fit
+    if denoiser.kind in ("span_corruption", "sequential", "full_lm") and not total:  # no longer text fits
         more, targets_of_more, _, _ = most_tokens(length + 1, denoiser)
         mode = len(VOCABULARY.encode([denoiser.mode])[0])
         assert more + mode + 1 > inputs_length or targets_of_more + 1 > targets_length
@@ -389,7 +389,7 @@ def test_whole_words_are_masked_whole(texts, seed, longest_ngram):
             assert len(set(selected[word_of == n].tolist())) == 1
         budget = max(1, round(0.3 * len(tokens[row])))
         assert len(positions[row]) <= budget
-        if longest_ngram == 1:  # no word would fit in what is left
+        if longest_ngram == 1:  # no word fits in the rest
             others = [(word_of == n).sum() for n in range(len(text)) if not selected[word_of == n].any()]
             assert min(others, default=budget) > budget - len(positions[row])
 
@@ -412,4 +412,4 @@ def test_units_never_span_rows_or_special_tokens():
     for seed in range(50):
         _, positions = mask_tokens(tokens, maskable, np.random.default_rng(seed), VOCABULARY, 0.5, True, 3)
         assert 3 not in positions[0] and 3 not in positions[1]  # place 10 is the fourth of the second row
-        assert len(positions[0]) in (0, 3) and len(positions[1]) in (0, 3)  # the words between the special tokens
+        assert len(positions[0]) in (0, 3) and len(positions[1]) in (0, 3)  # only words between the special tokens

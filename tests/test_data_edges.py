@@ -1,4 +1,4 @@
-"""Where data goes wrong in silence, or forever: each case here once did."""
+"""Cases where data once failed silently or hung."""
 
 import dataclasses
 import json
@@ -126,7 +126,7 @@ def test_counters_go_on_after_a_restart_as_if_there_had_been_none(pack, prefetch
             half = state
     whole.close()
     assert counted[0]["examples/task"] > 0 and 0 < counted[-1]["truncated"] < 1
-    for again in (train("task", prefetch=prefetch, pack=pack), whole):  # a new process; and the same one gone back
+    for again in (train("task", prefetch=prefetch, pack=pack), whole):  # a new process, and the same one rolled back
         again.set_state(half)
         for expected in counted[5:]:
             next(again)
@@ -171,7 +171,7 @@ BAD_EXAMPLES = {
 
 @pytest.mark.parametrize("kind", BAD_EXAMPLES)
 def test_a_bad_example_is_an_error_that_says_where_or_left_out_and_counted(tmp_path, kind, caplog):
-    """Also of a Python function, and of a file behind preprocessors of a task's own."""
+    """Also for a Python function, and for a file with a task's own preprocessors."""
     change, says = BAD_EXAMPLES[kind]
     rows = [{"inputs": f"{i}", "more": "m", "targets": "xy"[i % 2]} for i in range(40)]
     for i in (5, 18):
@@ -211,7 +211,7 @@ def test_a_bad_record_of_a_tasks_own_file_is_left_out_too(tmp_path):
 
 
 def test_a_file_replaced_under_a_run_is_refused_by_name(tmp_path):
-    """Also by one of as many rows and bytes."""
+    """Even if the new file has as many rows and bytes."""
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in copies(40)))
     registry.add(Task("rows", sources.Jsonl({"train": str(path)})))
@@ -307,7 +307,7 @@ def test_tfds_reads_a_real_data_set_without_tensorflow(tmp_path):
 
 @pytest.mark.parametrize("converter", [TextToText(16, 8), DecoderOnly(32)])
 def test_a_host_without_an_example_in_the_last_group_takes_part(converter):
-    """5 examples in rows of 4 over two hosts: the second has none of the last group, and must not fall out of step."""
+    """5 examples in rows of 4 on two hosts: the second host has none of the last group and must stay in step."""
     pairs = registry.add(task(rows=[{"inputs": f"{i}", "targets": "x"} for i in range(5)]))
     per_host = [
         list(

@@ -1,4 +1,4 @@
-"""Any local file as a task: what is found out about it, what is said, and what is refused."""
+"""Any local file as a task: what is inferred, what is printed, and what is refused."""
 
 import gzip
 import json
@@ -325,12 +325,12 @@ def test_a_run_of_files_keeps_its_labels(tmp_path, caplog):
     cfg.data.inputs, cfg.data.targets = "{body}", "{label}"
     config.validate(cfg)
     resolved = experiment.resolve(cfg)
-    assert cfg.data.mixture == "quickstart" and cfg.data.labels is None  # the config that was given stays as it is
+    assert cfg.data.mixture == "quickstart" and cfg.data.labels is None  # the caller's config is unchanged
     cfg = resolved.cfg
     assert resolved.tasks[0].name == cfg.data.mixture == "reviews" and resolved.vocabulary == ByteVocabulary()
     assert cfg.data.labels == ("bad", "good")
     assert caplog.messages[-1] == "training on data.files in place of the mixture 'quickstart'"
-    experiment.resolve(cfg)  # again, as a resumed run does
+    experiment.resolve(cfg)  # again, as in a resumed run
     assert cfg.data.mixture == "reviews"
     assert discover(write(tmp_path / "quickstart.txt", "a\nb\n")).task.name == "quickstart_file"
     write(tmp_path / "config.json", config.to_json(cfg))
@@ -362,7 +362,7 @@ def test_two_files_of_one_name_are_two_tasks(tmp_path):
 
 
 def test_a_file_of_one_record_is_read(tmp_path):
-    for n in range(20):  # whatever split its hash puts it in
+    for n in range(20):  # in whichever split its hash puts it
         assert find(write(tmp_path / f"{n}.jsonl", f'{{"text": "number {n}"}}\n')).fields == ("text",)
     with pytest.raises(DataError, match="is empty"):
         find(write(tmp_path / "empty.jsonl", ""))

@@ -1,12 +1,12 @@
-"""Damaged files of every format: each ends in a UserError that names it, or in exactly what is in the file.
+"""Corrupted files of every format: reading one raises a UserError that names it, or returns exactly its contents.
 
-What is checked of each mutated file, opened by itself and as a task of `data.files`:
-- nothing but a UserError comes out, in at most three lines, and a DataError names the file;
-- where rows come out, they are those of a second, plain reading of the same bytes by other code (`REFERENCES`), which
-  fails on ragged rows, broken checksums and missing ends: so nothing is left out, cut off or shifted without a word;
-- for gzip and ArrayRecord, whose contents are all under a checksum, they are the rows that were written;
-- a vocabulary that still loads gives ids within its size.
-A mutation is made from (format, number) alone. A hang ends in the time limit.
+Checks each mutated file, opened alone and as a task of `data.files`:
+- the only exception is a UserError of at most three lines, and a DataError names the file;
+- rows equal a second, plain reading of the same bytes by different code (`REFERENCES`), which fails on ragged rows,
+  broken checksums and missing ends, so nothing is dropped, cut or shifted silently;
+- for gzip and ArrayRecord, which checksum all contents, rows equal the rows that were written;
+- a vocabulary that still loads returns ids within its size.
+A mutation depends only on (format, number). A hang runs into the time limit.
 """
 
 import csv
@@ -142,7 +142,7 @@ REFERENCES = {
 
 
 def whole(suffix: str, directory: Path) -> bytes:
-    """A sound file of each format."""
+    """Writes an intact file of each format."""
     import pyarrow
     import pyarrow.ipc
     import pyarrow.parquet
@@ -206,7 +206,7 @@ def test_damaged_files(tmp_path, suffix):
         else:
             assert rows == reference(data), f"mutation {number} is not read as it is written"
             outcomes["rows"] += 1
-        try:  # where some may be bad, what is left can all be read
+        try:  # if bad records are allowed, the rest is readable
             left = list(source({"train": str(path)}).tolerant(0.99).split("train"))
             assert rows is None or left == rows
         except DataError as error:
@@ -218,7 +218,7 @@ def test_damaged_files(tmp_path, suffix):
             assert all(isinstance(text, str) for row in task.source.split("train") for text in row.values())
         except UserError as error:
             complain(error, path)
-    assert min(outcomes.values()) > 1, outcomes  # both ends are met
+    assert min(outcomes.values()) > 1, outcomes  # both outcomes occur
 
 
 def vocabulary_files(directory: Path) -> dict[str, bytes]:

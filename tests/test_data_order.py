@@ -1,4 +1,4 @@
-"""The shuffle: a permutation in every epoch, another one each time, none more likely than another."""
+"""The shuffle is a different permutation in every epoch, and all permutations are equally likely."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def test_neighbours_and_epochs_are_unrelated():
 
 
 def test_the_order_is_pinned():
-    """A change here reorders every run's data and breaks its resumption: say so in the release notes."""
+    """A change here reorders every run's data and breaks resuming: say so in the release notes."""
     assert shuffled(np.arange(10), 10, seed=1).tolist() == [6, 7, 9, 0, 3, 4, 8, 2, 1, 5]
     assert key("a", 1) == int.from_bytes(bytes.fromhex("391d545b6971354e"), "big")
     assert generator("a").integers(1000, size=3).tolist() == [786, 252, 120]

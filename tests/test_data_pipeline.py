@@ -1,4 +1,4 @@
-"""The order contract: batches are a pure function of (seed, mixture, step), for any hosts and after any stop."""
+"""The order contract: batches are a pure function of (seed, mixture, step), on any hosts and after any stop."""
 
 import functools
 import hashlib
@@ -36,7 +36,7 @@ def documents(split: str) -> list[dict]:
 
 
 def numbered(split: str) -> list[dict]:
-    """Each example says its number and has one of two labels."""
+    """Registers examples that contain their number and have one of two labels."""
     return [{"inputs": f"{split} {i}", "targets": "odd" if i % 2 else "even"} for i in range(90)]
 
 
@@ -101,7 +101,7 @@ def assert_same(a: list[dict], b: list[dict]) -> None:
 
 
 def joined(parts: list[list[dict]]) -> list[dict]:
-    """The hosts' batches, one below the other."""
+    """Returns the hosts' batches, concatenated by rows."""
     return [{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*parts, strict=True)]
 
 
@@ -125,7 +125,7 @@ def test_any_number_of_hosts_sees_the_same_rows(converter, pack):
     seed=st.integers(0, 3),
 )
 def test_a_resumed_run_goes_on_bit_for_bit(mixture, converter, pack, stop, prefetch, hosts, seed):
-    """Stopped on some hosts, its state through JSON, resumed on as many others: nothing shows."""
+    """Stopped on some hosts, state through JSON, resumed on a different number of hosts: the batches are the same."""
     make = functools.partial(train, mixture, converter, pack, seed)
     expected = take(make(), stop + 5)
     before, after = hosts
@@ -146,7 +146,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(mixture, converter, pack, stop, prefe
 
 
 def test_the_state_belongs_to_the_batches_handed_out(monkeypatch):
-    """A background thread has made more; they must not be lost."""
+    """A background thread has prefetched more batches; they must not be lost."""
     is_ahead, take_rows, calls = threading.Event(), Stream.take, itertools.count(1)
 
     def counted(self, rows):
@@ -164,7 +164,7 @@ def test_the_state_belongs_to_the_batches_handed_out(monkeypatch):
     batches.set_state(state)  # also on a running pipeline
     assert_same(take(batches, 3), rest)
     batches.close()
-    assert_same(take(batches, 2), take(_restored(state), 5)[3:])  # closed and asked again
+    assert_same(take(batches, 2), take(_restored(state), 5)[3:])  # closed and read again
 
 
 def _restored(state):
@@ -184,7 +184,7 @@ def digest(batches: list[dict]) -> str:
 
 
 def test_another_process_makes_the_same_batches():
-    """No `hash()` of a string, no order of a set: another process has other ones. And none needs jax."""
+    """Uses no `hash()` of a string and no set order, which differ between processes. And none needs jax."""
     code = (
         "import sys, test_data_pipeline as t\n"
         "t.register()\n"
@@ -228,7 +228,7 @@ def test_each_epoch_has_every_example_once_in_a_new_order():
 
 @pytest.mark.parametrize("rows", [5, 10, 24])
 def test_packing_keeps_the_epochs_apart(rows):
-    """Packed windows are longer than these epochs: none may hold an example of the next one."""
+    """Packing windows are longer than these epochs, but none may hold an example of the next epoch."""
     examples = [{"inputs": f"train {i}", "targets": "x" * (i % 19)} for i in range(700)]  # 320 rows
     registry.add(Task("small", sources.Function(lambda split: examples)))
     streams = pipeline.stream_count(rows)
@@ -250,7 +250,7 @@ def test_packing_keeps_the_epochs_apart(rows):
 
 @pytest.mark.parametrize("converter", ["text_to_text", "encoder_only"])
 def test_a_text_met_again_has_other_noise(converter):
-    """A fresh mask each epoch: one document, again and again, is not one row again and again."""
+    """The mask is fresh in each epoch: one repeated document does not give one repeated row."""
     text = " ".join(f"word {i}" for i in range(9))
     registry.add(Task("one", sources.Function(lambda split: [{"text": text}]), features={"text": Feature()}))
     batches = take(train("one", converter, pack=False), 3)
@@ -271,7 +271,7 @@ def test_examples_follow_the_rates():
 
 
 def test_hosts_that_share_rows_count_once():
-    """Two parts, each read by two hosts, as where a tensor axis spans hosts."""
+    """Two parts, each read by two hosts, as when a tensor axis spans hosts."""
     parts = [train("both", shard_index=part, shard_count=2) for part in (0, 1)]
     states = [take(part, 20) and part.get_state() for part in parts]
     assert pipeline.merge_states(states + states) == pipeline.merge_states(states)
@@ -285,12 +285,12 @@ def test_filtered_examples_never_come_and_random_ones_vary():
 
 
 def test_the_state_of_a_long_run_is_small_and_restores():
-    """That it restores without a replay is in test_data_contract.py, how soon in benchmarks/data.py."""
+    """test_data_contract.py checks that restoring needs no replay; benchmarks/data.py measures how long it takes."""
     batches = train(rows=64)
     take(batches, 2)
     state = batches.get_state()
     assert len(json.dumps(state)) < 5_000
-    for stream in state["streams"].values():  # as far as a long run gets
+    for stream in state["streams"].values():  # the positions of a long run
         stream["drawn"] += 10**9
         stream["tasks"] = pipeline.encode_positions(np.tile([10**7, 0, 0], (3, 1)))
     far = train(rows=64)
@@ -355,7 +355,7 @@ def test_nothing_to_train_on():
 
 
 def test_a_rare_example_is_found():
-    """One in 2,000 survives: one stream alone may not meet it for more than an epoch."""
+    """One example in 2,000 survives the filter: a single stream may not see it for more than an epoch."""
     rows = [{"inputs": str(i), "targets": "x"} for i in range(2000)]
     only = preprocess.keep(lambda e: e["inputs"] == "1234")
     registry.add(Task("rare", sources.Function(lambda split: rows), (only,)))
@@ -443,7 +443,7 @@ def test_prompts_come_with_their_texts(converter):
 
 
 def test_neither_jax_nor_tensorflow_is_imported():
-    """Listing, checking and reading tasks needs no accelerator library, and no second to load one."""
+    """Listing, checking and reading tasks loads no accelerator library."""
     code = (
         "import sys, pkgutil, importlib, t5x_lite.data as d\n"
         "[importlib.import_module('t5x_lite.data.' + m.name) for m in pkgutil.iter_modules(d.__path__)]\n"

@@ -1,4 +1,4 @@
-"""Real data as tasks, in a line or two each: what is found out about it, its counts, and rows for the models."""
+"""Real data as tasks, each in a line or two: what is inferred, its counts, and rows for the models."""
 
 import itertools
 from pathlib import Path
@@ -30,7 +30,7 @@ def counts(task) -> tuple[int, ...]:
 
 
 def rows(task, converter, vocabulary, count: int = 3):
-    """The first batches of 8 rows, packed."""
+    """Returns the first batches of 8 packed rows."""
     registry.add(task)
     found = pipeline.train_batches(
         registry.mixture(task.name), converter, vocabulary, batch_rows=8, seed=0, prefetch_batches=0
@@ -82,8 +82,8 @@ def test_glue(name):
         counts(task) == sizes and task.labels == (labels or ()) and isinstance(task.target, Number) == (labels is None)
     )
     assert task.source.split("train")[0] == {"inputs": first[0], "targets": first[1]}
-    assert any("test.tsv is left out" in note for note in found.notes)  # GLUE keeps the labels of its tests
-    assert found.notes[0].startswith(f"{SHARED / 'glue' / name}: TSV with")  # quotes are text: none is taken off
+    assert any("test.tsv is left out" in note for note in found.notes)  # GLUE does not publish its test labels
+    assert found.notes[0].startswith(f"{SHARED / 'glue' / name}: TSV with")  # quotes are text and stay
     bert = load(str(SHARED / "vocab" / "bert-base-uncased"))
     head = "classification" if labels else "regression"
     (batch,) = rows(task, EncoderOnly(128, (head,)), bert, 1)

@@ -1,4 +1,4 @@
-"""Sources and preprocessors: what they read, and what they say about what they cannot read."""
+"""Sources and preprocessors: what they read, and what they report about data that they cannot read."""
 
 import dataclasses
 import gzip
@@ -25,7 +25,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def forget() -> None:
-    """What a new process does not know."""
+    """Clears the caches that a new process does not have."""
     records.records_of.cache_clear()
     records.index_of.cache_clear()
     remote_files.fetch.cache_clear()
@@ -105,12 +105,12 @@ BAD_FILES = {
 def test_bad_files_say_where(tmp_path, name):
     data, message = BAD_FILES[name]
     kind = {"txt": sources.Text, "jsonl": sources.Jsonl, "csv": sources.Csv}[name.split(".")[1]]
-    for _ in range(2):  # what failed once is not remembered as read
+    for _ in range(2):  # a failure is not cached as a success
         with pytest.raises(DataError, match=message):
             kind({"train": write(tmp_path, name, data)}).split("train")
 
 
-SOME_BAD = {  # a file, the rows that are left without the bad records, and how many these are
+SOME_BAD = {  # a file, its rows without the bad records, and the number of bad records
     "a.txt": (b"one\ncaf\xe9\ntwo\nthr\0ee\nfour\n", ["one", "two", "four"], 2),
     "a.jsonl": (b'{"text": "one"}\n{"text": \n["x"]\n{"text": "\xff"}\n{"text": "two"}\n', ["one", "two"], 3),
     "a.csv": (b'text,n\none,1\ntwo\nthree,3\n"fo"ur,4\nfi\xffve,5\nsix,6\n', ["one", "three", "six"], 3),
@@ -126,7 +126,7 @@ def test_bad_records_are_left_out_and_counted_where_some_may_be(tmp_path, monkey
     monkeypatch.setattr(records, "SMALL_BYTES", 1 << 20 if small else 0)
     kinds = {"txt": sources.Text, "jsonl": sources.Jsonl, "csv": sources.Csv, "conll": sources.Conll}
     source = kinds[name.split(".")[1]]({"train": write(tmp_path, name, data)})
-    for _ in range(2):  # an index that was kept says the same
+    for _ in range(2):  # a cached index gives the same result
         forget()
         with pytest.raises(DataError, match=rf"{name}:[234]: "):
             source.split("train")
@@ -166,7 +166,7 @@ LINES = CELLS.map(lambda text: text.replace("\n", " "))
 
 
 def write_rows(path, rows: list[dict]) -> None:
-    """Rows in the format of the path's suffix."""
+    """Writes rows in the format of the path's suffix."""
     import csv
 
     import pyarrow
@@ -247,7 +247,7 @@ def test_an_index_is_kept_and_opens_a_long_file_in_constant_memory(tmp_path, mon
     assert [m for m in caplog.messages if "MB, once; later runs open" in m] == caplog.messages[:1]
     caplog.clear()
     forget()
-    monkeypatch.setattr(records, "scan", None)  # it is not read from end to end again
+    monkeypatch.setattr(records, "scan", None)  # the file is not scanned again
     tracemalloc.start()
     parts = {name: sources.Jsonl(path).split(name) for name in ("train", "validation", "test")}
     assert tracemalloc.get_traced_memory()[1] < 500_000  # bytes: the index alone has 2,600,000
@@ -295,7 +295,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
 
 
 def test_an_arrow_file_that_is_cut_off_or_damaged_while_it_is_read_is_an_error(tmp_path):
-    """Pages that are mapped and no longer there would end the process."""
+    """Without the check, mapped pages that vanished would kill the process."""
     path = tmp_path / "a.arrow"
     write_rows(path, [{"a": "x" * 1000}] * 5000)
     opened = sources.Arrow({"train": str(path)}).split("train")
@@ -345,7 +345,7 @@ def test_wildcards_are_one_file_after_the_other(tmp_path):
     places = [5, 0, 3, 3, 1]
     several = found.read_many(places)
     assert several == [found[place] for place in places] and found.read_many([]) == []
-    assert several[2] is not several[3]  # a preprocessor may change what it gets
+    assert several[2] is not several[3]  # a preprocessor may modify its input
     assert found[-1] == {"text": "2 b"} and found.where(3).endswith("part-1.txt:2")
     everything = {row["text"] for name in records.PERCENT for row in sources.Text(str(tmp_path / "part-*")).split(name)}
     assert len(everything) == 6
@@ -391,7 +391,7 @@ def test_a_cut_off_table_is_no_shorter_table(tmp_path):
 
 
 class Remote(fsspec.implementations.memory.MemoryFileSystem):
-    """Files somewhere else, with or without an ETag, and how often one was opened."""
+    """A remote file system, with or without ETags, that counts how often a file was opened."""
 
     protocol, store, pseudo_dirs, etags, opened = "elsewhere", {}, [""], True, 0
 
@@ -412,8 +412,8 @@ class Remote(fsspec.implementations.memory.MemoryFileSystem):
 @pytest.mark.parametrize("etags", [True, False])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_remote_file_is_fetched_once_a_version(monkeypatch, etags, suffix):
-    """Where a file system has no time of change (Amazon's has none that epath shows), another file of the same size
-    must not be read from the copy of the first."""
+    """If a file system has no modification time (epath shows none for Amazon's), a different file of the same size must
+    not be read from the first file's copy."""
     fsspec.register_implementation("elsewhere", Remote, clobber=True)
     monkeypatch.setattr(Remote, "etags", etags)
     monkeypatch.setattr(Remote, "opened", 0)
@@ -421,7 +421,7 @@ def test_a_remote_file_is_fetched_once_a_version(monkeypatch, etags, suffix):
     name, system = f"elsewhere://bucket/there.txt{suffix}", fsspec.filesystem("elsewhere")
 
     def read() -> list[str]:
-        forget()  # what another process would not know
+        forget()  # as in a different process
         return [row["text"] for row in sources.Text({"train": name}).split("train")]
 
     system.pipe("/bucket/there.txt" + suffix, packed(b"a\nb\n"))

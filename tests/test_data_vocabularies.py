@@ -1,4 +1,4 @@
-"""Vocabularies: ids, roles, sentinels, fingerprints, and what a broken file says."""
+"""Vocabularies: ids, roles, sentinels, fingerprints, and errors for broken files."""
 
 import json
 import pickle
@@ -40,14 +40,14 @@ def test_bytes_round_trip(text):
     vocabulary = ByteVocabulary()
     ids = vocabulary.encode([text])[0]
     assert vocabulary.decode(ids) == text
-    # What text is made of never looks like a special token.
+    # These texts never look like a special token.
     assert not {vocabulary.cls_id, vocabulary.sep_id, vocabulary.mask_id, vocabulary.eos_id} & set(ids.tolist())
     assert not {vocabulary.sentinel(k) for k in range(11)} & set(ids.tolist())
 
 
 @given(st.lists(st.tuples(st.integers(0, 61), st.text(st.characters(exclude_categories=["Cs"])))))
 def test_every_byte_sentinel_is_told_from_the_text_about_it(spans):
-    """62 of them, though bytes stand for them: also between characters of several bytes."""
+    """All 62, although bytes encode them, even between characters of several bytes."""
     vocabulary = ByteVocabulary()
     ids = [i for k, text in spans for i in (vocabulary.sentinel(k), *vocabulary.encode([text])[0])]
     assert vocabulary.decode(ids).replace(" ", "") == "".join(f"<extra_id_{k}>{t}" for k, t in spans).replace(" ", "")
@@ -82,13 +82,13 @@ def test_places_are_those_of_the_ids(trained, text):
         ids, places = vocabulary.places(text)
         assert ids.tolist() == vocabulary.encode([text])[0].tolist() and places.shape == (len(ids), 2)
         assert (np.diff(places, axis=0) >= 0).all() and (places >= 0).all() and (places <= len(text)).all()
-        if text.isascii():  # where nothing is normalised a piece is what stands there
+        if text.isascii():  # without normalisation, a piece equals its text
             pieces = [vocabulary.decode([i]).strip() for i in ids.tolist()]
             assert pieces == [text[begin:end].strip() for begin, end in places.tolist()]
 
 
 def test_a_context_s_tokens_are_those_of_the_whole_text(trained):
-    """In windows, for which SentencePiece would begin every word or mark with a space if it saw them one by one."""
+    """Encodes windows: word by word, SentencePiece would begin every word or mark with a space."""
     context = "the fox, the dog. (ba-dri) fu's"
     encoder = EncoderOnly(16, window_stride=4, heads=("span",))
     task = text_task("encoder_only", ("question", "context"))
@@ -127,7 +127,7 @@ def test_training_is_deterministic_and_the_fingerprint_follows_the_model(trained
 
 
 def test_training_learns_from_lines_the_trainer_would_skip(tmp_path):
-    """SentencePiece leaves out lines above 4192 bytes without a word."""
+    """SentencePiece silently skips lines above 4192 bytes."""
     vocabulary = train_sentencepiece(size=310, output=tmp_path / "long.model", texts=[" ".join(TEXTS)])
     assert len(vocabulary.encode(["the fox and the dog"])[0]) < 8
 
@@ -208,7 +208,7 @@ def test_berts_ids_are_those_of_the_reference():
     assert [ids.tolist() for ids in ours.encode(texts)] == reference(texts, add_special_tokens=False)["input_ids"]
     roles = [ours.pad_id, ours.unk_id, ours.cls_id, ours.sep_id, ours.mask_id, ours.size]
     assert roles == [0, 100, 101, 102, 103, 30522]
-    assert (ours.eos_id, ours.bos_id) == (102, 101)  # it has none of its own
+    assert (ours.eos_id, ours.bos_id) == (102, 101)  # the tokenizer has none itself
     assert load(str(directory)) == ours
 
 
@@ -253,7 +253,7 @@ def test_word_pieces(tmp_path):
 
 
 def words(vocabulary, text: str) -> list[str]:
-    """A text's tokens put together by `word_starts`; the first begins one wherever it is."""
+    """Joins a text's tokens to words by `word_starts`; the first token always begins a word."""
     out: list[list[int]] = []
     for i in vocabulary.encode([text])[0].tolist():
         if out and not vocabulary.word_starts[i]:
@@ -264,7 +264,7 @@ def words(vocabulary, text: str) -> list[str]:
 
 
 def test_words_are_found_from_pieces(tmp_path, trained):
-    """A decoder's text will not do: WordPiece's has no space before a full stop or an apostrophe."""
+    """Decoded text is not enough: WordPiece drops the space before a full stop or an apostrophe."""
     pieces = [*PIECES, ".", "'", "s", "##s", "-"]
     pairs = load(str(byte_pair_files(tmp_path, ["<|endoftext|>"], ["t h", "Ġ th", "Ġ d"])))
     word_piece = load(str(word_piece_file(tmp_path, pieces)))
@@ -363,7 +363,7 @@ def test_robertas_roles(tmp_path):
 
 
 def test_fairseq_s_marks_are_those_of_the_reference(tmp_path):
-    """RoBERTa's around a text and a pair, BART's around what goes in and what comes out."""
+    """RoBERTa's marks around a text and a pair, BART's around inputs and targets."""
     transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
     vocabulary = load(str(byte_pair_files(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])))
     files = {"vocab": str(tmp_path / "vocab.json"), "merges": str(tmp_path / "merges.txt")}

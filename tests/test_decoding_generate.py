@@ -1,4 +1,4 @@
-"""Greedy decoding with a cache equals choosing the best token of the whole forward pass, run again each step."""
+"""Greedy decoding with a cache equals choosing the best token of a full forward pass at every step."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def prompts(config):
 
 
 def greedy_by_forward(config, params, batch, eos_id: int):
-    """The slow way: no cache, every token a new forward pass over everything so far."""
+    """Decodes without a cache: every token needs a new forward pass over all previous tokens."""
     module = build(config)
     apply = jax.jit(lambda p, b: module.apply({"params": p}, b)["lm"])
     rows = len(PROMPTS)
@@ -74,10 +74,10 @@ def greedy_by_forward(config, params, batch, eos_id: int):
 )
 def test_greedy_equals_the_forward_pass_run_again(family, scan_layers):
     config = CACHED[family]
-    seed = 6 if family == "bart" else 3  # with 3 it writes one token only
+    seed = 6 if family == "bart" else 3  # with 3 it generates only one token
     params, batch = random_params(config, seed=seed), prompts(config)
     free = greedy_by_forward(config, params, batch, eos_id=-1)
-    eos_id = int(free["tokens"][0, 2])  # so that a row ends early, and others later or not at all
+    eos_id = int(free["tokens"][0, 2])  # so that one row ends early and others later or never
     expected = greedy_by_forward(config, params, batch, eos_id)
     assert expected["lengths"][0] <= 2 and expected["lengths"][2] == 0 and expected["lengths"].max() > 2
 
@@ -124,7 +124,7 @@ def test_one_compilation_serves_every_batch_of_a_shape(compiled):
     ],
 )
 def test_a_mesh_changes_no_text(family, strategies):
-    """Greedy, beams and samples, with batch and parameters split over data, fsdp and tensor."""
+    """Greedy, beams and samples, with batch and parameters sharded over data, fsdp and tensor."""
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices")
     config = FAMILIES[family]

@@ -1,4 +1,4 @@
-"""The same parameters and prompts give the texts that transformers' `generate` writes, token for token."""
+"""The same parameters and prompts give the same texts as transformers' `generate`, token for token."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ PROMPTS, LENGTH, NEW = 100, 9, 12
 
 
 def prompts(side: str):
-    """100 prompts of 1 to 9 tokens as our batch, padded on the right."""
+    """Returns 100 prompts of 1 to 9 tokens as our batch, padded on the right."""
     rng = np.random.default_rng(0)
     slots = np.arange(LENGTH, dtype=np.int32)
     lengths = rng.integers(1, LENGTH + 1, PROMPTS)
@@ -27,7 +27,7 @@ def prompts(side: str):
 
 
 def padded_left(tokens, mask):
-    """A decoder's prompts as transformers wants them, with their positions' mask."""
+    """Returns a decoder's prompts padded on the left, as transformers expects, with their attention mask."""
     lengths = mask.sum(axis=1)
     rolled = [np.roll(t, LENGTH - n) for t, n in zip(tokens, lengths, strict=True)]
     return np.stack(rolled), np.arange(LENGTH) >= LENGTH - lengths[:, None]
@@ -35,7 +35,7 @@ def padded_left(tokens, mask):
 
 @pytest.mark.parametrize("family", ["t5", "bart", "gpt2"])
 def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monkeypatch):
-    changes = {  # transformers makes its cache as deep as the encoder
+    changes = {  # transformers' cache has as many layers as the encoder
         "t5": {"num_decoder_layers": 2},
         "bart": {"max_position_embeddings": 32, "decoder_layers": 2, "forced_eos_token_id": None},
         "gpt2": {"n_positions": 32},
@@ -43,8 +43,8 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
     monkeypatch.setitem(MODELS, family, (MODELS[family][0], MODELS[family][1] | changes[family]))
     model = reference(family)
     if family == "bart":
-        model.final_logits_bias *= 0.1  # or it alone decides
-    with torch.no_grad():  # or each token brings itself again
+        model.final_logits_bias *= 0.1  # at full size it alone decides
+    with torch.no_grad():  # otherwise each token predicts itself
         for name, parameter in model.named_parameters():
             of_a_layer = any(part.isdigit() for part in name.split("."))
             parameter.mul_(3 if of_a_layer and parameter.ndim == 2 else 1)
@@ -71,7 +71,7 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
         {"beams": 1, "other_ends": (other,), "min_tokens": 2},
         {**beams, "other_ends": (other, 30)},
     ]
-    if family != "gpt2":  # there transformers counts the padding before a prompt as said
+    if family != "gpt2":  # there transformers counts the padding before a prompt as text
         ways += [{**beams, "repetition_penalty": 1.7}, {"beams": 1, "no_repeat_ngram_size": 1}]
         ways += [{**beams, "no_repeat_ngram_size": 2, "first_token": 7, "last_token": eos_id}]
     names = {
@@ -97,5 +97,5 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
         texts.append(np.asarray(out["tokens"])[:, 0].tolist())
         if len(texts) < 3:
             ended += int((lengths < NEW).sum())
-    assert 20 < ended < 180, eos_id  # texts that end, and such that are cut
-    assert len(set(map(str, texts))) == len(ways)  # each option changes some
+    assert 20 < ended < 180, eos_id  # some texts end, some are cut
+    assert len(set(map(str, texts))) == len(ways)  # each option changes some texts

@@ -1,4 +1,4 @@
-"""Sampling, beam search, constraints: each against the plain definition of what it stands for."""
+"""Checks sampling, beam search and constraints against their plain definitions."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ ROWS = ((7,), (3,), (0,), (5,))  # the third row is padding
 
 
 def tiny(family: str, vocab_size: int = FEW):
-    """(module, parameters, prompts); a model sure enough of itself that its texts differ from row to row."""
+    """(module, parameters, prompts); a model confident enough that its texts differ from row to row."""
     config = dataclasses.replace(FAMILIES[family], vocab_size=vocab_size)
     params = random_params(config, seed=5)
     return build(config), params, random_batch(config, segments=ROWS, seed=2)
 
 
 def texts(out) -> list[list[tuple[int, ...]]]:
-    """What was written for each example, the end left out."""
+    """Returns each example's generated text without its end."""
     return [
         [tuple(map(int, tokens[:n])) for tokens, n in zip(*row, strict=True)]
         for row in zip(np.asarray(out["tokens"]), np.asarray(out["lengths"]), strict=True)
@@ -39,7 +39,7 @@ def texts(out) -> list[list[tuple[int, ...]]]:
 
 
 def logprobs_of(module, params, batch, row: int, text, max_tokens: int) -> float:
-    """The log-probability of a text and, where there is room for it, of its end, by the whole forward pass."""
+    """Returns a text's log-probability by a full forward pass, including its end if there is room for it."""
     config, tokens = module.config, [*text, EOS][:max_tokens]
     if config.architecture == "text_to_text":
         prompt, read = {n: batch[n][row : row + 1] for n in generate.PROMPT["text_to_text"]}, [0, *tokens[:-1]]
@@ -68,7 +68,7 @@ def _forward(module):
 
 
 def all_texts() -> list[tuple[int, ...]]:
-    """Every text of at most TRIED tokens, its end included."""
+    """Returns every text of at most TRIED tokens, including its end."""
     others = [i for i in range(FEW) if i != EOS]
     return [t for n in range(TRIED + 1) for t in itertools.product(others, repeat=n)]
 
@@ -80,7 +80,7 @@ def test_beam_search_with_room_for_all_texts_finds_the_best_ones(family):
     out = generate.generate(module, params, batch, strategy, eos_id=EOS)
     found = texts(out)
     for row in (0, 1, 3):
-        # A text of TRIED tokens is cut before its end: it is scored by its tokens alone.
+        # A text of TRIED tokens is cut before its end, so only its tokens count in its score.
         scored = {}
         for text in all_texts():
             length = min(len(text) + 1, TRIED)
@@ -96,7 +96,7 @@ def test_beam_search_with_room_for_all_texts_finds_the_best_ones(family):
 
 @pytest.mark.parametrize(("family", "scan_layers"), [("t5", True), ("gpt2", False), ("t5_decoder", True)])
 def test_beams_score_what_the_forward_pass_does_and_never_less_than_greedy(family, scan_layers):
-    """With few beams, reordering the cache at every step: each text's log-probability is the model's."""
+    """Few beams reorder the cache at every step; each text's log-probability must equal the model's."""
     module, params, batch = tiny(family, vocab_size=12)
     run, run_params = module, params
     if scan_layers:
@@ -119,7 +119,7 @@ def test_constrained_texts_are_of_the_set_and_with_enough_beams_the_most_probabl
     for strategy in (Strategy(), Strategy(temperature=2.0, texts=20), Strategy(beams=2, texts=2)):
         out = generate.generate(module, params, batch, strategy, eos_id=EOS, choices=tree)
         assert {text for row in (0, 1, 3) for text in texts(out)[row]} <= set(choices)
-        for row in (0, 1, 3):  # best first, sampled ones too
+        for row in (0, 1, 3):  # best first, even if sampled
             expected = [logprobs_of(module, params, batch, row, text, 6) for text in texts(out)[row]]
             logprobs = np.asarray(out["logprobs"][row]).sum(axis=1)
             np.testing.assert_allclose(logprobs, expected, rtol=1e-5, atol=1e-5)
@@ -150,7 +150,7 @@ def test_samples_follow_the_distribution():
         strategy = Strategy(max_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p, texts=4000)
         out = generate.generate(module, params, one, strategy, eos_id=EOS, seed=3)
         counts = np.bincount(np.asarray(out["tokens"]).ravel(), minlength=12)
-        likely = expected >= 5  # the test's rule of thumb; the others in one class
+        likely = expected >= 5  # the test's rule of thumb; all others form one class
         assert counts[expected == 0].sum() == 0
         observed = [*counts[likely], counts[~likely].sum()]
         wanted = [*expected[likely], max(expected[~likely].sum(), 1e-9)]
@@ -168,7 +168,7 @@ def test_samples_follow_the_distribution():
     ],
 )
 def test_an_example_s_texts_do_not_depend_on_its_batch(family, strategy):
-    """Among other rows, or among empty ones with more padding: the same texts, sampled ones too."""
+    """The texts are the same among other rows or among empty rows with more padding, even if sampled."""
     module, params, batch = tiny(family, vocab_size=12)
     alone = {name: np.pad(array[3:], [(0, 2), (0, 5)]) for name, array in batch.items() if array.ndim == 2}
     whole = generate.generate(module, params, batch, strategy, eos_id=EOS, row_ids=np.arange(4) + 10)
@@ -180,7 +180,7 @@ def test_an_example_s_texts_do_not_depend_on_its_batch(family, strategy):
 @pytest.mark.parametrize("strategy", [Strategy(), Strategy(beams=3), Strategy(temperature=1.0, texts=2)])
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
 def test_each_row_has_its_own_limits(family, strategy):
-    """What a row writes within them is what it writes in a batch of rows that all have them."""
+    """A row with its own limits generates the same as in a batch in which all rows have those limits."""
     module, params, batch = tiny(family, vocab_size=12)
     limits = np.array([0, 3, 0, 5]), np.array([2, 7, 1, 6])
     run = functools.partial(generate.generate, module, params, batch, eos_id=EOS, row_ids=np.arange(4))
@@ -217,7 +217,7 @@ def test_least_and_most_tokens_and_repetition():
 
 def test_a_second_size_of_a_bucket_compiles_nothing(compiled):
     def programs() -> int:
-        """Without those that cut the outputs to max_tokens."""
+        """Leaves out the programs that cut the outputs to max_tokens."""
         return sum("generate" in name for name in compiled)
 
     module, params, batch = tiny("t5")

@@ -1,7 +1,7 @@
-"""Workdirs that an earlier version wrote in the middle of a run: this version resumes them bit for bit.
+"""Checks that this version resumes workdirs that an earlier version wrote mid-run, bit for bit.
 
 Each zip in `golden/` holds a workdir of commit 48a5ad0 at step SAVED of LAST, and `final.npz`: the parameters of step
-LAST and the training losses of the uninterrupted run. To make one again, at the commit whose workdirs it is to hold:
+LAST and the training losses of the uninterrupted run. To make one again, run at the commit that should write it:
 `python tests/test_golden_workdirs.py NAME`.
 """
 
@@ -18,7 +18,7 @@ import pytest
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = Path(__file__).parent / "experiments" / "tiny.py"
 SMALL = ["--config.model.d_model=16", "--config.model.head_dim=8", "--config.model.d_ff=16", "--config.seed=7"]
-SAVED, LAST = 18, 20  # behind the first packing window of both runs, in the middle of an epoch
+SAVED, LAST = 18, 20  # after the first packing window of both runs, mid-epoch
 EVERY = [f"--config.checkpoint.every_steps={SAVED}", f"--config.train.total_steps={LAST}"]
 EVERY += ["--config.eval.every_steps=0", "--config.eval.untrained=false"]
 RUNS = {
@@ -77,7 +77,7 @@ def test_an_earlier_version_s_workdir_resumes_bit_for_bit(name, tmp_path):
     assert after.keys() == final.keys()
     for path in final:
         np.testing.assert_allclose(after[path], final[path], rtol=0, atol=2e-5, err_msg=path)
-    # The last bits depend on the processor and on XLA's version: they have to be equal where those of step SAVED are.
+    # The last bits depend on the processor and XLA's version: require equality only if those of step SAVED are equal.
     assert same_bits(params(uninterrupted, LAST), after) == same_bits(params(uninterrupted, SAVED), before)
     if same_bits(params(uninterrupted, SAVED), before):
         assert same_bits(after, final)

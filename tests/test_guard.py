@@ -1,4 +1,4 @@
-"""A run that is asked to stop, or hangs: by real signals to a process that does nothing but hang."""
+"""Runs that are asked to stop, or hang: sends real signals to a process that only hangs."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Heads that read an answer off an encoder: tags of words, a part of a text, one of several choices, several labels."""
+"""Heads that read an answer from an encoder: word tags, a span of a text, one of several choices, several labels."""
 
 import dataclasses
 import itertools
@@ -101,7 +101,7 @@ def examples_of(task):
 
 
 def test_packed_equals_unpacked():
-    """Sums of losses and of what is right, of four tasks in the same rows."""
+    """The sums of losses and of correct answers are equal, for four tasks in the same rows."""
     heads = (*HEADS, "multi_label")
     parts = [
         converter(heads=heads).supervised(examples_of(t), t, VOCABULARY)[0] for t in (TAGS, SPANS, CHOICES, LABELS)
@@ -126,7 +126,7 @@ def test_packed_equals_unpacked():
 
 @pytest.mark.parametrize("task", [TAGS, SPANS, CHOICES, LABELS], ids=lambda task: task.name)
 def test_no_examples_are_no_rows(task):
-    """A preprocessor may drop all that would be converted together."""
+    """A preprocessor may drop all examples of a window."""
     encoder = converter(heads=(*HEADS, "multi_label"))
     nothing, truncated = encoder.supervised([], task, VOCABULARY)
     some, _ = encoder.supervised(examples_of(task), task, VOCABULARY)
@@ -157,7 +157,7 @@ def test_windows_cover_the_context_and_mark_every_answer(marks):
                 assert text.strip() == question["answers"][0]
                 marked += 1
             logits_S2 = np.zeros((30, 2))
-            logits_S2[[start, end], [0, 1]] = 5  # what a perfect model says gives the answer back
+            logits_S2[[start, end], [0, 1]] = 5  # a perfect model's logits return the answer
             score, first, last = read_heads.span(logits_S2, window, max_tokens=10)
             found = CONTEXT[window.places[first, 0] : window.places[last, 1]]
             assert (score, found) == (10, question["answers"][0]) if start else score == 0
@@ -198,7 +198,7 @@ def two_steps(mixture, workdir):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """One encoder for all three, two steps of it."""
+    """Trains one encoder with all three heads for two steps."""
     for task in (TAGS, SPANS, CHOICES):
         registry.add(task)
     registry.add(Mixture("tiny_heads", {task.name: 1.0 for task in (TAGS, SPANS, CHOICES)}))
@@ -256,7 +256,7 @@ def test_one_definition_trains_and_is_judged_as_its_texts_are(run):
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the real data is not on this machine")
 def test_real_answers_are_words_of_their_contexts():
-    """SQuAD's, as BERT's vocabulary cuts them: marked in a window, and read back letter by letter."""
+    """SQuAD's answers, tokenised by BERT's vocabulary, are marked in a window and read back letter by letter."""
     rows = json.loads((SHARED / "hf_fixtures" / "SQUAD" / "sample.json").read_text(encoding="utf-8"))["data"]
     task = registry.REGISTRY["squad"]
     assert isinstance(task, Task)

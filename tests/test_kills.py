@@ -1,6 +1,6 @@
-"""Runs that are killed, in real processes: what is left ends bit for bit like a run that never was.
+"""Kills runs in real processes: a resumed run ends bit for bit like a run that was never killed.
 
-KILLS=30 pytest -m slow tests/test_kills.py kills 30 times; few are enough to see that the test itself works.
+KILLS=30 pytest -m slow tests/test_kills.py kills 30 times; a few kills show that the test itself works.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def train_losses(workdir: Path) -> list[tuple[int, float]]:
 
 
 def assert_same_end(ours: Path, theirs: Path, step: int) -> None:
-    """Parameters, optimizer and data position bit for bit, and every step's loss."""
+    """Asserts that parameters, optimizer and data position are equal bit for bit, and every step's loss."""
     for part in ("params", "optimizer"):
         a, b = (_leaves(w / "checkpoints" / str(step) / part) for w in (ours, theirs))
         assert a.keys() == b.keys()
@@ -112,14 +112,14 @@ def test_killed_at_any_moment_a_run_ends_bit_for_bit_like_one_that_never_was(tmp
         begins_at = max(checkpoint.saved_steps(killed), default=0)
         process = start(killed, *flags)
         if number % 3 == 2:
-            of = min(begins_at + 2 * EVERY, total)  # not the first: each start gets on
+            of = min(begins_at + 2 * EVERY, total)  # not the first checkpoint: each start makes progress
             wait_for(lambda of=of: being_saved(killed, of), process)
             time.sleep(rng.uniform(0, 0.02))
         else:
             after = min(int(rng.integers(1, 30)), total - begins_at)
             wait_for(lambda after=after: len(lines(log)) >= after, process)
             time.sleep(rng.uniform(0, 0.02))
-            if number == 0:  # nobody else gets in meanwhile
+            if number == 0:  # no second run can start meanwhile
                 assert cli.run(["train", CONFIG, f"--workdir={killed}", *flags]) == 2
                 assert f"in use by a run (process {process.pid} on" in capsys.readouterr().err
         process.send_signal(signal.SIGKILL)
@@ -128,10 +128,10 @@ def test_killed_at_any_moment_a_run_ends_bit_for_bit_like_one_that_never_was(tmp
         assert digests == expected[begins_at : begins_at + len(digests)]
         log.unlink(missing_ok=True)
         found = checkpoint.verify(killed)
-        assert not any(found.values()), found  # nothing that has a name is half there
+        assert not any(found.values()), found  # every file with a final name is complete
         parts += any(p.name.isdigit() or "tmp" in p.name for p in (killed / "saving").glob("*"))
         lost.append(begins_at + len(digests) - max(found, default=0))
-    assert max(lost) <= 2 * EVERY  # a save is done by the next one at the latest
+    assert max(lost) <= 2 * EVERY  # a save ends before the next one begins
     process = start(killed, *flags)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
@@ -143,7 +143,7 @@ def test_killed_at_any_moment_a_run_ends_bit_for_bit_like_one_that_never_was(tmp
 
 @contextlib.contextmanager
 def small_disk(directory: Path, size: str) -> Iterator[Path]:
-    """A file system of its own; skips where this process may not mount one."""
+    """Mounts a small file system; skips if this process may not mount."""
     directory.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
     mounted = subprocess.run(mount, capture_output=True)
@@ -156,7 +156,7 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
 
 
 def at_batch(monkeypatch, number: int, action) -> None:
-    """`action` is called when a run takes its batch `number`, once."""
+    """Calls `action` once, when a run takes its batch `number`."""
     following, taken = TrainBatches.__next__, 0
 
     def acting(self):
@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_with_room_again_it_goes_on(tmp_pa
             at_batch(filling, 4, fill)
             assert cli.run([*RUN, f"--workdir={workdir}"]) == 74
         said = capfd.readouterr().err
-        # By the save that found the disk full, or by a smaller file that met it before.
+        # The full disk stopped a save, or a smaller file before it.
         assert "bytes are free there" in said or "No space left on device; fix the disk" in said, said
         assert "Traceback" not in said
         assert checkpoint.verify(workdir) == {2: None}
@@ -205,7 +205,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_with_room_again_it_goes_on(tmp_pa
 def test_a_metric_that_fails_ends_a_run_that_is_saved_or_is_left_out(tmp_path, capfd):
     def fails(targets, predictions):
         calls.append(len(targets))
-        return {"share": 1 / (len(calls) == 1)}  # the first call is about the baseline
+        return {"share": 1 / (len(calls) == 1)}  # the first call scores the baseline
 
     config.load(CONFIG.removeprefix("--config="))  # registers its tasks
     registry.add(dataclasses.replace(registry.get("tiny_animal"), name="tiny_failing", metrics=(fails,)))

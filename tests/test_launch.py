@@ -1,4 +1,4 @@
-"""Launch scripts: what each would run, word for word, and when a run is started again."""
+"""Launch scripts: the exact command of each, and when a run is restarted."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def test_every_script_is_listed_here():
 
 
 def test_a_run_is_started_again_while_it_helps(tmp_path):
-    """Interrupted twice with a newer checkpoint each time, then killed without one: three times, and no more."""
+    """Interrupted twice with a newer checkpoint each time, then killed without one: starts three times, not more."""
     run = tmp_path / "run.sh"
     run.write_text(
         'n=$(cat "$1/n" 2>/dev/null || echo 0); n=$((n + 1)); echo $n > "$1/n"\n'
@@ -68,7 +68,7 @@ def test_a_run_is_started_again_while_it_helps(tmp_path):
 
 
 def test_a_signal_between_two_runs_is_not_forgotten(tmp_path):
-    """It comes while the launcher looks for the newest checkpoint, with no run to pass it on to."""
+    """The signal comes while the launcher looks for the newest checkpoint and no run can receive it."""
     (tmp_path / "bin").mkdir()
     find = tmp_path / "bin" / "find"
     find.write_text(f"#!/bin/sh\ntouch {tmp_path}/looking; sleep 1\n")

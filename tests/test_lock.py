@@ -1,4 +1,4 @@
-"""Two runs in one workdir: the second is told of the first, and nobody is kept out by a run that is dead."""
+"""Two runs in one workdir: the second fails and names the first; a dead run keeps nobody out."""
 
 import errno
 import os
@@ -50,12 +50,12 @@ def test_another_hosts_run_is_told_by_its_heartbeat(tmp_path, monkeypatch):
         pass
     beating.set()
     thread.join()
-    with lock.held(tmp_path):  # it beats no more
+    with lock.held(tmp_path):  # its heartbeat has stopped
         assert '"elsewhere"' not in file.read_text()
 
 
 def test_a_machine_that_bears_the_same_name_is_another(tmp_path, monkeypatch):
-    """As the pods of a job do, one after the other, on a disk without locks."""
+    """As a job's pods do, one after the other, on a disk without locks."""
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)
     waits = []
     monkeypatch.setattr(lock, "_boot_id", lambda: "before")
@@ -65,7 +65,7 @@ def test_a_machine_that_bears_the_same_name_is_another(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_boot_id", lambda: "after")
     monkeypatch.setattr(lock.time, "sleep", waits.append)
     with lock.held(tmp_path):
-        assert len(waits) == 3  # heartbeats that did not come
+        assert len(waits) == 3  # heartbeats that were missed
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -111,7 +111,7 @@ def test_a_full_disk_is_an_error_that_names_the_workdir(tmp_path, monkeypatch, c
         broken.setattr(os, call, full)
         with pytest.raises(CheckpointError, match=r"cannot write to the workdir .*No space left"), lock.held(tmp_path):
             pass
-    with lock.held(tmp_path):  # nothing is held on to
+    with lock.held(tmp_path):  # the failed attempt left no lock
         pass
 
 

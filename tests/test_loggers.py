@@ -1,4 +1,4 @@
-"""A run's numbers are kept whatever becomes of a writer: no network, a resume, a writer that breaks."""
+"""A run keeps its numbers whatever happens to a logger: no network, a resume, a logger that breaks."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def loggers(workdir: Path, mode: str = "disabled", resume_step: int | None = 0) 
 
 
 def recorded_runs(workdir: Path) -> list[str]:
-    """The ids of the offline recordings, as wandb names their files."""
+    """Returns the ids of the offline recordings, from the names of wandb's files."""
     return [path.name.removesuffix(".wandb").rpartition("-")[2] for path in (workdir / "wandb").rglob("run-*.wandb")]
 
 
@@ -68,7 +68,7 @@ def test_a_writer_that_fails_is_switched_off_with_one_warning(tmp_path, capsys, 
 
 
 def events(workdir: Path) -> list:
-    """What TensorBoard reads of a workdir: records of a length, its checksum, an event, and its checksum."""
+    """Returns the events of a workdir. TensorBoard's records are a length, its checksum, an event and its checksum."""
     found = []
     for file in sorted((workdir / "tensorboard").iterdir()):
         content = file.read_bytes()
@@ -86,7 +86,7 @@ def test_tensorboard_has_the_numbers_and_is_told_what_a_resume_takes_back(tmp_pa
     assert first.file_version == "brain.Event:2"
     assert (event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) == (3, "train/loss", 2.5)
     out.close()
-    (tmp_path / "tensorboard").rename(tmp_path / "before")  # file names differ by seconds
+    (tmp_path / "tensorboard").rename(tmp_path / "before")  # file names differ only by seconds
     again = loggers(tmp_path, resume_step=2)
     again.close()
     assert [(e.step, e.session_log.status) for e in events(tmp_path)[1:]] == [(3, event_pb2.SessionLog.START)]
@@ -113,13 +113,13 @@ def test_a_full_disk_switches_writers_off_and_the_process_ends(tmp_path):
 
 
 def test_steps_after_the_checkpoint_are_kept_once(tmp_path):
-    """A run that logged three steps and resumes from a checkpoint of step 2 takes step 3 again."""
+    """A run that logged three steps and resumes from the checkpoint of step 2 repeats step 3."""
     first = loggers(tmp_path)
     for step in (1, 2, 3):
         first.scalars(step, {"train/loss": float(step)})
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "train/lo')  # the line a crash cut off
+        file.write('{"step": 4, "train/lo')  # a line that a crash cut off
     again = loggers(tmp_path, resume_step=2)
     again.scalars(3, {"train/loss": 30.0})
     again.close()
@@ -167,7 +167,7 @@ def test_an_evaluation_adds_to_a_run_that_goes_on(tmp_path):
     run.scalars(75, {"train/loss": 3.7e-7})
     run.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [50, 25, 75]
-    assert read_metrics(tmp_path)[-1]["train/loss"] == 3.7e-7  # as many digits, however small
+    assert read_metrics(tmp_path)[-1]["train/loss"] == 3.7e-7  # small values keep all digits
 
 
 def test_only_the_first_process_writes(tmp_path):

@@ -1,4 +1,4 @@
-"""The losses: values and gradients against the formulas written plainly, and what the compiler makes of them."""
+"""Checks the losses' values and gradients against plain formulas, and their compiled programs."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ V = 11
 
 
 def plain(logits, targets, z_loss, label_smoothing):
-    """Cross entropy as the textbook has it, for automatic differentiation."""
+    """Computes the textbook cross entropy, for automatic differentiation."""
     log_p = jax.nn.log_softmax(logits)
     on = 1 - label_smoothing
     off = label_smoothing / (logits.shape[-1] - 1)
@@ -97,7 +97,7 @@ def test_one_buffer_of_the_vocabulary_less_than_automatic_differentiation():
     targets = jnp.zeros(64, jnp.int32)
 
     def kept(fn):
-        """Bytes of what the backward pass keeps from the forward pass, but for the logits themselves."""
+        """Returns the bytes that the backward pass keeps from the forward pass, without the logits."""
         _, pullback = jax.eval_shape(lambda x: jax.vjp(lambda x: fn(x).sum(), x), logits)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
 

@@ -1,4 +1,4 @@
-"""Training metrics: adding steps and then dividing is the same as one step over everything."""
+"""Training metrics: adding steps and then dividing equals one step over all data."""
 
 import jax.numpy as jnp
 import numpy as np

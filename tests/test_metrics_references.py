@@ -1,4 +1,4 @@
-"""Scores equal those of the reference libraries, on random and edge inputs; intervals and calibration hold water."""
+"""Scores equal the reference libraries' on random and edge inputs; checks confidence intervals and calibration too."""
 
 import collections
 import random
@@ -58,7 +58,7 @@ def test_rouge_is_the_mean_of_the_reference_s_scores(pairs):
 @pytest.mark.parametrize(
     ("target", "predicted", "expected"),
     [
-        # Lin 2004, §3.1: of the two only ROUGE-L sees which keeps the order of the words.
+        # Lin 2004, §3.1: only ROUGE-L sees which of the two keeps the word order.
         ("police killed the gunman", "police kill the gunman", {"rouge2": 100 / 3, "rougeLsum": 75}),
         ("police killed the gunman", "the gunman kill police", {"rouge2": 100 / 3, "rougeLsum": 50}),
         # §3.2: the union of the matches with both sentences is 4 of the target's 5 words.
@@ -96,10 +96,10 @@ def test_signatures_are_the_published_ones():
     [
         (["Denver Broncos", "Broncos"], "the broncos!", 100, 100),
         (["golden anniversary"], "gold anniversary", 0, 50),
-        ([""], "", 100, 100),  # unanswerable, and said so
+        ([""], "", 100, 100),  # unanswerable, and the prediction agrees
         ([], "", 100, 100),
         ([""], "something", 0, 0),
-        (["the"], "a", 100, 100),  # nothing but articles
+        (["the"], "a", 100, 100),  # only articles
         (["yes"], None, 0, 0),
     ],
 )
@@ -155,7 +155,7 @@ def test_intervals_hold_the_score_and_narrow_with_more_examples():
         score = metrics.accuracy(targets[:count], predictions[:count])["accuracy"]
         low, high = found["accuracy"]
         assert low <= score <= high
-        # The binomial's: 1.96 standard deviations on either side.
+        # The binomial's interval: 1.96 standard deviations on either side.
         assert (high - low) / 2 == pytest.approx(196 * np.sqrt(score / 100 * (1 - score / 100) / count), rel=0.25)
         widths.append(high - low)
         assert found == confidence.bootstrap(metrics.accuracy, targets[:count], predictions[:count])
@@ -166,7 +166,7 @@ def test_calibration():
     rng = np.random.default_rng(0)
     sure = rng.uniform(size=50_000)
     right = rng.uniform(size=50_000) < sure
-    assert confidence.expected_calibration_error(sure, right) < 1.5  # percent: noise alone
+    assert confidence.expected_calibration_error(sure, right) < 1.5  # percent; only noise
     assert confidence.expected_calibration_error(sure, right & (sure < 0)) == pytest.approx(50, abs=0.5)
     assert sum(row["examples"] for row in confidence.calibration([0.0, 1.0, 0.5], [False, True, True])) == 3
     with pytest.raises(DataError, match="one probability"):

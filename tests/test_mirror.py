@@ -1,4 +1,4 @@
-"""Checkpoints in an object store (fsspec's own, in memory): what a kill leaves there, and a store that is away."""
+"""Checkpoints in an object store (fsspec's in-memory store): what a kill leaves there, and an unavailable store."""
 
 import shutil
 
@@ -42,7 +42,7 @@ def test_an_empty_workdir_goes_on_from_the_mirror(tmp_path, bucket):
     jax.tree.map(np.testing.assert_array_equal, restored, state(3))
     assert data == {"place": 3} and (other / "metrics.jsonl").read_text() == "{}\n"
     again.close()
-    assert checkpoint.fetch(other, Mirror(URL)) is None  # it has its own
+    assert checkpoint.fetch(other, Mirror(URL)) is None  # it has its own checkpoint
 
 
 def test_a_copy_that_did_not_come_to_its_end_or_is_damaged_is_passed_over(tmp_path, bucket):
@@ -58,7 +58,7 @@ def test_a_copy_that_did_not_come_to_its_end_or_is_damaged_is_passed_over(tmp_pa
     (tmp_path / "three").mkdir()
     with pytest.raises(CheckpointError, match=r"every checkpoint of memory://bucket/run is corrupted .*2: .*; 1: "):
         checkpoint.fetch(tmp_path / "three", Mirror(URL))
-    assert Mirror(URL).steps() == [1, 2]  # nothing took their place
+    assert Mirror(URL).steps() == [1, 2]  # nothing replaced them
 
 
 @pytest.mark.parametrize("failures", [mirror.TRIES - 1, mirror.TRIES])
@@ -81,7 +81,7 @@ def test_a_store_that_is_away_is_tried_again_and_then_an_error(tmp_path, bucket,
         with pytest.raises(CheckpointError, match=r"memory://bucket/run: 503 Service Unavailable, 5 times") as caught:
             checkpoints.close()
         assert caught.value.exit_code == 74
-    assert checkpoint.newest_good(tmp_path, pytest.fail) == 1  # the workdir has it in any case
+    assert checkpoint.newest_good(tmp_path, pytest.fail) == 1  # the workdir has it anyway
 
 
 def test_what_is_no_store_is_an_error_of_the_config(capsys):

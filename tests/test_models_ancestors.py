@@ -1,4 +1,4 @@
-"""CBOW and ELMo: what they see, what they don't, and that neighbours in a row change nothing."""
+"""CBOW and ELMo: which tokens they see, and that neighbouring examples in a row change nothing."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def test_packed_equals_unpacked(name):
 
 @pytest.mark.parametrize(("name", "seen"), [("cbow", [2, 3, 5, 6]), ("elmo", [0, 1, 2, 3, 5, 6, 7, 8])])
 def test_a_masked_token_is_predicted_from_its_neighbours_alone(name, seen):
-    """By gradient: of an example of 9 tokens the one at 4, from 2 on each side or from all others."""
+    """By gradient: in an example of 9 tokens, token 4 depends on 2 on each side, or on all others."""
     config = dataclasses.replace(CONFIGS[name], heads=("mlm",))
     batch = random_batch(config, segments=[(9, 3)]) | {"mlm_positions": np.array([[4]], np.int32)}
     batch["encoder_input_tokens"] = np.arange(13, dtype=np.int32)[None]  # every position reads its own row of the table
@@ -55,7 +55,7 @@ def test_a_masked_token_is_predicted_from_its_neighbours_alone(name, seen):
     turned = batch | {"encoder_input_tokens": batch["encoder_input_tokens"].copy()}
     turned["encoder_input_tokens"][0, 2:7] = turned["encoder_input_tokens"][0, 6:1:-1]
     a, b = (forward(config, params, tokens)["mlm"] for tokens in (batch, turned))
-    assert np.allclose(a, b, atol=1e-6) == (name == "cbow")  # in whatever order, or not
+    assert np.allclose(a, b, atol=1e-6) == (name == "cbow")  # only CBOW ignores the order
 
 
 def test_the_ancestors_are_encoders():

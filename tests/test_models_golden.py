@@ -1,4 +1,4 @@
-"""Logits of the reference implementations, stored as arrays: T5X's T5 1.1, the original BERT."""
+"""Compares logits with stored arrays of the reference implementations: T5X's T5 1.1, the original BERT."""
 
 import dataclasses
 from pathlib import Path
@@ -79,7 +79,7 @@ BERT_NAMES = {
 
 
 def bert_of(golden, head: str, classes: int):
-    """The model of some golden arrays and its parameters."""
+    """Returns the model of some golden arrays, and its parameters."""
     sizes = {"vocab_size": 24, "d_model": 16, "d_ff": 64, "num_heads": 4, "head_dim": 4, "max_positions": 20}
     config = preset("bert_tiny", **sizes, heads=(head,), num_classes=classes)
     config = dataclasses.replace(config, dropout_rate=0.0, attention_dropout_rate=0.0)

@@ -1,4 +1,4 @@
-"""Hidden states and attention maps: the same however layers are run, and nothing where they are not asked for."""
+"""Hidden states and attention maps: equal however layers are run, and absent unless requested."""
 
 import dataclasses
 
@@ -37,11 +37,11 @@ def test_scanned_layers_give_the_intermediates_of_unrolled_ones(family):
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_nothing_is_computed_for_them_unless_asked_for(scan_layers):
-    """The program without them has a softmax for each attention, the other one more."""
+    """The program without maps has one softmax per attention; the program with maps has one more."""
     config = dataclasses.replace(FAMILIES["t5"], scan_layers=scan_layers)
     params, batch = random_params(config), random_batch(config)
     module = build(config)
     quiet = str(jax.make_jaxpr(lambda p: module.apply({"params": p}, batch))(params))
     asked = str(jax.make_jaxpr(lambda p: intermediates.apply(module, p, batch))(params))
-    attentions = 3 if scan_layers else 6  # two layers that read themselves, two that also read the encoder
+    attentions = 3 if scan_layers else 6  # two layers of self-attention, two that also have cross-attention
     assert quiet.count(" exp ") == attentions and asked.count(" exp ") == 2 * attentions

@@ -1,4 +1,4 @@
-"""Laws of the models: who sees whom, and what must not change the numbers."""
+"""Laws of the models: which token sees which, and what must not change the numbers."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def assert_trees_close(got, expected, **tolerance):
 
 
 def loss(config, params, batch, key=None):
-    """A sum over all outputs in which every entry has another weight."""
+    """Returns a sum over all outputs in which every entry has a different weight."""
     rngs = None if key is None else {"dropout": key}
     outputs = build(config).apply({"params": params}, batch, key is not None, rngs=rngs)
     return sum(jnp.sum(x * jnp.sin(jnp.arange(x.size)).reshape(x.shape)) for x in outputs.values())
@@ -100,7 +100,7 @@ def test_scanned_equals_unrolled(family):
     [("t5", "full", True), ("bert", "dots_no_batch", False), ("gpt2", "dots", True), ("gpt2", "none", True)],
 )
 def test_scan_and_remat_change_no_number_in_training(family, remat, scan_layers):
-    """Values and gradients with dropout are those of the plain model."""
+    """Values and gradients with dropout equal the plain model's."""
     config = dataclasses.replace(FAMILIES[family], dropout_rate=0.3, attention_dropout_rate=0.2)
     changed = dataclasses.replace(config, remat=remat, scan_layers=scan_layers)
     params, batch, key = random_params(config), random_batch(config), jax.random.key(8, impl="unsafe_rbg")
@@ -135,7 +135,7 @@ def test_a_classifier_can_have_a_dropout_of_its_own(head):
     quiet = forward(config, params, batch)
     noisy = jax.jit(lambda: build(config).apply({"params": params}, batch, True, rngs={"dropout": key}))()
     assert not np.allclose(noisy[head], quiet[head], atol=1e-3)
-    assert_trees_close(noisy["pooled"], quiet["pooled"], rtol=1e-6, atol=1e-6)  # nothing before it has any
+    assert_trees_close(noisy["pooled"], quiet["pooled"], rtol=1e-6, atol=1e-6)  # no layer before it has dropout
 
 
 def test_dropout_keeps_the_mean_and_shares_its_mask_along_an_axis():
@@ -149,7 +149,7 @@ def test_dropout_keeps_the_mean_and_shares_its_mask_along_an_axis():
 
 
 def test_random_bits_are_even_and_independent_of_neighbours_rows_and_keys():
-    """Of each bit, and of each bit against another entry's: as many ones as zeros, by chi-square over all of them."""
+    """Each bit, and each bit XOR a different entry's, is one as often as zero, by chi-square over all of them."""
     shape = (64, 64, 32)
     draw = jax.jit(lambda seed: random_bits(jax.random.key(seed), shape))
     bits = np.stack([draw(seed) for seed in range(2)]).view(np.uint8)

@@ -33,7 +33,7 @@ def test_buckets_equal_the_paper_s_formula(bidirectional, buckets, max_distance)
 
 
 def test_buckets_in_closed_form():
-    # distances 0..7 have buckets of their own, then 8·sqrt(2)^j up to 128; later keys are 16 higher
+    # distances 0..7 have one bucket each, then 8·sqrt(2)^j up to 128; later keys are 16 higher
     assert relative_buckets(np.array([0, -1, -7, -8, -11, -12, -16, -1000]), bidirectional=True).tolist() == (
         [0, 1, 7, 8, 8, 9, 10, 15]
     )

@@ -1,4 +1,4 @@
-"""Presets: the sizes of the published checkpoints, by shapes alone; names of axes; errors."""
+"""Presets: the sizes of the published checkpoints, from shapes only; names of axes; errors."""
 
 import dataclasses
 
@@ -47,7 +47,7 @@ PARAMETERS = {
     "gpt_j_6b": 6_050_882_784,
     "llama_2_7b": 6_738_415_616,
     "llama_3_1_8b": 8_030_261_248,
-    "bart_base": 139_420_416 + 50265,  # with the bias of the logits, which transformers keeps as a buffer
+    "bart_base": 139_420_416 + 50265,  # with the logits' bias, which transformers keeps as a buffer
     "bart_large": 406_291_456 + 50265,
     "bert_base": 109_482_240,  # with the pooler, without the heads
     "bert_large": 335_141_888,

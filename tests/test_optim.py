@@ -1,4 +1,4 @@
-"""Schedules at chosen steps; AdamW and Adafactor against the formulas in float64 numpy."""
+"""Checks schedules at chosen steps, and AdamW and Adafactor against the formulas in float64 numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ def test_schedule_errors():
 
 
 def run(optimizer, params, grads):
-    """The parameters after each update."""
+    """Returns the parameters after each update."""
 
     @jax.jit
     def update(params, state, grad):
@@ -97,7 +97,7 @@ def random_trees(shapes, steps, seed=0):
 
 
 def numpy_adafactor(param, grads, learning_rate, rows=(), columns=(), batch=()):
-    """Shazeer and Stern 2018, algorithms 4 to 6, for one parameter, one layer of a stack at a time."""
+    """Computes Shazeer and Stern 2018, algorithms 4 to 6, for one parameter, one layer of a stack at a time."""
     if batch:
         (axis,) = batch
         drop = lambda dims: tuple(d - (d > axis) for d in dims)  # noqa: E731

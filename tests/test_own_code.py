@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[1] / "configs" / "examples"
 SMALL = ["--config.model.d_model=16", "--config.model.head_dim=8", "--config.model.d_ff=16", "--config.data.length=32"]
 SMALL += ["--config.data.batch_rows=8", "--config.eval.batch_rows=8", "--config.eval.max_examples=8"]
 SMALL += ["--config.eval.untrained=false", "--config.schedule.warmup_steps=1", "--config.checkpoint.every_steps=2"]
-# What config.json says of each example's object, and whether a run resumes without it (then with a warning).
+# What config.json records for each example's object, and whether a run resumes without it (with a warning).
 REFERENCES = {
     "model": (r"model\.py:BagOfWords#\w+", False),
     "optimizer": (r"optimizer\.py:lion#\w+", False),
@@ -30,7 +30,7 @@ def train(file: Path, workdir: Path, *flags: str) -> int:
 
 
 def copy(name: str, tmp_path: Path, *changes: tuple[str, str]) -> Path:
-    """An example with some of its text replaced."""
+    """Copies an example with some of its text replaced."""
     text = (EXAMPLES / f"{name}.py").read_text()
     for old, new in changes:
         assert old in text, old
@@ -46,7 +46,7 @@ def test_an_example_runs_and_resumes_only_with_its_own_code(name, tmp_path, caps
     file = copy(name, tmp_path)
     assert train(file, workdir, "--config.train.total_steps=2") == 0
     assert re.search(pattern, (workdir / "config.json").read_text())
-    if name == "metric":  # its direction, not its name, tells which step is the best
+    if name == "metric":  # its direction, not its name, decides which step is best
         rows = results.read_metrics(workdir)
         assert results.lower_is_better(rows)("sums/mean_absolute_error")
         assert not results.lower_is_better(rows)("sums/accuracy")
@@ -139,7 +139,7 @@ def test_wrong_own_code_is_one_clear_error(name, old, new, message, tmp_path, ca
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert "Traceback" not in said
-    if name != "metric":  # whose values are seen at the end
+    if name != "metric":  # a metric's values are checked at the end
         assert not (tmp_path / "run" / "checkpoints" / "2").exists()
 
 
@@ -150,7 +150,7 @@ def test_a_logger_that_fails_is_switched_off_and_the_run_goes_on(tmp_path, capsy
 
 
 def test_a_stranger_s_config_json_runs_no_code(tmp_path):
-    """Its references are texts; nothing is imported because they say so."""
+    """References in config.json are only strings; resuming imports none of them."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"optimizer": {"name": "os:system#12345678"}, "loggers": ["os:system#12345678"]}))
     cfg = config.from_json(path)

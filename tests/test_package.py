@@ -1,4 +1,4 @@
-"""What holds for the package as a whole: what it imports, how fast it answers, what it never calls."""
+"""Checks the package as a whole: what it imports, how fast it answers, what it never calls."""
 
 import ast
 import subprocess
@@ -18,9 +18,9 @@ CONTRIBUTING = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FLOORS = CONTRIBUTING.split("```floors\n")[1].split("```")[0]
 RANK = {name.rstrip("/"): -number for number, line in enumerate(FLOORS.splitlines()) for name in line.split(", ")}
 
-# What verbs that only read a run's files never need.
+# Modules that verbs which only read a run's files never need.
 HEAVY = ("jax", "flax", "numpy", "scipy", "sklearn", "matplotlib", "t5x_lite.tasks", "t5x_lite.training")
-# Each runs code or commands that a file or a user's text may carry.
+# Each call runs code or commands that a file or a user's text may contain.
 DANGEROUS = {
     "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads",
     "torch.load", "joblib.load", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen", "shelve.open",
@@ -33,7 +33,7 @@ def module_name(file: Path) -> str:
 
 
 def imports(file: Path, late: bool = True) -> set[str]:
-    """The full names a file imports; `late`: also inside functions."""
+    """Returns the full names that a file imports; `late`: also inside functions."""
     found = set()
     tree = ast.parse(file.read_bytes())
     inside_functions = {
@@ -54,7 +54,7 @@ def imports(file: Path, late: bool = True) -> set[str]:
 
 
 def own_parts(names: set[str]) -> set[str]:
-    """The first part below t5x_lite of each name: {"data", "errors"}."""
+    """Returns the first part below t5x_lite of each name: {"data", "errors"}."""
     return {part for name in names if name.startswith("t5x_lite.") and (part := name.split(".")[1]) in RANK}
 
 
@@ -119,7 +119,7 @@ def test_a_training_process_holds_no_tensorflow_and_no_torch():
 
 
 def test_importing_train_brings_in_what_one_run_needs():
-    """Lines of ours; the rest is imported by the verbs and kinds of data that use it."""
+    """Counts our lines. The verbs and kinds of data that use the rest import it."""
     code = (
         "import sys, t5x_lite.train\n"
         "files = [m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 't5x_lite']\n"
@@ -141,7 +141,7 @@ def test_listing_and_inspecting_tasks_brings_no_jax(tmp_path):
 
 
 def test_reports_need_neither_jax_nor_tasks():
-    """They are made from the files of a run; what draws or computes is imported where it is used."""
+    """Reports read only a run's files; functions that draw or compute import their libraries themselves."""
     grounds = {"errors", "atomic", "console", "lookup", "config", "own_code", "reports"}
     reports = [file for file in FILES if module_name(file).startswith("reports.")]
     for file in reports:
@@ -178,7 +178,7 @@ def test_importing_the_package_warns_of_nothing():
 
 
 def test_help_answers_at_once():
-    fresh("-m", "t5x_lite.cli", "--help")  # once, for the files to be in memory and compiled
+    fresh("-m", "t5x_lite.cli", "--help")  # once, so that the files are cached and compiled
     times = []
     for _ in range(3):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A plan's figures are those of the program that will run, and of arithmetic."""
+"""A plan's figures equal those of the program that will run, and arithmetic."""
 
 import dataclasses
 import json
@@ -38,11 +38,11 @@ def test_gradients_are_of_what_learns():
     whole, lora = plan.make(tiny("bert_tiny"))["bytes"], plan.make(tiny("bert_tiny", model__lora_rank="2"))["bytes"]
     assert whole["gradients"] == whole["parameters"]
     assert 0 < lora["gradients"] < whole["gradients"] / 2
-    assert lora["optimizer"] == pytest.approx(2 * lora["gradients"], abs=16)  # AdamW's two moments, and its counts
+    assert lora["optimizer"] == pytest.approx(2 * lora["gradients"], abs=16)  # AdamW's two moments, and its counters
 
 
 def gpt2_flops(model, rows: int, length: int) -> int:
-    """Of a step, by hand: forward, and twice as much backward."""
+    """Computes a step's FLOPs by hand: the forward pass, and twice as much for the backward pass."""
     B, L, D, F, V = rows, length, model.d_model, model.d_ff, model.vocab_size
     heads = model.num_heads * model.head_dim
     projections, attention, mlp = 4 * 2 * B * L * D * heads, 2 * 2 * B * L * L * heads, 2 * 2 * B * L * D * F

@@ -1,4 +1,4 @@
-"""A run's answers and scores: each way against the plain definition of it; infer through kills."""
+"""Checks a run's predictions and scores against plain definitions, and `infer` through kills."""
 
 import copy
 import dataclasses
@@ -34,7 +34,7 @@ ROWS = [{"inputs": "is " + "it " * n, "targets": LABELS[n % 3]} for n in range(1
 
 @pytest.fixture(scope="module", params=["t5_tiny", "gpt2_tiny"])
 def ready(request, tmp_path_factory):
-    """(evaluator, untrained parameters) of a generating model on a task with three labels."""
+    """Returns (evaluator, untrained parameters) of a generating model on a task with three labels."""
     cfg = configs.load(f"{CONFIG}:{request.param}")
     registry.add(Task("answers", Function(lambda split: ROWS), labels=LABELS, metrics=(accuracy,), baseline="majority"))
     cfg.data.mixture, cfg.eval.answers, cfg.eval.max_examples = "answers", ("greedy", "constrained", "rank"), 0
@@ -57,11 +57,11 @@ def test_rank_takes_the_label_that_packed_scoring_finds_most_probable(ready):
     alone = [predictor.score(params, [pair], task, batch_rows=8)[0] for pair in pairs[:4]]
     packed, unpacked = ([s.logprob for s in each] for each in (scored[:4], alone))
     np.testing.assert_allclose(packed, unpacked, rtol=1e-5, atol=1e-5)
-    assert [s.tokens for s in scored[:3]] == [len(label) + 1 for label in LABELS]  # bytes and the end
+    assert [s.tokens for s in scored[:3]] == [len(label) + 1 for label in LABELS]  # bytes and the end token
     long = predictor.score(params, [{"inputs": "it", "targets": "yes" * 99}], task, batch_rows=8)
     assert [s.truncated for s in scored] == [False] * len(scored) and long[0].truncated
     rows, _ = evaluator.predictions(params, task)
-    assert [row["index"] for row in rows] == list(range(11))  # every example once, in a ragged last batch too
+    assert [row["index"] for row in rows] == list(range(11))  # every example once, even in a ragged last batch
     for number, row in enumerate(rows):
         logprobs = [s.logprob for s in scored[3 * number : 3 * number + 3]]
         assert row["rank_prediction"] == LABELS[int(np.argmax(logprobs))]
@@ -87,12 +87,12 @@ def test_a_label_is_known_by_its_ids_and_a_test_set_needs_no_targets(ready, monk
     evaluator, params = ready
     predictor = evaluator.predictor
     ids = predictor.experiment.vocabulary.encode(["yes"])[0]
-    monkeypatch.setattr(type(predictor.experiment.vocabulary), "decode", lambda self, ids: "y e s")  # as WordPiece's
+    monkeypatch.setattr(type(predictor.experiment.vocabulary), "decode", lambda self, ids: "y e s")  # like WordPiece
     assert predictor.text_of(ids, LABELS) == "yes" and predictor.text_of(ids[:1], LABELS) == "y e s"
     unknown = [row | {"targets": "<unk>"} for row in ROWS]
     task = dataclasses.replace(registry.get("answers"), source=Function(lambda split: unknown))
     cfg = copy.deepcopy(evaluator.experiment.cfg)
-    cfg.eval.max_examples = 4  # of an evaluation, not of what is handed in
+    cfg.eval.max_examples = 4  # limits evaluations, not the caller's examples
     monkeypatch.setattr(evaluator, "experiment", dataclasses.replace(evaluator.experiment, cfg=cfg))
     rows = evaluator.predict(params, task, "test")
     assert len(rows) == 11 and {row["target"] for row in rows} == {"<unk>"}
@@ -125,7 +125,7 @@ def test_a_submission_has_every_test_prediction_and_what_was_in_it(ready, tmp_pa
         assert found.namelist() == ["CoLA.tsv", "SST-2.tsv"] and found.read("CoLA.tsv").endswith(b"0\t1\n")
         lines = found.read("SST-2.tsv").decode().splitlines()
     assert lines[0] == "index\tprediction" and [line.split("\t")[0] for line in lines[1:]] == list(map(str, range(11)))
-    assert {line.split("\t")[1] for line in lines[1:]} == {"0"}  # what is no label is written as the first
+    assert {line.split("\t")[1] for line in lines[1:]} == {"0"}  # other predictions become the first label
     mnli, ax = (dataclasses.replace(task, name=name) for name in ("glue_mnli", "glue_ax"))
     monkeypatch.setattr(evaluator, "experiment", dataclasses.replace(experiment, cfg=cfg, eval_tasks=(mnli,)))
     monkeypatch.setattr(registry, "tasks", lambda name: {"glue_ax": (ax,)}[name])
@@ -182,7 +182,7 @@ def test_infer_killed_at_any_byte_ends_with_the_lines_of_an_uninterrupted_run(tm
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert size < killed.stat().st_size < len(expected) and expected.startswith(killed.read_bytes())
-    for cut in (None, *(rng.randrange(len(expected)) for _ in range(4))):  # within a line: a disk may be cut off there
+    for cut in (None, *(rng.randrange(len(expected)) for _ in range(4))):  # mid-line: a full disk may cut it there
         if cut is not None:
             killed.write_bytes(expected[:cut])
         assert cli.run(command(killed)) == 0
@@ -192,7 +192,7 @@ def test_infer_killed_at_any_byte_ends_with_the_lines_of_an_uninterrupted_run(tm
 
 
 def test_what_infer_reads(tmp_path):
-    """By the same names as training does, whatever the case; what it cannot use is told before a model is loaded."""
+    """Reads the same field names as training, in any case; reports unusable input before it loads a model."""
     for name, content, fields, rows in (
         ("a.txt", "one\r\n\ntwo\u2028still two\n", "inputs", ["one", "", "two\u2028still two"]),
         ("A.JSONL", '\ufeff{"inputs": "one"}\n\n{"inputs": "two"}\r\n', "inputs", ["one", "two"]),

@@ -1,4 +1,4 @@
-"""Two real processes with 4 devices each, started by launch/local.sh: the same run as on one, stopped by either."""
+"""Two real processes with 4 devices each, started by launch/local.sh: same run as on one, and either can stop it."""
 
 import contextlib
 import functools
@@ -60,7 +60,7 @@ def lines(path: Path) -> list[str]:
 
 
 def when_trained(process: subprocess.Popen, log: Path, batches: int) -> None:
-    """Waits until the last process has taken so many batches."""
+    """Waits until the last process has taken this many batches."""
     end = time.monotonic() + 300
     while len(lines(log)) < batches:
         assert process.poll() is None, process.communicate()[0]
@@ -81,7 +81,7 @@ def saved(workdir: Path) -> list[int]:
 
 @pytest.fixture
 def rows_of_one(monkeypatch):
-    """The digests of the rows that runs in this process train on, a line a batch."""
+    """Yields the digests of the rows that runs in this process train on, one line per batch."""
     import hashlib
 
     following, found = TrainBatches.__next__, []
@@ -100,8 +100,8 @@ def rows_of_one(monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_are_one_run_and_stop_together(tmp_path, rows_of_one, capsys):
-    """FSDP × tensor on two processes until one gets SIGTERM, on from there on one process, then on two again with the
-    tensor axis over both: the same rows in the same places, and the losses of an uninterrupted run on one."""
+    """Runs FSDP × tensor on two processes until one gets SIGTERM, resumes on one process, then on two with the tensor
+    axis over both. Rows, their places and losses equal an uninterrupted run on one process."""
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
     run = ["train", CONFIG, *FLAGS, f"--config.train.total_steps={STEPS}"]
     assert cli.run([*run, f"--workdir={whole}"]) == 0
@@ -160,7 +160,7 @@ def free_port() -> int:
 
 
 def pair_of(program: str) -> list[subprocess.Popen]:
-    """Two processes of one run, each with this program."""
+    """Starts two processes of one run, each with this program."""
     both = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     return [
         subprocess.Popen(
@@ -252,7 +252,7 @@ with processes.joined():
 
 @pytest.mark.slow
 def test_a_run_that_changes_its_devices_at_every_stop_is_the_run_that_never_did(tmp_path, rows_of_one, monkeypatch):
-    """Seven topologies, three steps on each: the same rows in the same places, and the same losses."""
+    """Seven topologies, three steps on each: the rows, their places and the losses are the same."""
     topologies = [(8, "data=8"), (1, ""), (2, "fsdp=2"), (4, "data=4"), (8, "data=4,tensor=2"), (8, "fsdp=2,tensor=4")]
     topologies += [(8, "fsdp=4,sequence=2")]
     start, following, steps = runtime.start, TrainBatches.__next__, 3 * len(topologies)
@@ -290,7 +290,7 @@ def test_when_one_process_dies_or_freezes_the_other_ends_and_says_so(victim, num
     pair[victim].kill()
     pair[victim].communicate()
     assert pair[1 - victim].returncode == 75, output
-    assert "lost another process" in output and time.monotonic() - began_s < 5 + 10  # heartbeat, and some
+    assert "lost another process" in output and time.monotonic() - began_s < 5 + 10  # heartbeat, and some slack
 
 
 def test_only_what_speaks_of_other_processes_is_a_lost_one(monkeypatch):

@@ -1,4 +1,4 @@
-"""The table of tasks and mixtures: what a wrong name, circle or rate is answered with, and what right ones give."""
+"""The table of tasks and mixtures: errors for wrong names, cycles or rates, and results for right ones."""
 
 import dataclasses
 import functools
@@ -51,7 +51,7 @@ TRAVERSALS = [
 
 @pytest.mark.parametrize("name", ["", ".", "..", "...", "~", "a b", "a\n", "a\0", "ä", "x" * 129, *TRAVERSALS])
 def test_a_name_that_is_a_path_is_no_task_s(name):
-    """Files are named after tasks: shards, predictions."""
+    """Shards and predictions files are named after tasks."""
     with pytest.raises(ConfigError, match="its files are named after it"):
         Task(name, Function(lambda split: []))
 
@@ -162,7 +162,7 @@ def shout(example, mark="!"):
 
 
 def reread(tmp_path, text: str):
-    """The function `f` of a file with that text."""
+    """Returns the function `f` of a file with that text."""
     path = tmp_path / "functions.py"
     path.write_text(text)
     scope: dict = {}

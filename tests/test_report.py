@@ -1,4 +1,4 @@
-"""What the pages and tables of a run say, and that no text of a user's is markup in them."""
+"""Checks a run's pages and tables, and that a user's text never becomes markup in them."""
 
 import json
 
@@ -78,9 +78,12 @@ def test_words_intervals_and_glue_s_average_stand_in_both_reports(tmp_path):
     assert figures.counts_of(rows, ["no", "yes"]) == [[0, 1, 1], [0, 2, 0]]
     assert figures.of_predictions([row | {"target": f"{i}.5"} for i, row in enumerate(rows)]) == {}
     ratings = [{"target": f"{800 + i % 2}.0", "prediction": f"{810.25 + i}", "score": 810.25 + i} for i in range(40)]
-    assert figures.of_predictions(ratings) == {}  # numbers, though few: no classes, and their score no probability
+    assert figures.of_predictions(ratings) == {}  # few numbers are not classes, nor their score a probability
     digits = [row | {"target": str(i % 2), "prediction": str(i % 3)} for i, row in enumerate(rows * 10)]
-    assert set(figures.of_predictions(digits)) == {"confusion", "calibration"}  # a model may write another number
+    assert set(figures.of_predictions(digits)) == {
+        "confusion",
+        "calibration",
+    }  # a model may generate other numbers
 
 
 MARKUP = "[bold]:smile:<b>&$x^$"  # of rich, of HTML, and of matplotlib's formulas

@@ -1,4 +1,4 @@
-"""Meshes, rules and layouts: what goes where, and that what cannot work is said before anything compiles."""
+"""Meshes, rules and layouts: what goes where, and that errors come before anything compiles."""
 
 import dataclasses
 import math
@@ -189,7 +189,7 @@ def test_model_must_divide():
 @hypothesis.settings(max_examples=500)
 @given(SIZES, st.integers(1, 64), st.integers(1, 4), st.integers(1, 12), st.integers(1, 16), st.integers(1, 64))
 def test_what_does_not_divide_is_told_with_the_nearest_meshes_that_do(sizes, rows, microbatches, heads, width, length):
-    """Of 500 random configs each is taken, or refused in a line that names meshes which are taken."""
+    """Each of 500 random configs is accepted, or refused in a line that names accepted meshes."""
     cfg = config.base()
     cfg.data.batch_rows, cfg.eval.batch_rows, cfg.data.length = rows * microbatches, rows, length
     cfg.train.microbatches = microbatches

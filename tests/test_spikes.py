@@ -1,4 +1,4 @@
-"""A loss far above the last ones changes nothing, and is told apart from noise."""
+"""A loss far above the recent losses changes nothing; noise is not a spike."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_the_update_of_a_spike_is_left_out_and_its_loss_not_remembered():
     before, good = jax.device_get(run.state), run.batch
     np.testing.assert_allclose(before.opt_state.losses[: spikes.FEWEST], [m["loss"] for m in run.metrics])
     targets = good["decoder_target_tokens"]
-    run.batch = good | {"decoder_target_tokens": (targets + 1) % config.vocab_size}  # nothing it has learned
+    run.batch = good | {"decoder_target_tokens": (targets + 1) % config.vocab_size}  # unlike all it has learned
     run.advance(1)
     assert run.metrics[-1]["is_spike"] == 1.0 and run.metrics[-1]["is_finite"] == 1.0
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state), before.replace(step=before.step + 1))

@@ -25,8 +25,8 @@ GPT2 = FAMILIES["gpt2"]
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_microbatches_give_the_gradient_of_the_whole_batch(family):
-    """The rows' weights differ from 0 to full, so a mean of means would be another gradient. With plain descent at
-    rate 1, the gradient is what the parameters lose in a step."""
+    """The rows' weights range from 0 to full, so a mean of means would give a different gradient. With plain gradient
+    descent at rate 1, the gradient is what a step subtracts from the parameters."""
     config = dataclasses.replace(FAMILIES[family], scan_layers=True)
     loss_fn = functools.partial(losses.loss_sums, z_loss=1e-3, label_smoothing=0.1)
     state = start(config, rows=16, optimizer=optax.sgd(1.0)).state
@@ -47,7 +47,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(family):
 
 
 def test_microbatches_move_no_rows_between_devices():
-    """Each device cuts up the rows it holds; only gradients and scalars cross."""
+    """Each device splits its own rows; only gradients and scalars move between devices."""
     layout = Layout(make_mesh(data=8))
     split = jax.jit(lambda b: step.split_rows(b, 2, layout), in_shardings=layout.batch_sharding)
     rows = jax.ShapeDtypeStruct((32, 6), jnp.int32)
@@ -106,7 +106,7 @@ def test_the_state_is_donated_and_aliased_whole():
     old = run.state
     run.advance(1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
-    # Nor is there anywhere an array over the whole vocabulary: tables, logits and their gradients stay split.
+    # No array covers the whole vocabulary: tables, logits and their gradients stay sharded.
     whole, half = (re.findall(rf"\[(?:\d+,)*{size}(?:,\d+)*\]", compiled.as_text()) for size in (48, 24))
     assert GPT2.vocab_size == 48 and half and not whole
 
@@ -141,13 +141,13 @@ def test_abstract_state_is_the_state_in_shape_dtype_and_place(optimizer):
         abstract,
         run.state,
     )
-    # The optimizer's arrays are split as their parameters are, factored ones too.
+    # The optimizer's arrays are sharded like their parameters, even factored ones.
     split = {leaf.sharding.spec for leaf in jax.tree.leaves(run.state.opt_state) if leaf.ndim}
     assert {axis for spec in split for axis in spec if axis} == {"fsdp", "tensor"}
 
 
 class WithRouter(nn.Module):
-    """A language model with a loss of its own, whose weight differs from microbatch to microbatch."""
+    """A language model with its own loss, whose weight differs between microbatches."""
 
     config: Any
     constrain: Any

@@ -12,12 +12,12 @@ ONE_LAYER = {"num_encoder_layers": 1, "num_decoder_layers": 1}
 DESCENT = optax.sgd(0.1)
 HEADS = ("classification", "token_classification", "span", "multiple_choice")
 CASES = {
-    # T5 only: Adafactor divides gradients that are 0 in theory, as of keys' biases elsewhere, by their own noise.
+    # T5 only: elsewhere Adafactor divides gradients that are 0 in theory, such as keys' biases', by their own noise.
     "t5 scanned": ("t5", {"scan_layers": True}, (1, 2, 2, 2), "adafactor"),
     "bert mlm and nsp scanned": ("bert", {"heads": ("mlm", "nsp"), "scan_layers": True}, (2, 2, 2), "adamw"),
     "gpt2 unrolled": ("gpt2", {"num_decoder_layers": 1}, (4, 1, 2), "adamw"),
-    # The others by plain descent: what an optimizer does to a leaf does not depend on the family, and takes long to
-    # compile.
+    # The others use plain gradient descent: what an optimizer does to a leaf does not depend on the family, and
+    # optimizers take long to compile.
     "t5_1_1 unrolled": ("t5_1_1", ONE_LAYER, (1, 4, 2), DESCENT),
     "transformer unrolled": ("transformer", ONE_LAYER, (2, 2, 2), DESCENT),
     "bert mlm and nsp unrolled": ("bert", {"heads": ("mlm", "nsp"), "num_encoder_layers": 1}, (1, 4, 1, 2), DESCENT),

@@ -1,4 +1,4 @@
-"""Sweeps of a program that costs nothing: which points there are, what a kill leaves, and the table and page."""
+"""Sweeps of a cheap program: the points, what a kill leaves, and the table and page."""
 
 import json
 import os
@@ -24,7 +24,7 @@ parameters:
   config.seed: {{values: [0, 1]}}
 command: ["${{program}}", train, --workdir=runs/$WANDB_RUN_ID, "${{args}}"]
 """
-# Each run notes its start, takes a while, and is the better the nearer its learning rate is to 0.01.
+# Each run records its start and takes a while; its score is better the nearer its learning rate is to 0.01.
 PROGRAM = """#!{python}
 import json, pathlib, sys, time
 given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[2:])
@@ -176,7 +176,7 @@ def test_runs_that_differ_in_their_seed_alone_have_a_mean_and_a_deviation(tmp_pa
 
 
 def test_settings_and_names_that_look_like_markup_are_shown_as_they_are(file, tmp_path, capsys):
-    """`[/red]` would end a style that is not there, and `[bold]` begin one."""
+    """As markup, `[/red]` would end a style that is not open, and `[bold]` begin one."""
     file.write_text(file.read_text().replace("values: [a, b]", "values: ['[/red]', '[bold]<b>']"))
     output = tmp_path / "[bold]out"
     points = sweep.read(file).points

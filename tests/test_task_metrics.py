@@ -1,4 +1,4 @@
-"""Scores of predictions: worked examples, and that a wrong answer always costs."""
+"""Checks scores of predictions with worked examples, and that a wrong answer always lowers the score."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ def test_matthews_and_macro_f1():
 def test_correlations():
     assert metrics.pearson([1, 2, 3], [2, 4, 6])["pearson"] == pytest.approx(100)
     assert metrics.spearman([1, 2, 3], [1, 10, 100])["spearman"] == pytest.approx(100)
-    assert metrics.pearson([1, 2, 3], [7, 7, 7]) == {"pearson": 0.0}  # undefined; not NaN, which no best step survives
+    assert metrics.pearson([1, 2, 3], [7, 7, 7]) == {"pearson": 0.0}  # undefined; NaN would break the best step
 
 
 def test_an_answer_that_is_no_number_is_minus_one():

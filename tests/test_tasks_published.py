@@ -1,4 +1,4 @@
-"""Published data sets as tasks: T5's text of each, encoders' fields, files in their official layout, TFDS the same."""
+"""Published data sets as tasks: T5's text format, encoders' fields, files in the official layout, and TFDS."""
 
 import dataclasses
 import json
@@ -135,7 +135,7 @@ def directory(tmp_path_factory):
     root = tmp_path_factory.mktemp("published")
     files = TABLES | TEXTS | {name: "".join(json.dumps(row) + "\n" for row in rows) for name, rows in LINES.items()}
     for name, text in files.items():
-        # GLUE and SuperGLUE share a folder's name, RTE: each suite in a directory of its own, as they are downloaded.
+        # GLUE and SuperGLUE share the folder name RTE, so each suite has its own directory, as downloaded.
         path = root / ("super_glue" if name in LINES else "glue") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -179,7 +179,7 @@ def test_one_definition_feeds_encoder_heads_too(directory):
         converter = EncoderOnly(length=32, heads=("classification",))
         batch = example_batch([example], task, converter, bytes_, batch_rows=1)
         assert batch["class_targets"][0, 0] == task.labels.index(example["targets"])
-    # Text has STS-B's score in fifths, an encoder's head and the metrics have it as it was published.
+    # Text rounds STS-B's score to fifths; an encoder's head and the metrics use the published score.
     task = task_of("glue_stsb")
     example = next(text_examples(task, "validation"))[1]
     batch = example_batch([example], task, EncoderOnly(32, heads=("regression",)), bytes_, batch_rows=1)
@@ -207,7 +207,7 @@ def test_what_metrics_compare_with(directory):
 
 @pytest.mark.parametrize("name", ["squad_v2", "super_glue_record", "super_glue_multirc", "super_glue_wsc"])
 def test_a_perfect_prediction_scores_100(directory, name, tmp_path):
-    """From the published files to the score, references and predictions written down on the way."""
+    """From the published files to the score, through serialised references and predictions."""
     use_directory(str(directory / ("super_glue" if name.startswith("super_glue") else "")))
     task = task_of(name)
     rows, references = [], []
@@ -223,7 +223,7 @@ def test_a_perfect_prediction_scores_100(directory, name, tmp_path):
     )
     if name != "super_glue_multirc":
         nothing = scores.scores_of(task, [row | {"prediction": "zebra"} for row in rows], references).values
-        assert max(nothing.values()) <= 50.0  # WSC: the wrong referent is wrong there
+        assert max(nothing.values()) <= 50.0  # WSC: the wrong referent scores as wrong
 
 
 def test_mixtures_evaluate_what_t5_s_do():
@@ -255,7 +255,7 @@ def test_files_that_are_missing_or_wrong_are_named(directory, tmp_path):
 
 
 def assert_same_examples(name: str, files: Path, tfds_directory: Path) -> None:
-    """Those of the published files and those that TFDS has prepared, as they are and as text; in any order."""
+    """Asserts that the published files and TFDS give the same examples, raw and as text, in any order."""
     task = task_of(name)
     assert isinstance(task.source, Published) and task.source.tfds is not None
     ours = task.source.at(str(files))
@@ -272,7 +272,7 @@ def assert_same_examples(name: str, files: Path, tfds_directory: Path) -> None:
 
 
 def test_tfds_gives_the_same_examples(tmp_path, monkeypatch):
-    """TFDS's own builders, made to read our files or given their rows, and our source from the same files."""
+    """TFDS's own builders read our files or get their rows; our source reads the same files."""
     tfds = pytest.importorskip("tensorflow_datasets")
     from tensorflow_datasets.datasets.squad.squad_dataset_builder import Builder as Squad
     from tensorflow_datasets.summarization.cnn_dailymail import CnnDailymail
@@ -337,7 +337,7 @@ def test_the_average_is_t5_s_and_wants_every_task():
     # cola 40, sst2 80, mrpc 70, qqp 70, stsb 85, mnli (80 + 70) / 2, qnli 80, rte 80
     total = 40 + 80 + 70 + 70 + 85 + 75 + 80 + 80
     assert glue_average.average([values]) == pytest.approx(total / 8)
-    # A task is at one step with all of its metrics, or both of its halves: MRPC's best are not 90 and 90.
+    # All metrics or both halves of a task come from one step: MRPC's best are not 90 and 90.
     early = {"glue_mrpc": {"f1": 90.0, "accuracy": 80.0}, "glue_mnli": {"accuracy": 90.0}, "glue_cola": {}}
     late = {"glue_mrpc": {"f1": 80.0, "accuracy": 90.0}, "glue_mnli_mismatched": {"accuracy": 95.0}}
     assert glue_average.average([early, values, late]) == pytest.approx((total - 70 + 85) / 8)

@@ -1,4 +1,4 @@
-"""The quickstart's text: gathered whole, cached safely, split so that an evaluation asks for nothing seen before."""
+"""The quickstart's text: gathered completely, cached safely, split so that evaluations use only unseen text."""
 
 import collections
 import concurrent.futures
@@ -59,7 +59,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def documents(cache):
-    """This Python's own documentation."""
+    """Returns this Python's own documentation."""
     return python_docs.load(cache=cache)
 
 
@@ -142,7 +142,7 @@ def test_no_sentence_of_an_evaluation_document_is_in_a_training_document(documen
 
 def test_no_evaluation_text_occurs_anywhere_in_training_whatever_the_task(documents):
     def seen(split):
-        """Everything a model is shown of a split, by all tasks: inputs without prefix, and targets."""
+        """Returns everything that a model sees of a split, in all tasks: inputs without prefix, and targets."""
         for d in documents:
             if d["split"] == split:
                 yield d["text"]

@@ -1,4 +1,4 @@
-"""The whole loop, with real processes, signals and files."""
+"""Tests the whole loop with real processes, signals and files."""
 
 import dataclasses
 import errno
@@ -78,7 +78,7 @@ def lines(path: Path) -> int:
 
 @pytest.fixture(scope="module")
 def six_steps(tmp_path_factory):
-    """The workdir of a run of six steps on text, saved at every second. To be read, or copied."""
+    """Returns the workdir of a six-step run on text, saved every second step. Only read or copy it."""
     workdir = tmp_path_factory.mktemp("six") / "run"
     assert cli.run(["train", BERT, f"--workdir={workdir}", *SIX]) == 0
     return workdir
@@ -134,7 +134,7 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
     assert [r["inputs"] for r in results] == [json.loads(line)["inputs"] for line in source.read_text().splitlines()]
     assert all("prediction" in r and r["score"] <= 0 and not r["truncated"] for r in results)
     if preset == "bert_tiny":
-        output.write_text(first[: first.index("cat 4") + 3])  # as a kill would leave it
+        output.write_text(first[: first.index("cat 4") + 3])  # as after a kill
         assert cli.run(infer) == 0
         assert output.read_text() == first
     lengthy, short = tmp_path / "lengthy.jsonl", tmp_path / "short.jsonl"
@@ -145,7 +145,7 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
     assert cli.run([*infer[:2], f"--input={lengthy}", f"--output={short}", infer[4]]) == 0
     assert [json.loads(line)["truncated"] for line in short.read_text().splitlines()] == [False, True]
     assert "1 of them truncated" in capsys.readouterr().out
-    assert cli.run([*infer, "--config.eval.batch_rows=4"]) == 0  # decides nothing about the lines
+    assert cli.run([*infer, "--config.eval.batch_rows=4"]) == 0  # does not affect the lines
     capsys.readouterr()
     for flag, message in (
         ("--config.seed=7", "seed 0 → 7"), ("--checkpoint=2", "checkpoint"), ("--mode=score", "mode 'predict' →"),
@@ -167,7 +167,7 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
 
 
 def test_a_signal_ends_an_evaluation_and_nothing_is_lost(tmp_path, capsys):
-    """SIGTERM while the untrained model is evaluated, and while step 2 is: the run ends at once, and goes on."""
+    """SIGTERM during the evaluation of the untrained model and of step 2: the run ends at once and resumes."""
 
     def interrupting(targets, predictions):
         if calls.pop(0):
@@ -181,7 +181,7 @@ def test_a_signal_ends_an_evaluation_and_nothing_is_lost(tmp_path, capsys):
     run = ["train", BERT, f"--workdir={workdir}", "--config.data.mixture=tiny_animal"]
     run += ["--config.eval.tasks=tiny_interrupting,tiny_animal", "--config.train.total_steps=4"]
     run += ["--config.eval.every_steps=2", "--config.checkpoint.every_steps=4", "--config.checkpoint.keep_last=9"]
-    calls = [False, True]  # the first is about the baseline
+    calls = [False, True]  # the first call scores the baseline
     assert cli.run(run) == 75
     assert "stopped before the first step" in capsys.readouterr().out
     calls = [False, False, True]
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path, cap
 
 
 def poisoned(monkeypatch, number: int):
-    """Every batch `number` a process takes since the data's beginning holds a weight that is not a number."""
+    """Puts NaN weights into the `number`-th batch that each TrainBatches hands out."""
     following = TrainBatches.__next__
 
     def poison(self):
@@ -246,7 +246,7 @@ def test_a_batch_that_is_not_finite_can_be_skipped(tmp_path, monkeypatch, capsys
 
 
 def test_a_rollback_is_a_run_that_never_saw_those_batches(tmp_path, monkeypatch, capsys):
-    """Step 5 is not finite: from checkpoint 4 on with batch 6, and the state that went wrong is no longer in memory."""
+    """Step 5 is not finite: the run continues from checkpoint 4 with batch 6 and frees the bad state's memory."""
     following = poisoned(monkeypatch, 5)
     alive, restore = [], Checkpoints.restore
 

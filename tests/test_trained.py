@@ -1,4 +1,4 @@
-"""Parts of a model that learn, and LoRA: the rest stays bit-equal and costs no optimizer state."""
+"""Trainable parts of a model, and LoRA: frozen parameters stay bit-equal and have no optimizer state."""
 
 import dataclasses
 import re
@@ -24,7 +24,7 @@ def paths(tree) -> dict[str, np.ndarray]:
 
 
 def scaled(tree, factor: float, pattern: str):
-    """The tree with the arrays whose paths match a pattern multiplied by a factor."""
+    """Returns the tree; arrays whose paths match a pattern are multiplied by a factor."""
     flat = flatten_dict(tree, sep="/")
     return unflatten_dict({p: factor * x if re.search(pattern, p) else x for p, x in flat.items()}, sep="/")
 
@@ -86,7 +86,7 @@ def test_layers_begin_to_learn_from_the_last(scan_layers):
 
 
 def test_a_prompt_stands_before_every_text_of_a_row():
-    """Packed as alone; the vectors are read in the place of tokens that the data put there, whatever those are."""
+    """Packed and unpacked agree; the vectors replace tokens that the data puts there, whatever the tokens are."""
     vocabulary = ByteVocabulary()
     config = dataclasses.replace(FAMILIES["t5"], prompt_tokens=2, vocab_size=260)
     converter = convert.TextToText(20, 8, prompt_tokens=2)

@@ -1,4 +1,4 @@
-"""A run whose wandb server is silent, or goes away: real wandb, and a server of our own that can do little."""
+"""Runs whose wandb server is silent or disappears: real wandb with a minimal server of our own."""
 
 import http.server
 import json
@@ -44,13 +44,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """It listens, and answers once `serve_forever` runs."""
+    """Starts a server that listens, and answers once `serve_forever` runs."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     yield server
     server.server_close()
-    wandb.teardown()  # it remembers the server of its first run
+    wandb.teardown()  # wandb remembers the server of its first run
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_a_server_that_goes_away_holds_nobody_up(tmp_path, server, capsys):
     server.server_close()
     thread.join()
     began_s = time.monotonic()
-    out.table(2, "predictions/task", [{"target": "a"}])  # of which wandb asks its server
+    out.table(2, "predictions/task", [{"target": "a"}])  # wandb asks its server about tables
     for step in range(2, 50):
         out.scalars(step, {"train/loss": 2.0})
     assert time.monotonic() - began_s < 5

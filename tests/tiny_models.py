@@ -1,4 +1,4 @@
-"""Tiny models of every family, batches for them, and parameters none of which is 0 or 1."""
+"""Makes tiny models of every family, batches for them, and parameters without any 0 or 1."""
 
 import dataclasses
 import functools
@@ -27,13 +27,13 @@ FAMILIES: dict[str, ModelConfig] = {
     "llama": preset(
         "llama_3_1_8b", **SIZES | {"num_heads": 4}, num_kv_heads=2, num_decoder_layers=2, rotary_original_positions=8
     ),
-    # No published model: T5's parts in a decoder, so that relative positions are cached per row too.
+    # Not a published model: T5's parts in a decoder, so that relative positions are also cached per row.
     "t5_decoder": dataclasses.replace(
         preset("t5_1_1_small", **SIZES, architecture="decoder_only", num_encoder_layers=0, num_decoder_layers=2)
     ),
 }
 
-# Made of the same parts in other combinations: for laws that hold of whole models.
+# The same parts in other combinations, for laws about whole models.
 OTHERS: dict[str, ModelConfig] = {
     "roberta": preset("roberta_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
     "distilbert": preset("distilbert_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
@@ -45,8 +45,8 @@ OTHERS: dict[str, ModelConfig] = {
 
 
 def random_batch(config: ModelConfig, segments=((5, 3, 0), (8, 0, 0)), seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tokens. Row b packs examples of the lengths `segments[b]`, in encoder and decoder alike;
-    rows are one longer than the longest, so that there is padding."""
+    """Returns a batch of random tokens. Row b packs examples of the lengths `segments[b]`, in encoder and decoder.
+    Rows are one token longer than the longest, so that there is padding."""
     rng = np.random.default_rng(seed)
     length = max(sum(row) for row in segments) + 1
     segment_ids = np.zeros((len(segments), length), np.int32)
@@ -71,8 +71,8 @@ def random_batch(config: ModelConfig, segments=((5, 3, 0), (8, 0, 0)), seed: int
 
 
 def random_params(config: ModelConfig, seed: int = 0):
-    """Normal values of the size an initialiser gives, biases and scales too. Made by numpy: compiling the
-    model's own initialisation would take most of the tests' time."""
+    """Returns normal values of an initializer's size, even for biases and scales. numpy draws them, because
+    compiling the model's own initialization would take most of the tests' time."""
     abstract = jax.eval_shape(build(config).init, jax.random.key(0), random_batch(config))["params"]
     rng = np.random.default_rng(seed)
 
@@ -88,11 +88,11 @@ def random_params(config: ModelConfig, seed: int = 0):
 
 
 def forward(config: ModelConfig, params, batch, key=None) -> dict[str, jax.Array]:
-    """The model's outputs, jitted; with `key` those of training."""
+    """Returns the model's outputs, jitted; with `key`, in training mode."""
     return _forward(config)(params, batch, key)
 
 
-@functools.cache  # traced once for all tests that ask for the same
+@functools.cache  # traced once for all tests with the same config
 def _forward(config: ModelConfig):
     module = build(config)
 

@@ -1,4 +1,4 @@
-"""A few training steps of tiny models on any mesh, for the tests of the step."""
+"""Runs a few training steps of tiny models on any mesh, for the tests of the step."""
 
 import dataclasses
 from typing import Any
@@ -26,7 +26,7 @@ def with_dropout(family: str, **changes: Any) -> ModelConfig:
 
 
 def training_batch(config: ModelConfig, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """A packed batch with targets; the rows carry very different weights, as real ones do."""
+    """Returns a packed batch with targets. Its rows have very different weights, as real rows do."""
     rng = np.random.default_rng(seed)
     batch = random_batch(config, segments=[(5, 4), (7, 0), (2, 2), (8, 0)] * (rows // 4), seed=seed)
 
@@ -56,7 +56,7 @@ def training_batch(config: ModelConfig, rows: int, seed: int = 0) -> dict[str, n
 
 @dataclasses.dataclass
 class Run:
-    """What a few steps need and leave. `state` is the last one."""
+    """Holds what a few steps need and return. `state` is the last state."""
 
     layout: Layout
     module: nn.Module
@@ -84,9 +84,9 @@ def start(
     drawn: bool = False,
     **options: Any,
 ) -> Run:
-    """A run on data × fsdp × tensor (× sequence) devices, about to begin: afresh, or from another run's `state`.
+    """Prepares a run on data × fsdp × tensor (× sequence) devices: fresh, or from a different run's `state`.
 
-    drawn: afresh with parameters drawn by numpy, so that no initialisation is compiled.
+    drawn: fresh, with parameters drawn by numpy, so that no initialization is compiled.
     """
     layout = Layout(make_mesh(jax.devices()[: int(np.prod(mesh))], **dict(zip(AXES, mesh, strict=False))))
     module = build(config, layout.constrain)
@@ -94,7 +94,7 @@ def start(
     schedule = optim.make_schedule("linear", 0.01, total_steps=100)
     if isinstance(optimizer, str):
         axes = sharding.param_axes(step.abstract_params(module, batch))
-        # A large epsilon: where a gradient is 0 in theory (biases of keys), Adam would divide noise by its own size.
+        # A large epsilon: if a gradient is 0 in theory (keys' biases), Adam would divide noise by its own size.
         optimizer = optim.make_optimizer(
             optimizer,
             schedule,
@@ -119,7 +119,7 @@ def start(
 
 
 def assert_trees_close(ours: Any, theirs: Any, **tolerance: float) -> None:
-    """Every leaf, named where it differs."""
+    """Asserts that every leaf is close; the message names the leaf that differs."""
 
     def compare(path, a, b) -> None:
         np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)
