@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions abort on this unknown flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # with those flags, compiles in a third of the time
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # an axis that broadcasts is written out
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

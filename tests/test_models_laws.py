@@ -42,7 +42,7 @@ def test_who_sees_whom(family):
     def outputs_L(table):
         inner = params | {"token_embedding": {"embedding": table}}
         (x_BLC,) = module.apply({"params": inner}, batch).values()
-        return jnp.sum(x_BLC[0] * jnp.sin(jnp.arange(x_BLC.shape[-1])), axis=-1)
+        return jnp.sum(x_BLC[0] * jnp.sin(jnp.arange(x_BLC.shape[-1]))[None, :], axis=-1)
 
     jacobian_LVD = jax.jit(jax.jacrev(outputs_L))(params["token_embedding"]["embedding"])
     seen_LV = np.abs(jacobian_LVD).max(axis=-1) > 1e-7

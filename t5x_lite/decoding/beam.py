@@ -82,7 +82,8 @@ def search(
         # An end finishes a text only among the first K continuations; the others only ensure that K beams remain. The
         # last allowed token finishes all of the first K.
         last_B = count + 1 >= most_B
-        finishes_BJ = (ends_BJ | last_B[:, None]) & (jnp.arange(token_BJ.shape[1]) < beams) & ~state.closed_B[:, None]
+        is_first_1J = jnp.arange(token_BJ.shape[1])[None, :] < beams
+        finishes_BJ = (ends_BJ | last_B[:, None]) & is_first_1J & ~state.closed_B[:, None]
         new_scores_BJ = jnp.where(finishes_BJ, _penalised(total_BJ, count + 1, penalty), -jnp.inf)
         done_scores_BK, index_BK = lax.top_k(jnp.concatenate([state.done_scores_BK, new_scores_BJ], axis=1), beams)
         done = _pick(jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), state.done, after), index_BK)

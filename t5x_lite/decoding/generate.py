@@ -282,7 +282,8 @@ def step(module: Any, params: Any, token_R: jax.Array, decoding: Decoding) -> De
     _, positions_R, cache, visible_BKM = decoding
     if visible_BKM is not None:
         beams, slots = visible_BKM.shape[1:]
-        visible_BKM |= jnp.arange(slots) == cache["index"] + jnp.arange(beams)[:, None]  # the beam's own new slot
+        own_KM = jnp.arange(slots)[None, :] == cache["index"] + jnp.arange(beams)[:, None]  # the beam's new slot
+        visible_BKM |= own_KM[None]
     BK = cache["segment_ids"].shape[0], -1
     read = {"params": params}, token_R.reshape(BK), positions_R.reshape(BK), cache, visible_BKM
     logits_BKV, cache = module.apply(*read, method="step")

@@ -92,7 +92,7 @@ def forbid_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, lengths_R: jax
     tokens_RT: int32, the row's `lengths_R` tokens, then V."""
     starts = max(tokens_RT.shape[1] - size + 1, 0)  # the number of n-grams
     rows_R1 = jnp.arange(len(tokens_RT))[:, None]
-    latest_RN = tokens_RT[rows_R1, lengths_R[:, None] + jnp.arange(1 - size, 0)]
+    latest_RN = tokens_RT[rows_R1, lengths_R[:, None] + jnp.arange(1 - size, 0)[None, :]]
     matches_RS = jnp.ones((len(tokens_RT), starts), bool)
     for place in range(size - 1):
         matches_RS &= tokens_RT[:, place : place + starts] == latest_RN[:, place : place + 1]
@@ -109,7 +109,7 @@ def _marked(logits_RV: jax.Array, tokens_RT: jax.Array) -> jax.Array:
 def forbid_ends(logits_RV: jax.Array, ends: tuple[int, ...], before_R: jax.Array) -> jax.Array:
     """Forbids the tokens that end a text in rows where `before_R` is True, because the text is too short to end."""
     ends_V = jnp.isin(jnp.arange(logits_RV.shape[1]), jnp.array(ends))
-    return jnp.where(before_R[:, None] & ends_V, -jnp.inf, logits_RV)
+    return jnp.where(before_R[:, None] & ends_V[None, :], -jnp.inf, logits_RV)
 
 
 def force(logits_RV: jax.Array, token: int, here_R: jax.Array, logit_R: jax.Array) -> jax.Array:
@@ -117,7 +117,7 @@ def force(logits_RV: jax.Array, token: int, here_R: jax.Array, logit_R: jax.Arra
 
     here_R: bool [R], or a scalar for all rows.
     """
-    only_RV = jnp.where(jnp.arange(logits_RV.shape[1]) == token, logit_R[:, None], -jnp.inf)
+    only_RV = jnp.where(jnp.arange(logits_RV.shape[1])[None, :] == token, logit_R[:, None], -jnp.inf)
     return jnp.where(jnp.reshape(here_R, (-1, 1)), only_RV, logits_RV)
 
 

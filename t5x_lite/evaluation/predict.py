@@ -217,7 +217,7 @@ def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array,
     """
     losses_BL, _ = token_losses(outputs["lm"], batch["decoder_target_tokens"])
     weights_BL, segment_ids_BL = batch["decoder_loss_weights"], batch["decoder_segment_ids"]
-    is_of_BLE = segment_ids_BL[..., None] == jnp.arange(segment_ids_BL.shape[1] + 1)
+    is_of_BLE = segment_ids_BL[..., None] == jnp.arange(segment_ids_BL.shape[1] + 1)[None, None, :]
     logprobs_BE = -jnp.einsum("BL,BLE->BE", losses_BL * weights_BL, is_of_BLE, precision=jax.lax.Precision.HIGHEST)
     return logprobs_BE, jnp.einsum("BL,BLE->BE", weights_BL, is_of_BLE)
 

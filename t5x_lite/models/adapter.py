@@ -24,5 +24,5 @@ class Adapter(nn.Module):
         down: Any = self.param("down", named(init, ("embed", "lora")), (wide, narrow), jnp.float32)
         bias: Any = self.param("bias", named(nn.initializers.zeros, ("lora",)), (narrow,), jnp.float32)
         up: Any = self.param("up", named(nn.initializers.zeros, ("lora", "embed")), (narrow, wide), jnp.float32)
-        hidden = ACTIVATIONS[config.activation](x_BLD @ down.astype(dtype) + bias.astype(dtype))
+        hidden = ACTIVATIONS[config.activation](x_BLD @ down.astype(dtype) + bias.astype(dtype)[None, None, :])
         return x_BLD + hidden @ up.astype(dtype)

@@ -80,7 +80,7 @@ def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False
     mask = query_BL[:, None, :, None] == key_BM[:, None, None, :]
     if causal:
         slots_L = index + jnp.arange(query_BL.shape[1])
-        mask &= slots_L[:, None] >= jnp.arange(key_BM.shape[1])
+        mask &= (slots_L[:, None] >= jnp.arange(key_BM.shape[1])[None, :])[None, None]
     return mask
 
 

@@ -47,7 +47,7 @@ def neighbours(batch, window: int) -> jax.Array:
     """Returns bool [B, P, S]: True for the positions of the same example within `window` of each masked position,
     except the masked position itself."""
     positions_BP, segment_ids_BS = batch["mlm_positions"], batch["encoder_segment_ids"]
-    distance_BPS = jnp.abs(jnp.arange(segment_ids_BS.shape[1]) - positions_BP[..., None])
+    distance_BPS = jnp.abs(jnp.arange(segment_ids_BS.shape[1])[None, None, :] - positions_BP[..., None])
     own_BP = jnp.take_along_axis(segment_ids_BS, positions_BP, axis=1)
     return (distance_BPS > 0) & (distance_BPS <= window) & (segment_ids_BS[:, None, :] == own_BP[..., None])
 

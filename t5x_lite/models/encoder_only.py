@@ -110,7 +110,7 @@ class MaskedLanguageModelHead(nn.Module):
         # `tensor` and `fsdp`, and returns a wrong gradient on meshes of data × fsdp × tensor
         # (tests/test_step_devices.py detects it).
         x_BPD = self.constrain(Norm(config, name="norm")(x_BPD), ("batch", "length", "embed"))
-        logits_BPV = token_embedding.attend(x_BPD) + vocabulary_bias(self, config)
+        logits_BPV = token_embedding.attend(x_BPD) + vocabulary_bias(self, config)[None, None, :]
         return self.constrain(logits_BPV, ("batch", "length", "vocab"))
 
 

@@ -140,7 +140,8 @@ class Dense(nn.Module):
         y = y.reshape(*leading, *self.shape[self.inputs :])
         if self.use_bias:
             init = named(nn.initializers.zeros, self.axes[self.inputs :])
-            y += self.param("bias", init, self.shape[self.inputs :], jnp.float32).astype(dtype)
+            bias = self.param("bias", init, self.shape[self.inputs :], jnp.float32).astype(dtype)
+            y += lax.broadcast_to_rank(bias, y.ndim)
         return y
 
 
@@ -156,9 +157,11 @@ class Norm(nn.Module):
         y = x.astype(jnp.float32)
         if config.norm == "layer":
             y -= jnp.mean(y, axis=-1, keepdims=True)
-        y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_epsilon) * scale
+        y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_epsilon)
+        y *= lax.broadcast_to_rank(scale, y.ndim)
         if config.norm == "layer":
-            y += self.param("bias", named(nn.initializers.zeros, ("norm",)), shape, jnp.float32)
+            bias = self.param("bias", named(nn.initializers.zeros, ("norm",)), shape, jnp.float32)
+            y += lax.broadcast_to_rank(bias, y.ndim)
         return y.astype(config.dtype)
 
 
@@ -256,5 +259,5 @@ class LanguageModelLogits(nn.Module):
             shape = (config.d_model, config.vocab_size)
             logits = Dense(config, shape, ("embed", "vocab"), "head", dtype="float32", name="dense")(x)
         if config.logits_bias:
-            logits += vocabulary_bias(self, config)
+            logits += lax.broadcast_to_rank(vocabulary_bias(self, config), logits.ndim)
         return self.constrain(logits, ("batch", "length", "vocab") if x.ndim == 3 else ("batch", "vocab"))

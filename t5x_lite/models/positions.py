@@ -107,7 +107,7 @@ class RelativeBias(nn.Module):
 def sinusoids(positions_BL: jax.Array, d_model: int) -> jax.Array:
     """Returns float32 [B, L, D]: sin(p / 10000^(2i/D)) at 2i, the cosine at 2i + 1 (Vaswani et al. 2017, §3.5)."""
     frequencies = 10000.0 ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
-    angles = positions_BL[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
+    angles = positions_BL[..., None].astype(jnp.float32) * frequencies.astype(np.float32)[None, None, :]
     pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return pairs.reshape(*positions_BL.shape, -1)[..., :d_model]
 
@@ -137,7 +137,7 @@ def rotary_frequencies(config: ModelConfig) -> np.ndarray:
 
 def rotation(positions_BL: jax.Array, config: ModelConfig) -> Rotation:
     """Returns the rotation that `rotate` applies to queries and keys at the positions positions_BL."""
-    angles = positions_BL[..., None, None].astype(jnp.float32) * rotary_frequencies(config)
+    angles = positions_BL[..., None, None].astype(jnp.float32) * rotary_frequencies(config)[None, None, None, :]
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 

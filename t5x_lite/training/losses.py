@@ -97,7 +97,7 @@ def _by_task(head: Head, losses: jax.Array, weights: jax.Array, batch: Mapping[s
     task_ids = batch["encoder_task_ids" if head.reads else "decoder_task_ids"]
     if head.positions:
         task_ids = jnp.take_along_axis(task_ids, batch[head.positions], axis=1)
-    weight_of = jnp.where(task_ids[..., None] == jnp.arange(1, tasks + 1), weights[..., None], 0)
+    weight_of = jnp.where(task_ids[..., None] == jnp.arange(1, tasks + 1)[None, None, :], weights[..., None], 0)
     return (losses[..., None] * weight_of).sum((0, 1)), weight_of.sum((0, 1))
 
 
