@@ -58,11 +58,11 @@ def test_a_machine_that_bears_the_same_name_is_another(tmp_path, monkeypatch):
     """As a job's pods do, one after the other, on a disk without locks."""
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)
     waits = []
-    monkeypatch.setattr(lock, "_boot_id", lambda: "before")
+    monkeypatch.setattr(lock, "boot_id", lambda: "before")
     with lock.held(tmp_path):
         left = (tmp_path / lock.NAME).read_text()
     (tmp_path / lock.NAME).write_text(left)
-    monkeypatch.setattr(lock, "_boot_id", lambda: "after")
+    monkeypatch.setattr(lock, "boot_id", lambda: "after")
     monkeypatch.setattr(lock.time, "sleep", waits.append)
     with lock.held(tmp_path):
         assert len(waits) == 3  # heartbeats that were missed

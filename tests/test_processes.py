@@ -20,7 +20,7 @@ import pytest
 from t5x_lite import cli, runtime
 from t5x_lite.cluster import processes, rendezvous
 from t5x_lite.data.pipeline import TrainBatches
-from t5x_lite.errors import LostProcessError
+from t5x_lite.errors import INTERNAL, LostProcessError
 
 TESTS = Path(__file__).parent
 CONFIG = f"--config={TESTS / 'experiments' / 'tiny.py'}:bert_tiny"
@@ -294,7 +294,16 @@ def test_when_one_process_dies_or_freezes_the_other_ends_and_says_so(victim, num
 
 
 def test_only_what_speaks_of_other_processes_is_a_lost_one(monkeypatch):
+    """Told by what `joined` raises, and by the status it has the process leave with."""
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.atexit, "register", lambda leave, code: left.append(code))
+    left: list[int] = []
+
+    def raised(error: Exception) -> Exception:
+        with pytest.raises(Exception) as caught, processes.joined():
+            raise error
+        return caught.value
+
     for text, code in (
         ("FAILED_PRECONDITION: Buffer Definition Event: Gloo all-reduce failed: Connection closed by peer", 75),
         ("UNAVAILABLE: failed to connect to all addresses", 75),
@@ -302,11 +311,11 @@ def test_only_what_speaks_of_other_processes_is_a_lost_one(monkeypatch):
         ("INTERNAL: NCCL operation ncclAllReduce failed", 75),
         ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", 70),
     ):
-        assert getattr(processes._named(jax.errors.JaxRuntimeError(text)), "exit_code", None) == code, text
+        assert getattr(raised(jax.errors.JaxRuntimeError(text)), "exit_code", None) == left[-1] == code, text
     lost = ValueError("UNKNOWN: Gloo all-gather failed: Connection reset by peer")  # as gather and put_batch raise it
-    assert getattr(processes._named(lost), "exit_code", None) == 75
+    assert getattr(raised(lost), "exit_code", None) == left[-1] == 75
     for bug in (jax.errors.JaxRuntimeError("INTERNAL: CpuCallback error: ZeroDivisionError"), ValueError("Connection")):
-        assert processes._named(bug) is bug
+        assert raised(bug) is bug and left[-1] == INTERNAL
 
 
 @pytest.mark.slow

@@ -285,7 +285,7 @@ def test_worked_examples():
 
 def test_the_mixture_and_all_splits_have_examples(cache, documents, monkeypatch):
     monkeypatch.setenv("T5X_LITE_CACHE", str(cache))
-    python_docs._all.cache_clear()
+    python_docs.all_splits.cache_clear()
     python_docs.documents.cache_clear()
     tasks = registry.tasks("quickstart")
     assert {"python_docs", "python_docs_classify", "python_docs_summarize"} == {task.name for task in tasks}

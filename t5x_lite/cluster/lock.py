@@ -72,7 +72,7 @@ def _take(workdir: Path, until_s: float) -> int:
                 pass
             break
         _wait_for_other_host(workdir, descriptor, until_s)
-        me = {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "since": time.strftime("%F %T")}
+        me = {"host": socket.gethostname(), "boot": boot_id(), "pid": os.getpid(), "since": time.strftime("%F %T")}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(me).encode(), 0)
     except BaseException:
@@ -89,7 +89,7 @@ def _wait_for_other_host(workdir: Path, descriptor: int, until_s: float) -> None
     silent, last_beat_ns = 0, os.fstat(descriptor).st_mtime_ns
     while silent < 3:
         holder = _holder(descriptor)
-        if not holder or (holder.get("host"), holder.get("boot")) == (socket.gethostname(), _boot_id()):
+        if not holder or (holder.get("host"), holder.get("boot")) == (socket.gethostname(), boot_id()):
             return  # a run on this host: the file lock has already answered
         time.sleep(HEARTBEAT_S)
         beat_ns = (workdir / NAME).stat().st_mtime_ns
@@ -98,7 +98,7 @@ def _wait_for_other_host(workdir: Path, descriptor: int, until_s: float) -> None
         silent, last_beat_ns = (silent + 1 if beat_ns == last_beat_ns else 0), beat_ns
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
     """Returns an id of the machine's boot; it differs between machines that reuse a name, such as the pods of a job."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

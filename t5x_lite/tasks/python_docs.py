@@ -275,9 +275,10 @@ def documents(split: str) -> tuple[Document, ...]:
     """
     if split not in SPLITS:
         raise DataError(f"the Python documentation has no split {split!r}; it has {', '.join(SPLITS)}")
-    return tuple(document for document in _all() if document["split"] == split)
+    return tuple(document for document in all_splits() if document["split"] == split)
 
 
 @functools.cache
-def _all() -> tuple[Document, ...]:
+def all_splits() -> tuple[Document, ...]:
+    """This Python's documents of all splits; read once per process."""
     return tuple(load())
