@@ -6,7 +6,7 @@ The loop is `train.run` itself on configs/quickstart.py with the sizes of T5-sma
 over batches that are already on the device. The two take turns in one process, one log interval each: when the loop
 asks for the first batch of its next interval, it waits until the bare step has run an interval. A turn of the loop
 lasts until its last step is done, so once per turn it pays for work that otherwise overlaps. Prints JSON lines: one per
-turn, then the medians and the median of the turns' ratios.
+turn, then the medians, the median of the turns' ratios, and the time of `t5x-lite --help` in a process of its own.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import functools
 import io
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -121,6 +122,16 @@ def milliseconds(turn_s: float) -> float:
     return round(1e3 * turn_s / STEPS_PER_TURN, 1)
 
 
+def help_s() -> float:
+    """Seconds that `t5x-lite --help` takes in a fresh process: the fastest of five."""
+    seconds = []
+    for _ in range(5):
+        begin_s = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "t5x_lite.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - begin_s)
+    return min(seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=20, help=f"turns of each, {STEPS_PER_TURN} steps long")
@@ -148,6 +159,7 @@ def main() -> None:
     }
     ratio = statistics.median(a / b for a, b in turns.seconds)
     print(json.dumps({"shape": shape, "turns": len(loop), **medians, "loop_over_bare": round(ratio, 3)}))
+    print(json.dumps({"help_s": round(help_s(), 3)}))
 
 
 if __name__ == "__main__":

@@ -4,16 +4,17 @@ import dataclasses
 import os
 import resource
 import shutil
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from t5x_lite.checkpoints import checkpoint, manifest
 from t5x_lite.checkpoints.checkpoint import Checkpoints, load_model, load_params, newest_good, saved_steps
+from t5x_lite.checkpoints.mirror import Mirror
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.reports import results
 from t5x_lite.training.step import TrainState
@@ -229,22 +230,37 @@ def test_the_newest_and_the_kept_stay(tmp_path):
 
 def test_waiting_for_a_save_is_no_hang_while_bytes_come(tmp_path, monkeypatch):
     """Every piece that is written counts as a heartbeat; polling without progress does not."""
+
+    class Watched(Mirror):
+        """Counts how often the number of sent files is read."""
+
+        looks = 0
+
+        @property
+        def sent(self) -> int:
+            self.looks += 1
+            return 0
+
+        @sent.setter
+        def sent(self, _) -> None:
+            pass
+
     monkeypatch.setattr(checkpoint, "LOOK_S", 0.02)
-    beats, while_idle = [], []
+    beats, while_idle, mirror = [], [], Watched(str(tmp_path / "mirror"))
     write = manifest.write
 
     def in_pieces(directory: Path, step: int) -> None:
         for piece in range(3):
             before = len(beats)
             (directory / f"{piece}").write_bytes(b"1234")
-            while len(beats) == before:
-                time.sleep(0.01)
-            time.sleep(0.2)
+            wait_until(lambda before=before: len(beats) > before)
+            looks = mirror.looks
+            wait_until(lambda looks=looks: mirror.looks > looks + 5)
             while_idle.append(len(beats) - before)
         write(directory, step)
 
     monkeypatch.setattr(manifest, "write", in_pieces)
-    checkpoints = Checkpoints(tmp_path, keep_last=1, beat=beats.append)
+    checkpoints = Checkpoints(tmp_path, keep_last=1, beat=beats.append, mirror=mirror)
     save(checkpoints, 1)
     checkpoints.close()
     assert while_idle[1:] == [1, 1] and len(set(beats)) == len(beats)  # the first may come from Orbax itself

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from waiting import wait_until
 
 from t5x_lite import cli
 from t5x_lite.data import cache, make_cache, pipeline, preprocess, registry, sources
@@ -166,15 +166,11 @@ def test_a_killed_job_goes_on_with_the_shards_it_lacks(tmp_path):
     )
     directory = tmp_path / "numbers"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment(), start_new_session=True)
-    end = time.monotonic() + 300
-    while len(list(directory.glob("*.json"))) < 4:  # the recipe and three shards; then two workers hang
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.02)
+    # The recipe and three shards; then two workers hang.
+    wait_until(lambda: len(list(directory.glob("*.json"))) >= 4, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while _alive(process.pid):  # the workers end with their parent
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: not _alive(process.pid))  # the workers end with their parent
     with pytest.raises(DataError, match=r"is incomplete.*t5x-lite cache numbers --output"):
         cache.Cache(job_of(tmp_path))
     (directory / "00001-of-00005.safetensors").write_bytes(b"half")  # as after a crash of the machine

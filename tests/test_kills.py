@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from waiting import wait_until
 
 from t5x_lite import cli, config, inspect
 from t5x_lite.checkpoints import checkpoint
@@ -44,14 +45,6 @@ def start(workdir: Path, *flags: str) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def wait_for(condition, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.002)
 
 
 def being_saved(workdir: Path, step: int) -> bool:
@@ -113,11 +106,11 @@ def test_killed_at_any_moment_a_run_ends_bit_for_bit_like_one_that_never_was(tmp
         process = start(killed, *flags)
         if number % 3 == 2:
             of = min(begins_at + 2 * EVERY, total)  # not the first checkpoint: each start makes progress
-            wait_for(lambda of=of: being_saved(killed, of), process)
+            wait_until(lambda of=of: being_saved(killed, of), process, look_s=0.002)
             time.sleep(rng.uniform(0, 0.02))
         else:
             after = min(int(rng.integers(1, 30)), total - begins_at)
-            wait_for(lambda after=after: len(lines(log)) >= after, process)
+            wait_until(lambda after=after: len(lines(log)) >= after, process, look_s=0.002)
             time.sleep(rng.uniform(0, 0.02))
             if number == 0:  # no second run can start meanwhile
                 assert cli.run(["train", CONFIG, f"--workdir={killed}", *flags]) == 2
@@ -181,8 +174,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_with_room_again_it_goes_on(tmp_pa
         workdir, ballast = disk / "run", disk / "ballast"
 
         def fill() -> None:
-            while not (workdir / "checkpoints" / "2").exists():  # it is saved in the background
-                time.sleep(0.01)
+            wait_until((workdir / "checkpoints" / "2").exists)  # it is saved in the background
             with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as out:
                 while out.write(bytes(4096)):
                     pass

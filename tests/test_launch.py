@@ -3,10 +3,10 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 TRAIN = ("train", "--config=configs/quickstart.py", "--workdir=/data/run", "--config.name=a b")
@@ -71,15 +71,14 @@ def test_a_signal_between_two_runs_is_not_forgotten(tmp_path):
     """The signal comes while the launcher looks for the newest checkpoint and no run can receive it."""
     (tmp_path / "bin").mkdir()
     find = tmp_path / "bin" / "find"
-    find.write_text(f"#!/bin/sh\ntouch {tmp_path}/looking; sleep 1\n")
+    find.write_text(f"#!/bin/sh\ntouch {tmp_path}/looking; while [ ! -e {tmp_path}/asked ]; do sleep 0.02; done\n")
     find.chmod(0o755)
     command = [str(LAUNCH / "restart.sh"), "bash", "-c", f"touch {tmp_path}/ran", f"--workdir={tmp_path}"]
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     process = subprocess.Popen(command, env=os.environ | {"PATH": path}, start_new_session=True)
-    while not (tmp_path / "looking").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until((tmp_path / "looking").exists, process)
     process.send_signal(signal.SIGTERM)
+    (tmp_path / "asked").touch()
     assert process.wait(timeout=30) == 75
     assert not (tmp_path / "ran").exists()
 
@@ -106,9 +105,7 @@ def test_a_signal_to_the_launcher_is_one_to_each_process_which_it_waits_for(tmp_
         cwd=LAUNCH.parent,
         stdout=subprocess.DEVNULL,
     )
-    while len(list(tmp_path.glob("started.*"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_until(lambda: len(list(tmp_path.glob("started.*"))) == 2, process)
     process.terminate()
     assert process.wait(timeout=30) == 75
     assert len(list(tmp_path.glob("stopped.*"))) == 2

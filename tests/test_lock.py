@@ -37,15 +37,16 @@ def test_another_hosts_run_is_told_by_its_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
     file = tmp_path / lock.NAME
     file.write_text('{"host": "elsewhere", "pid": 7, "since": "noon"}')
-    beating = threading.Event()
+    has_beaten, beating = threading.Event(), threading.Event()
 
     def beat():
         while not beating.wait(0.05):
             os.utime(file)
+            has_beaten.set()
 
     thread = threading.Thread(target=beat)
     thread.start()
-    time.sleep(0.1)
+    assert has_beaten.wait(60)
     with pytest.raises(ConfigError, match="process 7 on elsewhere, since noon"), lock.held(tmp_path):
         pass
     beating.set()
@@ -96,7 +97,13 @@ def test_a_run_that_is_started_again_waits_for_its_last_moments(tmp_path, monkey
         impatient.setattr(lock, "LEAVES_S", 0.3)
         with lock.held(tmp_path):
             pass
-    threading.Timer(0.3, ended.set).start()
+    sleep = time.sleep
+
+    def sleep_and_end(interval_s: float) -> None:
+        ended.set()
+        sleep(interval_s)
+
+    monkeypatch.setattr(lock.time, "sleep", sleep_and_end)
     with lock.held(tmp_path):
         assert ended.is_set() and f'"pid": {os.getpid()}' in file.read_text()
     thread.join()

@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -177,15 +176,9 @@ def test_importing_the_package_warns_of_nothing():
     assert done.returncode == 0, done.stderr
 
 
-def test_help_answers_at_once():
-    fresh("-m", "t5x_lite.cli", "--help")  # once, so that the files are cached and compiled
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = fresh("-m", "t5x_lite.cli", "--help")
-        times.append(time.perf_counter() - start)
-        assert done.returncode == 0 and "train" in done.stdout
-    assert min(times) < 1.0, times
+def test_help_imports_nothing_that_takes_long():
+    done = fresh("-m", "t5x_lite.cli", "--help")
+    assert done.returncode == 0 and "train" in done.stdout
     code = """
 import sys
 from t5x_lite import cli

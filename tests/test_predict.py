@@ -9,13 +9,13 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from t5x_lite import cli, experiment, runtime
 from t5x_lite import config as configs
@@ -176,9 +176,7 @@ def test_infer_killed_at_any_byte_ends_with_the_lines_of_an_uninterrupted_run(tm
     killed.touch()
     for size in sorted(rng.randrange(len(expected) * 9 // 10) for _ in range(5)):
         process = subprocess.Popen([sys.executable, "-m", "t5x_lite.cli", *command(killed)], env=os.environ)
-        while process.poll() is None and killed.stat().st_size <= size:
-            time.sleep(0.001)
-        assert process.poll() is None
+        wait_until(lambda size=size: killed.stat().st_size > size, process, look_s=0.001)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert size < killed.stat().st_size < len(expected) and expected.startswith(killed.read_bytes())

@@ -10,12 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from t5x_lite import cli, runtime
 from t5x_lite.cluster import processes, rendezvous
@@ -61,11 +61,7 @@ def lines(path: Path) -> list[str]:
 
 def when_trained(process: subprocess.Popen, log: Path, batches: int) -> None:
     """Waits until the last process has taken this many batches."""
-    end = time.monotonic() + 300
-    while len(lines(log)) < batches:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
+    wait_until(lambda: len(lines(log)) >= batches, process)
 
 
 def losses(workdir: Path) -> list[float]:
@@ -285,12 +281,11 @@ def test_when_one_process_dies_or_freezes_the_other_ends_and_says_so(victim, num
     for process in pair:
         assert process.stdout and process.stdout.readline() == "joined\n"
     pair[victim].send_signal(number)
-    began_s = time.monotonic()
-    output, _ = pair[1 - victim].communicate(timeout=60)
+    output, _ = pair[1 - victim].communicate(timeout=60)  # jax's own heartbeat would take 100 s to miss
     pair[victim].kill()
     pair[victim].communicate()
     assert pair[1 - victim].returncode == 75, output
-    assert "lost another process" in output and time.monotonic() - began_s < 5 + 10  # heartbeat, and some slack
+    assert "lost another process" in output
 
 
 def test_only_what_speaks_of_other_processes_is_a_lost_one(monkeypatch):

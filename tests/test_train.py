@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from waiting import wait_until
 
 from t5x_lite import cli, runtime, train
 from t5x_lite import config as configs
@@ -64,14 +64,6 @@ def train_losses(workdir: Path) -> dict[int, float]:
     return dict(losses)
 
 
-def wait_for(condition, process: subprocess.Popen, timeout_s: float = 300) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-
-
 def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
@@ -88,7 +80,7 @@ def test_a_signal_saves_at_once_and_the_run_goes_on(tmp_path):
     flags = [*SIX, "--config.train.total_steps=2000", "--config.checkpoint.every_steps=2000"]
     workdir = tmp_path / "run"
     process = start(workdir, *flags)
-    wait_for(lambda: lines(Path(f"{workdir}.batches")) >= 8, process)
+    wait_until(lambda: lines(Path(f"{workdir}.batches")) >= 8, process)
     process.send_signal(signal.SIGINT)  # as Ctrl-C does; SIGTERM to one of two processes: test_processes.py
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 75, output
