@@ -172,6 +172,8 @@ def test_what_is_factored():
     assert dims(("embed", "classes"), (768, 3)) == ((), ())  # fewer than 128 columns
     assert dims(("layers", "norm"), (6, 512)) == ((), ())
     assert dims(("embed", "mlp"), (128, 127)) == ((), ())
+    for unknown in ("experts", None):  # no row in cluster/axes.py, no name: the whole parameter keeps its moment
+        assert optim.factor_dims((unknown, "embed", "mlp"), (8, 512, 2048)) == ((), (), (0, 1, 2))
     assert optim.factor_dims(("layers", "embed"), (6, 512)).within == (1,)
 
 

@@ -19,7 +19,7 @@ from tiny_models import FAMILIES, random_batch
 
 from t5x_lite import config, runtime
 from t5x_lite.cluster import sharding
-from t5x_lite.cluster.axes import MESH_AXES, AxisRules, axis_rules
+from t5x_lite.cluster.axes import MESH_AXES, AxisRules, MeshAxis, axis_rules
 from t5x_lite.cluster.sharding import Layout, check_batch, check_model, make_mesh, parse_mesh
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
@@ -139,6 +139,24 @@ def test_rules_can_be_replaced():
     layout = Layout(make_mesh(fsdp=4, tensor=2), axis_rules(vocab=None, embed=("fsdp", "tensor")))
     assert layout.spec(("vocab", "embed")) == PartitionSpec(None, ("fsdp", "tensor"))
     assert hash(layout) == hash(Layout(layout.mesh, axis_rules(vocab=(), embed=["fsdp", "tensor"])))
+
+
+def test_a_mesh_axis_is_a_row_of_the_table():
+    """Everything about a fifth axis follows from its row: mesh texts, meshes, rules, and where an array lies."""
+    with mock.patch.dict(MESH_AXES, expert=MeshAxis("the experts of an MLP")):
+        sizes = parse_mesh("expert=4,tensor=2", 8)
+        assert sizes == {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 2, "expert": 4}
+        assert parse_mesh(sharding.mesh_text(sizes), 8) == sizes
+        assert sizes in sharding.meshes_that_fit(sizes, lambda mesh: None)
+        layout = Layout(make_mesh(**sizes), axis_rules(embed="expert", batch=("data", "expert")))
+        assert layout.batch_shards == 4
+        kernel = jax.device_put(np.arange(32.0).reshape(8, 4), layout.sharding(("embed", "mlp")))
+        assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 2)}
+        np.testing.assert_array_equal(kernel, np.arange(32.0).reshape(8, 4))
+        with pytest.raises(ConfigError, match=r"batch_rows=6 is not divisible by mesh axis expert=4; use 4 or 8"):
+            check_batch(6, sizes, layout.rules)
+    with pytest.raises(ConfigError, match="unknown mesh axis 'expert'"):
+        parse_mesh("expert=4,tensor=2", 8)
 
 
 def test_a_row_is_split_along_its_length_where_it_divides():
