@@ -21,8 +21,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes on how it part
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
+import shapes
 
+from t5x_lite.decoding import generate
 from t5x_lite.tasks import builtin
 
 builtin.register()  # once, before a test replaces the registry
@@ -45,6 +48,21 @@ def compiled():
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield names
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def checked_texts(monkeypatch):
+    """The dtypes and shapes of all texts that are generated in a test are those that `generate` promises."""
+    plain = generate.generate
+
+    def checked(module, params, batch, strategy, **options):
+        out = plain(module, params, batch, strategy, **options)
+        prompts = batch[generate.PROMPT[module.config.architecture][0]]
+        shapes.assert_shapes(shapes.TEXTS, {"prompts": np.asarray(prompts)} | out)
+        assert out["tokens"].shape[1] == strategy.texts
+        return out
+
+    monkeypatch.setattr(generate, "generate", checked)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from t5x_lite.models import build
 from t5x_lite.models.presets import preset
 from t5x_lite.models.transformer import stack_layers
 
+pytestmark = pytest.mark.usefixtures("checked_texts")
+
 MAX_TOKENS = 6
 CACHED = FAMILIES | {
     "bart": preset("bart_base", **SIZES, **BOTH, **NO_DROPOUT, max_positions=64),

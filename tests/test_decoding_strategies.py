@@ -17,6 +17,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.transformer import stack_layers
 
+pytestmark = pytest.mark.usefixtures("checked_texts")
+
 EOS = 1
 FEW = 4  # ids of a vocabulary small enough to try every text
 TRIED = 3  # tokens of those texts

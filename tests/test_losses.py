@@ -1,11 +1,15 @@
 """Checks the losses' values and gradients against plain formulas, and their compiled programs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import Float32, Int
+from shapes import Array, assert_shapes
 
 from t5x_lite.cluster import sharding
 from t5x_lite.errors import ConfigError, DataError
@@ -174,3 +178,24 @@ def test_the_loss_by_task_is_that_of_a_batch_with_the_other_tasks_left_out():
             assert expected.task_sum is None
             np.testing.assert_allclose(whole[head].task_sum[task - 1], expected.sum, rtol=1e-6)
             np.testing.assert_allclose(whole[head].task_weight[task - 1], expected.weight, rtol=1e-6)
+
+
+@given(sizes=st.tuples(*[st.integers(1, 5)] * 5))
+def test_there_is_a_loss_and_a_verdict_for_each_target(sizes):
+    B, S, E, V, C = sizes
+
+    def of(*shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    logits = functools.partial(of, dtype=jnp.bfloat16)
+    for function, arguments, axes in (
+        (losses.token_losses, (logits(B, S, V), of(B, S)), "B S"),
+        (losses.label_losses, (logits(B, E, C), of(B, E * C)), "B E"),
+        (losses.span_losses, (logits(B, S, 2), of(B, E), of(B, E), of(B, S)), "B E"),
+        (losses.choice_losses, (logits(B, E), of(B, E)), "B E"),
+        (losses.squared_errors, (logits(B, E), of(B, E)), "B E"),
+    ):
+        loss, correct = jax.eval_shape(function, *arguments)
+        expected = {"tokens": Int[Array, "B S"], "examples": Int[Array, "B E"], "loss": Float32[Array, axes]}
+        assert_shapes(expected, {"tokens": of(B, S), "examples": of(B, E), "loss": loss})
+        assert correct is None or (correct.shape, correct.dtype) == (loss.shape, loss.dtype)
