@@ -22,8 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes on how it part
 import hypothesis
 import jax
 import numpy as np
+import promised_shapes
 import pytest
-import shapes
 
 from t5x_lite.decoding import generate
 from t5x_lite.tasks import builtin
@@ -58,7 +58,7 @@ def checked_texts(monkeypatch):
     def checked(module, params, batch, strategy, **options):
         out = plain(module, params, batch, strategy, **options)
         prompts = batch[generate.PROMPT[module.config.architecture][0]]
-        shapes.assert_shapes(shapes.TEXTS, {"prompts": np.asarray(prompts)} | out)
+        promised_shapes.assert_shapes(promised_shapes.TEXTS, {"prompts": np.asarray(prompts)} | out)
         assert out["tokens"].shape[1] == strategy.texts
         return out
 

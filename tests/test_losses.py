@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float32, Int
-from shapes import Array, assert_shapes
+from promised_shapes import Array, assert_shapes
 
 from t5x_lite.cluster import sharding
 from t5x_lite.errors import ConfigError, DataError

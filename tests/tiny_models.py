@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import shapes
-from shapes import assert_shapes
+from promised_shapes import OUTPUTS, assert_shapes
 
 from t5x_lite.models import build
 from t5x_lite.models.config import ModelConfig
@@ -92,7 +91,7 @@ def random_params(config: ModelConfig, seed: int = 0):
 def forward(config: ModelConfig, params, batch, key=None) -> dict[str, jax.Array]:
     """Returns the model's outputs, jitted, and checks their dtypes and shapes; with `key`, in training mode."""
     outputs = _forward(config)(params, batch, key)
-    assert_shapes(shapes.OUTPUTS, {n: x for n, x in batch.items() if n in shapes.OUTPUTS} | outputs)
+    assert_shapes(OUTPUTS, {n: x for n, x in batch.items() if n in OUTPUTS} | outputs)
     return outputs
 
 
