@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ KEYS: dict[str, Key] = {
     "data.targets": Key("", "data.files: template of the targets: '{label}'"),
     "data.text": Key("", "data.files: template of a corpus ('{text}'), in place of inputs and targets"),
     "data.labels": Key(None, "data.files: the classes; unset: detected from the targets", kind=tuple),
+    "data.header": Key(None, "data.files: whether tables begin with column names; unset: detected", kind=bool),
+    "data.delimiter": Key("", "data.files: character between the cells of tables; '': detected"),
     "data.max_bad_fraction": Key(0.0, "share of a task's records that may be bad; skips and counts them", FREE, SHARE),
     "data.vocabulary": Key("", "bytes, a .model, tokenizer.json or vocab.txt, or a directory with one; '': the tasks'"),
     "data.batch_rows": Key(32, "rows of the global batch", REFUSE, AT_LEAST_ONE),
@@ -139,6 +142,37 @@ KEYS: dict[str, Key] = {
     "wandb.mode": Key("disabled", "online records offline where there is no network", FREE, WANDB_MODES),
     "wandb.project": Key("t5x_lite", "project in wandb", FREE),
     "wandb.entity": Key("", "user or team in wandb", FREE),
+}
+
+
+# Names that users of other frameworks type for a key, without their section.
+ELSEWHERE = {
+    **dict.fromkeys(("lr", "peak_lr", "base_lr"), "optimizer.learning_rate"),
+    **dict.fromkeys(("batch_size", "train_batch_size", "per_device_train_batch_size"), "data.batch_rows"),
+    **dict.fromkeys(("max_steps", "num_steps", "epochs", "num_train_epochs"), "train.total_steps"),
+    **dict.fromkeys(("warmup", "warmup_ratio", "num_warmup_steps"), "schedule.warmup_steps"),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler"), "schedule.name"),
+    **dict.fromkeys(("eval_steps", "eval_every", "eval_interval"), "eval.every_steps"),
+    **dict.fromkeys(("save_steps", "save_every", "save_interval"), "checkpoint.every_steps"),
+    **dict.fromkeys(("save_total_limit", "max_to_keep"), "checkpoint.keep_last"),
+    **dict.fromkeys(("logging_steps", "log_every", "log_interval"), "train.log_every_steps"),
+    **dict.fromkeys(("gradient_accumulation_steps", "grad_accum", "accumulate_grad_batches"), "train.microbatches"),
+    **dict.fromkeys(("max_grad_norm", "grad_clip", "gradient_clip_val"), "optimizer.clip_norm"),
+    **dict.fromkeys(("beta1", "adam_beta1"), "optimizer.b1"),
+    **dict.fromkeys(("beta2", "adam_beta2"), "optimizer.b2"),
+    **dict.fromkeys(("eps", "adam_epsilon"), "optimizer.epsilon"),
+    **dict.fromkeys(("max_length", "max_seq_length", "seq_length", "seq_len", "block_size"), "data.length"),
+    **dict.fromkeys(("max_target_length", "target_length"), "data.targets_length"),
+    **dict.fromkeys(("train_file", "data_files"), "data.files"),
+    **dict.fromkeys(("dataset", "dataset_name", "task"), "data.mixture"),
+    **dict.fromkeys(("tokenizer", "tokenizer_name", "vocab"), "data.vocabulary"),
+    **dict.fromkeys(("model_name", "model_name_or_path"), "model.preset"),
+    **dict.fromkeys(("fp16", "bf16", "precision", "mixed_precision"), "model.dtype"),
+    **dict.fromkeys(("dropout", "hidden_dropout_prob"), "model.dropout_rate"),
+    **dict.fromkeys(("gradient_checkpointing", "checkpointing"), "model.remat"),
+    **dict.fromkeys(("num_beams", "beam_size"), "eval.beams"),
+    **dict.fromkeys(("max_new_tokens", "generation_max_length"), "eval.max_decode_tokens"),
+    **dict.fromkeys(("report_to", "use_wandb"), "wandb.mode"),
 }
 
 
@@ -230,9 +264,17 @@ def load(spec: str) -> Config:
         match = re.search(r'"([\w.]+)" does not exist', str(error))
         if match is None:
             raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
-        raise ConfigError(f"config file {path!r}: " + _unknown_key(match[1])) from None
+        name, number = _key_in_source(match[1], file, error)
+        raise ConfigError(f"config file {path!r}, line {number}: " + _unknown_key(name)) from None
     except Exception as error:
         raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _key_in_source(leaf: str, file: Path, error: Exception) -> tuple[str, int]:
+    """Returns (the key with its section, the line number) as the config file has it: the error names only `leaf`."""
+    frame = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file][-1]
+    match = re.search(rf"\w+\.((?:\w+\.)*{re.escape(leaf)})\b", frame.line or "")
+    return (match[1] if match else leaf), frame.lineno or 0
 
 
 def override(cfg: Config, key: str, text: str) -> None:
@@ -379,6 +421,9 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 def _unknown_key(name: str) -> str:
     """Returns the message for an unknown key; it suggests keys with a similar full name, or else last part."""
     last = {key.rpartition(".")[2]: key for key in reversed(KEYS)}
+    leaf = name.rpartition(".")[2].lower()
+    if leaf in ELSEWHERE:
+        return f"unknown key config.{name}; use config.{ELSEWHERE[leaf]}: {KEYS[ELSEWHERE[leaf]].meaning}"
     near = suggest(name, KEYS) or [last[leaf] for leaf in suggest(name.rpartition(".")[2], last)]
     hint = (
         f"; did you mean {' or '.join('config.' + key for key in near)}?"

@@ -12,6 +12,7 @@ from typing import Any
 from t5x_lite import own_code
 from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
+from t5x_lite.data.local_files import TableHints
 from t5x_lite.data.registry import Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
@@ -71,7 +72,14 @@ def resolve(cfg: Config) -> Experiment:
     model = _model(cfg, tasks, vocabulary)
     for task in (*tasks, *eval_tasks):
         _check_trainable(task, model, tasks)
+        if model.architecture != "encoder_only":
+            _check_labels_fit(task, cfg, model, vocabulary)
     best_task = cfg.checkpoint.keep_best.rpartition("/")[0]
+    if cfg.checkpoint.keep_best and not best_task:
+        raise ConfigError(
+            f"checkpoint.keep_best={cfg.checkpoint.keep_best!r}: must be TASK/METRIC, for example "
+            f"{eval_tasks[0].name}/{cfg.checkpoint.keep_best}"
+        )
     if cfg.checkpoint.keep_best:
         lookup("task of checkpoint.keep_best=TASK/METRIC", best_task, {task.name: task for task in eval_tasks})
     return Experiment(cfg, mixture, eval_tasks, vocabulary, model, _converter(cfg, model, (*tasks, *eval_tasks)))
@@ -117,6 +125,7 @@ def _with_files(cfg: Config) -> Config:
         labels=labels,
         vocabulary=vocabulary,
         max_bad_fraction=data.max_bad_fraction,
+        tables=TableHints(data.header, data.delimiter),
     )
     if not data.vocabulary:
         log.info("vocabulary: bytes; set config.data.vocabulary to use a different one")
@@ -230,6 +239,25 @@ def _check_trainable(task: Task, model: ModelConfig, trained: tuple[Task, ...]) 
             f"task {task.name!r} has the labels {', '.join(task.classes)}, but the model is trained on the labels "
             f"{', '.join(_classes(trained))}. Evaluate only on tasks with the same labels"
         )
+
+
+def _check_labels_fit(task: Task, cfg: Config, model: ModelConfig, vocabulary: Vocabulary) -> None:
+    """Raises ConfigError if a label has more tokens than a model may learn or write: it could never be right."""
+    if not task.labels or task.target.several:
+        return
+    tokens, label = max(
+        (len(ids), label) for ids, label in zip(vocabulary.encode(task.labels), task.labels, strict=True)
+    )
+    marks = task.features["targets"].add_eos + model.fairseq_marks
+    limits = {"eval.max_decode_tokens": (tokens, cfg.eval.max_decode_tokens)}
+    if model.architecture == "text_to_text":
+        limits["data.targets_length"] = (tokens + marks, cfg.data.targets_length)
+    for key, (needed, limit) in limits.items():
+        if needed > limit:
+            raise ConfigError(
+                f"{key}={limit}: the label {label!r} of task {task.name!r} has {tokens} tokens, so it would be cut; "
+                f"set at least {needed}"
+            )
 
 
 def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> convert.Converter:

@@ -104,11 +104,21 @@ def test_config_file_errors(tmp_path):
     good.write_text(
         "from t5x_lite import config\ndef get_config():\n  c = config.base(); c.train.total_step = 1; return c\n"
     )
-    with pytest.raises(ConfigError, match="total_steps"):
+    with pytest.raises(
+        ConfigError, match=r"line 3: unknown key config\.train\.total_step; did you mean config.train.tot"
+    ):
         config.load(str(good))
     good.write_text("1/0")
     with pytest.raises(ConfigError, match="ZeroDivisionError"):
         config.load(str(good))
+
+
+def test_the_names_of_other_frameworks_lead_to_the_key():
+    for name, key in config.ELSEWHERE.items():
+        assert key in config.KEYS and name not in {known.rpartition(".")[2] for known in config.KEYS}, name
+        for typed in (name, name.upper(), f"train.{name}"):
+            with pytest.raises(ConfigError, match=f"unknown key config.{typed}; use config.{key}: "):
+                config.override(config.base(), typed, "1")
 
 
 def test_from_json_refuses_what_it_does_not_know(tmp_path):

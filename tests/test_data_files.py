@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from t5x_lite import cli, config, experiment
 from t5x_lite.data import local_files, records, registry
-from t5x_lite.data.local_files import find
+from t5x_lite.data.local_files import TableHints, find
 from t5x_lite.data.preprocess import pieces
 from t5x_lite.data.targets import Number
 from t5x_lite.data.vocabularies import ByteVocabulary
@@ -221,6 +221,51 @@ def test_a_file_s_name_may_be_of_any_letters(tmp_path):
 def test_a_header_is_never_a_value_of_its_column(rows):
     if rows and local_files.has_header(rows):
         assert not any(cell == row[n] for row in rows[1:] for n, cell in enumerate(rows[0]))
+
+
+def test_what_is_said_of_a_table_is_not_guessed(tmp_path):
+    index = write(tmp_path / "index.csv", ",text\n0,a\n1,b\n")  # as pandas writes it
+    assert find(f"train={index}").fields == ("", "text")
+    years = f"train={write(tmp_path / 'years.csv', '2019,2020' + chr(10) + '1,2' + chr(10))}"
+    assert find(years).fields == ("column_1", "column_2") and "data.header=true" in find(years).notes[1]
+    (row,) = find(years, tables=TableHints(header=True)).source.split("train")
+    assert row == {"2019": "1", "2020": "2"}
+    named = f"train={write(tmp_path / 'named.csv', 'yes;no' + chr(10) + 'a,b;c' + chr(10))}"
+    assert len(find(named, tables=TableHints(header=False)).source.split("train")) == 2
+    with pytest.raises(DataError, match="2 columns; the header has 1"):
+        find(named, tables=TableHints(header=True, delimiter=","))
+    with pytest.raises(ConfigError, match=r"data.delimiter=', ': must be one character"):
+        find(named, tables=TableHints(delimiter=", "))
+    cfg = config.base()
+    cfg.data.files, cfg.data.inputs, cfg.data.targets, cfg.model.preset = years, "{2019}", "{2020}", "t5_tiny"
+    cfg.data.header = True
+    assert experiment.resolve(cfg).tasks[0].source.split("train")[0] == {"inputs": "1", "targets": "2"}
+
+
+def test_a_label_that_cannot_be_written_is_refused(tmp_path):
+    rows = "".join(f"day {i},{'a much longer label' if i % 3 else 'b'}\n" for i in range(120))
+    cfg = config.base()
+    cfg.data.files, cfg.data.inputs, cfg.data.targets = (
+        write(tmp_path / "a.csv", "text,label\n" + rows),
+        "{text}",
+        "{label}",
+    )
+    for preset, targets_length, new_tokens, message in (
+        ("t5_tiny", 19, 64, "data.targets_length=19: the label 'a much longer label' of task 'a' has 19 tokens"),
+        ("t5_tiny", 20, 18, "eval.max_decode_tokens=18: .* set at least 19"),
+        ("gpt2_tiny", 1, 18, "eval.max_decode_tokens=18"),
+        ("t5_tiny", 20, 19, None),
+        ("bert_tiny", 1, 1, None),
+    ):
+        cfg.model.preset, cfg.data.targets_length, cfg.eval.max_decode_tokens = preset, targets_length, new_tokens
+        cfg.data.length = 128
+        if message is None:
+            experiment.resolve(cfg)
+            continue
+        with pytest.raises(ConfigError, match=message):
+            experiment.resolve(cfg)
+    cfg.checkpoint.keep_best = "accuracy"
+    assert experiment.resolve(cfg).cfg.checkpoint.keep_best == ""  # of data.files: another task's is not used
 
 
 # ------------------------------------------------------------------------------------------------------- templates

@@ -54,6 +54,20 @@ OTHER_KINDS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class TableHints:
+    """What the user says about CSV and TSV files; what is left open is detected.
+
+    header: whether the first row names the columns; None: detected. delimiter: between cells; "": detected.
+    """
+
+    header: bool | None = None
+    delimiter: str = ""
+
+
+DETECTED = TableHints()
+
+
+@dataclasses.dataclass(frozen=True)
 class Found:
     """A source, its splits and fields, and notes about them for the user."""
 
@@ -63,7 +77,7 @@ class Found:
     notes: tuple[str, ...]
 
 
-def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
+def find(spec: str, max_bad_fraction: float = 0.0, tables: TableHints = DETECTED) -> Found:
     """Returns the source that `spec` names, with its splits and fields.
 
         reviews.csv                          one file, split by hash into 90% train, 5% validation, 5% test
@@ -79,7 +93,7 @@ def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
     spec = re.sub(r"(^|=)~(?=/)", lambda begin: begin[1] + str(Path.home()), spec)  # shells do not expand "=~/"
     files = _files(spec)
     paths = [path for pattern in ([files] if isinstance(files, str) else files.values()) for path in matching(pattern)]
-    form, notes = _format(*paths, tolerant=max_bad_fraction > 0)
+    form, notes = _format(*paths, tolerant=max_bad_fraction > 0, tables=tables)
     source = Files(files, form, max_bad_fraction)
     splits = tuple(PERCENT) if isinstance(files, str) else tuple(files)
     first = next((split for split in splits if len(source.split(split))), None)
@@ -88,7 +102,7 @@ def find(spec: str, max_bad_fraction: float = 0.0) -> Found:
     fields = tuple(source.split(first)[0])
     if not isinstance(files, str):
         is_named = not Path(spec).is_dir()  # every file that the user names must be used; templates choose the fields
-        kept, others = _alike(files, form, () if is_named else fields, max_bad_fraction)
+        kept, others = _alike(files, form, () if is_named else fields, max_bad_fraction, tables)
         if others and is_named:
             path, why = others[0]
             raise DataError(f"{path}: {why}; remove it from data.files, or convert it to the same format and columns")
@@ -227,12 +241,12 @@ def _pair(names: Iterable[str]) -> str:
 
 
 def _alike(
-    files: Mapping[str, str], form: Format, fields: Sequence[str], max_bad_fraction: float
+    files: Mapping[str, str], form: Format, fields: Sequence[str], max_bad_fraction: float, tables: TableHints
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Returns ({split: path} for the files in this format with these fields, (path, reason) for each other file)."""
     kept, others = {}, []
     for name, path in files.items():
-        file_form, _ = _format(*matching(path), tolerant=max_bad_fraction > 0)
+        file_form, _ = _format(*matching(path), tolerant=max_bad_fraction > 0, tables=tables)
         if isinstance(file_form, Table) and isinstance(form, Table):
             file_form = dataclasses.replace(file_form, quoting=form.quoting)  # `form` was guessed from all files
         file_fields = tuple(Files({name: path}, file_form, max_bad_fraction).split(name)[0])
@@ -251,7 +265,7 @@ def kind_of(name: str) -> str | None:
     return KIND_OF_SUFFIX.get(name.lower().removesuffix(".gz").rpartition(".")[2])
 
 
-def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
+def _format(path: str, *more: str, tolerant: bool, tables: TableHints) -> tuple[Format, list[str]]:
     """Returns (the format of a file and of `more` files like it, notes for the user).
 
     Raises ConfigError if the suffix is unknown.
@@ -270,7 +284,7 @@ def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
             "with .gz; or two parallel files such as train.{en,de}"
         )
     if kind in ("csv", "tsv"):
-        return _table(path, more, kind)
+        return _table(path, more, kind, tables)
     if kind == "conll":
         return _conll(path)
     if kind == "text":
@@ -289,20 +303,23 @@ def _format(path: str, *more: str, tolerant: bool) -> tuple[Format, list[str]]:
     return form, [f"{words} with the fields {', '.join(fields)}"]
 
 
-def _table(path: str, more: Sequence[str], kind: str) -> tuple[Format, list[str]]:
+def _table(path: str, more: Sequence[str], kind: str, tables: TableHints) -> tuple[Format, list[str]]:
     lines = _sample(path)
-    delimiter = "\t" if kind == "tsv" else max(",;\t|", key=lambda d: len(next(_rows(lines, d, True), [])))
+    guess = "\t" if kind == "tsv" else max(",;\t|", key=lambda d: len(next(_rows(lines, d, True), [])))
+    delimiter = tables.delimiter.replace("\\t", "\t") or guess
+    if len(delimiter) > 1:
+        raise ConfigError(f"data.delimiter={tables.delimiter!r}: must be one character")
     quoting = kind == "csv" or _quotes_cells((line for p in (path, *more) for line in lines_of(p)), delimiter)
     rows = list(_rows(lines, delimiter, quoting))
     words = {",": "CSV", "\t": "TSV"}.get(delimiter, f"CSV with the delimiter {delimiter!r}")
     words += "" if quoting == (kind == "csv") else ", cells quoted"
-    if not rows or has_header(rows):
+    if not rows or (has_header(rows) if tables.header is None else tables.header):
         return Table(delimiter, (), quoting), [f"{words} with the columns {', '.join(rows[0] if rows else [])}"]
     columns = tuple(f"column_{n + 1}" for n in range(len(rows[0])))
     example = " | ".join(cell[:30] for cell in rows[0])
     return Table(delimiter, columns, quoting), [
         f"{words} without a header, {len(columns)} columns",
-        f"columns named {', '.join(columns)}; the first row is {example}",
+        f"columns named {', '.join(columns)}; the first row is {example} (data.header=true if it names the columns)",
     ]
 
 
@@ -337,13 +354,15 @@ def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
 
 def has_header(rows: Sequence[Sequence[str]]) -> bool:
     """Returns whether the first row names the columns: its cells are short, not numbers, and do not occur further down
-    in their columns.
+    in their columns. The first cell may be empty, as pandas writes the name of its index.
 
     >>> has_header([["text", "label"], ["good", "1"]]), has_header([["good", "yes"], ["bad", "no"], ["fair", "yes"]])
     (True, False)
     """
     first, rest = rows[0], rows[1:]
-    if not all(0 < len(cell.strip()) <= LONGEST_COLUMN_NAME for cell in first):
+    if not all(
+        0 < len(cell.strip()) <= LONGEST_COLUMN_NAME for cell in first[not first[0].strip() and len(first) > 1 :]
+    ):
         return False
     if any(_is_number(cell) for cell in first):
         return False

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from t5x_lite.data.reader import text_examples
 from t5x_lite.data.registry import Task
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import scores
 from t5x_lite.experiment import Experiment
 
@@ -79,7 +79,7 @@ def _has_training(task: Task) -> bool:
     """Returns whether a task has a training split with examples; a diagnostic set, such as glue_ax, has none."""
     try:
         return len(task.source.split("train")) > 0
-    except ConfigError:
+    except (ConfigError, DataError):  # the split is unknown, or its file is not among the published ones
         return False
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from t5x_lite.data import registry
 from t5x_lite.data.filled import Filled
-from t5x_lite.data.local_files import SPLIT_NAMES, Found, find
+from t5x_lite.data.local_files import DETECTED, SPLIT_NAMES, Found, TableHints, find
 from t5x_lite.data.preprocess import pieces, root
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Files
@@ -57,6 +57,7 @@ def task_from_files(
     name: str = "",
     vocabulary: Vocabulary | None = None,
     max_bad_fraction: float = 0.0,
+    tables: TableHints = DETECTED,
 ) -> Task:
     """Returns a task of local files, and logs what was guessed about them. See `discover`."""
     made = discover(
@@ -68,6 +69,7 @@ def task_from_files(
         name=name,
         vocabulary=vocabulary,
         max_bad_fraction=max_bad_fraction,
+        tables=tables,
     )
     for note in made.notes:
         logging.getLogger(__name__).info("%s", note)
@@ -84,6 +86,7 @@ def discover(
     name: str = "",
     vocabulary: Vocabulary | None = None,
     max_bad_fraction: float = 0.0,
+    tables: TableHints = DETECTED,
 ) -> FileTask:
     """Returns a task of local files, and notes on what was guessed about them.
 
@@ -93,9 +96,10 @@ def discover(
     labels: the classes. None guesses whether the targets are labels, numbers or free text; () means free text.
     name: of the task; by default made from the file's name.
     max_bad_fraction: the fraction of the records that may be bad, as in a Task.
+    tables: whether CSV and TSV files have a header, and their delimiter, where these should not be detected.
     Raises ConfigError for templates that name no field, DataError for files that cannot be read.
     """
-    guess = find(files, max_bad_fraction)
+    guess = find(files, max_bad_fraction, tables)
     templates = _templates(guess, files, {"inputs": inputs, "targets": targets, "text": text})
     source = Filled(guess.source, tuple(templates.items()))
     unlabelled = [split for split in guess.splits if split == "test" and source.split(split).is_unlabelled()]
