@@ -165,7 +165,7 @@ ELSEWHERE = {
     **dict.fromkeys(("max_target_length", "target_length"), "data.targets_length"),
     **dict.fromkeys(("train_file", "data_files"), "data.files"),
     **dict.fromkeys(("dataset", "dataset_name", "task"), "data.mixture"),
-    **dict.fromkeys(("tokenizer", "tokenizer_name", "vocab"), "data.vocabulary"),
+    **dict.fromkeys(("tokenizer", "tokenizer_name"), "data.vocabulary"),
     **dict.fromkeys(("model_name", "model_name_or_path"), "model.preset"),
     **dict.fromkeys(("fp16", "bf16", "precision", "mixed_precision"), "model.dtype"),
     **dict.fromkeys(("dropout", "hidden_dropout_prob"), "model.dropout_rate"),
