@@ -12,7 +12,6 @@ from typing import Any
 from t5x_lite import own_code
 from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
-from t5x_lite.data.local_files import TableHints
 from t5x_lite.data.registry import Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
@@ -125,7 +124,7 @@ def _with_files(cfg: Config) -> Config:
         labels=labels,
         vocabulary=vocabulary,
         max_bad_fraction=data.max_bad_fraction,
-        tables=TableHints(data.header, data.delimiter),
+        tables=files.TableHints(data.header, data.delimiter),
     )
     if not data.vocabulary:
         log.info("vocabulary: bytes; set config.data.vocabulary to use a different one")

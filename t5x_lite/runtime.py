@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -17,12 +17,14 @@ from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.config import Config
 from t5x_lite.errors import ConfigError
-from t5x_lite.experiment import Experiment
 from t5x_lite.models import build
 from t5x_lite.training import losses, optim, spikes, step, trainable, unfreezing
 from t5x_lite.training.optim import Schedule
 from t5x_lite.training.step import LossFn, TrainState
 from t5x_lite.training.trainable import Trainable
+
+if TYPE_CHECKING:
+    from t5x_lite.experiment import Experiment  # resolving names is not a part of training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Runtime:
         )
 
 
-def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
+def start(experiment: "Experiment", devices: Sequence | None = None) -> Runtime:
     """Builds the mesh and the module.
 
     devices: the mesh's devices; None uses all.
@@ -69,7 +71,7 @@ def start(experiment: Experiment, devices: Sequence | None = None) -> Runtime:
     return Runtime(layout, build(experiment.model, layout.constrain), example)
 
 
-def check_mesh(experiment: Experiment, rules: AxisRules, sizes: Mapping[str, int]) -> None:
+def check_mesh(experiment: "Experiment", rules: AxisRules, sizes: Mapping[str, int]) -> None:
     """Raises ConfigError unless batch, rows and model divide over a mesh of these sizes. Needs no device."""
     cfg, model = experiment.cfg, experiment.model
     sharding.check_batch(cfg.data.batch_rows, sizes, rules, cfg.train.microbatches)
@@ -103,7 +105,7 @@ class Training:
         return tuple(sum(p.size for p in jax.tree.leaves(tree)) for tree in (params, trained))  # type: ignore[return-value]
 
 
-def make_training(experiment: Experiment, on_devices: Runtime, loss_fn: LossFn | None = None) -> Training:
+def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn | None = None) -> Training:
     """Returns the training step of an experiment. loss_fn: replaces the config's loss.
 
     Raises ConfigError if the user's own module, optimizer, schedule or loss returns wrong shapes (check_own_code.py).
@@ -160,7 +162,7 @@ def _optimizer(cfg: Config, param_axes: Any) -> tuple[optax.GradientTransformati
     return optimizer, schedule
 
 
-def make_loss(experiment: Experiment) -> LossFn:
+def make_loss(experiment: "Experiment") -> LossFn:
     """Returns the config's loss: cross entropy (of several tasks, each task's too), or the user's own function."""
     loss, tasks = experiment.cfg.loss, len(experiment.tasks)
     if callable(loss.name):

@@ -11,17 +11,19 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from t5x_lite import atomic, experiment
+from t5x_lite import atomic
 from t5x_lite import config as configs
 from t5x_lite.config import Config
 from t5x_lite.data import registry, targets, vocabularies
 from t5x_lite.data.registry import Example, Feature, Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import CheckpointError, DataError
-from t5x_lite.experiment import Experiment
 from t5x_lite.models import presets
+
+if TYPE_CHECKING:
+    from t5x_lite.experiment import Experiment  # resolving names is not a part of training
 
 DIRECTORY = "model"
 TASKS = "tasks.json"
@@ -42,7 +44,7 @@ class NotHere:
         raise DataError(f"the data of the task {self.task!r} is not in the workdir, which keeps only its definition")
 
 
-def write(experiment: Experiment, workdir: Path) -> None:
+def write(experiment: "Experiment", workdir: Path) -> None:
     """Writes WORKDIR/model; does nothing for a model, target or vocabulary class of the user's own code.
 
     Raises OSError if the disk takes no file, ConfigError if a file of the vocabulary cannot be read.
@@ -68,12 +70,14 @@ def directory_of(workdir: Path) -> Path | None:
     return directory if (directory / TASKS).is_file() and (directory / presets.STORED).is_file() else None
 
 
-def resolve(cfg: Config, workdir: Path) -> Experiment:
+def resolve(cfg: Config, workdir: Path) -> "Experiment":
     """Returns the experiment of a workdir for using its model: with its tasks' definitions, without their data.
 
     Resolves the names in `cfg` instead if the workdir holds no definitions, or if `cfg` changes what the model is.
     Raises CheckpointError if the definitions cannot be read.
     """
+    from t5x_lite import experiment
+
     directory = directory_of(workdir)
     own = configs.from_json(workdir / "config.json")
     changed = [k for k, v in configs.flat(cfg).items() if v != configs.flat(own)[k] and not k.startswith(OF_USE)]
@@ -90,7 +94,7 @@ def resolve(cfg: Config, workdir: Path) -> Experiment:
     return experiment.of_parts(cfg, mixture, vocabulary, presets.stored(directory))
 
 
-def _files(experiment: Experiment) -> Iterator[Path]:
+def _files(experiment: "Experiment") -> Iterator[Path]:
     path = getattr(experiment.vocabulary, "path", None)
     if path is not None:
         yield Path(path)

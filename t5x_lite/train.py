@@ -5,15 +5,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 
 from t5x_lite import atomic, runtime, saved_run
 from t5x_lite import config as configs
 from t5x_lite.checkpoints import checkpoint
-from t5x_lite.checkpoints.checkpoint import Checkpoints, load_params
-from t5x_lite.checkpoints.mirror import Mirror
+from t5x_lite.checkpoints.checkpoint import Checkpoints
 from t5x_lite.cluster import lock, processes, sharding
 from t5x_lite.cluster.guard import Guard
 from t5x_lite.costs.profiling import Profile
@@ -21,7 +20,6 @@ from t5x_lite.data import pipeline
 from t5x_lite.data.pipeline import TrainBatches
 from t5x_lite.data.registry import differences
 from t5x_lite.errors import RESTART_ME, CheckpointError, ConfigError, cannot_write, of_the_disk
-from t5x_lite.experiment import Experiment
 from t5x_lite.reports import results
 from t5x_lite.reports.goodput import Clock
 from t5x_lite.reports.loggers import Loggers
@@ -32,6 +30,10 @@ from t5x_lite.runtime import Runtime, Training
 from t5x_lite.training import step_metrics
 from t5x_lite.training.faults import BeginAt, FaultPolicy
 from t5x_lite.training.step import LossFn, TrainState
+
+if TYPE_CHECKING:
+    from t5x_lite.checkpoints.mirror import Mirror
+    from t5x_lite.experiment import Experiment  # resolving names is not a part of training
 
 
 class Evaluation(Protocol):
@@ -45,7 +47,7 @@ class Evaluation(Protocol):
 
 
 def run(
-    experiment: Experiment, workdir: Path, evaluation_of: Callable[..., Evaluation], loss_fn: LossFn | None = None
+    experiment: "Experiment", workdir: Path, evaluation_of: Callable[..., Evaluation], loss_fn: LossFn | None = None
 ) -> int:
     """Trains up to `train.total_steps`, evaluates and saves on the way, and returns the exit status.
 
@@ -61,7 +63,7 @@ def run(
         held.enter_context(of_the_disk(workdir))
         guard = held.enter_context(Guard(cfg.train.hang_s, cfg.train.grace_s))
         processes.on_first(lambda: _open_workdir(workdir, held))
-        mirror = Mirror(cfg.checkpoint.mirror) if cfg.checkpoint.mirror else None
+        mirror = _mirror(cfg.checkpoint.mirror)
         begin, notes = _where_to_begin(experiment, workdir, mirror)
         on_devices = runtime.start(experiment)
         training = runtime.make_training(experiment, on_devices, loss_fn)
@@ -100,7 +102,7 @@ def run(
         while running:  # once, and again after every rollback
             # ----------------------------------- state: from the workdir's checkpoint, from init.checkpoint, or fresh
             state = metrics = pending = None  # on a rollback, this frees the memory of the bad state
-            state, data_state = _restore(cfg, begin, training, checkpoints, first_data_state, terminal)
+            state, data_state = _restore(experiment, begin, training, checkpoints, first_data_state, terminal)
             data.set_state(data_state)
             for _ in range(begin.skip_batches):
                 next(data)
@@ -172,7 +174,15 @@ def _open_workdir(workdir: Path, held: contextlib.ExitStack) -> None:
     held.enter_context(lock.held(workdir))
 
 
-def _where_to_begin(experiment: Experiment, workdir: Path, mirror: Mirror | None) -> tuple[BeginAt, list[str]]:
+def _mirror(url: str) -> "Mirror | None":
+    if not url:
+        return None
+    from t5x_lite.checkpoints.mirror import Mirror
+
+    return Mirror(url)
+
+
+def _where_to_begin(experiment: "Experiment", workdir: Path, mirror: "Mirror | None") -> tuple[BeginAt, list[str]]:
     """Returns the point where the run begins, and notes about it for the user.
 
     Raises ConfigError if the workdir's run had a config with different steps.
@@ -185,7 +195,7 @@ def _where_to_begin(experiment: Experiment, workdir: Path, mirror: Mirror | None
     return BeginAt(first_step), notes
 
 
-def _changes(experiment: Experiment, workdir: Path) -> list[str]:
+def _changes(experiment: "Experiment", workdir: Path) -> list[str]:
     """Returns warnings about config keys that changed since the run began; ConfigError if they change its steps."""
     file = workdir / "config.json"
     changes = configs.changes(configs.from_json(file), experiment.cfg)
@@ -199,7 +209,7 @@ def _changes(experiment: Experiment, workdir: Path) -> list[str]:
     return [f"continuing with a different config: {'; '.join(changes['warn'])}"] if changes["warn"] else []
 
 
-def _train_batches(experiment: Experiment, on_devices: Runtime) -> TrainBatches:
+def _train_batches(experiment: "Experiment", on_devices: Runtime) -> TrainBatches:
     cfg = experiment.cfg
     return pipeline.train_batches(
         experiment.mixture,
@@ -229,26 +239,34 @@ def _descriptions(cfg: Any, on_devices: Runtime, training: Training) -> list[str
 
 
 def _restore(
-    cfg: Any, begin: BeginAt, training: Training, checkpoints: Checkpoints, first_data_state: dict, terminal: Terminal
+    experiment: "Experiment",
+    begin: BeginAt,
+    training: Training,
+    checkpoints: Checkpoints,
+    first_data_state: dict,
+    terminal: Terminal,
 ) -> tuple[TrainState, dict]:
     """Returns the train state and data state to begin with.
 
     They come from the checkpoint of `begin.step`. At step 0 they are fresh, with the parameters of `init.checkpoint` if
     the config names one.
     """
+    cfg, classes = experiment.cfg, next((task.classes for task in experiment.tasks if task.classes), ())
     if begin.step:
         terminal.line(f"resuming {checkpoints.directory.parent} at step {begin.step}")
         checkpoints.wait()  # the save of this step may be under way
         return checkpoints.restore(begin.step, training.state)
     state = training.new_state()
     if cfg.init.checkpoint:
-        params, report = load_params(cfg.init.checkpoint, state.params)
+        from t5x_lite import initial_params  # only for runs that start from a different model
+
+        params, report = initial_params.load(cfg.init.checkpoint, state.params, classes)
         state = dataclasses.replace(state, params=params)
         terminal.line(f"from {cfg.init.checkpoint}: {report}")
     return state, first_data_state
 
 
-def _write_config(experiment: Experiment, workdir: Path) -> None:
+def _write_config(experiment: "Experiment", workdir: Path) -> None:
     try:
         saved_run.write(experiment, workdir)
         atomic.write(workdir / "config.json", configs.to_json(experiment.cfg, experiment.code()))

@@ -13,7 +13,8 @@ import pytest
 from waiting import wait_until
 
 from t5x_lite.checkpoints import checkpoint, manifest
-from t5x_lite.checkpoints.checkpoint import Checkpoints, load_model, load_params, newest_good, saved_steps
+from t5x_lite.checkpoints.checkpoint import Checkpoints, newest_good, saved_steps
+from t5x_lite.checkpoints.loading import load_model, load_params
 from t5x_lite.checkpoints.mirror import Mirror
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.reports import results

@@ -104,9 +104,7 @@ def test_config_file_errors(tmp_path):
     good.write_text(
         "from t5x_lite import config\ndef get_config():\n  c = config.base(); c.train.total_step = 1; return c\n"
     )
-    with pytest.raises(
-        ConfigError, match=r"line 3: unknown key config\.train\.total_step; did"
-    ):
+    with pytest.raises(ConfigError, match=r"line 3: unknown key config\.train\.total_step; did"):
         config.load(str(good))
     good.write_text("1/0")
     with pytest.raises(ConfigError, match="ZeroDivisionError"):

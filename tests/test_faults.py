@@ -17,7 +17,7 @@ def test_a_run_stops_when_it_is_told_to_or_after_too_many_bad_steps_in_a_row(pol
     for index, metrics in enumerate(run):
         latest = run[index - most : index + 1] if index >= most else [GOOD]
         if GOOD not in latest or (policy == "stop" and metrics is NONFINITE):
-            with pytest.raises(DivergedError, match=f"^step {index + 1} is "):
+            with pytest.raises(DivergedError, match=f"(^| )step {index + 1} is "):
                 faults.judge(index + 1, metrics, BeginAt(0), [])
             return
         verdict = faults.judge(index + 1, metrics, BeginAt(0), [])
@@ -35,7 +35,7 @@ def test_a_rollback_goes_back_to_a_checkpoint_and_past_the_bad_batch(is_bad, sav
         metrics = NONFINITE if is_bad[read - 1] else GOOD
         saved_steps = sorted(read_at.keys() - {0})
         if is_bad[read - 1] and rollbacks == most:
-            with pytest.raises(DivergedError, match=f"^step {step} is not finite"):
+            with pytest.raises(DivergedError, match=f" at step {step} is not finite"):
                 faults.judge(step, metrics, begun, saved_steps)
             return
         verdict = faults.judge(step, metrics, begun, saved_steps)

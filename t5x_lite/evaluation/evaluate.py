@@ -16,7 +16,8 @@ import jax
 
 from t5x_lite import config as configs
 from t5x_lite import console, runtime
-from t5x_lite.checkpoints.checkpoint import choose, load_model, saved_steps
+from t5x_lite.checkpoints.checkpoint import choose, saved_steps
+from t5x_lite.checkpoints.loading import load_model
 from t5x_lite.cluster import processes, sharding
 from t5x_lite.data import convert
 from t5x_lite.data.eval_batches import eval_batches, prompt_batches

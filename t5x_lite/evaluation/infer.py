@@ -25,7 +25,8 @@ import jax
 
 from t5x_lite import atomic, console, runtime
 from t5x_lite.checkpoints import manifest
-from t5x_lite.checkpoints.checkpoint import DIRECTORY, load_model
+from t5x_lite.checkpoints.checkpoint import DIRECTORY
+from t5x_lite.checkpoints.loading import load_model
 from t5x_lite.cluster import processes, sharding
 from t5x_lite.data import convert, local_files, preprocess, registry
 from t5x_lite.data.eval_batches import prompt_batch

@@ -15,6 +15,7 @@ from t5x_lite import config as configs
 from t5x_lite import models, saved_run
 from t5x_lite.batch import Batch
 from t5x_lite.checkpoints import checkpoint
+from t5x_lite.checkpoints.loading import load_model
 from t5x_lite.data import convert, vocabularies
 from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.eval_batches import example_batch, prompt_batch
@@ -327,7 +328,7 @@ def _trained(path: Path, which: str) -> Model:
 
 def _restored(path: Path, step: int, config: ModelConfig) -> Any:
     layout = parameters.layout_for(config)
-    return checkpoint.load_model(path, step, parameters.targets(config, layout))
+    return load_model(path, step, parameters.targets(config, layout))
 
 
 def _labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
