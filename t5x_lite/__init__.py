@@ -13,14 +13,14 @@ __version__ = "0.1.0"
 
 
 def load(path: "str | Path", which: str = "latest") -> "Model":
-    """Loads the model of a workdir, checkpoint, imported or Hugging Face directory; see t5x_lite/hub/model.py."""
+    """Loads a model from a workdir, a checkpoint, or an imported or Hugging Face directory; see hub/model.py."""
     from t5x_lite.hub import model  # imported here, so that importing the package stays fast
 
     return model.load(path, which)
 
 
 def pipeline(task: str, model: "str | Path | Model", **options: "Any") -> "Pipeline":
-    """Returns a function from texts to answers, like `transformers.pipeline`; see t5x_lite/hub/pipelines.py."""
+    """Returns a function that turns texts into answers, like `transformers.pipeline`; see hub/pipelines.py."""
     from t5x_lite.hub import pipelines
 
     return pipelines.pipeline(task, model, **options)

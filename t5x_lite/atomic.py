@@ -1,4 +1,4 @@
-"""Writes files atomically: a file appears complete or not at all, even if the process is killed or the power fails."""
+"""Writes files atomically: a file is complete or absent, even if the process is killed or the power fails."""
 
 import contextlib
 import errno
@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def file(path: Path) -> Iterator[BinaryIO]:
-    """Yields a temporary file that replaces `path` when the block ends, and is deleted if the block fails.
+    """Yields a temporary file. It replaces `path` when the block ends; if the block fails, it is deleted instead.
 
-    So other readers and writers of `path` never see a partial file. The directory must exist. Raises OSError.
+    So nobody else ever sees a partial file at `path`. The directory must exist. Raises OSError.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -40,6 +40,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise  # the other errors: mounted buckets have no directories to sync
+            raise  # these three pass: mounted buckets have no directories to sync
     finally:
         os.close(descriptor)

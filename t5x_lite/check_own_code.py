@@ -1,6 +1,6 @@
-"""Checks the shapes that the user's own module, optimizer, schedule and loss return, before a run.
+"""Before a run, checks the shapes that the user's own module, optimizer, schedule and loss return.
 
-jax.eval_shape calls each of them: nothing is computed, and no device holds an array.
+jax.eval_shape calls each of these functions, so nothing is computed and no device holds an array.
 """
 
 import functools
@@ -21,7 +21,7 @@ from t5x_lite.training.losses import AUXILIARY, LossSum
 from t5x_lite.training.step import TrainState
 from t5x_lite.training.trainable import Trainable, split
 
-# For each kind of states: the array of a batch with one column for each output of the heads that read them.
+# {what a head reads: the array of a batch that has the shape of the head's output, apart from the output's last axis}
 COLUMNS = {
     TOKENS: "encoder_input_tokens",
     MASKED: "mlm_positions",
@@ -39,9 +39,9 @@ def check(
     example: Mapping[str, Any],
     trainable: Trainable,
 ) -> None:
-    """Raises ConfigError, which names the key and the object, if one of them fails or returns wrong types or shapes.
+    """Raises ConfigError if the module, optimizer, schedule or loss fails or returns wrong types or shapes.
 
-    state: the train state as shapes. example: a batch.
+    The error names the config key and the user's object. state: the train state, as shapes. example: a batch.
     """
     cfg, model = experiment.cfg, experiment.model
     if callable(cfg.schedule.name):
@@ -125,7 +125,7 @@ def _check_loss(function: Callable, outputs: Any, example: Mapping[str, Any]) ->
 
 
 def _shown(value: Any) -> str:
-    """Returns a short description of a value by its shapes or type."""
+    """Describes a value in a few words: a dict by its keys, an array by its shape, anything else by its type."""
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, value)) or 'nothing'}"
     return f"an array of shape {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__

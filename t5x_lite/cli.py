@@ -16,8 +16,9 @@ from t5x_lite.errors import INTERNAL, ConfigError, UserError
 from t5x_lite.verbs import VERBS, Verb
 
 # Without huge pages, XLA's CPU backend spends a fifth of a step in page faults on its fresh output buffers
-# (benchmarks/README.md). glibc reads the tunable before main, hence the exec. Never returning memory to the system
-# (mmap_max=0) would save the remaining faults, 3 % of a step, but GPT-2 would grow from 1.8 to 5.2 GB.
+# (benchmarks/README.md). glibc reads the tunable before `main` starts, so the process has to restart itself. With
+# mmap_max=0, malloc would never return memory to the system. That would save the remaining faults, 3 % of a step, but
+# GPT-2 would take 5.2 GB instead of 1.8.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
@@ -28,8 +29,8 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Runs one verb; returns 0, or after printing an error's message the exit status of that error (see errors.py)."""
-    # argparse mistakes an unknown flag with a space in it for a positional argument, so ours bypass it.
+    """Runs one verb and returns 0. If it fails, prints the error's message and returns its exit status (errors.py)."""
+    # argparse would take --config.KEY=VALUE for a positional argument if VALUE contains a space, so these bypass it.
     arguments, rest = _parser().parse_known_args([a for a in argv if not a.startswith("--config.")])
     rest += [a for a in argv if a.startswith("--config.")]
     verb: Verb = arguments.verb
@@ -62,7 +63,7 @@ def run(argv: list[str]) -> int:
 
 
 def _speak() -> None:
-    """Logs our messages to stderr, but not Orbax's: it logs a traceback before it raises an error that we shorten."""
+    """Logs our messages to stderr, but not Orbax's: Orbax would log a whole traceback for errors that we shorten."""
     logging.basicConfig(stream=sys.stderr, format="t5x-lite: %(message)s")
     logging.getLogger("t5x_lite").setLevel(logging.INFO)
     absl.logging.set_verbosity(absl.logging.FATAL)
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
-    """Returns the `--config.KEY=VALUE` arguments as {KEY: VALUE}; raises ConfigError for any other one."""
+    """Returns the arguments `--config.KEY=VALUE` as {KEY: VALUE}; raises ConfigError for any other argument."""
     out = {}
     for argument in rest:
         key, equals, value = argument.partition("=")
@@ -96,7 +97,7 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
 
 
 def _exec_with_huge_pages(argv: list[str]) -> None:
-    """Restarts the process with transparent huge pages for malloc; a glibc without this tunable ignores it."""
+    """Restarts the process with transparent huge pages for malloc; an older glibc ignores the tunable."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     computes = len(argv) > 1 and argv[1] in ("train", "eval", "infer") and "--help" not in argv and "-h" not in argv
     if sys.platform == "linux" and computes and "malloc.hugetlb" not in tunables:

@@ -1,7 +1,7 @@
-"""Defines every config key of a run. `validate` rejects configs that cannot work before any device is touched.
+"""Defines every config key of a run. Before any device is touched, `validate` rejects configs that cannot work.
 
-An experiment is a Python file whose `get_config()` starts from `base()` and changes keys. Keys are locked and typed:
-a misspelt key or a value of the wrong type is an error; for a misspelt key it suggests the right one.
+An experiment is a Python file whose `get_config()` starts from `base()` and changes keys. Keys are locked and typed: a
+misspelt key or a value of the wrong type raises an error. The error for a misspelt key suggests the right one.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _DENOISING = ("iid_denoising", "mass", "drop_tokens", "deshuffle", "sequential",
 OBJECTIVES = {  # explained in data/denoise.py
     "text_to_text": ("span_corruption", "prefix_lm", "full_lm", *_DENOISING),
     "decoder_only": ("full_lm", "prefix_lm", "span_corruption", *_DENOISING),
-    "encoder_only": ("mlm", "mlm_sentence_order"),  # the head nsp predicts the next sentence, or the order of two
+    "encoder_only": ("mlm", "mlm_sentence_order"),  # they differ in what the head nsp predicts: next sentence, or order
 }
 ANY_OBJECTIVE = ("", *dict.fromkeys(name for names in OBJECTIVES.values() for name in names))
 ON_LONG = ("truncate", "skip", "error")  # explained in data/convert.py
@@ -47,7 +47,7 @@ SEEDS = Range(at_least=0, below=2**32)
 PROBABILITY = Range(above=0, at_most=1)
 FRACTION = Range(at_least=0, at_most=1)
 
-# Every key of a run: default, meaning, what happens if it differs on a resume, allowed values.
+# Every key of a run: its default, its meaning, what happens if its value differs on a resume, and its allowed values.
 KEYS: dict[str, Key] = {
     "name": Key("", "name of the run in reports and wandb; '': the workdir's name", FREE),
     "seed": Key(0, "seed of everything random: initialization, dropout, order of the data", REFUSE, SEEDS),
@@ -145,7 +145,7 @@ KEYS: dict[str, Key] = {
 }
 
 
-# Names that users of other frameworks type for a key, without their section.
+# {name in other frameworks: our key}. The names are without their section.
 ELSEWHERE = {
     **dict.fromkeys(("lr", "peak_lr", "base_lr"), "optimizer.learning_rate"),
     **dict.fromkeys(("batch_size", "train_batch_size", "per_device_train_batch_size"), "data.batch_rows"),
@@ -177,7 +177,7 @@ ELSEWHERE = {
 
 
 def base() -> Config:
-    """Returns a config with all keys at their defaults. A key whose meaning says "unset" may stay None."""
+    """Returns a config with all keys at their defaults. If a key's meaning says "unset", it may stay None."""
     cfg: Config = ConfigDict()
     for name, key in KEYS.items():
         section, _, leaf = name.rpartition(".")
@@ -192,7 +192,7 @@ def base() -> Config:
 
 
 def validate(cfg: Config) -> None:
-    """Raises ConfigError for values and combinations that are wrong whatever the data and devices are."""
+    """Raises ConfigError for values and combinations that are wrong with any data and devices."""
     for name, value in flat(cfg).items():
         KEYS[name].check(name, value)
     if not cfg.eval.answers:
@@ -229,10 +229,10 @@ def validate(cfg: Config) -> None:
 
 
 def load(spec: str) -> Config:
-    """Returns the config of `FILE.py`, or of `FILE.py:ARGUMENT`, which calls get_config(ARGUMENT).
+    """Returns what get_config() of a config file returns. spec: `FILE.py`, or `FILE.py:ARGUMENT` to pass an argument.
 
-    Running the file also registers the tasks it defines, after the built-in ones. The file is the user's own code and
-    always local. Raises ConfigError if the file does not exist, fails, or does not return a config.
+    First registers the built-in tasks, then the tasks that the file defines. The file is the user's own code and always
+    local. Raises ConfigError if the file does not exist, fails, or does not return a config.
     """
     from t5x_lite.tasks import builtin
 
@@ -271,16 +271,16 @@ def load(spec: str) -> Config:
 
 
 def _key_in_source(leaf: str, file: Path, error: Exception) -> tuple[str, int]:
-    """Returns (the key with its section, the line number) as the config file has it: the error names only `leaf`."""
+    """Finds a wrong key in the config file: returns (the key with its section, the line). The error has only `leaf`."""
     frame = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file][-1]
     match = re.search(rf"\w+\.((?:\w+\.)*{re.escape(leaf)})\b", frame.line or "")
     return (match[1] if match else leaf), frame.lineno or 0
 
 
 def override(cfg: Config, key: str, text: str) -> None:
-    """Sets `key` ("train.total_steps") from command-line text, parsed as the key's type.
+    """Parses `text` from the command line as the key's type and sets `key` ("train.total_steps") to it.
 
-    Raises ConfigError for an unknown key (suggesting the nearest ones) and for text that is not of the key's type.
+    Raises ConfigError if the key is unknown (the error suggests the nearest ones), or if the text is not of its type.
     """
     if key not in KEYS:
         raise ConfigError(_unknown_key(key))
@@ -299,20 +299,21 @@ def override(cfg: Config, key: str, text: str) -> None:
 
 
 def data(cfg: Config) -> dict[str, Any]:
-    """Returns the config as JSON-able data by section, each object as its `own_code.reference`."""
+    """Returns the config as JSON-able data by section. Each function or class becomes its `own_code.reference`."""
     return json.loads(to_json(cfg))
 
 
 def to_json(cfg: Config, code: Mapping[str, str] | None = None) -> str:
-    """Returns the resolved config as the text of a workdir's `config.json`, each object as its `own_code.reference`.
+    """Returns the resolved config as the text of a workdir's `config.json`.
 
-    code: references to the user's own code other than in keys.
+    Each function or class becomes its `own_code.reference`. code: {description: reference} of the user's own code that
+    the run uses although no key holds it, such as a task's metrics.
     """
     return json.dumps(cfg.to_dict() | ({CODE: dict(code)} if code else {}), indent=2, default=own_code.reference)
 
 
 def from_json(path: Path) -> Config:
-    """Returns the config that `to_json` wrote; keys added since then keep their defaults.
+    """Returns the config that `to_json` wrote. Keys that it lacks, because they are newer, keep their defaults.
 
     Raises ConfigError for an unreadable file, an unknown key, or a value of the wrong type.
     """
@@ -330,14 +331,15 @@ def from_json(path: Path) -> Config:
 
 
 def code_in(path: Path) -> dict[str, str]:
-    """Returns the `code` that `to_json` stored: references to the user's own code other than in keys."""
+    """Returns the `code` that `to_json` stored in the file."""
     return dict(_stored(path).get(CODE, {}))
 
 
 def take_objects(cfg: Config, loaded: Config) -> None:
-    """Replaces the references in a run's config by the objects in `loaded`, the config of its config file.
+    """Replaces each reference in a run's config by the object that `loaded` has for the same key.
 
-    Raises ConfigError if `loaded` has a different object, or if the object's source has changed.
+    loaded: the config that the run's config file returns now. Raises ConfigError if it has a different object there, or
+    if the object's source has changed.
     """
     for name, key in KEYS.items():
         if key.takes and cfg[name] != as_data(loaded[name]) and _has_reference(cfg[name]):
@@ -351,7 +353,7 @@ def take_objects(cfg: Config, loaded: Config) -> None:
 
 
 def as_data(value: Any) -> Any:
-    """Returns a key's value as config.json stores it, each object as its reference."""
+    """Returns a key's value as config.json stores it: a function or class becomes its reference."""
     if isinstance(value, tuple):
         return tuple(map(as_data, value))
     return own_code.reference(value) if callable(value) else value
@@ -372,12 +374,12 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def flat(cfg: Config) -> dict[str, Any]:
-    """Returns all values by their keys' full names: {"seed": 0, "train.total_steps": 1000, …}."""
+    """Returns {full name of a key: its value} for all keys: {"seed": 0, "train.total_steps": 1000, …}."""
     return {name: cfg[name] for name in KEYS}
 
 
 def changes(old: Config, new: Config) -> dict[str, list[str]]:
-    """Returns the keys whose values differ, as "KEY: OLD → NEW", grouped by REFUSE, WARN and FREE (keys.py)."""
+    """Returns {REFUSE, WARN or FREE: ["KEY: OLD → NEW", …]} for the keys whose values differ (see keys.py)."""
     before, after = flat(old), flat(new)
     out: dict[str, list[str]] = {REFUSE: [], WARN: [], FREE: []}
     for name in after:
@@ -419,7 +421,7 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def _unknown_key(name: str) -> str:
-    """Returns the message for an unknown key; it suggests keys with a similar full name, or else last part."""
+    """Returns the message for an unknown key. It suggests keys whose full name, or else last part, is similar."""
     last = {key.rpartition(".")[2]: key for key in reversed(KEYS)}
     leaf = name.rpartition(".")[2].lower()
     if leaf in ELSEWHERE:

@@ -1,4 +1,4 @@
-"""Writes to the console. The console may disappear during a run, and its text is never interpreted as markup."""
+"""Writes to the console, which may disappear during a run. Texts are never interpreted as markup."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ def optional(stream: TextIO) -> Iterator[None]:
     """Runs a block that writes to stdout or stderr, and suppresses its write errors.
 
     If writing fails (a closed terminal, a full disk, a closed pipe), all later output to the stream is discarded
-    silently. So Python's flush at the end of the process cannot fail either, which would exit with 120.
+    silently. So Python's flush at exit cannot fail either (if it failed, the process would exit with 120).
     """
     try:
         yield
@@ -28,9 +28,9 @@ def optional(stream: TextIO) -> Iterator[None]:
 
 
 def plain(soft_wrap: bool = False) -> "Console":
-    """Returns a rich console on stdout that prints text verbatim, also in tables: `[red]` and `:smile:` are only text.
+    """Returns a rich console on stdout. It prints all texts verbatim, even `[red]` and `:smile:`, also in tables.
 
-    soft_wrap: leave long lines for the terminal to wrap.
+    soft_wrap: whether the terminal, not rich, wraps long lines.
     """
     from rich.console import Console
 

@@ -1,7 +1,7 @@
-"""Defines the errors that a user can fix, and the exit codes with which they end the process.
+"""Defines the errors that a user can fix. Each class of errors has its own exit status.
 
-Every message says what is wrong, what was given, what is allowed and how to fix it, in at most three lines. The command
-line prints only the message; it prints tracebacks only for bugs in t5x_lite.
+In at most three lines, every message says what is wrong, what was given, what is allowed and how to fix it. The command
+line prints only this message; it prints tracebacks only for bugs in t5x_lite.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A key, value or combination that cannot work (exit 2), detected before a device is touched."""
+    """A config key, value or combination cannot work (exit 2). It is detected before a device is touched."""
 
 
 class DataError(UserError):
-    """A record, file, label or token that breaks the data contract (exit 65)."""
+    """A record, file, label or token breaks the data contract (exit 65)."""
 
     exit_code = 65
 
 
 class CheckpointError(UserError):
-    """A checkpoint or workdir that cannot be read or written (exit 74)."""
+    """A checkpoint or workdir cannot be read or written (exit 74)."""
 
     exit_code = 74
 
@@ -56,7 +56,7 @@ class OutOfMemoryError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's text, cut to 300 characters, or the name of its class if it has no text.
+    """Returns the first line of an error's text, at most 300 characters; if it has no text, the name of its class.
 
     >>> first_line(ValueError("no room\\nTraceback of a library, …"))
     'no room'
@@ -77,9 +77,9 @@ OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 @contextlib.contextmanager
 def of_the_disk(directory: Path) -> Iterator[None]:
-    """Turns OSErrors of a disk that is full, read-only, broken or gone into a CheckpointError; others pass through.
+    """Turns an OSError into a CheckpointError if the disk is full, read-only, broken or gone. Other errors pass.
 
-    directory: the path for the message if the error names no file.
+    directory: the path that the message shows if the error names no file.
     """
     try:
         yield
@@ -92,5 +92,5 @@ def of_the_disk(directory: Path) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an error's text as one line of at most 200 characters, or the name of its class if it has no text."""
+    """Returns an error's text as one line of at most 200 characters; if it has no text, the name of its class."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,6 +1,6 @@
 """Resolves the names in a config to tasks, a vocabulary, a model and a feature converter. Does not import jax.
 
-Mistakes in their combination are detected here, before any device is touched.
+Raises the errors for combinations that cannot work, before any device is touched.
 """
 
 import copy
@@ -20,12 +20,12 @@ from t5x_lite.lookup import lookup, unknown
 from t5x_lite.models import presets
 from t5x_lite.models.config import ModelConfig
 
-VOCABULARY_MULTIPLE = 128  # embedding tables are padded to it, as in T5 (32 100 → 32 128), so that they shard evenly
+VOCABULARY_MULTIPLE = 128  # tables are padded to a multiple, as in T5 (32 100 → 32 128), to shard evenly
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config whose names are resolved."""
+    """A config and what its names stand for."""
 
     cfg: Config
     mixture: tuple[Rated, ...]  # the tasks that the run trains on, with their rates
@@ -35,7 +35,7 @@ class Experiment:
     converter: convert.Converter
 
     def code(self) -> dict[str, str]:
-        """Returns {description: reference} of the tasks' sources and metrics that are the user's own code."""
+        """Returns {description: reference} for those sources and metrics of the tasks that are the user's own code."""
         parts: dict[str, Any] = {}
         for task in {task.name: task for task in (*self.tasks, *self.eval_tasks)}.values():
             parts[f"source of {task.name}"] = task.source
@@ -49,7 +49,7 @@ class Experiment:
 
 
 def resolve(cfg: Config) -> Experiment:
-    """Returns the experiment of a config and leaves the config unchanged; choices read from local files go to a copy.
+    """Returns the experiment of a config. Does not change the config: what is read from local files goes into a copy.
 
     Raises ConfigError for unknown names and for combinations that cannot work.
     """
@@ -85,14 +85,14 @@ def resolve(cfg: Config) -> Experiment:
 
 
 def of_parts(cfg: Config, mixture: tuple[Rated, ...], vocabulary: Vocabulary, model: ModelConfig) -> Experiment:
-    """Returns the experiment of names that are resolved already. It evaluates nothing."""
+    """Returns an experiment from its parts, without resolving names in the config. It has no tasks to evaluate."""
     return Experiment(cfg, mixture, (), vocabulary, model, _converter(cfg, model, [rated.task for rated in mixture]))
 
 
 def resolve_again(cfg: Config) -> Experiment:
     """Resolves the config of an earlier run, like `resolve`.
 
-    Raises ConfigError if the run's config file defines its mixture and has not been loaded.
+    Raises ConfigError if the mixture is defined in the run's config file and that file has not been loaded.
     """
     from t5x_lite.tasks import builtin
 
@@ -106,9 +106,9 @@ def resolve_again(cfg: Config) -> Experiment:
 
 
 def _with_files(cfg: Config) -> Config:
-    """Registers the task of `data.files` and returns a copy of the config that trains on it in place of the mixture.
+    """Makes a task from `data.files`, registers it, and returns a copy of the config with this task as mixture.
 
-    Logs what it detected in the files. If the config names no vocabulary, the task's vocabulary is bytes.
+    Logs the choices it makes. If the config names no vocabulary, the task's vocabulary is bytes.
     """
     from t5x_lite.tasks import files
 
@@ -145,7 +145,7 @@ def _all_tasks() -> dict[str, Task]:
 
 
 def _vocabulary(cfg: Config, tasks: tuple[Task, ...]) -> Vocabulary:
-    """Returns the run's vocabulary: the config's, or the one that all features of all tasks share.
+    """Returns the vocabulary that the config names, else the one that all features of all tasks share.
 
     Raises ConfigError if the config names none and the tasks do not share exactly one.
     """
@@ -212,7 +212,7 @@ def _heads(tasks: tuple[Task, ...]) -> tuple[str, ...]:
 
 
 def _classes(tasks: tuple[Task, ...]) -> tuple[str, ...]:
-    """Returns the classes (labels, or tags of words) of the model; ConfigError unless the tasks share one set."""
+    """Returns the model's classes (labels, or tags of words). Raises ConfigError unless all tasks share them."""
     labelled = [task for task in tasks if task.classes]
     if len({(task.head, task.classes) for task in labelled}) != 1:
         raise ConfigError(
@@ -241,7 +241,7 @@ def _check_trainable(task: Task, model: ModelConfig, trained: tuple[Task, ...]) 
 
 
 def _check_labels_fit(task: Task, cfg: Config, model: ModelConfig, vocabulary: Vocabulary) -> None:
-    """Raises ConfigError if a label has more tokens than a model may learn or write: it could never be right."""
+    """Raises ConfigError if a label has more tokens than targets or predictions may have: it would always be cut."""
     if not task.labels or task.target.several:
         return
     tokens, label = max(

@@ -1,4 +1,4 @@
-"""Implements the verbs `tasks` and `inspect`: what can be trained on, and what the model sees. Does not import jax."""
+"""Implements the verbs `tasks` (what can be trained on) and `inspect` (what the model sees). Does not import jax."""
 
 import collections
 import itertools
@@ -23,8 +23,8 @@ from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.experiment import Experiment
 
 SEGMENT_STYLES = ("cyan", "green", "magenta", "yellow", "blue")
-SAMPLED_ROWS, SAMPLED_S = 2048, 1.5  # the plan is estimated from this many rows, or from the rows of this many seconds
-SAMPLED_LABELS = 2000  # examples, spread over a split
+SAMPLED_ROWS, SAMPLED_S = 2048, 1.5  # the plan is estimated from this many rows; reading stops after this time
+SAMPLED_LABELS = 2000  # count the labels of at most this many examples, drawn from all of a split
 SHOWN_LABELS = 40
 PERCENTILES = (50, 90, 99, 100)
 COUNTED = {"truncated": "truncated", "skipped_long": "skipped as too long"}
@@ -50,7 +50,7 @@ def print_tasks() -> None:
 
 
 def _name(metric: Any) -> str:
-    """Returns the name of a metric, which is a function, a functools.partial or an object."""
+    """Returns the name of a metric. A metric is a function, a functools.partial or an object."""
     function = getattr(metric, "func", metric)
     return getattr(function, "__name__", type(function).__name__).strip("_").lower()
 
@@ -65,12 +65,13 @@ def run(experiment: Experiment, rows: int, split: str, as_json: bool) -> None:
 
 
 def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
-    """Returns the batches' arrays, the plan and `rows` decoded rows, as JSON-able data.
+    """Returns JSON-able data: the arrays of a batch, the plan for the run, and the first `rows` rows as text.
 
     arrays: {name: "dtype[shape]"} of a batch.
-    padding, examples_per_row, truncated (or skipped_long): shares and means over the sample.
-    tasks: a dict for each task (see `_tasks`); "run" only if the split is train.
-    rows: for each row, a list of its examples; an example is a dict of its inputs and targets as text.
+    padding: share of the positions without a token, in the sample. examples_per_row: mean over the sample.
+    truncated (or skipped_long): share of the examples that do not fit in a row.
+    tasks: a dict for each task (see `_tasks`); only the split train has "run".
+    rows: for each row, the list of its examples; an example is a dict of its inputs and targets as text.
     """
     batches = list(_sample(experiment, split, rows))
     first, counts = batches[0][0], batches[-1][1]
@@ -100,8 +101,9 @@ def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
 def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Batch, dict[str, float]]]:
     """Yields (batch with task ids, the stream's running counters) until the sample is large enough.
 
-    Of each training batch it reads only the rows of one host, of as many hosts as leave that host at least `rows` rows:
-    with fewer hosts, more streams would have to fill their first windows.
+    A training batch is read as one of many hosts would read it: only that host's rows. The number of hosts is as large
+    as possible while the host has at least `rows` rows. With fewer hosts, this process would have to fill the first
+    windows of more streams, which takes longer.
     """
     cfg, end = experiment.cfg, time.monotonic() + SAMPLED_S
     common = {"batch_rows": cfg.data.batch_rows, "pack": cfg.data.pack}
@@ -134,12 +136,12 @@ def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Bat
 
 
 def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Experiment, split: str) -> list[dict]:
-    """Returns a dict for each task: its statistics and the examples that the run takes from it.
+    """Returns a dict for each task: statistics of its examples, and how many of them the run will train on.
 
     rate: the task's share of the examples.
-    length: percentiles of the tokens per example, by side (encoder, decoder).
-    padding: share of padding; the padding of a row is divided among its examples in proportion to their tokens.
-    run: the examples, epochs and tokens (of encoder and decoder) of the run's steps.
+    length: {side (encoder, decoder): percentiles of the tokens per example}.
+    padding: share of padding; a row's padding is divided among its examples in proportion to their tokens.
+    run: the examples, the epochs and the tokens (encoder plus decoder) of this task in all steps of the run.
     """
     cfg, mixture = experiment.cfg, sorted(experiment.mixture, key=lambda rated: rated.task.name)
     lengths: dict[str, dict[str, list]] = collections.defaultdict(lambda: collections.defaultdict(list))
@@ -185,7 +187,8 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
 def label_counts(task: Task, split: str) -> dict[str, int]:
     """Returns {label: number of its examples in a split}, the most frequent label first.
 
-    A long split is sampled: SAMPLED_LABELS examples spread over all of it, because files are often sorted by label.
+    Of a long split, counts only SAMPLED_LABELS random examples: the first ones may all have the same label, because
+    files are often sorted by it.
     """
     reader = Reader(task, split)
     places = order.shuffled(np.arange(min(len(reader), SAMPLED_LABELS)), len(reader), order.key(task.name, "labels"))
@@ -198,14 +201,14 @@ def label_counts(task: Task, split: str) -> dict[str, int]:
 
 
 def _segment_lengths(segments: np.ndarray, count: int) -> np.ndarray:
-    """Returns int [rows, count], the tokens of each segment (0 for padding, segment 0). segments: int [rows, L]."""
+    """Returns int [rows, count]: the tokens in each segment; 0 for segment 0, the padding. segments: int [rows, L]."""
     out = np.stack([(segments == number).sum(axis=1) for number in range(count)], axis=1)
     out[:, 0] = 0
     return out
 
 
 def _task_table(batch: Batch) -> np.ndarray:
-    """Returns int [rows, segments + 1], the task number of each segment; 0 means no segment."""
+    """Returns int [rows, segments + 1]: the task number of each segment; 0 where there is no segment."""
     side = "decoder" if "decoder_task_ids" in batch else "encoder"
     segments, task_ids = batch[f"{side}_segment_ids"], batch[f"{side}_task_ids"]
     out = np.zeros((len(segments), int(segments.max()) + 1), np.int32)
@@ -214,7 +217,7 @@ def _task_table(batch: Batch) -> np.ndarray:
 
 
 def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[str, Any]]:
-    """Yields the examples of a row: the task, the text that each side reads, and the targets with a weight above 0."""
+    """Yields each example of a row: its task, the text of each side, and those targets whose weight is above 0."""
     vocabulary, arrays = experiment.vocabulary, {name: array[row] for name, array in batch.items()}
     tasks, task_of = sorted(experiment.tasks, key=lambda task: task.name), _task_table(batch)[row]
     for number in range(1, int(np.flatnonzero(task_of).max(initial=0)) + 1):
@@ -267,7 +270,7 @@ def _choice(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> d
     return {"choice": "right" if arrays["choice_weights"][number - 1] > 0 else "wrong"}
 
 
-# (arrays of a row, segment, task, vocabulary) -> the targets of an encoder's example, as text.
+# (arrays of a row, segment, task, vocabulary) -> the targets of the encoder's example in this segment, as text.
 SHOWN: dict[type[Target], Callable[..., dict[str, Any]]] = {
     Corpus: _masked,
     Classes: _classes,
@@ -337,7 +340,7 @@ def _length_table(description: dict[str, Any]) -> Table:
 
 
 def _share(share: float) -> str:
-    """Returns a share as text; a share above 0 is never shown as none.
+    """Returns a share as text. Only a share of exactly 0 is shown as "none".
 
     >>> _share(0), _share(0.0002), _share(0.0137)
     ('none', 'under 0.1%', '1.4%')
