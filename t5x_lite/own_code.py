@@ -1,8 +1,8 @@
 """Checks functions and objects of the user's own code before they are called, and identifies them by their source.
 
-A config may hold one in place of a name (`cfg.optimizer.name = my_optimizer`). config.json stores a reference to it:
-its file, its name and a digest of its source, "my_experiment.py:my_optimizer#1f2e3d4c". A reference never causes an
-import: the user has to give the config file again.
+A config may hold such an object in place of a name (`cfg.optimizer.name = my_optimizer`). config.json then stores a
+reference to the object: its file, its name and a digest of its source ("my_experiment.py:my_optimizer#1f2e3d4c").
+t5x_lite never imports code because of a reference: to resume the run, the user has to give the config file again.
 """
 
 import ast
@@ -17,7 +17,7 @@ from typing import Any
 
 from t5x_lite.errors import ConfigError
 
-CONFIG_MODULE = "t5x_lite_config_"  # prefix of the module that a config file is loaded as
+CONFIG_MODULE = "t5x_lite_config_"  # + the file's stem: the name of the module that a config file becomes
 REFERENCE = re.compile(r"[\w./-]+:.+#([0-9a-f]{8}|\?)")
 
 
@@ -34,12 +34,12 @@ def reference(thing: Any) -> str:
 
 
 def is_reference(value: Any) -> bool:
-    """Returns whether a config value is a reference, read from a config.json."""
+    """Returns whether a config value is a reference, which it can only be if it was read from a config.json."""
     return isinstance(value, str) and REFERENCE.fullmatch(value) is not None
 
 
 def is_own(thing: Any) -> bool:
-    """Returns whether an object is defined outside this package, in the user's own code."""
+    """Returns whether an object is the user's own code: defined outside this package."""
     while isinstance(thing, functools.partial):
         thing = thing.func
     module = getattr(thing, "__module__", None) or type(thing).__module__
@@ -47,7 +47,7 @@ def is_own(thing: Any) -> bool:
 
 
 def check_call(what: str, function: Any, arguments: Sequence[str]) -> None:
-    """Raises ConfigError, which begins with `what` (KEY=NAME), unless a function accepts that many arguments."""
+    """Raises ConfigError unless a function accepts that many arguments. The error begins with `what` (KEY=NAME)."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
@@ -57,7 +57,7 @@ def check_call(what: str, function: Any, arguments: Sequence[str]) -> None:
 
 
 def called(what: str, function: Callable, *arguments: Any) -> Any:
-    """Returns function(*arguments). Raises ConfigError with `what` (KEY=NAME) and the line if the function raises."""
+    """Returns function(*arguments). If that raises, raises ConfigError, which names `what` (KEY=NAME) and the line."""
     try:
         return function(*arguments)
     except ConfigError:
@@ -69,7 +69,7 @@ def called(what: str, function: Callable, *arguments: Any) -> Any:
 
 
 def name_of(thing: Any) -> str:
-    """Returns the name of a function or of an object's class, for messages."""
+    """Returns a function's name, or the name of an object's class, for messages."""
     while isinstance(thing, functools.partial):
         thing = thing.func
     return getattr(thing, "__qualname__", type(thing).__qualname__)
@@ -78,8 +78,8 @@ def name_of(thing: Any) -> str:
 def identity(function: Callable) -> str:
     """Returns the name of a function or object, its bound arguments, and a digest of its source.
 
-    So a change to any of them is detected. Changes of comments and layout, in the functions it calls, and in code
-    without source are not detected.
+    If any of these changes, the identity changes. It stays the same if only comments or layout change, if a function
+    that it calls changes, or if code without Python source changes.
 
     >>> identity(functools.partial(print, 1, sep=","))
     "print(1, sep=',')"
@@ -107,7 +107,7 @@ def _identity(function: Callable, above: tuple[Callable, ...]) -> str:
 
 
 def _value(value: Any, above: tuple[Callable, ...]) -> str:
-    """Returns an argument as text that is the same in every process; a long text is replaced by its digest."""
+    """Returns an argument as text that is the same in every process; of a long text, the beginning and a digest."""
     if inspect.isfunction(value) or isinstance(value, functools.partial):
         return _identity(value, above)
     if inspect.isroutine(value) or isinstance(value, type):

@@ -1,4 +1,4 @@
-"""Puts an experiment on devices: mesh, module, optimizer, loss and step. Used by train, eval, infer and plan."""
+"""Puts an experiment on devices: makes its mesh, module, optimizer, loss and step for train, eval, infer and plan."""
 
 import dataclasses
 import functools
@@ -33,10 +33,10 @@ class Runtime:
 
     layout: Layout
     module: nn.Module
-    example: Batch  # a batch of padding in the shapes of training, to initialise the parameters with
+    example: Batch  # all padding, in the shapes of training; the parameters are initialised with it
 
     def abstract_params(self):
-        """Returns the parameters as shapes with their shardings."""
+        """Returns the shape, dtype and sharding of each parameter, without values."""
         boxed = step.abstract_params(self.module, self.example)
         return jax.tree.map(
             lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
@@ -49,7 +49,7 @@ def start(experiment: "Experiment", devices: Sequence | None = None) -> Runtime:
     """Builds the mesh and the module.
 
     devices: the mesh's devices; None uses all.
-    Raises ConfigError if batch or model do not divide over the mesh, before anything compiles.
+    Raises ConfigError, before anything compiles, if the batch or the model cannot be split evenly over the mesh.
     """
     cfg, rules = experiment.cfg, axis_rules(**experiment.cfg.rules)
     sizes = sharding.parse_mesh(cfg.mesh, jax.device_count() if devices is None else len(devices))
@@ -72,7 +72,7 @@ def start(experiment: "Experiment", devices: Sequence | None = None) -> Runtime:
 
 
 def check_mesh(experiment: "Experiment", rules: AxisRules, sizes: Mapping[str, int]) -> None:
-    """Raises ConfigError unless batch, rows and model divide over a mesh of these sizes. Needs no device."""
+    """Raises ConfigError unless batches, rows and model split evenly over a mesh of these sizes. Needs no device."""
     cfg, model = experiment.cfg, experiment.model
     sharding.check_batch(cfg.data.batch_rows, sizes, rules, cfg.train.microbatches)
     sharding.check_batch(cfg.eval.batch_rows, sizes, rules)
@@ -87,10 +87,10 @@ def check_mesh(experiment: "Experiment", rules: AxisRules, sizes: Mapping[str, i
 class Training:
     """The train state and training step of a run. Nothing is compiled yet, and no array exists.
 
-    state: the train state as shapes with their shardings.
+    state: the shapes, dtypes and shardings of the train state.
     new_state: returns a freshly initialised state.
     step: (state, batch) -> (state, metrics); see training/step.py.
-    trainable: tells for a parameter's path whether it is trainable.
+    trainable: path of a parameter -> whether it is trainable.
     """
 
     state: TrainState
@@ -99,14 +99,14 @@ class Training:
     trainable: Trainable
 
     def parameter_counts(self) -> tuple[int, int]:
-        """Returns the numbers of (all, trainable) parameters."""
+        """Returns (number of all parameters, number of trainable ones)."""
         params = self.state.params
         trained = trainable.split(params, self.trainable)[0]
         return tuple(sum(p.size for p in jax.tree.leaves(tree)) for tree in (params, trained))  # type: ignore[return-value]
 
 
 def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn | None = None) -> Training:
-    """Returns the training step of an experiment. loss_fn: replaces the config's loss.
+    """Returns the train state and step of an experiment. loss_fn: replaces the config's loss.
 
     Raises ConfigError if the user's own module, optimizer, schedule or loss returns wrong shapes (check_own_code.py).
     """
@@ -137,7 +137,7 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
 
 
 def _optimizer(cfg: Config, param_axes: Any) -> tuple[optax.GradientTransformation, Schedule]:
-    """Returns the optimizer for trainable parameters with these logical axes, and its schedule."""
+    """Returns the optimizer and its schedule. param_axes: the logical axes of each trainable parameter."""
     schedule = optim.make_schedule(
         cfg.schedule.name,
         cfg.optimizer.learning_rate,
@@ -163,7 +163,7 @@ def _optimizer(cfg: Config, param_axes: Any) -> tuple[optax.GradientTransformati
 
 
 def make_loss(experiment: "Experiment") -> LossFn:
-    """Returns the config's loss: cross entropy (of several tasks, each task's too), or the user's own function."""
+    """Returns the config's loss: cross entropy (also per task, if there are several), or the user's own function."""
     loss, tasks = experiment.cfg.loss, len(experiment.tasks)
     if callable(loss.name):
         return functools.partial(own_code.called, f"loss.name={own_code.name_of(loss.name)}", loss.name)

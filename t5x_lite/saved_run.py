@@ -1,10 +1,10 @@
-"""Keeps in a workdir what its model needs besides parameters, so that it can be used where the data is not.
+"""Keeps in a workdir all that its model needs besides parameters, so that the model works on machines without the data.
 
     WORKDIR/model/model.json   the ModelConfig
     WORKDIR/model/tasks.json   the tasks (targets, segments, templates) and the class of the vocabulary
-    WORKDIR/model/…            the vocabulary's files; for a model that was imported, also its settings
+    WORKDIR/model/…            the vocabulary's files; if the model was imported, also its settings
 
-`load`, `infer`, `export` and `attention` read these, never the training data or files outside of the workdir.
+`load`, `infer`, `export` and `attention` read these files, never the training data or files outside the workdir.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ DIRECTORY = "model"
 TASKS = "tasks.json"
 VOCABULARIES = ("ByteVocabulary", "SentencePieceVocabulary", "TokenizerVocabulary")
 IMPORTED = ("huggingface.json", "generation_config.json")  # settings of a model that was imported
-# Keys that decide how a model is used, not what it is: with others changed, the names in the config are resolved again.
+# Keys that decide how a model is used, not what it is. If any other key changes, the config's names are resolved again.
 OF_USE = ("eval.", "data.length", "data.targets_length", "data.batch_rows", "mesh", "rules.", "checkpoint.", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
 class NotHere:
-    """The source of a task whose data is not in the workdir. templates: (name, template) pairs, as in `Filled`."""
+    """Stands for a task's source, which is not in the workdir. templates: pairs (field, template), as in `Filled`."""
 
     task: str
     templates: tuple[tuple[str, str], ...] = ()
@@ -45,9 +45,9 @@ class NotHere:
 
 
 def write(experiment: "Experiment", workdir: Path) -> None:
-    """Writes WORKDIR/model; does nothing for a model, target or vocabulary class of the user's own code.
+    """Writes WORKDIR/model. Does nothing if the class of the model, a target or the vocabulary is the user's own.
 
-    Raises OSError if the disk takes no file, ConfigError if a file of the vocabulary cannot be read.
+    Raises OSError if a file cannot be written, and ConfigError if a file of the vocabulary cannot be read.
     """
     vocabulary, tasks = experiment.vocabulary, experiment.mixture
     is_known = type(vocabulary).__name__ in VOCABULARIES and all(
@@ -65,16 +65,16 @@ def write(experiment: "Experiment", workdir: Path) -> None:
 
 
 def directory_of(workdir: Path) -> Path | None:
-    """Returns the directory that `write` made in a workdir; None for a run that wrote none (0.1, or own classes)."""
+    """Returns the directory that `write` made in a workdir; None if it made none (version 0.1, or own classes)."""
     directory = workdir / DIRECTORY
     return directory if (directory / TASKS).is_file() and (directory / presets.STORED).is_file() else None
 
 
 def resolve(cfg: Config, workdir: Path) -> "Experiment":
-    """Returns the experiment of a workdir for using its model: with its tasks' definitions, without their data.
+    """Returns the experiment of a workdir, to use its model. The experiment has the tasks' definitions, not their data.
 
-    Resolves the names in `cfg` instead if the workdir holds no definitions, or if `cfg` changes what the model is.
-    Raises CheckpointError if the definitions cannot be read.
+    Resolves the names in `cfg` instead if the workdir has no definitions, or if `cfg` changes what the model is. Raises
+    CheckpointError if the definitions cannot be read.
     """
     from t5x_lite import experiment
 

@@ -1,7 +1,7 @@
-"""Implements the verb `sweep`: trains on this machine with many settings, from a file in wandb's sweep format.
+"""Implements the verb `sweep`: trains on this machine with the many settings that a file in wandb's format lists.
 
-Each point has its own workdir under `--output`, named by a hash of its settings. After a kill, the same command runs
-the points that are not done; an interrupted point resumes from its newest checkpoint.
+A point is one choice of all parameters. It has its own workdir under `--output`, named by a hash of its settings. After
+a kill, the same command runs the points that are not done; an interrupted point resumes from its newest checkpoint.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ from t5x_lite.reports.results import read_metrics
 if TYPE_CHECKING:
     import numpy as np
 
-SEED = "config.seed"  # points that differ only in the seed share a row of the table
+SEED = "config.seed"  # points that differ only in this parameter share a row of the table
 DONE = "sweep_exit.txt"
 KEYS = ("command", "description", "method", "metric", "name", "parameters", "program", "project", "entity", "run_cap")
 POLL_S = 0.2
@@ -47,7 +47,7 @@ MOST_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep file, parsed and checked."""
+    """The content of a sweep file, checked."""
 
     command: tuple[str, ...]
     points: tuple[dict[str, Any], ...]
@@ -56,9 +56,10 @@ class Sweep:
 
 
 def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool) -> int:
-    """Runs every point that is not done, `jobs` at a time, writes `output`/sweep.html, and returns the exit status.
+    """Runs every point that is not done, `jobs` at a time. Writes `output`/sweep.html and returns the exit status.
 
-    point: number of the only point to run (for a Slurm array). only_print: only print the commands to run it elsewhere.
+    point: the number of the only point to run (for a Slurm array); None: all.
+    only_print: run nothing, and print the commands that run the sweep elsewhere.
     Raises ConfigError for an invalid sweep file, a point out of range, or a program that is not installed.
     """
     sweep = read(file)
@@ -85,7 +86,7 @@ def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool
 
 
 def read(file: Path) -> Sweep:
-    """Reads a sweep from a YAML file. Raises ConfigError if it is not in wandb's format, or not supported here."""
+    """Reads a sweep from a YAML file. Raises ConfigError if it breaks wandb's format or needs what we lack."""
     try:
         if file.stat().st_size > MOST_BYTES:
             raise ConfigError(f"{file} is longer than {MOST_BYTES:,} bytes; give the YAML file of a sweep")
@@ -121,7 +122,7 @@ def read(file: Path) -> Sweep:
 
 
 def run_id(point: dict[str, Any]) -> str:
-    """Returns the name of a point's workdir and of its run in wandb: a hash of its settings."""
+    """Returns a hash of a point's settings, the name of its workdir and of its run in wandb."""
     return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -129,7 +130,7 @@ def run_id(point: dict[str, Any]) -> str:
 
 
 def _grid(parameters: dict[str, Any], run_cap: int | None) -> list[dict[str, Any]]:
-    """Returns every combination of the values, up to `run_cap`."""
+    """Returns the combinations of all values, at most `run_cap`."""
     choices = {}
     for name, given in parameters.items():
         given = _checked(name, given)
@@ -192,9 +193,9 @@ def _checked(name: str, given: Any) -> dict[str, Any]:
 
 
 def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, terminal: Console) -> int:
-    """Runs the points and returns the first exit status that is not 0, or 0.
+    """Runs the points. Returns the exit status of the first point that fails, or 0 if none does.
 
-    SIGINT and SIGTERM are passed on to the points, which save and stop; then the status is RESTART_ME.
+    Passes SIGINT and SIGTERM on to the points, which save and stop. In this case, returns RESTART_ME.
     """
     queue, running, failed = list(waiting), {}, 0
     asked = False
@@ -231,7 +232,7 @@ def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, ter
 
 def _start(sweep: Sweep, point: dict[str, Any], output: Path) -> subprocess.Popen:
     workdir = output / run_id(point)
-    again = {lock.AGAIN: "1"} if workdir.exists() else {}  # a point of a killed sweep may still be saving there
+    again = {lock.AGAIN: "1"} if workdir.exists() else {}  # if a sweep was killed, its point may still be saving there
     workdir.mkdir(exist_ok=True)
     arguments = [f"--{name}={value}" for name, value in point.items()]
     command = [one for part in sweep.command for one in (arguments if part == "${args}" else [part])]
@@ -243,13 +244,13 @@ def _start(sweep: Sweep, point: dict[str, Any], output: Path) -> subprocess.Pope
             env=os.environ | again,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that Ctrl-C reaches a point once, from the sweep
+            start_new_session=True,  # so Ctrl-C reaches a point only through the sweep, once
             preexec_fn=functools.partial(_end_with, os.getpid()) if sys.platform == "linux" else None,
         )
 
 
 def _end_with(sweep_pid: int) -> None:
-    """Makes the kernel send SIGTERM to the point if the sweep is killed, so that it saves and stops."""
+    """Makes the kernel send SIGTERM to this point if the sweep is killed, so that the point saves and stops."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != sweep_pid:  # the sweep was killed before this call
         os._exit(1)
@@ -260,7 +261,7 @@ def _is_done(workdir: Path) -> bool:
 
 
 def equivalents(file: Path, output: Path, points: int, jobs: int) -> list[str]:
-    """Returns the commands that run the same sweep with wandb's agents, or as a Slurm array."""
+    """Returns the commands that run the same sweep with wandb's agents, and those that run it as a Slurm array."""
     one = f"t5x-lite sweep {shlex.quote(str(file))} --output={shlex.quote(str(output))} --point=$SLURM_ARRAY_TASK_ID"
     return [
         "# wandb: the first command prints the SWEEP_ID; start an agent on each machine",
@@ -277,7 +278,7 @@ def equivalents(file: Path, output: Path, points: int, jobs: int) -> list[str]:
 def collect(sweep: Sweep, output: Path) -> list[dict[str, Any]]:
     """Returns a row for each setting, best first: {"point", "values", "mean", "sd", "runs"}.
 
-    values: the last value of the metric for each seed; mean and sd: over the seeds, None without enough values.
+    values: for each seed, the last value of the metric. mean, sd: over the seeds; None if there are too few values.
     """
     groups: dict[str, dict[str, Any]] = {}
     for point in sweep.points:

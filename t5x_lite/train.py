@@ -1,4 +1,4 @@
-"""Defines `run`: one training run from config to report, top to bottom. Only this module connects all the parts."""
+"""Defines `run`, one training run from config to report. Only this module connects all the parts."""
 
 import contextlib
 import dataclasses
@@ -51,8 +51,9 @@ def run(
 ) -> int:
     """Trains up to `train.total_steps`, evaluates and saves on the way, and returns the exit status.
 
-    If the workdir has checkpoints, the run resumes from the newest intact one, bit for bit. Returns 0, or 75 after an
-    interruption (Ctrl-C, SIGTERM) that was saved. Raises a UserError for everything else that a user can fix.
+    If the workdir has checkpoints, the run resumes from the newest intact one, bit for bit. If Ctrl-C or SIGTERM stops
+    the run, it saves and returns 75; otherwise it returns 0. Raises a UserError for all other problems that a user can
+    fix.
     evaluation_of: EvaluationDuringTraining, from evaluation/during_training.py.
     loss_fn: (outputs, batch) -> {head: LossSum}; replaces the config's loss.
     """
@@ -111,10 +112,10 @@ def run(
                 if begin.step == 0:
                     evaluation.before_training(state.params)
                 elif evaluation.is_due(begin.step) and not evaluation.is_done(begin.step):
-                    evaluation(state.params, begin.step)  # the process died between this checkpoint and its evaluation
+                    evaluation(state.params, begin.step)  # the last process died between saving and evaluating
             guard.pause()  # compiling the step may take any time
             clock.steps_begin()
-            step, stop, again = begin.step, guard.stops(), None  # a stop during evaluation: nothing new to save
+            step, stop, again = begin.step, guard.stops(), None  # if it stops here: nothing new to save
 
             # -------------------------------------------------------------------------------------------------- loop
             while step < total_steps and not stop and not again:
@@ -164,7 +165,7 @@ def run(
 def _open_workdir(workdir: Path, held: contextlib.ExitStack) -> None:
     """Makes the workdir and locks it for this run.
 
-    Raises ConfigError if checkpoints cannot be saved below its path, CheckpointError if it cannot be made.
+    Raises ConfigError if Orbax cannot save below this path, and CheckpointError if the workdir cannot be made.
     """
     checkpoint.check_path(workdir)
     try:
@@ -183,9 +184,9 @@ def _mirror(url: str) -> "Mirror | None":
 
 
 def _where_to_begin(experiment: "Experiment", workdir: Path, mirror: "Mirror | None") -> tuple[BeginAt, list[str]]:
-    """Returns the point where the run begins, and notes about it for the user.
+    """Returns the step where the run begins, and notes about it for the user.
 
-    Raises ConfigError if the workdir's run had a config with different steps.
+    Raises ConfigError if the workdir holds a run with a config that leads to different steps.
     """
     cfg, notes = experiment.cfg, []
     if mirror and (fetched := processes.on_first(lambda: checkpoint.fetch(workdir, mirror))):
@@ -196,7 +197,7 @@ def _where_to_begin(experiment: "Experiment", workdir: Path, mirror: "Mirror | N
 
 
 def _changes(experiment: "Experiment", workdir: Path) -> list[str]:
-    """Returns warnings about config keys that changed since the run began; ConfigError if they change its steps."""
+    """Warns of config keys that changed since the run began. Raises ConfigError if steps already made would differ."""
     file = workdir / "config.json"
     changes = configs.changes(configs.from_json(file), experiment.cfg)
     for line in differences(configs.code_in(file), experiment.code()):
@@ -226,7 +227,7 @@ def _train_batches(experiment: "Experiment", on_devices: Runtime) -> TrainBatche
 
 
 def _descriptions(cfg: Any, on_devices: Runtime, training: Training) -> list[str]:
-    """Returns one or two lines about the size of the model and the devices."""
+    """Returns one or two lines about the model's size and the devices."""
     size, trainable = training.parameter_counts()
     lines = [f"{trainable:,} parameters are trainable, {trainable / size:.2%} of all"] if trainable < size else []
     devices = (
@@ -248,8 +249,8 @@ def _restore(
 ) -> tuple[TrainState, dict]:
     """Returns the train state and data state to begin with.
 
-    They come from the checkpoint of `begin.step`. At step 0 they are fresh, with the parameters of `init.checkpoint` if
-    the config names one.
+    They come from the checkpoint of `begin.step`. At step 0 they are fresh, except that the parameters come from
+    `init.checkpoint` if the config names one.
     """
     cfg, classes = experiment.cfg, next((task.classes for task in experiment.tasks if task.classes), ())
     if begin.step:
@@ -283,7 +284,7 @@ def _settle(
     guard: Guard,
     terminal: Terminal,
 ) -> BeginAt | None:
-    """Logs the metrics of finished steps; returns where to begin again if one of them needs a rollback, else None."""
+    """Logs the metrics of finished steps. If one of them needs a rollback, returns where to begin again, else None."""
     for step, metrics in steps:
         guard.beat(f"step {step}")
         values = step_metrics.fetch(metrics)
@@ -299,7 +300,7 @@ def _settle(
 
 
 def _save(cfg: Any, workdir: Path, checkpoints: Checkpoints, state: TrainState, data: TrainBatches) -> None:
-    """Starts saving a checkpoint in the background; the newest and the best checkpoints are kept."""
+    """Starts to save a checkpoint in the background. The newest checkpoints and the best one are kept."""
     saved = checkpoints.steps()
     best = processes.on_first(lambda: results.best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved))
     data_state = pipeline.merge_states(processes.gather([data.get_state()]))

@@ -1,4 +1,4 @@
-"""Defines the verbs of the command line: their flags and the calls they make. Only verbs that compute import jax."""
+"""Defines the verbs of the command line: their flags and what they call. Only verbs that compute import jax."""
 
 import argparse
 import dataclasses
@@ -30,8 +30,8 @@ class Verb:
 
     add_flags: adds the verb's flags to its parser.
     run: runs the verb and returns the exit status; None means 0.
-    takes_config: whether the verb accepts --config.KEY=VALUE.
-    only_prints: whether the reader may close the output early (`t5x-lite tasks | head`) without an error.
+    takes_config: whether the verb accepts the flags --config.KEY=VALUE.
+    only_prints: whether the verb only prints. Then it is no error if a pipe closes early (`t5x-lite tasks | head`).
     """
 
     name: str
@@ -163,7 +163,7 @@ def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _mesh_devices(mesh: str) -> int:
-    """Returns the number of devices of a mesh; an axis that is left open (-1) counts as 1."""
+    """Returns the number of devices of config.mesh. An axis of size -1, which takes what remains, counts as 1."""
     return math.prod(int(size) for size in re.findall(r"=\s*(\d+)", mesh))
 
 
@@ -396,7 +396,7 @@ def _config(spec: str, overrides: Overrides) -> "Config":
 
 
 def _named_config(arguments: argparse.Namespace, overrides: Overrides) -> "Config":
-    """Returns the config for a verb with a task or mixture NAME, which replaces the mixture of --config."""
+    """Returns the config for a verb that takes the NAME of a task or mixture. NAME replaces the mixture of --config."""
     from t5x_lite import config
 
     cfg = config.load(arguments.config) if arguments.config else config.base()
@@ -415,7 +415,7 @@ def _named_config(arguments: argparse.Namespace, overrides: Overrides) -> "Confi
 
 
 def _workdir_config(workdir: str, spec: str, overrides: Overrides) -> "Config":
-    """Returns the config that a run was made with, for verbs that start from its workdir."""
+    """Returns the config of a workdir's run plus the overrides, for verbs that use a workdir."""
     from t5x_lite import config
 
     if not Path(workdir).is_dir():
