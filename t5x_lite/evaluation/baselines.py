@@ -1,4 +1,4 @@
-"""Baselines of a task's metrics: always the most common target, a copy of the inputs, or a bag of words."""
+"""Scores of simple baselines: always the most common target, the inputs' first sentence, or a bag of words."""
 
 import collections
 import itertools
@@ -11,11 +11,11 @@ from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import scores
 from t5x_lite.experiment import Experiment
 
-WORD_EXAMPLES = 20_000  # training examples of the bag-of-words baseline; it takes seconds instead of minutes
+WORD_EXAMPLES = 20_000  # the bag of words is fitted on at most this many examples, in seconds
 
 
 def baselines(experiment: Experiment) -> dict[str, float]:
-    """Returns {"baseline/TASK/METRIC": value} for guesses without a model, on the examples of the evaluation."""
+    """Returns {"baseline/TASK/METRIC": value}: the scores of guesses without a model on the evaluation's examples."""
     values: dict[str, float] = {}
     for task in experiment.eval_tasks:
         if not task.baseline or (task.baseline == "majority" and not _has_training(task)):
@@ -31,9 +31,9 @@ def baselines(experiment: Experiment) -> dict[str, float]:
 
 
 def word_baselines(experiment: Experiment) -> dict[str, float]:
-    """Returns {"words/TASK/METRIC": value} for logistic regression on bags of words.
+    """Returns {"words/TASK/METRIC": value}: the scores of logistic regression on bags of words.
 
-    Only for tasks with one label an example and a training split.
+    Leaves out tasks that have no training split or do not have exactly one label per example.
     """
     values: dict[str, float] = {}
     for task in experiment.eval_tasks:
@@ -49,7 +49,7 @@ def word_baselines(experiment: Experiment) -> dict[str, float]:
 def by_words(train: Sequence[tuple[str, str]], inputs: Sequence[str]) -> list[str]:
     """Returns the labels that logistic regression predicts for the texts `inputs`.
 
-    Its features are words and pairs of adjacent words, weighted by TF-IDF. train: pairs (text, label).
+    The features are words and pairs of adjacent words, weighted by TF-IDF. train: pairs (text, label).
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -65,7 +65,7 @@ def by_words(train: Sequence[tuple[str, str]], inputs: Sequence[str]) -> list[st
 
 
 def first_sentence(inputs: str) -> str:
-    """Returns the "copy" baseline's guess: the first sentence of the text after the task's prefix."""
+    """Returns what the baseline "copy" guesses: the first sentence of the inputs, without the task's prefix."""
     text = inputs.partition(": ")[2] or inputs
     return re.split(r"(?<=[.!?])\s|\n", text.strip(), maxsplit=1)[0]
 
@@ -79,7 +79,7 @@ def _has_training(task: Task) -> bool:
     """Returns whether a task has a training split with examples; a diagnostic set, such as glue_ax, has none."""
     try:
         return len(task.source.split("train")) > 0
-    except (ConfigError, DataError):  # the split is unknown, or its file is not among the published ones
+    except (ConfigError, DataError):  # the task does not know the split, or its file was not published
         return False
 
 

@@ -1,4 +1,4 @@
-"""Evaluation during a training run: logs its metrics and predictions, and ends early on an interruption."""
+"""Evaluates during a training run, logs metrics and predictions, and ends early if the run is interrupted."""
 
 import traceback
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from t5x_lite.runtime import Runtime
 
 
 class EvaluationDuringTraining:
-    """Evaluates a training run; `train.run` calls its methods (the protocol `train.Evaluation`).
+    """Evaluates a training run. Implements the protocol `train.Evaluation`, so `train.run` calls its methods.
 
     may_go_on: called with a description before each batch; if it returns False, the evaluation ends.
     """
@@ -44,11 +44,11 @@ class EvaluationDuringTraining:
         return step == self._cfg.train.total_steps or (every_steps > 0 and step % every_steps == 0)
 
     def is_done(self, step: int) -> bool:
-        """Returns whether every task was evaluated at this step: the same answer on all processes."""
+        """Returns whether every task has been evaluated at this step. All processes get the same answer."""
         return processes.on_first(lambda: results.was_evaluated(read_metrics(self._workdir), step, self._tasks))
 
     def before_training(self, params: Any) -> None:
-        """Computes the baselines; evaluates the untrained model if the config asks for that (eval.untrained)."""
+        """Computes the baselines. Also evaluates the untrained model if `eval.untrained` is true."""
         self._loggers.scalars(0, baselines(self._experiment))
         if self._cfg.eval.untrained:
             self._terminal.line("evaluating the untrained model")
@@ -57,8 +57,8 @@ class EvaluationDuringTraining:
     def __call__(self, params: Any, step: int) -> None:
         """Evaluates the parameters and logs the result.
 
-        An interruption ends the evaluation early; the resumed run then repeats it. If the evaluation fails, it raises
-        the error, or only prints it with eval.on_error=record; an error of the JAX runtime is always raised.
+        If the run is interrupted, the evaluation ends early, and the resumed run repeats it. If the evaluation fails,
+        the error is raised; with eval.on_error=record it is only printed, unless it comes from the JAX runtime.
         """
 
         def stop() -> bool:
@@ -88,7 +88,7 @@ class EvaluationDuringTraining:
                 run_page.write(self._workdir, self._cfg.eval.predictions_shown)
 
     def finish(self) -> Path | None:
-        """Prints a few predictions, writes the report and returns its path, on process 0; else returns None."""
+        """On process 0, prints a few predictions, writes the report and returns its path. Else only returns None."""
         if jax.process_index():
             return None
         shown = self._cfg.eval.predictions_shown

@@ -1,6 +1,6 @@
-"""Evaluates a checkpoint on tasks: the loss on every task, and predictions and metrics on every supervised task.
+"""Evaluates a checkpoint: the loss on every task, and the predictions and metrics on every supervised task.
 
-Each evaluation writes `predictions/step_N/TASK.jsonl` with every input, target, prediction and score.
+Each evaluation writes `predictions/step_N/TASK.jsonl`, which has every input, target, prediction and score.
 """
 
 import dataclasses
@@ -38,11 +38,11 @@ from t5x_lite.training.step import make_eval_step
 
 
 class Stopped(Exception):
-    """Raised when an evaluation was asked to stop early."""
+    """Raised when `stop` tells an evaluation to end early."""
 
 
 class Evaluator:
-    """Evaluates parameters on the tasks of an experiment. It is compiled once and used for every evaluation.
+    """Evaluates parameters on an experiment's tasks. Compiles its programs once, for all evaluations.
 
     Raises DataError if a task has no example in the split `eval.split`.
     """
@@ -61,13 +61,13 @@ class Evaluator:
     ) -> tuple[dict[str, float], dict[str, list[dict]]]:
         """Returns ({"eval/TASK/METRIC": value}, {task: its first few predictions}).
 
-        stop: called before each batch. Raises Stopped as soon as it returns True.
+        stop: called before each batch. If it returns True, `evaluate` raises Stopped.
         """
         values: dict[str, float] = {}
         samples: dict[str, list[dict]] = {}
         for task in self.experiment.eval_tasks:
             of_task = self._loss(params, task, stop)
-            lower = {name for name in of_task if not name.endswith("accuracy")}  # the others are losses
+            lower = {name for name in of_task if not name.endswith("accuracy")}  # all except accuracies are losses
             if not task.is_corpus:
                 rows, references = self.predictions(params, task, stop)
                 for answer, field in fields_of(self.predictor.answers(task)).items():
@@ -82,11 +82,11 @@ class Evaluator:
         return values, samples
 
     def directions(self) -> dict[str, float]:
-        """Returns {"lower_is_better/TASK/METRIC": 1} for the metrics computed so far that are better if lower."""
+        """Returns {"lower_is_better/TASK/METRIC": 1} for those metrics so far whose lower values are better."""
         return {f"{results.LOWER}{name}": 1.0 for name in sorted(self._lower_is_better)}
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
-        """Returns a task's losses and accuracies by name, with perplexity and bits per byte for a corpus."""
+        """Returns a task's losses and accuracies by name; for a corpus, also perplexity and bits per byte."""
         cfg, total = self.experiment.cfg, None
         batches = eval_batches(
             task,
@@ -109,7 +109,7 @@ class Evaluator:
             named["perplexity"] = math.exp(min(named["loss"], 700))
             converter = self.experiment.converter
             if isinstance(converter, convert.DecoderOnly) and not converter.denoisers:
-                # Every text is read to its end, so bits_per_byte is comparable between vocabularies.
+                # The loss covers every text to its end, so bits_per_byte can be compared between vocabularies.
                 texts = text_examples(task, cfg.eval.split)
                 evaluated = itertools.islice(texts, cfg.eval.max_examples or None)
                 size = sum(len(str(example["text"]).encode()) for _, example in evaluated)
@@ -117,7 +117,7 @@ class Evaluator:
         return named
 
     def _prompts(self, task: Task, split: str, limit: int):
-        """Yields batches of one example per row: (batch, indices, text examples)."""
+        """Yields (batch, indices of the examples, text examples). Each row of a batch holds one example."""
         cfg = self.experiment.cfg
         return prompt_batches(
             task,
@@ -131,17 +131,17 @@ class Evaluator:
         )
 
     def predict(self, params: Any, task: Task, split: str) -> list[dict]:
-        """Returns a row for each example of a split, in the source's order; the targets may be unknown."""
+        """Returns a row of predictions for each example of a split, in the source's order. Needs no targets."""
         unlabelled = dataclasses.replace(task, target=Text(), reference=None)
         return self.predictions(params, task, prompts=self._prompts(unlabelled, split, limit=0))[0]
 
     def predictions(
         self, params: Any, task: Task, stop: Callable[[], bool] = lambda: False, prompts: Iterable | None = None
     ) -> tuple[list[dict], list]:
-        """Returns (rows of the predictions' file, the reference of each row for the metrics), by index.
+        """Returns (rows of the predictions' file, the reference of each row for the metrics), in the order of index.
 
-        stop: called before each batch. Raises Stopped as soon as it returns True.
-        prompts: batches as `_prompts` yields; default: those of `eval.split`. With given prompts, references are None.
+        stop: called before each batch. If it returns True, raises Stopped.
+        prompts: batches, as `_prompts` yields them; None: the batches of `eval.split`. If given, references are None.
         """
         rows, fields = [], fields_of(self.predictor.answers(task))
         cfg = self.experiment.cfg.eval
@@ -178,10 +178,10 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     """Evaluates checkpoints of a workdir (the verb `eval`).
 
     which: "latest", "best", "all" or a step.
-    submission: a zip file for GLUE's server; the last checkpoint's predictions of the test sets are added to it.
+    submission: a zip file for GLUE's server. The last evaluated checkpoint's predictions of the test sets go into it.
 
-    Raises CheckpointError if there is no such checkpoint, ConfigError if the submission is impossible, and DataError
-    for a split without examples.
+    Raises CheckpointError if there is no such checkpoint, ConfigError if the submission is impossible, and DataError if
+    a split has no examples.
     """
     steps = chosen_steps(workdir, which, experiment.cfg.checkpoint.keep_best)
     earlier = submissions.members(submission) if submission else {}
@@ -220,8 +220,8 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
 def chosen_steps(workdir: Path, which: str, keep_best: str) -> list[int]:
     """Returns the steps that `which` names ("latest", "best", "all" or a step).
 
-    Process 0 reads them for all processes, because a run may be saving in the workdir. Raises CheckpointError if there
-    is no such step.
+    Process 0 lists the steps for all processes, because they may change while a run saves in the workdir. Raises
+    CheckpointError if there is no such step.
     """
 
     def chosen() -> list[int]:
@@ -235,7 +235,7 @@ def _directory(workdir: Path, step: int) -> Path:
 
 
 def fields_of(answers: Sequence[str]) -> dict[str, str]:
-    """Returns {answer: its field in the predictions' files}; the field of the first answer is "prediction"."""
+    """Returns {answer: its field in the files of predictions}. The first answer has the field "prediction"."""
     return {answer: f"{answer}_prediction" if number else "prediction" for number, answer in enumerate(answers)}
 
 
@@ -245,9 +245,9 @@ def _stop_if(stop: Callable[[], bool]) -> None:
 
 
 def _named(out: dict[str, float]) -> dict[str, float]:
-    """Returns the losses (in nats) and accuracies (in percent) of a task's heads under the names that are reported.
+    """Returns {name in reports: value}: the losses (in nats) and accuracies (in percent) of a task's heads.
 
-    out: from metric_sums.finalise. With a single head, its name is left out.
+    Leaves out the head's name if there is only one head. out: from metric_sums.finalise.
     """
     heads = [name.removeprefix("loss/") for name in out if name.startswith("loss/")]
     named = {"loss": out["loss"]}

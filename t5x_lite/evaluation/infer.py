@@ -1,12 +1,16 @@
-"""Bulk prediction: writes one line for every line of a JSONL, CSV or text file, in the same order; can be resumed.
+"""Bulk prediction: for every line of a JSONL, CSV or text file, writes one line, in the same order. Can be resumed.
 
-Output lines repeat the input's fields and add "prediction" and "score", its log-probability (or "logprob" and "tokens"
-with --mode=score), "truncated" (whether the text did not fit in the run's rows), and "step" (the checkpoint's); an
-encoder that classifies adds "probabilities" of all classes. A file with the columns of the run's training file is read
-through the run's own templates. All processes compute, but
-only process 0 writes chunks. After a kill, the same command resumes after the last complete chunk, so the output has
-exactly the lines of an uninterrupted run. `OUTPUT.settings.json` names the checkpoint and settings; with different ones
-the command refuses to resume. It never changes an output file that it did not write: that is an error.
+An output line repeats the fields of the input line and adds these:
+    prediction, score     the answer and its log-probability; with --mode=score instead `logprob` and `tokens`
+    truncated             whether the text was cut because it does not fit in the run's rows
+    step                  the step of the checkpoint
+    probabilities         of all classes, if the model is an encoder that classifies
+If a file has the columns of the run's training file, it is read through the run's own templates.
+
+All processes compute, but only process 0 writes. It writes in chunks; after a kill, the same command resumes after the
+last complete chunk. So the output has exactly the lines of an uninterrupted run. `OUTPUT.settings.json` names the
+checkpoint and the settings; the command refuses to resume with different ones. It also refuses, and leaves the file
+unchanged, if the output file is not its own.
 """
 
 import contextlib
@@ -47,9 +51,10 @@ def run(
 ) -> None:
     """Predicts or scores every line of `source` with the checkpoint `which` of `workdir` (the verb `infer`).
 
-    mode: "predict" or "score". task_name: the task whose labels are predicted; "": the run's first supervised task.
+    mode: "predict" or "score".
+    task_name: the task whose labels or texts are predicted; "": the run's first supervised task.
 
-    Raises ConfigError for a mode, task, input or output that cannot work, DataError for a bad line, and CheckpointError
+    Raises ConfigError if the mode, task, input or output cannot work, DataError if a line is bad, and CheckpointError
     if there is no such checkpoint.
     """
     cfg = experiment.cfg
@@ -82,7 +87,7 @@ def run(
         for begin in range(done, len(examples), cfg.eval.batch_rows):
             end = min(begin + cfg.eval.batch_rows, len(examples))
             local_results = _results(predictor, params, task, mode, model_examples, range(begin, end))
-            result_of = dict(processes.gather(local_results))  # hosts may read the same rows: the dict keeps each once
+            result_of = dict(processes.gather(local_results))  # the dict keeps rows once that several hosts read
             if out is not None:
                 lines = (dumps(examples[i] | result_of[i] | {"step": step}) + "\n" for i in range(begin, end))
                 out.write("".join(lines))
@@ -100,7 +105,7 @@ def run(
 def _results(
     predictor: predict.Predictor, params: Any, task: Task, mode: str, examples: Sequence[dict], chunk: range
 ) -> list[tuple[int, dict]]:
-    """Returns (line number from 0, fields to add) for this process's share of the lines of a chunk."""
+    """Returns (line number from 0, fields to add to the line) for each line of a chunk that this process computes."""
     experiment, batch_rows = predictor.experiment, predictor.experiment.cfg.eval.batch_rows
     share = sharding.input_shard(predictor.on_devices.layout, batch_rows)
     each = batch_rows // share["shard_count"]
@@ -126,12 +131,12 @@ def _results(
 
 
 def _rounded(number: float) -> float | None:
-    """Returns the number rounded to 5 digits; None if it is not finite, because JSON cannot represent that."""
+    """Returns the number, rounded to 5 decimals; None if it is not finite, because JSON has no such numbers."""
     return round(number, 5) if math.isfinite(number) else None
 
 
 def _progress():
-    """Returns a progress bar on stderr; it is disabled if stderr is not a terminal, and on all processes but 0."""
+    """Returns a progress bar on stderr. It shows only on process 0, and only if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -141,15 +146,15 @@ def _progress():
 
 
 def _needed(experiment: Experiment, task: Task) -> tuple[str, ...]:
-    """Returns the fields of a line that the model reads."""
+    """Returns the names of the fields that the model reads of each line."""
     return task.encoder_fields if experiment.model.architecture == "encoder_only" else ("inputs",)
 
 
 def _task(experiment: Experiment, name: str) -> Task:
     """Returns the task called `name`; without a name, the run's first supervised task.
 
-    An encoder predicts the task's labels; for generation any supervised task will do. Raises ConfigError for an unknown
-    name, or for an encoder without supervised tasks.
+    Only an encoder needs such a task, for its labels; without one, other models continue the text. Raises ConfigError
+    if the name is unknown, or if the run trained an encoder without supervised tasks.
     """
     supervised = {task.name: task for task in experiment.tasks if not task.is_corpus}
     if name:
@@ -164,7 +169,7 @@ def _task(experiment: Experiment, name: str) -> Task:
 
 
 class Filled(Sequence[dict]):
-    """The examples that templates make of rows, one at a time. A row that has the templates' fields stays as it is."""
+    """Fills templates from each row when it is read. A row that already has the templates' fields stays as it is."""
 
     def __init__(self, rows: Sequence[dict], templates: Mapping[str, str]):
         self._rows, self._templates = rows, templates
@@ -172,7 +177,7 @@ class Filled(Sequence[dict]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, place: int) -> dict:  # type: ignore[override]  (nobody slices)
+    def __getitem__(self, place: int) -> dict:  # type: ignore[override]  (nobody slices it)
         row = self._rows[place]
         if set(self._templates) <= set(row):
             return row
@@ -180,7 +185,7 @@ class Filled(Sequence[dict]):
 
 
 def _takes(templates: Mapping[str, str], row: Mapping, needed: tuple[str, ...]) -> bool:
-    """Returns whether rows like this one are read through templates: they lack a field that the model reads."""
+    """Returns whether templates are used for rows like this: one lacks a needed field, and templates can make all."""
     return set(needed) <= set(templates) and not set(needed) <= set(row)
 
 
@@ -189,10 +194,10 @@ def read_input(
 ) -> Sequence[dict]:
     """Returns the objects of a JSONL file, the rows of a CSV or TSV table, or {"inputs": line} for each line of text.
 
-    templates: {needed field: template}, for rows that lack the needed fields but have those of the templates.
+    templates: {needed field: template}. They make the needed fields of rows that lack them.
 
-    Tables stay on disk; JSONL and text are kept in memory. Raises ConfigError for a wrong file format, and
-    DataError, with line and field, for the first row that lacks a `needed` field or already has an `added` field.
+    Tables stay on disk; JSONL and text are kept in memory. Raises ConfigError if the file has the wrong format. Raises
+    DataError for the first row that lacks a `needed` field or already has an `added` field; it names line and field.
     """
     kind = local_files.kind_of(path.name) or "text"
     if kind not in ("text", "json", "csv", "tsv") or path.suffix.lower() == ".gz":
@@ -228,7 +233,7 @@ def _require_free(added: tuple[str, ...], row: dict, where: str) -> None:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Yields the lines of a UTF-8 file; raises DataError for the first line that is not UTF-8."""
+    """Yields the lines of a file. Raises DataError at the first line that is not UTF-8."""
     for line in read_lines(path, str(path)):
         if line.error:
             raise line.error
@@ -267,9 +272,9 @@ def _objects(
 
 
 def open_output(path: Path) -> TextIO:
-    """Opens the file to append to it, and locks it; without the lock, two processes could write the same lines.
+    """Opens the file to append to it, and locks it. Without the lock, two processes could write the same lines.
 
-    Raises ConfigError if the file cannot be opened, or if a different process has locked it.
+    Raises ConfigError if the file cannot be opened, or if another process has locked it.
     """
     try:
         file = path.open("a+", encoding="utf-8")
@@ -286,7 +291,7 @@ def open_output(path: Path) -> TextIO:
 
 
 def _settings(experiment: Experiment, checkpoint: Path, mode: str, task: Task) -> dict:
-    """Returns the settings that determine the output lines; batch_rows and devices do not."""
+    """Returns the settings that determine the output lines. `eval.batch_rows` and the devices are not among them."""
     data, evaluation = experiment.cfg.data.to_dict(), experiment.cfg.eval.to_dict()
     del evaluation["batch_rows"]
     settings = {
@@ -302,7 +307,7 @@ def _settings(experiment: Experiment, checkpoint: Path, mode: str, task: Task) -
 
 
 def _require_same(path: Path, settings: dict) -> None:
-    """Raises ConfigError if `path` was written with different settings; if it is empty, writes its settings file."""
+    """Raises ConfigError if the output `path` was written with other settings. If it is empty, stores the settings."""
     settings_file = path.with_name(f"{path.name}.settings.json")
     if not path.stat().st_size:
         atomic.write(settings_file, json.dumps(settings, indent=1))
@@ -322,13 +327,14 @@ def _require_same(path: Path, settings: dict) -> None:
 
 
 def resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -> int:
-    """Returns the number of lines of `path` that are done (complete chunks, or all lines), and removes the rest.
+    """Returns how many lines of the output `path` are done, and removes the incomplete chunk that a kill may leave.
 
-    The rest is an incomplete chunk, left by a kill. Raises ConfigError, without changing the file, unless it holds the
-    first results of these examples: each line has the example's fields and the fields of `added`, with the values of
-    `added` that are not None.
+    Lines are done if they form complete chunks, or if there is one for every example.
+    added: {field that the output adds: its value in every line; None: any value}.
+    chunk: the number of lines in a chunk.
 
-    chunk: lines in a chunk.
+    Raises ConfigError, and does not change the file, unless its lines are the results of the first examples: a line
+    must have the example's fields with their values, and the fields of `added`.
     """
     data = path.read_bytes()
     complete = data.rfind(b"\n") + 1  # bytes of complete lines
@@ -359,6 +365,6 @@ def resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) ->
 
 
 def dumps(row: dict) -> str:
-    """Returns a row as JSON that UTF-8 can encode: it escapes half of a surrogate pair, as in the input."""
+    """Returns a row as JSON that UTF-8 can encode. Half of a surrogate pair stays escaped, as it was in the input."""
     text = json.dumps(row, ensure_ascii=False)
     return json.dumps(row) if HALF.search(text) else text

@@ -1,4 +1,4 @@
-"""Predicts texts and scores for batches, for every architecture; evaluation and inference share it."""
+"""Predicts texts, and scores given texts, for every architecture. Evaluation and inference share this code."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ class Score:
 
     logprob: natural log-probability of the targets.
     tokens: number of target tokens.
-    truncated: whether the example was truncated because it does not fit in the run's rows.
+    truncated: whether the example was cut because it does not fit in the run's rows.
     """
 
     logprob: float
@@ -43,7 +43,7 @@ class Score:
 
 
 class Predictor:
-    """Predicts one batch of prompts at a time. It is compiled once per shape."""
+    """Predicts one batch of prompts at a time. Compiles one program per shape."""
 
     def __init__(self, experiment: Experiment, on_devices: Runtime):
         self.experiment, self.on_devices = experiment, on_devices
@@ -52,7 +52,7 @@ class Predictor:
         self._score = jax.jit(lambda params, batch: _target_logprobs(module.apply({"params": params}, batch), batch))
 
     def answers(self, task: Task) -> tuple[str, ...]:
-        """Returns the answers of `eval.answers` that this model and task support; at least one."""
+        """Returns those answers of `eval.answers` that this model and task support: at least one."""
         if self.experiment.model.architecture == "encoder_only":
             return ("head",)
         one_label = task.labels and not task.target.several
@@ -71,10 +71,10 @@ class Predictor:
         """Returns one prediction for each row of this process's `batch` (one example per row).
 
         batch: numpy arrays [B, …].
-        answer: "head" for an encoder; else greedy, beam or sample; for tasks with labels also constrained (greedy,
-            restricted to the labels) and rank (the most probable label).
-        rows: the examples' numbers; besides the seed, a sample depends only on these.
-        examples: the text examples of the rows, from which an encoder's tags and spans are read.
+        answer: "head" for an encoder. For other models greedy, beam or sample; if the task has labels, also constrained
+            (greedy, but restricted to the labels) or rank (the most probable label).
+        rows: the examples' numbers. A sample depends only on these numbers and the seed.
+        examples: the text examples of the rows. An encoder's tags and spans are read from these texts.
 
         Raises ConfigError if two labels have the same token ids.
         """
@@ -103,14 +103,14 @@ class Predictor:
         return [Prediction(self.text_of(ids[:n], task.labels), float(score), int(n)) for ids, n, score in generated]
 
     def _spans(self, params: Any, examples: Sequence[Mapping], task: Task, batch_rows: int) -> list[Prediction]:
-        """Returns the best span of each example's context over all of its windows, or "" for no answer.
+        """Returns, for each example, the best span in all windows of its context, or "" for no answer.
 
-        All processes must call it equally often.
+        All processes must call this equally often.
         """
         converter, vocabulary = self.experiment.converter, self.experiment.vocabulary
         features, windows = converter.windows(examples, task, vocabulary) if examples else ({}, [])  # type: ignore[attr-defined]
         best = [Prediction("", -np.inf)] * len(examples)
-        no_answer = np.full(len(examples), np.inf)  # score of "no answer": the lowest over the example's windows
+        no_answer = np.full(len(examples), np.inf)  # score of "no answer": the lowest in any window
         for begin in range(0, processes.largest(-(-len(windows) // batch_rows)) * batch_rows, batch_rows):
             numbers = np.arange(begin, min(begin + batch_rows, len(windows)))
             part = packing.take(features, numbers) if len(numbers) else {}
@@ -131,7 +131,7 @@ class Predictor:
         return best
 
     def text_of(self, ids: np.ndarray, labels: tuple[str, ...]) -> str:
-        """Returns the text of generated ids: the label with exactly these ids if there is one. ids: int [tokens]."""
+        """Returns the label with exactly these ids, or if there is none, the text of the ids. ids: int [tokens]."""
         return self._label_of(labels).get(tuple(ids.tolist())) or self.experiment.vocabulary.decode(ids)
 
     def _strategy(self, task: Task, answer: str) -> Strategy:
@@ -148,17 +148,17 @@ class Predictor:
             common |= {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
         elif answer == "constrained":
             return Strategy()
-        elif answer == "rank":  # with a beam for each label no label is pruned: the best is the most probable
+        elif answer == "rank":  # one beam per label: none is pruned, so the best is the most probable
             return Strategy(beams=max(2, len(task.labels)), length_penalty=0.0)
         return Strategy(**common)
 
-    @functools.cache  # noqa: B019  (one predictor a process)
+    @functools.cache  # noqa: B019  (one predictor per process)
     def _choices(self, labels: tuple[str, ...]) -> PrefixTree:
         return prefix_tree(list(self._label_of(labels)), self.experiment.vocabulary.eos_id)
 
     @functools.cache  # noqa: B019
     def _label_of(self, labels: tuple[str, ...]) -> dict[tuple[int, ...], str]:
-        """Returns {token ids: label}, because decoding the ids may give a different text ("not _ entailment").
+        """Returns {token ids: label}. Decoding the ids instead may give a different text ("not _ entailment").
 
         Raises ConfigError if two labels have the same ids.
         """
@@ -181,8 +181,8 @@ class Predictor:
     def score(self, params: Any, examples: Sequence[Mapping], task: Task, batch_rows: int) -> list[Score]:
         """Returns the score of each supervised text example's targets.
 
-        The examples are packed and scored in batches of `batch_rows` rows of this process. All processes must call it
-        equally often. Raises DataError for an example with a missing or wrong field.
+        Packs the examples and scores them in batches of `batch_rows` rows of this process. All processes must call this
+        equally often. Raises DataError if an example lacks a field or has a wrong one.
         """
         converter, vocabulary = self.experiment.converter, self.experiment.vocabulary
         specs, sizes = converter.specs(), converter.sizes(pack=True)
@@ -202,7 +202,7 @@ class Predictor:
             on_mesh = sharding.put_batch(batch, self.on_devices.layout)
             logprobs_BE, tokens_BE = _local(self._score(params, on_mesh), self.on_devices.layout)
             segments: dict[int, int] = {}
-            for example in in_batch:  # the segments of a row number its examples in their order
+            for example in in_batch:  # segment n of a row is its n-th example
                 row = int(row_of[example]) - begin
                 segment = segments[row] = segments.get(row, 0) + 1
                 logprob, tokens = float(logprobs_BE[row, segment]), int(tokens_BE[row, segment])
@@ -211,9 +211,9 @@ class Predictor:
 
 
 def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """Returns Σ weight · log p(target) and Σ weight of each segment of each row, both [B, L + 1]; segment 0 is padding.
+    """Returns Σ weight · log p(target) and Σ weight over the tokens of each segment, both [B, L + 1].
 
-    outputs: the logits "lm" [B, L, V]. batch: decoder arrays [B, L].
+    Column 0 is the padding. outputs: "lm", the logits [B, L, V]. batch: the decoder's arrays [B, L].
     """
     losses_BL, _ = token_losses(outputs["lm"], batch["decoder_target_tokens"])
     weights_BL, segment_ids_BL = batch["decoder_loss_weights"], batch["decoder_segment_ids"]
@@ -223,7 +223,7 @@ def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array,
 
 
 def _local(tree: Any, layout: Layout) -> Any:
-    """Returns this process's rows of a tree of global arrays [B, …], as numpy arrays."""
+    """Returns, as numpy arrays, this process's rows of each global array [B, …] in a tree."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     by_rows = jax.jit(lambda tree: tree, out_shardings=layout.batch_sharding)(tree)

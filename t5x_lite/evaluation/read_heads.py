@@ -1,6 +1,6 @@
 """Turns an encoder's outputs into predictions: a class, a number, the tags of words or a span of a text.
 
-On the host, in float64.
+All of this runs on the host, in float64.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from t5x_lite.data.registry import Task
 from t5x_lite.data.targets import Choices, Classes, Number, Tags, Target
 from t5x_lite.tasks.span_metrics import spans_as_text
 
-OUTSIDE = "O"  # the tag of a word that is truncated
+OUTSIDE = "O"  # the tag of a word that was cut off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Prediction:
     """The prediction for one example.
 
     text: the generated text or the label.
-    score: natural log-probability. Exceptions: for regression the number itself, for beam search its length-penalised
-        score, for a span the sum of two logits.
+    score: natural log-probability of the text. Exceptions: regression gives the number itself, beam search its
+        length-penalised score, and a span the sum of two logits.
     tokens: number of generated tokens without the end-of-sequence token.
-    probabilities: of each class, if the head has classes for the whole example; else None. They sum to 1, unless an
-        example may have several classes.
+    probabilities: {class: probability} if the head has classes for the whole example, else None. They sum to 1, unless
+        an example may have several classes.
     """
 
     text: str
@@ -38,11 +38,11 @@ class Prediction:
 def read(
     outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray], examples: Sequence[Mapping], task: Task
 ) -> list[Prediction]:
-    """Returns a prediction for each example, from the output of the task's head. The batch has one example a row.
+    """Reads a prediction for each example from the output of the task's head. The batch has one example per row.
 
-    outputs: by head; [B, E, C], [B, E] or [B, S, C]. batch: arrays [B, …].
+    outputs: {head: [B, E, C], [B, E] or [B, S, C]}. batch: arrays [B, …].
 
-    Spans are read by `span`, window by window.
+    Spans are not read here: `span` reads them from each window.
     """
     return BY_TARGET[type(task.target)](outputs[task.head], batch, examples, task)
 
@@ -96,15 +96,15 @@ def _most_probable(logits_BC: np.ndarray, names: tuple[str, ...]) -> list[Predic
 
 
 def logprobs(logits: np.ndarray) -> np.ndarray:
-    """Returns the log softmax over the last axis, float64 [..., C]. logits: [..., C]."""
+    """Returns the log softmax over the last axis: float64 [..., C]. logits: [..., C]."""
     logits = logits.astype(np.float64)
     return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
 def labels(logits_C: np.ndarray, names: tuple[str, ...]) -> tuple[str, float]:
-    """Returns the labels with probability above 1/2, joined by commas, and the log-probability of exactly this set.
+    """Returns the labels whose probability is above 1/2, joined by commas, and the log-probability of exactly this set.
 
-    logits_C: [C], one logit for each of `names`.
+    logits_C: [C], one logit per name in `names`.
 
     >>> labels(np.array([2.0, -1.0, 0.5]), ("joy", "anger", "surprise"))[0]
     'joy, surprise'
@@ -117,8 +117,8 @@ def labels(logits_C: np.ndarray, names: tuple[str, ...]) -> tuple[str, float]:
 def tags(logits_SC: np.ndarray, weights_S: np.ndarray, names: tuple[str, ...], words: int) -> tuple[list[str], float]:
     """Returns the most probable tag of each word, and the joint log-probability of these tags.
 
-    logits_SC: [S, C]. weights_S: [S], above 0 at the first token of each word. words: number of words of the example;
-    truncated words get the tag OUTSIDE.
+    logits_SC: [S, C]. weights_S: [S], above 0 at the first token of each word. words: the number of words in the
+    example. Words that were cut off get the tag OUTSIDE.
     """
     logprobs_WC = logprobs(logits_SC[weights_S > 0])
     best = [names[i] for i in logprobs_WC.argmax(axis=-1)]
@@ -126,10 +126,11 @@ def tags(logits_SC: np.ndarray, weights_S: np.ndarray, names: tuple[str, ...], w
 
 
 def span(logits_S2: np.ndarray, window: Window, max_tokens: int) -> tuple[float, int, int]:
-    """Returns (score, first token, last token) of the best span of a window, with at most `max_tokens` tokens.
+    """Returns (score, first token, last token) of a window's best span that has at most `max_tokens` tokens.
 
-    The score is the sum of the span's start logit and end logit (Devlin et al. 2019, §4.2); -inf for a window without
-    tokens. Token numbers count from the first token of the context. logits_S2: [S, 2], start and end.
+    The score is the start logit of the first token plus the end logit of the last (Devlin et al. 2019, §4.2). If the
+    window has no tokens, it is -inf. Tokens are numbered from the first token of the context. logits_S2: [S, 2], the
+    start and end logits.
 
     >>> window = Window(example=0, first=2, begin=10, end=13, places=np.zeros((20, 2), np.int64))
     >>> logits_S2 = np.array([[9, 9], [9, 9], [0, 5], [2, 0], [1, 3], [9, 9]])

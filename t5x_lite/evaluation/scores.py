@@ -1,4 +1,4 @@
-"""A task's metrics over predictions: their values and confidence intervals."""
+"""Computes the values of a task's metrics on predictions, and their confidence intervals."""
 
 import itertools
 import json
@@ -18,22 +18,23 @@ from t5x_lite.tasks.metrics import percent
 
 
 def reference(task: Task, example: Mapping) -> Any:
-    """Returns the reference that metrics compare a prediction of the example with."""
+    """Returns the reference of an example. Metrics compare the prediction with it."""
     return task.reference(example) if task.reference else task.postprocess(example["targets"])
 
 
 class Scores(NamedTuple):
-    """The metrics of a task. values: by the metric's name. lower: names of the metrics that are better if lower."""
+    """A task's scores. values: {metric: value}. lower: the names of those metrics whose lower values are better."""
 
     values: dict[str, float]
     lower: set[str]
 
 
 def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: str = "prediction") -> Scores:
-    """Returns the task's metrics of the predictions in the field `field` of the rows.
+    """Returns the values of the task's metrics on the predictions, which are the field `field` of each row.
 
-    Labels and numbers add `invalid`, the percentage of invalid predictions. Tasks with one label an example also add
-    `ece`, the expected calibration error of the labels' probabilities, × 100. Raises ConfigError as `measured` does.
+    If the targets are labels or numbers, adds `invalid`, the percentage of invalid predictions. If each example has one
+    label, also adds `ece`, the expected calibration error of the labels' probabilities, × 100. Raises ConfigError as
+    `measured` does.
     """
     predictions = [task.postprocess(row[field]) for row in rows]
     scores, lower = {}, set()
@@ -54,7 +55,7 @@ def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: 
 
 
 def of_guesses(task: Task, examples: Sequence[Mapping], guesses: Sequence[str]) -> dict[str, float]:
-    """Returns the task's metrics of `guesses`, one text for each example. Raises ConfigError as `measured` does."""
+    """Returns the values of the task's metrics on `guesses` (one per example). Raises ConfigError like `measured`."""
     references, answers = [reference(task, e) for e in examples], [task.postprocess(guess) for guess in guesses]
     values: dict[str, float] = {}
     for metric in task.metrics:
@@ -63,9 +64,9 @@ def of_guesses(task: Task, examples: Sequence[Mapping], guesses: Sequence[str]) 
 
 
 def measured(task: Task, metric: Callable, references: Sequence, predictions: Sequence) -> Mapping[str, float]:
-    """Returns the result of a task's metric, {name: number}.
+    """Returns {name: number}, the result of a task's metric.
 
-    Raises ConfigError, which names the metric, if it fails or returns anything else.
+    If the metric fails or returns anything else, raises ConfigError, which names the metric.
     """
     what = f"task {task.name!r}: metrics={own_code.name_of(metric)}"
     values = own_code.called(what, metric, references, predictions)
@@ -75,9 +76,9 @@ def measured(task: Task, metric: Callable, references: Sequence, predictions: Se
 
 
 def intervals(tasks: Sequence[Task], split: str, predictions: Path) -> dict[str, float]:
-    """Returns the 95% confidence interval of each metric, {"low/TASK/METRIC": value, "high/TASK/METRIC": value}.
+    """Returns {"low/TASK/METRIC": value, "high/TASK/METRIC": value}: a 95% confidence interval for each metric.
 
-    The intervals are computed by bootstrap. predictions: the directory with an evaluation's files, TASK.jsonl.
+    The intervals are computed by bootstrap. predictions: an evaluation's directory, which has the files TASK.jsonl.
     """
     values: dict[str, float] = {}
     for task in tasks:

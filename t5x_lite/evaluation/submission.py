@@ -1,4 +1,4 @@
-"""Writes the zip file for GLUE's server: predictions of the test sets, one file a task."""
+"""Writes the zip file for GLUE's server. It has the predictions of the test sets, one file per task."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from t5x_lite.tasks import glue
 
 
 def tasks_of(experiment: Experiment) -> list[Task]:
-    """Returns the run's tasks that GLUE's server scores.
+    """Returns those tasks of the run that GLUE's server scores.
 
     Raises ConfigError if there are none, or if data.dir is not set.
     """
@@ -25,14 +25,14 @@ def tasks_of(experiment: Experiment) -> list[Task]:
             f"--config.data.dir=DIR. This run evaluates {', '.join(t.name for t in experiment.eval_tasks)}"
         )
     if "glue_mnli" in {task.name for task in tasks}:
-        tasks += registry.tasks("glue_ax")  # a test set alone, for MNLI's model
+        tasks += registry.tasks("glue_ax")  # only a test set; the model for MNLI predicts it
     return tasks
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """Returns {name: content} of the files of an earlier submission at `path`; {} if there is none.
+    """Returns {name: content} for the files of an earlier submission at `path`; {} if there is none.
 
-    Raises ConfigError, before anything is computed, if no submission can be written there.
+    Call it before anything is computed, because it raises ConfigError if no submission can be written to `path`.
     """
     if not path.parent.is_dir():
         raise ConfigError(f"--submission={path}: there is no directory {path.parent}; make it or use a different one")
@@ -46,7 +46,7 @@ def members(path: Path) -> dict[str, bytes]:
 
 
 def write(path: Path, predictions: Mapping[str, Sequence[str]], earlier: Mapping[str, bytes]) -> None:
-    """Writes the zip file. predictions: by task name. earlier: files to keep, unless a task replaces them."""
+    """Writes the zip file. predictions: {task: predictions}. earlier: files to keep unless a task replaces them."""
     files = dict(earlier)
     for task, texts in predictions.items():
         name, content = glue.submission(task, texts)
