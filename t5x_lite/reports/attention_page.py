@@ -1,4 +1,4 @@
-"""Holds the attention maps of one text and makes the page that shows them. attention_page.html draws the page."""
+"""Holds the attention maps of one text and makes the page that shows them; attention_page.html is its template."""
 
 import base64
 import dataclasses
@@ -22,9 +22,9 @@ QUERIES_AND_KEYS = {
 class AttentionMaps:
     """The attention of a model for one text.
 
-    tokens: the tokens of "encoder" and "decoder", as readable text.
-    maps: for "encoder", "decoder" and "cross" (decoder to encoder), float32 [N, H, L, M]: the attention weight of query
-        token l on key token m, for each layer and head. Each row sums to 1.
+    tokens: {"encoder" or "decoder": its tokens as readable text}.
+    maps: {"encoder", "decoder" or "cross" (decoder to encoder): float32 [N, H, L, M]}. For each of N layers and H
+        heads: the attention weight of each of L query tokens on each of M key tokens. A query token's weights sum to 1.
     """
 
     tokens: dict[str, list[str]]
@@ -32,9 +32,9 @@ class AttentionMaps:
 
 
 def page(attention: AttentionMaps, title: str) -> str:
-    """Returns the HTML page: a small map of every head to choose from, a large map of the chosen head, and the text.
+    """Returns the HTML page. It has a small map of every head, a large map of the chosen head, and the text.
 
-    Hovering over a token shows where it attends.
+    If the mouse is over a token, the page shows where the token attends.
     """
     data = {
         name: {
@@ -46,5 +46,5 @@ def page(attention: AttentionMaps, title: str) -> str:
         for name, map_NHLM in attention.maps.items()
     }
     drawing = importlib.resources.files("t5x_lite.reports").joinpath("attention_page.html").read_text(encoding="utf-8")
-    # A token may be "</script>": an escaped "<" does not end the script.
+    # A token may be "</script>". With "<" escaped, it does not end the script.
     return shell(title, Markup(drawing.replace("DATA", json.dumps(data).replace("<", "\\u003c"), 1)))

@@ -17,7 +17,7 @@ from t5x_lite.reports.results import curves, read_metrics
 
 
 def run(workdirs: list[Path], output: Path | None) -> None:
-    """Prints the tables of `differences` and `results`; with `output`, also writes a page that includes the curves.
+    """Prints the tables of `differences` and `results`. With `output`, also writes a page with the tables and curves.
 
     Raises ConfigError if a directory does not hold a run.
     """
@@ -37,16 +37,17 @@ def run(workdirs: list[Path], output: Path | None) -> None:
 
 
 def differences(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
-    """Returns a row for each config key that is not the same in all runs."""
+    """Returns a row for each config key whose value is not the same in all runs."""
     flat = [configs.flat(configs.from_json(workdir / "config.json")) for workdir in workdirs]
     differing = [key for key in flat[0] if len({json.dumps(f[key], default=list) for f in flat}) > 1]
     return [{"key": key, **{n: str(f[key]) for n, f in zip(names, flat, strict=True)}} for key in differing]
 
 
 def results(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
-    """Returns a row for each evaluation metric, the training loss and the speed, with each run's last value.
+    """Returns one row per evaluation metric, one for the training loss, and one for the speed.
 
-    A group of runs that differ only in their seed also gets a column with their mean and standard deviation.
+    A row has each run's last value. If several runs differ only in their seed, it also has their mean and standard
+    deviation.
     """
     last: list[dict[str, Any]] = []
     for workdir in workdirs:
@@ -68,7 +69,7 @@ def results(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
 
 
 def seeds(workdirs: list[Path]) -> list[list[int]]:
-    """Returns the groups of two or more runs whose configs differ only in seed and name, as indices into `workdirs`."""
+    """Returns groups of two or more runs that differ only in seed and name, each as indices into `workdirs`."""
     groups: dict[str, list[int]] = {}
     for number, workdir in enumerate(workdirs):
         flat = configs.flat(configs.from_json(workdir / "config.json"))
@@ -82,13 +83,13 @@ def _mean_and_deviation(values: list[float]) -> str:
 
 
 def _names(workdirs: list[Path]) -> list[str]:
-    """Returns the runs' directory names if they are all different, else their paths."""
+    """Returns the names of the runs' directories if all names differ, else their paths."""
     short = [workdir.resolve().name for workdir in workdirs]
     return short if len(set(short)) == len(short) else [str(workdir) for workdir in workdirs]
 
 
 def _curves(workdirs: list[Path], names: list[str]) -> Iterator[Markup]:
-    """Yields a figure for the training loss and for every evaluation metric, with one line for each run."""
+    """Yields a figure for the training loss, and one for every evaluation metric. A figure has one line per run."""
     curves_of = {}
     for name, workdir in zip(names, workdirs, strict=True):
         rows = read_metrics(workdir)

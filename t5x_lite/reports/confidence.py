@@ -1,4 +1,4 @@
-"""Measures the confidence in a score (bootstrap intervals) and in a model's probabilities (calibration)."""
+"""Measures how certain a score is (bootstrap intervals) and how right a model's probabilities are (calibration)."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,10 +17,11 @@ def bootstrap(
     resamples: int = 200,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Returns {name: (low, high)}, the percentile bootstrap interval of each metric (Efron 1979).
+    """Returns {name: (low, high)}: the percentile bootstrap interval of each metric (Efron 1979).
 
-    95% of the scores of `resamples` resamples, each as large as the data and drawn with replacement, lie between them.
-    The result is deterministic in examples and seed. Answers are drawn one by one, also if they form groups.
+    Draws `resamples` samples from the data, with replacement, each as large as the data. 95% of the samples' scores lie
+    between low and high. The same examples and seed give the same result. Answers are drawn one by one; groups of
+    answers that belong together are not kept together.
     """
     rng = np.random.default_rng(seed)
     scores_of: dict[str, list[float]] = {}
@@ -33,10 +34,10 @@ def bootstrap(
 
 
 def calibration(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> list[dict[str, float]]:
-    """Returns the reliability diagram: a row for each non-empty bin of equal width.
+    """Returns the reliability diagram: one row per non-empty bin. All bins are equally wide.
 
-    A row has the mean confidence, the accuracy (both from 0 to 1) and the number of its examples.
-    confidences, right: one entry for each answer. Raises DataError unless every confidence is from 0 to 1.
+    A row has the bin's mean confidence, its accuracy (both from 0 to 1) and its number of examples.
+    confidences, right: one entry per answer. Raises DataError unless every confidence is from 0 to 1.
     """
     sure, true = np.asarray(confidences, np.float64), np.asarray(right, np.float64)
     if len(sure) != len(true) or not ((sure >= 0) & (sure <= 1)).all():
@@ -54,7 +55,7 @@ def calibration(confidences: Sequence[float], right: Sequence[bool], bins: int =
 
 
 def expected_calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
-    """Returns ECE × 100 (Guo et al. 2017, §2): |confidence − accuracy| of the bins, averaged over the examples.
+    """Returns ECE × 100 (Guo et al. 2017, §2): the mean over the examples of their bin's |confidence − accuracy|.
 
     >>> round(expected_calibration_error([0.9, 0.9, 0.6, 0.6], [True, True, True, False]), 6)
     10.0

@@ -1,4 +1,4 @@
-"""Draws figures as PNG: curves, and for predictions a confusion matrix, a calibration diagram or text lengths."""
+"""Draws figures as PNG: curves; and of predictions, a confusion matrix, a calibration diagram or text lengths."""
 
 import io
 import math
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_CLASSES = 20  # in a legible confusion matrix
+MOST_CLASSES = 20  # more would make the confusion matrix illegible
 OTHER = "(no label)"
 
 
 def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
-    """Returns an empty figure and its axes, which take three quarters of the given inches; labels are around them."""
+    """Returns an empty figure (sizes in inches) and its axes. The axes take three quarters of it, labels the rest."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -24,7 +24,7 @@ def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
 
 
 def png_of(figure: "Figure") -> bytes:
-    """Returns the figure as PNG. Its texts are shown verbatim: `$` does not start a formula."""
+    """Returns the figure as PNG. Shows its texts verbatim, so `$` does not start a formula."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -37,9 +37,9 @@ def png_of(figure: "Figure") -> bytes:
 def curves(
     points_of: Mapping[str, Sequence[tuple[int, float]]], ylabel: str, height: float, unmarked: Collection[str] = ()
 ) -> bytes:
-    """Draws the (step, value) points of each name as a line, and marks the points except for names in `unmarked`.
+    """Draws one line per name through its points (step, value). Marks the points, except those of names in `unmarked`.
 
-    height: of the figure, in inches.
+    height: the figure's height in inches.
     """
     figure, axes = new_figure(10.6, height)
     for name, points in points_of.items():
@@ -54,10 +54,10 @@ def curves(
 
 
 def of_predictions(rows: Sequence[Mapping]) -> dict[str, bytes]:
-    """Returns {title: PNG} with the figures that suit the rows of a predictions file.
+    """Returns {title: PNG}: the figures that suit the rows of a predictions file.
 
-    Targets that are few and repeat are treated as classes: they get a confusion matrix and a calibration diagram. Other
-    texts get a histogram of lengths. Numbers get no figure.
+    If there are few different targets and they repeat, they are treated as classes: the figures are a confusion matrix
+    and a calibration diagram. For other texts, the figure is a histogram of lengths. Numbers get no figure.
     """
     labels = sorted({row["target"].strip() for row in rows})
     others = [row for row in rows if row["prediction"].strip() not in labels]
@@ -70,7 +70,7 @@ def of_predictions(rows: Sequence[Mapping]) -> dict[str, bytes]:
 
 
 def confusion(rows: Sequence[Mapping], labels: Sequence[str]) -> bytes:
-    """Draws the confusion matrix: counts of targets (rows) by predictions (columns).
+    """Draws the confusion matrix of counts. Rows are targets, columns are predictions.
 
     The last column counts predictions that are not a class.
     """
@@ -88,7 +88,7 @@ def confusion(rows: Sequence[Mapping], labels: Sequence[str]) -> bytes:
 
 
 def counts_of(rows: Sequence[Mapping], labels: Sequence[str]) -> list[list[int]]:
-    """Returns the counts [target][prediction]; the last column counts predictions that are not a label."""
+    """Returns counts[target][prediction], as in `confusion`."""
     place = {label: i for i, label in enumerate(labels)}
     counts = [[0] * (len(labels) + 1) for _ in labels]
     for row in rows:
@@ -97,7 +97,7 @@ def counts_of(rows: Sequence[Mapping], labels: Sequence[str]) -> list[list[int]]
 
 
 def reliability(rows: Sequence[Mapping]) -> bytes:
-    """Draws the share of correct predictions against the model's probability for them, in 15 bins."""
+    """Draws, in 15 bins of the model's probability for its prediction, the share of correct predictions."""
     from t5x_lite.reports import confidence  # imported here, because it needs numpy
 
     right = [row["prediction"].strip() == row["target"].strip() for row in rows]

@@ -1,23 +1,23 @@
-"""Computes GLUE's average as T5 reports it: the mean over the tasks, each at its best step."""
+"""Computes GLUE's average as T5 reports it: the mean over tasks. Each task counts with its best step."""
 
 from collections.abc import Iterable, Mapping
 
-# The metrics of each task whose metric is not accuracy alone.
+# {task: its metrics}. The metric of all other tasks is accuracy.
 METRICS = {
     "cola": ("matthews",),
     "mrpc": ("f1", "accuracy"),
     "qqp": ("f1", "accuracy"),
     "stsb": ("pearson", "spearman"),
 }
-# The tasks in the average; the tasks of a group count as one. WNLI and AX are left out.
+# The tasks in the average. The tasks of a group count as one task. WNLI and AX are left out.
 GROUPS = (("cola",), ("sst2",), ("mrpc",), ("stsb",), ("qqp",), ("mnli", "mnli_mismatched"), ("qnli",), ("rte",))
 
 
 def average(steps: Iterable[Mapping[str, Mapping[str, float]]]) -> float | None:
-    """Returns GLUE's average (t5/evaluation/eval_utils.py), or None if a group has no step with all its metrics.
+    """Returns GLUE's average (t5/evaluation/eval_utils.py), or None if a group has no step with all of its metrics.
 
-    steps: {task: {metric: value}} of each step. The score of a group is the mean of its metrics, at the step where that
-    mean is highest.
+    steps: for each step, {task: {metric: value}}. The score of a group is the mean of its metrics at the step where
+    this mean is highest.
 
     >>> average([{"glue_cola": {"matthews": 50.0}}])
     """

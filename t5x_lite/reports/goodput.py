@@ -1,4 +1,4 @@
-"""Measures the wall time of a run: how much goes into training steps, and how much into everything else."""
+"""Measures how much of a run's wall time goes into training steps, and how much into everything else."""
 
 import contextlib
 import time
@@ -15,10 +15,10 @@ SPANS = {
 
 
 class Clock:
-    """Charges the wall time to spans.
+    """Divides the wall time among named spans.
 
-    Each moment belongs to the innermost `span` around it; outside of spans, to "start", and after `steps_begin` to
-    "step".
+    Each moment counts for the innermost `span` around it. Outside all spans it counts for "start", or for "step" after
+    `steps_begin` was called.
     """
 
     def __init__(self):
@@ -28,7 +28,7 @@ class Clock:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Charges the time in the block to `name`, a key of SPANS."""
+        """Counts the time in the block for `name`, a key of SPANS."""
         self._charge()
         self._spans.append(name)
         try:
@@ -42,7 +42,7 @@ class Clock:
         self._spans[0] = "step"
 
     def take(self) -> dict[str, float]:
-        """Returns the seconds of each span since the last call."""
+        """Returns {span: its seconds since the last call}."""
         self._charge()
         spent_s, self._spent_s = self._spent_s, dict.fromkeys(SPANS, 0.0)
         return spent_s
@@ -54,15 +54,15 @@ class Clock:
 
 
 def training_s(spent_s: dict[str, float]) -> float:
-    """Returns the seconds of training itself: without starting, compiling and evaluating."""
+    """Returns the seconds of training: all seconds except those of starting, compiling and evaluating."""
     return sum(spent_s.values()) - spent_s["start"] - spent_s["compile"] - spent_s["evaluate"]
 
 
 def table(rows: Sequence[dict]) -> list[dict]:
-    """Returns the seconds of each span and their share of the wall time, over all restarts of a run.
+    """Returns one row per span: its seconds, and its share of the wall time. The times include all restarts of a run.
 
-    rows: of `metrics.jsonl`. Time between the first and the last row that no row accounts for is downtime, or went into
-    steps that were repeated after it.
+    rows: the rows of `metrics.jsonl`. If no row accounts for some time between the first row and the last, the run was
+    down in this time, or it spent the time on steps that it repeated later.
     """
     timed = [row for row in rows if "time/unix" in row]
     if not timed:

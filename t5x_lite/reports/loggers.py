@@ -1,7 +1,7 @@
-"""Writes to experiment loggers: `metrics.jsonl`, TensorBoard, wandb and the user's own, on process 0 only.
+"""On process 0, writes to experiment loggers: `metrics.jsonl`, TensorBoard, wandb and the user's own.
 
-`metrics.jsonl` is complete: each line is an object with "step" and all values, so wandb is optional. A logger that
-raises is switched off with one warning: a failed log must not stop a run.
+`metrics.jsonl` holds everything: each line is an object with "step" and all values. So wandb is optional. If a logger
+raises an exception, it is switched off with one warning, because a failed log must not stop a run.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ KEPT_IN_WANDB = ("config.json", "report.html", "report.md", METRICS_FILE)  # as 
 
 
 class Logger(Protocol):
-    """A destination of metrics. Any exception that it raises switches it off."""
+    """Receives metrics. If it raises any exception, it is switched off."""
 
     def scalars(self, step: int, values: dict[str, float], /) -> None: ...
 
@@ -42,10 +42,11 @@ class Loggers:
     """Passes `scalars`, `table` and `close` on to all loggers of a run.
 
     config: the run's config as JSON-able data.
-    resume_step: rows after this step are dropped from `metrics.jsonl`, because their steps run again; None keeps all.
+    resume_step: the step where the run resumes. Rows after it are dropped from `metrics.jsonl`, because their steps run
+        again. None keeps all rows.
     own: the user's loggers. Each is called with (workdir, run_name, config) and returns an object with
         `scalars(step, values)` and, if it needs them, `table` and `close`.
-    loggers: the loggers that are still on, by name.
+    loggers: {name: logger} of the loggers that are still on.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class Loggers:
         self._each("scalars", step, dict(values))
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes values for the run's own reports, to metrics.jsonl only."""
+        """Writes values to metrics.jsonl only. They are for the run's own reports."""
         if METRICS_FILE in self.loggers:
             self._call(METRICS_FILE, "scalars", step, dict(values))
 
     def table(self, step: int, name: str, rows: list[dict]) -> None:
-        """Logs a small table of examples (wandb and own loggers only: files of the workdir hold all examples)."""
+        """Logs a small table of examples to wandb and own loggers; files in the workdir hold all examples anyway."""
         self._each("table", step, name, rows)
 
     def rewind(self, step: int) -> None:
@@ -144,15 +145,15 @@ class _Jsonl:
 
 
 def _rounded(value: float) -> float:
-    """8 significant digits, all that a float32 has; of larger numbers (a time since 1970) also three decimals."""
+    """Rounds to 8 significant digits (a float32 has no more), or from 100,000 on (the time) to 3 decimals."""
     return round(float(value), 3) if abs(value) >= 1e5 else float(f"{value:.8g}")
 
 
 class _TensorBoard:
     """Writes an event file in the calling thread.
 
-    SummaryWriter would write it in a thread of its own. After a full disk ends that thread, calls to SummaryWriter and
-    the end of the process hang forever.
+    SummaryWriter is not used, because it writes in a thread of its own. If the disk is full, that thread ends, and then
+    all calls to SummaryWriter and the end of the process hang forever.
     """
 
     def __init__(self, workdir: Path, resume_step: int | None):
@@ -163,7 +164,7 @@ class _TensorBoard:
         directory = workdir / "tensorboard"
         directory.mkdir(exist_ok=True)
         self._file, self._event, self._scalar = EventsWriter(str(directory / "events")), Event, summary.scalar
-        if resume_step:  # hides later events in earlier files
+        if resume_step:  # tells TensorBoard to hide events of later steps in earlier files
             self._write(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -182,7 +183,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Logs to one wandb run per workdir, with the same id after a resume. Records offline if there is no network."""
+    """Logs to one wandb run per workdir. A resumed run keeps its id. Records offline if there is no network."""
 
     def __init__(self, workdir: Path, run_name: str, config: Mapping):
         import wandb
@@ -190,7 +191,7 @@ class _Wandb:
 
         id_file = workdir / "wandb_id.txt"
         if not id_file.exists():
-            id_file.write_text(os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12])  # set by the agent of a sweep
+            id_file.write_text(os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12])  # set by a sweep's agent
         mode = config["wandb"]["mode"]
         offline = f"recording offline. Later: wandb sync {workdir / 'wandb'}/offline-run-*"
         if mode == "online" and not _reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
@@ -255,9 +256,9 @@ class _Own:
 
 
 class _InBackground:
-    """Runs a logger's calls in a thread, because a wandb table takes 40 s without a network.
+    """Calls a logger in a thread, because logging a table to wandb takes 40 s without a network.
 
-    If a call raises an exception, a later call raises RuntimeError with its text, followed by `advice`.
+    If such a call fails, a later call raises RuntimeError with the text of its exception, followed by `advice`.
     """
 
     def __init__(self, logger: Logger, advice: str):
@@ -296,7 +297,7 @@ class _InBackground:
 
 
 def _reachable(url: str) -> bool:
-    """Returns whether a server, or the proxy for it, accepts connections at `url`."""
+    """Returns whether the server of `url`, or its proxy if there is one, accepts connections."""
     parts = urllib.parse.urlsplit(url)
     if (proxy := urllib.request.getproxies().get(parts.scheme)) and not urllib.request.proxy_bypass(parts.netloc):
         parts = urllib.parse.urlsplit(proxy)
@@ -308,7 +309,7 @@ def _reachable(url: str) -> bool:
             socket.create_connection((parts.hostname or "", parts.port or default), timeout=REACHABLE_S).close()
             connected.append(True)
 
-    thread = threading.Thread(target=look, daemon=True)  # because a name server may take any time
+    thread = threading.Thread(target=look, daemon=True)  # a thread, because a name server may take any time
     thread.start()
     thread.join(REACHABLE_S)
     return bool(connected)

@@ -1,4 +1,4 @@
-"""Adds up the metrics of steps (training/step_metrics.py) on the host, and divides the sums once at the end."""
+"""Adds up the metrics of several steps (training/step_metrics.py) on the host. Divides the sums once, at the end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ LAST = ("learning_rate",)  # the value of the last step is kept; all other metri
 
 
 def add(total: Mapping[str, Any] | None, step: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `total` plus the metrics of one more step; `total` is None for the first step."""
+    """Returns `total` plus the metrics of one more step. Before the first step, `total` is None."""
     total = total or {}
     return {name: value if name in LAST else total.get(name, 0.0) + value for name, value in step.items()}
 
@@ -15,17 +15,20 @@ def add(total: Mapping[str, Any] | None, step: Mapping[str, Any]) -> dict[str, A
 def finalise(total: Mapping[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:
     """Returns the values to report for the summed steps.
 
-    loss: Σ over heads of Σ loss_sum / Σ weight, in nats per target; loss/HEAD and accuracy/HEAD likewise (accuracy is a
-    fraction); task_loss/TASK: the loss on the targets of one task; grad_norm: mean over steps; learning_rate: of the
-    last step; tokens: their number; padding: share of positions without a token.
-    tasks: names of the tasks in the order of the task sums; (): no task_loss.
+    loss/HEAD: Σ loss / Σ weight of a head, in nats per target. loss: the sum over heads.
+    accuracy/HEAD: Σ correct / Σ weight, a fraction.
+    task_loss/TASK: the loss on the targets of one task.
+    grad_norm: the mean over steps. learning_rate: that of the last step.
+    tokens: their number. padding: the share of positions without a token.
+
+    tasks: the names of the tasks, in the order of the task sums; (): no task_loss.
     """
     out: dict[str, float] = {"loss": 0.0}
     heads = [name.removesuffix("/weight") for name in total if name.endswith("/weight")]
     for head in heads:
         weight = total[f"{head}/weight"]
         if not weight:
-            continue  # without targets a head has no loss, rather than a loss of 0
+            continue  # a head without targets has no loss; 0 would be wrong
         out[f"loss/{head}"] = total[f"{head}/loss_sum"] / weight
         out["loss"] += out[f"loss/{head}"]
         if f"{head}/correct" in total:

@@ -1,6 +1,6 @@
-"""Writes the HTML of all pages: shell, table and image. A page needs no other file, so it opens offline.
+"""Makes the HTML of all pages: shell, table and image. A page needs no other file, so it opens offline.
 
-Text is escaped here, except for text of the type Markup, which is HTML already.
+Every text is escaped here, unless it has the type Markup, which means that it is HTML already.
 """
 
 import base64
@@ -17,11 +17,11 @@ tabular-nums } img { max-width: 100% } pre { background: #f6f6f6; padding: 1em; 
 
 
 class Markup(str):
-    """A string of HTML. Any other str is text, to be escaped."""
+    """A string of HTML. Any other str is plain text, which has to be escaped."""
 
 
 def shell(title: str, *parts: Markup) -> str:
-    """Returns a whole page: the title, also as heading, and the parts below it."""
+    """Returns a whole page: the title, the same text as heading, and the parts below it."""
     head = f"<!doctype html><html lang=en><meta charset=utf-8>{tag('title', title)}<style>{STYLE}</style>"
     return "\n".join([head, tag("h1", title), *parts, "</html>\n"])
 
@@ -29,8 +29,8 @@ def shell(title: str, *parts: Markup) -> str:
 def tag(name: str, content: object = "", **attributes: object) -> Markup:
     """Returns an HTML element.
 
-    Content and attribute values are escaped, except content that is Markup. Attribute names are Python identifiers:
-    `class_`, `text_anchor`.
+    Attribute values are escaped, and so is the content unless it is Markup. Attribute names are Python identifiers:
+    `class_` stands for class, `text_anchor` for text-anchor.
 
     >>> tag("td", "a < b", class_="passage")
     '<td class="passage">a &lt; b</td>'
@@ -48,7 +48,7 @@ def together(*parts: Markup) -> Markup:
 
 
 def table(rows: list[dict], empty: str) -> Markup:
-    """Returns a table of rows with the same keys, its columns; without rows, the text `empty` as a paragraph.
+    """Returns a table of rows. All rows have the same keys, the columns. Without rows, returns the paragraph `empty`.
 
     Numbers are right-aligned: floats with two decimals, integers with commas. None is shown as a dash.
     """
@@ -61,7 +61,7 @@ def table(rows: list[dict], empty: str) -> Markup:
 
 
 def image(name: str, png: bytes) -> Markup:
-    """Returns an image that is embedded in the page. name: its alternative text."""
+    """Returns an image, embedded in the page. name: its alternative text."""
     return Markup(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">')
 
 

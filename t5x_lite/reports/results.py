@@ -1,4 +1,4 @@
-"""Reads a run's `metrics.jsonl` and derives its curves, its best steps, and the table of its results."""
+"""Reads a run's `metrics.jsonl`, and from it makes the run's curves, best steps and table of results."""
 
 import json
 import math
@@ -10,21 +10,21 @@ from rich.table import Table
 from t5x_lite.reports import glue_average
 
 METRICS_FILE = "metrics.jsonl"
-LOWER = "lower_is_better/"  # LOWER + TASK/METRIC is a key of a run's rows if lower values of the metric are better
-# For runs without such keys (0.1.0): the ends of names of metrics whose lower values are better.
+LOWER = "lower_is_better/"  # a run's rows have the key LOWER + TASK/METRIC if lower values of the metric are better
+# Runs of version 0.1.0 lack such keys. There, lower is better for metrics whose names end like this.
 LOWER_BY_NAME = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")
 
 
 def read_metrics(workdir: Path) -> list[dict]:
     """Returns the rows of `metrics.jsonl`: objects with an integer "step" and numbers.
 
-    A line that is not such an object is left out, as a crash may cut the last line and a disk may damage any.
+    Lines that are no such object are left out: a crash may cut the last line, and a bad disk may damage any line.
     """
     return [row for line in _lines(workdir) if (row := _row(line)) is not None]
 
 
 def damaged_lines(workdir: Path) -> int:
-    """Returns how many whole lines of `metrics.jsonl` `read_metrics` leaves out."""
+    """Returns how many lines of `metrics.jsonl` `read_metrics` leaves out, apart from a last line that was cut."""
     return sum(line.strip() != b"" and _row(line) is None for line in _lines(workdir)[:-1])
 
 
@@ -44,14 +44,14 @@ def _row(line: bytes) -> dict | None:
 
 
 def title(config: dict, workdir: Path) -> str:
-    """Returns the name of a run: the config's `name`, or the name of the workdir."""
+    """Returns the name of a run: `name` of the config, or if that is empty, the workdir's name."""
     return config["name"] or Path(workdir).absolute().name
 
 
 def curves(rows: list[dict], prefix: str) -> dict[str, list[tuple[int, float]]]:
-    """Returns {metric: [(step, value), …]}, by step, for the metrics whose names begin with `prefix`.
+    """Returns {metric: [(step, value), …]} for the metrics whose names begin with `prefix`. Points are in step order.
 
-    If a step was evaluated twice, its later value counts.
+    If a step has several values, the last one counts.
     """
     values_of: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -62,38 +62,39 @@ def curves(rows: list[dict], prefix: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def lower_is_better(rows: list[dict]) -> Callable[[str], bool]:
-    """Returns a function that tells for a metric's name ("task/loss") whether a lower value is better."""
+    """Returns the function: name of a metric ("task/loss") -> whether lower values are better."""
     names = {key.removeprefix(LOWER) for row in rows for key in row if key.startswith(LOWER)}
     return names.__contains__ if names else lambda name: name.endswith(LOWER_BY_NAME)
 
 
 def best(points: Iterable[tuple[int, float]], lower: bool) -> tuple[int, float] | None:
-    """Returns the best of the (step, value) points of a metric, or None if no value is finite.
+    """Returns the best (step, value) of a metric's points, or None if no value is finite.
 
-    Among equal values, the earliest is the best.
+    Of equal values, the earliest is the best.
     """
     numbers = [point for point in points if math.isfinite(point[1])]
     return (min if lower else max)(numbers, key=lambda point: point[1], default=None)
 
 
 def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
-    """Returns the step of `saved` with the best `eval/KEY` (the earliest of equals), or None without a finite value."""
+    """Returns the step in `saved` with the best `eval/KEY`, or None if no value is finite. Of equals, the earliest."""
     points = curves(rows, f"eval/{key}").get(f"eval/{key}", ())
     point = best([(step, value) for step, value in points if step in saved], lower_is_better(rows)(key))
     return None if point is None else point[0]
 
 
 def was_evaluated(rows: list[dict], step: int, tasks: Iterable[str]) -> bool:
-    """Returns whether every task (by name) has a loss at that step."""
+    """Returns whether every task has a loss at `step`. tasks: their names."""
     keys = {key for row in rows if row["step"] == step for key in row}
     return all(f"eval/{task}/loss" in keys for task in tasks)
 
 
 def results(rows: list[dict]) -> list[dict]:
-    """Returns one row per task and metric: baseline, untrained model, last value, best value and its step.
+    """Returns one row per task and metric.
 
-    After `t5x-lite eval`, rows also have `words`, the score of logistic regression on words, and `low` and `high`, the
-    95% interval of the last value.
+    A row has the values of the baseline and of the untrained model, the last value, the best value, and the step of the
+    best. After `t5x-lite eval`, rows also have `words`, the score of logistic regression on words, and `low` and
+    `high`, the 95% interval of the last value.
     """
     prefixes = {"baseline": "baseline/", "words": "words/", "low": "low/", "high": "high/"}
     columns = {
@@ -115,7 +116,7 @@ def results(rows: list[dict]) -> list[dict]:
 
 
 def averages(rows: list[dict]) -> list[str]:
-    """Returns a line with GLUE's average of the best steps if the run evaluated all tasks of GLUE, else no line."""
+    """Returns a line with GLUE's average, each task at its best step; no line unless all tasks were evaluated."""
     steps: dict[int, dict[str, dict[str, float]]] = {}
     for name, points in curves(rows, "eval/").items():
         task, _, metric = name.removeprefix("eval/").rpartition("/")
@@ -126,7 +127,7 @@ def averages(rows: list[dict]) -> list[str]:
 
 
 def results_table(rows: list[dict], step: int) -> Table:
-    """Returns a console table of every task's metrics at `step`, beside its baseline and the untrained model."""
+    """Returns a table for the console: every metric at `step`, its baseline, its untrained value and its best one."""
     table = Table(title=f"evaluation at step {step}", title_justify="left")
     for column in ("task", "metric"):
         table.add_column(column)

@@ -11,9 +11,9 @@ from t5x_lite.reports.results import averages, curves, read_metrics, results, ti
 
 
 def write(workdir: Path, predictions_shown: int) -> Path:
-    """Writes the loss curve, report.html and, with the results alone, report.md; returns the path of report.html.
+    """Writes the loss curve, report.html and report.md (only the results). Returns the path of report.html.
 
-    Reads only files of the workdir. The page shows the first `predictions_shown` predictions of each task.
+    Reads only files in the workdir. The page shows the first `predictions_shown` predictions of each task.
     """
     rows = read_metrics(workdir)
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ def markdown(workdir: Path) -> str:
 def seen(rows: list[dict]) -> list[dict]:
     """Returns one row per task: the examples, epochs and tokens that process 0 has trained on since step 0.
 
-    A row also has the task's shares of all examples and tokens, and its training loss as last logged.
+    A row also has the task's shares of all examples and of all tokens, and the training loss that was logged last.
     """
     last = next((row for row in reversed(rows) if any(key.startswith("train/examples/") for key in row)), {})
     names = [key.removeprefix("train/examples/") for key in last if key.startswith("train/examples/")]
@@ -92,16 +92,16 @@ def _summary(rows: list[dict], config: dict) -> str:
 
 
 def _loss_curve(rows: list[dict]) -> bytes:
-    """Draws the training loss and every task's evaluation loss by step, as PNG."""
+    """Draws the training loss and every task's evaluation loss against the step, as PNG."""
     evaluated = {name: points for name, points in curves(rows, "eval/").items() if name.endswith("/loss")}
     trained = curves(rows, "train/loss")
-    if len(trained) == 2:  # with one head, its loss equals train/loss
+    if len(trained) == 2:  # if there is only one head, its loss is train/loss
         trained = {"train/loss": trained["train/loss"]}
     return figures.curves(evaluated | trained, "loss (nats per target token)", 4.7, unmarked=trained)
 
 
 def _predictions(workdir: Path, shown: int) -> Iterator[Markup]:
-    """Yields figures of each task's newest predictions, and a table of the first `shown` predictions."""
+    """For each task, yields figures of its newest predictions and a table of the first `shown` ones."""
     steps = sorted((workdir / "predictions").glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
     if not steps:
         yield tag("p", "No predictions yet.")
@@ -114,7 +114,7 @@ def _predictions(workdir: Path, shown: int) -> Iterator[Markup]:
 
 
 def _prediction(row: dict) -> dict[str, Markup]:
-    """Returns a row of a predictions file as table cells; a correct prediction is green."""
+    """Returns a row of a predictions file as cells of a table. A correct prediction is green."""
     inputs = row["inputs"] if len(row["inputs"]) < 600 else row["inputs"][:600] + " …"
     style = "passage right" if row["target"] == row["prediction"] else "passage"
     prediction = row["prediction"] if row["prediction"] != "" else tag("i", "(empty)")

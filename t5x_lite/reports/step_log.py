@@ -1,4 +1,4 @@
-"""Logs training: adds up the metrics of a few steps and writes them every `log_every_steps` steps."""
+"""Logs training: adds up the metrics of steps and writes the result every `train.log_every_steps` steps."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +11,13 @@ from t5x_lite.reports.terminal import Terminal
 
 
 class StepLog:
-    """Writes a row to metrics.jsonl, TensorBoard and wandb, and a line to the terminal, every few steps.
+    """Every few steps, writes a row to all loggers (metrics.jsonl, TensorBoard, wandb) and a line to the terminal.
 
     every_steps, total_steps: a row is written at multiples of `every_steps`, and at step `total_steps`.
-    tasks: names of the tasks whose losses are logged separately; () for a single task.
-    rates: steps per second -> further values for a row (MFU).
+    tasks: names of the tasks whose losses are logged separately; () if there is only one task.
+    rates: steps per second -> further values of a row, such as MFU (share of the peak FLOP/s).
     counters: returns the running totals of the data.
-    gather: joins the lists of all processes, on all of them; every process must call it for every row.
+    gather: returns the joined lists of all processes to each process. Every process must call it for every row.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class StepLog:
         self._loggers, self._terminal, self._clock = loggers, terminal, clock
         self._every_steps, self._total_steps, self._tasks = every_steps, total_steps, tasks
         self._rates, self._counters, self._gather = rates, counters, gather
-        self._total: dict[str, Any] | None = None  # since the last row
+        self._total: dict[str, Any] | None = None  # sums over the steps since the last row
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Adds the metrics of a step whose update was applied."""
+        """Adds the metrics of a step. Do not call it for steps whose update was skipped."""
         self._total = metric_sums.add(self._total, metrics)
 
     def reach(self, step: int) -> None:
-        """Moves the progress bar to `step`, and writes a row if one is due and metrics were added since the last."""
+        """Moves the progress bar to `step`. Writes a row if one is due and metrics were added since the last."""
         self._terminal.advance(step)
         if self._total and (step % self._every_steps == 0 or step == self._total_steps):
             self._write(step, self._total)
@@ -60,7 +60,7 @@ class StepLog:
         self._loggers.scalars(step, {f"train/{name}": value for name, value in row.items()} | times)
 
     def _data_wait(self, share: float) -> dict[str, float]:
-        """Returns the largest share of time that a process waited for its data (0: no waiting), and that process."""
+        """Returns which process waited longest for its data, and for which share of the time (0: not at all)."""
         shares = self._gather([share])
         slowest = max(range(len(shares)), key=shares.__getitem__)
         return {"data_wait": shares[slowest]} | ({"slowest_process": float(slowest)} if len(shares) > 1 else {})

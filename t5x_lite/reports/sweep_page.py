@@ -1,8 +1,10 @@
-"""Writes the page of a sweep: parallel coordinates of all its settings, and their table.
+"""Makes the page of a sweep: all its settings as parallel coordinates and as a table.
 
-A row is one setting over its seeds: {"point": {parameter: value}, "mean": mean of the metric, None without runs, "sd":
-its standard deviation, None with fewer than two runs, "runs": the names of the runs}. All points have the same
-parameters.
+A row is one setting with the runs of all its seeds. It is a dict:
+    point   {parameter: value}; the same parameters in all rows
+    mean    the mean of the metric over the runs; None without runs
+    sd      its standard deviation; None with fewer than two runs
+    runs    the names of the runs
 """
 
 import math
@@ -16,11 +18,11 @@ svg { width: 100%; font-size: 12px } path { fill: none; stroke-width: 2; opacity
 path:hover { stroke-width: 5; opacity: 1 } line { stroke: #999 }
 text { paint-order: stroke; stroke: white; stroke-width: 4px }
 </style>""")  # the outline keeps texts readable where lines cross them
-WIDTH, HEIGHT, TOP, SIDE = 960, 360, 30, 80  # of the drawing and its margins, in pixels of the view box
+WIDTH, HEIGHT, TOP, SIDE = 960, 360, 30, 80  # sizes of the drawing and its margins, in the view box's pixels
 
 
 def page(title: str, metric: str, maximize: bool, rows: Sequence[dict[str, Any]], points: int) -> str:
-    """Returns the whole page. points: the number of runs of the complete sweep."""
+    """Returns the whole page. points: the number of runs that the complete sweep has."""
     runs = sum(len(row["runs"]) for row in rows)
     better = "higher" if maximize else "lower"
     settings_table = [
@@ -44,9 +46,9 @@ def page(title: str, metric: str, maximize: bool, rows: Sequence[dict[str, Any]]
 
 
 def parallel_coordinates(metric: str, rows: Sequence[dict[str, Any]]) -> Markup:
-    """Returns an SVG with an axis for each varying parameter and for the metric, and a line for each setting.
+    """Returns an SVG. It has an axis for each varying parameter, an axis for the metric, and a line for each setting.
 
-    Lines are coloured by the metric, from blue (low) to red (high).
+    A line's colour shows the metric, from blue (low) to red (high).
     """
     if not rows:
         return Markup()
@@ -72,9 +74,10 @@ def parallel_coordinates(metric: str, rows: Sequence[dict[str, Any]]) -> Markup:
 
 
 def scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[str, float]]]:
-    """Returns the position of each value on its axis, from 0 to 1, and the axis labels with their positions.
+    """Returns (the position of each value on its axis, from 0 to 1; pairs (label of the axis, its position)).
 
-    Numbers are placed by size, or by logarithm if all are above 0 and span a decade or more; other values by name.
+    Numbers are placed by their size, or by their logarithm if all are above 0 and the largest is at least 10 times the
+    smallest. Other values are placed in the order of their names.
     """
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         names = sorted({str(v) for v in values})
@@ -92,12 +95,12 @@ def scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[str, float]]]:
 
 
 def varying(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the names of the parameters that vary between settings."""
+    """Returns the names of the parameters whose values differ between settings."""
     return [name for name in rows[0]["point"] if len({str(row["point"][name]) for row in rows}) > 1] if rows else []
 
 
 def common_settings(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the parameters that do not vary and their values, as text."""
+    """Returns, as text, the parameters that have one value in all settings, and this value."""
     names = varying(rows)
     common = {name: value for name, value in rows[0]["point"].items() if name not in names} if rows else {}
     return f"in all runs: {settings_text(common)}" if common else ""
@@ -113,7 +116,7 @@ def settings_text(point: dict[str, Any]) -> str:
 
 
 def short_name(parameter: str) -> str:
-    """Returns the config key that a parameter sets, without `config.`."""
+    """Returns a parameter's name without `config.`, which is the name of a config key."""
     return parameter.removeprefix("config.")
 
 

@@ -10,9 +10,9 @@ from t5x_lite import console
 
 
 class Terminal:
-    """Writes a run's output to stdout: a progress bar on a terminal, plain lines in a file or pipe.
+    """Writes a run's output to stdout: with a progress bar if it is a terminal, else as plain lines.
 
-    The run continues if the terminal is closed.
+    If the terminal is closed, the run continues.
     """
 
     def __init__(self, total_steps: int, start_step: int, active: bool = True):
@@ -48,7 +48,7 @@ class Terminal:
             self.line(f"step {step}/{self._total}  {text}  ETA {int(left_s // 60)}:{int(left_s % 60):02d}")
 
     def line(self, text: str = "") -> None:
-        """Prints a line above the bar."""
+        """Prints a line above the progress bar."""
         self.show(text)
 
     def show(self, renderable: Any) -> None:
