@@ -1,9 +1,9 @@
-"""Checkpoints: train state, data position and config in one atomic step directory, written by Orbax.
+"""Saves and restores checkpoints: train state, data position and config, written by Orbax in one directory per step.
 
-`WORKDIR/checkpoints/STEP/{params,optimizer,progress,config,MANIFEST.json}`. A step is written in `WORKDIR/saving`, with
-the hash of every file in its manifest, and moved into place by one rename. So a process that dies while saving does not
-touch older steps, and a file that the disk corrupted is detected before it is used. Restoring uses the shardings of the
-target, so a run with a different mesh or process count can read the same files.
+`WORKDIR/checkpoints/STEP/{params,optimizer,progress,config,MANIFEST.json}`. A step is first written in
+`WORKDIR/saving`, then one rename moves it into place. So older steps are safe if the process dies while saving. The
+manifest has the hash of every file, so a corrupted file is detected before it is used. The arrays are restored in the
+shardings of the new run, so its mesh and number of processes may differ.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 DIRECTORY = "checkpoints"
 STAGING = "saving"
-LOOK_S = 10.0  # while waiting for a save: time between checks for progress
-BARRIER_S = 24 * 3600  # time for all processes to finish writing; if one hangs, the guard ends it sooner
+LOOK_S = 10.0  # interval of the checks whether a save makes progress
+BARRIER_S = 24 * 3600  # time for all processes to finish writing; the guard ends a hanging process sooner
 
-# Replicas share the work of writing an array: each writes a slice. Slicing compiles a program for every shape, which
-# takes longer than writing a small array, so one replica writes the whole array if it is small (1 << 20 bytes).
+# Replicas share the work of writing an array: each writes a slice. Slicing compiles a program per shape, which takes
+# longer than writing a small array. So arrays below 1 << 20 bytes are written whole, by one replica.
 ocp.type_handlers.register_type_handler(
     jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20), override=True
 )
@@ -58,8 +58,8 @@ class Checkpoints:
         """Prepares the workdir; raises CheckpointError if it is not writable.
 
         keep_last: number of newest steps to keep.
-        beat: called with a description while `wait` waits for a save that makes progress (Guard.beat).
-        mirror: each step is copied there.
+        beat: Guard.beat; while `wait` waits, it is called with a description if the save makes progress.
+        mirror: where each step is copied to.
         """
         self._beat = beat
         self._mirror = mirror
@@ -71,7 +71,7 @@ class Checkpoints:
 
         def prepare() -> list[int]:
             try:
-                shutil.rmtree(self._staging, ignore_errors=True)  # left by a process killed while saving
+                shutil.rmtree(self._staging, ignore_errors=True)  # a process that was killed while saving left it
                 self.directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise CheckpointError(f"cannot use {self.directory}: {error}; is the workdir writable?") from error
@@ -87,10 +87,10 @@ class Checkpoints:
         return list(self._steps)
 
     def save(self, state: TrainState, data_state: dict, config_json: str, keep: Iterable[int] = ()) -> None:
-        """Saves `state` as step `state.step`, unless that step is saved already.
+        """Waits for the previous save, then saves `state` as step `state.step`, unless that step is saved already.
 
-        Once it is on disk, all steps except the newest `keep_last` and those in `keep` are removed; until then there is
-        one more. First waits for the previous save. Raises CheckpointError if either save fails.
+        Once it is on disk, keeps only the newest `keep_last` steps and those in `keep`; until then there is one more
+        step. Raises CheckpointError if the previous save or this one fails.
         """
         step = int(state.step)
         self.wait()
@@ -114,10 +114,9 @@ class Checkpoints:
         self._thread.start()
 
     def _finish(self, step: int, arrays: Mapping[str, Counter], dropped: list[int]) -> None:
-        """Waits until all processes have written the step, checks that its arrays can be opened, writes its manifest,
-        moves it into place, removes old steps.
+        """Waits until all processes have written the step, checks it, moves it into place and removes old steps.
 
-        Runs in a thread; keeps an error for `wait`.
+        Runs in a thread. If it fails, `wait` raises the error.
         """
         try:
             self._checkpointer.wait_until_finished()
@@ -138,8 +137,7 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """Returns the state of `step` and the data position saved with it.
 
-        like: a state of arrays or ShapeDtypeStructs; the restored state gets their shapes, dtypes and shardings.
-
+        like: a state of arrays or ShapeDtypeStructs. The restored state has their shapes, dtypes and shardings.
         Raises CheckpointError if the files cannot be read or do not fit `like`.
         """
         try:
@@ -162,12 +160,12 @@ class Checkpoints:
         ), restored["progress"]["data"]
 
     def check(self) -> None:
-        """Raises CheckpointError if a save has failed; does not wait for a save in progress."""
+        """Raises CheckpointError if a save has failed. Does not wait for a save that is under way."""
         if self._thread and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the last save is on disk and the old steps are removed; raises CheckpointError if it failed."""
+        """Waits until the last save is on disk and the old steps are removed. Raises CheckpointError if that failed."""
         last_moved = None
         while self._thread:
             self._thread.join(LOOK_S)
@@ -184,11 +182,11 @@ class Checkpoints:
                 raise error
 
     def _moved(self) -> tuple[int, int]:
-        """Returns (bytes in the staging directory, files sent to the mirror), which change while a save progresses."""
+        """Returns two numbers that change while a save makes progress: bytes staged and files sent to the mirror."""
         return _bytes_below(self._staging), self._mirror.sent if self._mirror else 0
 
     def close(self) -> None:
-        """Waits for the last save and ends saving; raises CheckpointError if that save failed."""
+        """Waits for the last save, then frees what saving uses. Raises CheckpointError if that save failed."""
         self.wait()
         self._checkpointer.close()
         if jax.process_index() == 0:
@@ -196,10 +194,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _errors_in_a_line(self, what: str) -> Iterator[None]:
-        """Turns errors of Orbax and TensorStore while writing into a CheckpointError of one line.
-
-        TensorStore raises a ValueError if the disk is full.
-        """
+        """Turns errors while writing (TensorStore raises ValueError if the disk is full) into a short CheckpointError."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -212,8 +207,8 @@ class Checkpoints:
 
 
 def check_path(workdir: Path) -> None:
-    """Raises ConfigError if Orbax could not save below this path: it reads its own paths as glob patterns, and
-    TensorStore takes a backslash for a slash."""
+    """Raises ConfigError if Orbax cannot save below this path, because the path contains []*? or a backslash: Orbax
+    reads its own paths as glob patterns, and TensorStore takes a backslash for a slash."""
     if wrong := sorted(set(str(workdir.absolute())) & set("[]*?\\")):
         raise ConfigError(
             f"--workdir={workdir}: checkpoints cannot be written below a path with {' '.join(wrong)}; give a path "
@@ -222,12 +217,12 @@ def check_path(workdir: Path) -> None:
 
 
 def _kinds(tree: Any) -> Counter:
-    """Returns the number of arrays of each shape and dtype."""
+    """Returns {(shape, dtype): number of such arrays in a tree}."""
     return Counter((tuple(leaf.shape), str(leaf.dtype)) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
 
 
 def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
-    """Raises CheckpointError unless Orbax opens every array that was saved, because Orbax only warns of some faults."""
+    """Raises CheckpointError unless Orbax can open every saved array. (Orbax itself only warns of some faults.)"""
     for name, expected in arrays.items():
         metadata = ocp.PyTreeCheckpointer().metadata(directory / name).item_metadata
         opened = _kinds(metadata.tree) if metadata else Counter()  # pyright: ignore[reportAttributeAccessIssue]
@@ -238,8 +233,8 @@ def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
             )
 
 
-def fetch(workdir: Path, mirror: "Mirror") -> int | None:
-    """Copies the newest intact step of the mirror into a workdir without checkpoints, and returns the step.
+def fetch(workdir: Path, mirror: Mirror) -> int | None:
+    """Copies the mirror's newest intact step into a workdir without checkpoints, and returns the step.
 
     Returns None if the workdir has a checkpoint or the mirror has none. Raises CheckpointError as `Mirror.pull` does.
     """
@@ -247,10 +242,10 @@ def fetch(workdir: Path, mirror: "Mirror") -> int | None:
 
 
 def newest_good(workdir: Path, say: Callable[[str], None]) -> int | None:
-    """Returns the newest intact step of a workdir, the same on all processes; None if no step was ever saved.
+    """Returns the newest intact step of a workdir, or None if it has no steps. All processes get the same answer.
 
-    Newer, corrupted steps are renamed to STEP.corrupt, and `say` is called with the reason for each. Raises
-    CheckpointError if all steps are corrupted: only the user may decide to start again from step 0.
+    Renames the corrupted steps after it to STEP.corrupt, and calls `say` with the reason for each. Raises
+    CheckpointError if all steps are corrupted, because only the user may decide to start again from step 0.
     """
     rejected: dict[int, str] = {}
     for step in reversed(processes.on_first(lambda: saved_steps(workdir))):
@@ -280,16 +275,16 @@ def check(directory: Path) -> None:
 
 
 def verify(workdir: Path) -> dict[int, str | None]:
-    """Returns {step: problem} for every step of a workdir, oldest first; the problem of an intact step is None."""
+    """Returns {step: its problem, or None if it is intact} for every step of a workdir, oldest first."""
     return {step: _problem(Path(workdir) / DIRECTORY / str(step)) for step in saved_steps(workdir)}
 
 
 def check_space(workdir: Path, state: TrainState, kept: int) -> None:
-    """Raises CheckpointError unless the disk has space for `kept` checkpoints of `state` and one being written."""
+    """Raises CheckpointError unless the disk has space for `kept` checkpoints of `state` and one more."""
     bytes_each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
     def look() -> None:
-        # Files of a killed save and the saved steps will be removed; corrupted steps (STEP.corrupt) stay.
+        # The saved steps and the files of a killed save will be removed, but corrupted steps (STEP.corrupt) will stay.
         replaced = [Path(workdir) / STAGING, *(Path(workdir) / DIRECTORY / str(step) for step in saved_steps(workdir))]
         needed, free = (kept + 1) * bytes_each - sum(map(_bytes_below, replaced)), shutil.disk_usage(workdir).free
         if needed > free:
@@ -302,7 +297,7 @@ def check_space(workdir: Path, state: TrainState, kept: int) -> None:
 
 
 def _problem(directory: Path) -> str | None:
-    """Returns the first problem that a process sees in its share of the files; None if the step is intact."""
+    """Returns a problem of a step, or None if it is intact. Each process checks its share of the files."""
     problems = processes.gather([manifest.problem(directory, jax.process_index(), jax.process_count())])
     return next(filter(None, problems), None)
 
@@ -314,6 +309,87 @@ def _set_aside(root: Path, steps: list[int]) -> None:
         (root / str(step)).rename(target)
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """Tells which parameters were loaded from another run's checkpoint. Each list has paths of parameters."""
+
+    loaded: list[str]
+    fresh: list[str]  # in the model but not in the checkpoint: newly initialized
+    skipped: list[str]  # in the checkpoint but not in the model
+    reshaped: list[str]  # in both, with different shapes: newly initialized
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} parameters loaded"]
+        kinds = {"fresh": "fresh", "skipped": "skipped", "reshaped": "fresh, because their shapes differ"}
+        for kind, words in kinds.items():
+            names = getattr(self, kind)
+            if names:
+                lines.append(f"{len(names)} {words}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
+        return "; ".join(lines)
+
+
+def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
+    """Returns `params`, in which each array is replaced by the checkpoint's array with the same path and shape, if any.
+
+    source: a workdir (its newest step is used), or `WORKDIR/checkpoints/STEP`.
+    params: a tree of arrays, or of ShapeDtypeStructs.
+    Raises CheckpointError if there is no checkpoint, if it is corrupted, or if none of its arrays fits. Also raises it
+    if the layers have different shapes, because then the checkpoint is of another model. Tables and heads may have
+    different shapes, because the vocabulary or the classes may differ.
+    """
+    step_directory = Path(processes.on_first(lambda: str(find(source))))  # a different run may be saving there
+    check(step_directory)
+    directory = step_directory / "params"
+    checkpointer = ocp.PyTreeCheckpointer()
+    model = paths.flatten(params)
+    try:
+        metadata = checkpointer.metadata(directory).item_metadata
+        stored = paths.flatten(metadata.tree)  # pyright: ignore  (None: corrupted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it corrupted?") from error
+    shapes_differ = [p for p in model if p in stored and tuple(stored[p].shape) != model[p].shape]
+    loaded = [p for p in model if p in stored and p not in shapes_differ]
+    if not loaded:
+        raise CheckpointError(
+            f"{directory} and this model share no parameter; the checkpoint has for example "
+            f"{next(iter(stored), 'nothing')}, the model {next(iter(model))}. "
+            "Use a checkpoint of the same family with the same model.scan_layers"
+        )
+    if inner := [p for p in shapes_differ if re.search(r"(^|/)layers(_\d+)?/", p)]:
+        stored_shape, shape = list(stored[inner[0]].shape), list(model[inner[0]].shape)
+        raise CheckpointError(
+            f"{directory} is of a different model: {len(inner)} parameters of its layers have different shapes, for "
+            f"example {inner[0]}: {stored_shape} in the checkpoint, {shape} in the model. "
+            "Use the model.preset and sizes of the checkpoint"
+        )
+    wanted = paths.unflatten({p: _abstract(model[p]) for p in loaded})
+    arguments = ocp.args.PyTreeRestore(
+        item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+    )
+    try:
+        values = paths.flatten(checkpointer.restore(directory, args=arguments))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it corrupted?") from error
+    report = LoadReport(
+        loaded,
+        fresh=[p for p in model if p not in stored],
+        skipped=[p for p in stored if p not in model],
+        reshaped=shapes_differ,
+    )
+    return paths.unflatten(model | values), report
+
+
+def load_model(workdir: Path, step: int, params: Any) -> Any:
+    """Returns the parameters of a workdir's step, with the shapes and shardings of `params`.
+
+    Raises CheckpointError unless the step has all these parameters in these shapes.
+    """
+    loaded, report = load_params(workdir / DIRECTORY / str(step), params)
+    if report.fresh or report.reshaped:
+        raise CheckpointError(f"step {step} of {workdir} does not hold the model of its config.json: {report}")
+    return loaded
+
+
 def saved_steps(workdir: str | Path) -> list[int]:
     """Returns the steps saved in a workdir, oldest first."""
     root = Path(workdir) / DIRECTORY
@@ -321,9 +397,9 @@ def saved_steps(workdir: str | Path) -> list[int]:
 
 
 def find(source: str | Path) -> Path:
-    """Returns `source` if it is a step directory, else the newest step directory of the workdir `source`.
+    """Returns `source` if it is the directory of a step. If it is a workdir, returns that of its newest step.
 
-    Raises CheckpointError if there is none.
+    Raises CheckpointError if there is no such step.
     """
     path = Path(source).absolute()
     if (path / "params").is_dir():
@@ -337,8 +413,8 @@ def find(source: str | Path) -> Path:
 def choose(workdir: str | Path, which: str, best: int | None) -> list[int]:
     """Returns the steps that `which` names: "latest", "best", "all" or a number.
 
-    best: the best saved step; None if none was evaluated. Raises CheckpointError, which lists the saved steps, if there
-    is no such step.
+    best: the best saved step; None if none was evaluated. Raises CheckpointError if there is no such step; the error
+    lists the saved steps.
     """
     steps = saved_steps(workdir)
     if not steps:

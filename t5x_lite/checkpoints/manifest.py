@@ -1,7 +1,7 @@
-"""MANIFEST.json: the size and hash of every file of a checkpoint, so that a run never trains on a corrupted byte.
+"""Writes and checks MANIFEST.json. It has the size and hash of every file of a checkpoint.
 
-Orbax detects a missing file but restores most flipped bits silently. The hash is xxh3_128. It is fast: reading is as
-fast as the disk allows. It protects against faults of disks, not against attackers.
+So a run never trains on a corrupted byte. (Orbax notices if a file is missing, but it restores most flipped bits
+silently.) The hash is xxh3_128, which is faster than a disk. It protects against bad disks, not against attackers.
 """
 
 import json
@@ -20,7 +20,7 @@ READ_BYTES = 1 << 22
 
 
 def write(directory: Path, step: int) -> None:
-    """Writes the manifest of all files below `directory`, the checkpoint of `step`, and waits until all are on disk."""
+    """Writes the manifest of `directory`, the checkpoint of `step`. Waits until it and all other files are on disk."""
     for path in directory.rglob("*"):
         atomic.sync(path)
     files = {
@@ -34,7 +34,7 @@ def write(directory: Path, step: int) -> None:
 
 
 def identity(directory: Path) -> str:
-    """Returns the hash of the manifest's content: the same for the same files, wherever they are.
+    """Returns a hash of the manifest's content. Copies of a checkpoint in different places have the same hash.
 
     Raises CheckpointError if the manifest cannot be read.
     """
@@ -45,9 +45,9 @@ def identity(directory: Path) -> str:
 
 
 def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
-    """Returns the first difference between the files of `directory` and its manifest, in words; None if it is intact.
+    """Compares the files of `directory` with its manifest. Returns the first difference as text, or None.
 
-    It reads only every `parts`-th file from number `part` on, so that several processes share the work.
+    Several processes can share the work: each reads only every `parts`-th file, beginning with file number `part`.
     """
     try:
         body = json.loads((directory / NAME).read_bytes())
@@ -74,7 +74,7 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def _step_inside(directory: Path) -> int | None:
-    """Returns the step by the run's own file, for manifests of 0.1, which lack it; None for imported weights."""
+    """Returns the step that progress/metadata names (manifests of 0.1 lack it); None for imported weights."""
     file = directory / "progress" / "metadata"
     return int(json.loads(file.read_bytes())["step"]) if file.exists() else None
 

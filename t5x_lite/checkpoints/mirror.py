@@ -1,8 +1,8 @@
-"""Copies a run's checkpoints to an object store: if a machine is lost with its disk, the next machine can resume.
+"""Copies a run's checkpoints to an object store. If a machine and its disk are lost, another machine can resume.
 
-Any of fsspec's file systems can be used (gs://, s3://, az://, each with its package). A bucket has no atomic rename. So
-the manifest of a step is copied last: a step without a manifest is incomplete, and a step whose files do not match its
-manifest is corrupted.
+All file systems of fsspec work (gs://, s3://, az://; each needs its package). Object stores have no atomic rename, so
+the manifest of a step is copied last. A step without a manifest is therefore incomplete; a step whose files do not
+match its manifest is corrupted.
 """
 
 import logging
@@ -17,16 +17,16 @@ from t5x_lite.errors import CheckpointError, ConfigError, first_line
 
 T = TypeVar("T")
 
-BESIDE = ("config.json", "metrics.jsonl")  # files of the workdir that a run needs in addition to a checkpoint
+BESIDE = ("config.json", "metrics.jsonl")  # files of the workdir that a run needs besides a checkpoint
 TRIES = 5
-FIRST_PAUSE_S = 1.0  # doubled after each try
+FIRST_PAUSE_S = 1.0  # each later pause is twice as long
 
 
 class Mirror:
     """The copies of one run's checkpoints in an object store."""
 
     def __init__(self, url: str):
-        """url: a directory for this run alone, "gs://bucket/runs/a".
+        """url: a directory that only this run uses, for example "gs://bucket/runs/a".
 
         Raises ConfigError if fsspec does not know the protocol or lacks its package.
         """
@@ -37,10 +37,10 @@ class Mirror:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"checkpoint.mirror={url!r}: {error}") from error
         self.url = url
-        self.sent = 0  # number of files sent; while it grows, a long copy does not hang
+        self.sent = 0  # number of files sent; while it grows, a long copy is not taken for a hang
 
     def steps(self) -> list[int]:
-        """Returns the steps that were copied completely, oldest first; raises CheckpointError if the store fails."""
+        """Returns the completely copied steps, oldest first. Raises CheckpointError if the store fails."""
         self._files.invalidate_cache()
 
         def directories() -> list[str]:
@@ -51,7 +51,7 @@ class Mirror:
         return sorted(map(int, sealed))
 
     def push(self, step_directory: Path, kept: Collection[int]) -> None:
-        """Copies a step and the files BESIDE it, then removes the steps that are not in `kept`.
+        """Copies a step and the files of BESIDE, then removes all other steps that are not in `kept`.
 
         Raises CheckpointError if the store fails.
         """
@@ -67,12 +67,12 @@ class Mirror:
             self._tried(lambda old=old: self._files.rm(f"{self._root}/{old}", recursive=True))
 
     def pull(self, workdir: Path, checkpoints: str, staging: str) -> int | None:
-        """Fetches the newest intact step and the files BESIDE it, and returns the step; None if the store has no step.
+        """Copies the newest intact step and the files of BESIDE into the workdir. Returns the step, or None.
 
         checkpoints, staging: names of directories in the workdir.
 
-        Raises CheckpointError if all steps are corrupted, because a run from step 0 would overwrite them, if the store
-        fails, or if a file's path leads out of its step.
+        Raises CheckpointError if the store fails, or if a file's path leads out of its step. Also raises it if all
+        steps are corrupted: without the error, a run from step 0 would overwrite them.
         """
         rejected = []
         for step in reversed(self.steps()):
@@ -108,7 +108,7 @@ class Mirror:
         self.sent += 1
 
     def _tried(self, do: Callable[[], T]) -> T:
-        """Returns the result of `do`; retries after an error. Raises CheckpointError after TRIES attempts."""
+        """Returns the result of `do`. Tries again after an error. Raises CheckpointError if TRIES attempts fail."""
         for number in range(1, TRIES + 1):
             try:
                 return do()
