@@ -194,7 +194,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _errors_in_a_line(self, what: str) -> Iterator[None]:
-        """Turns errors while writing (TensorStore raises ValueError if the disk is full) into a short CheckpointError."""
+        """Turns errors of writing (TensorStore raises ValueError if the disk is full) into a short CheckpointError."""
         try:
             yield
         except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""The axes of a mesh, the logical axes of arrays, and the rules between them. No jax here: configs hold the rules.
+"""Defines the axes of a mesh, the logical axes of arrays, and the rules that split the second over the first.
 
-To add a mesh axis, add a row to MESH_AXES; to add a logical axis, add a field to AxisRules. The row holds everything
-about the axis.
+Does not import jax, because config files use these rules and must load without it. To add a mesh axis, add a row to
+MESH_AXES. To add a logical axis, add a field to AxisRules. Nothing else describes an axis.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class MeshAxis:
     crosses_slices: bool = False
 
 
-# In the order of a mesh's dimensions: neighbours along the last axis are nearest to each other.
+# In the order of a mesh's dimensions. Devices that are neighbours along the last axis have the fastest links.
 MESH_AXES: dict[str, MeshAxis] = {
     "data": MeshAxis("rows of the batch; every device holds all parameters", crosses_slices=True),
     "fsdp": MeshAxis("rows of the batch; parameters and optimizer state are split too, and gathered when used"),
@@ -32,33 +32,33 @@ MESH_AXES: dict[str, MeshAxis] = {
     "tensor": MeshAxis("matrix products: heads, MLP width, vocabulary"),
 }
 
-# The role of a dimension in Adafactor's factored second moment (t5x: standard_logical_factor_rules).
+# What a dimension can be in Adafactor's factored second moment (t5x: standard_logical_factor_rules).
 ROW, COLUMN, STACK, WHOLE = "row", "column", "stack", "whole"
 
 
 def _axis(*mesh_axes: str, factor: str = WHOLE, size: str = "") -> Any:
     """Returns the dataclass field of a logical axis.
 
-    mesh_axes: the mesh axes that it is split over by default.
-    factor: its role in Adafactor's moments: ROW, COLUMN, STACK (of layers, never averaged over), or WHOLE, the
-        default: a parameter with a WHOLE dimension is not factored.
-    size: the field of ModelConfig that holds its size, if that has to be divisible by the mesh axes; else "".
+    mesh_axes: the mesh axes that the logical axis is split over by default.
+    factor: its role in Adafactor's moments. ROW, COLUMN; STACK: layers, never averaged over; WHOLE: parameters with
+        this axis are not factored.
+    size: the field of ModelConfig that holds its size, if the size must be divisible by the mesh axes; else "".
     """
     return dataclasses.field(default=mesh_axes, metadata={"factor": factor, "size": size})
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisRules:
-    """The mesh axes that each logical axis is split over; () keeps it whole on every device.
+    """For each logical axis, holds the mesh axes that it is split over. () keeps it whole on every device.
 
-    An array uses a mesh axis only once, for the leftmost dimension whose rule has it. So activations ("batch",
-    "length", "embed") are split by rows, and kernels ("embed", "mlp") are split by `embed`. Raises ConfigError for an
-    unknown mesh axis.
+    An array uses each mesh axis only once, for its leftmost dimension whose rule has that mesh axis. By default, both
+    `batch` and `embed` have fsdp. So fsdp splits activations ("batch", "length", "embed") by batch, and kernels
+    ("embed", "mlp") by embed. Raises ConfigError for an unknown mesh axis.
     """
 
     batch: tuple[str, ...] = _axis("data", "fsdp")
     length: tuple[str, ...] = _axis("sequence")
-    keys: tuple[str, ...] = _axis()  # the length that attention attends to
+    keys: tuple[str, ...] = _axis()  # the length of the keys in attention
     embed: tuple[str, ...] = _axis("fsdp", factor=ROW, size="d_model")
     mlp: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="d_ff")
     heads: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="num_heads")
@@ -88,15 +88,15 @@ SIZES = {f.name: f.metadata["size"] for f in dataclasses.fields(AxisRules) if f.
 
 
 def factor_of(logical_axis: str | None) -> str:
-    """Returns the role of a dimension in Adafactor's moments; WHOLE for an axis without a name or a row here."""
+    """Returns the axis's role in Adafactor's moments; WHOLE if the axis is None or is not a field of AxisRules."""
     fields = {field.name: field.metadata["factor"] for field in dataclasses.fields(AxisRules)}
     return fields.get(logical_axis or "", WHOLE)
 
 
 def axis_rules(**overrides: str | Sequence[str] | None) -> AxisRules:
-    """Returns the default rules with some replaced; raises ConfigError for an unknown logical or mesh axis.
+    """Returns the default rules, some of them replaced. Raises ConfigError for an unknown logical or mesh axis.
 
-    `axis_rules(vocab=None)` does not split the vocabulary of embeddings over `tensor`.
+    For example, with `axis_rules(vocab=None)` the vocabulary of embeddings is not split over `tensor`.
     """
     allowed = [field.name for field in dataclasses.fields(AxisRules)]
     for name in overrides:

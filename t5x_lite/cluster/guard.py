@@ -1,8 +1,8 @@
 """Stops a run on request, at a step that all processes agree on, and ends a process that hangs.
 
-Ctrl-C or SIGTERM to any process asks all processes to save and stop. If a process does not stop in time, because a
-loader, a disk or a different process hangs, a thread that depends on nothing else ends the process. The launcher then
-reruns the command, which resumes from the newest checkpoint.
+Ctrl-C or SIGTERM to any process asks all processes to save and stop. A process may not stop in time, because a loader,
+a disk or another process hangs. Then a thread, which depends on none of them, ends the process. The launcher runs the
+command again, which resumes from the newest checkpoint.
 """
 
 import contextlib
@@ -22,28 +22,28 @@ from t5x_lite.errors import RESTART_ME
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 1.0
-AGAIN_S = 1.0  # one Ctrl-C arrives as several signals: from the terminal and from launchers that pass it on
-LAST_RESORT_S = 90.0  # beyond hang_s, the system kills the process; the stacks are printed after two thirds of it
+AGAIN_S = 1.0  # signals within this time count as one: the terminal and launchers may all send Ctrl-C
+LAST_RESORT_S = 90.0  # after hang_s plus this, the system kills the process; the stacks come at two thirds
 STDERR = 2
 
 
 class Guard:
     """A context around a run. Enter it in the main thread, because Python handles signals there.
 
-    hang_s: if no `beat` comes for half this time, the stacks of all threads go to stderr; if none comes for all of it,
-        the process ends with RESTART_ME. 0: never. The time counts from the first beat on, and not during a `pause`.
+    hang_s: how long there may be no `beat`. After this time, the process ends with RESTART_ME; after half of it, the
+        stacks of all threads go to stderr. 0: no limit. Time before the first beat or during a `pause` does not count.
     grace_s: time from a signal until the process is ended by force, saved or not. A second signal ends it at once.
     """
 
     def __init__(self, hang_s: float, grace_s: float):
-        self.requested = False  # of this process alone; `stops` says whether the run stops
+        self.requested = False  # whether this process was asked; `stops` tells whether the run stops
         self._hang_s, self._grace_s = hang_s, grace_s
         self._beat: tuple[float, str] | None = None
         self._being_asked: jax.Array | None = None
         self._ended = threading.Event()
 
     def beat(self, at: str) -> None:
-        """Records that the run makes progress; if it then hangs, the message names `at` ("step 12")."""
+        """Records that the run makes progress. at: where ("step 12"), for the message if the run hangs after this."""
         self._beat = time.monotonic(), at
 
     def pause(self) -> None:
@@ -51,10 +51,10 @@ class Guard:
         self._beat = None
 
     def stops(self) -> bool:
-        """Returns whether the run was asked to stop: the same answer on all processes.
+        """Returns whether the run was asked to stop. All processes get the same answer.
 
-        All processes must call this equally often. With several processes, a call returns the state at the previous
-        call: the devices add up the requests in the meantime, so no process waits.
+        All processes must call this equally often. If there are several, a call returns whether the run had been asked
+        before the previous call. In between, the devices add up the requests, so no process waits.
         """
         if jax.process_count() == 1:
             return self.requested
@@ -62,12 +62,12 @@ class Guard:
         return known is not None and int(known) > 0
 
     def goes_on(self, at: str) -> bool:
-        """Records a beat and returns whether no process was asked to stop; all processes must call it equally often."""
+        """Records a beat and returns whether the run goes on. All processes must call this equally often."""
         self.beat(at)
         return not self.stops()
 
     def _count(self) -> jax.Array:
-        """Returns the number of devices whose process was asked to stop, an int32 scalar; does not wait for it."""
+        """Returns, without waiting, an int32 scalar: the number of devices whose process was asked to stop."""
         if not hasattr(self, "_sum"):
             mesh = jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(AxisType.Auto,))
             self._split = NamedSharding(mesh, PartitionSpec("devices"))
@@ -124,8 +124,8 @@ class Guard:
                     dumped_beat_s = beat_s
                     _dump(f"no progress for {silent_s:.0f} s after {at}")
                 last_resort_s = self._hang_s + LAST_RESORT_S
-            # Native code that holds the interpreter's lock blocks this thread too. Then the system ends the process by
-            # SIGALRM, which launchers take for a kill. 0 cancels the alarm.
+            # If native code holds the interpreter's lock, this thread is blocked, too. Then the alarm is not reset, and
+            # the system ends the process by SIGALRM. Launchers take that for a kill. 0 cancels the alarm.
             signal.setitimer(signal.ITIMER_REAL, last_resort_s)
             if last_resort_s:
                 faulthandler.dump_traceback_later(last_resort_s - LAST_RESORT_S / 3, file=STDERR)
@@ -135,7 +135,7 @@ class Guard:
 
 
 def _say(text: str) -> None:
-    """Writes a line to stderr, without Python's buffers: a stuck thread may hold their lock. Ignores a lost console."""
+    """Writes a line to stderr. Avoids Python's buffers, whose lock a stuck thread may hold. Ignores a lost console."""
     with contextlib.suppress(OSError):
         os.write(STDERR, f"t5x-lite: {text}\n".encode())
 
@@ -146,7 +146,7 @@ def _dump(why: str) -> None:
 
 
 def _end(why: str, stacks: bool = False) -> None:
-    """Ends the process at once. `sys.exit` would wait for the stuck thread."""
+    """Ends the process at once. (`sys.exit` would wait for the stuck thread.)"""
     try:
         if stacks:
             _dump(why)

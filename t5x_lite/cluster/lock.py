@@ -1,4 +1,4 @@
-"""Locks a workdir for one run at a time: two runs would overwrite each other's checkpoints."""
+"""Locks a workdir, so that only one run at a time uses it. Two runs would overwrite each other's checkpoints."""
 
 import contextlib
 import fcntl
@@ -22,12 +22,12 @@ LEAVES_S = 120.0  # train.grace_s and a margin
 def held(workdir: Path) -> Iterator[None]:
     """Locks the workdir for this process while the context is open.
 
-    The system's file lock ends with the process, however the process ends. Some network disks do not share file locks
-    between hosts. There, the lock file's heartbeat (its modification time) tells whether the run that it names is
-    alive. A launcher that restarts a run sets T5X_LITE_AGAIN: the previous attempt may still be ending, so this call
-    waits for it.
+    The lock is the system's file lock, which ends with the process in every case. Some network disks do not share file
+    locks between hosts. Therefore the lock file also names its run and has a heartbeat (its modification time), which
+    tells whether that run is alive. A launcher that restarts a run sets T5X_LITE_AGAIN. Then this call waits, because
+    the previous attempt may still be ending.
 
-    Raises ConfigError, which names the host and pid of the run that uses the workdir, or CheckpointError if the workdir
+    Raises ConfigError if a run uses the workdir (the error names its host and pid), and CheckpointError if the workdir
     is not writable.
     """
     try:
@@ -48,7 +48,7 @@ def held(workdir: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(OSError):  # the rest of the file would name a process that has ended
+        with contextlib.suppress(OSError):  # so the file does not name a process that has ended
             os.ftruncate(descriptor, 0)
         os.close(descriptor)
 
@@ -82,15 +82,15 @@ def _take(workdir: Path, until_s: float) -> int:
 
 
 def _wait_for_other_host(workdir: Path, descriptor: int, until_s: float) -> None:
-    """Waits while the lock file names a run on a different host; raises ConfigError if it is alive after `until_s`.
+    """Waits while the lock file names a run on another host. Raises ConfigError if that run is alive after `until_s`.
 
-    The run is dead if the file's modification time does not change for three heartbeats.
+    A run counts as dead if the file's modification time does not change for three heartbeats.
     """
     silent, last_beat_ns = 0, os.fstat(descriptor).st_mtime_ns
     while silent < 3:
         holder = _holder(descriptor)
         if not holder or (holder.get("host"), holder.get("boot")) == (socket.gethostname(), boot_id()):
-            return  # a run on this host: the file lock has already answered
+            return  # the run was on this host, so we would not have its file lock if it were alive
         time.sleep(HEARTBEAT_S)
         beat_ns = (workdir / NAME).stat().st_mtime_ns
         if beat_ns != last_beat_ns and time.monotonic() >= until_s:
@@ -99,7 +99,7 @@ def _wait_for_other_host(workdir: Path, descriptor: int, until_s: float) -> None
 
 
 def boot_id() -> str:
-    """Returns an id of the machine's boot; it differs between machines that reuse a name, such as the pods of a job."""
+    """Returns an id of this boot of the machine. It tells machines with the same name apart, such as pods of a job."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

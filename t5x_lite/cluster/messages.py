@@ -1,4 +1,4 @@
-"""Encodes values as bytes to send them between processes; decoding restores their types."""
+"""Encodes values as bytes, to send them between processes. Decoding restores the types."""
 
 import json
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from t5x_lite.errors import ConfigError
 
 
 def encode(value: Any) -> bytes:
-    """Returns a value of texts, numbers, None, lists, tuples, sets and dicts as bytes.
+    """Returns a value as bytes. It may consist of texts, numbers, None, lists, tuples, sets and dicts.
 
-    Raises ConfigError for any other type; the message names it.
+    Raises ConfigError for any other type; the error names the type.
 
     >>> decode(encode([("a", 1), {2: {"b"}}]))
     [('a', 1), {2: {'b'}}]
@@ -26,7 +26,7 @@ def decode(message: bytes) -> Any:
 
 
 def _tagged(value: Any) -> Any:
-    """Returns the value in JSON's types; a value of any other type becomes {type name: its parts}."""
+    """Returns the value in JSON's types. Dicts, tuples and sets become {name of the type: list of the parts}."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, str | bool | int | float):

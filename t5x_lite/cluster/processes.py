@@ -1,8 +1,8 @@
-"""The processes of a run: they join at the start, agree on values, and end together.
+"""Lets the processes of a run join at the start, agree on values, and end together.
 
 A launcher starts the same command on every host (launch/). A single process needs no coordinator: it joins nothing, and
-guard.py handles its signals. Code that reads the disk or the clock may get different answers on different hosts, and
-then the processes would wait for each other forever. Call such code through `on_first`.
+guard.py handles its signals. Code that reads the disk or the clock may get different answers on different hosts. Then
+the processes would wait for each other forever, so call such code through `on_first`.
 """
 
 import atexit
@@ -32,22 +32,22 @@ from t5x_lite.errors import (
 
 T = TypeVar("T")
 
-HEARTBEAT_S = 30  # a process that is silent for this long counts as dead, and the other processes end
+HEARTBEAT_S = 30  # if a process is silent for this long, it counts as dead and the others end
 START_S = 300  # time for all processes to connect
 
-# Matches messages of the runtime about lost processes: its status codes, its libraries' names and its words.
+# Matches the runtime's messages about lost processes by its status codes, its libraries' names and its words.
 OF_OTHERS = re.compile("UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|Gloo|NCCL|[Cc]onnection|[Hh]eartbeat")
 
-OF_COLLECTIVES = re.compile("Gloo|NCCL")  # outside of a compiled step their failures are plain ValueErrors
+OF_COLLECTIVES = re.compile("Gloo|NCCL")  # outside of a compiled step, they raise plain ValueErrors
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Joins the run's processes while the context is open, if the launcher started several (see `expected`).
 
-    All processes leave together, but a process that fails leaves at once: its peers would wait for each other in vain.
-    Raises ConfigError if the environment is incomplete, LostProcessError if a process is missing or lost, and
-    OutOfMemoryError if a device is out of memory.
+    If all goes well, the processes leave together. A process that fails leaves at once, so that its peers do not wait
+    for it in vain. Raises ConfigError if the environment is incomplete, LostProcessError if a process is missing or
+    lost, and OutOfMemoryError if a device is out of memory.
     """
     try:
         if not jax.distributed.is_initialized() and expected():
@@ -56,17 +56,17 @@ def joined() -> Iterator[None]:
     except BaseException as error:
         named = _named(error)
         if jax.distributed.is_initialized():
-            atexit.register(_leave, getattr(named, "exit_code", INTERNAL))  # before jax's own, which waits for all
+            atexit.register(_leave, getattr(named, "exit_code", INTERNAL))  # before jax's handler, which waits for all
         raise named from error.__cause__ if named is error else error
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 
 
 def expected() -> bool:
-    """Returns whether the launcher started several processes, according to the environment.
+    """Returns whether environment variables say that the launcher started several processes.
 
-    It reads JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID; the launcher of a TPU slice sets
-    JAX_COORDINATOR_ADDRESS=auto) and the variables of srun, mpirun and TPU slices.
+    Reads the variables of srun, mpirun and TPU slices, and JAX_COORDINATOR_ADDRESS. The latter is set together with
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID, but a TPU slice's launcher sets only JAX_COORDINATOR_ADDRESS=auto.
     """
     return (
         "JAX_COORDINATOR_ADDRESS" in os.environ
@@ -77,7 +77,7 @@ def expected() -> bool:
 
 
 def gather(rows: list) -> list:
-    """Returns the lists of all processes, joined in process order, on every process.
+    """Joins the lists of all processes in the order of processes, and returns the result on every process.
 
     Raises ConfigError for a value that messages.py cannot send.
     """
@@ -92,23 +92,23 @@ def gather(rows: list) -> list:
 
 
 def largest(number: int) -> int:
-    """Returns the largest of the processes' numbers, on every process."""
+    """Returns, on every process, the largest of the numbers that the processes give."""
     return max(gather([number]))
 
 
 def on_first(function: Callable[[], T]) -> T:
-    """Calls `function` on process 0 alone and returns its result on every process; if it raises, all processes raise.
+    """Calls `function` only on process 0 and returns its result on every process.
 
-    The errors are as for `on_each`.
+    If the function raises, all processes raise the errors that `on_each` describes.
     """
     return gather(on_each(lambda: [function()] if jax.process_index() == 0 else []))[0]
 
 
 def on_each(function: Callable[[], T]) -> T:
-    """Returns the result of `function` on this process; if it raises on any process, all processes raise.
+    """Calls `function` on every process and returns this process's own result. If any call raises, all processes raise.
 
-    So no process continues and waits for one that has left. A process whose own call succeeded raises a UserError with
-    the message and exit code of the first that failed.
+    So no process continues and then waits for one that has left. A process whose own call succeeded raises a UserError
+    with the message and exit code of the first process that failed.
     """
     if jax.process_count() == 1:
         return function()
@@ -149,7 +149,7 @@ def _join() -> None:
             "cluster_detection_method": "deactivate",
         }
         rendezvous.wait(address, settings["num_processes"], settings["process_id"], START_S)
-    jax.config.update("jax_enable_preemption_service", False)  # the service would take SIGTERM away from guard.py
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from guard.py
     ctypes.CDLL(None).signal(signal.SIGABRT, _ABORTED)
     try:
         jax.distributed.initialize(**settings)
@@ -161,8 +161,8 @@ def _join() -> None:
 def _ABORTED(number: int) -> None:
     """Ends the process with RESTART_ME when the runtime raises SIGABRT.
 
-    The runtime does that in its own thread if a peer is silent, after printing some lines from C++. Without this
-    handler, the exit status would be that of a bug.
+    If a peer is silent, the runtime prints some lines from C++ and then raises SIGABRT in a thread of its own. Without
+    this handler, the exit status would be that of a bug.
     """
     with contextlib.suppress(OSError):
         os.write(2, b"t5x-lite: lost another process (see above): ending this one; run the command again to resume\n")
@@ -170,7 +170,7 @@ def _ABORTED(number: int) -> None:
 
 
 def _named(error: BaseException) -> BaseException:
-    """Returns a UserError for a runtime error about memory or lost processes, else the error itself."""
+    """Returns a UserError if the runtime's error is about memory or a lost process, else the error itself."""
     if not isinstance(error, jax.errors.JaxRuntimeError) and not OF_COLLECTIVES.search(str(error)):
         return error
     if "RESOURCE_EXHAUSTED" in str(error):

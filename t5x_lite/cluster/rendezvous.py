@@ -1,4 +1,4 @@
-"""All processes of a run connect to process 0 before they join JAX, which does not name missing processes."""
+"""Lets all processes connect to process 0 before they join JAX. JAX itself would not name missing processes."""
 
 import contextlib
 import socket
@@ -13,8 +13,9 @@ GO = b"go"
 def wait(address: str, number: int, process: int, timeout_s: float) -> None:
     """Waits until all `number` processes have connected to process 0 at `address` ("host:port").
 
-    Process 0 then stops listening there, so that JAX can use the port. Raises LostProcessError after `timeout_s`
-    seconds; on process 0 it names the missing processes. Process 0 also raises it if the port is in use.
+    Then process 0 stops listening there, so that JAX can use the port. Raises LostProcessError if this takes longer
+    than `timeout_s` seconds; on process 0, the error names the missing processes. On process 0, also raises it if the
+    port is in use.
     """
     host, _, port = address.rpartition(":")
     end_s = time.monotonic() + timeout_s
@@ -25,7 +26,7 @@ def wait(address: str, number: int, process: int, timeout_s: float) -> None:
 
 
 def _receive(port: int, number: int, end_s: float, timeout_s: float) -> None:
-    connections: dict[int, socket.socket] = {}  # by the number of the process
+    connections: dict[int, socket.socket] = {}  # {number of the process: its connection}
     with contextlib.ExitStack() as closing:
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
@@ -48,7 +49,7 @@ def _receive(port: int, number: int, end_s: float, timeout_s: float) -> None:
                 connection.settimeout(5)
                 connections[int(connection.recv(16))] = connection
         for connection in connections.values():
-            with contextlib.suppress(OSError):  # the process has ended; JAX reports it when it waits for it
+            with contextlib.suppress(OSError):  # that process has ended; JAX reports this when it waits for it
                 connection.sendall(GO)
 
 

@@ -1,8 +1,8 @@
-"""Places arrays on devices: the mesh, and a layout made of the mesh and the rules of axes.py.
+"""Places arrays on devices: makes the mesh, and a layout of the mesh and the rules of axes.py.
 
-A logical axis (`embed`, `mlp`, …) is a field of `AxisRules`, so a misspelt axis is an error with a hint; it is never
-replicated silently. The mesh is always an argument, never global. Sizes that do not divide evenly are errors before
-anything is compiled.
+A logical axis (`embed`, `mlp`, …) is a field of `AxisRules`. So a misspelt axis is an error with a hint; without it,
+the array would silently be whole on every device. The mesh is always an argument, never global. If sizes cannot be
+split evenly, an error says so before anything is compiled.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ from t5x_lite.lookup import unknown
 from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
 
-Axes = Sequence[str | None]  # the logical names of an array's dimensions; None: never split
+Axes = Sequence[str | None]  # the logical axis of each dimension of an array; None: never split
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh and the axis rules: everything needed to place an array with known logical axes."""
+    """Holds a mesh and the axis rules: all that is needed to place an array if its logical axes are known."""
 
     mesh: Mesh
     rules: AxisRules = DEFAULT_RULES
 
     def spec(self, axes: Axes) -> PartitionSpec:
-        """Returns the mesh axes of each dimension; raises ConfigError for a logical axis that AxisRules lacks."""
+        """Returns the mesh axes of each dimension. Raises ConfigError for a logical axis that AxisRules lacks."""
         used: set[str] = set()
         entries: list[tuple[str, ...] | str | None] = []
         for name in axes:
@@ -50,18 +50,18 @@ class Layout:
         return PartitionSpec(*entries)
 
     def sharding(self, axes: Axes) -> NamedSharding:
-        """Returns the sharding of an array with these logical axes; raises ConfigError as `spec` does."""
+        """Returns the sharding of an array with these logical axes. Raises ConfigError as `spec` does."""
         return NamedSharding(self.mesh, self.spec(axes))
 
     def constrain(self, array: jax.Array, axes: Axes) -> jax.Array:
-        """Returns the array with a sharding constraint for the compiler; on one device, the array itself.
+        """Returns the array with a sharding constraint for the compiler. On a mesh of one device, adds no constraint.
 
         axes: one logical axis for each dimension of the array. Raises ValueError if their numbers differ.
         """
         if len(axes) != array.ndim:
             raise ValueError(f"axes {tuple(axes)} name {len(axes)} dimensions; the array has shape {array.shape}")
         parts = _parts(self.rules.length, self.mesh.shape)
-        if parts > 1:  # decoding reads one token at a time: its length cannot be split
+        if parts > 1:  # decoding reads one token at a time, a length that cannot be split
             sizes = zip(axes, array.shape, strict=True)
             axes = [None if name == "length" and size % parts else name for name, size in sizes]
         sharding = self.sharding(axes)
@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """The sharding of every array [B, …] of a batch: rows are split, the other dimensions are whole."""
+        """The sharding of all arrays [B, …] of a batch. Only the rows are split."""
         return self.sharding(("batch",))
 
     @property
@@ -79,14 +79,14 @@ class Layout:
 
     @property
     def batch_shards(self) -> int:
-        """The number of shards of a batch's rows."""
+        """The number of parts that the rows of a batch are split into."""
         return _parts(self.rules.batch, self.mesh.shape)
 
 
 def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     """Returns the sizes of the mesh axes from a config value.
 
-    An axis of size -1 takes the remaining devices; without one, `data` does, unless the text sets its size.
+    An axis of size -1 takes the remaining devices. If there is none, `data` takes them, unless the text sets its size.
 
     >>> parse_mesh("fsdp=2,tensor=2", 8)
     {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}
@@ -94,8 +94,8 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
 
     Raises:
-      ConfigError: an unknown or repeated axis, a size that is not a positive integer, or a product that is not the
-        number of devices.
+      ConfigError: an axis is unknown or repeated, a size is not a positive integer, or the product of the sizes is not
+        the number of devices.
     """
     sizes: dict[str, int] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
@@ -134,12 +134,12 @@ def make_mesh(
 ) -> Mesh:
     """Returns a mesh with these sizes: `make_mesh(data=4, tensor=2)`.
 
-    devices: default all of `jax.devices()`; neighbours along the last axis of MESH_AXES are nearest to each other.
-    row_axes: the mesh axes that rows of the batch are split over.
-    sizes: the size of each mesh axis; default 1.
+    devices: by default all of `jax.devices()`. Neighbours along the last axis of MESH_AXES have the fastest links.
+    row_axes: the mesh axes that the rows of a batch are split over.
+    sizes: {mesh axis: its size}; 1 for an axis that is not given.
 
-    Raises ConfigError for an unknown axis, a product that is not the number of devices, or a `data` axis that is not
-    divisible by the number of slices.
+    Raises ConfigError if an axis is unknown, if the product of the sizes is not the number of devices, or if the size
+    of `data` is not divisible by the number of slices.
     """
     for axis in sizes:
         if axis not in MESH_AXES:
@@ -156,15 +156,15 @@ def make_mesh(
     mesh = jax.make_mesh(shape, names, axis_types=axis_types, devices=devices)
     if rows_follow(mesh.devices, row_axes):
         return mesh
-    # In the order that is fastest for the links, the batch rows of a process would not be contiguous.
+    # With the devices in the order of the fastest links, the batch rows of a process would not be contiguous.
     in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(in_order).reshape(shape), names, axis_types=axis_types)
 
 
 def _over_slices(shape: tuple[int, ...], slices: int, devices: Sequence[Any]) -> np.ndarray:
-    """Returns the devices of several slices as an array of this shape; only one axis spans the slow network.
+    """Returns the devices of several slices as an array of this shape, so that only one axis spans the slow network.
 
-    That axis is the first with crosses_slices. Raises ConfigError if its size is not divisible by `slices`.
+    This axis is the first with crosses_slices. Raises ConfigError if its size is not divisible by `slices`.
     """
     crossing = next(number for number, axis in enumerate(MESH_AXES.values()) if axis.crosses_slices)
     if shape[crossing] % slices:
@@ -197,7 +197,7 @@ def rows_follow(devices: np.ndarray, row_axes: Sequence[str] = DEFAULT_RULES.bat
 def check_batch(
     batch_rows: int, mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES, microbatches: int = 1
 ) -> None:
-    """Raises ConfigError unless the rows of every microbatch split evenly over the mesh axes of the rows."""
+    """Raises ConfigError unless the rows of every microbatch can be split evenly over their mesh axes."""
     parts = _parts(rules.batch, mesh)
     if microbatches < 1 or batch_rows < 1:
         raise ConfigError(f"batch_rows={batch_rows}, microbatches={microbatches}: both must be 1 or more")
@@ -208,7 +208,7 @@ def check_batch(
 
 
 def check_lengths(lengths: Mapping[str, int], mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES) -> None:
-    """Raises ConfigError unless rows of these lengths split evenly. lengths: by config key, {"data.length": 512}."""
+    """Raises ConfigError unless all these lengths can be split evenly. lengths: {"data.length": 512}, by config key."""
     parts = _parts(rules.length, mesh)
     for key, length in lengths.items():
         if length % parts:
@@ -217,7 +217,7 @@ def check_lengths(lengths: Mapping[str, int], mesh: Mapping[str, int], rules: Ax
 
 
 def check_model(config: ModelConfig, mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES) -> None:
-    """Raises ConfigError for the first size of the model that does not split evenly. It needs no devices."""
+    """Raises ConfigError for the first size of the model that cannot be split evenly. Needs no devices."""
     for axis, field in SIZES.items():
         parts, size = _parts(getattr(rules, axis), mesh), getattr(config, field)
         if size % parts:
@@ -230,7 +230,7 @@ def check_model(config: ModelConfig, mesh: Mapping[str, int], rules: AxisRules =
 def meshes_that_fit(
     wanted: Mapping[str, int], check: Callable[[Mapping[str, int]], None], number: int = 3
 ) -> list[dict[str, int]]:
-    """Returns up to `number` meshes that pass `check` and have as many devices as `wanted`, nearest to `wanted` first.
+    """Returns up to `number` meshes that pass `check` and have as many devices as `wanted`. The most similar is first.
 
     check: raises ConfigError for a mesh that does not fit.
     """
@@ -244,7 +244,7 @@ def meshes_that_fit(
 
 
 def mesh_text(mesh: Mapping[str, int]) -> str:
-    """Returns a mesh as text, as `--config.mesh` takes it.
+    """Returns a mesh as the text that `--config.mesh` takes.
 
     >>> mesh_text({"data": 1, "fsdp": 4, "sequence": 1, "tensor": 2})
     'fsdp=4,tensor=2'
@@ -277,7 +277,7 @@ def _mesh_text(axes: Sequence[str], mesh: Mapping[str, int]) -> str:
 
 
 def _nearest(value: int, multiple_of: int) -> str:
-    """Returns the multiples around a value, as a hint: `_nearest(100, 8)` is "96 or 104"."""
+    """Returns, as a hint, the two multiples around a value: `_nearest(100, 8)` is "96 or 104"."""
     below = value // multiple_of * multiple_of
     return f"{below} or {below + multiple_of}" if below else str(multiple_of)
 
@@ -290,7 +290,7 @@ def _is_box(x: Any) -> bool:
 
 
 def param_axes(boxed: Any) -> Any:
-    """Returns the tree of logical axis names, a tuple for each parameter.
+    """Returns the tree of logical axes. Each parameter has a tuple of their names.
 
     boxed: parameters in the boxes (`nn.Partitioned`) that `module.init` puts around them.
 
@@ -312,7 +312,9 @@ def _names(path: tuple, leaf: Any) -> tuple[str | None, ...]:
 
 
 def shardings(boxed: Any, layout: Layout) -> Any:
-    """Returns the NamedSharding of every array in a boxed abstract tree (a train state or its parameters), unboxed.
+    """Returns the tree of NamedShardings for a train state or parameters.
+
+    boxed: the state or parameters as shapes, in the boxes that `module.init` puts around them.
 
     A scalar without a box (a step counter) is replicated. Raises ConfigError for any other array without a box, an
     unknown logical axis, or a dimension that is not divisible by its mesh axes.
@@ -340,7 +342,7 @@ def shardings(boxed: Any, layout: Layout) -> Any:
 
 
 def process_rows(layout: Layout, batch_rows: int) -> slice:
-    """Returns the rows of the global batch that this process's devices hold: those to give to `put_batch`.
+    """Returns which rows of the global batch this process's devices hold. Give these rows to `put_batch`.
 
     Raises ConfigError if these rows are not contiguous.
     """
@@ -352,10 +354,10 @@ def process_rows(layout: Layout, batch_rows: int) -> slice:
 
 
 def input_shard(layout: Layout, batch_rows: int) -> dict[str, int]:
-    """Returns the shard of the global batch that this process reads, {"shard_index": …, "shard_count": …}.
+    """Returns which shard of the global batch this process reads: {"shard_index": …, "shard_count": …}.
 
-    The number of shards is the number of different ones: hosts read the same rows if a mesh axis that does not split
-    rows spans them. Raises ConfigError if processes have different numbers of rows.
+    There may be fewer shards than processes: if a mesh axis that does not split rows spans several hosts, these hosts
+    read the same rows. Raises ConfigError if processes have different numbers of rows.
     """
     rows = process_rows(layout, batch_rows)
     size = rows.stop - rows.start
@@ -367,12 +369,12 @@ def input_shard(layout: Layout, batch_rows: int) -> dict[str, int]:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]:
-    """Returns global arrays [B, …] on the devices, made from this process's rows; a single process has all rows.
+    """Puts this process's rows on its devices and returns global arrays [B, …]. A single process has all rows.
 
     batch: numpy arrays [rows of this process, …].
 
     Raises:
-      ConfigError: the number of rows does not split evenly over this process's devices.
+      ConfigError: the rows cannot be split evenly over this process's devices.
     """
     shards = layout.batch_sharding.addressable_devices_indices_map((layout.batch_shards,)).values()
     shard_count = len({index[0].start for index in shards})  # type: ignore[index]
@@ -382,5 +384,5 @@ def put_batch(batch: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.
             near = _nearest(len(rows), shard_count)
             raise ConfigError(f"{name}: its {len(rows)} rows are not divisible by {by}; use {near}")
     if jax.process_count() == 1:
-        return jax.device_put(dict(batch), layout.batch_sharding)  # one call for all arrays: half the overhead
+        return jax.device_put(dict(batch), layout.batch_sharding)  # a single call for all arrays has half the overhead
     return {name: jax.make_array_from_process_local_data(layout.batch_sharding, r) for name, r in batch.items()}
