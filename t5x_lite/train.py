@@ -52,8 +52,7 @@ def run(
     """Trains up to `train.total_steps`, evaluates and saves on the way, and returns the exit status.
 
     If the workdir has checkpoints, the run resumes from the newest intact one, bit for bit. If Ctrl-C or SIGTERM stops
-    the run, it saves and returns 75; otherwise it returns 0. Raises a UserError for all other problems that a user can
-    fix.
+    the run, it saves and returns 75; otherwise it returns 0. Raises a UserError for other problems that users can fix.
     evaluation_of: EvaluationDuringTraining, from evaluation/during_training.py.
     loss_fn: (outputs, batch) -> {head: LossSum}; replaces the config's loss.
     """
