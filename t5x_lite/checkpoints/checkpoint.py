@@ -233,7 +233,7 @@ def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
             )
 
 
-def fetch(workdir: Path, mirror: Mirror) -> int | None:
+def fetch(workdir: Path, mirror: "Mirror") -> int | None:
     """Copies the mirror's newest intact step into a workdir without checkpoints, and returns the step.
 
     Returns None if the workdir has a checkpoint or the mirror has none. Raises CheckpointError as `Mirror.pull` does.
@@ -307,87 +307,6 @@ def _set_aside(root: Path, steps: list[int]) -> None:
         target = root / f"{step}.corrupt"
         shutil.rmtree(target, ignore_errors=True)
         (root / str(step)).rename(target)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadReport:
-    """Tells which parameters were loaded from another run's checkpoint. Each list has paths of parameters."""
-
-    loaded: list[str]
-    fresh: list[str]  # in the model but not in the checkpoint: newly initialized
-    skipped: list[str]  # in the checkpoint but not in the model
-    reshaped: list[str]  # in both, with different shapes: newly initialized
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} parameters loaded"]
-        kinds = {"fresh": "fresh", "skipped": "skipped", "reshaped": "fresh, because their shapes differ"}
-        for kind, words in kinds.items():
-            names = getattr(self, kind)
-            if names:
-                lines.append(f"{len(names)} {words}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
-        return "; ".join(lines)
-
-
-def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
-    """Returns `params`, in which each array is replaced by the checkpoint's array with the same path and shape, if any.
-
-    source: a workdir (its newest step is used), or `WORKDIR/checkpoints/STEP`.
-    params: a tree of arrays, or of ShapeDtypeStructs.
-    Raises CheckpointError if there is no checkpoint, if it is corrupted, or if none of its arrays fits. Also raises it
-    if the layers have different shapes, because then the checkpoint is of another model. Tables and heads may have
-    different shapes, because the vocabulary or the classes may differ.
-    """
-    step_directory = Path(processes.on_first(lambda: str(find(source))))  # a different run may be saving there
-    check(step_directory)
-    directory = step_directory / "params"
-    checkpointer = ocp.PyTreeCheckpointer()
-    model = paths.flatten(params)
-    try:
-        metadata = checkpointer.metadata(directory).item_metadata
-        stored = paths.flatten(metadata.tree)  # pyright: ignore  (None: corrupted)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it corrupted?") from error
-    shapes_differ = [p for p in model if p in stored and tuple(stored[p].shape) != model[p].shape]
-    loaded = [p for p in model if p in stored and p not in shapes_differ]
-    if not loaded:
-        raise CheckpointError(
-            f"{directory} and this model share no parameter; the checkpoint has for example "
-            f"{next(iter(stored), 'nothing')}, the model {next(iter(model))}. "
-            "Use a checkpoint of the same family with the same model.scan_layers"
-        )
-    if inner := [p for p in shapes_differ if re.search(r"(^|/)layers(_\d+)?/", p)]:
-        stored_shape, shape = list(stored[inner[0]].shape), list(model[inner[0]].shape)
-        raise CheckpointError(
-            f"{directory} is of a different model: {len(inner)} parameters of its layers have different shapes, for "
-            f"example {inner[0]}: {stored_shape} in the checkpoint, {shape} in the model. "
-            "Use the model.preset and sizes of the checkpoint"
-        )
-    wanted = paths.unflatten({p: _abstract(model[p]) for p in loaded})
-    arguments = ocp.args.PyTreeRestore(
-        item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-    )
-    try:
-        values = paths.flatten(checkpointer.restore(directory, args=arguments))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it corrupted?") from error
-    report = LoadReport(
-        loaded,
-        fresh=[p for p in model if p not in stored],
-        skipped=[p for p in stored if p not in model],
-        reshaped=shapes_differ,
-    )
-    return paths.unflatten(model | values), report
-
-
-def load_model(workdir: Path, step: int, params: Any) -> Any:
-    """Returns the parameters of a workdir's step, with the shapes and shardings of `params`.
-
-    Raises CheckpointError unless the step has all these parameters in these shapes.
-    """
-    loaded, report = load_params(workdir / DIRECTORY / str(step), params)
-    if report.fresh or report.reshaped:
-        raise CheckpointError(f"step {step} of {workdir} does not hold the model of its config.json: {report}")
-    return loaded
 
 
 def saved_steps(workdir: str | Path) -> list[int]:

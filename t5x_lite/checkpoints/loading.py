@@ -15,7 +15,7 @@ from t5x_lite.models import paths
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """The paths of all parameters by whether they were loaded from a different run's checkpoint."""
+    """Tells which parameters were loaded from another run's checkpoint. Each list has paths of parameters."""
 
     loaded: list[str]
     fresh: list[str]  # in the model but not in the checkpoint: newly initialized
@@ -33,14 +33,13 @@ class LoadReport:
 
 
 def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
-    """Returns `params` with every array replaced that the checkpoint `source` has under the same path and shape.
+    """Returns `params`, in which each array is replaced by the checkpoint's array with the same path and shape, if any.
 
-    source: a workdir (its newest step), or `WORKDIR/checkpoints/STEP`.
-    params: tree of arrays, or of ShapeDtypeStructs.
-
-    Raises CheckpointError if there is no checkpoint, it is corrupted, none of its arrays fits, or its layers have
-    different shapes, so that the checkpoint is of a different model. (Tables and heads may have different shapes: the
-    vocabulary or the classes may differ.)
+    source: a workdir (its newest step is used), or `WORKDIR/checkpoints/STEP`.
+    params: a tree of arrays, or of ShapeDtypeStructs.
+    Raises CheckpointError if there is no checkpoint, if it is corrupted, or if none of its arrays fits. Also raises it
+    if the layers have different shapes, because then the checkpoint is of another model. Tables and heads may have
+    different shapes, because the vocabulary or the classes may differ.
     """
     step_directory = Path(processes.on_first(lambda: str(find(source))))  # a different run may be saving there
     check(step_directory)
@@ -87,7 +86,7 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
 def load_model(workdir: Path, step: int, params: Any) -> Any:
     """Returns the parameters of a workdir's step, with the shapes and shardings of `params`.
 
-    Raises CheckpointError unless the step has all of them in these shapes.
+    Raises CheckpointError unless the step has all these parameters in these shapes.
     """
     loaded, report = load_params(workdir / DIRECTORY / str(step), params)
     if report.fresh or report.reshaped:
