@@ -13,6 +13,6 @@ def require_text(given: Any) -> str:
 
 
 def require_positive(name: str, value: Any) -> None:
-    """Raises ConfigError unless `value`, the value of the option `name`, is a whole number of 1 or more."""
+    """Raises ConfigError unless `value` is a whole number of 1 or more. name: the option that has this value."""
     if not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name}={value!r}: must be a whole number, 1 or more")

@@ -15,14 +15,16 @@ FUNCTIONS = {"softmax": softmax, "sigmoid": lambda logits: 1 / (1 + np.exp(-logi
 
 
 def text_classification(model: Model, inputs: list, *, top_k: Any = "best", function_to_apply: str = "") -> list:
-    """Returns the most probable class of each input, {"label", "score"}. An input is a text or {"text", "text_pair"}.
+    """Returns the most probable class of each input, {"label", "score"}.
 
-    top_k: returns a list of the `top_k` most probable classes instead; None: of all classes.
-    function_to_apply: turns an encoder's logits into scores: softmax, sigmoid or none. The default is softmax, or
-    sigmoid if a text may have several labels or there is only one class. The score of a regression is its output.
-    The score of a model that generates text is the probability of writing the label, among all labels.
+    inputs: each is a text or {"text", "text_pair"}.
+    top_k: if given, returns a list of the `top_k` most probable classes per input; if None, a list of all classes.
+    function_to_apply: the function that turns logits into scores: softmax, sigmoid or none. By default it is none for a
+        regression, sigmoid if a text may have several labels or there is only one class, and otherwise softmax.
 
-    Raises DataError if an input is not text, ConfigError if the model cannot classify.
+    The logits of a model that generates text are its log-probabilities of writing each label.
+
+    Raises DataError if an input is not text; ConfigError if the model cannot classify.
     """
     if top_k not in ("best", None):
         require_positive("top_k", top_k)
@@ -48,12 +50,15 @@ def zero_shot_classification(
     hypothesis_template: str = "",
     multi_label: bool = False,
 ) -> list[dict]:
-    """Returns {"sequence", "labels", "scores"} of each input, the most probable label first.
+    """Returns {"sequence", "labels", "scores"} for each input, with the most probable label first.
 
     An encoder must be trained on natural language inference: the name of one of its classes must begin with "entail".
-    It reads the text with each label filled into `hypothesis_template`, by default "This example is {}.". For a model
-    that generates text, the score is the probability of writing the label, and the default template is "{}". The
-    scores sum to 1 over the labels; with `multi_label` each label has a probability of its own.
+    Its score for a label is the probability that the text entails the hypothesis. A model that generates text scores a
+    label by the probability of writing it.
+
+    candidate_labels: a list of labels, or one string with commas between them.
+    hypothesis_template: "{}" stands for the label. The default is "This example is {}." for an encoder, otherwise "{}".
+    multi_label: if true, each label has a probability of its own; if false, the scores of all labels sum to 1.
 
     Raises ConfigError if there are no labels, the template has no {}, or the model cannot do this task.
     """
@@ -89,10 +94,10 @@ def zero_shot_classification(
 def _entailment_logits(
     model: Model, pairs: Sequence[tuple[str, str]], num_labels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the logits of entailment and of contradiction for each text and label, float64 [texts, labels] each.
+    """Returns (entailment logits, contradiction logits), each float64 [texts, labels].
 
-    The contradiction class is the first, or the last if the first is entailment, as in transformers. Raises
-    ConfigError for an encoder without an entailment class.
+    As in transformers, contradiction is the first class, or the last class if the first is entailment. Raises
+    ConfigError if the encoder has no entailment class.
     """
     entails = next((i for i, name in enumerate(model.labels) if name.lower().startswith("entail")), None)
     if entails is None or "classification" not in model.config.heads:
@@ -105,7 +110,10 @@ def _entailment_logits(
 
 
 def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Returns the logits of each text or pair of texts, float64 [C], and the class names; () for a regression."""
+    """Returns (logits, class names). The logits are float64 [C] for each input; a regression's names are ().
+
+    inputs: each is a text or {"text", "text_pair"}.
+    """
     for given in inputs:
         if not isinstance(given, str) and not (isinstance(given, Mapping) and isinstance(given.get("text"), str)):
             raise DataError(f'{str(given)[:80]!r} is not text; pass a string, or {{"text": …, "text_pair": …}}')
@@ -132,7 +140,7 @@ def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[s
         raise ConfigError(f"classifying needs the head `classification`; this encoder's heads: {model.config.heads}")
     paired = [pair is not None for pair in pairs]
     rows: list = [None] * len(inputs)
-    for kind in sorted(set(paired)):  # a batch's rows all have one text, or all two
+    for kind in sorted(set(paired)):  # in a batch, either every row has one text or every row has two
         numbers = [i for i, is_pair in enumerate(paired) if is_pair == kind]
         examples = [{"inputs": texts[i]} | ({"pair": str(pairs[i])} if kind else {}) for i in numbers]
         for i, outputs in zip(numbers, encoder_outputs(model, examples), strict=True):

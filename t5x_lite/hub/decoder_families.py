@@ -61,7 +61,10 @@ GPT2 = Family(
 
 
 def _read_gpt_neo(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our local_window. attention_types: [[["global", "local"], 12]] repeats the pair twelve times."""
+    """Returns our `local_window`; 0 if all layers attend globally.
+
+    Their attention_types names each layer's kind: [[["global", "local"], 12]] is this pair of layers twelve times.
+    """
     kinds = [kind for pattern, times in settings.get("attention_types") or () for kind in list(pattern) * times]
     if set(kinds) <= {"global"}:
         return {"local_window": 0}
@@ -137,7 +140,7 @@ GPT_J = Family(
 def _read_llama(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our rotary fields and num_kv_heads.
 
-    Since transformers 5 the rotary settings are in rope_parameters; before, in rope_theta and rope_scaling.
+    transformers 5 keeps the rotary settings in rope_parameters; older versions use rope_theta and rope_scaling.
     """
     rope = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
     kind = rope.get("rope_type", rope.get("type", "default"))

@@ -14,10 +14,10 @@ FILES = ("*.safetensors", "*.json", "*.model", "vocab.txt", "merges.txt")
 
 
 def fetch(source: str) -> Path:
-    """Returns the directory of `hf://OWNER/NAME@REVISION`, downloaded if it is not in huggingface_hub's cache.
+    """Returns the local directory of `hf://OWNER/NAME@REVISION`. Downloads it if huggingface_hub has no cached copy.
 
     The revision must be a commit: a name such as `main` may point to a different model tomorrow. Raises ConfigError
-    for a source in any other form or if huggingface_hub is missing, CheckpointError if the download fails.
+    if `source` has a different form or huggingface_hub is missing; CheckpointError if the download fails.
     """
     parsed = SOURCE.fullmatch(source)
     if not parsed:

@@ -23,7 +23,7 @@ _BERT_SETTINGS = {
     "classifier_dropout_rate": "classifier_dropout",
     "initializer_stddev": "initializer_range",
 }
-_CLASSIFIERS = {  # four heads share a tensor; the class in config.json decides
+_CLASSIFIERS = {  # four heads share a tensor name; config.json tells them apart
     "classification": "classifier.weight",
     "multi_label": "classifier.weight",
     "token_classification": "classifier.weight",
@@ -106,7 +106,10 @@ BERT = Family(
 
 
 def _read_roberta(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our position fields: positions count from pad_token_id + 1, and the table includes the rows before."""
+    """Returns our fields for positions.
+
+    RoBERTa's positions start at pad_token_id + 1. Their max_position_embeddings also counts the unused rows before.
+    """
     offset = settings.get("pad_token_id", 1) + 1
     return {"position_offset": offset, "max_positions": settings.get("max_position_embeddings", 514) - offset}
 

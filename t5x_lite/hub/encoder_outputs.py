@@ -1,4 +1,4 @@
-"""Computes an encoder's outputs for texts of any length, batch by batch, and softmax in numpy."""
+"""Computes an encoder's outputs for many texts, in batches. Also defines softmax in numpy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from t5x_lite.hub.model import Model, in_batches
 def encoder_outputs(
     model: Model, examples: Sequence[Mapping[str, Any]], hidden: bool = False
 ) -> list[dict[str, np.ndarray]]:
-    """Returns for each example the ids that the encoder reads ("ids", int32 [tokens]) and the output of each head.
+    """Returns one dict per example: {"ids": the token ids that the encoder reads, int32 [tokens]; head: its output}.
 
-    examples: {field: text, or ids (Encoded)}.
-    hidden: returns "hidden", the hidden states [tokens, D], instead of the heads' outputs.
+    examples: each is {field: text} or {field: token ids} (an Encoded).
+    hidden: if true, the dicts have "hidden", the hidden states [tokens, D], instead of the heads' outputs.
 
-    The output of the head `mlm` has one row for each mask in the text, in order, then padding rows.
+    The output of the head `mlm` has one row for each mask in the text, in order; padding rows follow.
     """
 
     def work(chosen: list[int]) -> list[dict[str, np.ndarray]]:
@@ -37,12 +37,14 @@ def encoder_outputs(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns probabilities over the last axis, [..., C] like `logits`."""
+    """Returns the probabilities of `logits`, which sum to 1 over the last axis. Both have the shape [..., C]."""
     return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 
 def _masks(ids_BS: np.ndarray, mask_id: int) -> np.ndarray:
-    """Returns the positions of each row's masks, int32 [B, P], padded with 0. P is a bucket, so few shapes compile.
+    """Returns the positions of the masks in each row, int32 [B, P], padded with 0.
+
+    P is the largest number of masks in a row, rounded up to a bucket, so that few shapes are compiled.
 
     ids_BS: int32 [B, S].
     """

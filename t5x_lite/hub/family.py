@@ -1,6 +1,6 @@
-"""Defines `Family`, the description of a Hugging Face model family, and table entries that several families share.
+"""Defines `Family`, which describes a Hugging Face model family, and table entries that several families share.
 
-"Ours" means the parameters and the ModelConfig of this package, "theirs" the tensors and config.json of transformers.
+"Ours" means this package's parameters and ModelConfig; "theirs" means transformers' tensors and config.json.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from t5x_lite.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """Describes their tensor for one of our parameters, for cases where the tensor's name alone is not enough.
+    """Names their tensor that holds one of our parameters, and says how it is stored if that is unusual.
 
-    name: the tensor's name, or for a module the name without `.weight` and `.bias`.
-    third: which third of the tensor, 0 to 2, if it holds three parameters side by side (GPT-2's query, key and value).
-    turned: the tensor is stored transposed although Family.kernels_turned does not say so.
-    leading: the tensor has an extra dimension of size 1 in front.
+    name: the tensor's name; for a module, its name without `.weight` and `.bias`.
+    third: 0, 1 or 2 if the tensor holds three parameters side by side, as GPT-2's query, key and value do. Else None.
+    turned: if true, the tensor is stored transposed, even where Family.kernels_turned does not apply.
+    leading: if true, the tensor has an extra first dimension of size 1.
     """
 
     name: str
@@ -30,20 +30,21 @@ class Key:
 class Family:
     """Describes one `model_type` of config.json.
 
-    base: a model of the family. Fields that neither `settings` nor `choices` names have this model's values.
-    settings: our field -> the key of config.json with the same value. If the key is missing, the base's value holds.
-    also: extra key that export writes -> the key whose value it copies.
-    choices: key of config.json -> its value -> our fields. Other values are not supported.
-    read, write: functions for all other settings: config.json -> our fields, and back.
-    heads: our head -> a tensor that the file has exactly when the model has the head.
-    classes: class of transformers -> our heads.
-    modules: our module or parameter -> theirs. `{i}` stands for the layer, `{s}` for encoder or decoder. The kernel,
-        scale or embedding of our module is their `.weight`, our bias their `.bias`.
-    prefix: the prefix of most tensor names. Files of the bare model lack it.
-    kernels_turned: kernels are stored [outputs, inputs], as in torch's Linear; GPT-2's are not.
-    tied: their tensor -> the tensor that it copies. Import checks that they are equal and skips the copy.
-    ignored: regular expression -> the reason why a tensor with that name is not needed.
-    constants: other keys of config.json that export writes.
+    base: a published model of the family. It gives the values of the fields that config.json does not set.
+    settings: our field -> the key of config.json that has the same value.
+    also: additional key that export writes -> the key from which it copies the value.
+    choices: key of config.json -> allowed value -> our fields for that value. Import refuses other values.
+    read: a function from config.json to all our fields that `settings` and `choices` do not cover.
+    write: a function from our ModelConfig to the keys of config.json that `read` reads.
+    heads: our head -> one of its tensors. The model has the head if and only if the file has this tensor.
+    classes: name of a class in transformers -> our heads that it has.
+    modules: our module or parameter -> their name for it. `{i}` stands for the layer, `{s}` for encoder or decoder. A
+        module's kernel, scale or embedding is their tensor `.weight`, its bias their tensor `.bias`.
+    prefix: the prefix of most tensor names. Files of a model without heads, such as BertModel, lack it.
+    kernels_turned: if true, kernels are stored as [outputs, inputs], as in torch's Linear. False for GPT-2.
+    tied: their tensor -> the tensor that it must equal. Import checks this and skips the copy.
+    ignored: regular expression -> the reason why import skips tensors with matching names.
+    constants: other key of config.json -> the value that export writes.
     """
 
     model_type: str
@@ -77,5 +78,9 @@ QKV_OUT = QKV_O | {"out": "out"}
 
 
 def each(ours: str, theirs: str, **names: str) -> dict[str, str | Key]:
-    """Returns rows of Family.modules: for each name, our `OURS/NAME` -> THEIRS, with `*` replaced by their name."""
+    """Returns rows of Family.modules, one for each keyword argument. Its value replaces the `*` in `theirs`.
+
+    >>> each("encoder/mlp", "encoder.fc_*", wi="in", wo="out")
+    {'encoder/mlp/wi': 'encoder.fc_in', 'encoder/mlp/wo': 'encoder.fc_out'}
+    """
     return {f"{ours}/{name}": theirs.replace("*", other) for name, other in names.items()}
