@@ -1,7 +1,7 @@
 """Generates text with transformers' options, which come from the caller or from the model's directory.
 
-Two things differ from transformers: the tokens in `eos_token_id` end a text in addition to the vocabulary's own end
-token, and the end token never appears in the returned text, special or not.
+Two things differ from transformers. The vocabulary's own end token always ends a text, even if `eos_token_id` lists
+only other tokens. And the returned text never contains the end token, even if it is not a special token.
 """
 
 import dataclasses
@@ -38,10 +38,10 @@ NEUTRAL = (None, False, 0, 1, [])  # values with which an unsupported option has
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Limits the lengths of generated texts, in tokens.
+    """Holds the limits on the lengths of generated texts, in tokens.
 
-    Options named "length" also count the tokens that the decoder reads before the text. The default maximum is
-    NEW_TOKENS, or fewer if the model has too few positions.
+    max_length and min_length also count the tokens that the decoder reads before the text; max_new_tokens and
+    min_new_tokens do not. The default maximum is NEW_TOKENS new tokens, or fewer if the model has too few positions.
     """
 
     max_new_tokens: int | None = None
@@ -50,12 +50,12 @@ class Lengths:
     min_length: int = 0
 
     def limits(self, read_B: np.ndarray, positions: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the minimum and maximum number of new tokens of each text, int [B] and [B].
+        """Returns (minimum, maximum): the limits on the number of new tokens of each text, both int [B].
 
-        read_B: number of tokens that the decoder reads before each text, int [B].
+        read_B: the number of tokens that the decoder reads before each text, int [B].
         positions: the model's number of positions; 0: no limit.
 
-        Raises ConfigError if a text has no room. Warns if a minimum is not below its maximum.
+        Raises ConfigError if a text has no room for new tokens. Warns if a text's minimum is not below its maximum.
         """
         room_B = positions - read_B + 1 if positions else np.full(len(read_B), np.iinfo(np.int32).max)
         if self.max_new_tokens is not None:
@@ -95,7 +95,7 @@ def strategy(
     eos_token_id: int | list | None = None,
     num_return_sequences: int = 1,
 ) -> Strategy:
-    """Returns the Strategy for these options, without its lengths. Raises ConfigError if options conflict."""
+    """Returns the Strategy for these options, without limits on lengths. Raises ConfigError if options conflict."""
     if do_sample and num_beams > 1:
         raise ConfigError(f"num_beams={num_beams} with do_sample=True: set num_beams=1 or do_sample=False")
     if do_sample and not temperature > 0:
@@ -128,8 +128,9 @@ OPTIONS: dict[str, tuple[Any, Any]] = _OF_LENGTHS | _OF_STRATEGY  # {name: (type
 def over(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the defaults overridden by the options, {name: value}.
 
-    An option also overrides conflicting defaults with different names: the same length limit in its other form,
-    num_beams if the option is do_sample, and do_sample if the option is num_beams.
+    An option also overrides conflicting defaults that have different names: max_length and max_new_tokens drop each
+    other's default, and so do min_length and min_new_tokens. do_sample=True drops the default of num_beams. A num_beams
+    other than 1 sets do_sample to False if it is among the defaults.
     """
     overridden = {name for pair in LENGTHS for name in pair if not options.keys().isdisjoint(pair)}
     if options.get("do_sample"):
@@ -141,10 +142,10 @@ def over(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, A
 
 
 def settings(model: Model, task: str) -> dict[str, Any]:
-    """Returns the OPTIONS that a model's directory sets, and the "prefix" of its inputs.
+    """Returns {name: value} of the OPTIONS that a model's directory sets, and of "prefix", the text before each input.
 
-    Reads generation_config.json, or config.json if that file is missing. Values for the task in config.json
-    (`task_specific_params`, such as T5's prefix and beams) override both. Warns if UNSUPPORTED options are set.
+    Reads generation_config.json, or config.json if that file is missing. Values for `task` in config.json's
+    task_specific_params, such as T5's prefix and beams, override these. Warns if UNSUPPORTED options are set.
     Raises ConfigError if the prefix is not a string.
     """
     config = _read(model.origin, "config.json") or _read(
@@ -163,7 +164,7 @@ def settings(model: Model, task: str) -> dict[str, Any]:
     values = {name: stored[name] for name in ("prefix", *OPTIONS) if stored.get(name) is not None}
     values = {n: value[0] if isinstance(value, list) and len(value) == 1 else value for n, value in values.items()}
     ends, own = _listed(values.pop("eos_token_id", None)), model.vocabulary.eos_id
-    if own in ends and len(ends) > 1:  # a list without the vocabulary's own end belongs to a different vocabulary
+    if own in ends and len(ends) > 1:  # a list that lacks the vocabulary's own end is for a different vocabulary
         values["eos_token_id"] = [end for end in ends if end != own]
     if values.get("num_beams", 1) != 1:
         values.setdefault("do_sample", False)
@@ -178,7 +179,7 @@ def _read(directory: Path | None, name: str) -> dict[str, Any]:
 
 
 def _check(options: Mapping[str, Any]) -> None:
-    """Raises ConfigError if the type of an option's value is not the one in OPTIONS."""
+    """Raises ConfigError if an option's value does not have the type that OPTIONS gives."""
     for name, value in options.items():
         wanted, _ = OPTIONS[name]
         if not isinstance(value, (wanted, int) if wanted is float else wanted):
@@ -194,8 +195,9 @@ def _check(options: Mapping[str, Any]) -> None:
 def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **options: Any) -> list[list[str]]:
     """Returns the texts generated for each input text.
 
-    seed, first: sampling depends on the seed and on the text's number; `first` is the first text's number.
-    options: OPTIONS.
+    seed: the seed for sampling.
+    first: the number of the first text. Sampling depends on the seed and on a text's number.
+    options: any of OPTIONS, by name.
 
     Raises ConfigError if an option is invalid or a text leaves no room for new tokens.
     """
@@ -209,7 +211,7 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
     begins = not isinstance(model.vocabulary, TokenizerVocabulary) or model.vocabulary.begins_with_bos
     bare = config.architecture == "decoder_only" and not begins and model.features is None
     if config.architecture == "decoder_only":
-        chosen_strategy = dataclasses.replace(chosen_strategy, first_token=None)  # the prompt has a first token
+        chosen_strategy = dataclasses.replace(chosen_strategy, first_token=None)  # the prompt already has a first token
     positions = config.max_positions if config.positions == "learned" else 0
 
     def work(chosen: list[int]) -> list[list[str]]:
@@ -241,7 +243,7 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
         ]
 
     def together(numbers: list[int]) -> list[list[str]]:
-        """Batches empty texts apart from the others, because their first token differs."""
+        """Puts empty texts into a batch of their own, because their prompts may begin differently."""
         parts = [part for empty in (True, False) if (part := [i for i in numbers if (not texts[i]) == empty])]
         written = {i: of_one for part in parts for i, of_one in zip(part, work(part), strict=True)}
         return [written[i] for i in numbers]

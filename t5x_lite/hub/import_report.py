@@ -9,7 +9,13 @@ STATUSES = ("loaded", "transposed", "resized", "padded", "tied", "skipped", "fre
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Describes one tensor. status: one of STATUSES; ours: our parameter's path or ""; reason: of the status, or ""."""
+    """Describes one tensor, or one of our parameters for which there is no tensor.
+
+    tensor: the tensor's name; "": there is no tensor.
+    status: one of STATUSES.
+    ours: the path of our parameter, or paths with commas between them; "": no parameter uses the tensor.
+    reason: why the tensor or parameter has this status; "": nothing to explain.
+    """
 
     tensor: str
     shape: tuple[int, ...]
@@ -20,12 +26,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """Lists a Row for every tensor, and for every parameter that has none."""
+    """Holds one Row for each tensor, and one for each of our parameters without a tensor."""
 
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
-        """Returns one line: how many tensors have each status, and the first 6 names that have a reason."""
+        """Returns one line: the number of rows with each status, then the first 6 rows that have a reason."""
         count = collections.Counter(row.status for row in self.rows)
         parts = [f"{count[status]} {status}" for status in STATUSES if count[status]]
         noted = [f"{row.tensor or row.ours}: {row.status}, {row.reason}" for row in self.rows if row.reason]
@@ -36,7 +42,7 @@ class ImportReport:
         return json.dumps([dataclasses.asdict(row) for row in self.rows], indent=1) + "\n"
 
     def lines(self) -> list[str]:
-        """Returns one line per tensor, in columns."""
+        """Returns one line per row, in columns: status, tensor, shape, our parameter and reason."""
         wide = max((len(row.tensor) for row in self.rows), default=0)
         return [
             f"{row.status:<10} {row.tensor or '-':<{wide}} {'×'.join(map(str, row.shape)):>12}  {row.ours}"

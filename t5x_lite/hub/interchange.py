@@ -1,11 +1,11 @@
 """Implements the verbs `import` and `export`: converts Hugging Face directories to our checkpoints, and back.
 
-An imported directory has everything that a run needs to start from it:
+An imported directory DIR has everything that a run needs to start from it. The right column shows the flags to use:
 
     model.json         the model, as fields of ModelConfig          --config.model.preset=DIR
     checkpoints/0      its parameters                               --config.init.checkpoint=DIR
     tokenizer.json …   the tokenizer's files, unchanged             --config.data.vocabulary=DIR
-    huggingface.json   the original config.json; export writes back the settings that we do not use
+    huggingface.json   the original config.json; export copies the settings that our models do not use
     import.json        what the import did with every tensor
 """
 
@@ -34,7 +34,7 @@ TOKENIZER_FILES = (
     "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "tokenizer.json", "vocab.txt", "vocab.json",
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
 )  # fmt: skip
-# Keys that describe the original's tensors or tokenizer; export does not copy them.
+# Keys of the original config.json that describe its tensors or tokenizer. Export does not copy them.
 OF_THE_ORIGIN = (
     "architectures", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "tokenizer_class",
 )  # fmt: skip
@@ -46,10 +46,11 @@ def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), voca
 
     Removes `out` again if anything fails.
 
-    vocab_size: rows of the embedding table, for a larger or smaller vocabulary; 0: unchanged.
-    allow: tensors that may go unused and parameters that may start fresh; see `parameters.load`.
+    allow: names of tensors that may stay unused and of parameters that may start fresh; see `parameters.load`.
+    vocab_size: the new number of rows of the embedding table; 0: unchanged.
 
-    Raises CheckpointError if the source cannot be read, ConfigError if `out` exists or the tokenizer does not fit.
+    Raises CheckpointError if the source cannot be read; ConfigError if `out` is not empty or the tokenizer is too
+    large for the model.
     """
     if t5x.is_directory(source) or (source.is_file() and source.suffix not in (*weights.PICKLES, ".safetensors")):
         config, params, report = t5x.load(source)
@@ -90,12 +91,13 @@ def export_directory(
 ) -> str:
     """Writes a model in Hugging Face format and returns the family's name. `out` appears complete or not at all.
 
-    vocabulary: its files are copied, and config.json gets its ids.
+    vocabulary: the vocabulary whose files are copied to `out` and whose special ids are written to config.json.
     labels: names of the classes.
-    origin: the imported directory that the model started from. Its config.json's settings that we do not use are kept.
-    family: name of a family; "": the first that can express the model.
+    origin: the imported directory that the model started from. The new config.json keeps those settings of the original
+        config.json that our models do not use.
+    family: the name of a family; "": the origin's family, or else the first that can express the model.
 
-    Raises ConfigError if the family cannot express the model or `out` exists, CheckpointError if writing fails.
+    Raises ConfigError if the family cannot express the model or `out` is not empty; CheckpointError if writing fails.
     """
     settings: dict[str, Any] = {}
     if origin is not None and (origin / SETTINGS).is_file():
@@ -105,7 +107,8 @@ def export_directory(
     new = mapping.write_config(config, chosen, labels, ids)
     if settings.get("model_type") == chosen.model_type:
         kept = {k: v for k, v in settings.items() if k not in OF_THE_ORIGIN}
-        # Keep the origin's constants, except ids that differ in the vocabulary. (Llama 3.1 has three end tokens.)
+        # Keep the origin's constants, except ids that differ in the vocabulary. A list keeps all its ids if the
+        # vocabulary's is one of them: Llama 3.1 has three end tokens.
         differ = {k for k in ids if ids[k] != kept.get(k) and not (isinstance(kept.get(k), list) and ids[k] in kept[k])}
         new = kept | {k: v for k, v in new.items() if k not in kept or k not in chosen.constants or k in differ}
     # transformers' class for the bare model reads names without the prefix.
@@ -125,7 +128,7 @@ def export_directory(
 
 
 def export_model(model: Model, out: Path, family: str = "") -> str:
-    """Writes a loaded model with its LoRA merged and returns the family's name; see `export_directory`."""
+    """Merges a model's LoRA matrices into its kernels, and writes it and returns as `export_directory` does."""
     config, params = lora.merged(dataclasses.replace(model.config, decoder_start_id=model.start_id), model.params)
     return export_directory(
         config, params, out, vocabulary=model.vocabulary, labels=model.labels, origin=model.origin, family=family
@@ -141,7 +144,7 @@ def export_adapter(model: Model, out: Path, family: str = "") -> str:
 
 
 def token_ids(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
-    """Returns config.json's keys for special tokens with the vocabulary's ids, {key: id}, for those that it has."""
+    """Returns {key of config.json: id} for the special tokens that the vocabulary has."""
     encoder = config.architecture == "encoder_only"
     roles = {
         "eos_token_id": "sep_id" if encoder else "eos_id",
@@ -155,7 +158,7 @@ def token_ids(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
             ids[key] = int(getattr(vocabulary, role))
     if config.architecture == "decoder_only":
         ids["bos_token_id"] = convert.start(config.decoder_start_id, vocabulary)
-        if ids.get("pad_token_id") == ids.get("eos_token_id"):  # torch would not train the row of a pad
+        if ids.get("pad_token_id") == ids.get("eos_token_id"):  # torch does not train the embedding of a pad token
             ids.pop("pad_token_id", None)
     return ids
 
@@ -174,7 +177,10 @@ def _check_tokenizer(source: Path, config: ModelConfig) -> None:
 
 @contextlib.contextmanager
 def _new_directory(out: Path) -> Iterator[Path]:
-    """Yields a temporary directory. It becomes `out` when the block ends, and is removed if the block fails."""
+    """Yields a temporary directory. It becomes `out` when the block ends, and is removed if the block fails.
+
+    Raises ConfigError if `out` is a file or is not empty; CheckpointError if writing fails.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} already exists; choose a new directory")
     partial = out.absolute().with_name(f".{out.name}.{uuid.uuid4().hex}")

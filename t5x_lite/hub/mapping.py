@@ -1,4 +1,7 @@
-"""Uses the tables of families.py to convert config.json to a ModelConfig, parameters to tensors, and back. No jax."""
+"""Converts a config.json to a ModelConfig, and parameters to tensors, in both directions. Does not import jax.
+
+The tables in families.py say what corresponds to what.
+"""
 
 import dataclasses
 import json
@@ -18,7 +21,7 @@ from t5x_lite.lookup import lookup
 from t5x_lite.models.config import ModelConfig
 
 REQUIRED = ("vocab_size", "d_model", "num_heads", "num_encoder_layers", "num_decoder_layers")
-# Fields that decide how a model is trained or run, not what it computes; a config.json need not express them.
+# Fields that decide how a model is trained or run, but not what it computes. A config.json need not express them.
 SILENT = (
     "dtype", "scan_layers", "remat", "initializer", "initializer_stddev", "scale_residual_init", "dropout_rate",
     "attention_dropout_rate", "classifier_dropout_rate", "dropout_hidden", "dropout_broadcasts_length", "heads",
@@ -35,7 +38,7 @@ LARGEST_JSON = 10_000_000  # bytes; a config.json has a few thousand
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in an untrusted JSON file. Raises CheckpointError, which names the file and the reason."""
+    """Returns the object in an untrusted JSON file. Raises CheckpointError if it cannot be read or has no object."""
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has {path.stat().st_size} bytes; the limit is {LARGEST_JSON}")
@@ -55,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def family_of(settings: Mapping[str, Any], where: Path) -> Family:
-    """Returns the family that a config.json names. Raises CheckpointError if it names none or an unknown one."""
+    """Returns the family that config.json's model_type names. Raises CheckpointError if it is missing or unknown."""
     name = settings.get("model_type")
     if not isinstance(name, str):
         raise CheckpointError(f"{where} has no model_type; allowed: {', '.join(FAMILIES)}")
@@ -66,7 +69,7 @@ def family_of(settings: Mapping[str, Any], where: Path) -> Family:
 
 
 def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> ModelConfig:
-    """Returns the model that a config.json describes, without heads, which follow from the tensors.
+    """Returns the ModelConfig that a config.json describes. It has no heads yet, because those follow from the tensors.
 
     Raises CheckpointError if a value is missing, has the wrong type, or is not supported by our models.
     """
@@ -100,9 +103,10 @@ def write_config(
     """Returns the config.json of a model, as a dict.
 
     labels: names of the classes; (): LABEL_0, LABEL_1, ….
-    token_ids: replaces the family's constants (eos_token_id, …) if the vocabulary is not the published models'.
+    token_ids: {key: id} of the vocabulary's special tokens (eos_token_id, …). They replace the family's constants,
+        which are the ids of the published models.
 
-    Raises ConfigError, which names the fields, if the family cannot express the model.
+    Raises ConfigError if the family cannot express the model. The error names the fields.
     """
     ids = token_ids or {}
     out: dict[str, Any] = {"model_type": family.model_type} | {k: ids.get(k, v) for k, v in family.constants.items()}
@@ -139,13 +143,13 @@ def write_config(
         names = tuple(labels) if len(labels) == count else tuple(f"LABEL_{i}" for i in range(count))
         out |= {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
     for head in set(PROBLEMS) & set(config.heads):
-        if head != "regression" or len(labels) != 1:  # one output with a name is a class
+        if head != "regression" or len(labels) != 1:  # a single output that has a name is a class
             out["problem_type"] = PROBLEMS[head]
     return out
 
 
 def family_for(config: ModelConfig, name: str = "") -> Family:
-    """Returns the family `name`, or the first that can express this model. Raises ConfigError if none can."""
+    """Returns the family `name`; "": the first that can express the model. Raises ConfigError if none can."""
     if name:
         return lookup("family", name, FAMILIES)
     reasons = []
@@ -165,9 +169,12 @@ def family_for(config: ModelConfig, name: str = "") -> Family:
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """Binds one of our parameters to their tensor that holds it.
+    """Says which of their tensors holds one of our parameters, and in what form.
 
-    path, shape: our parameter's. key: their tensor's name. third, leading: see `Key`. turned: stored transposed.
+    path, shape: the path and shape of our parameter.
+    key: the name of their tensor.
+    third, leading: see `Key`.
+    turned: if true, the tensor is stored transposed.
     """
 
     path: str
@@ -179,7 +186,7 @@ class Binding:
 
     @property
     def _matrix(self) -> tuple[int, ...]:
-        """Our shape flattened to (inputs, outputs), or to one dimension if the parameter is not a matrix."""
+        """Our shape flattened to (inputs, outputs); for a bias or scale, to one dimension."""
         if not self.path.endswith(("kernel", "embedding")):
             return (math.prod(self.shape),)
         inputs = 2 if self.path.endswith("/out/kernel") else 1
@@ -194,21 +201,21 @@ class Binding:
         return (1, *shape) if self.leading else shape
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
-        """Returns our parameter, of `shape`, from their tensor, of `their_shape`."""
+        """Returns our parameter, of shape `shape`, made from their tensor, of shape `their_shape`."""
         if self.third is not None:
             tensor = np.split(tensor, 3, axis=-1)[self.third]
         return (tensor.T if self.turned else tensor).reshape(self.shape)
 
     def theirs(self, parameter: np.ndarray) -> np.ndarray:
-        """Returns their tensor, or the third of it that this parameter fills, from our parameter."""
+        """Returns their tensor, made from our parameter. If a tensor holds three parameters, returns one third."""
         tensor = parameter.reshape(self._matrix)
         return (tensor.T if self.turned else tensor)[(None,) if self.leading else ...]
 
 
 def bindings(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Binding]:
-    """Returns the Binding of each of our parameters, in their order.
+    """Returns one Binding per parameter, in the order of `shapes`.
 
-    shapes: {path: shape} of the parameters of an unrolled model.
+    shapes: {path: shape} of our parameters. Layers must be unrolled (layers_0, layers_1, …).
 
     Raises ConfigError if the family has no tensor for a parameter.
     """
@@ -237,7 +244,9 @@ def bindings(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Bind
 def canonical_names(names: Collection[str], family: Family) -> dict[str, str]:
     """Returns {name in the tables: name in the file}. Translates old names of norms and adds a missing prefix.
 
-    Raises CheckpointError if two names in the file are the same tensor.
+    names: the names in the file.
+
+    Raises CheckpointError if two of them stand for the same tensor.
     """
     known = re.compile("|".join([*patterns(family), *map(re.escape, family.tied), *family.ignored]))
     out: dict[str, str] = {}
@@ -252,7 +261,7 @@ def canonical_names(names: Collection[str], family: Family) -> dict[str, str]:
 
 
 def patterns(family: Family) -> Iterator[str]:
-    """Yields regular expressions that match all tensors of the family, with any heads."""
+    """Yields regular expressions. Together they match all tensor names of the family, including every head's."""
     for module, row in family.modules.items():
         name = re.escape(row.name if isinstance(row, Key) else row)
         name = name.replace(r"\{i\}", r"\d+").replace(r"\{s\}", "(encoder|decoder)")
