@@ -1,4 +1,4 @@
-"""Loads any of our models, or one in Hugging Face format, as a `Model`, which reads texts."""
+"""Loads a model of ours, or one in Hugging Face format, as a `Model`. Its methods take texts."""
 
 import dataclasses
 import functools
@@ -40,10 +40,10 @@ BATCH_ROWS = 32
 class Model:
     """Holds a model with its parameters and vocabulary. Texts must have the form that the model was trained on.
 
-    labels: names of the classes, if the model was trained on one task with classes.
-    origin: the directory that the model started from, imported or in Hugging Face format.
-    features: features of the task that the model was trained on, if any. Without features, a language model continues
-        texts that have no end-of-sequence id.
+    labels: names of the classes. A model that generates text has them only if its tasks have a single set of classes.
+    origin: the directory that the model started from, imported or in Hugging Face format; None: trained from scratch.
+    features: the features of the task that the model was trained on. If None, a decoder_only model reads its inputs
+        without an end-of-sequence id, and so continues them.
     """
 
     config: ModelConfig
@@ -54,15 +54,15 @@ class Model:
     features: Mapping[str, Feature] | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """Returns the outputs of the model for a batch (t5x_lite/batch.py), {head: float32 array}."""
+        """Returns the model's outputs for a batch (t5x_lite/batch.py), {head: float32 array}."""
         return self._forward(self.params, batch)
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
         """Returns a batch for the model, with one text in each row.
 
-        pairs: the second text of each row, for an encoder.
+        pairs: for an encoder, the second text of each row.
 
-        Raises DataError if an input is not text, or the numbers of texts and pairs differ.
+        Raises DataError if an input is not text, or if the numbers of texts and pairs differ.
         """
         examples: list[dict[str, str]] = _inputs(texts)
         if pairs is not None:
@@ -72,9 +72,11 @@ class Model:
         return self.prompts(examples, len(examples))
 
     def generate(self, texts: Sequence[str], max_tokens: int = 64) -> list[str]:
-        """Returns the continuation of each text, or a text-to-text model's answer, by greedy decoding.
+        """Returns the text that the model generates for each input text, by greedy decoding.
 
-        max_tokens: the most new tokens.  Raises ConfigError for an encoder, DataError if an input is not text.
+        max_tokens: the maximum number of new tokens.
+
+        Raises ConfigError if the model is an encoder; DataError if an input is not text.
         """
         self._require("text_to_text", "decoder_only")
 
@@ -93,10 +95,11 @@ class Model:
         return _in_batches(work, _inputs(texts))
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Returns the natural log-probability of the targets and their end, given the inputs, for each pair.
+        """Returns one number per pair: the natural log-probability of its targets and their end, given its inputs.
 
-        pairs: (inputs, targets).  Raises DataError if a pair is longer than the model can read, ConfigError for an
-        encoder.
+        pairs: each is (inputs, targets).
+
+        Raises DataError if a pair is longer than the model can read; ConfigError if the model is an encoder.
         """
         self._require("text_to_text", "decoder_only")
 
@@ -113,9 +116,11 @@ class Model:
         return _in_batches(work, examples)
 
     def embed(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
-        """Returns one vector per text, float32 [texts, D]: the mean of the encoder's hidden states.
+        """Returns one vector per text, float32 [texts, D]: the mean of the encoder's hidden states over all tokens.
 
-        normalize: scales each vector to length 1.  Raises ConfigError for a model without an encoder.
+        normalize: if true, scales each vector to length 1.
+
+        Raises ConfigError if the model has no encoder.
         """
         self._require("text_to_text", "encoder_only")
 
@@ -126,9 +131,9 @@ class Model:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
     def hidden(self, batch: Mapping[str, Any]) -> jax.Array:
-        """Returns the encoder's hidden state at every position of a batch, [B, S, D].
+        """Returns the encoder's hidden states at all positions of a batch, [B, S, D].
 
-        Raises ConfigError for a model without an encoder.
+        Raises ConfigError if the model has no encoder.
         """
         self._require("text_to_text", "encoder_only")
         return self._hidden(self.params, batch)
@@ -136,8 +141,8 @@ class Model:
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, float]]:
         """Returns {label: probability} for each text or pair of texts.
 
-        The probabilities sum to 1, unless a text may have several classes. Raises ConfigError for a model without a
-        classification head.
+        The probabilities sum to 1, unless a text may have several classes. Raises ConfigError if the model has no head
+        `classification` or `multi_label`.
         """
         head = next((name for name in ("classification", "multi_label") if name in self.config.heads), None)
         if head is None:
@@ -150,9 +155,9 @@ class Model:
         return [dict(zip(self.labels, map(float, row), strict=True)) for row in probabilities_BC]
 
     def attention(self, text: str, second: str = "") -> AttentionMaps:
-        """Returns the attention of every head of every layer for one text.
+        """Returns the attention probabilities of all heads in all layers for one text.
 
-        second: the second text of an encoder, or the targets of a text-to-text model; "": the model generates them.
+        second: for an encoder, the second text, if any. For a text_to_text model, the targets; "": it generates them.
         """
         fields = {"inputs": text}
         if self.config.architecture == "text_to_text":
@@ -230,9 +235,9 @@ class Model:
     def prompts(self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
         """Returns a batch of prompts, one per row. Rows without an example are padding.
 
-        examples: {field: text, or ids (Encoded)}.
+        examples: each is {field: text} or {field: token ids} (an Encoded).
         batch_rows: B, the number of rows.
-        max_new_tokens: new tokens to leave room for in the positions of a decoder_only model.
+        max_new_tokens: the number of new tokens for which the positions of a decoder_only model must leave room.
 
         Warns if a text is cut because the model cannot read all of it.
         """
@@ -240,7 +245,7 @@ class Model:
         ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
         encoded = [Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
         converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
-        # The rows need no room for new tokens: they go to the decoder's cache.
+        # The rows need no room for new tokens, because those go to the decoder's cache.
         batch, truncated = prompt_batch(
             encoded, task, converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0
         )
@@ -258,8 +263,8 @@ class Model:
     ) -> Any:
         """Returns the converter for these examples.
 
-        The row length is the longest example's, capped so that `max_new_tokens` still fit in the model's positions.
-        (The model does not read the last new token.)
+        The row length is that of the longest example, rounded up to a bucket. If the model has learned positions, they
+        limit it. In a decoder_only model these must also hold the new tokens, except the last, which it never reads.
         """
         counts = {f: list(map(len, self._ids([e[f] for e in examples]))) for f in fields}
         more = self.config.fairseq_marks
@@ -283,12 +288,13 @@ class Model:
 
 
 def load(path: str | Path, which: str | int = "latest") -> Model:
-    """Loads the model of a workdir, its `checkpoints/STEP`, an imported directory, or one in Hugging Face format.
+    """Loads the model in a directory.
 
-    which: latest, best or a step, for a workdir.
+    path: a workdir, its `checkpoints/STEP`, an imported directory, or a directory in Hugging Face format.
+    which: the checkpoint of a workdir: latest, best or a step.
 
-    Shards the parameters over all devices if the device count divides the model's widths. Raises CheckpointError or
-    ConfigError if the path has no model or the model cannot be used.
+    Shards the parameters over all devices if the device count divides the model's widths; otherwise every device holds
+    them all. Raises CheckpointError or ConfigError if the path has no model or the model cannot be used.
     """
     path, which = Path(path), str(which)
     if (path / "params").is_dir():
@@ -358,9 +364,9 @@ def _inputs(texts: Sequence[str]) -> list[dict[str, str]]:
 
 
 def in_batches(work: Callable[[list[int]], list], sizes: Sequence[int]) -> list:
-    """Calls `work` for batches of examples with similar sizes and returns the results in the examples' order.
+    """Calls `work` for batches of examples that have similar sizes. Returns the results in the order of the examples.
 
-    work: takes the numbers of at most BATCH_ROWS examples and returns their results in the same order.
+    work: a function from the indices of at most BATCH_ROWS examples to their results, in the same order.
     sizes: the size of each example.
     """
     order = sorted(range(len(sizes)), key=sizes.__getitem__)

@@ -1,6 +1,7 @@
 """Copies parameters from a Hugging Face directory to a mesh, tensor by tensor, and back.
 
-The host holds only one of our parameters at a time (for scanned layers, one stack), whatever the size of the model.
+The host's memory holds only one of our parameters at a time, whatever the size of the model. (With scanned layers, one
+parameter is the stack of all layers.)
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from t5x_lite.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Holds an opened Hugging Face directory: its settings, and the model that settings and tensor names describe."""
+    """Holds an opened Hugging Face directory: config.json, the tensors, and the model that both describe."""
 
     path: Path
     settings: Mapping[str, Any]
@@ -66,7 +67,7 @@ def open_directory(path: Path) -> Found:
 
 
 def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
-    """Returns {path: (shape, logical axes)} of the parameters, scanned or unrolled as the model is."""
+    """Returns {path: (shape, logical axes)} of the parameters. Layers are scanned or unrolled as in `config`."""
     scanned = dataclasses.replace(config, scan_layers=True)
     sizes = dict.fromkeys("BSLPEY", 1)
     example = batches.zeros(config.architecture, sizes, config.heads)
@@ -76,7 +77,7 @@ def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str 
 
 
 def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
-    """Returns nested dicts of the parameters' shapes and shardings, the target for restoring a checkpoint."""
+    """Returns the target for restoring a checkpoint: nested dicts of the parameters' shapes and shardings."""
     shapes = abstract(config).items()
     flat = {p: jax.ShapeDtypeStruct(s, np.float32, sharding=layout.sharding(axes)) for p, (s, axes) in shapes}
     return paths.unflatten(flat)
@@ -85,13 +86,13 @@ def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
 def load(
     found: Found, config: ModelConfig, layout: Layout, *, allow: Sequence[str] = ()
 ) -> tuple[dict[str, Any], ImportReport]:
-    """Returns the parameters of a model, read from a directory, and the report.
+    """Reads a model's parameters from an opened directory. Returns (parameters, report).
 
-    config: the model; its heads, vocabulary size and scanning may differ from the directory's.
-    allow: names of tensors that may go unused and of our parameters that may start fresh; `*` matches anything.
+    config: the model. It may differ from the directory's in its heads, vocabulary size and scanning.
+    allow: names of tensors that may stay unused and of our parameters that may start fresh. `*` matches anything.
 
-    Raises CheckpointError before reading values if a tensor has the wrong shape, or if other tensors are unused or
-    parameters missing.
+    Raises CheckpointError if a tensor has the wrong shape, is not known to the family, or is missing, unless `allow`
+    permits it. This check comes before the values of our parameters are read.
     """
     shapes = abstract(config)
     parts = {path: _parts(path, shape) for path, (shape, _) in shapes.items()}
@@ -121,9 +122,10 @@ def load(
 def tensors(
     config: ModelConfig, family: Family, params: Any, without_prefix: bool = False
 ) -> tuple[dict[str, tuple[int, ...]], Iterator[tuple[str, np.ndarray]]]:
-    """Returns {name: shape} of their tensors, and an iterator of (name, values) in that order.
+    """Returns ({name: shape}, an iterator over (name, values)) of their tensors, both in the same order.
 
-    The iterator reads our parameters from the devices one by one.
+    params: our parameters. The iterator reads them from the devices one by one.
+    without_prefix: leaves out the family's prefix in names.
     """
     shapes = abstract(config)
     unrolled = {path: shape for path, (shape, _) in _unrolled(shapes).items()}
@@ -148,13 +150,13 @@ def tensors(
 
 
 def layers_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (path, array) of a parameter in an unrolled model: itself, or each layer of a scanned parameter."""
+    """Yields one (path, array) per layer if the parameter is a stack of scanned layers, else only itself."""
     parts = _parts(path, array.shape)
     yield from zip(parts, [array] if parts == [path] else array, strict=True)
 
 
 def _parts(path: str, shape: tuple[int, ...]) -> list[str]:
-    """Returns the paths of a parameter in an unrolled model: one, or one for each layer."""
+    """Returns the path for each layer if the parameter is a stack of scanned layers, else only its own path."""
     if "/layers/" not in path:
         return [path]
     return [path.replace("/layers/", f"/layers_{i}/") for i in range(shape[0])]
@@ -181,8 +183,9 @@ def _with_heads(
 ) -> ModelConfig:
     """Returns the config with the heads whose tensors the file has.
 
-    If several heads share a tensor, the class in config.json decides, else the first head. A classifier with one output
-    is a regression. problem_type says whether a text may have several labels.
+    If several heads share a tensor, the class in config.json's `architectures` decides between them, or else the
+    first in family.heads wins. A classification head with a single output becomes `regression`; it becomes
+    `multi_label` if problem_type says that a text may have several labels.
     """
     architectures = settings.get("architectures")
     classes = [family.classes.get(str(name), ()) for name in architectures] if isinstance(architectures, list) else []
@@ -205,9 +208,10 @@ def _with_heads(
 def _account(
     found: Found, config: ModelConfig, bound: Mapping[str, Binding], names: Mapping[str, str], allow: Sequence[str]
 ) -> list[Row]:
-    """Returns a row for every tensor, and for every parameter without one.
+    """Returns one Row per tensor, and one per parameter that has no tensor.
 
-    Raises CheckpointError if a shape or a tied copy differs, or a parameter or tensor has no counterpart.
+    Raises CheckpointError if a tensor has the wrong shape, if a tied copy differs from its original, or if a parameter
+    or tensor has no counterpart and nothing explains why.
     """
     family, shapes = found.family, found.weights.shapes
     rows, used, missing = [], {}, []
@@ -286,8 +290,8 @@ def _tied_to(name: str, family: Family) -> str:
     return f"{family.modules['token_embedding']}.weight" if name == "lm_head.weight" else ""
 
 
-# A top-level group of an encoder's parameters belongs to any of these heads. Heads that problem_type tells apart share
-# one class of transformers.
+# HEAD_PARTS is {top-level group of an encoder's parameters: the heads that it may belong to}. The heads in ONE_CLASS
+# share one class of transformers; problem_type tells them apart.
 ONE_CLASS = ("classification", *(name for name, head in ENCODER_HEADS.items() if head.problem_type))
 HEAD_PARTS = {
     **{name: ONE_CLASS if name in ONE_CLASS else (name,) for name in ENCODER_HEADS if name != "pooled"},
@@ -318,9 +322,9 @@ def _read(found: Found, binding: Binding, names: Mapping[str, str]) -> np.ndarra
 
 
 def _resized(array: np.ndarray, shape: tuple[int, ...], axes: Sequence[str | None], config: ModelConfig) -> np.ndarray:
-    """Returns the array resized to the vocabulary: cut, or extended with copies of the mean row.
+    """Returns the array with its `vocab` axis resized to the model's vocabulary. Copies of the mean row fill new rows.
 
-    shape: of the array, with `axes` its logical axes; only the axis `vocab` changes.
+    shape, axes: the shape and the logical axes of `array`. Without an axis `vocab`, it is returned unchanged.
     """
     if "vocab" not in axes:
         return array
@@ -333,7 +337,7 @@ def _resized(array: np.ndarray, shape: tuple[int, ...], axes: Sequence[str | Non
 
 
 def _fresh(config: ModelConfig, fresh: list[str]) -> dict[str, Any]:
-    """Returns {path: initial value} of the parameters `fresh`. The other parameters are not computed."""
+    """Returns {path: initial value} of the parameters whose paths are in `fresh`. Computes no others."""
     if not fresh:
         return {}
     example = batches.zeros(config.architecture, dict.fromkeys("BSLPEY", 1), config.heads)
@@ -347,7 +351,7 @@ def _fresh(config: ModelConfig, fresh: list[str]) -> dict[str, Any]:
 
 
 def layout_for(config: ModelConfig) -> Layout:
-    """Returns the layout over all devices: sharded if their count divides d_model and table_dim."""
+    """Returns a layout over all devices: sharded if their count divides d_model and table_dim, else replicated."""
     devices = jax.device_count()
     split = config.d_model % devices == 0 and config.table_dim % devices == 0
     return Layout(sharding.make_mesh(fsdp=devices) if split else sharding.make_mesh(data=devices))

@@ -15,15 +15,15 @@ from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."  # peft wraps the model in these modules
+PREFIX = "base_model.model."  # peft wraps the model in two modules with these names
 TRAINED_WHOLE = ("pooler/", *(f"{name}/" for name in SUPERVISED))
 
 
 def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json. Includes the heads, which are fully trainable.
+    """Writes adapter_model.safetensors and adapter_config.json. They include the heads, because those train in full.
 
-    Raises ConfigError if the model has no LoRA, or if a LoRA target is only part of one of their tensors (GPT-2's
-    query, key and value).
+    Raises ConfigError if the model has no LoRA matrices, or if a kernel with LoRA shares its tensor with others, as
+    GPT-2's query, key and value do.
     """
     from safetensors.numpy import save_file
 

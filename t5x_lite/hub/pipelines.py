@@ -1,8 +1,9 @@
 """Implements `pipeline(task, model=path)`, which turns texts into answers as `transformers.pipeline` does.
 
-Inputs and outputs are the same as in transformers 5, or in transformers 4 for tasks that version 5 dropped. A task is a
-function from a model and a list of inputs to the list of outputs; its keyword-only arguments are the caller's options.
-The functions are in classification_pipelines.py, token_pipelines.py and text_pipelines.py.
+Inputs and outputs are the same as in transformers 5; for tasks that version 5 dropped, the same as in version 4. Each
+task is a function that takes a model and a list of inputs and returns the list of outputs. The function's keyword-only
+arguments are the task's options. The functions are in classification_pipelines.py, token_pipelines.py and
+text_pipelines.py.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ TASKS: dict[str, Callable[..., list]] = {
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 READ_MORE = (text_classification, question_answering)  # inputs may be more than single texts
-WRITE_ONE = (text2text_generation, summarization, translation)  # one text per input: unwraps lists of one
+WRITE_ONE = (text2text_generation, summarization, translation)  # outputs are unwrapped if each has one text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +59,10 @@ class Pipeline:
         """Returns the output for one input, or the list of outputs for an iterable of inputs.
 
         inputs: a text, or a mapping for tasks that take one; or an iterable of them.
-        options: the task's options, which override those passed to `pipeline`. Also batch_size, the number of inputs
-            passed to the task at once, and for question-answering question and context, in place of inputs.
+        options: the task's options, which override those passed to `pipeline`. The option batch_size is the number of
+            inputs passed to the task at once. Question-answering also takes `question` and `context` instead of inputs.
 
-        Raises DataError if an input is not text, ConfigError if an option cannot be used.
+        Raises DataError if an input is not text; ConfigError if an option cannot be used.
         """
         chosen = generation.over(self.options, options)
         if inputs is None and self.run is question_answering:
@@ -91,17 +92,19 @@ class Pipeline:
 
 
 def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
-    """Returns a function from texts to a model's answers. model: a Model, or a path for `t5x_lite.load`.
+    """Returns a Pipeline, which turns texts into the model's answers when called.
 
     >>> classify = pipeline("text-classification", model="runs/mrpc_0")        # doctest: +SKIP
     >>> classify({"text": "It rains.", "text_pair": "Rain falls."})            # doctest: +SKIP
     {'label': 'equivalent', 'score': 0.98}
 
-    options: keyword arguments of the task's function in TASKS. Generation options that you omit default to the model's
-    directory (hub/generation.py), and then to transformers' defaults.
+    task: a name in TASKS or ALIASES, or translation_XX_to_YY.
+    model: a Model, or a path for `t5x_lite.load`.
+    options: keyword arguments of the task's function in TASKS. A generation option that you omit has the value from the
+        model's directory (hub/generation.py), or else transformers' default.
 
-    Raises ConfigError for an unknown task or option. Calling the pipeline raises ConfigError if the model cannot do the
-    task.
+    Raises ConfigError if the task or an option is unknown. If the model cannot do the task, only calling the pipeline
+    raises ConfigError.
     """
     name = TRANSLATION if task.startswith(f"{TRANSLATION}_") else ALIASES.get(task, task)
     run = lookup("task of a pipeline", name, TASKS)
@@ -109,7 +112,7 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
     model = model if isinstance(model, Model) else load(Path(model))
     known = options_of(run)
     if "seed" in known:
-        # text-generation follows transformers 5, which ignores task_specific_params; the other tasks follow 4.
+        # text-generation follows transformers 5, which ignores task_specific_params; others follow 4, which reads it.
         of_directory = generation.settings(model, task if run in WRITE_ONE else "")
         defaults = {name: value for name, value in of_directory.items() if name in known}
         options = generation.over(defaults, options)
@@ -117,7 +120,7 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
 
 
 def options_of(run: Callable) -> dict[str, Any]:
-    """Returns {option: default} of a task. Tasks that generate text include the options of hub/generation.py."""
+    """Returns {option: default} of a task. If it generates text, includes the options of hub/generation.py."""
     parameters = inspect.signature(run).parameters.values()
     own = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
     generates = any(p.kind == p.VAR_KEYWORD for p in parameters)

@@ -18,7 +18,7 @@ from t5x_lite.hub.import_report import ImportReport, Row
 from t5x_lite.models import paths, presets
 from t5x_lite.models.config import ModelConfig
 
-NAMES = {  # a component of their path -> ours
+NAMES = {  # component of their path -> component of our path
     "token_embedder": "token_embedding",
     "relpos_bias": "relative_bias",
     "rel_embedding": "embedding",
@@ -34,9 +34,10 @@ NAMES = {  # a component of their path -> ours
 
 
 def load(path: Path) -> tuple[ModelConfig, dict[str, Any], ImportReport]:
-    """Returns the model, its parameters and the report. Raises CheckpointError if the path is not a T5X checkpoint.
+    """Returns (model, parameters, report). Raises CheckpointError if the path is not a T5X checkpoint of a T5.
 
-    T5 checkpoints do not name the activation: gated MLPs are read as T5 1.1's, with the tanh gelu, others as T5 1.0's.
+    T5X checkpoints do not name the activation. A model with gated MLPs is taken to be T5 1.1, with gelu (tanh
+    approximation); any other is taken to be T5 1.0, with relu.
     """
     try:
         flat = _of_directory(path) if path.is_dir() else _of_file(path)
@@ -83,7 +84,7 @@ def _of_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def _of_directory(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays inside the directory only, even if its index points elsewhere."""
+    """Returns {path: float32 array}. Reads only arrays inside the directory, even if its index points elsewhere."""
     import tensorstore
 
     def read(directory: Path) -> np.ndarray:
@@ -95,7 +96,7 @@ def _of_directory(path: Path) -> dict[str, np.ndarray]:
 
 
 def rename(path: str) -> str:
-    """Returns our path of a T5X parameter."""
+    """Returns our path for a parameter with the path `path` in T5X."""
     renamed = "/".join(NAMES.get(part, part) for part in path.split("/"))
     return renamed.replace("decoder/logits_dense", "logits/dense")
 
@@ -103,7 +104,7 @@ def rename(path: str) -> str:
 def model_of(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     """Returns the T5 whose parameters have these shapes.
 
-    shapes: {our path: their shape}; theirs merge the number of heads and the head dimension into one.
+    shapes: {our path: their shape}. Their shapes have one merged axis for heads and head dimension; ours have two.
 
     Raises KeyError, IndexError or ConfigError if the shapes are not a T5's.
     """
