@@ -1,1 +1,1 @@
-"""Reads and writes Hugging Face directories: config.json, safetensors and tokenizer files."""
+"""Reads and writes Hugging Face directories, which hold config.json, safetensors and tokenizer files."""

@@ -17,9 +17,13 @@ def text_generation(
     top_k: int = 50,
     **options: Any,
 ) -> list[list[dict]]:
-    """Returns [{"generated_text"}, …] for each text: the text and its continuation.
+    """Returns a list of {"generated_text"} for each input: the input followed by its continuation.
 
-    return_full_text: False: returns only the continuation. Samples by default; do_sample=False decodes greedily.
+    return_full_text: if false, returns only the continuation.
+    do_sample: if false, decodes greedily instead of sampling.
+    temperature, top_k: used only in sampling.
+    options: further generation options.
+
     Raises ConfigError if the model is not decoder_only.
     """
     _require(model, "text-generation", "decoder_only")
@@ -29,7 +33,9 @@ def text_generation(
 
 
 def text2text_generation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """Returns [{"generated_text"}, …] for each text, by beam search. prefix: text to put before each input.
+    """Returns a list of {"generated_text"} for each input, by default by beam search with 4 beams.
+
+    prefix: text to put before each input.
 
     Raises ConfigError if the model is not text_to_text.
     """
@@ -37,19 +43,21 @@ def text2text_generation(model: Model, inputs: list, *, prefix: str = "", **opti
 
 
 def summarization(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """Returns [{"summary_text"}] for each text, by beam search.
+    """Returns a list of {"summary_text"} for each input, by default by beam search with 4 beams.
 
-    prefix: text to put before each input; by default the one in the model's config.json, such as T5's "summarize: ".
+    prefix: text to put before each input. By default, it is the one in the model's config.json, such as T5's
+        "summarize: ".
+
     Raises ConfigError if the model is not text_to_text.
     """
     return _text_to_text("summary_text", model, inputs, prefix=prefix, **options)
 
 
 def translation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """Returns [{"translation_text"}] for each text, by beam search.
+    """Returns a list of {"translation_text"} for each input, by default by beam search with 4 beams.
 
-    prefix: text to put before each input. For a task such as translation_en_to_de the default is the one in the model's
-        config.json, such as T5's "translate English to German: ".
+    prefix: text to put before each input. For a task such as translation_en_to_de, the default is the prefix in the
+        model's config.json, such as T5's "translate English to German: ".
 
     Raises ConfigError if the model is not text_to_text.
     """

@@ -12,7 +12,10 @@ from t5x_lite.models.config import ModelConfig
 
 
 def _read_t5(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our fields. Tied embeddings once meant scaled logits; since transformers 5 a separate key says so."""
+    """Returns our fields that `settings` and `choices` do not cover.
+
+    Since transformers 5, the key scale_decoder_outputs says whether logits are scaled. Before, tied embeddings did.
+    """
     layers = settings.get("num_decoder_layers") or settings.get("num_layers")
     scaled = settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings") is not False)
     dropout = settings.get("dropout_rate", 0.1)
@@ -78,7 +81,7 @@ T5 = Family(
     },
     constants={"is_encoder_decoder": True, "pad_token_id": 0, "eos_token_id": 1},
 )
-MT5 = dataclasses.replace(  # transformers never scales its logits, even if the embeddings are tied
+MT5 = dataclasses.replace(  # transformers never scales mT5's logits, even if the embeddings are tied
     T5,
     model_type="mt5",
     base=presets.PRESETS["mt5_small"],

@@ -25,7 +25,7 @@ from t5x_lite.lookup import lookup
 def feature_extraction(model: Model, inputs: list, *, return_tensors: bool = False) -> list:
     """Returns an encoder's hidden states for each text, [1, tokens, D], as nested lists.
 
-    return_tensors: returns float32 arrays instead.
+    return_tensors: if true, returns them as float32 arrays.
     """
     examples = [{"inputs": text} for text in inputs]
     results = [outputs["hidden"][None] for outputs in encoder_outputs(model, examples, hidden=True)]
@@ -36,13 +36,15 @@ def feature_extraction(model: Model, inputs: list, *, return_tensors: bool = Fal
 
 
 def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequence[str] | None = None) -> list:
-    """Returns the `top_k` most probable tokens for the mask of each text, best first.
+    """Returns the `top_k` most probable tokens for the mask in each text, best first.
 
-    Each is {"score", "token", "token_str", "sequence"}. A text with several masks gets a list for each mask.
+    Each token is {"score", "token", "token_str", "sequence"}. For a text with several masks, returns one list of tokens
+    per mask.
 
-    targets: words to choose from; a word of several tokens counts as its first token.
+    targets: the only words to choose from. If a word has several tokens, its first token stands for it.
 
-    Raises DataError if a text has no mask or a mask is cut off, ConfigError if the model has no head `mlm`.
+    Raises DataError if a text has no mask or is so long that a mask is cut off; ConfigError if the model has no head
+    `mlm`.
     """
     if "mlm" not in model.config.heads:
         raise ConfigError(f"fill-mask needs a model with the head `mlm`; its heads: {model.config.heads}")
@@ -70,7 +72,7 @@ def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequ
 
 
 def _with_masks(vocabulary: Vocabulary, text: str, mask: str) -> Encoded:
-    """Returns the ids of a text, with the mask's id for each `mask`. Raises DataError if the text has no mask."""
+    """Returns a text's token ids. The mask's id replaces each string `mask`. Raises DataError if there is none."""
     pieces = [piece.rstrip() if i < text.count(mask) else piece for i, piece in enumerate(text.split(mask))]
     if len(pieces) == 1:
         raise DataError(f"{text[:80]!r} has no {mask}; fill-mask needs one or more")
@@ -82,7 +84,13 @@ def _with_masks(vocabulary: Vocabulary, text: str, mask: str) -> Encoded:
 def _fillings(
     model: Model, ids: np.ndarray, place: int, logits_V: np.ndarray, top_k: int, allowed: np.ndarray | None, alone: bool
 ) -> list[dict]:
-    """Returns the best tokens for the mask at `place`, logits_V its logits. alone: the text has no other mask."""
+    """Returns the `top_k` most probable tokens for the mask at position `place`.
+
+    ids: the token ids of the text, int32 [tokens].
+    logits_V: the logits of all tokens for this mask.
+    allowed: the token ids to choose from; None: all.
+    alone: whether the text has no other mask.
+    """
     vocabulary = model.vocabulary
     probabilities_V = softmax(logits_V[: vocabulary.size].astype(np.float64))
     candidates = np.arange(len(probabilities_V)) if allowed is None else allowed
@@ -99,8 +107,8 @@ def _fillings(
 
 # Tags -----------------------------------------------------------------------------------------------------------------
 
-# For each aggregation_strategy, selects or averages rows of the scores of a word's tokens, [tokens, C]. The highest
-# score in the result gives the word its tag.
+# {aggregation_strategy: function}. The function takes the scores of a word's tokens, [tokens, C], and returns some of
+# these rows or their mean. The highest score among them decides the word's tag.
 VOTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda scores_WC: scores_WC,
     "simple": lambda scores_WC: scores_WC,
@@ -113,7 +121,8 @@ VOTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 class Token(NamedTuple):
     """Describes one token of a text.
 
-    begin, end: character offsets in the text.  goes_on: the token continues the word of the previous token.
+    begin, end: the token's first character in the text, and the character after its last.
+    goes_on: whether the token continues the previous token's word.
     """
 
     id: int
@@ -124,7 +133,11 @@ class Token(NamedTuple):
 
 
 class Tagged(NamedTuple):
-    """Lists the numbers of the tokens that share a tag. score: the tag's probability."""
+    """Describes one token, or the tokens of one word, with a tag.
+
+    numbers: the indices of the tokens in the text.
+    score: the tag's probability.
+    """
 
     numbers: list[int]
     tag: str
@@ -138,10 +151,10 @@ def token_classification(
 
     "start" and "end" count characters.
 
-    aggregation_strategy: "simple" joins neighbours with the same tag (B- begins a new entity) and returns
-        "entity_group" in place of "entity" and "index". "first", "average" and "max" join the tokens of each word
-        first. The word's tag comes from its first token, the mean of its tokens' probabilities, or its most confident
-        token.
+    aggregation_strategy: if "none", returns single tokens. "simple" joins neighbouring tokens with the same tag into
+        entities (a tag with B- begins a new one) and returns "entity_group" in place of "entity" and "index". The
+        others first tag whole words, then join neighbouring words. A word's tag is that of its first token ("first"),
+        that with the highest mean probability over its tokens ("average"), or that of its most confident token ("max").
     ignore_labels: tags to leave out.
 
     Raises ConfigError if the model has no head `token_classification`.
@@ -188,7 +201,7 @@ def _tokens(vocabulary: Vocabulary, text: str) -> list[Token]:
 
 
 def _runs(goes_on: Sequence[bool]) -> list[list[int]]:
-    """Returns the indices of `goes_on` grouped into runs: n joins the run of n − 1 if goes_on[n].
+    """Returns the indices of `goes_on`, grouped into runs. Index n joins the run of index n − 1 if goes_on[n].
 
     >>> _runs([False, True, False])
     [[0, 1], [2]]
@@ -207,9 +220,9 @@ def _kind(tag: str) -> str:
 
 
 def _entity(vocabulary: Vocabulary, tokens: list[Token], group: list[Tagged]) -> dict[str, Any]:
-    """Returns one entity, made of neighbouring words or tokens."""
+    """Returns the entity that consists of the neighbouring words or tokens in `group`."""
     members = [tokens[n] for tagged in group for n in tagged.numbers]
-    is_joined = isinstance(vocabulary, TokenizerVocabulary)  # keeps unknown words as in the text
+    is_joined = isinstance(vocabulary, TokenizerVocabulary)  # if so, unknown words stay as in the text
     return {
         "entity_group": group[0].tag.split("-", 1)[-1],
         "score": float(np.mean([tagged.score for tagged in group])),
@@ -235,15 +248,16 @@ def question_answering(
     """Returns the best answer to each {"question", "context"}: {"score", "start", "end", "answer"}.
 
     The answer is a part of the context, in whole words. "start" and "end" count characters. The score is the
-    probability of the start times the probability of the end, in the answer's window.
+    probability of the start times the probability of the end, both within the answer's window.
 
-    top_k: above 1, returns a list of the `top_k` best answers.
-    max_answer_len: the most tokens in an answer.
-    max_seq_len: tokens in a window. A longer context is read in several windows.
-    doc_stride: tokens that neighbouring windows share; by default 128, or half of a window's context if that is less.
-    handle_impossible_answer: allows the answer "". Its score is the lowest of all windows.
+    top_k: if above 1, returns a list of the `top_k` best answers to each question.
+    max_answer_len: the maximum number of tokens in an answer.
+    max_seq_len: the number of tokens in a window. A longer context is read in several windows.
+    doc_stride: the number of tokens that neighbouring windows share. The default is 128, or half of the context tokens
+        in a window if that is less.
+    handle_impossible_answer: if true, "" may be an answer. Its score is the lowest that any window gives it.
 
-    Raises ConfigError if the model has no head `span`, or windows cannot share doc_stride tokens.
+    Raises ConfigError if the model has no head `span`, or if windows are too short to share `doc_stride` tokens.
     """
     if "span" not in model.config.heads:
         raise ConfigError(f"question-answering needs a model with the head `span`; its heads: {model.config.heads}")
@@ -286,8 +300,8 @@ def question_answering(
 def questions_with_contexts(question: Any, context: Any) -> dict[str, str] | list[dict[str, str]]:
     """Returns the inputs of question_answering: a dict for one question and context, or a list for several.
 
-    A single question is paired with every context, a single context with every question. Raises ConfigError if either
-    is missing or their numbers differ.
+    A single question is paired with every context; a single context is paired with every question. Raises ConfigError
+    if question or context is missing, or if both are lists of different lengths.
     """
     if isinstance(question, str) and isinstance(context, str):
         return {"question": question, "context": context}

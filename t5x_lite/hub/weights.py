@@ -23,7 +23,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 class Weights:
-    """Opens the tensors of a directory or of one .safetensors file. Reads names and shapes now, values on demand.
+    """Opens the tensors of a directory or of one .safetensors file. Reads names and shapes at once, values on demand.
 
     Raises CheckpointError if a file is missing, corrupted or a pickle.
     """
@@ -55,9 +55,12 @@ class Weights:
 
 
 def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes float32 tensors to files of at most SHARD_BYTES each. Several files get transformers' names and an index.
+    """Writes float32 tensors to files of at most SHARD_BYTES each.
 
-    tensors: (name, values), in the order of `shapes`.
+    If there are several files, they have transformers' names for shards, and an index lists the file of each tensor.
+
+    shapes: {name: shape} of all tensors.
+    tensors: (name, values) of all tensors, in the order of `shapes`.
     """
     from safetensors.numpy import save_file
 
@@ -91,7 +94,7 @@ def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Itera
 
 
 def _files(path: Path) -> dict[Path, list[str] | None]:
-    """Returns {file: names of its tensors, or None for all}. Raises CheckpointError if there is no safetensors file."""
+    """Returns {file: names of the tensors to read; None: all}. Raises CheckpointError without a safetensors file."""
     if path.suffix in PICKLES:
         raise CheckpointError(f"{path} is refused because reading it may run code; {HOW_TO_CONVERT}")
     if path.is_file():
@@ -124,7 +127,8 @@ def _open(file: Path) -> Any:
     try:
         with file.open("rb") as raw:
             start = raw.read(9)
-        # A safetensors header of 1,152 bytes also begins with a pickle's bytes, but "{" follows its length.
+        # A safetensors file begins with its header's length, 8 bytes, and "{". The length 1,152 looks like a pickle's
+        # first bytes, but no "{" follows those.
         if start.startswith((b"PK", b"\x80")) and not start.endswith(b"{"):
             raise CheckpointError(f"{file} is a pickle under a different name and is refused; {HOW_TO_CONVERT}")
         return safe_open(file, framework="numpy")
