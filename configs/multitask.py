@@ -4,9 +4,9 @@
         DIR/SST-2/train.tsv DIR/MRPC/train.tsv DIR/STS-B/train.tsv DIR/dialogsum/dialogsum.dev.jsonl
     t5x-lite train --config=configs/multitask.py --workdir=runs/multitask --config.data.dir=DIR
 
-DIR has the folders SST-2, MRPC and STS-B of GLUE, multi30k, and dialogsum, as they were published; they may be one
-level deeper. DialogSum trains on the 500 dialogues of its development set and evaluates on its test set, so that its
-training set is not needed. Every task is text to text, with T5's prefix for it. Results: README.md.
+DIR has five folders, as they were published: SST-2, MRPC and STS-B (from GLUE), multi30k and dialogsum. They may be one
+level deeper. You do not need DialogSum's training set: the model trains on the 500 dialogues of its development set and
+is evaluated on its test set. Every task is text to text, with the prefix that T5 uses for it. Results: README.md.
 """
 
 import dataclasses

@@ -3,7 +3,8 @@
     t5x-lite train --config=configs/quickstart.py --workdir=runs/quickstart
 
 A small text-to-text model (T5 1.1 with tied embeddings) trains on a mixture of span corruption and two supervised
-tasks with prefixes. The data is the documentation in your Python, gathered at the first run. Results: README.md.
+tasks with prefixes. The data is the documentation in your Python installation; the first run collects it.
+Results: README.md.
 """
 
 from t5x_lite import config
@@ -17,7 +18,7 @@ def get_config():
     cfg.data.length = 128
     cfg.data.targets_length = 48
 
-    cfg.optimizer.name = "adafactor"  # its steps are relative to a parameter's scale: T5's initial embeddings are large
+    cfg.optimizer.name = "adafactor"  # scales its steps by a parameter's size: T5's first embeddings are large
     cfg.optimizer.learning_rate = 0.02
     cfg.schedule.name = "cosine"
     cfg.schedule.warmup_steps = 150

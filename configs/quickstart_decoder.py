@@ -2,10 +2,10 @@
 
     t5x-lite train --config=configs/quickstart_decoder.py --workdir=runs/decoder
 
-The tasks are those of configs/quickstart.py, in the same loop: a text and its summary (or label) are one sequence, and
-only the summary counts in the loss. T5's relative positions replace GPT's learned ones, because a model this small then
-learns earlier to copy words from the text (loss after 1,600 steps 3.77; with learned positions 4.04). Results:
-README.md.
+The tasks and the loop are those of configs/quickstart.py. A text and its summary (or label) form one sequence, and only
+the summary (or label) counts in the loss. T5's relative positions replace GPT's learned ones, because with them such a
+small model learns earlier to copy words from the text: after 1,600 steps its loss is 3.77; with learned positions it is
+4.04. Results: README.md.
 """
 
 from t5x_lite import config
@@ -16,7 +16,7 @@ def get_config():
     cfg.model.preset = "gpt2_tiny"
     cfg.model.num_decoder_layers = 4
     cfg.model.positions = "relative"
-    cfg.model.dropout_rate = cfg.model.attention_dropout_rate = 0.0  # the model reads most texts only once
+    cfg.model.dropout_rate = cfg.model.attention_dropout_rate = 0.0  # not needed: the model reads most texts only once
     cfg.data.mixture = "quickstart_decoder"
     cfg.data.batch_rows = 8
     cfg.data.length = 160
