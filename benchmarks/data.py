@@ -1,23 +1,28 @@
-"""Measures the data engine: tokens per core-second from a text file to numpy batches, with the registry and pipeline.
+"""Measures how fast the data engine turns a text file into numpy batches, in tokens per core-second.
 
     python benchmarks/data.py                                  # everything; about two minutes
     python benchmarks/data.py --measure=throughput --vocabularies=spm --corpus=FILE --length=512 --targets_length=114
 
-The corpus is a text file with one document per line. Without --corpus it is Python's own documentation, in documents of
-about 2,000 characters, repeated to --megabytes. `spm` is a SentencePiece model with --pieces pieces, trained on the
-corpus. Each measure and vocabulary runs in its own process. Prints JSON lines; each figure is the median of --samples
-samples of --seconds CPU seconds. Tokens count encoder and decoder, without padding; times are the process's CPU times.
+The corpus is a text file with one document per line. Without --corpus it is Python's own documentation, cut into
+documents of about 2,000 characters and repeated until it has --megabytes. The vocabulary `spm` is the SentencePiece
+model in --model; without --model, one with --pieces pieces is trained on the corpus. Each measure runs in its own
+process for each vocabulary. Prints JSON lines. Each figure is the median of --samples samples, each of --seconds CPU
+seconds. Tokens are those of encoder and decoder, without padding. Times are CPU times of the process, unless called
+wall time:
 
-    throughput  tokens_per_core_s; first_batch_s, wall time from the start of the process; rss_mb, its peak memory;
-                tokenizer_alone_per_core_s, the rate of `vocabulary.encode` on the same texts
-    stages      nanoseconds per token: tokenise, chunk, noise, pack, batch, and the rest
+    throughput  tokens_per_core_s
+                first_batch_s: wall time from the start of the process to the first batch
+                rss_mb: peak memory of the process
+                tokenizer_alone_per_core_s: tokens per core-second of `vocabulary.encode` on the same texts
+    stages      nanoseconds per token in each stage: tokenise, chunk, noise, pack, batch and the rest
     lengths     nanoseconds per token in rows of 128 to 4096 tokens
     mixtures    nanoseconds per token with 1 to 100 tasks
-    packing     utilisation and examples per core-second of packing documents with C4-like lengths into rows of 512
+    packing     documents with C4-like lengths are packed into rows of 512 tokens: utilisation of the rows, and examples
+                packed per core-second
     seqio_packing   the same with SeqIO's packer
-    cached      throughput of the task read from its `t5x-lite cache`
+    cached      throughput if the task is read from a cache (`t5x-lite cache`)
     seqio       throughput of SeqIO on the same corpus, vocabulary and task, if seqio and t5 are installed
-    resume      seconds from restoring the state of step 1,000,000 to the first batch, and the size of that state
+    resume      wall time from restoring the state of step 1,000,000 to the first batch, and the size of that state
 """
 
 import time
@@ -45,7 +50,7 @@ from t5x_lite.data.ragged import Ragged  # noqa: E402
 from t5x_lite.data.registry import Feature, Mixture, Task  # noqa: E402
 
 MEASURES = ("throughput", "stages", "lengths", "mixtures", "packing", "cached", "resume", "seqio", "seqio_packing")
-ROW_LENGTH = 512  # of the rows that documents are packed into
+ROW_LENGTH = 512  # tokens per row in the measures `packing` and `seqio_packing`
 STAGES = {
     "chunk": [(convert, "chunks")],
     "noise": [(convert, "corrupt_each")],
@@ -93,7 +98,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def register(corpus: str, tasks: int) -> None:
-    """Registers the mixture "bench": `tasks` tasks with equal rates."""
+    """Registers the mixture "bench", which has `tasks` tasks with equal rates. All read the same corpus."""
     names = [f"bench_{n}" for n in range(tasks)]
     for n in names:
         registry.add(Task(n, sources.Text({"train": corpus}), features={"text": Feature()}))
@@ -127,7 +132,7 @@ def rates(batches: Iterator, args: argparse.Namespace) -> list[float]:
 
 def _rate(batches: Iterator, seconds: float) -> float:
     tokens, spent, rows = 0, 0.0, 0
-    while spent < seconds or rows < 2 * streams.ROWS_PER_WINDOW:  # windows come in bursts, so count whole ones
+    while spent < seconds or rows < 2 * streams.ROWS_PER_WINDOW:  # rows come in bursts, one per window
         begin = time.process_time()
         batch = next(batches)
         spent += time.process_time() - begin
@@ -166,7 +171,7 @@ def _tokenizer_alone(args: argparse.Namespace, vocabulary) -> float:
 
 
 def stages(args: argparse.Namespace, vocabulary) -> dict:
-    """Measures the same batches with a clock around each stage's functions."""
+    """Returns the nanoseconds per token of each stage, measured by a clock around the stage's functions."""
     spent = dict.fromkeys(("tokenise", *STAGES), 0.0)
 
     def clocked(stage: str, function: Callable) -> Callable:
@@ -254,7 +259,7 @@ def packed(args: argparse.Namespace, vocabulary) -> dict:
 
 
 def document_lengths() -> np.ndarray:
-    """Returns 20,000 log-normal lengths, fitted to C4's documents in T5's pieces and cut at the row length."""
+    """Returns 20,000 log-normal lengths, fitted to C4's documents (in T5's pieces) and cut at ROW_LENGTH."""
     return np.clip(np.random.default_rng(0).lognormal(5.5, 1.0, 20_000).astype(int), 1, ROW_LENGTH)
 
 
@@ -318,7 +323,7 @@ def resume(args: argparse.Namespace, vocabulary) -> dict:
 
 
 def with_seqio(args: argparse.Namespace, vocabulary) -> dict:
-    """Measures the task as T5's own pre-training defines it, with SeqIO 0.0.20 and t5 0.9 on TensorFlow."""
+    """Measures SeqIO 0.0.20 on T5's pre-training task, as the package t5 0.9 defines it with TensorFlow."""
     try:
         import seqio  # pyright: ignore[reportMissingImports]
         from t5.data import preprocessors  # pyright: ignore[reportMissingImports]
@@ -357,7 +362,7 @@ def with_seqio(args: argparse.Namespace, vocabulary) -> dict:
 
 
 def write_documentation(path: Path, megabytes: float) -> None:
-    """Writes Python's documentation in lines of about 2,000 characters, repeated to `megabytes`."""
+    """Writes Python's documentation in lines of about 2,000 characters, repeated up to about `megabytes` MB."""
     from t5x_lite.tasks import python_docs
 
     lines, line = [], ""

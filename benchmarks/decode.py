@@ -1,12 +1,14 @@
-"""Compares our generation with transformers' `generate` and its key-value cache: same weights, prompts and texts.
+"""Compares the speed of our generation with that of transformers' `generate`, which uses a key-value cache.
 
     python benchmarks/decode.py --models=t5,gpt2 --beams=1,4 --rounds=5 --calls=2
 
-Needs the extra `parity`. 8 prompts, exactly 32 new tokens, float32. Each side runs in its own process; they take turns.
-First they must generate the same tokens. Prints JSON lines, one per side and one with the ratios:
+Needs the extra `parity`. Both sides have the same weights and 8 prompts and generate exactly 32 new tokens in float32.
+Each side runs in its own process, and they take turns. First they must generate the same tokens. Prints JSON lines, one
+per side and one with the ratios:
 
-    call_ms, cpu_ms     medians over quiet samples, in which other processes used under 0.15 core. `quiet` counts them;
-                        if fewer than 3 are quiet, medians over all samples: then read cpu_ms, with --core
+    call_ms, cpu_ms     wall time and CPU time of a call: medians over quiet samples, in which other processes used less
+                        than 0.15 cores. `quiet` is the number of quiet samples. If it is below 3, the medians are over
+                        all samples; then run with --core and read cpu_ms
     tokens_per_s        new tokens of all prompts per second
     first_call_s        from the start of the process to the end of the first call, with no compilation cache
     twice_as_long       only ours: the time for 64 new tokens divided by the time for 32 (2 is linear)

@@ -1,4 +1,7 @@
-"""Our side of `decode.py`, which runs it. Commands: worker.py, and `long`, returning {"ratio"} for twice the tokens."""
+"""Our side of `decode.py`, which runs this file.
+
+worker.py lists the commands. One more, `long`, returns {"ratio"}: the time for twice the tokens over the time for them.
+"""
 
 import json
 import statistics

@@ -1,4 +1,4 @@
-"""Makes the prompts for both sides of decode.py and a checksum to compare their texts."""
+"""Makes the prompts for both sides of decode.py, and the checksum that compares their generated texts."""
 
 import numpy as np
 from shapes import Shape

@@ -1,15 +1,15 @@
-"""Measures memory and time of a fine-tuning step when all parameters are trainable, with LoRA and with adapters.
+"""Measures the memory and time of a step in four ways of fine-tuning: all parameters, LoRA (two ways) and adapters.
 
     python benchmarks/fine_tuning.py --preset=bert_base --rows=8 --length=128
 
-Each way runs in its own process, float32, AdamW, without dropout. Prints a JSON line for each:
+Each way runs in its own process, in float32, with AdamW and without dropout. Prints one JSON line per way:
 
-    trained           trainable parameters; trained_share is their share of all
+    trained           number of trainable parameters; trained_share is their share of all parameters
     state_mb          parameters and optimizer state between two steps
     gradients_mb      gradients of the trainable parameters
-    step_mb           everything that XLA holds at once in a step: state, batch and intermediate results
+    step_mb           everything that XLA holds during a step: state, batch and intermediate results
     peak_rss_mb       peak memory of the process, with Python, XLA and its compiler
-    step_ms           median
+    step_ms           median time of a step
 """
 
 import argparse

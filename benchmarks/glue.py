@@ -4,13 +4,14 @@
     python benchmarks/glue.py --data=GLUE --model=DIR --output=runs/glue.jsonl
 
 DIR is the model in Hugging Face format; configs/glue.py expects its import in runs/minilm. GLUE is the directory that
-contains CoLA, MRPC, …. Needs the extra `parity`. The sides take turns, seed by seed and task by task; each run has its
-own process. Every finished run is a line of the output, so the same command resumes after a kill. Ends with the table.
+contains CoLA, MRPC, …. Needs the extra `parity`. Each run has its own process. For each task and seed, both sides run,
+one after the other. Each finished run becomes one line of the output, so the same command continues after a kill. At
+the end, prints a table.
 
     scores        on the validation set after the last step, × 100
-    training_s    from the first batch to the last step, without evaluation; ours includes compilation
-    seconds       of the whole process: imports, data, model, training, evaluation; ours also writes a checkpoint
-    losses        means over ten equal parts of the training
+    training_s    time from the first batch to the last step, without evaluation; our time includes compilation
+    seconds       time of the whole process: imports, data, model, training, evaluation; ours also writes a checkpoint
+    losses        mean losses of ten equal parts of the training
 """
 
 import argparse

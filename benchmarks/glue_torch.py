@@ -2,8 +2,8 @@
 
     python benchmarks/glue_torch.py --task=mrpc --data=GLUE --model=DIR --seed=0
 
-Follows the recipe of configs/glue.py, written the usual way: batches of 32 shuffled examples, padded to the longest, up
-to 128 tokens. This file reads the data and computes the scores itself, without our code.
+Follows the recipe of configs/glue.py, but without packing: a batch has 32 shuffled examples, cut at 128 tokens and
+padded to the longest. This file reads the data and computes the scores itself, without our code.
 """
 
 import argparse

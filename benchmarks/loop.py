@@ -1,12 +1,15 @@
-"""Measures the overhead of the `t5x-lite train` loop over its bare step, with data, metrics and logging on.
+"""Measures the time that the loop of `t5x-lite train` adds to its bare step, for data, metrics and logging.
 
     python benchmarks/loop.py --turns=20
 
-The loop is `train.run` itself on configs/quickstart.py with the sizes of T5-small 1.1. The bare step is the same step
-over batches that are already on the device. The two take turns in one process, one log interval each: when the loop
-asks for the first batch of its next interval, it waits until the bare step has run an interval. A turn of the loop
-lasts until its last step is done, so once per turn it pays for work that otherwise overlaps. Prints JSON lines: one per
-turn, then the medians, the median of the turns' ratios, and the time of `t5x-lite --help` in a process of its own.
+The loop is `train.run` itself, with configs/quickstart.py and the model sizes of T5-small 1.1. The bare step is the
+same step on batches that are already on the device. Both run in one process and take turns of one log interval. When
+the loop asks for the first batch of its next interval, it has to wait until the bare step has run for an interval. A
+turn of the loop ends when its last step is done. So once per turn the loop pays for work that otherwise overlaps with a
+step, which makes the measured overhead slightly too high.
+
+Prints JSON lines: one per turn; then the medians with the median ratio of the two times; and at last the time of
+`t5x-lite --help` in a process of its own.
 """
 
 import argparse
@@ -82,7 +85,7 @@ def bare_turn(cfg) -> Callable[[], float]:
 
 
 class Turns:
-    """Wraps the loop's data and step. Before the first batch of each interval, the bare step takes its turn."""
+    """Wraps the loop's data and step, so that the bare step takes its turn before each interval's first batch."""
 
     def __init__(self, bare: Callable[[], float]):
         self._bare, self._asked, self._last_metrics, self._begin_s = bare, 0, None, 0.0
@@ -123,7 +126,7 @@ def milliseconds(turn_s: float) -> float:
 
 
 def help_s() -> float:
-    """Seconds that `t5x-lite --help` takes in a fresh process: the fastest of five."""
+    """Returns the seconds that `t5x-lite --help` takes in a fresh process: the minimum of five runs."""
     seconds = []
     for _ in range(5):
         begin_s = time.perf_counter()

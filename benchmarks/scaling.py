@@ -1,6 +1,7 @@
-"""Prints a table of what each device holds and sends as their number grows: `python benchmarks/scaling.py`.
+"""Prints a table of what each device holds and sends, in GiB, for 1 to 1,024 devices: `python benchmarks/scaling.py`.
 
-T5 11B, 4 rows of 512 + 114 tokens on each device, parameters sharded over up to 256 devices; compiled, never run.
+The model is T5 11B. Each device has 4 rows of 512 + 114 tokens; up to 256 devices share the parameters. The training
+step is compiled, but never run.
 """
 
 import json

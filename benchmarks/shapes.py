@@ -7,13 +7,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Holds the sizes of one model and its batch. Lengths and counts are in tokens; unused ones are 0."""
+    """Holds the sizes of one model and its batch. Lengths are in tokens; those that a family does not use are 0."""
 
     family: str  # t5, bert or gpt2
     d_model: int
     d_ff: int
     num_heads: int
-    num_layers: int  # of each stack
+    num_layers: int  # layers in each stack
     vocab_size: int
     rows: int = 8
     source_length: int = 0
@@ -40,8 +40,8 @@ SHAPES = {
 def step_flops(shape: Shape) -> float:
     """Returns the matrix-product FLOPs of one training step, counting the backward pass as two forward passes.
 
-    Attention counts as full squares, even if causal. Logits count only at positions with a target, so that a side that
-    computes BERT's logits at every position gets no credit for them.
+    Attention counts as full squares, even if it is causal. Logits count only at positions with a target. So a side that
+    computes BERT's logits at every position gets no credit for the others.
     """
     D, F, N, V = shape.d_model, shape.d_ff, shape.num_layers, shape.vocab_size
     HK = shape.num_heads * shape.head_dim

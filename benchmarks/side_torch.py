@@ -14,7 +14,7 @@ from worker import PEAK_SIZE, serve
 
 
 def build(shape: Shape, arrays: dict[str, np.ndarray]):
-    """Returns (model, its keyword arguments)."""
+    """Returns (model, the keyword arguments with which a step calls it)."""
     tensors = {name: torch.from_numpy(a.astype(np.int64)) for name, a in arrays.items() if a.dtype == np.int32}
     if shape.family == "t5":
         config = transformers.T5Config(
@@ -57,7 +57,7 @@ def translate(shape: Shape, ours: dict[str, np.ndarray]) -> dict[str, np.ndarray
     state: dict[str, np.ndarray] = {}
 
     def put(theirs: str, name: str) -> None:
-        """Copies a dense layer or a norm, with its bias if it has one."""
+        """Copies our dense layer or norm `name` to `theirs` in `state`, with its bias if it has one."""
         kernel, bias = f"{name}/kernel", f"{name}/bias"
         if kernel in ours:
             attention = ours[kernel].ndim == 3

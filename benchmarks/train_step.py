@@ -1,16 +1,18 @@
-"""Compares our training step with transformers on torch (torch.compile, sdpa, fused AdamW) on one batch, float32.
+"""Compares the speed of our training step with that of transformers on torch, on one batch in float32.
 
     python benchmarks/train_step.py --models=t5,bert,gpt2 --rounds=5 --steps=4
 
-Needs the extra `parity`. Each side runs in its own process. They take turns, round by round, so that a slow minute of
-the machine affects both. First they must agree: with our parameters, the torch side must report our loss. Prints JSON
-lines, one per side and one with the ratios for each model:
+Needs the extra `parity`. The torch side uses torch.compile, sdpa attention and fused AdamW. Each side runs in its own
+process. They take turns, round by round, so that a slow minute of the machine affects both. First they must agree: with
+our parameters, the torch side must report our loss. Prints JSON lines for each model, one per side and one with the
+ratios:
 
-    step_ms, cpu_ms       medians over quiet samples, in which other processes used under 0.15 core (`quiet` of them);
-                          if fewer than 3 are quiet, medians over all samples: then read cpu_ms, with --core
-    gflops                useful matrix-product work per second of a step (shapes.py: step_flops)
-    fraction_of_peak      share of this machine's float32 matrix-product rate, measured between the rounds with
-                          2048 x 2048 matrices; the faster library's median counts
+    step_ms, cpu_ms       wall time and CPU time of a step: medians over quiet samples, in which other processes used
+                          less than 0.15 cores. `quiet` is the number of quiet samples. If it is below 3, the medians
+                          are over all samples; then run with --core and read cpu_ms
+    gflops                useful matrix-product work (shapes.py: step_flops) per second of step time, in GFLOP/s
+    fraction_of_peak      gflops divided by the machine's peak rate for products of 2048 x 2048 float32 matrices. The
+                          peak is measured between the rounds; it is the median of the faster library
     first_step_s          from the start of the process to the end of the first step, with no compilation cache
     rss_mb                peak memory of the process
 """

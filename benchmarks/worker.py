@@ -1,13 +1,14 @@
 """Runs one side of a comparison in its own process: answers commands on stdin with JSON lines on stdout.
 
-    run N       N steps: {"step_ms": [...], "cpu_ms": [...], "others": [...], "loss": the first one's}
-    peak N      N products of two 2048 x 2048 float32 matrices: {"gflops": [...]}
+    run N       runs N steps: {"step_ms": [...], "cpu_ms": [...], "others": [...], "loss": loss of the first step,
+                "rss_mb": peak memory}; "others" is the number of cores that other processes used
+    peak N      multiplies two 2048 x 2048 float32 matrices N times: {"gflops": [...]}
     save FILE   writes the current parameters (our side)
     load FILE   reads those parameters (the torch side)
     NAME ARG    calls the side's own command NAME
     quit
 
-First it prints {"first_loss", "first_step_s", "parameters"}; the seconds count from the start of the process.
+First it prints {"first_loss", "first_step_s", "parameters"}. first_step_s counts from the start of the process.
 """
 
 import json
@@ -22,7 +23,7 @@ PEAK_SIZE = 2048
 
 
 def serve(first_loss: float, parameters: int, commands: dict[str, Callable]) -> None:
-    """Reports the first step, then answers commands until `quit`. commands: step, product, save, load, …"""
+    """Reports the first step, then answers commands until `quit`. commands: {name: function}; one is `step`."""
     say(first_loss=first_loss, first_step_s=time.time() - process_start(), parameters=parameters)
     for line in sys.stdin:
         verb, _, argument = line.strip().partition(" ")
@@ -39,7 +40,10 @@ def serve(first_loss: float, parameters: int, commands: dict[str, Callable]) -> 
 
 
 def measure(work: Callable[[], float], count: int) -> tuple[dict[str, list[float]], float]:
-    """Returns each call's wall and CPU ms and the cores that other processes used, and the first call's value."""
+    """Calls `work` `count` times. Returns (samples, the value of the first call).
+
+    samples: one value per call: step_ms, cpu_ms, and others, the number of cores that other processes used.
+    """
     samples: dict[str, list[float]] = {"step_ms": [], "cpu_ms": [], "others": []}
     first = None
     for _ in range(count):
@@ -67,7 +71,7 @@ def machine_busy_s() -> float:
 
 
 def process_start() -> float:
-    """Returns when this process began, as a `time.time()` (Linux). A re-exec does not change it."""
+    """Returns the `time.time()` at which this process began (Linux). A re-exec does not change it."""
     with Path("/proc/self/stat").open() as file:
         ticks = int(file.read().rpartition(")")[2].split()[19])
     with Path("/proc/stat").open() as file:

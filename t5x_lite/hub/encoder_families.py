@@ -108,7 +108,7 @@ BERT = Family(
 def _read_roberta(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our fields for positions.
 
-    RoBERTa's positions start at pad_token_id + 1. Their max_position_embeddings also counts the unused rows before.
+    RoBERTa's positions start at pad_token_id + 1. Its max_position_embeddings also counts the unused positions before.
     """
     offset = settings.get("pad_token_id", 1) + 1
     return {"position_offset": offset, "max_positions": settings.get("max_position_embeddings", 514) - offset}

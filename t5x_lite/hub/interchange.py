@@ -128,7 +128,7 @@ def export_directory(
 
 
 def export_model(model: Model, out: Path, family: str = "") -> str:
-    """Merges a model's LoRA matrices into its kernels, and writes it and returns as `export_directory` does."""
+    """Exports a loaded model, with its LoRA matrices merged into the kernels. Returns the family's name."""
     config, params = lora.merged(dataclasses.replace(model.config, decoder_start_id=model.start_id), model.params)
     return export_directory(
         config, params, out, vocabulary=model.vocabulary, labels=model.labels, origin=model.origin, family=family
@@ -158,7 +158,7 @@ def token_ids(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
             ids[key] = int(getattr(vocabulary, role))
     if config.architecture == "decoder_only":
         ids["bos_token_id"] = convert.start(config.decoder_start_id, vocabulary)
-        if ids.get("pad_token_id") == ids.get("eos_token_id"):  # torch does not train the embedding of a pad token
+        if ids.get("pad_token_id") == ids.get("eos_token_id"):  # else torch would not train its embedding
             ids.pop("pad_token_id", None)
     return ids
 

@@ -38,7 +38,7 @@ LARGEST_JSON = 10_000_000  # bytes; a config.json has a few thousand
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in an untrusted JSON file. Raises CheckpointError if it cannot be read or has no object."""
+    """Returns the object in an untrusted JSON file. Raises CheckpointError if it cannot be read or holds no object."""
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has {path.stat().st_size} bytes; the limit is {LARGEST_JSON}")
@@ -207,7 +207,7 @@ class Binding:
         return (tensor.T if self.turned else tensor).reshape(self.shape)
 
     def theirs(self, parameter: np.ndarray) -> np.ndarray:
-        """Returns their tensor, made from our parameter. If a tensor holds three parameters, returns one third."""
+        """Returns their tensor, made from our parameter. If it holds three parameters, returns this one's third."""
         tensor = parameter.reshape(self._matrix)
         return (tensor.T if self.turned else tensor)[(None,) if self.leading else ...]
 

@@ -41,7 +41,7 @@ class Model:
     """Holds a model with its parameters and vocabulary. Texts must have the form that the model was trained on.
 
     labels: names of the classes. A model that generates text has them only if its tasks have a single set of classes.
-    origin: the directory that the model started from, imported or in Hugging Face format; None: trained from scratch.
+    origin: the directory that the model started from, imported or in Hugging Face format; None: there is none.
     features: the features of the task that the model was trained on. If None, a decoder_only model reads its inputs
         without an end-of-sequence id, and so continues them.
     """
@@ -157,7 +157,8 @@ class Model:
     def attention(self, text: str, second: str = "") -> AttentionMaps:
         """Returns the attention probabilities of all heads in all layers for one text.
 
-        second: for an encoder, the second text, if any. For a text_to_text model, the targets; "": it generates them.
+        second: for an encoder, the second text, if any. For a text_to_text model, the targets; if "", the model
+            generates them.
         """
         fields = {"inputs": text}
         if self.config.architecture == "text_to_text":
@@ -263,8 +264,8 @@ class Model:
     ) -> Any:
         """Returns the converter for these examples.
 
-        The row length is that of the longest example, rounded up to a bucket. If the model has learned positions, they
-        limit it. In a decoder_only model these must also hold the new tokens, except the last, which it never reads.
+        The row length is that of the longest example, rounded up to a bucket. Learned positions limit it.
+        The positions of a decoder_only model must also suffice for the new tokens, except the last: it is never read.
         """
         counts = {f: list(map(len, self._ids([e[f] for e in examples]))) for f in fields}
         more = self.config.fairseq_marks

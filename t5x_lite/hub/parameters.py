@@ -150,7 +150,7 @@ def tensors(
 
 
 def layers_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields one (path, array) per layer if the parameter is a stack of scanned layers, else only itself."""
+    """Yields one (path, array) per layer if the parameter is a stack of scanned layers, else (path, array)."""
     parts = _parts(path, array.shape)
     yield from zip(parts, [array] if parts == [path] else array, strict=True)
 
@@ -184,8 +184,8 @@ def _with_heads(
     """Returns the config with the heads whose tensors the file has.
 
     If several heads share a tensor, the class in config.json's `architectures` decides between them, or else the
-    first in family.heads wins. A classification head with a single output becomes `regression`; it becomes
-    `multi_label` if problem_type says that a text may have several labels.
+    first in family.heads wins. A classification head with a single output becomes `regression`. With several
+    outputs, it becomes `multi_label` if problem_type says that a text may have several labels.
     """
     architectures = settings.get("architectures")
     classes = [family.classes.get(str(name), ()) for name in architectures] if isinstance(architectures, list) else []

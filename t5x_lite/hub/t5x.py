@@ -96,7 +96,7 @@ def _of_directory(path: Path) -> dict[str, np.ndarray]:
 
 
 def rename(path: str) -> str:
-    """Returns our path for a parameter with the path `path` in T5X."""
+    """Returns our path for the parameter that T5X calls `path`."""
     renamed = "/".join(NAMES.get(part, part) for part in path.split("/"))
     return renamed.replace("decoder/logits_dense", "logits/dense")
 

@@ -127,8 +127,8 @@ def _open(file: Path) -> Any:
     try:
         with file.open("rb") as raw:
             start = raw.read(9)
-        # A safetensors file begins with its header's length, 8 bytes, and "{". The length 1,152 looks like a pickle's
-        # first bytes, but no "{" follows those.
+        # A safetensors file begins with its header's length, 8 bytes, and "{". The length 1,152 looks like the
+        # first bytes of a pickle, but a pickle has no "{" there.
         if start.startswith((b"PK", b"\x80")) and not start.endswith(b"{"):
             raise CheckpointError(f"{file} is a pickle under a different name and is refused; {HOW_TO_CONVERT}")
         return safe_open(file, framework="numpy")
