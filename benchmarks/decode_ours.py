@@ -1,6 +1,6 @@
 """Our side of `decode.py`, which runs this file.
 
-worker.py lists the commands. One more, `long`, returns {"ratio"}: the time for twice the tokens over the time for them.
+worker.py lists the commands. One more, `long`, returns {"ratio"}: the time for 2N new tokens divided by that for N.
 """
 
 import json
