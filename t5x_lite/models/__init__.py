@@ -1,6 +1,6 @@
-"""The models: one configuration for three architectures, which are built from shared parts.
+"""Models of three architectures. One configuration describes all of them, and they share their parts.
 
-Only the functions here import jax, so that a `ModelConfig` can be read and validated without jax.
+This module imports jax only inside its functions, so that a `ModelConfig` can be read and validated without jax.
 """
 
 import dataclasses
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 
 def build(config: ModelConfig, constrain: "Constrain | None" = None) -> "nn.Module":
-    """Returns the module for `config`: `init(key, batch)["params"]`, `apply({"params": p}, batch, train, rngs)`.
+    """Returns the Flax module for `config`.
 
-    `init` returns parameters boxed as `nn.Partitioned` with their logical axis names. The model calls
-    `constrain(array, axes)` on its activations with their logical axes; it returns the array, sharded over the mesh.
-    `apply` returns a dict of float32 arrays, one per head: "lm", or the heads of `config.heads`. If `config.module` is
-    set, it is built instead of the architecture's own module. Raises ConfigError if `config` is not valid.
+    `module.init(key, batch)["params"]` returns the parameters, boxed as `nn.Partitioned` with the names of their
+    logical axes. `module.apply({"params": params}, batch, train, rngs=rngs)` returns a dict of float32 arrays, one per
+    head: "lm", or the heads of `config.heads`. The model calls `constrain(array, axes)` on each activation with the
+    names of its logical axes; `constrain` returns the array, sharded over the mesh.
+
+    If `config.module` is set, it is built instead of the architecture's own module. Raises ConfigError if `config` is
+    not valid.
     """
     from t5x_lite.models.cbow import ContinuousBagOfWords
     from t5x_lite.models.decoder_only import DecoderOnly
@@ -41,11 +44,13 @@ def build(config: ModelConfig, constrain: "Constrain | None" = None) -> "nn.Modu
 
 
 def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, jax.Array]") -> Any:
-    """Returns fresh boxed parameters for a module made by `build`; scanned and unrolled layers get the same numbers.
-    Parameters of `config.module` without logical axes are replicated on every device.
+    """Returns fresh boxed parameters for a module made by `build`.
 
-    The parameters are drawn for the scanned model, by one program for all layers of a stack. To draw each layer by
-    itself took 18 s instead of 7 s of CPU time to compile for a T5-small.
+    Scanned and unrolled layers get the same numbers. Parameters of `config.module` that have no logical axes are
+    replicated on every device.
+
+    One program, that of the scanned model, draws the parameters of all layers of a stack. A program that drew each
+    layer separately took 18 s of CPU time to compile for a T5-small, instead of 7 s.
     Raises ConfigError if `config.module` fails.
     """
     from t5x_lite.models.transformer import unstack_layers
@@ -60,8 +65,10 @@ def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, jax.
 
 
 def boxed(tree: Any) -> Any:
-    """Returns the tree with every array boxed. An array without a box that names each of its axes gets a box of
-    unnamed axes; scalars have no box."""
+    """Returns the tree with every array boxed, except scalars, which have no box.
+
+    An array gets a box of unnamed axes if it has no box, or if its box does not name each of its axes.
+    """
     import flax.linen as nn
     import jax
 

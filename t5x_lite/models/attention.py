@@ -1,7 +1,7 @@
 """Multi-head attention: the layer, and the kernel that computes attention.
 
-A kernel is a row of KERNELS. It gets queries, keys, values and a `Scope`: segment ids, positions, the window and the
-table of relative biases. From the scope it makes the mask and biases it needs, if it needs any.
+KERNELS lists the kernels. A kernel gets queries, keys, values and a `Scope`, which holds segment ids, positions, the
+window and the table of relative biases. The kernel makes its mask and biases from the scope, if it needs any.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, dropout, unconstrained
 from t5x_lite.models.positions import BiasTable, Rotation, bias_between, bias_of_rows, rotate
 
-# Finite, so that a query without any visible key (padding) reads the mean of the values instead of NaN.
+# The logit of a masked key. It is finite, so that a query without any visible key (padding) reads the mean of the
+# values instead of NaN.
 MASKED = -1e10
 INTERMEDIATES = "intermediates"  # flax's collection of hidden states and attention maps (models/intermediates.py)
 
@@ -25,9 +26,9 @@ INTERMEDIATES = "intermediates"  # flax's collection of hidden states and attent
 class KeyValue(TypedDict):
     """Holds the keys and values of one layer, both [B, H, M, K].
 
-    Heads come before positions. Keys and values are transposed once, when they are computed, so that XLA's CPU backend
-    multiplies plain matrices. XLA would copy [B, M, H, K] for every product of the backward pass, and a decoder's
-    whole cache for every token.
+    The axis of heads comes before the axis of positions. Keys and values are transposed once, when they are computed,
+    so that XLA's CPU backend multiplies plain matrices. If they were [B, M, H, K], XLA would copy them for every
+    product of the backward pass, and would copy a decoder's whole cache for every token.
     """
 
     key: jax.Array
@@ -36,15 +37,17 @@ class KeyValue(TypedDict):
 
 @struct.dataclass
 class Scope:
-    """Says which keys each query may attend to: everything that determines attention's mask and bias.
+    """Holds everything that determines attention's mask and bias. The mask says which keys each query may attend to.
 
     A query may attend to the keys of its own segment (ids from 1; 0 is padding). If `causal`, it may not attend to
-    later slots (query l is in slot `index` + l). In a layer with a window, it may attend only to keys less than
-    `window` positions before it.
+    later slots (query l is in slot `index` + l). In a layer with a window, it may not attend to keys that are `window`
+    or more positions before it.
 
-    visible_BLM: bool; if given, replaces segments and `causal`: the slots of a beam in a shared cache.
+    visible_BLM: bool, True where a query may attend to a slot. If given, it replaces segments and `causal`. Beams that
+        share a cache need it.
     bias: the table of biases added to the logits by relative position; None: no bias.
-    rows_are_positions: within a segment, the row indices of a query and a key differ by as much as their positions.
+    rows_are_positions: whether, within a segment, the row indices of a query and a key differ by as much as their
+        positions. This is false with a cache.
     """
 
     query_segment_ids_BL: jax.Array
@@ -54,7 +57,7 @@ class Scope:
     visible_BLM: jax.Array | None = None
     bias: BiasTable | None = None
     index: Any = 0
-    window: int = struct.field(pytree_node=False, default=0)  # 0: none
+    window: int = struct.field(pytree_node=False, default=0)  # 0: no window
     causal: bool = struct.field(pytree_node=False, default=False)
     rows_are_positions: bool = struct.field(pytree_node=False, default=True)
 
@@ -62,9 +65,9 @@ class Scope:
 class Kernel(NamedTuple):
     """Holds the two functions that compute attention.
 
-    prepare: Scope -> the masks and biases that all layers of a stack share.
+    prepare: Scope -> `shared`, the masks and biases that all layers of a stack share.
     attend: (query_BLHK, key_BHMK, value_BHMK, shared, is_local, dropout_rate=…, dropout_key=…,
-        dropout_broadcasts_queries=…) -> [B, L, H, K]. is_local: the scope's window applies to this layer.
+        dropout_broadcasts_queries=…) -> [B, L, H, K]. is_local: whether the scope's window applies to this layer.
     """
 
     prepare: Callable[[Scope], Any]
@@ -74,8 +77,8 @@ class Kernel(NamedTuple):
 def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False, index=0) -> jax.Array:
     """Returns bool [B, 1, L, M]: True where the query may attend to the key.
 
-    query_BL, key_BM: segment ids. A query may attend to its own segment and, if `causal`, not to later slots; query l
-    is in slot `index` + l.
+    query_BL, key_BM: segment ids. A query may attend to keys of its own segment. If `causal`, it may not attend to
+    later slots; query l is in slot `index` + l.
     """
     mask = query_BL[:, None, :, None] == key_BM[:, None, None, :]
     if causal:
@@ -90,7 +93,8 @@ def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False
 class Shared(NamedTuple):
     """Holds the masks and biases that the reference kernel makes from a Scope, for all pairs of a query and a key.
 
-    bias: [1, H, L, M], or [B, H, L, M] if rows differ (cached decoding). near_B1LM: the mask of layers with a window.
+    mask_B1LM: the mask of layers without a window.  near_B1LM: the mask of layers with a window.
+    bias: [1, H, L, M], or [B, H, L, M] if the rows of the batch differ (cached decoding).
     """
 
     mask_B1LM: jax.Array
@@ -122,9 +126,10 @@ def prepare(scope: Scope) -> Shared:
 def attention_weights(
     query_BLHK: jax.Array, key_BHMK: jax.Array, mask_B1LM: jax.Array, bias: jax.Array | None = None
 ) -> jax.Array:
-    """Returns softmax(q·kᵀ + bias), [B, H, L, M], float32 for inputs of any dtype; see `attend`.
+    """Returns the weights softmax(q·kᵀ + bias), [B, H, L, M]. They are float32 for inputs of any dtype.
 
     mask_B1LM: bool, True where the query may attend to the key.  bias: [1, H, L, M] or [B, H, L, M].
+    Keys may have fewer heads than queries, as in `attend`.
     """
     query_BHLK, key_BHMK = query_BLHK.swapaxes(1, 2), _of_query_heads(key_BHMK, query_BLHK)
     logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
@@ -144,9 +149,9 @@ def attend(
     dropout_key: jax.Array | None = None,
     dropout_broadcasts_queries: bool = False,
 ) -> jax.Array:
-    """Returns softmax(q·kᵀ + bias)·v, [B, L, H, K]; logits and softmax are float32 for inputs of any dtype.
+    """Returns softmax(q·kᵀ + bias)·v, [B, L, H, K]. Logits and softmax are float32 for inputs of any dtype.
 
-    Keys and values may have fewer heads than queries: a group of query heads then shares each of their heads (Ainslie
+    Keys and values may have fewer heads than queries. Each of their heads then serves a group of query heads (Ainslie
     et al. 2023).
     """
     weights_BHLM = attention_weights(query_BLHK, key_BHMK, mask_of(shared, is_local), shared.bias)
@@ -157,7 +162,7 @@ def attend(
 
 
 def mask_of(shared: Shared, is_local: Any) -> jax.Array:
-    """Returns a layer's mask, bool [B, 1, L, M]: with the window if `is_local` and the stack has a window."""
+    """Returns a layer's mask, bool [B, 1, L, M]. It includes the window if `is_local` and the stack has a window."""
     return shared.mask_B1LM if shared.near_B1LM is None else jnp.where(is_local, shared.near_B1LM, shared.mask_B1LM)
 
 
@@ -165,21 +170,27 @@ KERNELS = {"reference": Kernel(prepare, attend)}
 
 
 def kernel_of(config: ModelConfig, records_weights: bool = False) -> Kernel:
-    """Returns the kernel for a model's stacks. records_weights: the caller wants attention maps, which only the
-    reference kernel computes."""
+    """Returns the kernel for a model's stacks.
+
+    records_weights: whether the caller wants attention maps, which only the reference kernel computes.
+    """
     return KERNELS["reference"]
 
 
 def _of_query_heads(x_BHMK: jax.Array, query_BLHK: jax.Array) -> jax.Array:
-    """Returns keys or values with as many heads as the queries: each head is repeated for its group."""
+    """Returns keys or values with as many heads as the queries: each head is repeated for every query head of its
+    group."""
     groups = query_BLHK.shape[2] // x_BHMK.shape[1]
     return jnp.repeat(x_BHMK, groups, axis=1) if groups > 1 else x_BHMK
 
 
 @jax.custom_vjp
 def add_shared_bias(logits_BHLM: jax.Array, bias_1HLM: jax.Array) -> jax.Array:
-    """Returns logits + bias, [B, H, L, M]. The bias's gradient is computed as a product with ones: as a reduction over
-    rows it took XLA's CPU backend thirty times as long, 5 % of a T5-small step."""
+    """Returns logits + bias, [B, H, L, M].
+
+    The bias's gradient is a sum over rows, computed as a product with ones. With a plain reduction, XLA's CPU backend
+    took thirty times as long: 5 % of a T5-small step.
+    """
     return logits_BHLM + bias_1HLM
 
 
@@ -212,7 +223,8 @@ class Attention(nn.Module):
         self.out = Dense(config, shape, axes, "attention_out", inputs=2, use_bias=bias)
 
     def key_value(self, x_BMD: jax.Array, rotation: Rotation | None = None) -> KeyValue:
-        """Returns the keys and values of a sequence x_BMD, both [B, H, M, K]; the keys are rotated by `rotation`."""
+        """Returns the keys and values of the sequence x_BMD, both [B, H, M, K]. The keys are rotated by `rotation`, if
+        given."""
         axes = ("batch", "heads", "keys", "kv")
         key_BHMK = rotate(self.key(x_BMD), rotation, self.config).swapaxes(1, 2)
         return {"key": self.constrain(key_BHMK, axes), "value": self.constrain(self.value(x_BMD).swapaxes(1, 2), axes)}
@@ -228,8 +240,9 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """[B, L, D] → [B, L, D].
 
-        key_value: [B, H, M, K], or fewer rows than B: each row then serves B/rows adjacent rows of queries (the samples
-        of an example share one encoder row). The scope has as many rows as the keys.
+        key_value: [B, H, M, K], or with fewer rows than B. In the latter case each row serves B/rows adjacent rows of
+            queries, because the samples of an example share one row of the encoder. The scope has as many rows as the
+            keys.
         shared: the result of the kernel's `prepare` for the stack's scope.
         """
         config = self.config

@@ -1,5 +1,6 @@
-"""CBOW (Mikolov et al. 2013, §3.1) predicts a word from its neighbours and represents a text as the mean of its words.
-It ignores word order.
+"""CBOW (Mikolov et al. 2013, §3.1) predicts a word from its neighbours and ignores word order.
+
+It represents a text as the mean of its words' vectors.
 """
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from t5x_lite.models.layers import Constrain, Embedding, LanguageModelLogits, su
 
 
 class ContinuousBagOfWords(nn.Module):
-    """Reads the same arrays as `EncoderOnly` and has the same heads, except those that read every token."""
+    """Reads the same arrays as `EncoderOnly` and has the same heads, but no head that reads every token."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
@@ -35,17 +36,19 @@ class ContinuousBagOfWords(nn.Module):
 
 
 def mean(x_BSD: jax.Array, chosen_BPS: jax.Array) -> jax.Array:
-    """Returns the mean of the chosen positions' vectors, [B, P, D]; 0 where no position is chosen.
+    """Returns the mean vector of the positions chosen for each p, [B, P, D]; 0 if none is chosen.
 
-    x_BSD: the vectors.  chosen_BPS: bool.
+    x_BSD: the vectors of all positions.  chosen_BPS: bool, True where position s is chosen for p.
     """
     weights_BPS = chosen_BPS / jnp.maximum(chosen_BPS.sum(axis=-1, keepdims=True), 1)
     return jnp.einsum("BPS,BSD->BPD", weights_BPS.astype(x_BSD.dtype), x_BSD)
 
 
 def neighbours(batch, window: int) -> jax.Array:
-    """Returns bool [B, P, S]: True for the positions of the same example within `window` of each masked position,
-    except the masked position itself."""
+    """Returns bool [B, P, S]: True where position s is a neighbour of the masked position p.
+
+    A neighbour is in the same example and at most `window` positions away. No position is its own neighbour.
+    """
     positions_BP, segment_ids_BS = batch["mlm_positions"], batch["encoder_segment_ids"]
     distance_BPS = jnp.abs(jnp.arange(segment_ids_BS.shape[1])[None, None, :] - positions_BP[..., None])
     own_BP = jnp.take_along_axis(segment_ids_BS, positions_BP, axis=1)
@@ -53,7 +56,7 @@ def neighbours(batch, window: int) -> jax.Array:
 
 
 def own_tokens(batch) -> jax.Array:
-    """Returns bool [B, E, S]: True for the positions that belong to each example."""
+    """Returns bool [B, E, S]: True where position s belongs to example e."""
     segment_ids_BS = batch["encoder_segment_ids"]
     own_BE = jnp.take_along_axis(segment_ids_BS, batch["pooled_positions"], axis=1)
     return segment_ids_BS[:, None, :] == own_BE[..., None]

@@ -1,7 +1,8 @@
-"""`ModelConfig`, the frozen dataclass that describes a model. This module does not import jax, so that a config is
-validated before any device is touched.
+"""`ModelConfig`, the frozen dataclass that describes a model.
 
-The dimension letters of the whole project, used as suffixes of array names:
+This module does not import jax, so that a config is validated before any device is touched.
+
+The whole project uses these dimension letters as suffixes of array names:
     B batch rows      L length (queries)   M length (keys)        S source length
     D d_model         F d_ff               H heads                K head_dim
     V vocabulary      N layers             P masked positions     E examples per row   C classes
@@ -24,7 +25,7 @@ LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Holds the sizes and options of one model. `validate` raises ConfigError for values that cannot work together."""
+    """Holds the sizes and options of one model. `validate` raises ConfigError if values cannot work together."""
 
     architecture: str
     vocab_size: int = field(MISSING, "ids; unset: the vocabulary's size, rounded up to a multiple of 128", AT_LEAST_ONE)
@@ -110,8 +111,10 @@ class ModelConfig:
 
     @property
     def has_added(self) -> bool:
-        """Returns whether the model has added parameters (LoRA, adapters, a prompt) that train while the rest is
-        frozen."""
+        """Returns whether the model has added parameters: LoRA, adapters or a prompt.
+
+        By default, only the added parameters and the heads are trained; the rest of the model is frozen.
+        """
         return self.lora_rank > 0 or self.adapter_dim > 0 or self.prompt_tokens > 0
 
     @property
@@ -120,25 +123,26 @@ class ModelConfig:
 
     @property
     def head_dropout_rate(self) -> float:
-        """Returns the dropout rate of the pooled vector that classifies an example."""
+        """Returns the dropout rate of an example's pooled vector, which the heads for whole examples read."""
         return self.dropout_rate if self.classifier_dropout_rate == -1 else self.classifier_dropout_rate
 
     @property
     def pooled_heads(self) -> tuple[str, ...]:
-        """Returns the heads that read one vector per example, the pooled hidden state of its first token."""
+        """Returns the heads that read one vector per example: the pooled hidden state of the example's first token."""
         return self.heads_that_read(EXAMPLES)
 
     def heads_that_read(self, states: str) -> tuple[str, ...]:
-        """Returns the heads that read `states` (TOKENS, MASKED or EXAMPLES of heads.py), in heads.py's order."""
+        """Returns the heads that read `states` (TOKENS, MASKED or EXAMPLES of heads.py), in the order of heads.py."""
         return tuple(name for name, head in ENCODER_HEADS.items() if name in self.heads and head.reads == states)
 
     @property
     def has_classes(self) -> bool:
-        """Returns whether any head has num_classes outputs."""
+        """Returns whether at least one head has num_classes outputs."""
         return any(ENCODER_HEADS[head].has_classes for head in self.heads)
 
     def validate(self) -> "ModelConfig":
-        """Returns self. Raises ConfigError, which names the field, its value and the allowed values."""
+        """Returns self. Raises ConfigError if a field is not valid; the message names its value and the allowed
+        values."""
         if self.architecture not in ARCHITECTURES:
             raise ConfigError(unknown("model.architecture", self.architecture, ARCHITECTURES))
         for name, key in MODEL_KEYS.items():
