@@ -34,7 +34,7 @@ class DecoderOnly(nn.Module):
         return {"lm": self.logits(hidden_BLD, self.token_embedding)}
 
     def prefill(self, batch, capacity: int) -> tuple[jax.Array, Cache]:
-        """Reads all tokens of the prompts at once; returns (hidden_BLD, cache with `capacity` slots per row)."""
+        """Reads all tokens of the prompts at once. Returns (hidden_BLD, a cache with `capacity` slots per row)."""
         tokens_BL = batch["decoder_input_tokens"]
         return self.decoder(
             self.token_embedding(tokens_BL),
@@ -46,7 +46,10 @@ class DecoderOnly(nn.Module):
     def step(
         self, tokens_BL: jax.Array, positions_BL: jax.Array, cache: Cache, visible_BLM: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Reads more tokens of each row; returns (logits_BLV of the next tokens, cache). visible_BLM: see `Stack`."""
+        """Reads L more tokens of each row. Returns (logits_BLV, the new cache).
+
+        The logits at index l are for the token after token l.  visible_BLM: see `Stack`.
+        """
         hidden_BLD, cache = self.decoder(
             self.token_embedding(tokens_BL),
             jnp.ones_like(tokens_BL),

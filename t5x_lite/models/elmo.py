@@ -1,5 +1,6 @@
-"""ELMo (Peters et al. 2018): an LSTM language model reads left to right, a second one right to left; a weighted mean
-mixes their layers.
+"""ELMo (Peters et al. 2018): one LSTM language model reads from left to right, a second one from right to left.
+
+A weighted mean mixes the layers of both.
 """
 
 import flax.linen as nn
@@ -22,10 +23,11 @@ from t5x_lite.models.layers import (
 
 
 class Elmo(nn.Module):
-    """Reads the same arrays as `EncoderOnly` and has the same heads, except those that read every token.
+    """Reads the same arrays as `EncoderOnly` and has the same heads, but no head that reads every token.
 
-    A masked token is predicted from the state before it and the state after it; the logits of the two models are added.
-    The mixture of the layers (§3.2) represents an example; its weights are trained with the head.
+    Each masked token is predicted from the left-to-right state before it and the right-to-left state after it: the
+    logits of the two models are added. An example is represented by the mixture of the layers (§3.2), averaged over its
+    tokens. The weights of the mixture are trained together with the head.
     """
 
     config: ModelConfig
@@ -73,8 +75,11 @@ class Elmo(nn.Module):
         return outputs
 
     def lstm(self, name: str, x_BSD: jax.Array, keep_BS: jax.Array) -> jax.Array:
-        """Returns the states of an LSTM with D/2 cells, [B, S, D/2]; the state is reset where keep_BS is False, at the
-        start of every example."""
+        """Returns the states of an LSTM with D/2 cells, [B, S, D/2].
+
+        The LSTM reads from right to left if `name` begins with "backward". Its state is reset where keep_BS is False,
+        that is, at the first token of each example that it reads.
+        """
         config, features = self.config, self.config.d_model // 2
         matrix = ("embed", "mlp")
         cell = nn.OptimizedLSTMCell(

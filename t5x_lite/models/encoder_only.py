@@ -28,9 +28,11 @@ class EncoderOnly(nn.Module):
 
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
-        """Returns one float32 output per head (heads.py): [B, P, V] for a head that reads masked tokens, [B, S, C] for
-        one that reads every token, [B, E, C] for one that reads examples. A head with one output has no axis C.
-        "pooled" is [B, E, D]. A model without heads returns "hidden", [B, S, D].
+        """Returns one float32 output per head (heads.py). C is the number of outputs of a head.
+
+        The shape is [B, P, V] for a head that reads masked tokens, [B, S, C] for a head that reads every token, and [B,
+        E, C] for a head that reads examples. A head with one output has no axis C. "pooled" is [B, E, D]. A model
+        without heads returns "hidden", [B, S, D].
         """
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
@@ -47,7 +49,7 @@ class EncoderOnly(nn.Module):
             type_embedding = Embedding(
                 config, config.type_vocab_size, "types", constrain=self.constrain, name="type_embedding"
             )
-            # RoBERTa's table has one row, so that both sentences read row 0.
+            # RoBERTa's table has only one row, so both sentences read row 0.
             x_BSD += type_embedding(jnp.minimum(batch["token_type_ids"], config.type_vocab_size - 1))
         encoder = Stack(config, config.num_encoder_layers, causal=False, constrain=self.constrain, name="encoder")
         hidden_BSD, _ = encoder(x_BSD, batch["encoder_segment_ids"], batch["encoder_positions"], key=subkey(key, 0))
@@ -68,8 +70,10 @@ class EncoderOnly(nn.Module):
 def head_outputs(
     config: ModelConfig, states: str, x_BND: jax.Array, dropout_rate: float, key: jax.Array | None
 ) -> dict[str, jax.Array]:
-    """Returns the outputs of the dense heads that read `states` (TOKENS or EXAMPLES of heads.py): float32 [B, N, C], or
-    [B, N] for a head with one output. The heads' layers become children of the calling module.
+    """Returns {head: output} for the heads with a dense layer that read `states` (TOKENS or EXAMPLES of heads.py).
+
+    An output is float32 [B, N, C], or [B, N] for a head with one output. The heads' layers become children of the
+    module that calls this function.
 
     x_BND: the hidden states; N is S or E.
     """
@@ -86,15 +90,20 @@ def head_outputs(
 
 
 def example_outputs(config: ModelConfig, pooled_BED: jax.Array, key: jax.Array | None) -> dict[str, jax.Array]:
-    """Returns the outputs of the heads that read one vector per example, with "pooled" [B, E, D] if it is a head. The
-    heads' layers become children of the calling module."""
+    """Returns {head: output} for the heads that read one vector per example, pooled_BED.
+
+    If "pooled" is one of the heads, its output is pooled_BED itself. The heads' layers become children of the module
+    that calls this function.
+    """
     outputs = head_outputs(config, EXAMPLES, pooled_BED, config.head_dropout_rate, key)
     return outputs | ({"pooled": pooled_BED.astype(jnp.float32)} if "pooled" in config.heads else {})
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Applies a dense layer, a norm, the token table and a bias per token (BERT, run_pretraining.py:
-    get_masked_lm_output)."""
+    """Computes logits over the vocabulary with a dense layer, a norm, the token table and a bias per vocabulary entry.
+
+    Source: BERT, run_pretraining.py: get_masked_lm_output.
+    """
 
     config: ModelConfig
     constrain: Constrain = unconstrained
@@ -120,13 +129,17 @@ def rows_at(x_BSD: jax.Array, indices_BP: jax.Array) -> jax.Array:
 
 
 def square_dense(config: ModelConfig, name: str) -> Dense:
-    """Returns a dense layer D → D with a bias. Its outputs' axis is named mlp, because a kernel may have an axis name
-    only once."""
+    """Returns a dense layer D → D with a bias.
+
+    The axis of its outputs is named "mlp" instead of "embed", because no two axes of a kernel may have the same name.
+    """
     return Dense(config, (config.d_model, config.d_model), ("embed", "mlp"), "head", use_bias=True, name=name)
 
 
 def class_dense(config: ModelConfig, classes: int, name: str) -> Dense:
-    """Returns a dense layer D → classes with a bias. It computes in float32: it has too few FLOPs for bfloat16 to save
-    time."""
+    """Returns a dense layer D → classes with a bias.
+
+    It computes in float32, because it has so few FLOPs that bfloat16 would save no time.
+    """
     shape, axes = (config.d_model, classes), ("embed", "classes")
     return Dense(config, shape, axes, "head", use_bias=True, dtype="float32", name=name)

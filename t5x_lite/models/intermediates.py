@@ -29,7 +29,7 @@ class Intermediates(NamedTuple):
 
 
 def apply(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], Intermediates]:
-    """Returns the outputs of a module made by `models.build`, and its intermediates. The caller may jit it."""
+    """Returns (outputs, intermediates) of a module made by `models.build`. The caller may jit this function."""
     outputs, recorded = module.apply({"params": params}, batch, mutable=[INTERMEDIATES])
     stacks: Any = recorded[INTERMEDIATES]
     scanned: bool = module.config.scan_layers  # type: ignore[attr-defined]
@@ -43,8 +43,8 @@ def apply(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[dic
 
 
 def _of_layers(stack: Mapping[str, Any], scanned: bool, *path: str) -> jax.Array:
-    """Returns the arrays that all layers recorded under a path, [N, …]."""
+    """Returns the arrays that all layers of a stack recorded under `path`, as one array [N, …]."""
     layers = sorted((name for name in stack if name != "hidden"), key=lambda name: (len(name), name))
-    # A shared layer has recorded an array at each of its calls.
+    # A shared layer has recorded one array per call.
     arrays = [array for name in layers for array in functools.reduce(lambda tree, part: tree[part], path, stack[name])]
     return arrays[0] if scanned else jnp.stack(arrays)

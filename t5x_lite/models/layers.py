@@ -33,9 +33,11 @@ def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: int | None = None) -> jax.Array:
-    """Zeroes entries with probability `rate` and divides the rest by 1 − rate; `key=None` turns dropout off.
+    """Zeroes entries with probability `rate` and divides the rest by 1 − rate. `key=None` turns dropout off.
 
-    x: any shape.  broadcast_axis: all indices of this axis share one decision (T5: the length, or the queries).
+    x: any shape.
+    broadcast_axis: entries that differ only in their index along this axis are zeroed or kept together (T5: the axis of
+        the length, or of the queries).
     """
     if key is None or rate == 0.0:
         return x
@@ -47,11 +49,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: in
 
 
 def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns uint32 of `shape`: a hash of the key and of each entry's index, the same on any number of devices.
+    """Returns random bits, uint32 of `shape`: each entry is a hash of the key and of the entry's index.
 
-    The bits are random enough for dropout. XLA fuses the hash into dropout, so the bits are never written to memory
-    and the backward pass recomputes them. jax.random's Threefry took XLA's CPU backend twenty times as long: a third
-    of a step.
+    The bits are the same on any number of devices, and random enough for dropout. XLA fuses the hash into dropout, so
+    the bits are never written to memory; the backward pass recomputes them. With jax.random's Threefry, they took XLA's
+    CPU backend twenty times as long: a third of a step.
     """
     words = jax.random.key_data(key)
     row = _mixed(lax.iota(jnp.uint32, shape[0]) + words[0]).reshape(-1, *[1] * (len(shape) - 1))
@@ -61,32 +63,36 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-    """Returns a bijective hash of uint32: every output bit depends on every input bit (lowbias32 of Wellons, Hash
-    Prospector, 2018)."""
+    """Returns a hash of each uint32 in x. The hash is bijective, and every output bit depends on every input bit.
+
+    Source: lowbias32 of Wellons, Hash Prospector, 2018.
+    """
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
 def subkey(key: jax.Array | None, purpose: int) -> Any:
-    """Returns an independent key for each purpose; None (dropout is off) stays None."""
+    """Returns a key for `purpose`, independent of the keys for other purposes; None if `key` is None (dropout is
+    off)."""
     return None if key is None else jax.random.fold_in(key, purpose)
 
 
 def named(init: Callable[..., Any], axes: tuple[str, ...]) -> Callable[..., Any]:
-    """Returns an initialiser that boxes the value of `init` with the names of its axes."""
+    """Returns an initialiser that boxes the value of `init` together with the names of its axes."""
     return nn.with_partitioning(init, axes)
 
 
 def kernel_init(config: ModelConfig, role: str, inputs: int, ndim: int) -> Callable[..., Any]:
-    """Returns the initialiser for a kernel of `ndim` axes, the first `inputs` of which are contracted.
+    """Returns the initialiser for a kernel of `ndim` axes, of which the first `inputs` are contracted.
 
-    `role`: query, attention (keys and values), attention_out, mlp, mlp_out or head.
-    - t5 (t5x/examples/t5/layers.py): variance 1/fan_in, divided by head_dim for the query, which replaces the
-      1/sqrt(head_dim) in attention; truncated in the MLP and the logits layer.
-    - glorot: uniform, variance 2/(fan_in + fan_out).
-    - normal: one stddev; scale_residual_init divides it by sqrt(2·layers) in the layers that write to the
-      residual stream (GPT-2 paper, §2.3).
+    `role`: query, attention (keys and values), attention_out, mlp, mlp_out or head. The distribution depends on
+    `config.initializer`:
+        - t5 (t5x/examples/t5/layers.py): normal with variance 1/fan_in; truncated in the MLP and the logits layer. The
+          query's variance is also divided by head_dim, which replaces the factor 1/sqrt(head_dim) in attention.
+        - glorot: uniform with variance 2/(fan_in + fan_out).
+        - normal: normal with stddev `initializer_stddev`. If `scale_residual_init`, the stddev of layers that write to
+          the residual stream is divided by sqrt(2·layers) (GPT-2 paper, §2.3).
     """
     if config.initializer == "normal":
         residual = config.scale_residual_init and role in ("attention_out", "mlp_out")
@@ -102,8 +108,8 @@ def kernel_init(config: ModelConfig, role: str, inputs: int, ndim: int) -> Calla
 def embedding_init(config: ModelConfig) -> Callable[..., Any]:
     """Returns the initialiser of an embedding table: a normal distribution.
 
-    Its stddev is 1 for t5, 1/sqrt(d_model) for glorot (`scale_embeddings` multiplies by the inverse), and
-    `initializer_stddev` for normal.
+    Its stddev is 1 for t5, `initializer_stddev` for normal, and 1/sqrt(d_model) for glorot (`scale_embeddings`
+    multiplies the embeddings by sqrt(d_model) again).
     """
     stddev = {"t5": 1.0, "glorot": config.d_model**-0.5, "normal": config.initializer_stddev}
     return nn.initializers.normal(stddev[config.initializer])
@@ -112,7 +118,7 @@ def embedding_init(config: ModelConfig) -> Callable[..., Any]:
 class Dense(nn.Module):
     """Computes x·kernel (+ bias): contracts the last `inputs` axes of x with the first `inputs` axes of the kernel.
 
-    shape, axes: of the kernel.
+    shape, axes: the kernel's shape and the names of its axes.  role: see `kernel_init`.
     """
 
     config: ModelConfig
@@ -146,7 +152,7 @@ class Dense(nn.Module):
 
 
 class Norm(nn.Module):
-    """Computes RMSNorm, x / rms(x) · scale, or LayerNorm, (x − mean) / std · scale + bias; statistics in float32."""
+    """Computes RMSNorm, x / rms(x) · scale, or LayerNorm, (x − mean) / std · scale + bias. Statistics are float32."""
 
     config: ModelConfig
 
@@ -166,7 +172,7 @@ class Norm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Computes activation(x·wi)·wo, or gated: (activation(x·wi_0) * x·wi_1)·wo (Shazeer 2020, GLU variants)."""
+    """Computes activation(x·wi)·wo or, if gated, (activation(x·wi_0) * x·wi_1)·wo (Shazeer 2020, GLU variants)."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
@@ -190,13 +196,15 @@ class Mlp(nn.Module):
 
 
 def residual_dropout(x_BLD: jax.Array, config: ModelConfig, key: jax.Array | None) -> jax.Array:
-    """Drops out x_BLD, [B, L, D], with `dropout_rate`. All positions of a row share one mask if
-    `dropout_broadcasts_length`."""
+    """Applies dropout to x_BLD, [B, L, D], with `dropout_rate`.
+
+    All positions of a row share one mask if `dropout_broadcasts_length`.
+    """
     return dropout(x_BLD, config.dropout_rate, key, broadcast_axis=1 if config.dropout_broadcasts_length else None)
 
 
 class Embedding(nn.Module):
-    """Reads rows of a table [rows, D] by a gather; a one-hot matmul would waste 2·B·L·V·D FLOPs."""
+    """Reads rows of a table [rows, D] with a gather. A product with one-hot vectors would waste 2·B·L·V·D FLOPs."""
 
     config: ModelConfig
     rows: int
@@ -207,8 +215,8 @@ class Embedding(nn.Module):
     def setup(self):
         init = named(embedding_init(self.config), (self.axis, "embed"))
         table = self.param("embedding", init, (self.rows, self.config.table_dim), jnp.float32)
-        # The table is gathered along D before use, like every parameter that is split over `fsdp`; its rows stay split
-        # over `tensor`. Without this constraint, XLA reads rows that are split along D and then copies the whole
+        # Before use, the table is all-gathered along D, like every parameter that is split over `fsdp`. Its rows stay
+        # split over `tensor`. Without this constraint, XLA reads rows that are split along D and then copies the whole
         # activation to every device to split it by B.
         self.embedding = self.constrain(table, (self.axis, None))
 
@@ -221,8 +229,11 @@ class Embedding(nn.Module):
         """Returns x·tableᵀ, accumulated in float32: […, D] → float32 […, rows].
 
         x is reshaped to a matrix for the product. Otherwise XLA would copy the transposed logits for the table's
-        gradient, a sum over all positions. With `decoding`, x has few rows and reading the table takes all the time:
-        XLA's CPU backend reads the table 1.3 to 1.7 times as fast as the left operand; a barrier keeps it there.
+        gradient, which is a sum over all positions.
+
+        decoding: whether x has only a few rows, so that almost all time goes into reading the table. The table is then
+        the left operand, which XLA's CPU backend reads 1.3 to 1.7 times as fast as the right one. A barrier keeps it on
+        the left.
         """
         table = self.embedding.astype(self.config.dtype)
         flat = x.reshape(-1, x.shape[-1]).astype(table.dtype)
@@ -234,14 +245,15 @@ class Embedding(nn.Module):
 
 
 def vocabulary_bias(module: nn.Module, config: ModelConfig) -> jax.Array:
-    """Returns a bias on each token's logit, [V], as the parameter `bias` of `module`."""
+    """Returns the parameter `bias` of `module`, [V]: it is added to the logits, one number per token id."""
     return module.param("bias", named(nn.initializers.zeros, ("vocab",)), (config.vocab_size,), jnp.float32)
 
 
 class LanguageModelLogits(nn.Module):
-    """Computes float32 logits over the vocabulary from hidden states, with the token table or with a separate kernel.
+    """Computes float32 logits over the vocabulary from hidden states.
 
-    The separate kernel computes in float32 (t5x/examples/t5/network.py: logits_dense).
+    It multiplies with the token table if `tie_embeddings`, else with a separate kernel. The product with the separate
+    kernel is computed in float32 (t5x/examples/t5/network.py: logits_dense).
     """
 
     config: ModelConfig

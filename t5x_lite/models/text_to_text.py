@@ -10,7 +10,7 @@ from t5x_lite.models.transformer import Cache, Stack, empty_cache
 
 
 class TextToText(nn.Module):
-    """Reads the batch's `encoder_*` and `decoder_*` arrays; encoder and decoder share one token table."""
+    """Reads the batch's `encoder_*` and `decoder_*` arrays. The encoder and the decoder share one token table."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
@@ -45,7 +45,7 @@ class TextToText(nn.Module):
     def encode(self, batch, key: jax.Array | None = None) -> jax.Array:
         """Returns the encoder's hidden states, [B, S, D]. key: for dropout; None: no dropout."""
         x_BSD = self.token_embedding(batch["encoder_input_tokens"])
-        if self.config.prompt_tokens:  # replaces the first tokens of each example, placeholders written by the data
+        if self.config.prompt_tokens:  # the prompt replaces the placeholders that the data put before each example
             positions_BS = batch["encoder_positions"]
             prompt_BSD = jnp.take(self.prompt, positions_BS, axis=0, mode="clip").astype(x_BSD.dtype)
             x_BSD = jnp.where((positions_BS < self.config.prompt_tokens)[..., None], prompt_BSD, x_BSD)
@@ -53,8 +53,10 @@ class TextToText(nn.Module):
         return encoded_BSD
 
     def prefill(self, batch, capacity: int) -> tuple[jax.Array, Cache]:
-        """Encodes the inputs and reads the decoder's first tokens at once; returns (hidden_BLD, cache with `capacity`
-        slots per row)."""
+        """Encodes the inputs and reads all first tokens of the decoder at once.
+
+        Returns (hidden_BLD, a cache with `capacity` slots per row).
+        """
         tokens_BL = batch["decoder_input_tokens"]
         return self.decoder(
             self.token_embedding(tokens_BL),
@@ -68,7 +70,10 @@ class TextToText(nn.Module):
     def step(
         self, tokens_BL: jax.Array, positions_BL: jax.Array, cache: Cache, visible_BLM: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Reads more tokens of each row; returns (logits_BLV of the next tokens, cache). visible_BLM: see `Stack`."""
+        """Reads L more tokens of each row. Returns (logits_BLV, the new cache).
+
+        The logits at index l are for the token after token l.  visible_BLM: see `Stack`.
+        """
         hidden_BLD, cache = self.decoder(
             self.token_embedding(tokens_BL),
             jnp.ones_like(tokens_BL),
