@@ -30,8 +30,8 @@ class EncoderOnly(nn.Module):
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
         """Returns one float32 output per head (heads.py). C is the number of outputs of a head.
 
-        The shape is [B, P, V] for a head that reads masked tokens, [B, S, C] for a head that reads every token, and [B,
-        E, C] for a head that reads examples. A head with one output has no axis C. "pooled" is [B, E, D]. A model
+        The shape is [B, P, V] for a head that reads masked tokens, [B, S, C] for a head that reads every token, and
+        [B, E, C] for a head that reads examples. A head with one output has no axis C. "pooled" is [B, E, D]. A model
         without heads returns "hidden", [B, S, D].
         """
         config = self.config

@@ -1,4 +1,7 @@
-"""LoRA (Hu et al. 2022): dense layers compute x·kernel + x·a·b · alpha/rank with a frozen kernel and trainable a, b."""
+"""LoRA (Hu et al. 2022): a dense layer computes x·kernel + x·a·b · alpha/rank.
+
+The kernel is frozen; a and b are trained.
+"""
 
 import dataclasses
 import math
@@ -14,11 +17,12 @@ from t5x_lite.models.config import ModelConfig
 def added(
     module: nn.Module, config: ModelConfig, x_NI: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], inputs: int
 ) -> jax.Array:
-    """Returns x·a·b · alpha/rank, [N, outputs]; a and b are the parameters `lora_a` and `lora_b` of `module`. The
-    result is 0 at first, because b is initialised to 0.
+    """Returns x·a·b · alpha/rank, [N, outputs]. It is 0 at first, because b is initialised to 0.
 
-    x_NI: N rows of the layer's flattened inputs.  shape, axes: of the layer's kernel.  inputs: the number of the
-    kernel's leading dimensions that are contracted.
+    a and b are the parameters `lora_a` and `lora_b` of `module`.
+
+    x_NI: the layer's inputs, flattened to N rows.  shape, axes: the shape and the axis names of the layer's kernel.
+    inputs: how many leading axes of the kernel are contracted.
     """
     rank = config.lora_rank
     uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=tuple(range(inputs)), out_axis=-1)
@@ -32,8 +36,8 @@ def added(
 
 
 def merged(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-    """Returns (config, params) of the model without LoRA that computes the same: a·b · alpha/rank is added to each
-    kernel."""
+    """Returns (config, params) of an equivalent model without LoRA: a·b · alpha/rank is added to each kernel with
+    LoRA."""
     if not config.lora_rank:
         return config, params
     scale = config.lora_alpha / config.lora_rank
@@ -42,7 +46,7 @@ def merged(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, di
         out = {k: merge(v) if isinstance(v, dict) else v for k, v in tree.items() if k not in ("lora_a", "lora_b")}
         if "lora_a" in tree:
             a, b = tree["lora_a"], tree["lora_b"]
-            stacked = a.shape[: a.ndim + b.ndim - 2 - tree["kernel"].ndim]  # a and b have the axis of scanned layers
+            stacked = a.shape[: a.ndim + b.ndim - 2 - tree["kernel"].ndim]  # () or (layers,), if layers are scanned
             inputs, outputs = a.shape[len(stacked) : -1], b.shape[len(stacked) + 1 :]
             product = jnp.einsum(
                 "nir,nro->nio",

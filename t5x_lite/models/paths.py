@@ -1,4 +1,4 @@
-"""Paths of parameters: `encoder/layers_0/mlp/wi/kernel` names the array that nested dicts hold under these keys."""
+"""Paths of parameters. `encoder/layers_0/mlp/wi/kernel` names the array under these keys of nested dicts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,5 +26,6 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(path: tuple) -> str:
-    """Returns a path of jax's tree functions as text; attribute names and list indices are parts of it, too."""
+    """Returns the text of a path from jax's tree functions; attribute names and list indices become parts of it,
+    too."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -16,8 +16,8 @@ def bucket_boundaries(num_buckets: int, max_distance: int) -> np.ndarray:
     """Returns the smallest distance of each bucket except bucket 0: int32 [num_buckets - 1], ascending.
 
     Half of the buckets hold one distance each; the others grow geometrically up to `max_distance` (T5 paper, §2.1).
-    Distances are compared with these integers, so that every backend assigns a distance to the same bucket; rounding
-    in a backend's logarithm could move it across a boundary.
+    Distances are compared with these integers, so every backend assigns a distance to the same bucket. If a backend
+    computed a logarithm instead, rounding could move a distance across a boundary.
 
     >>> bucket_boundaries(8, 32)
     array([ 1,  2,  3,  4,  7, 12, 20], dtype=int32)
@@ -33,8 +33,8 @@ def relative_buckets(
 ) -> jax.Array:
     """Returns the bucket of each relative position (key − query), int32 of the same shape.
 
-    Bidirectional: half of the buckets are for keys at or before the query, half for keys after it. Otherwise
-    every later key falls in bucket 0 (the causal mask hides it anyway). Source: T5 paper, §2.1.
+    If `bidirectional`, half of the buckets are for keys at or before the query, and half for keys after it. Otherwise
+    all keys after the query are in bucket 0 (the causal mask hides them anyway). Source: T5 paper, §2.1.
     """
     relative_positions = jnp.asarray(relative_positions)
     if bidirectional:
@@ -47,10 +47,11 @@ def relative_buckets(
 
 
 def toeplitz(values_HO: jax.Array, length: int) -> jax.Array:
-    """Returns [H, L, M] from [H, O], O = L + M − 1: entry (l, m) is `values[:, m − l + L − 1]`.
+    """Returns [H, L, M] from [H, O] with O = L + M − 1: entry (l, m) is `values[:, m − l + L − 1]`.
 
-    Only reshapes are used: a row of P values is repeated and read back in rows of P − 1, so that each row starts one
-    value earlier. The gradient is then a sum; a gather's gradient would be L·M colliding scatter-adds.
+    Only reshapes are used. One value of padding makes P = O + 1 values; they are repeated L times and read back in rows
+    of P − 1 values, so that each row starts one value earlier than the row before it. The gradient is then a sum,
+    whereas the gradient of a gather would be L·M scatter-adds that collide.
     """
     num_heads, num_offsets = values_HO.shape
     period = num_offsets + 1
@@ -68,7 +69,7 @@ class BiasTable:
     max_distance: int = struct.field(pytree_node=False)
 
     def at(self, relative_positions: Any) -> jax.Array:
-        """Returns the biases of relative positions (key − query) of any shape, [H, *shape]."""
+        """Returns the biases [H, *shape] of an array of relative positions (key − query) with any shape."""
         buckets = relative_buckets(
             relative_positions,
             bidirectional=self.bidirectional,
@@ -79,7 +80,10 @@ class BiasTable:
 
 
 def bias_of_rows(table: BiasTable, query_length: int, key_length: int) -> jax.Array:
-    """Returns the biases [1, H, L, M] for positions that are row indices, shared by all rows of the batch."""
+    """Returns the biases [1, H, L, M] of tokens whose positions are their row indices.
+
+    All rows of the batch share these biases.
+    """
     offsets_O = np.arange(1 - query_length, key_length)
     return toeplitz(table.at(offsets_O), query_length)[None]
 
@@ -105,7 +109,10 @@ class RelativeBias(nn.Module):
 
 
 def sinusoids(positions_BL: jax.Array, d_model: int) -> jax.Array:
-    """Returns float32 [B, L, D]: sin(p / 10000^(2i/D)) at 2i, the cosine at 2i + 1 (Vaswani et al. 2017, §3.5)."""
+    """Returns float32 [B, L, D] for positions p: sin(p / 10000^(2i/D)) at index 2i of D, the cosine at 2i + 1.
+
+    Source: Vaswani et al. 2017, §3.5.
+    """
     frequencies = 10000.0 ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
     angles = positions_BL[..., None].astype(jnp.float32) * frequencies.astype(np.float32)[None, None, :]
     pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -113,39 +120,44 @@ def sinusoids(positions_BL: jax.Array, d_model: int) -> jax.Array:
 
 
 class Rotation(NamedTuple):
-    """Holds the cosine and sine of the angle of each position and pair of dimensions, both float32 [B, L, 1, R / 2]."""
+    """Holds the cosine and sine of the angle by which each pair of dimensions is rotated at each position.
+
+    Both are float32 [B, L, 1, R / 2]. R is the number of rotated dimensions of a head.
+    """
 
     cos: jax.Array
     sin: jax.Array
 
 
 def rotary_frequencies(config: ModelConfig) -> np.ndarray:
-    """Returns the radians per position of each pair of dimensions, float32 [R / 2] (Su et al. 2021, §3.2.2).
+    """Returns the frequency of each pair of dimensions in radians per position, float32 [R / 2] (Su et al. 2021,
+    §3.2.2).
 
-    If `rotary_factor` is not 1, it divides the frequencies with wavelengths above `rotary_original_positions`.
-    Frequencies with wavelengths below a quarter of `rotary_original_positions` are kept, and those in between are
-    interpolated (Llama 3.1; its configuration has the factors 1 and 4).
+    If `rotary_factor` is not 1, it divides the frequencies whose wavelengths are above `rotary_original_positions`.
+    Frequencies whose wavelengths are below a quarter of `rotary_original_positions` are kept, and those in between are
+    interpolated. (Llama 3.1 does so; its configuration calls 1 and 4 the low and high frequency factors.)
     """
     R = config.rotary_dim or config.head_dim
     frequencies = config.rotary_base ** -(np.arange(0, R, 2) / R)
     if config.rotary_factor != 1:
-        turns = frequencies * config.rotary_original_positions / (2 * np.pi)  # within the longest text in training
+        turns = frequencies * config.rotary_original_positions / (2 * np.pi)  # full turns in the longest training text
         kept = np.clip((turns - 1) / (4 - 1), 0, 1)
         frequencies *= kept + (1 - kept) / config.rotary_factor
     return frequencies.astype(np.float32)
 
 
 def rotation(positions_BL: jax.Array, config: ModelConfig) -> Rotation:
-    """Returns the rotation that `rotate` applies to queries and keys at the positions positions_BL."""
+    """Returns the rotation that `rotate` applies to queries and keys at positions_BL."""
     angles = positions_BL[..., None, None].astype(jnp.float32) * rotary_frequencies(config)[None, None, None, :]
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
 def rotate(x_BLHK: jax.Array, by: Rotation | None, config: ModelConfig) -> jax.Array:
-    """Rotates pairs of the first R dimensions of each head: (a, b) → (a·cos − b·sin, b·cos + a·sin).
+    """Rotates pairs (a, b) of the first R dimensions of each head: (a, b) → (a·cos − b·sin, b·cos + a·sin).
 
-    by: None returns x_BLHK unchanged. A pair is dimensions 2i and 2i + 1 if `rotary_interleaved` (GPT-J), else i and
-    i + R/2 (Llama).
+    The dimensions of a pair are 2i and 2i + 1 if `rotary_interleaved` (GPT-J), else i and i + R/2 (Llama).
+
+    by: the rotation; None returns x_BLHK unchanged.
     """
     if by is None:
         return x_BLHK

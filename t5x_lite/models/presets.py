@@ -1,4 +1,4 @@
-"""Published models as configurations, with the sizes and parameter counts of the released checkpoints."""
+"""Configurations of published models. Sizes and parameter counts are those of the released checkpoints."""
 
 import dataclasses
 import json
@@ -77,7 +77,10 @@ def bert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
 
 
 def gpt2(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """Returns GPT-2 (Radford et al. 2019): pre-norm, learned positions, tied logits, residual outputs ÷ sqrt(2N)."""
+    """Returns GPT-2 (Radford et al. 2019): pre-norm, learned positions, tied logits.
+
+    The initial stddev of the layers that write to the residual stream is divided by sqrt(2 · layers).
+    """
     return ModelConfig(
         **{
             "architecture": "decoder_only",
@@ -105,7 +108,10 @@ def gpt2(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
 
 
 def roberta(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """Returns RoBERTa (Liu et al. 2019): BERT without sentence pairs; two spare rows before the learned positions."""
+    """Returns RoBERTa (Liu et al. 2019): BERT without sentence types and without the next-sentence head.
+
+    Its table of learned positions has two spare rows before position 0.
+    """
     new = {"vocab_size": 50265, "norm_epsilon": 1e-5, "type_vocab_size": 1, "position_offset": 2, "heads": ("mlm",)}
     new |= {"fairseq_marks": True}
     return bert(d_model, num_heads, num_layers, **(new | changes))
@@ -123,8 +129,10 @@ def distilbert(d_model: int, num_heads: int, num_layers: int, **changes) -> Mode
 
 
 def albert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """Returns ALBERT v2 (Lan et al. 2020): one shared layer, small embeddings, dropout only before the classifiers. Its
-    sentence head predicts the order of two sentences."""
+    """Returns ALBERT v2 (Lan et al. 2020): one layer shared by the whole stack, and small embeddings.
+
+    Dropout is applied only before the classifiers. The sentence head predicts the order of two sentences.
+    """
     new = {
         "vocab_size": 30000,
         "embedding_dim": 128,
@@ -138,8 +146,10 @@ def albert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelCon
 
 
 def gpt_neo(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """Returns GPT-Neo (Black et al. 2021): every second layer attends to the latest 256 tokens. Attention is not scaled
-    and has a bias only in its output."""
+    """Returns GPT-Neo (Black et al. 2021): every second layer attends only to the latest 256 tokens.
+
+    Attention is not scaled, and only its output layer has a bias.
+    """
     new = {
         "max_positions": 2048,
         "local_window": 256,
@@ -197,7 +207,10 @@ def llama(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -
 
 
 def llama3(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
-    """Returns Llama 3.1 or 3.2 (Grattafiori et al. 2024): grouped keys and values, rotations for long texts."""
+    """Returns Llama 3.1 or 3.2 (Grattafiori et al. 2024).
+
+    Groups of query heads share keys and values, and long wavelengths of the rotation are stretched for long texts.
+    """
     new = {
         "vocab_size": 128256,
         "max_positions": 131072,
@@ -209,8 +222,10 @@ def llama3(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) 
 
 
 def bart(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """Returns BART (Lewis et al. 2020): post-norm, learned positions after two spare rows. The decoder starts from the
-    end-of-text id."""
+    """Returns BART (Lewis et al. 2020): post-norm, and learned positions.
+
+    The table of positions has two spare rows before position 0. The decoder starts from the end-of-text id.
+    """
     return ModelConfig(
         **{
             "architecture": "text_to_text",
@@ -243,8 +258,10 @@ def bart(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
 
 
 def transformer(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
-    """Returns the original Transformer (Vaswani et al. 2017): sinusoids, post-norm, one scaled table for inputs and
-    logits."""
+    """Returns the original Transformer (Vaswani et al. 2017): sinusoids and post-norm.
+
+    Inputs and logits share one embedding table; inputs are scaled by sqrt(d_model).
+    """
     return ModelConfig(
         **{
             "architecture": "text_to_text",
@@ -268,8 +285,8 @@ def transformer(d_model: int, num_heads: int, num_layers: int, d_ff: int, **chan
     )
 
 
-# The initializer is T5's, with large embeddings: with BERT's, the mean of a text's embeddings is close to 0 and a
-# classifier does not learn from it.
+# The initializer is T5's, which makes embeddings large. With BERT's, the mean of a text's embeddings would be close to
+# 0, and a classifier would not learn from it.
 _ANCESTOR: dict[str, Any] = {"vocab_size": 4096, "heads": ("mlm",), "positions": "sinusoidal", "initializer": "t5"}
 PRESETS: dict[str, ModelConfig] = {
     "t5_small": t5(512, 8, 6, 64, 2048),
@@ -326,12 +343,14 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-STORED = "model.json"  # the ModelConfig in a directory made by `t5x-lite import`
+STORED = "model.json"  # the file that holds the ModelConfig in a directory made by `t5x-lite import`
 
 
 def find(name: str) -> ModelConfig:
-    """Returns the preset `name`, or the model of the directory `name` made by `t5x-lite import`. Raises ConfigError if
-    there is neither."""
+    """Returns the model stored in the directory `name` by `t5x-lite import`, or the preset `name`.
+
+    Raises ConfigError if there is neither.
+    """
     if (Path(name) / STORED).is_file():
         return stored(Path(name))
     if name not in PRESETS and Path(name).is_dir():
@@ -343,7 +362,7 @@ def find(name: str) -> ModelConfig:
 
 
 def stored(directory: Path) -> ModelConfig:
-    """Returns the model of a directory's model.json. Raises ConfigError if the file is missing or invalid."""
+    """Returns the configuration in a directory's model.json. Raises ConfigError if the file is missing or invalid."""
     path = directory / STORED
     try:
         items = json.loads(path.read_text(encoding="utf-8")).items()
@@ -354,8 +373,9 @@ def stored(directory: Path) -> ModelConfig:
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
-    """Returns the preset or stored model `name` with some fields replaced, validated. Raises ConfigError for an unknown
-    name or field, or a field that is not valid.
+    """Returns the preset or stored model `name` with the fields in `overrides` replaced.
+
+    Raises ConfigError if the name or a field is unknown, or if the resulting configuration is not valid.
 
     >>> preset("t5_small", num_decoder_layers=2).num_layers
     8

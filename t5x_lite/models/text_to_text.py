@@ -45,7 +45,7 @@ class TextToText(nn.Module):
     def encode(self, batch, key: jax.Array | None = None) -> jax.Array:
         """Returns the encoder's hidden states, [B, S, D]. key: for dropout; None: no dropout."""
         x_BSD = self.token_embedding(batch["encoder_input_tokens"])
-        if self.config.prompt_tokens:  # the prompt replaces the placeholders that the data put before each example
+        if self.config.prompt_tokens:  # it replaces placeholders that the data puts at each example's start
             positions_BS = batch["encoder_positions"]
             prompt_BSD = jnp.take(self.prompt, positions_BS, axis=0, mode="clip").astype(x_BSD.dtype)
             x_BSD = jnp.where((positions_BS < self.config.prompt_tokens)[..., None], prompt_BSD, x_BSD)

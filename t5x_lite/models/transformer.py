@@ -1,6 +1,6 @@
-"""Blocks of attention and MLP, and stacks of blocks: scanned or unrolled, rematerialised or not.
+"""Blocks of attention and MLP, and stacks of blocks. A stack may be scanned or unrolled, rematerialised or not.
 
-Scanning and rematerialisation change the cost and never the numbers: dropout keys are split explicitly for each layer,
+Scanning and rematerialisation change the cost but never the numbers. Dropout keys are split explicitly, one per layer,
 so scanned and unrolled layers get the same keys.
 """
 
@@ -38,7 +38,7 @@ class Context(NamedTuple):
 
 
 class Block(nn.Module):
-    """Applies self-attention, attention to an encoder if `cross`, and an MLP, each on a residual branch."""
+    """Applies self-attention, attention to an encoder (if `cross`) and an MLP, each on a residual branch."""
 
     config: ModelConfig
     cross: bool = False
@@ -46,9 +46,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, context: Context, cache: Any, key: jax.Array | None, is_local: Any = False):
-        """Returns ([B, L, D], this layer's cache; None without a `cache`).
+        """Returns (x_BLD after the block, this layer's new cache). The new cache is None if `cache` is None.
 
-        x_BLD: [B, L, D].  key: for dropout; None: no dropout.  is_local: self-attention is limited to `local_window`.
+        x_BLD: [B, L, D].  key: for dropout; None: no dropout.  is_local: whether `local_window` limits self-attention.
         """
         config = self.config
         pre = config.norm_position == "pre"
@@ -98,7 +98,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Computes hidden states from embedded tokens: positions, embedding norm, layers, final norm."""
+    """Computes hidden states from embedded tokens. In order: positions, embedding norm, layers, final norm."""
 
     config: ModelConfig
     num_layers: int
@@ -119,11 +119,13 @@ class Stack(nn.Module):
         visible_BLM: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Returns ([B, L, D], cache; None without a `cache`). `key` turns dropout on.
+        """Returns (hidden states [B, L, D], new cache). The new cache is None if `cache` is None. `key` turns dropout
+        on.
 
-        With a `cache` (see `empty_cache`), the L tokens are written after the tokens it holds and attend to both.
+        With a `cache` (see `empty_cache`), the L new tokens are written after the cached tokens and attend to both.
         Only the first such call needs `encoded_BSD`.
-        visible_BLM: bool, the slots of the cache that each token attends to; None: all slots up to its own.
+        visible_BLM: bool, True where a token attends to a slot of the cache; None: each token attends to all slots up
+            to its own.
         """
         config = self.config
         x_BLD = self.embed_positions(x_BLD, positions_BL)
@@ -189,7 +191,10 @@ class Stack(nn.Module):
         return x_BLD, cache
 
     def embed_positions(self, x_BLD: jax.Array, positions_BL: jax.Array) -> jax.Array:
-        """Returns [B, L, D] with learned or sinusoidal positions added; other kinds act in attention."""
+        """Returns x_BLD, [B, L, D], with learned or sinusoidal positions added.
+
+        Other kinds of positions act in attention; for them, x_BLD is unchanged.
+        """
         config = self.config
         if config.positions == "learned":
             rows = config.max_positions + config.position_offset
@@ -200,8 +205,10 @@ class Stack(nn.Module):
         return x_BLD
 
     def layers(self, x_BLD: jax.Array, context: Context, caches, keys):
-        """Applies all blocks in order; returns ([B, L, D], caches). `caches` and `keys` have one entry per layer or are
-        None."""
+        """Applies all blocks in order. Returns ([B, L, D], new caches).
+
+        `caches` and `keys` have one entry per layer, or are None.
+        """
         config = self.config
         block = Block
         if config.remat != "none":
@@ -234,7 +241,7 @@ class Stack(nn.Module):
 def empty_cache(config: ModelConfig, batch_rows: int, capacity: int) -> Cache:
     """Returns an empty cache for a decoder, with `capacity` slots per row.
 
-    A slot's segment id is 0 until the slot is written, so that queries of an example (ids from 1) do not attend to it.
+    A slot's segment id is 0 until the slot is written. So queries, which have segment ids from 1, do not attend to it.
     All rows write the same slot at the same time, even if their positions differ.
     """
 
@@ -252,12 +259,14 @@ def empty_cache(config: ModelConfig, batch_rows: int, capacity: int) -> Cache:
 
 
 def repeat_rows(cache: Cache, times: int) -> Cache:
-    """Returns the cache with every row repeated `times` times, side by side. The encoder's keys and values are not
-    repeated: the copies share them."""
+    """Returns the cache with every row repeated `times` times, side by side.
+
+    The encoder's keys and values are not repeated, because the copies share them.
+    """
 
     def of_layers(path, array: jax.Array) -> jax.Array:
         names = [getattr(key, "key", None) for key in path]
-        return array if "cross" in names else jnp.repeat(array, times, array.ndim - 4)  # a scanned stack's axis leads
+        return array if "cross" in names else jnp.repeat(array, times, array.ndim - 4)  # layers may lead
 
     return cache | {
         "segment_ids": jnp.repeat(cache["segment_ids"], times, axis=0),
