@@ -119,13 +119,11 @@ class Stack(nn.Module):
         visible_BLM: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Returns (hidden states [B, L, D], new cache). The new cache is None if `cache` is None. `key` turns dropout
-        on.
+        """Returns (hidden states [B, L, D], new cache; None without a `cache`). `key` turns dropout on.
 
         With a `cache` (see `empty_cache`), the L new tokens are written after the cached tokens and attend to both.
         Only the first such call needs `encoded_BSD`.
-        visible_BLM: bool, True where a token attends to a slot of the cache; None: each token attends to all slots up
-            to its own.
+        visible_BLM: bool, True where a token attends to a slot of the cache; None: to all slots up to its own.
         """
         config = self.config
         x_BLD = self.embed_positions(x_BLD, positions_BL)

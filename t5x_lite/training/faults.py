@@ -1,6 +1,7 @@
-"""Decides how a run reacts to a bad step: its loss or gradient is not finite, or its loss is a spike.
+"""Decides how a run reacts to a bad step. A step is bad if its loss or gradient is not finite, or its loss is a spike.
 
-The step itself never applies a bad update (step.py). Here the run decides whether to stop, continue or roll back.
+The step itself never applies a bad update (step.py). This module decides whether the run stops, continues or rolls
+back.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from t5x_lite.errors import DivergedError
 
 @dataclasses.dataclass(frozen=True)
 class BeginAt:
-    """Where the training loop begins.
+    """Says where the training loop begins.
 
     step: the checkpoint to restore; 0: the initial state.
     skip_batches: number of batches to skip after the checkpoint's data position.
@@ -25,7 +26,7 @@ class BeginAt:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The decision about one step.
+    """Holds the decision about one step.
 
     problem: why the step's update was skipped; "" for a good step.
     begin: where the loop begins again after a rollback; None without a rollback.
@@ -38,8 +39,8 @@ class Verdict:
 class FaultPolicy:
     """Judges the steps of a run, one after the other.
 
-    on_nonfinite: the reaction to a loss or gradient that is not finite: "stop" the run, "skip" the update, or
-        "rollback" to the newest checkpoint and skip the batches since then. For a spike, the update is always skipped.
+    on_nonfinite: what to do if a loss or gradient is not finite: "stop" the run, "skip" the update, or "rollback" to
+        the newest checkpoint and skip the batches since then. After a spike, the update is always skipped.
     max_nonfinite: the run stops after more than this many bad steps in a row, or more than this many rollbacks.
     """
 
@@ -52,7 +53,7 @@ class FaultPolicy:
         """Returns the verdict on one step. Raises DivergedError if the run has to stop.
 
         metrics: the step's metrics (step_metrics.py), on the host.
-        begun: where the loop began.
+        begun: where the loop last began.
         saved_steps: the steps of the existing checkpoints.
         """
         is_spike = metrics["is_finite"] and metrics.get("is_spike")

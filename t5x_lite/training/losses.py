@@ -1,7 +1,7 @@
-"""Losses: each head's outputs and targets become (sum, weight), divided once by the weight of the whole batch.
+"""Losses. Each head's outputs and targets become (sum, weight).
 
-Everything is float32. A loss here is a sum, not a mean: sums add over microbatches, devices and steps, so the gradient
-does not depend on how a batch is divided.
+Everything is float32. A loss here is a sum, not a mean. Sums are added over microbatches, devices and steps, and
+divided once, by the weight of the whole batch. So the gradient does not depend on how a batch is divided.
 """
 
 import functools
@@ -24,13 +24,15 @@ AUXILIARY = "auxiliary"  # the model output that holds the model's own losses, {
 
 @struct.dataclass
 class LossSum:
-    """The loss of one head, or one auxiliary loss, over a batch, as sums that add over batches.
+    """Holds the sums of one loss over a batch. The sums of several batches can be added.
+
+    The loss is that of a head, or an auxiliary loss.
 
     sum: Σ weight · loss, in nats (squared error for regression).
     weight: Σ weight.
-    correct: Σ weight where no logit exceeds the target's (multi-label: where all labels of an example are right); None
-        for regression, because a number is never predicted exactly.
-    task_sum, task_weight: sum and weight of each task [tasks]; None if the batch has no task ids.
+    correct: Σ weight of the correct predictions: no logit exceeds the target's (multi-label: all labels of an example
+        are right). None for regression, because a number is never predicted exactly.
+    task_sum, task_weight: sum and weight of each task, [tasks]; None if the batch has no task ids.
     """
 
     sum: jax.Array
@@ -41,7 +43,7 @@ class LossSum:
 
 
 def loss_weights(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns {head: Σ weight} for each head that the batch has weights for.
+    """Returns {head: Σ weight} for each head whose weights are in the batch.
 
     The loss sums of all microbatches are divided by these weights. batch: arrays [B, …].
     """
@@ -55,20 +57,20 @@ def loss_sums(
     label_smoothing: float = 0.0,
     tasks: int = 0,
 ) -> dict[str, LossSum]:
-    """Returns the loss of each head in the model's outputs, and the model's auxiliary losses, {name: LossSum}.
+    """Returns {name: LossSum} for each head in the model's outputs and for each of the model's auxiliary losses.
 
-    A head names its loss function, a key of LOSSES (heads.py). If the logits' matrix product is ever fused with the
-    loss, chunk by chunk, a model may return hidden states and the embedding table instead of logits, and only
-    `token_losses` has to change.
+    A head names its loss function (heads.py), which is a key of LOSSES. If the logits' matrix product is ever fused
+    with the loss, chunk by chunk, then a model may return hidden states and the embedding table instead of logits, and
+    only `token_losses` has to change.
 
     Args:
-      outputs: the model's output for each head; the output "auxiliary" is {name: (Σ weight · loss, Σ weight)}, for
-        example the losses of a router or a regularizer.
+      outputs: the model's output for each head. The output "auxiliary" is {name: (Σ weight · loss, Σ weight)}, for
+          example the losses of a router or a regularizer.
       batch: arrays [B, …]; the targets and weights of each head.
       tasks: number of tasks that the batch's task ids distinguish; 0 if the batch has no task ids.
     Raises:
       DataError: the batch lacks a head's targets or weights.
-      ConfigError: an output that has no loss.
+      ConfigError: an output has no loss.
     """
     sums = {}
     for name, predicted in outputs.items():
@@ -92,7 +94,8 @@ def loss_sums(
 def _by_task(head: Head, losses: jax.Array, weights: jax.Array, batch: Mapping[str, jax.Array], tasks: int):
     """Returns (Σ weight · loss, Σ weight) of each task, both [tasks].
 
-    losses, weights: [B, T], T targets a row. One fused pass sums over the targets of each task, without a scatter.
+    losses, weights: [B, T], with T targets per row. One fused pass sums over the targets of each task, without a
+    scatter.
     """
     task_ids = batch["encoder_task_ids" if head.reads else "decoder_task_ids"]
     if head.positions:
@@ -102,7 +105,7 @@ def _by_task(head: Head, losses: jax.Array, weights: jax.Array, batch: Mapping[s
 
 
 def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the sum of sum / weight over all losses, a float32 scalar; a loss of weight 0 adds 0.
+    """Returns the total of all losses, Σ (sum / weight), a float32 scalar. A loss of weight 0 adds 0.
 
     weights: the weight of each loss over the whole batch.
     """
@@ -118,16 +121,21 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the cross entropy of each target under softmax(logits), and whether no logit exceeds the target's.
 
-    With p = softmax(logits), log Z = logsumexp(logits), s the label smoothing, and q = 1−s for the target, s/(V−1) for
-    the other classes:
+    Let p = softmax(logits), log Z = logsumexp(logits), and s be the label smoothing. Let q be the smoothed target: 1−s
+    for the target's class and s/(V−1) for each other class. Then
 
-        loss = −Σ_v q_v log p_v + Σ_v q_v log q_v + z_loss · (log Z)²
+            loss = −Σ_v q_v log p_v + Σ_v q_v log q_v + z_loss · (log Z)²
 
-    so that a perfect prediction of q costs 0 (t5x/losses.py; the z-loss of Mesh TensorFlow).
-    The forward pass keeps e = exp(logits − maximum), in the logits' dtype and sharding, and the backward pass computes
-    (1 + 2·z_loss·log Z)·e/Σe − q in one pass: one [..., V] buffer less than automatic differentiation. Logits sharded
-    over the vocabulary are not moved: only one number per target is summed over devices. (`correct` compares the logit
-    with the maximum, because an argmax on a CPU would take longer than everything else.)
+    The second sum makes a perfect prediction of q cost 0 (t5x/losses.py; the z-loss is Mesh TensorFlow's).
+
+    The forward pass keeps e = exp(logits − maximum), in the logits' dtype and sharding. From e, the backward pass
+    computes
+
+            (1 + 2·z_loss·log Z)·e/Σe − q
+
+    in one pass, which needs one [..., V] buffer less than automatic differentiation. Logits that are sharded over the
+    vocabulary stay on their devices: only one number per target is summed over devices. (`correct` compares the
+    target's logit with the maximum, because an argmax on a CPU would take longer than everything else.)
 
     Args:
       logits: [..., V].
@@ -143,7 +151,7 @@ def token_losses(
 
 
 def label_losses(logits_BEC: jax.Array, targets_BY: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns each example's mean binary cross entropy over classes, and whether all of its labels are right.
+    """Returns each example's mean binary cross entropy over classes, and whether all labels of the example are right.
 
     A label is predicted if its logit is above 0. transformers' multi_label_classification takes the same mean.
 
@@ -186,10 +194,11 @@ def span_losses(
 
 
 def choice_losses(logits_BE: jax.Array, questions_BE: jax.Array, z_loss: float = 0.0) -> tuple[jax.Array, jax.Array]:
-    """Returns the cross entropy of each choice among the choices of its question, and whether none has a larger logit.
+    """Returns the cross entropy of each choice among its question's choices, and whether none of them has a larger
+    logit.
 
-    The loss is computed for every choice as if it were the right one; the head's weights select the right one. There is
-    no label smoothing, as in `span_losses`.
+    The loss of every choice is computed as if that choice were the right one. The head's weights then select the right
+    one. There is no label smoothing, as in `span_losses`.
 
     Args:
       logits_BE: [B, E], a logit for each choice.
@@ -235,8 +244,8 @@ def _token_losses_forward(logits: jax.Array, targets: jax.Array, z_loss: float, 
     V = x.shape[-1]
     on, off = _target_probabilities(V, label_smoothing)
     top = x.max(-1)
-    # The backward pass needs e, so it is stored: XLA's CPU backend takes three times as long to sum an exp that it does
-    # not store.
+    # The backward pass needs e, so e is stored. This also saves time: XLA's CPU backend takes three times as long to
+    # sum an exp that it does not store.
     e = jnp.exp(x - top[..., None])
     total = e.sum(-1)
     log_z = jnp.log(total) + top

@@ -1,7 +1,8 @@
 """Learning-rate schedules, and optimizers as optax chains: AdamW and T5's Adafactor.
 
-An optimizer here is `clip → scale → decay weights → · −learning rate`. If a parameter is boxed, its optimizer state is
-boxed with the parameter's logical axes too, so that the state is sharded like the parameter (cluster/sharding.py).
+An optimizer here has four parts: clip, scale, decay weights, multiply by −learning rate. If a parameter is boxed, its
+optimizer state is also boxed with the parameter's logical axes, so that the state is sharded like the parameter
+(cluster/sharding.py).
 """
 
 import math
@@ -32,7 +33,7 @@ def constant() -> Schedule:
 
 
 def linear_warmup(warmup_steps: int) -> Schedule:
-    """Returns the schedule min(1, n / warmup_steps): 0 at the first update, as in T5X and Hugging Face."""
+    """Returns the schedule min(1, n / warmup_steps). It is 0 at the first update, as in T5X and Hugging Face."""
     return lambda n: _progress(n, 0, warmup_steps)
 
 
@@ -64,12 +65,15 @@ def rsqrt_decay(flat_steps: int) -> Schedule:
 
 
 def product(*schedules: Schedule) -> Schedule:
-    """Returns the product of schedules; `product(linear_warmup(w), rsqrt_decay(w))` is T5X's warm-up and 1/√n decay."""
+    """Returns the product of schedules.
+
+    For example, `product(linear_warmup(w), rsqrt_decay(w))` is T5X's warm-up and 1/√n decay.
+    """
     return lambda n: math.prod((schedule(n) for schedule in schedules), start=jnp.float32(1))
 
 
 def _progress(n: jax.Array, begin: int, end: int) -> jax.Array:
-    """Returns the fraction of the way from begin to end that n has passed, in [0, 1]; 1 if end <= begin."""
+    """Returns how far n is on the way from begin to end, as a fraction in [0, 1]; 1 if end <= begin."""
     if end <= begin:
         return jnp.ones_like(n, jnp.float32)
     return jnp.clip((jnp.asarray(n, jnp.float32) - begin) / (end - begin), 0, 1)
@@ -84,15 +88,15 @@ def make_schedule(
 ) -> Schedule:
     """Returns the learning rate as a function of n, the number of updates made so far.
 
-    The learning rate is `learning_rate`, its peak, times warm-up and decay, or times the result of a user's function.
+    The learning rate is its peak, `learning_rate`, times a factor. `name` says what the factor does:
 
-    constant, linear, cosine: rises from 0 over `warmup_steps`, then stays constant, or falls to learning_rate ·
-        final_fraction at `total_steps`.
-    rsqrt: stays constant for `warmup_steps`, then falls as 1/√n. T5's pre-training, 1/√max(n, 10⁴) (Raffel et al.
-        2020, §3.1.2), is learning_rate=0.01, warmup_steps=10_000.
-    a function: n -> factor.
+    constant: rises from 0 to 1 over `warmup_steps`, then stays 1.
+    linear, cosine: rises from 0 to 1 over `warmup_steps`, then falls to final_fraction at `total_steps`.
+    rsqrt: stays 1 for `warmup_steps`, then falls as 1/√n. T5's pre-training, 1/√max(n, 10⁴) (Raffel et al. 2020,
+        §3.1.2), is learning_rate=0.01, warmup_steps=10_000.
+    a user's function, n -> factor: is what the function returns.
 
-    Raises ConfigError for an unknown name, a negative argument, or a decay that ends before the warm-up.
+    Raises ConfigError if the name is unknown, an argument is negative, or a decay ends before the warm-up.
     """
     if warmup_steps < 0 or not learning_rate >= 0:
         raise ConfigError(f"learning_rate={learning_rate}, warmup_steps={warmup_steps}: both must be 0 or more")
@@ -137,18 +141,18 @@ def make_optimizer(
     """Returns the optimizer, with clipping by global norm before it and weight decay after it.
 
     Args:
-      name: adamw, adafactor, or a user's function, schedule -> optimizer. A user's optimizer is only clipped. Its state
-        arrays are replicated on every device unless they have the shapes of parameters.
+      name: adamw, adafactor, or a user's function, schedule -> optimizer. To a user's optimizer, only clipping is
+          added. Its state arrays are replicated on every device unless they have the shapes of parameters.
       schedule: number of updates made so far -> learning rate.
       param_axes: tree of logical axis names (`sharding.param_axes`); Adafactor uses them to factor moments.
-      weight_decay: decoupled: parameters also move by −learning_rate · weight_decay · parameter.
+      weight_decay: decoupled weight decay: each update also adds −learning_rate · weight_decay · parameter.
       no_decay: regular expressions; a parameter whose whole path ("decoder/norm/scale") matches one does not decay.
       clip_norm: gradients are scaled down to this global norm; 0: no clipping.
       b1, b2, epsilon: AdamW's constants (Loshchilov and Hutter 2019).
       decay_exponent, min_dim_size_to_factor: Adafactor's constants, see `scale_by_adafactor`.
     Raises:
-      ConfigError: an unknown name, a negative clip_norm or weight_decay, weight_decay with a user's optimizer, or a
-        user's function that fails or does not return an optax optimizer.
+      ConfigError: the name is unknown, clip_norm or weight_decay is negative, weight_decay is given with a user's
+          optimizer, or a user's function fails or does not return an optax optimizer.
     """
     table: dict[str, Callable[[], optax.GradientTransformation]] = {
         "adamw": lambda: optax.scale_by_adam(b1, b2, epsilon),
@@ -184,7 +188,7 @@ def _own(function: Callable[[Schedule], optax.GradientTransformation], schedule:
 
 
 def decay_mask(param_axes: Any, no_decay: tuple[str, ...] = NO_DECAY) -> Any:
-    """Returns a tree of booleans: whether each parameter decays.
+    """Returns a tree that says for each parameter whether it decays (bool).
 
     param_axes: the tree of logical axis names. no_decay: see `make_optimizer`.
     """
@@ -194,7 +198,10 @@ def decay_mask(param_axes: Any, no_decay: tuple[str, ...] = NO_DECAY) -> Any:
 
 
 class FactorDims(NamedTuple):
-    """The dimensions of one parameter by their role in Adafactor's moments; rows and columns are () if not factored."""
+    """Holds the dimensions of one parameter by their role in Adafactor's moments.
+
+    `rows` and `columns` are () if the parameter is not factored.
+    """
 
     rows: tuple[int, ...]  # averaged in the column moment
     columns: tuple[int, ...]  # averaged in the row moment
@@ -202,14 +209,17 @@ class FactorDims(NamedTuple):
 
 
 class FactoredMoment(NamedTuple):
-    """Second moments of one factored parameter: `row` is averaged over its columns, `column` over its rows."""
+    """Holds the second moments of one factored parameter.
+
+    `row` is averaged over the parameter's columns, `column` over its rows.
+    """
 
     row: Any
     column: Any
 
 
 class AdafactorState(NamedTuple):
-    """The state of `scale_by_adafactor`."""
+    """Holds the state of `scale_by_adafactor`."""
 
     count: Any  # number of updates made
     moments: Any  # for each parameter, a FactoredMoment or one array of the parameter's shape
@@ -218,10 +228,13 @@ class AdafactorState(NamedTuple):
 def factor_dims(axes: tuple[str | None, ...], shape: tuple[int, ...], min_dim_size_to_factor: int = 128) -> FactorDims:
     """Returns how Adafactor factors a parameter with these logical axes and this shape.
 
-    A parameter is factored if it has rows and columns, at least `min_dim_size_to_factor` of each (heads × kv count as
-    one dimension), and no dimension that is WHOLE (cluster/axes.py; an axis without a row there is WHOLE). (T5X applies
-    the minimum to unstacked parameters only. Here it applies to stacked ones too, so that scanned and unrolled layers
-    train alike.)
+    A parameter is factored if all of this is true (cluster/axes.py says what role an axis has):
+    - It has rows and columns.
+    - Their sizes are at least `min_dim_size_to_factor`. The sizes of heads and kv are multiplied.
+    - None of its axes is WHOLE. An axis that is not listed in cluster/axes.py is WHOLE.
+
+    T5X applies the minimum size to unstacked parameters only. Here it also applies to stacked parameters, so that
+    scanned and unrolled layers train alike.
     """
     roles = [factor_of(name) for name in axes]
     rows, columns, stack = (tuple(i for i, role in enumerate(roles) if role == r) for r in (ROW, COLUMN, STACK))
@@ -244,12 +257,13 @@ def scale_by_adafactor(
 
     For each parameter x with gradient g at update t = 0, 1, …:
 
-        β₂ = 1 − (t+1)^−decay_exponent
-        v  = β₂ v + (1−β₂) (g² + epsilon)         or its row and column means, v ≈ row ⊗ column / mean(row)
-        u  = g / √v
-        u  = u / max(1, RMS(u) / clip_rms)
-        update = u · max(RMS(x), min_parameter_scale)
+            β₂ = 1 − (t+1)^−decay_exponent
+            v  = β₂ v + (1−β₂) (g² + epsilon)
+            u  = g / √v
+            u  = u / max(1, RMS(u) / clip_rms)
+            update = u · max(RMS(x), min_parameter_scale)
 
+    If x is factored, only the row and column means of v are kept, and v ≈ row ⊗ column / mean(row).
     `optax.adafactor` differs: it factors the two largest dimensions, whatever their meaning.
 
     param_axes: tree of logical axis names (`sharding.param_axes`).

@@ -1,4 +1,4 @@
-"""Loss spikes: the step skips an update if its loss is far above the losses of the last updates.
+"""Loss spikes: a step skips its update if its loss is far above the losses of the last updates.
 
 The last losses are part of the optimizer's state, so a resumed run skips the same updates as an uninterrupted one.
 """
@@ -28,7 +28,10 @@ class SpikesState(NamedTuple):
 
 
 def remembering(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer wrapped so that its state remembers the loss (`value`) of each update it makes."""
+    """Returns an optimizer that wraps `optimizer` and remembers the losses of its last updates.
+
+    The wrapper's `update` takes the loss as the argument `value`.
+    """
 
     def init(params: Any) -> SpikesState:
         return SpikesState(nn.Partitioned(jnp.zeros(WINDOW), (None,)), jnp.zeros([], jnp.int32), optimizer.init(params))
@@ -44,7 +47,7 @@ def remembering(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 def is_spike(state: SpikesState, loss: jax.Array, sigmas: float) -> jax.Array:
     """Returns whether the loss is more than `sigmas` standard deviations above the mean of the last WINDOW losses.
 
-    loss: float32 scalar. The result is a bool scalar; it is False before FEWEST updates.
+    loss: float32 scalar. The result is a bool scalar. It is False if fewer than FEWEST updates were made.
     """
     known = jnp.arange(WINDOW) < state.count
     mean, deviation = jnp.mean(state.losses, where=known), jnp.std(state.losses, where=known)

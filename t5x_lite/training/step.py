@@ -1,6 +1,7 @@
-"""One training step: (state, batch) -> (state, metrics), jitted, with the state donated. No I/O, no global state.
+"""The training step: a jitted function, (state, batch) -> (new state, metrics), that consumes its input state.
 
-Callers pass the module, optimizer, loss and layout; `t5x_lite/runtime.py` puts them together.
+It does no I/O and has no global state. Callers pass the module, optimizer, loss and layout; `t5x_lite/runtime.py` puts
+them together.
 """
 
 import functools
@@ -32,9 +33,9 @@ PURPOSES = {"init": 0, "dropout": 1}
 
 @struct.dataclass
 class TrainState:
-    """What a training step reads and returns, and what a checkpoint saves.
+    """Holds what a training step reads and returns, and what a checkpoint saves.
 
-    step: int32 scalar, number of steps made, skipped updates included.
+    step: int32 scalar, number of steps made, including steps whose update was skipped.
     params, opt_state: trees of arrays without boxes; parameters are float32.
     """
 
@@ -46,7 +47,7 @@ class TrainState:
 def step_key(seed: int, step: jax.Array | int, purpose: str) -> jax.Array:
     """Returns the random key for one purpose at one step.
 
-    The key depends on nothing else, so a resumed run draws the same numbers. purpose: a key of PURPOSES.
+    The key depends only on the arguments, so a resumed run draws the same numbers. purpose: a key of PURPOSES.
     """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), PURPOSES[purpose])
 
@@ -55,7 +56,7 @@ def step_key(seed: int, step: jax.Array | int, purpose: str) -> jax.Array:
 
 
 def abstract_params(module: nn.Module, batch: Batch) -> Any:
-    """Returns the boxed parameters as shapes, for `sharding.param_axes`. Allocates no arrays.
+    """Returns the shapes of the boxed parameters, as `sharding.param_axes` needs them. Allocates no arrays.
 
     batch: arrays or shapes [B, …].
     """
@@ -69,10 +70,10 @@ def abstract_state(
     batch: Batch,
     trainable: Trainable = everything,
 ) -> TrainState:
-    """Returns the train state as shapes with shardings, for restoring a checkpoint. Allocates no arrays.
+    """Returns the shapes and shardings of the train state, for restoring a checkpoint. Allocates no arrays.
 
-    batch: arrays or shapes [B, …]. Raises ConfigError if a parameter has no logical axes or a dimension that is not
-    divisible by its mesh axes.
+    batch: arrays or shapes [B, …]. Raises ConfigError if a parameter has no logical axes, or if one of its dimensions
+    is not divisible by its mesh axes.
     """
     boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0, trainable))
 
@@ -91,7 +92,7 @@ def init_state(
     seed: int = 0,
     trainable: Trainable = everything,
 ) -> TrainState:
-    """Returns a fresh state; each array is created with its sharding, with the same numbers on any mesh.
+    """Returns a fresh state. Each array is created with its sharding; its numbers are the same on any mesh.
 
     batch: arrays or shapes [B, …]. Raises ConfigError as `abstract_state` does.
     """
@@ -150,13 +151,13 @@ def make_train_step(
     step_metrics.py describes the metrics. The step raises ConfigError if B is not divisible by microbatches.
 
     Args:
-      schedule: only reported in the metrics; the optimizer applies it.
+      schedule: only for the learning rate in the metrics; the optimizer applies its own schedule.
       state: a state or `abstract_state`; the step's arguments and results have its shardings.
-      loss_fn: (outputs, batch) -> {head: LossSum}; `functools.partial(loss_sums, z_loss=…, label_smoothing=…)`.
+      loss_fn: (outputs, batch) -> {head: LossSum}, such as `functools.partial(loss_sums, z_loss=…, label_smoothing=…)`.
       microbatches: number of parts of the batch that are processed one after the other, to save memory.
       seed: seed of dropout, which depends only on (seed, step, microbatch).
       trainable: selects the trainable parameters; the others are frozen: no gradient, no optimizer state, no change.
-      spike_sigmas: a loss this many standard deviations above the last ones is a spike (spikes.py); 0: off.
+      spike_sigmas: a loss this many standard deviations above the mean of the last ones is a spike (spikes.py); 0: off.
     """
     places = _places(state)
 
@@ -230,7 +231,8 @@ def _updated(
         params: Any = optax.apply_updates(params, updates)
         return TrainState(state.step + 1, merge(params, frozen), opt_state)
 
-    # A branch, because a select between the old and the new state makes XLA copy every moment before overwriting it.
+    # This is a branch, because selecting between the old and the new state would make XLA copy every moment before
+    # overwriting it.
     return jax.lax.cond(is_good, update, lambda state, grads: state.replace(step=state.step + 1), state, grads)
 
 
@@ -255,10 +257,10 @@ def _sum_over(microbatches: Batch, count: int, key: jax.Array, function: Callabl
 def _auxiliary_weights(
     sums_of: Callable, microbatches: Batch, count: int, key: jax.Array, known: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """Returns {name: Σ weight} over all microbatches, for the losses whose weights the batch does not hold.
+    """Returns {name: Σ weight} over all microbatches, for each loss whose weights are not in the batch.
 
-    These weights have to be known before the first gradient. XLA computes only the parts of the model that a weight
-    depends on.
+    These weights have to be known before the first gradient. XLA computes only the parts of the model on which a weight
+    depends.
 
     microbatches: arrays [count, B / count, …].
     known: the weights that the batch holds (`losses.loss_weights`).
@@ -275,8 +277,8 @@ def _auxiliary_weights(
 def split_rows(batch: Batch, microbatches: int, layout: Layout) -> Batch:
     """Returns the batch [B, …] as [microbatches, B / microbatches, …]. Raises ConfigError if B is not divisible.
 
-    A microbatch takes every microbatches-th row. So each device splits its own rows and no row moves between devices;
-    contiguous microbatches would be on a few devices each.
+    With n microbatches, each takes every n-th row. So each device splits its own rows, and no row moves between
+    devices. A microbatch of contiguous rows would be on only a few devices.
     """
 
     def split(rows: jax.Array) -> jax.Array:
@@ -294,10 +296,10 @@ def split_rows(batch: Batch, microbatches: int, layout: Layout) -> Batch:
 def make_eval_step(
     module: nn.Module, layout: Layout, params: Any, *, loss_fn: LossFn = losses.loss_sums
 ) -> Callable[[Any, Batch], Metrics]:
-    """Returns the jitted evaluation step, (params, batch) -> additive metrics (step_metrics.py).
+    """Returns the jitted evaluation step, (params, batch) -> metrics that can be added (step_metrics.py).
 
-    The model runs without dropout, and its auxiliary losses are left out. The default loss_fn is plain cross entropy of
-    the heads.
+    The model runs without dropout, and its auxiliary losses are left out. The default loss_fn is each head's loss
+    without z-loss and label smoothing.
 
     params: parameters or their shapes, with shardings. batch: arrays [B, …].
     """

@@ -1,16 +1,16 @@
-"""The metrics of one step, as sums that add over microbatches, devices and steps.
+"""The metrics of one step, as sums that can be added over microbatches, devices and steps.
 
-The keys of a step's metrics; all are scalars except those by task:
+These are the keys of a step's metrics. All values are scalars except those per task:
     HEAD/loss_sum  HEAD/weight  HEAD/correct   sums over the step's targets (losses.py); no `correct` for regression
-    HEAD/task_sum  HEAD/task_weight            the same for each task [tasks], when training on several tasks
+    HEAD/task_sum  HEAD/task_weight            the same per task, [tasks]; only when training on several tasks
     tokens  positions                          positions that hold a token; all positions (encoder and decoder)
     loss  grad_norm  learning_rate             of this step; training only
     is_finite                                  1.0, or 0.0 if the loss or grad_norm is not finite; training only
     is_spike                                   1.0 if the loss is a spike, else 0.0; only with train.spike_sigmas
     steps                                      1.0; `fetch` adds it
 
-reports/metric_sums.py adds the metrics of steps and divides. The scores of a task's predictions (accuracy, F1, …) are
-in tasks/metrics.py.
+reports/metric_sums.py adds the metrics of steps and divides sums by weights. The scores of a task's predictions
+(accuracy, F1, …) are in tasks/metrics.py.
 """
 
 from collections.abc import Mapping
@@ -42,9 +42,9 @@ def batch_metrics(sums: Mapping[str, LossSum], batch: Mapping[str, jax.Array]) -
 
 
 def fetch(metrics: Mapping[str, jax.Array | float]) -> dict[str, Any]:
-    """Returns a step's metrics on the host, in float64; waits for the device.
+    """Returns a step's metrics on the host, after waiting for the device.
 
-    Float32 sums would stop growing at 2²⁴ tokens.
+    They are float64, because float32 sums would stop growing at 2²⁴ tokens.
     """
     values = {name: np.asarray(value, np.float64)[()] for name, value in jax.device_get(dict(metrics)).items()}
     return values | {"steps": 1.0}

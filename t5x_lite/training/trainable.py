@@ -11,7 +11,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.heads import SUPERVISED
 from t5x_lite.models import paths
 
-Trainable = Callable[[str], bool]  # the path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> is it trainable?
+# The path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> whether it is trainable.
+Trainable = Callable[[str], bool]
 
 # Trainable by default in a model with added parameters (LoRA, adapters, a prompt): those parameters and the heads.
 ADDED = rf".*/lora_[ab]|.*_adapter/.*|prompt|({'|'.join(SUPERVISED)}|pooler)/.*"
@@ -23,10 +24,10 @@ def everything(path: str) -> bool:
 
 
 def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
-    """Returns the predicate that selects the parameters whose whole path matches the regular expression `pattern`.
+    """Returns a predicate that selects parameters: their whole path must match the regular expression `pattern`.
 
-    The pattern "" selects all parameters, or, if `has_added`, only the added parameters (LoRA, adapters, a prompt) and
-    the heads. Raises ConfigError if the pattern is invalid or matches no path of the tree.
+    The pattern "" selects all parameters. If `has_added`, it selects only the added parameters (LoRA, adapters, a
+    prompt) and the heads. Raises ConfigError if the pattern is invalid or matches no path of the tree.
     """
     pattern = pattern or (ADDED if has_added else "")
     if not pattern:
@@ -50,7 +51,7 @@ def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
 
 
 def split(tree: dict[str, Any], trainable: Trainable) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (trainable part, frozen part) of a tree; each has only its own leaves."""
+    """Returns (trainable part, frozen part) of a tree. Each part holds only its own leaves."""
     if trainable is everything:
         return tree, {}
     parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
@@ -60,5 +61,5 @@ def split(tree: dict[str, Any], trainable: Trainable) -> tuple[dict[str, Any], d
 
 
 def merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Returns the tree that `split` divided into two parts."""
+    """Returns the whole tree from the two parts that `split` made."""
     return paths.unflatten(paths.flatten(one) | paths.flatten(other)) if other else one

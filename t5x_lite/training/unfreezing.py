@@ -13,19 +13,20 @@ LAYER = re.compile(r"(.*/)layers_(\d+)/")  # a parameter's stack of layers, and 
 
 
 class UnfreezingState(NamedTuple):
-    """The wrapped optimizer's state. count: number of updates made; inner: state of the wrapped optimizer."""
+    """Holds the wrapped optimizer's state as `inner`, and the number of updates made as `count`."""
 
     count: jax.Array
     inner: Any
 
 
 def gradually(optimizer: optax.GradientTransformation, every_steps: int) -> optax.GradientTransformation:
-    """Returns the optimizer wrapped so that it unfreezes layers gradually (Howard and Ruder 2018, §3.3; T5 paper,
-    §3.5.1).
+    """Returns the optimizer wrapped so that it unfreezes layers gradually.
 
-    The last layer of each stack is trainable from the start, and each layer before it becomes trainable `every_steps`
-    updates after the layer above. Encoder and decoder unfreeze in parallel. Parameters outside layers are trainable
-    from the start. A frozen layer's gradients are zero, and weight decay does not change its parameters.
+    The last layer of each stack is trainable from the start. Each earlier layer becomes trainable `every_steps` updates
+    after the layer that follows it. Encoder and decoder unfreeze in parallel. Parameters outside layers are trainable
+    from the start. The gradients of a frozen layer are set to zero, and weight decay does not change its parameters.
+
+    Sources: Howard and Ruder 2018, §3.3; T5 paper, §3.5.1.
     """
 
     def unfrozen(tree: Any, count: jax.Array) -> Any:
