@@ -1,12 +1,12 @@
-"""Beam search finds the most probable texts of each example. Each step extends the K beams, prefixes of a text, by one
-token.
+"""Beam search finds the most probable texts of each example. A beam is a prefix of a text.
 
-A step takes the (1 + ends)·K best continuations of the K beams. The best K that do not end become the next beams. A
-continuation that ends becomes a finished text if it is among the best K, as in transformers (T5X accepts all that end).
+Each step extends the K beams of an example by one token. It takes the (1 + E)·K best continuations of the beams; E is
+the number of end tokens. The K best continuations that do not end become the next beams. A continuation that ends
+becomes a finished text if it is among the K best of all, as in transformers (T5X accepts all that end).
 `EARLY_STOPPING` decides when an example is done. The loop runs until all examples are done; a done example no longer
 changes.
 
-Additional dimension letters: K beams, J continuations, T tokens, R = B·K rows; the K rows of an example are adjacent.
+Additional dimension letters: K beams, J continuations, T tokens, R = B·K rows. The K rows of an example are adjacent.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# When an example with K finished texts is done. "never": when no beam can become better than the worst finished text
-# (T5X's t5x/decoding.py: beam_search). False: when no beam would be better than the worst finished text if the beam
-# ended now (transformers' default). True: immediately.
+# Says when an example with K finished texts is done. "never": when no beam can become better than the worst finished
+# text (T5X's t5x/decoding.py: beam_search). False: when no beam would be better than the worst finished text if the
+# beam ended now (transformers' default). True: immediately.
 EARLY_STOPPING = ("never", False, True)
 
 Texts = dict[str, jax.Array]  # tokens [B, K, T], logprobs [B, K, T] and lengths [B, K] of beams or finished texts
 
 
 class State(NamedTuple):
-    """Holds the search after `count` tokens."""
+    """Holds the state of the search after `count` tokens."""
 
     count: jax.Array
     token_R: Any  # int32, the last token of each beam, which the model has not read yet
@@ -58,17 +58,18 @@ def search(
 ) -> dict[str, jax.Array]:
     """Returns the best `texts` texts of each example, in the format of generate.generate.
 
-    decoding, history: of R rows; the rows of an example are equal.  done_B: True for examples that get no text.
-    read(token_R, decoding) → decoding.  rules(count, logits_RV, history) → (logits_RV, −inf where a token is forbidden;
-    normaliser_R, subtracted from the logits to get log-probabilities).  written(history, token_R) → history.
+    decoding, history: R rows, which are equal within an example.  done_B: True for examples that get no text.
+    read(token_R, decoding) → decoding.  written(history, token_R) → history.
+    rules(count, logits_RV, history) → (logits_RV with −inf for forbidden tokens, normaliser_R). Logits minus
+    normaliser_R are log-probabilities.
     reorder(decoding or history, rows_R) → its rows in the order rows_R.
     capacity: T.  most_B: number of tokens at which a text is finished.  ends: the tokens that end a text; the first of
-    them fills the tokens after the end.  penalty: (length_penalty, length_offset) of strategy.Strategy.
+    them fills the space after the end.  penalty: (length_penalty, length_offset) of strategy.Strategy.
     """
     batch_rows = len(done_B)
 
     def extend(state: State) -> State:
-        """Returns the state with one more token in each beam and with the texts that this token finished."""
+        """Returns the state with one more token in each beam, and with the texts that this token finished."""
         count, logits_RV = state.count, state.decoding.logits_RV
         allowed_RV, normaliser_R = rules(count, logits_RV, state.history)
         kept = (1 + len(ends)) * beams
@@ -97,8 +98,8 @@ def search(
         return State(*fields, live, live_scores_BK, done, done_scores_BK, closed_B)
 
     def improvable(count: jax.Array, live_scores_BK: jax.Array, done_scores_BK: jax.Array) -> jax.Array:
-        """Returns bool [B]: whether a beam may still become one of an example's K texts. A beam's log-probability can
-        only decrease, and the length penalty favours the longest text."""
+        """Returns bool [B]: whether a beam may still become one of its example's K texts. Further tokens can only lower
+        a beam's log-probability, and the length penalty favours the longest text."""
         worst_B = done_scores_BK[:, -1]  # −inf: fewer than K texts are finished
         bound_B = _penalised(live_scores_BK[:, 0], most_B if early_stopping == "never" else count, penalty)
         return (bound_B > worst_B) & ((early_stopping is not True) | (worst_B == -jnp.inf))
@@ -121,7 +122,7 @@ def _continuations(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the `kept` best continuations of each example, best first: (scores, beam indices, tokens), all [B, J]."""
     batch_rows, beams = live_scores_BK.shape
-    # The best of each beam come first, so that the second sort is over K·J continuations instead of K·V.
+    # First take the best of each beam, so that the second sort is over K·J continuations instead of K·V.
     best_RJ, token_RJ = lax.top_k(allowed_RV, min(kept, allowed_RV.shape[1]))
     best_RJ -= normaliser_R[:, None]
     width = best_RJ.shape[1]
@@ -132,7 +133,7 @@ def _continuations(
 
 
 def _append(texts: Texts, count: jax.Array, token_BJ: jax.Array, logprob_BJ: jax.Array, ends_BJ: jax.Array) -> Texts:
-    """Returns the texts with one more token at index `count`; an end does not count towards the length."""
+    """Returns the texts with one more token at index `count`. An end token does not count towards the length."""
     return {
         "tokens": lax.dynamic_update_slice_in_dim(texts["tokens"], token_BJ[..., None], count, axis=2),
         "logprobs": lax.dynamic_update_slice_in_dim(texts["logprobs"], logprob_BJ[..., None], count, axis=2),

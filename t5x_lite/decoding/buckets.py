@@ -7,7 +7,9 @@ from t5x_lite.heads import ENCODER_HEADS
 
 
 def bucket(number: int) -> int:
-    """Returns the smallest of 8, 12, 16, 24, 32, 48, … that is at least `number`; above 8, at most 1.5 times as large.
+    """Returns the smallest of 8, 12, 16, 24, 32, 48, … that is at least `number`.
+
+    If `number` is above 8, the result is at most 1.5 times as large.
 
     >>> [bucket(n) for n in (1, 8, 9, 17, 32, 33, 100)]
     [8, 8, 12, 24, 32, 48, 128]
@@ -28,8 +30,8 @@ def power_of_two(number: int) -> int:
 def cut_to_bucket(batch: Batch, architecture: str) -> Batch:
     """Returns the batch with its arrays [B, S] and [B, L] cut to the `bucket` of the longest row of any process.
 
-    Only columns that are padding in every row of every process are cut. Every process must call this function equally
-    often, because the processes exchange their lengths.
+    Only columns that are padding in every row of every process are cut. All processes must call this function the same
+    number of times, because they exchange their lengths.
     """
     cut = dict(batch)
     for side, letter in (("encoder", "S"), ("decoder", "L")):

@@ -14,9 +14,11 @@ ROOT = 0
 
 
 class PrefixTree(NamedTuple):
-    """Holds for each node s the tokens it allows, `tokens_SC[s]`, and the nodes they lead to, `nodes_SC[s]`; −1: none.
+    """Holds a prefix tree of S nodes, each of which allows up to C tokens.
 
-    S nodes, C tokens per node, both rounded up, so that label sets of similar sizes share a compiled program."""
+    `tokens_SC[s]` are the tokens that node s allows, and `nodes_SC[s]` are the nodes they lead to; −1: none. S and C
+    are rounded up, so that label sets of similar sizes share a compiled program.
+    """
 
     tokens_SC: jax.Array | np.ndarray
     nodes_SC: jax.Array | np.ndarray
@@ -59,7 +61,10 @@ def prefix_tree(sequences: Sequence[Sequence[int]], eos_id: int) -> PrefixTree:
 
 
 def forbid(tree: PrefixTree, node_R: jax.Array, logits_RV: jax.Array) -> jax.Array:
-    """Returns the logits [R, V] with −inf for tokens that a row's node does not allow. node_R: int32 [R]."""
+    """Returns the logits [R, V] with −inf for the tokens that each row's node does not allow.
+
+    node_R: int32, the node of each row.
+    """
     tokens_RC = jnp.asarray(tree.tokens_SC)[node_R]
     vocab_size = logits_RV.shape[1]
     places_RC = jnp.where(tokens_RC < 0, vocab_size, tokens_RC)  # out of range: dropped
@@ -68,7 +73,9 @@ def forbid(tree: PrefixTree, node_R: jax.Array, logits_RV: jax.Array) -> jax.Arr
 
 
 def advance(tree: PrefixTree, node_R: jax.Array, token_R: jax.Array) -> jax.Array:
-    """Returns the node of each row after its token, int32 [R]; ROOT after a token that its node does not allow, as in
-    a finished row."""
+    """Returns the node of each row after its token, int32 [R].
+
+    It is ROOT if the row's old node does not allow the token, as in a finished row.
+    """
     is_token_RC = jnp.asarray(tree.tokens_SC)[node_R] == token_R[:, None]
     return jnp.max(jnp.where(is_token_RC, jnp.asarray(tree.nodes_SC)[node_R], ROOT), axis=1)

@@ -1,8 +1,9 @@
 """Decoding with a cache of keys and values, for text_to_text and decoder_only models.
 
 Every strategy calls `prefill` once and then loops: it chooses a token from `logits_RV` and calls `step`. Greedy
-decoding and sampling are here, beam search is in beam.py. logit_rules.py restricts the tokens, constraint.py the texts.
-Additional dimension letter: R rows, B examples times the texts per example; the rows of an example are adjacent.
+decoding and sampling are in this module, beam search is in beam.py. logit_rules.py restricts the tokens, constraint.py
+the texts. Additional dimension letter: R rows. R is the number of examples B times the texts or beams per example; the
+rows of an example are adjacent.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ PROMPT = {
 
 
 class Decoding(NamedTuple):
-    """Holds the state of the model between two tokens: the tokens it has read, and its prediction of the next one."""
+    """Holds the state of the model between two tokens: what it has read, and its prediction of the next token."""
 
     logits_RV: jax.Array  # float32, of the next token
     positions_R: jax.Array  # int32, of the next token in its example
@@ -60,21 +61,22 @@ def generate(
     [B, S], and starts from `start_id`. A decoder_only model reads prompts of any lengths in `decoder_*`, [B, L], and
     continues each prompt after its last token. A row with only padding gets no text.
 
-    choices: constraint.prefix_tree(…) of the texts that may be generated.  seed, row_ids: sampling depends on nothing
-    else. If an example's row id is its number in the data set, it gets the same texts in any batch; the default is
-    the row's index.  limits: int32 [B] and [B], min_tokens and max_tokens of each row; they override the strategy's.
+    choices: constraint.prefix_tree(…) of the texts that may be generated.
+    seed, row_ids: all that sampling depends on. If an example's row id is its number in the data set, the example gets
+    the same texts in any batch. By default, it is the row's index.
+    limits: int32 [B] and [B], min_tokens and max_tokens of each row; they override the strategy's.
     Compiles once for each batch shape, strategy, and bucket (see `buckets.bucket`) of max_tokens.
 
-    Returns, for N = strategy.texts, best first:
+    Returns N = strategy.texts texts per row, the best first:
         tokens    int32 [B, N, max_tokens], the text's tokens and its end, filled up with `eos_id`
         lengths   int32 [B, N], tokens before the end; max_tokens if the text has no end
         logprobs  float32 [B, N, max_tokens], the model's natural log-probability of each token and of the end, before
                   the strategy changes it; 0 after the end
-        score     float32 [B, N], ranks the texts: the sum of logprobs; beam search's is penalised and excludes the
-                  forced first and last tokens
+        score     float32 [B, N], ranks the texts: the sum of logprobs. Beam search penalises it (see `Strategy`) and
+                  excludes the forced first and last tokens
 
-    Raises ConfigError if the model does not generate, the strategy cannot work, or more positions are needed than the
-    model has.
+    Raises ConfigError if the model cannot generate, if the strategy cannot work, or if more positions are needed than
+    the model has.
     """
     config = module.config  # type: ignore[attr-defined]
     if config.architecture not in PROMPT:
@@ -135,8 +137,10 @@ def _generate(
     seed: jax.Array,
     row_ids: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Compiles and runs `generate` after its checks. strategy.max_tokens is a bucket; least_B and most_B are each row's
-    limits."""
+    """Generates as `generate` does, after its checks, in one compiled program.
+
+    strategy.max_tokens is a bucket; least_B and most_B are the limits of each row.
+    """
     segment_ids_BL = batch[PROMPT[module.config.architecture][1]]
     paths = max(strategy.beams, strategy.texts)
     ends = tuple(dict.fromkeys((eos_id, *strategy.other_ends)))
@@ -187,12 +191,12 @@ def _one_by_one(
 ) -> dict[str, jax.Array]:
     """Generates one text per row, token by token. Returns tokens and logprobs [R, T], lengths and done [R].
 
-    capacity: T.
-    choose(count, decoding, history) → token_R, the token at index `count`.  read, written, ends: as in beam.search.
+    capacity: T.  read, written, ends: as in beam.search.
+    choose(count, decoding, history) → token_R, the token at index `count`.
     """
 
     def write(count: jax.Array, decoding: Decoding, history: History, out: dict[str, jax.Array]):
-        """Returns (token_R, history, output), the latter two with token_R added."""
+        """Returns (token_R, history, output). The next token, token_R, is added to history and output."""
         token_R = jnp.where(out["done"], ends[0], choose(count, decoding, history).astype(jnp.int32))
         logprob_R = jnp.where(out["done"], 0.0, token_logprob(decoding.logits_RV, token_R))
         ended_R = out["done"] | jnp.isin(token_R, jnp.array(ends))
@@ -224,15 +228,20 @@ def _one_by_one(
 def greedy(
     module: nn.Module, params: Any, batch: Mapping[str, Any], *, max_tokens: int, eos_id: int, start_id: int = 0
 ) -> dict[str, jax.Array]:
-    """Generates with the most probable token at each step. Returns `generate`'s arrays without the axis N; "logprob",
-    [B], replaces "score"."""
+    """Generates a text from the most probable token at each step.
+
+    Returns `generate`'s arrays without the axis N; "logprob", [B], replaces "score".
+    """
     out = generate(module, params, batch, Strategy(max_tokens=max_tokens), eos_id=eos_id, start_id=start_id)
     return {name: out[name][:, 0] for name in ("tokens", "lengths", "logprobs")} | {"logprob": out["score"][:, 0]}
 
 
 def _first_largest(logits_RV: jax.Array) -> jax.Array:
-    """Returns the argmax over V, int32 [R]; token 0 if a row has NaN. XLA's CPU backend compiles jnp.argmax to a scalar
-    loop, which takes a 20th of a token's time."""
+    """Returns the argmax over V, int32 [R]; token 0 if a row has NaN.
+
+    jnp.argmax is not used, because XLA's CPU backend compiles it to a scalar loop, which takes a 20th of the time per
+    token.
+    """
     top_R1 = logits_RV.max(axis=1, keepdims=True)
     ids_RV = lax.broadcasted_iota(jnp.int32, logits_RV.shape, 1)
     return jnp.where(logits_RV < top_R1, logits_RV.shape[1] - 1, ids_RV).min(axis=1)
@@ -259,7 +268,10 @@ def _history(module: Any, strategy: Strategy, batch: Mapping[str, jax.Array], st
 
 
 def prefill(module: Any, params: Any, batch: Mapping[str, jax.Array], *, new_slots: int, start_id: int = 0) -> Decoding:
-    """Reads all tokens of the prompts at once. Returns the decoding of B rows; its cache has `new_slots` free slots."""
+    """Reads all tokens of the prompts at once. Returns the `Decoding` of B rows.
+
+    Its cache has `new_slots` free slots.
+    """
     if module.config.architecture == "text_to_text":
         start_B1 = jnp.full_like(batch["encoder_input_tokens"][:, :1], start_id)
         batch = dict(batch) | {
@@ -278,7 +290,7 @@ def prefill(module: Any, params: Any, batch: Mapping[str, jax.Array], *, new_slo
 
 
 def step(module: Any, params: Any, token_R: jax.Array, decoding: Decoding) -> Decoding:
-    """Reads one token per row, token_R int32 [R], and returns the decoding after it."""
+    """Reads one token per row, token_R (int32 [R]), and returns the `Decoding` after it."""
     _, positions_R, cache, visible_BKM = decoding
     if visible_BKM is not None:
         beams, slots = visible_BKM.shape[1:]
@@ -301,16 +313,22 @@ def repeat(decoding: Decoding, times: int) -> Decoding:
 
 
 def branch(decoding: Decoding, beams: int) -> Decoding:
-    """Turns every row into `beams` adjacent beams that share one cache. After the prompt's slots, each step gives each
-    beam one slot. A beam attends to the slots of the prompt and of its ancestors, so that no step copies the cache."""
+    """Turns every row into `beams` adjacent beams that share one cache.
+
+    After the prompt's slots, each step adds one slot per beam. A beam attends to the slots of the prompt and to those
+    of its own tokens, which the beams it descends from have written. So no step copies the cache.
+    """
     logits_RV, positions_R, cache, _ = decoding
     visible_BKM = jnp.repeat(cache["segment_ids"][:, None] > 0, beams, axis=1)
     return Decoding(jnp.repeat(logits_RV, beams, axis=0), jnp.repeat(positions_R, beams, axis=0), cache, visible_BKM)
 
 
 def reorder(state: Decoding | History, rows_R: jax.Array) -> Any:
-    """Returns the rows `rows_R` of a decoding of beams or of a history; each row must come from the same example. All
-    beams of an example have read the same number of tokens, so that positions and cache do not change."""
+    """Returns the rows `rows_R` of `state`: a history, or the decoding of beams.
+
+    Each row must be replaced by a row of the same example. The positions and the cache do not change, because all beams
+    of an example have read the same number of tokens.
+    """
     if isinstance(state, History):
         return History(*(array[rows_R] for array in state))
     visible_BKM = state.visible_BKM

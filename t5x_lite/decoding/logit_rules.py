@@ -1,5 +1,4 @@
-"""Rules that decide which token may come next: they change the logits of a step, [R, V], and read the history of the
-text.
+"""Rules that decide which token may come next. They read the history of a text and change a step's logits, [R, V].
 
 A rule is a pure function that returns logits; forbidden tokens have the logit −inf.
 """
@@ -19,7 +18,7 @@ class History(NamedTuple):
     """Holds what the rules need to know about the text so far."""
 
     node_R: jax.Array  # int32, the row's node in the constraint's tree
-    tokens_RT: jax.Array  # int32, the tokens that the decoder has read, then V; [R, 0] if no rule needs them
+    tokens_RT: jax.Array  # int32, the tokens that the decoder has read, then V; [R, 0] if no rule needs tokens
     lengths_R: jax.Array  # int32, the number of tokens read
 
 
@@ -56,10 +55,11 @@ def apply(
     logits_RV: jax.Array,
     history: History,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (logits_RV, −inf where a token is forbidden; normaliser_R). A logit minus its row's normaliser is the
-    log-probability among all tokens, including the forbidden ones.
+    """Returns (logits_RV with −inf for forbidden tokens, normaliser_R).
 
-    least_R, most_R: int32, each row's min_tokens and max_tokens.  count: the number of tokens generated so far.
+    A logit minus its row's normaliser is the log-probability among all tokens, including the forbidden ones.
+
+    least_R, most_R: int32, min_tokens and max_tokens of each row.  count: the number of tokens generated so far.
     """
     penalised = strategy.repetition_penalty != 1
     normalised = penalised and strategy.beams > 1  # beams compare penalised log-probabilities, as in transformers
@@ -80,16 +80,24 @@ def apply(
 
 
 def penalise_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, penalty: float) -> jax.Array:
-    """Divides the positive logits of a row's own tokens by `penalty` and multiplies the negative ones by it (Keskar et
-    al. 2019, CTRL, §4.1, as commonly implemented). tokens_RT: int32, the row's tokens; V marks an empty slot."""
+    """Makes the tokens that a row already has less likely: divides their positive logits by `penalty` and multiplies
+    their negative logits by it.
+
+    Source: Keskar et al. 2019, CTRL, §4.1, as commonly implemented.
+
+    tokens_RT: int32, the row's tokens; V marks an empty slot.
+    """
     seen_RV = _marked(logits_RV, tokens_RT)
     penalised_RV = jnp.where(logits_RV > 0, logits_RV / penalty, logits_RV * penalty)
     return jnp.where(seen_RV, penalised_RV, logits_RV)
 
 
 def forbid_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, lengths_R: jax.Array, size: int) -> jax.Array:
-    """Forbids tokens that would repeat an n-gram of `size` tokens in their row (Paulus et al. 2018, §2.5).
-    tokens_RT: int32, the row's `lengths_R` tokens, then V."""
+    """Forbids each token that would repeat an n-gram of its row. An n-gram has `size` tokens (Paulus et al. 2018,
+    §2.5).
+
+    tokens_RT: int32, the `lengths_R` tokens of each row, then V in the empty slots.
+    """
     starts = max(tokens_RT.shape[1] - size + 1, 0)  # the number of n-grams
     rows_R1 = jnp.arange(len(tokens_RT))[:, None]
     latest_RN = tokens_RT[rows_R1, lengths_R[:, None] + jnp.arange(1 - size, 0)[None, :]]
@@ -101,7 +109,7 @@ def forbid_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, lengths_R: jax
 
 
 def _marked(logits_RV: jax.Array, tokens_RT: jax.Array) -> jax.Array:
-    """Returns bool [R, V]: True for the tokens that occur in each row of tokens_RT; V marks an empty slot."""
+    """Returns bool [R, V]: True for the tokens that occur in each row of tokens_RT, where V marks an empty slot."""
     rows_R1 = jnp.arange(len(tokens_RT))[:, None]
     return jnp.zeros(logits_RV.shape, bool).at[rows_R1, tokens_RT].set(True, mode="drop")
 
@@ -122,14 +130,19 @@ def force(logits_RV: jax.Array, token: int, here_R: jax.Array, logit_R: jax.Arra
 
 
 def keep_top_k(logits_RV: jax.Array, k: int) -> jax.Array:
-    """Forbids all but the `k` most probable tokens of each row; ties with the k-th stay (Fan et al. 2018, §5.4)."""
+    """Forbids all but the `k` most probable tokens of each row. Ties with the k-th stay allowed.
+
+    Source: Fan et al. 2018, §5.4.
+    """
     k = min(k, logits_RV.shape[1])
     return jnp.where(logits_RV < lax.top_k(logits_RV, k)[0][:, -1:], -jnp.inf, logits_RV)
 
 
 def keep_top_p(logits_RV: jax.Array, p: float) -> jax.Array:
-    """Forbids all but the fewest tokens of each row whose probabilities sum to at least `p` (Holtzman et al. 2020,
-    nucleus sampling, §3.1)."""
+    """Keeps, in each row, the fewest tokens whose probabilities sum to at least `p`, and forbids the others.
+
+    This is nucleus sampling (Holtzman et al. 2020, §3.1).
+    """
     sorted_RV = -jnp.sort(-logits_RV, axis=1)
     probabilities_RV = jax.nn.softmax(sorted_RV, axis=1)
     before_RV = jnp.cumsum(probabilities_RV, axis=1) - probabilities_RV

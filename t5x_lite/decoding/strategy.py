@@ -11,28 +11,31 @@ class Strategy:
     """Says how texts are chosen: greedily by default, by beam search if `beams` > 1, by sampling if `temperature` > 0.
 
     Beam search ranks a text of n tokens, including its end, by
-    logprob / ((length_offset + n) / (length_offset + 1)) ** length_penalty, as T5 and GNMT do (Wu et al. 2016, §7).
-    With an offset of 0 this is logprob / n ** length_penalty, as in transformers.
+
+            logprob / ((length_offset + n) / (length_offset + 1)) ** length_penalty
+
+    as T5 and GNMT do (Wu et al. 2016, §7). With an offset of 0 this is logprob / n ** length_penalty, as in
+    transformers.
     """
 
     max_tokens: int = 64  # of a text, including its end; a constraint replaces it with the length of its longest text
     min_tokens: int = 0  # of a text, before its end
     beams: int = 1
-    length_penalty: float = 0.6  # exponent in beam search's score; 0: none
+    length_penalty: float = 0.6  # exponent in beam search's score; 0: no penalty
     length_offset: int = 5
     temperature: float = 0.0  # 0: no sampling; 1: from the model's distribution
     top_k: int = 0  # sample from the k most probable tokens; 0: from all
     top_p: float = 1.0  # sample from the fewest tokens whose probabilities sum to this
     repetition_penalty: float = 1.0  # above 1: makes the tokens of the text so far less likely
-    no_repeat_ngram_size: int = 0  # n-grams of this size occur only once, including a decoder's prompt; 0: no limit
+    no_repeat_ngram_size: int = 0  # no n-gram of this size is repeated, nor one of a decoder's prompt; 0: no limit
     first_token: int | None = None  # forced as the first token: BART's <s>, mBART's language
-    last_token: int | None = None  # forced as token number max_tokens: an end
-    other_ends: tuple[int, ...] = ()  # tokens that end a text, like eos_id: the end of a turn in a chat
+    last_token: int | None = None  # forced as token number max_tokens, such as an end
+    other_ends: tuple[int, ...] = ()  # more tokens that end a text, such as a chat's end of turn
     early_stopping: bool | str = "never"  # of beam search, one of beam.EARLY_STOPPING
     texts: int = 1  # texts per example: the number of samples, or of the best beams
 
     def validate(self) -> "Strategy":
-        """Returns self. Raises ConfigError, which names the field, its value and the allowed values."""
+        """Returns self. Raises ConfigError if a field is not valid; it names its value and the allowed values."""
         least = {"max_tokens": 1, "min_tokens": 0, "beams": 1, "texts": 1, "top_k": 0, "no_repeat_ngram_size": 0}
         for field, low in least.items():
             if getattr(self, field) < low:
