@@ -1,12 +1,17 @@
 """The contract between data and models: the arrays of a batch, their shapes and their meanings.
 
-A batch is a plain `dict[str, np.ndarray]`; on the devices it holds jax arrays. Dimension letters are
-those of `t5x_lite.models.config`: B rows, S source length, L target (or decoder) length, P masked
-positions per row, E examples per row (1 if unpacked; for multiple choice, the choices of all examples
-in the row), Y the classes of all examples in the row (C for each example).
+A batch is a plain `dict[str, np.ndarray]`; on the devices it holds jax arrays. Dimension letters are those of
+`t5x_lite.models.config`:
+    B: the number of rows.
+    S: the length of a source.
+    L: the length of a target (of the decoder).
+    P: the number of masked positions in a row.
+    E: the number of examples in a row (1 if unpacked); for multiple choice, the number of choices of all examples in
+       the row.
+    Y: E · C, one number for each example in a row and each of C classes.
 
-Padding is explicit: segment ids are 0 on padding and 1, 2, … on the examples packed in a row. Weights
-are 0 where the loss ignores a target. The code never compares token ids to find padding.
+Padding is explicit. Segment ids are 0 on padding, and 1, 2, … on the examples packed in a row. Weights are 0 where the
+loss ignores a target. The code never compares token ids to find padding.
 """
 
 from collections.abc import Mapping
@@ -50,19 +55,19 @@ def specs(architecture: str, heads: tuple[str, ...] = ()) -> dict[str, ArraySpec
 
 
 def zeros(architecture: str, sizes: Mapping[str, int], heads: tuple[str, ...] = ()) -> Batch:
-    """Returns a batch of padding alone. `sizes` maps the dimension letters it needs (B, S, L, P, E, Y) to ints."""
+    """Returns a batch that is only padding. `sizes` holds the size of each dimension letter that the arrays have."""
     return {
         name: np.zeros([sizes[d] for d in spec.dims], spec.dtype) for name, spec in specs(architecture, heads).items()
     }
 
 
 def check(batch: Mapping[str, np.ndarray], spec_of: Mapping[str, ArraySpec], vocab_size: int) -> None:
-    """Checks names, dtypes, ranks and value ranges on the host.
+    """Checks the names, dtypes, ranks and values of a batch's arrays on the host.
 
-    JAX silently clips or wraps indices that are out of range, so a run with the wrong tokenizer would train without an
-    error. (data/fields.py checks labels when it reads them.)
+    JAX silently clips or wraps indices that are out of range. So without this check, a run with the wrong tokenizer
+    would train without an error. (data/fields.py checks labels when it reads them.)
 
-    batch: an array for each name of `spec_of`, with the dimensions and dtype of its ArraySpec.
+    batch: must hold one array per name in `spec_of`, with the dimensions and dtype of its ArraySpec.
     Raises DataError for the first array that is missing or wrong.
     """
     for name, spec in spec_of.items():
@@ -73,7 +78,7 @@ def check(batch: Mapping[str, np.ndarray], spec_of: Mapping[str, ArraySpec], voc
             raise DataError(
                 f"batch {name!r} is {array.dtype}{list(array.shape)}; expected {spec.dtype} with dimensions {spec.dims}"
             )
-        if spec.vocabulary and array.size and array.view(np.uint32).max() >= vocab_size:  # negative ones are large too
+        if spec.vocabulary and array.size and array.view(np.uint32).max() >= vocab_size:  # negative: large as uint32
             low, high = int(array.min()), int(array.max())
             raise DataError(
                 f"batch {name!r} holds token id {low if low < 0 else high}; allowed 0 to {vocab_size - 1}. "

@@ -1,10 +1,11 @@
-"""The heads of models, one row each: a head's inputs and outputs, its arrays in a batch, and its loss. No jax here.
+"""Describes the heads of models: the inputs and outputs of each head, its arrays in a batch, and its loss.
 
-To add a head, write a row of HEADS, a target that names the head (data/targets.py) and a method of the encoder's
-converter (data/convert_encoder.py). If no loss of training/losses.py fits, add a loss function.
+This module does not import jax. To add a head, write an entry of HEADS, a target that names the head (data/targets.py)
+and a method of the encoder's converter (data/convert_encoder.py). If no loss of training/losses.py fits, add a loss
+function.
 
-Dimension letters are those of batch.py: B rows, S source length, P masked positions per row, E examples per row, Y the
-classes of all examples of a row.
+Dimension letters are those of batch.py: B rows, S source length, P masked positions per row, E examples per row,
+C classes, and Y = E · C.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 
 from t5x_lite.array_spec import FLOAT, INT, ArraySpec
 
-# A head reads the hidden states of all tokens, of the tokens at mlm_positions, or the pooled state of each example.
+# What a head reads: the hidden states of all tokens or of those at mlm_positions, or the pooled state of each example.
 TOKENS, MASKED, EXAMPLES = "tokens", "masked", "examples"
 CLASSES = "classes"  # the head has model.num_classes outputs
 
@@ -22,14 +23,15 @@ class Head:
     """Describes one output of a model and how it is trained.
 
     reads: TOKENS, MASKED or EXAMPLES; "" for the language model's own output.
-    outputs: the number of outputs for each state that the head reads: an int (1: the output has no axis for it) or
-        CLASSES. None if the head has no dense layer of its name (logits over the vocabulary, the pooled state itself).
+    outputs: the number of outputs per state that the head reads: an int (1: the output has no axis for it) or CLASSES.
+        None if the head has no dense layer of its name, because it outputs logits over the vocabulary or the pooled
+        state itself.
     arrays: the arrays that a batch holds for the head.
     targets, weights: the names of the arrays with the targets and their weights; "" if the head has no loss.
     loss: a key of training.losses.LOSSES.
-    positions: the name of the array with the index into S of each target; "" if every token has a target.
+    positions: the name of the array that holds each target's index into S; "" if every token has a target.
     dropout: whether dropout is applied to the head's inputs.
-    is_supervised: whether a task's own targets train the head, rather than a corpus's objective.
+    is_supervised: whether the head is trained by a task's own targets and not by the objective of a corpus.
     problem_type: `problem_type` in Hugging Face's config.json, for heads that share a Hugging Face class.
     """
 

@@ -1,7 +1,7 @@
 """Defines `Key`: one config key with its default, meaning, allowed values, and what a change means on resume.
 
-config.py lists the keys of a run, one line a key; models/config.py and cluster/axes.py list those of their dataclasses.
-Validation and the check of a resumed run read these lines.
+config.py lists the keys of a run, one line per key. models/config.py and cluster/axes.py list those of their
+dataclasses. Validation and the check of a resumed run use these lists.
 """
 
 import dataclasses
@@ -52,14 +52,14 @@ INNER_SHARE = Range(above=0, below=1)
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One config key.
+    """Describes one config key.
 
-    default: its value if nobody sets it; None means unset, and then the meaning says what applies.
+    default: the value if nobody sets one. None: unset; `meaning` then says what applies.
     meaning: what the value is, with its unit.
     resume: REFUSE, WARN or FREE.
     allowed: the range of a number, or the choices for a text or for each entry of a tuple; None allows any value.
-    kind: the type of its values; None means the type of the default.
-    takes: argument names with which the user's own function or class is called; () if the key accepts none.
+    kind: the type of the key's values; None: the type of the default.
+    takes: if the value may be a user's own function or class, the names of the arguments it is called with; else ().
     """
 
     default: Any
@@ -75,7 +75,7 @@ class Key:
             object.__setattr__(self, "kind", kind)
 
     def check(self, name: str, value: Any) -> None:
-        """Raises ConfigError unless `value` is allowed. `name` is the key's name, for the message."""
+        """Raises ConfigError unless `value` is allowed. The message shows `name`, the key's name."""
         if value is None:
             return
         if isinstance(value, float) and not math.isfinite(value):
@@ -100,7 +100,10 @@ def field(default: Any, meaning: str, allowed: Any = None, resume: str = REFUSE,
 
 
 def keys_of(dataclass: type) -> dict[str, Key]:
-    """Returns the keys of a dataclass made of `field`s, by name. They default to None: the dataclass's own default."""
+    """Returns {name: Key} for the fields of a dataclass that were made by `field`.
+
+    The default of each key is None, which stands for the dataclass's own default.
+    """
     return {
         f.name: Key(None, kind=object if f.metadata["takes"] else f.type, **f.metadata)  # type: ignore[arg-type]
         for f in dataclasses.fields(dataclass)

@@ -1,4 +1,4 @@
-"""Looks names up in tables; the error for an unknown name suggests the nearest ones."""
+"""Looks up names in tables. The error for an unknown name suggests the nearest names."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ def suggest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """Returns the error message for a `name` that is not one of `allowed`; it shows at most 20 of them.
+    """Returns the error message for a `name` that is not one of `allowed`. The message shows at most 20 of them.
 
     >>> unknown("task", "glue_col", ["glue_cola"])
     "unknown task 'glue_col'; did you mean 'glue_cola'? (allowed: glue_cola)"
@@ -35,7 +35,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Returns `table[name]`. Raises ConfigError with "did you mean" if the table has no such name."""
+    """Returns `table[name]`. Raises ConfigError, with similar names, if the table does not have `name`."""
     try:
         return table[name]
     except KeyError:

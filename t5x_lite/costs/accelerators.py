@@ -1,16 +1,19 @@
-"""Peak rates and memory of accelerators, from their makers' data sheets; per chip, not per board or core."""
+"""Peak rates and memory of accelerators, from their makers' data sheets.
+
+All numbers are per chip, not per board or core.
+"""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """Holds the peak rates of one device, from which `plan` computes a roofline."""
+    """Holds the peak rates and the memory of one device. `plan` computes a roofline from them."""
 
     flops: float  # per second, dense bfloat16
     memory_bytes: float
     memory_bytes_per_s: float
-    link_bytes_per_s: float  # to its neighbours, sum of all links, one direction
+    link_bytes_per_s: float  # to its neighbours, over all links together, in one direction
     kinds: tuple[str, ...]  # prefixes of `jax.Device.device_kind`
     float32_flops: float  # per second, in JAX's default precision: TF32 on a GPU, one bfloat16 pass on a TPU
 

@@ -1,4 +1,4 @@
-"""Counts the collectives of a step in its compiled program's text; a loop's body counts once per iteration."""
+"""Counts a step's collectives in the text of its compiled program. A loop's body counts once per iteration."""
 
 import collections
 import math
@@ -24,10 +24,12 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 
 
 def count(hlo: str, devices: int) -> dict[str, dict[str, float]]:
-    """Returns {kind: {"count", "bytes", "sent_bytes"}} of one device in one run of a compiled program.
+    """Returns {kind of collective: {"count", "bytes", "sent_bytes"}} for one device and one run of a compiled program.
 
-    hlo: the program's text.  devices: how many it runs on.  bytes: of the results.  sent_bytes: over the links, in a
-    ring. The body of a loop with an unknown number of iterations counts once.
+    "bytes" is the size of the results. "sent_bytes" is what the device sends over its links if they form a ring. The
+    body of a loop with an unknown number of iterations counts once.
+
+    hlo: the program's text.  devices: how many devices it runs on.
     """
     bodies: dict[str, list[str]] = {}
     entry = name = ""
@@ -59,7 +61,7 @@ def count(hlo: str, devices: int) -> dict[str, dict[str, float]]:
 
 
 def _sizes(shapes: str) -> Iterator[int]:
-    """Yields the bytes of each array in the text of a result's type."""
+    """Yields the bytes of each array in `shapes`, the text of a result's type."""
     for kind, dims in _ARRAY.findall(shapes):
         bits = BITS.get(kind) or int(re.sub(r"\D", " ", kind).split()[0])
         yield math.prod(int(d) for d in dims.split(",") if d) * bits // 8

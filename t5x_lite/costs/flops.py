@@ -1,6 +1,6 @@
-"""Counts the floating point operations of a program in its jaxpr; a loop's body counts once per iteration.
+"""Counts the floating point operations of a program in its jaxpr. A loop's body counts once per iteration.
 
-XLA's own count includes the body of a loop only once, so it is too small by a factor of the number of scanned layers.
+XLA's own count includes a loop's body only once. With scanned layers, it is too small by a factor of their number.
 """
 
 import math
@@ -10,12 +10,13 @@ from jax.extend import core
 
 
 def count(jaxpr: Any) -> int:
-    """Returns the FLOPs of all matrix products in a jaxpr, over all devices; a multiplication and an addition are 2.
+    """Returns the FLOPs of all matrix products in a jaxpr, over all devices.
 
-    An accelerator's peak refers to matrix products. Norms, softmax and the optimizer do not count: they are under 1 %
-    of the products at realistic sizes. Rematerialised products count twice, because they run twice. A causal mask does
-    not halve attention, because the masked half is computed, too. Of a branch, the larger side counts; the body of a
-    `while` loop, whose number of iterations is unknown, counts once.
+    A multiplication and an addition are 2 FLOPs. Only matrix products count, because an accelerator's peak refers to
+    them. Norms, softmax and the optimizer are under 1 % of the products at realistic sizes. Rematerialised products
+    count twice, because they run twice. A causal mask does not halve attention, because the masked half is computed,
+    too. Of a branch, the larger side counts. The number of iterations of a `while` loop is unknown, so its body counts
+    once.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # also of a ClosedJaxpr
     return sum(_equation(equation) for equation in jaxpr.eqns)
@@ -45,8 +46,10 @@ def _jaxprs(value: Any) -> list[Any]:
 
 
 def inputs_read(jaxpr: Any) -> list[bool]:
-    """Returns for each input of a jaxpr whether a result or an effect depends on it; the compiled program drops the
-    others."""
+    """Returns, for each input of a jaxpr, whether a result or an effect depends on it.
+
+    The compiled program drops the inputs on which nothing depends.
+    """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     live = {id(var) for var in jaxpr.outvars}
     for equation in reversed(jaxpr.eqns):
@@ -58,5 +61,8 @@ def inputs_read(jaxpr: Any) -> list[bool]:
 
 
 def of_step(train_step: Any, *arguments: Any) -> int:
-    """Returns the FLOPs of one call of a jitted function. The function is not traced again when it is called."""
+    """Returns the FLOPs of one call of a jitted function.
+
+    When the function is called later, it is not traced again.
+    """
     return count(train_step.trace(*arguments).jaxpr)

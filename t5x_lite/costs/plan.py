@@ -1,8 +1,8 @@
 """The verb `plan` predicts the parameters, FLOPs, bytes, collectives and step time of a run before anything runs.
 
 The training step is compiled for as many virtual devices as the mesh has, without creating any array. All figures come
-from the compiled program or from its shapes. The CPU's compiler replaces the accelerator's: bytes of arguments are
-exact, temporary memory is an estimate. `--topology` uses the TPU's own compiler instead.
+from the compiled program or from its shapes. The CPU's compiler is used instead of the accelerator's, so the bytes of
+arguments are exact, but temporary memory is an estimate. With `--topology`, the TPU's own compiler is used.
 """
 
 import dataclasses
@@ -32,10 +32,11 @@ ARRAYS_SHOWN = 12
 def run(experiment: Experiment, device: str, topology: str, everything: bool, as_json: bool) -> None:
     """Prints the plan of `make`.
 
-    device: the name in ACCELERATORS whose step time is predicted.  topology: a TPU slice, such as "v5e:4x8".
-    everything: list all arrays, not the largest ARRAYS_SHOWN.  as_json: print JSON.
-    Raises OutOfMemoryError if the TPU's compiler finds too little memory, and ConfigError for an unknown device or
-    topology.
+    device: the accelerator (a key of ACCELERATORS) whose step time is predicted; "": that of the topology, if known.
+    topology: a TPU slice to compile for, such as "v5e:4x8"; "": compile for the devices of this process.
+    everything: whether to list all arrays, not only the ARRAYS_SHOWN largest.  as_json: whether to print JSON.
+    Raises OutOfMemoryError if the TPU's compiler finds too little memory, and ConfigError if the device or the topology
+    is unknown.
     """
     devices = _topology_devices(topology) if topology else None
     kind = topology.partition(":")[0]
@@ -55,11 +56,11 @@ def run(experiment: Experiment, device: str, topology: str, everything: bool, as
 
 
 def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[str, Any]:
-    """Returns the plan as JSON-able data. All bytes are per device, except `checkpoint_bytes` and `disk_bytes`.
+    """Returns the plan as data for JSON. All bytes are per device, except `checkpoint_bytes` and `disk_bytes`.
 
     devices: the devices to compile for (of a TPU topology); None: all devices of this process.
-    Raises OutOfMemoryError with the compiler's message if the program does not fit, and ConfigError for an unknown
-    `device` or a mesh that does not divide the model.
+    Raises OutOfMemoryError with the compiler's message if the program does not fit. Raises ConfigError if `device` is
+    unknown, or if the mesh does not divide the model.
     """
     cfg = experiment.cfg
     accelerator = lookup("device", device, ACCELERATORS) if device else None
@@ -120,9 +121,10 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
 def _roofline(plan: dict[str, Any], accelerator: Accelerator, experiment: Experiment) -> dict[str, Any]:
     """Returns a lower bound on a step's time on an accelerator: the slowest of three parts, as if they ran in parallel.
 
-    compute: the matrix products at the peak of the model's dtype. memory: parameters, gathered over `fsdp`, are read
-    for the forward and the backward pass of every microbatch; gradients, optimizer state and activations are read and
-    written. links: the bytes that collectives send.
+    compute: the matrix products at the peak of the model's dtype.
+    memory: all bytes that are moved. Parameters, gathered over `fsdp`, are read for the forward and the backward pass
+        of every microbatch. Parameters, gradients, optimizer state and activations are also read and written once.
+    links: the bytes that collectives send.
     """
     sizes = plan["bytes"]
     rate = accelerator.float32_flops if experiment.model.dtype == "float32" else accelerator.flops
@@ -144,8 +146,11 @@ def _roofline(plan: dict[str, Any], accelerator: Accelerator, experiment: Experi
 
 
 def _levers(experiment: Experiment, device: str, devices: Any) -> list[dict[str, Any]]:
-    """Returns changes of the config that lower memory, each tried: {"change", "peak", "fits"}. The peak, in bytes, is
-    None if the compiler gave up."""
+    """Tries changes of the config that lower memory. Returns one {"change", "peak", "fits"} per change.
+
+    "peak" is in bytes; it is None if the compiler found too little memory. A mesh that does not divide the model is
+    left out.
+    """
     cfg, count = experiment.cfg, jax.device_count() if devices is None else len(devices)
     changes: list[dict[str, Any]] = []
     if experiment.model.remat != "full":
@@ -213,7 +218,7 @@ def _topology_devices(text: str) -> Any:
 
 
 def _bytes(tree: Any) -> int:
-    """Returns the bytes of the shards that one device holds."""
+    """Returns the bytes of the tree's shards that one device holds."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

@@ -1,4 +1,4 @@
-"""Traces a few steps for xprof, and measures the share of the devices' peak FLOPs that steps reach."""
+"""Traces a few steps for xprof, and measures what share of the devices' peak FLOPs the steps reach."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from t5x_lite.costs import accelerators, flops
 class Profile:
     """Traces steps and computes their rates.
 
-    first_step: the step at which this process starts.  start_step: steps after first_step at which the trace starts;
-    0: no trace.  steps: how many steps are traced.
+    first_step: the step at which this process starts.
+    start_step: the trace starts this many steps after first_step; 0: no trace.
+    steps: how many steps are traced.
     """
 
     def __init__(self, workdir: Path, first_step: int, start_step: int, steps: int):
@@ -24,7 +25,7 @@ class Profile:
         self.flops = 0  # per step, over all devices; 0: not counted, because the devices' peak is unknown
 
     def at(self, step: int) -> None:
-        """Starts or stops the trace if that is due before `step`."""
+        """Starts or stops the trace if that is due. Must be called before each step, with the step's number."""
         if step == self._begins:
             jax.profiler.start_trace(str(self._directory))
             self._tracing = True
@@ -32,13 +33,15 @@ class Profile:
             self.close()
 
     def count(self, train_step: Any, *arguments: Any) -> None:
-        """Counts the FLOPs of the step, once, if the devices' peak is known."""
+        """Counts the FLOPs of the step if the devices' peak is known. Later calls do nothing."""
         if self._accelerator and not self.flops:
             self.flops = flops.of_step(train_step, *arguments)
 
     def rates(self, steps_per_s: float) -> dict[str, float]:
-        """Returns {"mfu": model FLOP utilisation}, the step's matrix-product FLOPs per second as a share of all
-        devices' bfloat16 peak; {} if the peak is unknown."""
+        """Returns {"mfu": model FLOP utilisation}, or {} if the devices' peak is unknown.
+
+        The utilisation is the FLOPs of matrix products per second, as a share of the bfloat16 peak of all devices.
+        """
         if not self.flops or self._accelerator is None:
             return {}
         return {"mfu": self.flops * steps_per_s / (self._accelerator.flops * jax.device_count())}

@@ -63,7 +63,7 @@ def generate(
 
     choices: constraint.prefix_tree(…) of the texts that may be generated.
     seed, row_ids: all that sampling depends on. If an example's row id is its number in the data set, the example gets
-    the same texts in any batch. By default, it is the row's index.
+    the same texts in any batch. The default row id is the row's index.
     limits: int32 [B] and [B], min_tokens and max_tokens of each row; they override the strategy's.
     Compiles once for each batch shape, strategy, and bucket (see `buckets.bucket`) of max_tokens.
 

@@ -80,10 +80,10 @@ def apply(
 
 
 def penalise_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, penalty: float) -> jax.Array:
-    """Makes the tokens that a row already has less likely: divides their positive logits by `penalty` and multiplies
-    their negative logits by it.
+    """Lowers the logits of tokens that their row already contains.
 
-    Source: Keskar et al. 2019, CTRL, §4.1, as commonly implemented.
+    Positive logits are divided by `penalty`, negative ones are multiplied by it (Keskar et al. 2019, CTRL, §4.1, as
+    commonly implemented).
 
     tokens_RT: int32, the row's tokens; V marks an empty slot.
     """

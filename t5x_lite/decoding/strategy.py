@@ -35,7 +35,7 @@ class Strategy:
     texts: int = 1  # texts per example: the number of samples, or of the best beams
 
     def validate(self) -> "Strategy":
-        """Returns self. Raises ConfigError if a field is not valid; it names its value and the allowed values."""
+        """Returns self. Raises ConfigError if a field is not valid; the message says what is allowed."""
         least = {"max_tokens": 1, "min_tokens": 0, "beams": 1, "texts": 1, "top_k": 0, "no_repeat_ngram_size": 0}
         for field, low in least.items():
             if getattr(self, field) < low:

@@ -141,8 +141,7 @@ class ModelConfig:
         return any(ENCODER_HEADS[head].has_classes for head in self.heads)
 
     def validate(self) -> "ModelConfig":
-        """Returns self. Raises ConfigError if a field is not valid; the message names its value and the allowed
-        values."""
+        """Returns self. Raises ConfigError if a field is not valid; the message says what is allowed."""
         if self.architecture not in ARCHITECTURES:
             raise ConfigError(unknown("model.architecture", self.architecture, ARCHITECTURES))
         for name, key in MODEL_KEYS.items():
