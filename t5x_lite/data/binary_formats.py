@@ -1,4 +1,4 @@
-"""Formats of binary files: Arrow, Parquet and ArrayRecord. A record is a row; its place is the row number, from 0."""
+"""Reads binary files: Arrow, Parquet and ArrayRecord. Each row is a record; its place is its row number, from 0."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from t5x_lite.errors import DataError, one_line
 
 
 class _OfRows:
-    """Implements what these formats share."""
+    """Implements `where`, which is the same in all these formats."""
 
     def where(self, path: Path, begin: int) -> str:
         return f" row {begin}"
@@ -23,8 +23,8 @@ class _OfRows:
 
 @dataclasses.dataclass(frozen=True)
 class ArrowRows(_OfRows):
-    """Reads Arrow IPC, either a file or the stream that Hugging Face's `save_to_disk` writes. Maps it into memory
-    and never loads it as a whole."""
+    """Reads Arrow IPC: a file, or a stream such as Hugging Face's `save_to_disk` writes. Maps the file into memory and
+    never loads all of it."""
 
     def local(self, file: File) -> Path:
         return plain(file)
@@ -59,7 +59,7 @@ class ArrowRows(_OfRows):
         def read(places: Sequence[tuple[int, int]]) -> list[Example]:
             require_unchanged(
                 path, version, file
-            )  # before reading, because touching a truncated page kills the process
+            )  # before reading: reading a page that the file no longer has kills the process
             try:
                 examples = [row_of(row) for row, _ in places]
             except (ValueError, TypeError, ArithmeticError, OSError) as error:
@@ -73,8 +73,8 @@ class ArrowRows(_OfRows):
 
 @dataclasses.dataclass(frozen=True)
 class ParquetRows(ArrowRows):
-    """Reads Parquet through an Arrow copy in the cache, because single rows of Parquet cannot be read. Verifies the
-    file's checksums, if it has any."""
+    """Reads Parquet by first copying it to the cache as Arrow, because Parquet gives no access to single rows. Verifies
+    the file's checksums, if it has any."""
 
     def local(self, file: File) -> Path:
         import pyarrow
@@ -99,7 +99,7 @@ class ParquetRows(ArrowRows):
 
 @dataclasses.dataclass(frozen=True)
 class ArrayRecordRows(_OfRows):
-    """Reads ArrayRecord files of JSON objects. (`sources.Tfds` reads the records that TFDS writes.)"""
+    """Reads ArrayRecord files whose records are JSON objects. (For files that TFDS wrote, use `sources.Tfds`.)"""
 
     def local(self, file: File) -> Path:
         return plain(file)
@@ -125,7 +125,7 @@ class ArrayRecordRows(_OfRows):
                 text = data.decode("utf-8")
             except UnicodeDecodeError:
                 raise DataError(f"{where}: not a JSON object; use sources.Tfds for data sets that TFDS wrote") from None
-            except Exception as error:  # the library raises many classes
+            except Exception as error:  # the library raises many classes of exceptions
                 raise DataError(f"{where}: {one_line(error)}; the file is corrupted, get it again") from None
             return json_record(text, where)
 
@@ -169,8 +169,8 @@ def _batches(path: Path, file: File) -> list:
 
 
 def texts(example: Mapping[str, Any]) -> Example:
-    """Returns an example with bytes decoded as text, also within lists and objects. Bytes that are not UTF-8, such as
-    an image, stay bytes; a template that reads them raises DataError."""
+    """Returns an example in which bytes are decoded to text, also inside lists and objects. Bytes that are not UTF-8,
+    such as an image, stay bytes. A template that reads such bytes raises DataError."""
     return {name: _text(value) for name, value in example.items()}
 
 

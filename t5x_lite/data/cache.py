@@ -1,23 +1,26 @@
-"""Reads caches of tasks: preprocessed and tokenised once, and stored on disk. `t5x-lite cache` makes a cache
-(make_cache.py), and a run with `data.cache_dir` reads it.
+"""Reads caches of tasks. A cache stores the training examples of a task on disk, preprocessed and tokenised. `t5x-lite
+cache` makes a cache (make_cache.py), and a run with `data.cache_dir` reads it.
 
-A cache holds what is the same in every epoch: the token ids of the preprocessed examples. The run adds the objective's
-noise, packing and order, so its batches equal the uncached task's, bit for bit.
+A cache holds what is the same in every epoch: the token ids of the preprocessed examples. The run itself still applies
+the objective, packing and order. So its batches equal those of the uncached task, bit for bit.
 
     DIR/TASK/recipe.json                       everything the cache depends on; a changed recipe needs a new cache
-    DIR/TASK/00003-of-00016.safetensors        training examples 3·n to 4·n − 1 of the source, by its indices
-    DIR/TASK/00003-of-00016.json               written once that shard is complete: its counts, bytes and sha256
-    DIR/TASK/manifest.json                     written once the cache is complete: recipe, totals and all shards
+    DIR/TASK/00003-of-00016.safetensors        examples 3·n to 4·n − 1 of the source (n: the recipe's shard_examples)
+    DIR/TASK/00003-of-00016.json               that shard's counts, bytes and sha256; written when the shard is complete
+    DIR/TASK/manifest.json                     recipe, totals and all shards; written when the cache is complete
 
-A shard has these columns. For each field, `FIELD.ids` concatenates the ids of all texts (uint16 if the vocabulary
-allows it, else int32), and `FIELD.offsets` holds where each text begins, and where the last one ends (int64). `kept`
-is False for an example that a preprocessor drops (bool). For a corpus that an encoder reads, `sentences.ids` and
-`sentences.offsets` hold the lengths of each text's sentences (int32). For a task with labels, `label` is the class id
-or the number that the targets stand for (float64).
+A shard has these columns:
 
-The format is safetensors and not ArrayRecord, because training reads in a shuffled order. An example costs 2 µs from a
-memory map, but 40 µs by random access to an ArrayRecord (array_record 0.8, groups of one, batches of 64). For texts of
-100 tokens, ArrayRecord limits reading to 2 million tokens a second.
+    FIELD.ids           for each field: the ids of all texts, concatenated (uint16 if all ids fit, else int32)
+    FIELD.offsets       for each field: where each text begins in FIELD.ids, and where the last one ends (int64)
+    kept                False for an example that a preprocessor drops (bool)
+    sentences.ids       for a corpus that an encoder reads: the lengths of all sentences, in tokens (int32)
+    sentences.offsets   where each text begins in sentences.ids, and where the last one ends (int64)
+    label               for a task with labels or numbers: the class id or the number of each example (float64)
+
+The format is safetensors and not ArrayRecord, because training reads examples in shuffled order. Reading one takes 2 µs
+from a memory map, but 40 µs from an ArrayRecord (array_record 0.8, groups of one, batches of 64). So with texts of 100
+tokens, ArrayRecord would limit reading to about 2 million tokens per second.
 """
 
 import dataclasses
@@ -39,16 +42,19 @@ from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
 FORMAT = 2  # version of the file format; part of the recipe
-SHARDS = 1024  # at most; also the largest number of machines that can make a cache together
+SHARDS = 1024  # the most shards of a cache; so also the most machines that can make a cache together
 MIN_SHARD_EXAMPLES = 4096
-OPEN_SHARDS = 512  # memory maps kept open, over all tasks; each holds a file descriptor
-# By their names in safetensors. The widest come first in a file, so that every column is aligned.
+OPEN_SHARDS = 512  # the most memory maps kept open, over all tasks; each holds a file descriptor
+# {name in safetensors: dtype}, the widest first. A file stores its columns in this order, so that each is aligned.
 DTYPES = {"I64": np.int64, "F64": np.float64, "I32": np.int32, "U16": np.uint16, "BOOL": np.bool_}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The cache of a task's training examples in `directory`. recipe: everything it depends on, as JSON-able data."""
+    """Describes a cache: the training examples of `task` in `directory`.
+
+    recipe: everything that the contents of the cache depend on, as JSON-able data.
+    """
 
     task: Task
     vocabulary: Vocabulary
@@ -64,9 +70,9 @@ class Job:
 
 
 def job_for(task: Task, converter: Any, vocabulary: Vocabulary, output: Path) -> Job:
-    """Returns the job of caching a task in output/TASK.
+    """Returns the Job for the cache of a task in the directory output/TASK.
 
-    Raises ConfigError if the task cannot be cached, DataError if it has no example.
+    Raises ConfigError if the task cannot be cached, DataError if it has no training example.
     """
     if reason := random_preprocessor(task):
         raise ConfigError(
@@ -94,8 +100,11 @@ def random_preprocessor(task: Task) -> str:
 
 
 def _reading(task: Task, converter: Any) -> dict[str, Any]:
-    """Returns the part of the recipe that depends on the architecture: the fields it reads, whether sentence by
-    sentence, and the labels (or "number") that `targets` stand for. Raises ConfigError if a cache cannot hold them."""
+    """Returns the part of the recipe that depends on the architecture: the fields that the model reads, whether it
+    reads them sentence by sentence, and the task's labels ("number" if its targets are numbers).
+
+    Raises ConfigError if a cache cannot hold the task's targets.
+    """
     encoder = isinstance(converter, EncoderOnly)
     if task.is_corpus:
         return {"fields": ["text"], "sentences": encoder, "labels": []}
@@ -117,7 +126,7 @@ def _reading(task: Task, converter: Any) -> dict[str, Any]:
 def open_all(
     tasks: Sequence[Task], converter: Any, vocabulary: Vocabulary, directory: str | Path
 ) -> dict[str, "Cache"]:
-    """Returns {task name: cache}, without the tasks that have a random preprocessor.
+    """Returns {task name: cache} for the tasks that have no random preprocessor.
 
     Raises DataError if a cache is missing or stale, ConfigError if a task cannot be cached.
     """
@@ -153,8 +162,8 @@ class Cache:
         return self._job.recipe["examples"]
 
     def read(self, indices: Sequence[int]) -> list[Encoded | None]:
-        """Returns the examples at `indices`, in this order; None for each dropped one. Their arrays are views of the
-        files, in the dtypes of the columns. Raises DataError if a shard is corrupted."""
+        """Returns the examples at `indices`, in this order, with None for an example that a preprocessor dropped. Their
+        arrays are views of the files and have the dtypes of the columns. Raises DataError if a shard is corrupted."""
         recipe, out = self._job.recipe, []
         fields, size = recipe["fields"], recipe["shard_examples"]
         for index in indices:
@@ -182,9 +191,11 @@ def _row(arrays: Mapping[str, np.ndarray], column: str, i: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def _arrays(path: str, sha256: str) -> dict[str, np.ndarray]:
-    """Returns {column: 1-D array} for a shard, as views of a memory map, which reads nothing until it is used.
+    """Returns {column: 1-D array} for a shard. The arrays are views of a memory map, so nothing is read until it is
+    used.
 
-    sha256: the shard's expected hash. It is only a key of the lru_cache: a remade shard is mapped again.
+    sha256: the shard's expected hash. It serves only as a key of the lru_cache, so that a shard is mapped again after
+    it was made again.
     Raises DataError if the shard is corrupted.
     """
     columns = {}

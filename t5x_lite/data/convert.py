@@ -1,10 +1,10 @@
 """Feature converters turn a task's texts into the features that a model reads. Each architecture has one.
 
 All three converters accept every task. For a corpus (`{"text"}`) they apply the architecture's objective: span
-corruption, next token, or masked tokens with next sentence (convert_encoder.py). From a supervised example
-(`{"inputs", "targets"}`) they make encoder inputs and decoder targets, one concatenated sequence, or [CLS] … [SEP] with
-a label. They shift targets right within each example, before packing, so an example never sees the last token of its
-neighbour.
+corruption, next token, or masked tokens with next sentence (convert_encoder.py). A supervised example (`{"inputs",
+"targets"}`) becomes encoder inputs and decoder targets (text-to-text), one concatenated sequence (decoder-only), or
+[CLS] … [SEP] with a label (encoder-only). A decoder's inputs are its targets, shifted right by one. The converters
+shift them within each example, before packing, so an example never sees the last token of its neighbour.
 """
 
 import dataclasses
@@ -41,24 +41,25 @@ class Converter(Protocol):
         ...
 
     def sizes(self, pack: bool) -> dict[str, int]:
-        """Returns the size of each dimension of a row, by its letter."""
+        """Returns {letter of a dimension: its size in a row}. pack: whether a row may hold several examples."""
         ...
 
     def corpus(self, texts: Sequence, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
         """Makes training examples from a window of documents.
 
-        They are either complete, or pieces of text with the features TEXT and WHICH, which `denoise` completes.
+        The examples are either complete, or pieces of text with the features TEXT and WHICH. `denoise` turns such
+        pieces into complete examples.
         """
         ...
 
     def denoise(self, texts: Examples, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
-        """Applies the objective to examples with TEXT and WHICH, from any number of windows at once."""
+        """Applies the objective to pieces of text with TEXT and WHICH. They may come from any number of windows."""
         ...
 
     def lengths(self, examples: Examples, vocabulary: Vocabulary) -> np.ndarray:
         """Returns the length of each example in each dimension of a row, int64 [examples, dimensions].
 
-        For an example that is still text, it is the planned length.
+        For a piece of text before `denoise`, these are the lengths that the finished example is expected to have.
         """
         ...
 
@@ -67,9 +68,9 @@ class Converter(Protocol):
     ) -> tuple[Examples, np.ndarray]:
         """Returns the features of supervised examples, in order, and which of them were truncated (bool [examples]).
 
-        A context that is longer than its row gives one example for each window.
-        Raises DataError for an example with a missing or wrong field, ConfigError for a task that the converter does
-        not support.
+        A context that does not fit in a row gives one example per window.
+        Raises DataError if an example has a missing or wrong field, ConfigError if the converter does not support the
+        task.
         """
         ...
 
@@ -81,7 +82,8 @@ class Converter(Protocol):
         ...
 
     def prompt_sizes(self, max_new_tokens: int) -> dict[str, int]:
-        """Returns the size of each dimension of a row that holds one prompt and leaves room for `max_new_tokens`."""
+        """Returns {letter of a dimension: its size} for a row that holds one prompt and leaves room for
+        `max_new_tokens`."""
         ...
 
 
@@ -89,7 +91,8 @@ class Converter(Protocol):
 class TextToText:
     """Converts examples for encoder-decoders. `inputs` and `targets` end with EOS if the task's features have add_eos.
 
-    Two examples, inputs `7 8 5 1` and `8 4 9 3 1`, targets `3 9 1` and `4 1`, packed in rows of 10 and 7:
+    Example 1 has the inputs `7 8 5 1` and the targets `3 9 1`, example 2 the inputs `8 4 9 3 1` and the targets `4 1`.
+    Packed into an encoder row of 10 and a decoder row of 7, they become:
 
         encoder_input_tokens   7 8 5 1 8 4 9 3 1 0
         encoder_segment_ids    1 1 1 1 2 2 2 2 2 0
@@ -151,7 +154,7 @@ class TextToText:
 
     @property
     def _room(self) -> dict[str, int]:
-        """Returns the number of tokens in a row that are left for a text and its EOS, by dimension."""
+        """Returns {letter of a dimension: the number of tokens that a row has left for a text and its EOS}."""
         prompt = {"S": self.prompt_tokens}
         return {k: n - self.fairseq_marks - prompt.get(k, 0) for k, n in self.sizes(pack=False).items()}
 
@@ -172,10 +175,12 @@ class TextToText:
 class DecoderOnly:
     """Converts examples for language models.
 
-    It cuts a corpus into rows and makes every token a target. It joins the inputs and targets of a supervised example
-    into one sequence with the loss on the targets only; the EOS between them is the separator.
+    It cuts a corpus into rows and makes every token a target, unless there are denoisers. It joins the inputs and
+    targets of a supervised example into one sequence, in which only the targets count in the loss. The EOS of the
+    inputs separates the two.
 
-    Two examples, inputs `7 8 1` and `5 1`, targets `3 9 1` and `4 1`, packed in a row of 12:
+    Example 1 has the inputs `7 8 1` and the targets `3 9 1`, example 2 the inputs `5 1` and the targets `4 1`. Packed
+    into a row of 12, they become:
 
         decoder_target_tokens  7 8 1 3 9 1 5 1 4 1 0 0
         decoder_input_tokens   0 7 8 1 3 9 0 5 1 4 0 0
@@ -239,7 +244,8 @@ class DecoderOnly:
 
 
 def _texts(texts: Sequence[str], plan: tuple[int, ...], vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
-    """Joins documents end to end and cuts them into pieces of the lengths planned for the denoisers."""
+    """Joins documents end to end and cuts the result into pieces. Each piece has the length planned for its
+    denoiser."""
     pieces, which = chunks(ragged.of(ids_of(texts, vocabulary)).values, plan, rng)
     return {TEXT: pieces, WHICH: ragged.singles(which)}
 
@@ -265,7 +271,8 @@ def _encode(examples, field: str, task: Task, vocabulary: Vocabulary) -> Ragged:
 
 
 def _cut(ids: Ragged, limits: np.ndarray | int, vocabulary: Vocabulary, task: Task, field: str) -> Ragged:
-    """Keeps at most the first `limits` ids of each text; a truncated text still ends with EOS if the field has one."""
+    """Keeps at most the first `limits` ids of each text. A truncated text still ends with EOS if the field has
+    add_eos."""
     short = ragged.cut(ids, limits)
     truncated = (short.lengths < ids.lengths) & (short.lengths > 0)
     if task.features[field].add_eos and truncated.any():
@@ -276,8 +283,8 @@ def _cut(ids: Ragged, limits: np.ndarray | int, vocabulary: Vocabulary, task: Ta
 def text_task(architecture: str, segments: tuple[str, ...] = ("inputs",)) -> Task:
     """Returns a task without a source, for models that were not trained on a task.
 
-    The inputs of a language model have no EOS, because the model continues them. The other architectures keep EOS:
-    the encoder of a text_to_text model has seen EOS after every text.
+    The inputs of a language model have no EOS, because the model continues them. For the other architectures they have
+    EOS, because the encoder of a text_to_text model has seen EOS after every text.
     """
     features = {"inputs": Feature(add_eos=architecture != "decoder_only"), "targets": Feature()}
     return Task("text", source=None, features=features, segments=segments)  # type: ignore[arg-type]  (nothing reads it)
@@ -289,7 +296,10 @@ def start(start_id: int, vocabulary: Vocabulary) -> int:
 
 
 def _shifted(targets: Ragged, weights: float | np.ndarray, start_id: int) -> Examples:
-    """Returns the three features of a decoder. weights: one number for all target tokens, or float [target tokens]."""
+    """Returns the three features of a decoder: input tokens, target tokens and loss weights.
+
+    weights: the loss weight of all target tokens (one number), or of each (float [target tokens]).
+    """
     weight_of = np.empty(len(targets.values), np.float32)
     weight_of[:] = weights
     return {
@@ -300,7 +310,7 @@ def _shifted(targets: Ragged, weights: float | np.ndarray, start_id: int) -> Exa
 
 
 def _continued(inputs: Ragged, targets: Ragged, start_id: int) -> Examples:
-    """Joins inputs and targets into one sequence, with the loss on the targets only."""
+    """Joins the inputs and targets of each example into one sequence. Only the targets count in the loss."""
     parts = np.stack([inputs.lengths, targets.lengths], axis=1)
     weights = np.repeat(np.tile([0.0, 1.0], len(inputs)), parts.ravel())
     return _shifted(ragged.join(inputs, targets), weights, start_id)
