@@ -21,10 +21,11 @@ from t5x_lite.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Describes a window: tokens `begin` to `end` of a context, in a row of their own from column `first` on.
+    """Describes a window: the tokens `begin` to `end` − 1 of a context. In their row they begin at column `first`.
 
     example: the index of the example that the context belongs to.
-    places: int64 [tokens of the context, 2]: for each token, (begin, end) of its word in the context, in characters.
+    places: int64 [tokens of the context, 2]: for each token, the place of its word in the context: (begin, end) in
+        characters.
     """
 
     example: int
@@ -38,11 +39,12 @@ class Window:
 class EncoderOnly:
     """Converts examples for encoders such as BERT.
 
-    A corpus becomes pairs of texts for masked tokens and one objective on pairs: next sentence (Devlin et al. 2019,
-    §3.1: half of the second texts come from a different document) or sentence order (Lan et al. 2020, §3.1: half of
-    the pairs are swapped). A supervised example becomes its segments and its label.
+    A corpus becomes pairs of texts. Some of their tokens are masked. A second objective, on the pair, is next sentence
+    (Devlin et al. 2019, §3.1: half of the second texts come from a different document) or sentence order (Lan et al.
+    2020, §3.1: half of the pairs are swapped). A supervised example becomes its segments and its label.
 
-    Two examples with [CLS] = 3 and [SEP] = 4, segments `7 8` with `5`, label 2, and `9`, label 0, in a row of 10:
+    Let [CLS] be 3 and [SEP] be 4. Example 1 has the segments `7 8` and `5` and the label 2; example 2 has the segment
+    `9` and the label 0. Packed into a row of 10, they become:
 
         encoder_input_tokens   3 7 8 4 5 4 3 9 4 0
         encoder_segment_ids    1 1 1 1 1 1 2 2 2 0
@@ -114,8 +116,8 @@ class EncoderOnly:
         return BY_TARGET[type(task.target)](self, examples, task, vocabulary, labelled=True)
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
-        """Converts as in training, without labels. Of a long context it returns the first window; `windows` returns
-        all."""
+        """Converts examples as in training, but without labels. For a context that needs several windows it returns
+        only the first; `windows` returns all."""
         if type(task.target) in BY_TARGET:
             return BY_TARGET[type(task.target)](self, examples, task, vocabulary, labelled=False)
         return self._plain(examples, task, vocabulary)
@@ -130,11 +132,12 @@ class EncoderOnly:
         vocabulary: Vocabulary,
         overlap: Callable[[int], int] | None = None,
     ) -> tuple[Examples, list[Window]]:
-        """Makes [CLS] question [SEP] window [SEP] for every window that a context needs, in the order of the examples.
+        """Makes [CLS] question [SEP] window [SEP] for every window of every example's context, in the order of the
+        examples.
 
         If a context does not fit in a row, each window begins `window_stride` tokens after the previous one.
-        overlap: replaces the stride: from the number of tokens in a window to the number that it shares with the
-            previous one.
+        overlap: replaces `window_stride`. Returns, for the number of tokens in a window, how many of them it shares
+            with the previous window.
         Raises ConfigError if a row has no room for a context, or if `overlap` is negative or as long as a window.
         """
         question, context = task.segments
@@ -225,8 +228,8 @@ class EncoderOnly:
     def _words(self, examples, task, vocabulary) -> tuple[Examples, Ragged, np.ndarray]:
         """Makes [CLS] words [SEP] of each example.
 
-        Returns the features, with a weight of 1 on the first token of each word; for each token, the index of its word
-        (0 for [CLS] and [SEP]); and which examples were truncated (bool [examples]).
+        Returns three values: the features, in which the first token of each word has a weight of 1; the index of each
+        token's word (0 for [CLS] and [SEP]); and which examples were truncated (bool [examples]).
         """
         spaced = [[" " * (n > 0) + word for n, word in enumerate(words_of(e, task))] for e in examples]
         tokens, word_of = words.encoded(spaced, vocabulary)
@@ -285,7 +288,7 @@ class EncoderOnly:
     ) -> tuple[Ragged, np.ndarray, np.ndarray]:
         """Makes [CLS] first [SEP] second [SEP] …
 
-        closed: for each part, bool [rows]: whether a [SEP] follows it.
+        closed: one bool [rows] per part: in which rows a [SEP] follows the part.
         Returns the tokens; the type of each token; and whether each token is [CLS] or [SEP].
         """
         rows = len(parts[0])
@@ -329,7 +332,8 @@ class EncoderOnly:
         return out
 
 
-# (converter, examples, task, vocabulary, labelled) -> (features, with targets if `labelled`; which were truncated)
+# The functions map (converter, examples, task, vocabulary, labelled) to (features, which examples were truncated). If
+# `labelled`, the features include the targets.
 BY_TARGET: dict[type[Target], Callable[..., tuple[Examples, np.ndarray]]] = {
     Classes: EncoderOnly._with_classes,
     Number: EncoderOnly._with_numbers,
@@ -349,15 +353,16 @@ def sentences(text: str) -> list[str]:
 
 
 def _sentence_ids(text, vocabulary: Vocabulary) -> list[np.ndarray]:
-    """Returns the ids of each sentence of a text. A text from a cache is already a list of ids by sentence."""
+    """Returns the ids of each sentence of a text. A text from a cache already is a list of the ids of each sentence."""
     return vocabulary.encode(sentences(text)) if isinstance(text, str) else text
 
 
 def _pieces(document: list[np.ndarray], room: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Splits a document into pairs (first, second) of texts.
 
-    A pair is a run of sentences with at most `room` tokens. It is split at the end of a sentence near its middle, or in
-    the middle if it is a single sentence. Sentences longer than `room` are cut into pieces first.
+    A pair is a run of consecutive sentences with at most `room` tokens in total. The run is split at the sentence end
+    that is nearest to its middle; if it is a single sentence, it is split in the middle. Sentences longer than `room`
+    are first cut into shorter ones.
     """
     out, run, length = [], [], 0
 
@@ -383,7 +388,8 @@ def _pieces(document: list[np.ndarray], room: int) -> list[tuple[np.ndarray, np.
 def _other_second(pieces, document: bytes, rng: np.random.Generator) -> np.ndarray | None:
     """Returns the second text of a random piece of a different document, or None if eight draws fail.
 
-    Documents are compared by their ids, because one window can hold a small corpus several times.
+    Documents are compared by their token ids, because one window can hold the same document of a small corpus several
+    times.
     """
     for _ in range(8):
         other, _, second = pieces[int(rng.integers(len(pieces)))]
@@ -393,7 +399,8 @@ def _other_second(pieces, document: bytes, rng: np.random.Generator) -> np.ndarr
 
 
 def _longest_first(lengths: list[int], room: int) -> list[int]:
-    """Returns how many tokens each segment keeps when tokens are removed from the longest until all fit in `room`.
+    """Returns how many tokens each segment keeps. Tokens are removed from the longest segment until all segments
+    together fit in `room`.
 
     Unlike BERT's truncate_seq_pair, it shortens the first of equally long segments, not the second.
 
@@ -411,8 +418,8 @@ def _longest_first(lengths: list[int], room: int) -> list[int]:
 
 
 def _answer(example: Mapping[str, Any], window: Window) -> tuple[int, int]:
-    """Returns the columns of the first and last token of an example's answer, or the column of [CLS] twice if the
-    answer is not entirely in the window."""
+    """Returns the columns of the first and the last token of an example's answer. Returns (0, 0), the column of [CLS],
+    if the answer is not entirely in the window."""
     begin, end = example.get("answer_span") or (0, 0)
     tokens = np.flatnonzero((window.places[:, 1] > begin) & (window.places[:, 0] < end))
     if not len(tokens) or tokens[0] < window.begin or tokens[-1] >= window.end:

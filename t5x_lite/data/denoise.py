@@ -1,8 +1,9 @@
-"""Self-supervised objectives that turn token ids into inputs and targets: the denoising objectives compared by Raffel
-et al. 2020 (§3.3), and UL2's mixture. (BERT's masked language model is in masked_lm.py.)
+"""Turns token ids into inputs and targets by a self-supervised objective: one of the denoising objectives that Raffel
+et al. 2020 compare (§3.3), or UL2's mixture. (BERT's masked language model is in masked_lm.py.)
 
 The functions are pure, take the random generator as an argument, and process all texts of a window at once; the texts
-may differ in length. From "Thank you for inviting me last week" the objectives may make:
+may differ in length. From "Thank you for inviting me last week" the objectives can make these inputs (left) and targets
+(right):
 
     span_corruption   Thank you <0> me last <1>               <0> for inviting <1> week
     iid_denoising     Thank you <0> me <1> week               <0> for inviting <1> last <2>
@@ -13,10 +14,10 @@ may differ in length. From "Thank you for inviting me last week" the objectives 
     sequential        Thank you for inviting                  me last week
     full_lm                                                   Thank you for inviting me last week
 
-A sentinel <k> replaces a run of tokens that inputs or targets leave out. span_corruption hides a fixed number of tokens
-in a fixed number of spans; the last span is the end of the text, unless random_roll moves the spans. iid_denoising,
-mass and drop_tokens decide at random for each token. prefix_lm cuts the text at a random place; sequential (UL2's
-S-denoiser) makes a fixed share of the text, its end, the target.
+A sentinel <k> stands for a run of tokens that is left out. span_corruption hides a fixed number of tokens in a fixed
+number of spans. The last span is at the end of the text, unless random_roll moves the spans. iid_denoising, mass and
+drop_tokens decide at random for each token. prefix_lm cuts the text at a random place. sequential (UL2's S-denoiser)
+cuts it so that a fixed share at its end becomes the targets.
 """
 
 import bisect
@@ -32,14 +33,14 @@ from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
-MOST_SENTINELS = 1 << 13  # `_sentinels` does not search a vocabulary for more
+MOST_SENTINELS = 1 << 13  # the most sentinels that `_sentinels` looks for in a vocabulary
 
 
 def span_corruption_lengths(
     inputs_length: int, noise_density: float = 0.15, mean_noise_span_length: float = 3.0
 ) -> tuple[int, int]:
-    """Returns (raw tokens, targets length): the most tokens that become at most `inputs_length` inputs, and the length
-    of their targets. Inputs and targets include EOS.
+    """Returns (raw tokens, targets length): the most tokens from which span corruption makes at most `inputs_length`
+    inputs, and how many targets it then makes. Inputs and targets are counted with their EOS.
 
     Source: random_spans_helper of T5 (t5/data/preprocessors.py).
 
@@ -52,7 +53,7 @@ def span_corruption_lengths(
         return raw - noise + spans + 1, noise + spans + 1
 
     raw = inputs_length
-    while raw > 2 and lengths(raw)[0] > inputs_length:  # in spans of one token, sentinels save nothing
+    while raw > 2 and lengths(raw)[0] > inputs_length:  # a sentinel that replaces a single token saves no room
         raw -= 1
     while lengths(raw + 1)[0] <= inputs_length:
         raw += 1
@@ -63,11 +64,11 @@ def span_corruption_lengths(
 
 
 def noise_counts(length: int, noise_density: float, mean_noise_span_length: float) -> tuple[int, int]:
-    """Returns (tokens, spans) to hide in `length` tokens.
+    """Returns (number of tokens to hide in `length` tokens, number of spans in which to hide them).
 
-    Both are rounded half to even in float32, as in T5's graph: of 190 tokens at density 0.15, T5 hides 29, whereas
-    float64 gives 28.5, which rounds to 28. There are at most as many spans as hidden tokens and as kept tokens, so no
-    span is empty.
+    Both are rounded half to even in float32, as in T5's graph. For example, T5 hides 29 of 190 tokens at density 0.15,
+    whereas float64 would give 28.5, rounded to 28. There are never more spans than hidden tokens or than kept tokens,
+    so no span is empty.
 
     >>> noise_counts(568, 0.15, 3.0), noise_counts(190, 0.15, 3.0)
     ((85, 28), (29, 10))
@@ -90,7 +91,7 @@ def noise_mask(
     """Returns a mask, bool [sum of lengths], that is True on the tokens to hide. In each text, non-empty spans of kept
     and hidden tokens alternate, kept ones first.
 
-    Source: random_spans_noise_mask of T5. Kept and hidden tokens are cut into the same number of segments; every way to
+    Source: random_spans_noise_mask of T5. Kept and hidden tokens are cut into the same number of spans; every way to
     cut them is equally likely.
     lengths: int64 [texts].
     random_roll: rotates each text's mask by a random distance.
@@ -111,17 +112,19 @@ def noise_mask(
 
 
 def _random_segments(totals: np.ndarray, parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cuts each total into `parts` positive integers (int64 [sum of parts]); every way to cut is equally likely."""
+    """Splits each total into `parts` positive integers and returns them all, int64 [sum of parts]. Every way to split a
+    total is equally likely."""
     cuts = np.flatnonzero(_random_subsets(totals - 1, parts - 1, rng)) + 1
     cuts += np.repeat(np.arange(len(parts)), parts - 1)  # a total of n units has n − 1 places to cut
     return np.diff(np.insert(cuts, np.cumsum(parts - 1), np.cumsum(totals)), prepend=0)
 
 
 def _random_subsets(sizes: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Chooses `counts` of each run of `sizes` values (bool [sum of sizes]); every choice is equally likely.
+    """Chooses `counts[i]` of the `sizes[i]` values of each run i and returns which are chosen, bool [sum of sizes].
+    Every choice is equally likely.
 
-    This is Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") on all runs at once. The number of
-    vectorised steps is the largest count; shuffling would take one step for each value.
+    This is Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") on all runs at once. It takes as many
+    vectorised steps as the largest count; shuffling would take one step per value.
     """
     order = np.argsort(-counts, kind="stable")  # so that the runs that take part in a step are the first ones
     begins, sizes, counts = (np.cumsum(sizes) - sizes)[order], sizes[order], counts[order]
@@ -137,8 +140,8 @@ def _random_subsets(sizes: np.ndarray, counts: np.ndarray, rng: np.random.Genera
 
 
 def hide_spans(tokens: Ragged, mask: np.ndarray, vocabulary: Vocabulary) -> Ragged:
-    """Replaces each run of True in a row by one sentinel, counting up from sentinel 0 (noise_span_to_unique_sentinel
-    of T5).
+    """Replaces each run of tokens whose `mask` is True by one sentinel. In each row, sentinels count up from sentinel 0
+    (noise_span_to_unique_sentinel of T5).
 
     mask: bool, of the shape of `tokens.values`.
     Raises DataError if a row needs more sentinels than the vocabulary has.
@@ -165,7 +168,8 @@ def span_corruption(
     random_roll: bool = False,
     final_sentinel: bool = False,
 ) -> tuple[Ragged, Ragged]:
-    """Applies T5's pre-training objective (Raffel et al. 2020, §3.1.4): (inputs, targets) of each row, without EOS.
+    """Applies T5's pre-training objective (Raffel et al. 2020, §3.1.4) to each row and returns (inputs, targets),
+    without EOS.
 
     From tokens `a b c d e` with `c d` hidden it makes inputs `a b <0> e` and targets `<0> c d`. The paper ends the
     targets with one more sentinel; the code that trained T5 does not. `final_sentinel` follows the paper.
@@ -174,7 +178,7 @@ def span_corruption(
     mask = noise_mask(tokens.lengths, rng, noise_density, mean_noise_span_length, random_roll)
     inputs, targets = hide_spans(tokens, mask, vocabulary), hide_spans(tokens, ~mask, vocabulary)
     if final_sentinel:
-        # After a roll the last token of a text may not be hidden. Then the targets already end with a sentinel.
+        # After a roll, the last token of a text may be one that is kept. Then the targets already end with a sentinel.
         ends_hidden = mask[tokens.ends - 1] & (tokens.lengths > 0)
         used = targets.lengths - ragged.select(Ragged(mask, tokens.lengths), mask).lengths
         vocabulary.sentinel(int(used.max(initial=0)))
@@ -185,9 +189,9 @@ def span_corruption(
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """Holds one of KINDS with its settings.
+    """Holds the settings of a denoiser: its kind (one of KINDS) and what the kind needs.
 
-    mode: a text before the inputs that names the kind of denoising (UL2's mode token); "" for none.
+    mode: a text that precedes the inputs and names the kind of denoising (UL2's mode token); "" for none.
     """
 
     kind: str = "span_corruption"
@@ -252,7 +256,7 @@ def corrupt(
 
 
 def _first_target(lengths: np.ndarray, denoiser: Denoiser, rng: np.random.Generator) -> np.ndarray:
-    """Returns the index of the first target token of each text, int64 [rows], for objectives that cut texts in two."""
+    """Returns the index of the first target token of each text, int64 [rows], for objectives that cut a text in two."""
     if denoiser.kind == "full_lm":
         return np.zeros_like(lengths)
     if denoiser.kind == "prefix_lm":
@@ -273,7 +277,8 @@ KINDS = (
 
 
 def denoisers(objective: str, **settings) -> tuple[Denoiser, ...]:
-    """Returns the denoisers of a config's objective: one of KINDS with `settings`, or "ul2", which ignores them.
+    """Returns the denoisers that a config's objective names: one denoiser with `settings` if it is one of KINDS, or
+    UL2's seven if it is "ul2" (which ignores `settings`).
 
     >>> denoisers("mass", noise_density=0.3) == (Denoiser("mass", noise_density=0.3),), len(denoisers("ul2"))
     (True, 7)
@@ -282,11 +287,11 @@ def denoisers(objective: str, **settings) -> tuple[Denoiser, ...]:
 
 
 def most_tokens(length: int, denoiser: Denoiser) -> tuple[int, int, int, int]:
-    """Returns the most tokens that a denoiser makes from `length` tokens: (inputs, targets, both together, sentinels on
-    one side), without mode and EOS.
+    """Returns the most tokens that a denoiser makes from `length` tokens, without mode and EOS: (inputs, targets,
+    inputs and targets together, sentinels in either of them).
 
-    The bound is exact for span corruption without random_roll. For objectives that decide at random for each token it
-    is six standard deviations above the mean.
+    For span corruption without random_roll the numbers are exact. For objectives that decide at random for each token,
+    they are six standard deviations above the mean.
 
     >>> most_tokens(568, Denoiser())
     (511, 113, 624, 28)
@@ -314,8 +319,8 @@ def most_tokens(length: int, denoiser: Denoiser) -> tuple[int, int, int, int]:
 
 
 def _six_deviations(tosses: int, probability: float) -> int:
-    """Returns the mean plus six standard deviations of the heads in independent tosses; about one draw in a billion
-    exceeds it."""
+    """Returns the mean plus six standard deviations of the number of heads in `tosses` independent tosses of a coin.
+    About one draw in a billion exceeds it."""
     return math.ceil(tosses * probability + 6 * math.sqrt(tosses * probability * (1 - probability)))
 
 
@@ -327,10 +332,11 @@ def plan_lengths(
     targets_length: int,
     total_length: int | None = None,
 ) -> tuple[int, ...]:
-    """Returns the number of tokens of text that each denoiser gets at most, so that its result fits.
+    """Returns the most tokens of text that each denoiser can be given so that its result fits.
 
-    Inputs with mode token and EOS fit in `inputs_length`, targets with EOS in `targets_length`, both together in
-    `total_length` if they share a row, and every span has a sentinel. Raises ConfigError if not even two tokens fit.
+    The result fits if the inputs (with mode and EOS) have at most `inputs_length` tokens, the targets (with EOS) at
+    most `targets_length`, and both together at most `total_length`, which is for a decoder whose row holds both. The
+    vocabulary must also have a sentinel for every span. Raises ConfigError if not even two tokens fit.
 
     >>> from t5x_lite.data.vocabularies import ByteVocabulary
     >>> plan_lengths((Denoiser(),), ByteVocabulary(100), 512, 114)
@@ -375,10 +381,12 @@ def _sentinels(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator) -> tuple[Ragged, np.ndarray]:
-    """Cuts `tokens` into consecutive pieces and returns them with the index into `lengths` of each (int64 [pieces]).
+    """Cuts `tokens` into consecutive pieces. Returns the pieces and, for each, the index of its length in `lengths`
+    (int64 [pieces]).
 
-    All lengths are equally frequent, in random order. The last piece may be shorter, but has at least 2 tokens; at most
-    a single token is lost. tokens: int [tokens].
+    Each length is drawn at random; all are equally likely. The last piece may be shorter, but has at least 2 tokens: if
+    a single token is left over, it is dropped.
+    tokens: int [tokens].
 
     >>> pieces, which = chunks(np.arange(11), [4], np.random.default_rng(0))
     >>> pieces.lengths.tolist(), which.tolist()
@@ -395,7 +403,7 @@ def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator)
 def corrupt_each(
     texts: Ragged, which: np.ndarray, denoisers: Sequence[Denoiser], rng: np.random.Generator, vocabulary: Vocabulary
 ) -> tuple[Ragged, Ragged]:
-    """Applies to each text its denoiser and returns (inputs, targets), without EOS, in the order of the texts.
+    """Applies its denoiser to each text and returns (inputs, targets), without EOS, in the order of the texts.
 
     which: int [texts], the index of each text's denoiser.
     Raises DataError if a text needs more sentinels than the vocabulary has.

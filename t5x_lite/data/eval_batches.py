@@ -1,4 +1,4 @@
-"""Makes batches for evaluation, prediction and scoring, in the source's order. Over all hosts, every example comes
+"""Makes batches for evaluation, prediction and scoring, in the source's order. Over all hosts, each example occurs
 exactly once."""
 
 import itertools
@@ -33,13 +33,13 @@ def eval_batches(
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yields batches with every example of a split exactly once over all hosts, with targets and weights as in
-    training.
+    """Yields batches of a split's examples, with targets and weights as in training. Over all hosts, each example
+    occurs exactly once.
 
-    All hosts get the same number of batches. The last batch is filled up with rows of padding, with weights of 0. The
-    noise of a corpus is the same in every evaluation.
-    limit: at most this many source examples; 0 for all.
-    Raises DataError if the split has no example, ConfigError if the rows do not divide among the hosts.
+    All hosts get the same number of batches. The last batch is filled up with rows of padding, which have weights of 0.
+    For a corpus, the random corruption (masks, spans) is the same in every evaluation.
+    limit: the most source examples that are used; 0 for all.
+    Raises DataError if the split has no example, ConfigError if `shard_count` does not divide `batch_rows`.
     """
     specs, sizes = converter.specs(), converter.sizes(pack)
     share = _rows_of_host(batch_rows, shard_index, shard_count)
@@ -69,12 +69,12 @@ def prompt_batches(
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[tuple[Batch, list[int], list[Example]]]:
-    """Yields the features that a model reads to predict the targets of a split: (batch with one example a row, the
-    indices of this host's examples in the source, the examples).
+    """Yields (batch, indices, examples). The batch holds the features that a model reads to predict the targets of a
+    split, one example per row. The indices are the places of this host's examples in the source.
 
-    max_new_tokens: room that a row of a decoder-only model leaves for the prediction.
-    limit: at most this many source examples; 0 for all.
-    Raises DataError if the split has no example, ConfigError if the rows do not divide among the hosts.
+    max_new_tokens: the number of tokens that a row of a decoder-only model leaves for the prediction.
+    limit: the most source examples that are used; 0 for all.
+    Raises DataError if the split has no example, ConfigError if `shard_count` does not divide `batch_rows`.
     """
     share = _rows_of_host(batch_rows, shard_index, shard_count)
     for group in groups(_limited(text_examples(task, split), limit), batch_rows):
@@ -94,9 +94,9 @@ def prompt_batch(
     batch_rows: int,
     max_new_tokens: int,
 ) -> tuple[Batch, list[bool]]:
-    """Returns the prompts of text examples as one batch, one a row, and which of them were truncated.
+    """Returns the prompts of text examples as one batch, one prompt per row, and which of them were truncated.
 
-    Rows without an example are padding. Raises DataError for an example with a missing or wrong field.
+    Rows without an example are padding. Raises DataError if an example has a missing or wrong field.
     """
     prompts, truncated = (
         converter.prompts(examples, task, vocabulary, max_new_tokens) if examples else ({}, np.zeros(0, bool))
@@ -108,9 +108,9 @@ def prompt_batch(
 def example_batch(
     examples: Sequence[Mapping], task: Task, converter: Converter, vocabulary: Vocabulary, *, batch_rows: int
 ) -> Batch:
-    """Returns supervised text examples with their targets as one batch, one a row.
+    """Returns supervised text examples with their targets as one batch, one example per row.
 
-    Raises DataError for an example that is longer than a row.
+    Raises DataError if an example is longer than a row.
     """
     features, truncated = converter.supervised(examples, task, vocabulary) if examples else ({}, ())
     if any(truncated):

@@ -16,10 +16,10 @@ from t5x_lite.errors import DataError
 
 
 class Encoded(dict[str, Any]):
-    """An example from a cache, with token ids in place of each text (for a corpus of an encoder: a list with the ids of
-    each sentence).
+    """An example from a cache. It holds token ids in place of each text. (For a corpus that an encoder reads, it holds
+    a list with the token ids of each sentence.)
 
-    label: the class index or the number that `targets` stands for, if the task has labels or numbers.
+    label: the class index or number that the example's `targets` stands for, if the task has labels or numbers.
     """
 
     label: float = 0
@@ -51,8 +51,8 @@ def ids_of(texts: Sequence, vocabulary: Vocabulary) -> list[np.ndarray]:
 
 
 def words_of(example: Mapping[str, Any], task: Task) -> list[str]:
-    """Returns the words of an example of a tagging task: its field `tokens`, a list or a text with spaces between
-    words."""
+    """Returns the words of an example of a tagging task. They are in its field `tokens`, which is a list, or a text
+    with spaces between words."""
     tokens = example.get("tokens")
     if isinstance(tokens, list | tuple):
         return [str(token) for token in tokens]
@@ -76,8 +76,8 @@ def tag_ids(example: Mapping[str, Any], task: Task) -> np.ndarray:
 
 
 def check_target(example: Mapping[str, Any], task: Task) -> None:
-    """Raises DataError unless the example's target is of the task's kind: labels or a number. Other kinds are not
-    checked."""
+    """Raises DataError if the task's targets are labels or numbers and the example's target is not one. Does not check
+    other kinds of targets."""
     if task.target.several:
         label_set(example, task)
     elif isinstance(task.target, Number):
@@ -87,8 +87,8 @@ def check_target(example: Mapping[str, Any], task: Task) -> None:
 
 
 def label_set(example: Mapping[str, Any], task: Task) -> list[bool]:
-    """Returns for each of the task's labels whether the example's target names it. Raises DataError if the target names
-    an unknown label."""
+    """Returns, for each of the task's labels, whether the example's target names it. Raises DataError if the target
+    names an unknown label."""
     named = label_names(text_of(example, "targets", task))
     for name in named:
         _require_label(name, example, task)

@@ -12,13 +12,14 @@ from t5x_lite.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """A source that fills templates with the examples of a different source: {name: filled template}.
+    """A source whose examples are templates, filled with the records of the source `source`: {name: filled template}.
 
     A template is a text with fields in braces: "{title}: {body}", "{answers[0]}". List items are joined by spaces;
-    booleans become "true" and "false". A missing or null field raises DataError with its line.
+    booleans become "true" and "false". If a record lacks a field or the field is null, reading the example raises
+    DataError, which names the record's line.
 
     templates: (name, template) pairs.
-    labels: the allowed "targets", if any; any other target raises DataError.
+    labels: the allowed values of "targets"; () allows all. Reading an example with any other value raises DataError.
     """
 
     source: Files
@@ -29,7 +30,7 @@ class Filled:
         return FilledRecords(self.source.split(name), dict(self.templates), self.labels)
 
     def tolerant(self, max_bad_fraction: float) -> "Filled":
-        """Returns the same source, which skips bad records up to that fraction of all records."""
+        """Returns a copy of this source that skips bad records, up to this fraction of all records."""
         return dataclasses.replace(self, source=self.source.tolerant(max_bad_fraction))
 
     def fingerprint(self, split: str) -> str:
@@ -38,7 +39,7 @@ class Filled:
 
 
 class FilledRecords(Sequence[Example]):
-    """The filled templates of one split's records."""
+    """A sequence of the examples of one split: the templates, filled with each record."""
 
     def __init__(self, rows: Records | Chained, templates: Mapping[str, str], labels: tuple[str, ...]):
         self._rows, self._labels = rows, labels
@@ -65,11 +66,11 @@ class FilledRecords(Sequence[Example]):
         return example
 
     def text(self, name: str, place: int) -> str:
-        """Returns one field of an example."""
+        """Returns one field of an example: the filled template `name`."""
         return self._fill(name, self._rows[place], place)
 
     def is_unlabelled(self) -> bool:
-        """Returns whether no record has a target: all are empty, or -1 as Hugging Face's test sets have it."""
+        """Returns whether the split has no labels: every target is empty, or -1 as in Hugging Face's test sets."""
         template = self._templates.get("targets", "")
         with contextlib.suppress(ValueError):
             return all(fill(template, row).strip() in ("", "-1") for row in self._rows)
