@@ -1,5 +1,5 @@
-"""Makes a source of any local file, by guessing its format, columns and splits from its contents. `Found.notes` states
-each guess in words, because nobody notices a wrong guess that nobody sees.
+"""Makes a source of local files by guessing their format, columns and splits. `Found.notes` states each guess in words,
+because a user can notice a wrong guess only if it is shown.
 """
 
 import csv
@@ -28,7 +28,7 @@ from t5x_lite.data.text_lines import MAX_RECORD_BYTES, lines_of
 from t5x_lite.errors import ConfigError, DataError, one_line
 from t5x_lite.lookup import suggest
 
-SAMPLED_LINES = 1000  # from which a file's header and kind are guessed
+SAMPLED_LINES = 1000  # the first lines of a file, from which its header and kind are guessed
 LONGEST_COLUMN_NAME = 64  # characters
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -55,9 +55,10 @@ OTHER_KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class TableHints:
-    """What the user says about CSV and TSV files; what is left open is detected.
+    """Holds the user's settings for CSV and TSV files. Whatever is not set is detected.
 
-    header: whether the first row names the columns; None: detected. delimiter: between cells; "": detected.
+    header: whether the first row names the columns; None: detected.
+    delimiter: the character between cells; "": detected.
     """
 
     header: bool | None = None
@@ -69,7 +70,7 @@ DETECTED = TableHints()
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A source, its splits and fields, and notes about them for the user."""
+    """Holds a source, its splits and fields, and notes about them for the user."""
 
     source: Files
     splits: tuple[str, ...]
@@ -86,9 +87,9 @@ def find(spec: str, max_bad_fraction: float = 0.0, tables: TableHints = DETECTED
         data/mrpc                            a directory: train.tsv, dev.tsv and so on, or Hugging Face's save_to_disk
         train=train.{en,de},test=test.{en,de}   parallel files; each file becomes a field
 
-    The suffix of a name, before .gz, decides the format (SUFFIXES). A fraction `max_bad_fraction` of the records may be
-    bad; bad records are left out. Raises ConfigError if it cannot parse `spec`, DataError if the files have no record
-    or if named files differ in format.
+    A file's suffix (before .gz, if any) decides its format (SUFFIXES). Bad records are left out; they may be up to the
+    fraction `max_bad_fraction` of all records. Raises ConfigError if it cannot parse `spec`, DataError if the files
+    have no record or if named files differ in format.
     """
     spec = re.sub(r"(^|=)~(?=/)", lambda begin: begin[1] + str(Path.home()), spec)  # shells do not expand "=~/"
     files = _files(spec)
@@ -141,8 +142,8 @@ def _split_of(name: str) -> str | None:
 
 
 def _arrow_splits(directory: Path) -> dict[str, str]:
-    """Returns {split: pattern} for the files that `save_to_disk` writes: data-*.arrow, either in the directory itself
-    or in one directory for each split. (Ignores the cache-*.arrow files beside them, which belong to `datasets`.)
+    """Returns {split: pattern} for the files data-*.arrow that `save_to_disk` writes. They are in the directory itself,
+    or in one directory per split. (Ignores the files cache-*.arrow beside them, which belong to `datasets`.)
 
     Raises ConfigError if two directories match one split, or if files are missing.
     """
@@ -161,10 +162,12 @@ def _arrow_splits(directory: Path) -> dict[str, str]:
 
 
 def _saved_shards(folder: Path) -> str:
-    """Returns the pattern of the files that belong to a saved data set: `save_to_disk` into a used directory leaves the
-    shards of the earlier one there, and only state.json tells which ones count.
+    """Returns the pattern of the files that belong to the data set that `save_to_disk` wrote to a directory.
 
-    Raises ConfigError if state.json names a file that is missing, or rows chosen by an index.
+    If the directory already held a data set, `save_to_disk` leaves the shards of the old one there. Only state.json
+    says which files belong to the new one.
+
+    Raises ConfigError if state.json names a file that is missing, or says that the rows are chosen by an index.
     """
     state = folder / "state.json"
     try:
@@ -184,7 +187,7 @@ def _saved_shards(folder: Path) -> str:
 
 
 def shards_pattern(names: Sequence[str]) -> str:
-    """Returns the pattern that stands for exactly the shards of one file, given all of their names; "" otherwise.
+    """Returns the pattern that matches `names` if they are all the shards of one file; else "".
 
     >>> shards_pattern(["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"])
     'train-*-of-00002.parquet'
@@ -196,8 +199,8 @@ def shards_pattern(names: Sequence[str]) -> str:
 
 
 def _of_directory(directory: Path) -> dict[str, str] | str:
-    """Returns {split: file} for the files in a directory that are named after a split, or for the Arrow files of
-    `save_to_disk`; the pattern alone if all Arrow files are one split.
+    """Returns {split: file} for a directory: for the Arrow files of `save_to_disk` if it holds any, else for the files
+    that are named after a split. If "train" is the only split of the Arrow files, returns their pattern alone.
 
     Raises ConfigError if two files match one split, or none matches "train".
     """
@@ -228,7 +231,8 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
 
 
 def _pair(names: Iterable[str]) -> str:
-    """Returns the pattern of the first two names that differ in one part; "" if no two names do.
+    """Returns the pattern (with braces) of the first two names that differ in exactly one part between dots; "" if no
+    two names do.
 
     >>> _pair(["train.en.gz", "train.de.gz", "train.txt"])
     'train.{de,en}.gz'
@@ -243,7 +247,8 @@ def _pair(names: Iterable[str]) -> str:
 def _alike(
     files: Mapping[str, str], form: Format, fields: Sequence[str], max_bad_fraction: float, tables: TableHints
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Returns ({split: path} for the files in this format with these fields, (path, reason) for each other file)."""
+    """Returns ({split: path} for the files that have this format and these fields, [(path, reason)] for the other
+    files)."""
     kept, others = {}, []
     for name, path in files.items():
         file_form, _ = _format(*matching(path), tolerant=max_bad_fraction > 0, tables=tables)
@@ -266,7 +271,7 @@ def kind_of(name: str) -> str | None:
 
 
 def _format(path: str, *more: str, tolerant: bool, tables: TableHints) -> tuple[Format, list[str]]:
-    """Returns (the format of a file and of `more` files like it, notes for the user).
+    """Returns (format, notes for the user) of the file `path`. more: further files, which must fit the same format.
 
     Raises ConfigError if the suffix is unknown.
     """
@@ -338,8 +343,8 @@ def _rows(lines: Sequence[str], delimiter: str, quoting: bool) -> Iterator[list[
 
 
 def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
-    """Returns whether quotes surround cells: every cell that begins with a quote ends with one, and doubles the quotes
-    inside it. False if no cell begins with a quote.
+    """Returns whether quotes enclose cells, and are not part of their text. They do if some cell begins with a quote,
+    and if every such cell also ends with a quote and doubles the quotes inside it.
 
     >>> _quotes_cells(['"so, so"|no'], "|"), _quotes_cells(['"so" so|"no"'], "|")
     (True, False)
@@ -353,8 +358,9 @@ def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
 
 
 def has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Returns whether the first row names the columns: its cells are short, not numbers, and do not occur further down
-    in their columns. The first cell may be empty, as pandas writes the name of its index.
+    """Returns whether the first row names the columns. It does if its cells are short, are not numbers, and do not
+    occur further down in their columns. Its first cell may be empty, because pandas writes the name of its index like
+    this.
 
     >>> has_header([["text", "label"], ["good", "1"]]), has_header([["good", "yes"], ["bad", "no"], ["fair", "yes"]])
     (True, False)

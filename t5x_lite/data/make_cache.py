@@ -30,7 +30,7 @@ from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 
 EXAMPLES_TOGETHER = 256  # tokenised in one call
-STALE_S = 3600  # a partial file not written to for this long was left by a killed process
+STALE_S = 3600  # seconds; a partial file that has not changed for this long was left by a killed process
 
 
 def run(
@@ -46,10 +46,10 @@ def run(
     """Caches each task. Skips tasks with a random preprocessor, because training reads them without a cache.
 
     workers: processes on this machine.
-    beam_flags: flags of Apache Beam, which makes the caches unless this is None.
+    beam_flags: flags for Apache Beam, which then makes the caches; None: this machine makes them.
     report: called with each line of progress.
-    Raises ConfigError if the only task has a random preprocessor, or if a cache cannot be written, and DataError if a
-    task has no examples or if the directory holds a different cache.
+    Raises ConfigError if the only task has a random preprocessor, or if a cache cannot be written. Raises DataError if
+    a task has no examples, or if the directory holds a different cache.
     """
     alone = len(tasks) == 1
     for task in tasks:
@@ -68,8 +68,8 @@ def run(
 def make(job: Job, workers: int = 1, report: Callable[[str], None] = print) -> dict[str, Any]:
     """Makes the missing shards, `workers` at a time, then writes and returns the manifest.
 
-    If the cache is complete, verifies every shard's sha256 and remakes the shards that differ. Raises DataError if the
-    directory holds a different cache, ConfigError if it cannot be written.
+    If the cache is complete, verifies every shard's sha256 and makes the shards that differ again. Raises DataError if
+    the directory holds a different cache, ConfigError if the cache cannot be written.
     """
     begin(job)
     missing = _missing_shards(job)
@@ -84,7 +84,8 @@ def make(job: Job, workers: int = 1, report: Callable[[str], None] = print) -> d
 
 
 def begin(job: Job) -> None:
-    """Writes the recipe. Raises DataError if the directory holds a different one, ConfigError if it cannot write."""
+    """Writes the recipe of a cache. Raises DataError if the directory holds a different recipe, ConfigError if the
+    recipe cannot be written."""
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
         if (job.directory / "recipe.json").exists():
@@ -134,7 +135,8 @@ def _columns(job: Job) -> dict[str, str]:
 
 
 def _write(path: Path, columns: Mapping[str, str], parts: Mapping[str, BinaryIO]) -> dict[str, Any]:
-    """Joins columns, each in its own file, into one safetensors file. Returns its size in bytes and its sha256."""
+    """Joins columns, which are in one file each, into one safetensors file. Returns its size in bytes and its
+    sha256."""
     header, at, hashed = {}, 0, hashlib.sha256()
     for name, kind in columns.items():
         size = parts[name].tell()
@@ -161,8 +163,8 @@ def _write(path: Path, columns: Mapping[str, str], parts: Mapping[str, BinaryIO]
 
 
 def finish(job: Job) -> dict[str, Any]:
-    """Writes and returns the manifest of a cache that has all its shards. The totals are in it, so nobody needs to
-    open a shard for them. Raises DataError if the preprocessors dropped every example."""
+    """Writes and returns the manifest of a cache that has all its shards. The manifest includes the totals, so reading
+    them opens no shard. Raises DataError if the preprocessors dropped every example."""
     shards = [read_json(job.path(shard, ".json")) for shard in range(job.shards)]
     totals = {name: sum(shard[name] for shard in shards) for name in ("examples", "kept", "tokens", "bytes")}
     if not totals["kept"]:
@@ -177,11 +179,11 @@ def finish(job: Job) -> dict[str, Any]:
 
 
 def make_on_beam(jobs: Sequence[Job], flags: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Makes the same files on Apache Beam (`pip install t5x-lite[beam]`), whose runner places the shards on workers.
-    Returns the manifests.
+    """Makes the caches on Apache Beam (`pip install t5x-lite[beam]`), whose runner distributes the shards to workers.
+    Returns the manifests. The files are the same as those that `make` writes.
 
     The output directory and the task's files must have the same paths on every worker (NFS, Filestore, a mounted
-    bucket). Workers need this package and the code that defines the task. flags are Beam's own:
+    bucket). Workers need this package and the code that defines the task. `flags` are Beam's own, for example:
 
         (none)                                                          this machine, one process
         --direct_num_workers=8 --direct_running_mode=multi_processing   this machine, 8 processes
@@ -190,7 +192,8 @@ def make_on_beam(jobs: Sequence[Job], flags: Sequence[str] = ()) -> list[dict[st
         --runner=FlinkRunner --flink_master=HOST:8081 --environment_type=LOOPBACK
                                                                         a Flink cluster; LOOPBACK: workers run here
 
-    A runner may make a shard twice, because both attempts write the same bytes. A second run makes the missing shards.
+    If a runner makes a shard twice, no harm is done: both attempts write the same bytes. After a failure, a second run
+    makes only the missing shards.
     Raises ConfigError if Beam is not installed.
     """
     try:
@@ -212,12 +215,12 @@ def make_on_beam(jobs: Sequence[Job], flags: Sequence[str] = ()) -> list[dict[st
 
 
 def _each(job: Job, shards: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
-    """Makes shards, and yields the counts of each as it completes."""
+    """Makes shards and yields the counts of each when it is complete."""
     workers = min(workers, len(shards))
     if workers <= 1 or "fork" not in multiprocessing.get_all_start_methods():
         yield from (make_shard(job, shard) for shard in shards)
         return
-    # Forked, because tasks seldom pickle: they hold functions of a config file.
+    # Workers are forked, because most tasks cannot be pickled: they hold functions of a config file.
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("fork"), initializer=_adopt, initargs=(job, os.getpid())
     )
@@ -232,7 +235,7 @@ def _each(job: Job, shards: Sequence[int], workers: int) -> Iterator[dict[str, A
 
 
 def _adopt(job: Job, parent: int) -> None:
-    """Initialises a worker process, which exits when its parent does, even if the parent is killed."""
+    """Initialises a worker process, so that it exits when its parent does, even if the parent is killed."""
     global _adopted
     _adopted = job
 
@@ -253,8 +256,8 @@ def _make_adopted(shard: int) -> dict[str, Any]:
 
 
 def _arrays_of(job: Job, reader: Reader, indices: range) -> dict[str, np.ndarray]:
-    """Returns {column: 1-D array} for the preprocessed and tokenised examples at `indices`. Offsets are the ends of the
-    examples."""
+    """Returns {column: 1-D array} for the preprocessed and tokenised examples at `indices`. In a column of offsets,
+    each value is the end of an example."""
     task, vocabulary, recipe = job.task, job.vocabulary, job.recipe
     examples = [reader.read(index, _no_rng) for index in indices]
     arrays = {"kept": np.array([example is not None for example in examples])}

@@ -21,10 +21,11 @@ def mask_tokens(
     whole_words: bool = False,
     longest_ngram: int = 1,
 ) -> tuple[np.ndarray, Ragged]:
-    """Masks tokens as BERT does (Devlin et al. 2019, §3.1): (corrupted values, selected positions in each row).
+    """Masks tokens as BERT does (Devlin et al. 2019, §3.1) and returns (corrupted values, selected positions of each
+    row).
 
-    It selects a share `rate` of a row's maskable positions, at least one. All selected positions count in the loss:
-    80% of them become [MASK], 10% a random id, 10% keep their id.
+    It selects the share `rate` of each row's maskable positions, but at least one. Of the selected positions, 80%
+    become [MASK], 10% become a random id, and 10% keep their id. All of them count in the loss.
     maskable: bool, of the shape of `tokens.values`; False on special tokens, which are never selected.
     whole_words: selects all tokens of a word or none. If no remaining word fits in the rest of the share, the row has
         fewer selected positions.
@@ -59,8 +60,8 @@ def _units(
     whole_words: bool,
     longest_ngram: int,
 ) -> np.ndarray:
-    """Returns the number of each candidate's unit, from 0, int64 [candidates]. The candidates of a unit are selected
-    together."""
+    """Returns, for each candidate, the number of its unit (a token, a word or an n-gram), from 0, int64 [candidates].
+    The candidates of a unit are selected together."""
     apart = np.diff(candidates, prepend=-2) > 1  # a special token lies between, or a new row begins
     apart |= np.diff(rows[candidates], prepend=-1) > 0
     begins = apart | vocabulary.word_starts[tokens.values[candidates]] if whole_words else np.ones_like(apart)
@@ -76,9 +77,11 @@ def _units(
 
 
 def _choose(sizes: np.ndarray, rows: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Selects units, bool [units]. Each row takes units in random order and skips units larger than its remaining room.
+    """Returns which units are selected, bool [units]. Each row takes its units in random order and skips those that are
+    larger than its remaining room.
 
-    sizes, rows: int64 [units], each unit's number of candidates and its row. room: int64 [rows], in candidates.
+    sizes, rows: int64 [units], the number of candidates and the row of each unit.
+    room: int64 [rows], the number of candidates to select in each row.
     """
     order = np.lexsort((rng.random(len(sizes)), rows))
     chosen = np.zeros(len(sizes), bool)
@@ -101,7 +104,7 @@ def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def mlm_capacity(length: int, rate: float, examples: int) -> int:
-    """Returns the slots for selected positions in a row of `length` tokens with up to `examples` examples.
+    """Returns how many slots for selected positions a row of `length` tokens with up to `examples` examples needs.
 
     Rounding each example's share can add half a slot, and every example selects at least one position.
     """

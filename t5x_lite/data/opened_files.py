@@ -1,4 +1,5 @@
-"""Files as they were when opened: a key that identifies each, a plain local copy to read, and checks for changes."""
+"""Describes files as they were when opened. Gives each file a key that identifies it, makes plain local copies to read,
+and checks that a file has not changed since."""
 
 import dataclasses
 import functools
@@ -77,7 +78,7 @@ def braces(pattern: str) -> dict[str, str]:
 
 
 def plain(file: File) -> Path:
-    """Returns the path of a local, uncompressed file with the same bytes: the file itself, or a copy in the cache.
+    """Returns the path of a local, uncompressed file with the same contents: the file itself, or a copy in the cache.
 
     Raises DataError if the file is broken or empty, or if the copy cannot be written.
     """
@@ -109,7 +110,8 @@ def plain(file: File) -> Path:
 
 @functools.lru_cache(maxsize=OPEN_FILES)
 def open_handle(path: Path, version: tuple[int, int]) -> io.FileIO:
-    """Returns the handle of a local file in this version. Opens it once. Raises DataError if it cannot be opened."""
+    """Opens a local file for reading bytes and returns its handle; for the same path and version, returns the same
+    handle again. Raises DataError if the file cannot be opened."""
     return open_file(str(path), buffering=0)  # type: ignore[return-value]
 
 
@@ -122,9 +124,9 @@ def open_file(name: str, buffering: int = -1):
 
 
 def version_of(path: Path, file: File) -> tuple[int, int]:
-    """Returns (modification time in ns, size in bytes) of the file at `path`, from which `file` is read.
+    """Returns (modification time in ns, size in bytes) of the file at `path`, which is `file` itself or a copy of it.
 
-    For `file` itself, these are the values from when it was opened; for a copy, the current ones.
+    For `file` itself, these are its values when it was opened; for a copy, they are the copy's current values.
     """
     if path == Path(file.name):
         return file.mtime_ns, file.size
@@ -133,7 +135,8 @@ def version_of(path: Path, file: File) -> tuple[int, int]:
 
 
 def require_unchanged(path: Path | io.FileIO, version: tuple[int, int], file: File) -> None:
-    """Raises DataError, which names `file`, if the file at `path`, or behind that handle, has changed its version."""
+    """Raises DataError, which names `file`, if the file at `path` no longer has this version. path: a path, or an open
+    handle."""
     try:
         stat = os.fstat(path.fileno()) if isinstance(path, io.FileIO) else path.stat()
     except OSError as error:
@@ -143,7 +146,7 @@ def require_unchanged(path: Path | io.FileIO, version: tuple[int, int], file: Fi
 
 
 def cannot_read(name: str, error: OSError) -> DataError:
-    """Returns the error for a file that cannot be opened, and suggests a similar name if there is one."""
+    """Returns the error for a file that cannot be opened. Its message suggests a similar name if there is one."""
     path = Path(name)
     near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else []
     hint = f"did you mean {path.parent / near[0]}?" if near else f"is {path.parent} the right directory?"

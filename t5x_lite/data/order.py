@@ -1,5 +1,5 @@
-"""The order of the data is a pure function of integers: it needs no state and no shuffle buffer, and any place in the
-order is computed directly."""
+"""Computes the order of the data as a pure function of integers. It needs no state and no shuffle buffer, and computes
+the element at any place of the order directly."""
 
 import hashlib
 import math
@@ -12,10 +12,10 @@ _ROUNDS = 8
 
 
 def key(*parts: Any, bits: int = 64) -> int:
-    """Returns a number that depends on the parts alone. Unlike `hash`, it is the same in every process and version of
+    """Returns a number that depends only on the parts. Unlike `hash`, it is the same in every process and version of
     Python.
 
-    bits: at most 256.
+    bits: the size of the number, at most 256.
     """
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[: bits // 8], "big")
 
@@ -26,14 +26,15 @@ def generator(*parts: Any) -> np.random.Generator:
 
 
 def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Returns the elements at some places of an endless order of `size` elements, which is shuffled anew each epoch.
+    """Returns the elements at `places` of an endless order of the elements 0 to size − 1. Each epoch holds every
+    element once and is shuffled anew.
 
     places: int [places]. Place n is the (n mod size)-th element of epoch n // size.
-    Returns int64 [places], 0 to size − 1.
+    Returns int64 [places].
     An epoch's order is a pseudo-random permutation in constant memory: a Feistel network over a rectangle of at least
-    `size` cells, about √size wide and high. Elements outside 0 to size − 1 are permuted again until they are inside,
-    which hardly ever takes a second step (Black & Rogaway 2002, "Ciphers with arbitrary finite domains": generalised
-    Feistel and cycle walking).
+    `size` cells, about √size wide and high. An element outside 0 to size − 1 is permuted again until it is inside; this
+    hardly ever takes a second step (Black & Rogaway 2002, "Ciphers with arbitrary finite domains": generalised Feistel
+    and cycle walking).
 
     >>> sorted(shuffled(np.arange(5), 5, seed=0).tolist()), sorted(shuffled(np.arange(5, 10), 5, seed=0).tolist())
     ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
