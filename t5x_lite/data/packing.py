@@ -1,8 +1,8 @@
-"""Packs several examples in a row, chosen by their lengths alone.
+"""Packs several examples into one row. Which examples share a row depends only on their lengths.
 
-Examples are a window's features as ragged columns (`Examples`), without segment ids and positions, which `fill` adds.
-Features that share a dimension letter (t5x_lite/batch.py) have the same length in an example. An unpacked row is a
-packed row with a single example, so both take the same code path.
+`Examples` holds the features of a window's examples as ragged columns. It has no segment ids and positions; `fill` adds
+them. Features that share a dimension letter (t5x_lite/batch.py) have the same length in an example. An unpacked row is
+a packed row with a single example, so both take the same code path.
 """
 
 import bisect
@@ -23,20 +23,22 @@ PARTS = "encoder_parts"  # the lengths of an example's parts; parts do not atten
 
 
 def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
-    """Returns the row of each example, int64 [examples]: best fit, the longest example first.
+    """Assigns examples to rows by best fit, the longest example first. Returns the row of each example, int64
+    [examples].
 
     lengths: int [examples, dimensions]; capacity: int [dimensions].
-    Each example goes to the fullest row in which it fits, or to a new row. The length of an example is its largest
-    share of a dimension; the room of a row is the sum of its free shares. With one dimension this is best fit
-    decreasing. With two, judging a row by its fuller dimension alone left rows of T5's inputs and targets 10% emptier.
-    Rows are numbered by their first example, so that rows of long examples do not come first.
+    Each example goes to the fullest row in which it fits, or to a new row. Here, an example's length is the largest
+    share of a row that it takes in any dimension, and a row's room is the sum of its free shares over all dimensions.
+    With one dimension, this is best fit decreasing. With two dimensions (T5's inputs and targets), judging a row by its
+    fuller dimension alone left rows 10% emptier. Rows are numbered in the order of their first examples, so that rows
+    of long examples do not come first.
 
     >>> assign(np.array([[5], [6], [4], [3]]), np.array([10])).tolist()
     [0, 1, 1, 0]
     """
     assert (lengths <= capacity).all(), f"an example of {lengths.max(axis=0)} in rows of {capacity}"
     size = int(np.lcm.reduce(capacity))
-    shares = lengths * (size // capacity)  # scaled to a row that holds `size` in every dimension, to stay integers
+    shares = lengths * (size // capacity)  # scaled to a row that holds `size` in every dimension, so they are integers
     longest, needs = shares.max(axis=1), shares.sum(axis=1)
     order = np.argsort(-longest, kind="stable")
     # The longest examples have rows of their own: in some dimension not even the shortest length fits beside them.
@@ -72,11 +74,12 @@ def lengths_of(examples: Examples, specs: Mapping[str, ArraySpec], letters: str)
 def fill(
     examples: Examples, row_of: np.ndarray, rows: int, specs: Mapping[str, ArraySpec], sizes: Mapping[str, int]
 ) -> Batch:
-    """Fills `rows` rows of a batch: examples side by side, in order, then zeros; segment ids from 1, positions from 0.
+    """Returns a batch of `rows` rows. Each row holds its examples side by side, in order, and then zeros. Segment ids
+    count from 1 in each row, positions from 0 in each example.
 
     row_of: int [examples], the row of each example.
 
-    Two examples of lengths 4 and 5 in a row of 10:
+    For example, a row of 10 with two examples of lengths 4 and 5:
 
         encoder_input_tokens   7 8 5 1 | 8 4 9 3 1 | 0
         encoder_segment_ids    1 1 1 1 | 2 2 2 2 2 | 0
@@ -120,9 +123,10 @@ def pack_rows(
     pack: bool,
     shuffle: np.random.Generator | None = None,
 ) -> tuple[Batch, np.ndarray]:
-    """Packs examples in as many rows as they need and returns (rows, the row of each example: int64 [examples]).
+    """Packs examples into as many rows as they need and returns (rows, the row of each example: int64 [examples]).
 
-    pack: puts several examples in a row, otherwise one. shuffle: puts the rows in random order.
+    pack: whether a row may hold several examples.
+    shuffle: puts the rows in random order; None keeps their order.
     """
     row_of = np.arange(count(examples))
     if pack:

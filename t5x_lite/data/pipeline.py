@@ -1,12 +1,13 @@
 """Makes training batches from tasks, in an order that is a pure function of (seed, mixture, step).
 
-The rows of a global batch are divided among S streams; S depends only on the number of rows. Stream s reads the
-elements s, s + S, s + 2S, … of each task's shuffled, endlessly repeated order (windows.py), draws examples from the
-tasks by their rates, and packs them into its rows, window by window (streams.py). A host computes only the streams of
-its rows, so any number of hosts up to S sees the same global batch, row by row.
+The rows of a global batch are divided among S streams. S depends only on the number of rows. Each stream has its own
+part of the data: stream s reads the elements s, s + S, s + 2S, … of each task's shuffled, endlessly repeated order
+(windows.py). It draws examples from the tasks by their rates, and packs them into its rows, window by window
+(streams.py). A host computes only the streams of its rows. So the global batch is the same, row by row, on any number
+of hosts up to S.
 
-The state of a stream is its position in each task, three integers a task. Restoring a state packs at most one window
-again.
+The state of a stream is its position in each task, three integers per task. After a restore, a stream packs at most one
+window again.
 """
 
 import base64
@@ -32,13 +33,13 @@ from t5x_lite.data.windows import Position, Setting
 from t5x_lite.errors import CheckpointError, ConfigError
 
 MAX_STREAMS = 64  # at most this many hosts can read data
-BRIEF = 40  # characters of a value in a state's fingerprint
+BRIEF = 40  # the most characters of a value in a state's fingerprint; longer values are shortened
 
 
 class TrainBatches:
-    """Iterates endlessly over this host's rows of the global batches, with a state that restores immediately.
+    """Iterates endlessly over this host's rows of the global batches. Restoring its state replays no earlier batches.
 
-    tasks: the names of the tasks, sorted. A task id is a task's number in this order, from 1.
+    tasks: the sorted names of the tasks. A task's id is its number in this order, from 1.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class TrainBatches:
             "tasks": {rated.task.name: _brief(registry.identity(rated.task)) for rated in mixture},
             "converter": repr(setting.converter),
             "vocabulary": setting.vocabulary.fingerprint,
-            "format": 4,  # of the state and of the order of the data
+            "format": 4,  # version of the state and of the order of the data
             "seed": setting.seed,
             "batch_rows": batch_rows,
             "pack": setting.pack,
@@ -88,10 +89,10 @@ class TrainBatches:
         """Returns the state of this host's streams after the batches returned so far, as JSON-able data. 100 tasks in
         64 streams take less than 100 kB.
 
-        streams: for each stream, the examples drawn before its packing window (`drawn`), the number of rows of that
-            window returned so far (`emitted`), and the positions of the tasks when the window began (`tasks`, see
-            `encode_positions`).
-        counts: a list for each field of `Counts` with a number for each task, from when these windows began.
+        streams: for each stream, how many examples it drew before its present packing window (`drawn`), how many rows
+            of that window were returned so far (`emitted`), and the positions of the tasks when the window began
+            (`tasks`, see `encode_positions`).
+        counts: one list per field of `Counts`, with one number per task, as of the time when these windows began.
         """
         streams = {
             str(number): {"drawn": state.drawn, "emitted": state.taken, "tasks": encode_positions(state.positions)}
@@ -101,7 +102,7 @@ class TrainBatches:
         return {"fingerprint": self._fingerprint, "counts": np.array(counts).tolist(), "streams": streams}
 
     def set_state(self, state: dict) -> None:
-        """Continues from the merged `get_state()` of any number of hosts.
+        """Continues from a state: the `get_state()` of any number of hosts, merged with `merge_states`.
 
         Raises CheckpointError if the state is corrupted, is from a different pipeline, or lacks a stream of this host.
         """
@@ -132,9 +133,10 @@ class TrainBatches:
     def counters(self) -> dict[str, float]:
         """Returns this host's totals since step 0, also across resumes.
 
-        examples/TASK, tokens/TASK: in the batches returned. epochs/TASK: read for packing, so up to a window ahead.
-        truncated, or skipped_long: the share of the converted examples that did not fit in a row. bad: the number of
-        examples skipped as bad, if any.
+        examples/TASK, tokens/TASK: what the returned batches hold.
+        epochs/TASK: how often the source was read for packing, which is up to a window ahead of the batches.
+        truncated (or skipped_long): the share of the converted examples that did not fit in a row.
+        bad: the number of examples that were skipped as bad, if any.
         """
         if not self._counters:
             return {}
@@ -148,8 +150,8 @@ class TrainBatches:
         return out | ({"bad": float(counts.bad.sum())} if counts.bad.any() else {})
 
     def epochs_per_example(self) -> dict[str, float]:
-        """Returns {"epochs_per_example/TASK": …}: the part of a source's epoch that one example takes, on average over
-        the examples read so far."""
+        """Returns {"epochs_per_example/TASK": …}: which part of an epoch of the task's source one example uses up, on
+        average over the examples read so far."""
         zero = np.zeros(len(self.tasks))
         examples = sum((stream.read.examples for stream in self._streams.values()), start=zero)
         epochs = sum((stream.epochs for stream in self._streams.values()), start=zero)
@@ -195,13 +197,14 @@ def train_batches(
 ) -> TrainBatches:
     """Returns an iterator over the training batches of a mixture.
 
-    mixture: the tasks with their shares of the examples: `registry.mixture(NAME)`.
-    batch_rows: rows of the global batch; host `shard_index` of `shard_count` gets batch_rows / shard_count of them.
+    mixture: the tasks with their shares of the examples, as `registry.mixture(NAME)` returns them.
+    batch_rows: rows of the global batch. Host `shard_index` of `shard_count` gets batch_rows / shard_count of them.
     prefetch_batches: the number of batches that a background thread keeps ready; 0 for no thread.
-    cache_dir: the directory in which `t5x-lite cache` wrote the tasks. It makes the same batches in less time.
-    task_ids: adds decoder_task_ids [BL] (encoder-only: encoder_task_ids [BS]): 0 on padding, and 1, 2, … for the tasks
-        in the order of `TrainBatches.tasks`.
-    Raises ConfigError if the rows do not divide among the hosts, DataError if a task has no example to train on.
+    cache_dir: the directory to which `t5x-lite cache` wrote the tasks. The batches are the same, but take less time.
+    task_ids: adds the feature decoder_task_ids [BL] (encoder-only: encoder_task_ids [BS]). It is 0 on padding and 1, 2,
+        … for the tasks in the order of `TrainBatches.tasks`.
+    Raises ConfigError if the streams cannot be divided evenly among the hosts, DataError if a task has no training
+    example.
     """
     streams = stream_count(batch_rows)
     if streams % shard_count:
@@ -222,10 +225,10 @@ def train_batches(
 
 
 def stream_count(batch_rows: int) -> int:
-    """Returns the number of streams of a global batch: a power of two that divides its rows, at most MAX_STREAMS.
+    """Returns the number of streams of a global batch: a power of two that divides `batch_rows`, at most MAX_STREAMS.
 
-    It depends on the rows alone, so the order is the same on any number of hosts. Small batches have few streams,
-    because each stream fills its own packing window.
+    It depends only on `batch_rows`, so the order of the data is the same on any number of hosts. Small batches have few
+    streams, because each stream fills its own packing window.
 
     >>> [stream_count(rows) for rows in (1, 12, 32, 128, 512, 2048)]
     [1, 4, 8, 16, 64, 64]
@@ -246,8 +249,8 @@ def merge_states(states: Iterable[dict]) -> dict:
 
 
 def encode_positions(positions: np.ndarray) -> str:
-    """Encodes the positions of tasks, int64 [tasks, 3], as a short text. Bytes are sorted by significance before they
-    are compressed, because the high bytes are mostly equal.
+    """Encodes the positions of tasks, int64 [tasks, 3], as a short text. Before compression, bytes of equal
+    significance are put side by side, because the high bytes are mostly equal.
 
     >>> decode_positions(encode_positions(np.array([[3, 10**9, 0], [1, 2, 3]])), 2).tolist()
     [[3, 1000000000, 0], [1, 2, 3]]
@@ -268,8 +271,8 @@ def decode_positions(text: str, tasks: int) -> np.ndarray:
 
 
 def _brief(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a task's identity without its empty values and with a digest of each long value. A state holds one for
-    each task, so a run with a hundred tasks needs them short."""
+    """Returns a task's identity without its empty values, and with a digest in place of the rest of each long value. A
+    state holds the identity of each task, so with a hundred tasks they must be short."""
     texts = {name: json.dumps(value) for name, value in identity.items() if value}
     return {
         name: identity[name] if len(text) <= BRIEF else f"{text[: BRIEF // 2]}…{key(text):016x}"

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Prefetcher:
-    """A background thread that calls `produce` and keeps up to `depth` results ready."""
+    """Calls `produce` in a background thread and keeps up to `depth` results ready."""
 
     def __init__(self, produce: Callable[[], Any], depth: int):
         self._queue: queue.Queue = queue.Queue(depth)

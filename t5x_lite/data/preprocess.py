@@ -1,7 +1,7 @@
 """Preprocessors are small pure functions from example to example. A preprocessor drops an example by returning None.
 
-The source of the nested functions, docstrings included, is part of tasks' fingerprints: editing it makes runs and
-caches made before unusable.
+The source of the nested functions, docstrings included, is part of tasks' fingerprints. Editing it makes earlier runs
+and caches unusable.
 """
 
 import functools
@@ -22,14 +22,15 @@ Example = Mapping[str, Any]
 
 
 def template(**fields: str) -> Callable[[Example], dict]:
-    """Returns a preprocessor that adds fields, filled from format strings over the existing fields, which stay.
+    """Returns a preprocessor that adds fields to an example. A new field is a format string, filled with the existing
+    fields. The existing fields stay.
 
     `{answers[text][0]}` reaches into objects and lists.
 
     >>> template(inputs="summarize: {body}", targets="{title}")({"body": "b", "title": "t"})["inputs"]
     'summarize: b'
 
-    Raises ConfigError for an invalid template; the preprocessor raises DataError for a field that is missing or null.
+    Raises ConfigError if a template is invalid. The preprocessor raises DataError if a field is missing or null.
     """
     for text in fields.values():
         pieces(text)
@@ -67,7 +68,7 @@ def apply(functions, example: Example, rng: Callable[[], np.random.Generator]) -
     """Applies all preprocessors in order and returns the example, or None if one drops it.
 
     rng: makes a generator for each preprocessor with a parameter named `rng`.
-    Raises DataError that names the preprocessor for any exception in it that is not a UserError.
+    Raises DataError, which names the preprocessor, if a preprocessor raises any exception other than a UserError.
     """
     for function in functions:
         try:
@@ -134,7 +135,7 @@ def pieces(template: str) -> list[tuple[str, str]]:
 
 
 def root(field: str) -> str:
-    """Returns the name of the record's field in a template's field: "answers" for "answers[text][0]"."""
+    """Returns the name of the record's field that a template's field begins with: "answers" for "answers[text][0]"."""
     return field.partition("[")[0]
 
 

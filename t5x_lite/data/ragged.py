@@ -1,7 +1,7 @@
-"""Rows of unequal length as one flat array: the form of texts before packing.
+"""Holds rows of unequal length in one flat array. Texts have this form before they are packed.
 
-Every function works on all rows at once, without Python code for each row. So a million tokens a second are possible
-with short texts.
+Every function works on all rows at once and runs no Python code per row. So a million tokens per second are possible
+even with short texts.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ VALUES_WORTH_A_SLICE = 64  # a slice takes about as long as gathering this many 
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """Rows of unequal length. values: 1-D, the concatenated rows; lengths: int64 [rows], summing to len(values).
+    """Rows of unequal length. values: 1-D, the concatenated rows. lengths: int64 [rows], their sum is len(values).
 
     >>> texts = of([np.array([7, 8, 5]), np.array([4])])
     >>> texts.values.tolist(), texts.lengths.tolist(), texts[1].tolist(), len(texts)
@@ -47,23 +47,23 @@ class Ragged:
 
 
 def of(rows: Sequence[np.ndarray], dtype: type = np.int32) -> Ragged:
-    """Returns the rows of a list of 1-D arrays."""
+    """Returns a Ragged whose rows are the given 1-D arrays."""
     values = np.concatenate([*rows, np.zeros(0, dtype)]).astype(dtype, copy=False)
     return Ragged(values, np.fromiter(map(len, rows), np.int64, len(rows)))
 
 
 def block(array: np.ndarray) -> Ragged:
-    """Returns the rows of a 2-D array [rows, width]."""
+    """Returns a Ragged whose rows are those of a 2-D array [rows, width]."""
     return Ragged(array.ravel(), np.full(len(array), array.shape[1]))
 
 
 def constant(value: int, rows: int) -> Ragged:
-    """Returns rows that each hold `value` alone."""
+    """Returns `rows` rows, each of which holds only `value`."""
     return Ragged(np.full(rows, value, np.int32), np.ones(rows, np.int64))
 
 
 def singles(values: np.ndarray) -> Ragged:
-    """Returns a row for each value of `values` [rows]."""
+    """Returns rows that hold one value each: row i holds `values[i]`. values: [rows]."""
     return Ragged(values, np.ones(len(values), np.int64))
 
 
@@ -97,7 +97,7 @@ def append(rows: Ragged, value: int) -> Ragged:
 def take(rows: Ragged, indices: np.ndarray) -> Ragged:
     """Returns the rows at `indices` [rows of the result]."""
     lengths, starts = rows.lengths[indices], rows.starts[indices]
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1  # rows between two breaks are adjacent: one copy for all
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1  # between two breaks rows are adjacent: one slice copies them
     if len(indices) == 0 or lengths.sum() < VALUES_WORTH_A_SLICE * (len(breaks) + 1):
         return Ragged(rows.values[spread(starts, lengths)], lengths)
     begins = starts[[0, *breaks]].tolist()

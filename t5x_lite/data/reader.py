@@ -12,14 +12,14 @@ from t5x_lite.data.order import generator, key, shuffled
 from t5x_lite.data.registry import UNLABELLED, Example, Task
 from t5x_lite.errors import DataError
 
-SAMPLED = 10_000  # examples that estimate the share of bad ones, after the first bad example
+SAMPLED = 10_000  # examples to check after the first bad one, to estimate the share of bad examples
 
 
 class Reader:
     """Reads the examples of a task's split.
 
-    For a bad example `read` raises DataError. If the task tolerates bad examples (`max_bad_fraction`), `read` returns
-    None, as for an example that a preprocessor drops, and counts the example in `bad`.
+    If an example is bad, `read` raises DataError. But if the task tolerates bad examples (`max_bad_fraction`), `read`
+    returns None and counts the example in `bad`. It also returns None for an example that a preprocessor drops.
     """
 
     def __init__(self, task: Task, split: str):
@@ -31,16 +31,20 @@ class Reader:
         return len(self.source)
 
     def read(self, index: int, rng: Callable[[], np.random.Generator]) -> Example | None:
-        """Returns the preprocessed example at an index of the source; None if it was dropped, or is bad and tolerated.
+        """Returns the preprocessed example at an index of the source. Returns None if the example is dropped, or bad
+        and tolerated.
 
         rng: makes the generator for random preprocessors.
-        Raises DataError for a bad example that is not tolerated.
+        Raises DataError if the example is bad and not tolerated.
         """
         return self._tolerantly(index, lambda: self._record(index), rng)
 
     def read_many(self, indices: Sequence[int], rng: Callable[[int], np.random.Generator]) -> list[Example | None]:
-        """Returns `read` of several examples, faster if the source has `read_many`. `rng(n)` makes the generator for
-        the n-th. Raises DataError as `read` does."""
+        """Returns what `read` returns for each of several examples. This is faster if the source has `read_many`.
+
+        rng: `rng(n)` makes the generator for the n-th of these examples.
+        Raises DataError as `read` does.
+        """
         together = getattr(self.source, "read_many", None)
         try:
             records = together(indices) if together else None
@@ -94,9 +98,11 @@ class Reader:
         return self.split == "test" and example.get("targets") == UNLABELLED
 
     def _require_few(self, first: str) -> None:
-        """At the first bad example, checks the share of bad ones in a sample of the split (all of a small split).
+        """At the first bad example, estimates the share of bad ones from a sample of the split (or from all of a small
+        split).
 
-        Raises DataError if it is more than max_bad_fraction; otherwise logs a warning with the number.
+        Raises DataError if the share is more than max_bad_fraction; otherwise logs a warning with the number of bad
+        ones.
         """
         if self.bad:
             return
