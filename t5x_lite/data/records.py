@@ -1,9 +1,9 @@
 """Opens a file of any length as a sequence of examples, with random access in constant memory.
 
-The first time a file is opened, `scan` reads all of it, record by record. So errors are reported then, with file and
+The first time a file is opened, `scan` reads all of it, record by record. So errors are reported at once, with file and
 line, and not hours into a run. (If bad records are tolerated, they are skipped and counted.) The result is an index of
-17 bytes a record. The index of a larger file is kept in the user's cache, and later openings map it into memory. A
-compressed or remote file is first copied to the cache, and a Parquet file is copied as Arrow.
+17 bytes per record. The index of a file of SMALL_BYTES or more is kept in the user's cache, and later openings map it
+into memory. A compressed or remote file is first copied to the cache, and a Parquet file is copied as Arrow.
 """
 
 import array
@@ -24,19 +24,19 @@ from t5x_lite.data.user_cache import atomic_file, cache_dir
 from t5x_lite.errors import DataError
 
 Example = Mapping[str, Any]
-# The splits of a file without splits: the hash of a record's contents, modulo 100, decides its split.
+# The splits of a file that is not divided into splits: the hash of a record, modulo 100, decides the record's split.
 PERCENT = {"train": range(0, 90), "validation": range(90, 95), "test": range(95, 100)}
 _SORTED = json.JSONEncoder(sort_keys=True, default=str)
-_CODES = [code for code, share in enumerate(PERCENT.values()) for _ in share]  # the split of each percent
+_CODES = [code for code, share in enumerate(PERCENT.values()) for _ in share]  # the split of each hash
 
 SMALL_BYTES = 1 << 20  # the index of a smaller file is not kept, because scanning the file again is fast
 LONG_BYTES = 1 << 28  # scanning a file of this size takes long, so the log gives the reason
-# begin: the byte where a record begins in its file, or its row in a table; length: its bytes; check: half of the hash
-# of its contents; split: an index into PERCENT, or BAD. The index is sorted by split.
+# An index has these fields and is sorted by split. begin: the byte where a record begins in its file, or its row in a
+# table; length: its bytes; check: half of the hash of its contents; split: an index into PERCENT, or BAD.
 INDEX = np.dtype([("begin", "<i8"), ("length", "<u4"), ("check", "<u4"), ("split", "u1")])
 BAD = 255  # the split of a record that is skipped
-SHOWN_BAD = 3  # bad records of a file that the log shows
-OnBad = Callable[[DataError, int], None]  # called with an error and the number of bad records; raises it or returns
+SHOWN_BAD = 3  # the most bad records of a file that the log shows
+OnBad = Callable[[DataError, int], None]  # called with an error and the number of bad records; may raise it
 
 
 class Scanned(NamedTuple):
@@ -47,7 +47,7 @@ class Scanned(NamedTuple):
     row: Example
 
 
-Read = Callable[[Sequence[tuple[int, int]]], list[Example]]  # returns the records at the given (begin, length)
+Read = Callable[[Sequence[tuple[int, int]]], list[Example]]  # returns the records at these (begin, length)
 
 
 class Format(Protocol):
@@ -58,7 +58,7 @@ class Format(Protocol):
         ...
 
     def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
-        """Yields every record after checking it. For a bad record it calls `bad` with an error that names `file` and
+        """Yields every record after checking it. If a record is bad, calls `bad` with an error that names `file` and
         the record's place. Raises DataError if the file as a whole cannot be read."""
         ...
 
@@ -74,16 +74,18 @@ class Format(Protocol):
 def open_records(name: str, form: Format, split: str = "", tolerant: bool = False) -> "Records":
     """Returns the records of a file; with `split`, only the records whose hash assigns them to that split.
 
-    tolerant: skips bad records and counts them.
-    Raises DataError if the file has no record, or, unless `tolerant`, a bad one.
+    tolerant: whether to skip and count bad records.
+    Raises DataError if the file has no good record, or if it has a bad one and `tolerant` is false.
     """
     return records_of(File.of(name), form, split, tolerant)
 
 
 class Records(Sequence[Example]):
-    """A sequence of the records of an index; a record is read when it is accessed. It pickles as a path and the index.
+    """A sequence of the records in an index. Each is read when it is accessed. Pickling stores the path and the index,
+    not the records.
 
-    bad: the number of skipped records in the whole file, in any split. total: all records of the file, with the bad.
+    bad: the number of bad records in the whole file, which are skipped.
+    total: the number of all records in the whole file, including bad ones.
     """
 
     def __init__(self, file: File, path: Path, form: Format, index: np.ndarray, bad: int, total: int):
@@ -98,7 +100,7 @@ class Records(Sequence[Example]):
         return self._read([(begin, length)])[0]
 
     def read_many(self, places: Sequence[int]) -> list[Example]:
-        """Returns several records at once, in a quarter of the time."""
+        """Returns several records at once, in a quarter of the time that reading them one by one takes."""
         entries = self._index[np.asarray(places, np.int64)]
         return self._read(list(zip(entries["begin"].tolist(), entries["length"].tolist(), strict=True)))
 
@@ -108,7 +110,8 @@ class Records(Sequence[Example]):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Returns a digest that changes whenever any record changes. It does not depend on the file that holds them."""
+        """Returns a digest that changes whenever any record changes. It does not depend on the file that holds the
+        records."""
         return digest(np.ascontiguousarray(self._index["check"]).tobytes())
 
     @functools.cached_property
@@ -134,7 +137,7 @@ class Chained(Sequence[Example]):
         return part[inner]
 
     def read_many(self, places: Sequence[int]) -> list[Example]:
-        """Returns several records at once, which is faster."""
+        """Returns several records at once, which is faster than one by one."""
         wanted = np.asarray(places, np.int64)
         numbers = np.searchsorted(self._ends, wanted, side="right")
         examples: list[Example] = [{}] * len(places)
@@ -166,7 +169,8 @@ def _hash(key: str) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def records_of(file: File, form: Format, split: str, tolerant: bool) -> Records:
-    """Returns what `open_records` returns, for an opened file; `file` identifies its contents, so results are cached.
+    """Returns what `open_records` returns, for a file that is already described. Results are cached, which is safe
+    because `file` identifies the file's contents.
 
     Raises DataError as `open_records` does.
     """
@@ -178,9 +182,10 @@ def records_of(file: File, form: Format, split: str, tolerant: bool) -> Records:
 
 @functools.lru_cache(maxsize=4096)
 def index_of(file: File, form: Format, by_hash: bool, tolerant: bool) -> tuple[Path, np.ndarray]:
-    """Returns (the path to read a file from, its index), from the cache or by scanning the file.
+    """Returns (the path to read a file from, the file's index). The index comes from the cache or from scanning the
+    file.
 
-    Raises DataError if the file has no good record, or, unless `tolerant`, a bad one.
+    Raises DataError if the file has no good record, or if it has a bad one and `tolerant` is false.
     """
     path = form.local(file)
     stored = cache_dir() / "indices" / f"{digest(repr((file.key, form, by_hash)).encode())}.npy"
@@ -211,9 +216,9 @@ def _load(path: Path) -> np.ndarray | None:
 
 
 def scan(form: Format, path: Path, file: File, by_hash: bool, tolerant: bool) -> np.ndarray:
-    """Reads a whole file and returns its index: its records sorted by split, then an entry for each bad one.
+    """Reads a whole file and returns its index: the good records, sorted by split, and then one entry per bad record.
 
-    Raises DataError for a bad record, unless `tolerant`.
+    Raises DataError if a record is bad and `tolerant` is false.
     """
     begins, lengths, hashes = array.array("q"), array.array("L"), array.array("Q")
     bad = 0

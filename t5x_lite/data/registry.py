@@ -16,18 +16,20 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup
 
 Example = Mapping[str, Any]
-UNLABELLED = "<unk>"  # the target of a test set's example, as in T5
-# The entries about targets in every identity. If keys or values change, existing runs and caches are refused.
+UNLABELLED = "<unk>"  # the target of a test example without a published label, as in T5
+# These entries about targets are in every task's identity. If a key or value changes, existing runs and caches are
+# refused.
 NO_TARGET = {"labels": [], "multi_label": False, "regression": False, "choices": [], "tags": [], "extractive": ""}
-SAMPLED = 10_000  # examples in the digest of a source without a fingerprint of its own
+SAMPLED = 10_000  # the most examples in the digest of a source that has no fingerprint of its own
 
 
 class Source(Protocol):
-    """Defines the methods of a source of examples. It has random access, so shuffling and resuming cost nothing.
+    """Defines the methods of a source of examples. A source has random access, so shuffling and resuming cost nothing.
 
-    A source may also have `fingerprint(split) -> str`, which changes whenever any example changes, and
-    `tolerant(max_bad_fraction) -> Source`, which returns the source without its bad records, at most that share.
-    The examples of a split may have `where(index) -> str`, the file and line of an example, for messages.
+    A source may also have two more methods. `fingerprint(split) -> str` changes whenever any example changes.
+    `tolerant(max_bad_fraction) -> Source` returns a source that leaves out bad records, up to this share of all
+    records. The sequence of a split's examples may have `where(index) -> str`, which returns the file and line of an
+    example, for messages.
     """
 
     def split(self, name: str) -> Sequence[Example]:
@@ -50,17 +52,19 @@ class Task:
     After its preprocessors an example has either {"text"} (a corpus; the feature converter applies the objective) or
     {"inputs", "targets"} (supervised, as text).
 
-    preprocessors: functions `example -> example`; one with a parameter named `rng` also gets a
-        `numpy.random.Generator` that depends only on the seed and the example's place in the order.
+    preprocessors: functions `example -> example`. If one has a parameter named `rng`, it also gets a
+        `numpy.random.Generator`, which depends only on the seed and the example's place in the order.
     target: the kind of target (data/targets.py); the default is Corpus() if `features` has "text", else Text().
     labels, multi_label: short for target=Classes(labels, several=multi_label).
     segments: the example fields that an encoder reads as its one or two segments.
     metrics: functions `(targets, predictions) -> {name: value}` over postprocessed values.
     postprocess: turns a target or a predicted text into the value that the metrics compare.
-    reference: turns an example into the value that the metrics compare predictions with; None: postprocessed `targets`.
-    baseline: "majority" (the most frequent training target), "copy" (the first sentence of the inputs) or "".
-    max_bad_fraction: the share of records and examples that may be bad (unreadable, a field missing, a wrong label):
-        they are skipped and counted. With 0 the first bad one raises DataError.
+    reference: turns an example into the value that the metrics compare predictions with; None: they compare with the
+        postprocessed `targets`.
+    baseline: the trivial prediction to compare with: "majority" (the most frequent training target), "copy" (the first
+        sentence of the inputs) or "" (none).
+    max_bad_fraction: the share of records and examples that may be bad (unreadable, a missing field, a wrong label).
+        Bad ones are skipped and counted. With 0, the first bad one raises DataError.
 
     Raises ConfigError if the name cannot be a file name, if `labels` contradicts `target`, if the source has no
     split(name), or if a metric cannot be called with (targets, predictions).
@@ -159,11 +163,11 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Combines tasks or mixtures with rates: the shares of *examples* drawn from each, counted after the objective has
-    cut a corpus into training examples.
+    """Combines tasks or mixtures by rates. Rates are shares of the training *examples*. For a corpus, training examples
+    are the pieces into which the objective cuts it, not its documents.
 
-    A rate is a number, or a function of the training size (in source examples) of the task or nested mixture. Tasks
-    with rate 0 are evaluated but not trained on.
+    A rate is a number, or a function that computes the rate from the number of source examples that the task or nested
+    mixture has for training. Tasks with rate 0 are evaluated but not trained on.
     """
 
     name: str
@@ -180,7 +184,8 @@ def add(entry: Task | Mixture) -> Task | Mixture:
 
 
 def tolerate(name: str, max_bad_fraction: float) -> None:
-    """Sets max_bad_fraction of every task under a task or mixture, and registers the changed tasks.
+    """Sets max_bad_fraction of the task `name`, or of every task in the mixture `name`, and registers the changed
+    tasks.
 
     Raises ConfigError as `rates` does.
     """
@@ -189,11 +194,11 @@ def tolerate(name: str, max_bad_fraction: float) -> None:
 
 
 def rates(name: str) -> dict[str, float]:
-    """Returns the share of the examples of each task trained on under a task or mixture. The shares sum to 1; the rates
-    of nested mixtures multiply.
+    """Returns {task: its share of the training examples} for the tasks that a run on a task or mixture trains on. The
+    shares sum to 1; the rates of nested mixtures multiply.
 
-    Raises ConfigError for an unknown name, a mixture that contains itself or trains on nothing, and a rate that is
-    negative, infinite or not a number.
+    Raises ConfigError for an unknown name, for a mixture that contains itself or trains on nothing, and for a rate that
+    is negative, infinite or not a number.
     """
     out = {task: rate for task, rate in _rates(name, ()).items() if rate}
     total = sum(out.values())
@@ -201,34 +206,34 @@ def rates(name: str) -> dict[str, float]:
 
 
 class Rated(NamedTuple):
-    """A task of a mixture with its share of the examples."""
+    """A task of a mixture with its share of the training examples."""
 
     task: Task
     rate: float
 
 
 def mixture(name: str) -> tuple[Rated, ...]:
-    """Returns the tasks trained on under a task or mixture with their `rates`, as currently registered. Raises
+    """Returns the tasks that a run on a task or mixture trains on, as currently registered, each with its rate. Raises
     ConfigError as `rates` does."""
     return tuple(Rated(REGISTRY[task], rate) for task, rate in rates(name).items())  # type: ignore[arg-type]
 
 
 def tasks(name: str) -> tuple[Task, ...]:
-    """Returns the tasks trained on under a task or mixture. Raises ConfigError as `rates` does."""
+    """Returns the tasks that a run on a task or mixture trains on. Raises ConfigError as `rates` does."""
     return tuple(rated.task for rated in mixture(name))
 
 
 def evaluated(name: str) -> tuple[Task, ...]:
-    """Returns all tasks under a task or mixture, also those with rate 0. Raises ConfigError as `rates` does."""
+    """Returns all tasks of a task or mixture, also those with rate 0. Raises ConfigError as `rates` does."""
     return tuple(REGISTRY[task] for task in _rates(name, ()))  # type: ignore[misc]
 
 
 def proportional(cap: float = float("inf"), scale: float = 1.0, temperature: float = 1.0) -> Callable[[int], float]:
     """Returns the rate function of examples-proportional mixing: min(size · scale, cap) ** (1 / temperature).
 
-    Source: Raffel et al. 2020, §3.5.2. The cap applies before the temperature, as in the code that trained T5. To use a
-    size other than the task's own, call the function (T5 took 710,000 for its corpus):
-    `{"c4": proportional(cap=2**19)(710_000)}`. Raises ConfigError for an argument that is not positive.
+    Source: Raffel et al. 2020, §3.5.2. The cap applies before the temperature, as in the code that trained T5. To
+    replace the task's own size, call the function yourself: `{"c4": proportional(cap=2**19)(710_000)}`. (T5 used the
+    size 710,000 for its corpus.) Raises ConfigError if an argument is not positive.
 
     >>> proportional(cap=100)(5000), proportional(cap=100, temperature=2)(5000)
     (100.0, 10.0)
@@ -240,7 +245,7 @@ def proportional(cap: float = float("inf"), scale: float = 1.0, temperature: flo
 
 
 def label_names(targets: str) -> tuple[str, ...]:
-    """Returns the labels in a target of Classes(several=True), each once, sorted.
+    """Returns the labels in a target of Classes(several=True), sorted, each only once.
 
     >>> label_names("surprise, joy"), label_names("")
     (('joy', 'surprise'), ())
@@ -323,5 +328,5 @@ def _rates(name: str, above: tuple[str, ...]) -> dict[str, float]:
 
 
 def get(name: str) -> Task | Mixture:
-    """Returns the task or mixture of a name. Raises ConfigError with "did you mean" if there is none."""
+    """Returns the task or mixture with a name. If there is none, raises ConfigError, which suggests similar names."""
     return lookup("task or mixture", name, REGISTRY)

@@ -12,7 +12,7 @@ from t5x_lite.errors import DataError, one_line
 
 # Entries of fsspec's info() that change with the contents of a file: Google's, Amazon's, Azure's, HTTP's.
 VERSION_MARKS = ("generation", "etag", "ETag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified")
-FETCHED = "sha256="  # begins the version of a file whose file system reports none of VERSION_MARKS
+FETCHED = "sha256="  # prefix of the version of a file whose file system reports none of VERSION_MARKS
 BLOCK_BYTES = 1 << 20  # read at a time
 
 
@@ -24,8 +24,8 @@ def is_remote(name: str) -> bool:
 def size_and_version(name: str) -> tuple[int, str]:
     """Returns the size of a remote file in bytes, and its version as its file system reports it.
 
-    If the file system reports nothing that changes with the contents, the version is the hash of the contents, and each
-    process fetches the file once. Raises DataError if the file cannot be read.
+    If the file system reports nothing that changes with the contents, the version is the hash of the contents. To
+    compute it, each process fetches the file once. Raises DataError if the file cannot be read.
     """
     info = _with_file_system(name, lambda system, path: system.info(path))
     version = " ".join(f"{mark}={info[mark]}" for mark in VERSION_MARKS if info.get(mark) is not None)
@@ -37,7 +37,8 @@ def size_and_version(name: str) -> tuple[int, str]:
 
 @functools.lru_cache(maxsize=4096)
 def fetch(name: str) -> tuple[Path, str]:
-    """Copies a remote file into the cache, named after the hash of its contents. Returns (path of the copy, version).
+    """Copies a remote file into the cache and returns (path of the copy, version). The copy is named after the hash of
+    its contents.
 
     Raises DataError if the file cannot be read or the copy cannot be written.
     """
@@ -61,7 +62,7 @@ def open_remote(name: str, version: str):
 
 
 def _with_file_system(name: str, do: Callable[[Any, str], Any]) -> Any:
-    """Returns `do(file system, path)` for a URL. Raises any error of `do` as a DataError."""
+    """Returns `do(file system, path)` for a URL. If `do` raises any error, raises DataError."""
     try:
         import fsspec
 

@@ -28,9 +28,9 @@ class SentencePieceVocabulary:
     """A SentencePiece model followed by `extra_ids` sentinels: sentinel k is id size − 1 − k, as in T5.
 
     T5's model has 32,000 pieces, so 32,100 ids; its sentinel 0 is 32,099. If a model has the pieces `<extra_id_0>`, …
-    (mT5's, and a variant of T5's), these are its sentinels, and `extra_ids` is ignored. [CLS], [SEP] and [MASK] must be
-    pieces of the model (`t5x-lite vocab` adds them). The file is read on first use. If it does not exist by then,
-    `build(path)` makes it, if `build` is given.
+    (as mT5's and a variant of T5's have), these are its sentinels, and `extra_ids` is ignored. [CLS], [SEP] and [MASK]
+    must be pieces of the model (`t5x-lite vocab` adds them). The file is read on first use. If it does not exist by
+    then and `build` is given, `build(path)` makes it.
     """
 
     path: Path
@@ -155,7 +155,8 @@ class SentencePieceVocabulary:
 
     @functools.cached_property
     def _word_starts(self) -> np.ndarray:
-        """Marks the pieces that begin with "▁", as in fairseq; other punctuation belongs to the word before it."""
+        """Marks the pieces that begin with "▁", as fairseq does. So punctuation without "▁" belongs to the word before
+        it."""
         pieces = self.processor.id_to_piece(list(range(len(self.processor))))
         out = np.zeros(self.size, bool)
         out[: len(pieces)] = [piece.startswith("▁") for piece in pieces]
