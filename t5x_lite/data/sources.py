@@ -1,4 +1,4 @@
-"""Sources: where a task's examples come from. All give random access, so shuffling and resuming cost nothing.
+"""Defines sources, from which a task's examples come. All give random access, so shuffling and resuming cost nothing.
 
 Files are read strictly (records.py, text_formats.py, binary_formats.py): a bad byte or a row with too many columns
 raises DataError with its file and line.
@@ -22,7 +22,7 @@ from t5x_lite.lookup import unknown
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """Examples that `function(split)` returns. It is called once for each split, on first use."""
+    """A source of the examples that `function(split)` returns. The function is called once per split, on first use."""
 
     function: Callable[[str], Sequence[Example]]
     splits: tuple[str, ...] = ("train", "validation", "test")
@@ -39,13 +39,13 @@ class Function:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Files in a format of text_formats.py or binary_formats.py. `Text`, `Jsonl`, `Csv` and the other functions below
-    construct this class.
+    """A source of files in a format of text_formats.py or binary_formats.py. Construct it with `Text`, `Jsonl`, `Csv`
+    and the other functions below.
 
-    files: {split: path}, or one path whose examples are split by hash. A path may have wildcards (all matching files,
-        sorted by name), end in .gz, or be a URL such as gs://…
-    max_bad_fraction: the fraction of the records that may be bad. Bad records are left out; with 0, the first raises
-        DataError.
+    files: {split: path}, or one path whose examples are split by hash. A path may have wildcards (it then stands for
+        all matching files, sorted by name), end in .gz, or be a URL such as gs://…
+    max_bad_fraction: the fraction of the records that may be bad. Bad records are left out. With 0, the first bad
+        record raises DataError.
     """
 
     files: Mapping[str, str] | str
@@ -88,7 +88,7 @@ def Text(files: Mapping[str, str] | str, paragraphs: bool = False) -> Files:
 
 
 def Jsonl(files: Mapping[str, str] | str) -> Files:
-    """Returns a source of JSON objects, one a line."""
+    """Returns a source of JSON objects, one per line."""
     return Files(files, JsonLines())
 
 
@@ -105,8 +105,8 @@ def Csv(
 
 
 def Conll(files: Mapping[str, str] | str, columns: Sequence[str] = ("tokens", "tags")) -> Files:
-    """Returns a source of sentences in CoNLL's columns, one line for each token and its tags. Each column becomes a
-    text with spaces between tokens."""
+    """Returns a source of sentences in CoNLL's columns: a line holds a token and its tags. Each column of a sentence
+    becomes a text with spaces between tokens."""
     return Files(files, Sentences(tuple(columns)))
 
 
@@ -133,8 +133,8 @@ def ArrayRecord(files: Mapping[str, str] | str) -> Files:
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
-    """A data set of TensorFlow Datasets, read without TensorFlow through its `data_source` (array_record or parquet
-    files). Bytes that are UTF-8 become str.
+    """A source of a data set of TensorFlow Datasets, read without TensorFlow through its `data_source` (array_record or
+    parquet files). Bytes that are UTF-8 become str.
 
     splits: {split: its name in TFDS}.
     """
@@ -180,9 +180,10 @@ class _Decoded(Sequence):
 
 
 def matching(pattern: str) -> list[str]:
-    """Returns the paths that match a pattern with wildcards, sorted by name; a path without wildcards alone.
+    """Returns the paths that match a pattern with wildcards, sorted by name. A path without wildcards is returned
+    unchanged, even if there is no such file.
 
-    Raises DataError if none match.
+    Raises DataError if no file matches the wildcards.
     """
     if not any(c in pattern for c in "*?["):
         return [pattern]

@@ -1,7 +1,7 @@
 """Makes one stream of rows: draws examples from the tasks by their rates, and packs them window by window.
 
-A packing window of a single task ends at the end of an epoch. If it held examples of two epochs, packing could put an
-example twice into one epoch, or into one batch.
+If a run has a single task, a packing window ends at the end of an epoch. If a window held examples of two epochs,
+packing could put an example twice into one epoch, or twice into one batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,15 +16,15 @@ from t5x_lite.data.packing import Examples
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.windows import FEWEST_ROWS_PER_EPOCH, Feed, Position, Setting, denoised
 
-ROWS_PER_WINDOW = 1024  # packed together, over all streams; a stream packs at least FEWEST_ROWS_PER_WINDOW
+ROWS_PER_WINDOW = 1024  # rows packed together, in all streams; but a stream packs at least FEWEST_ROWS_PER_WINDOW
 FEWEST_ROWS_PER_WINDOW = 64  # the last row may stay half empty, which wastes about 0.8% of 64 rows
-ROWS_PER_UNPACKED_WINDOW = 16  # denoised together; few, because unpacked rows do not wait for examples that fit in them
+ROWS_PER_UNPACKED_WINDOW = 16  # rows denoised together; few, because an unpacked row waits for no other examples
 MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window whose examples are almost empty
-DRAWS_PER_BLOCK = 1024  # task draws from one random generator
+DRAWS_PER_BLOCK = 1024  # draws of a task that share a random generator
 
 
 class Counts(NamedTuple):
-    """Totals of what has been read of each task, each float [tasks]."""
+    """Totals of what has been read of each task; each field is float [tasks]."""
 
     tokens: np.ndarray  # in packed rows
     examples: np.ndarray  # in packed rows
@@ -55,7 +55,8 @@ class StreamState(NamedTuple):
 class Stream:
     """Makes the rows of stream `number`.
 
-    readers: the tasks' readers, in the order of all arrays [tasks]. rates: the tasks' shares of the examples, by name.
+    readers: one per task. All arrays [tasks] have their order.
+    rates: {name of a task: its share of the examples}.
     """
 
     def __init__(self, readers: Sequence[Reader], rates: Mapping[str, float], setting: Setting, number: int):
@@ -74,7 +75,7 @@ class Stream:
         return self._start._replace(taken=self._taken)
 
     def set_state(self, state: StreamState) -> None:
-        """Continues from a state. `take` packs the state's window again."""
+        """Continues from a state. The next `take` packs the state's window again."""
         self._start, self._drawn, self._taken = state, state.drawn, state.taken
         self._tokens = np.zeros(len(self._feeds))  # packed since the state was set, by task
         self._before = state.counts
@@ -84,7 +85,7 @@ class Stream:
         self._count = 0
 
     def take(self, count: int) -> list[Batch]:
-        """Takes the next `count` rows, in pieces of windows."""
+        """Returns the next `count` rows, in pieces. A piece comes from a single window."""
         pieces = []
         while count:
             if self._rows is None:
@@ -102,8 +103,8 @@ class Stream:
     def counter(self) -> Callable[[], tuple[Counts, np.ndarray]]:
         """Returns a function that counts what has been read so far: (Counts, epochs of each task: float [tasks]).
 
-        Tokens and examples include only the rows that were taken. The function counts when it is called, so unused
-        counters cost nothing.
+        Tokens and examples include only the rows that were taken. The function counts only when it is called, so a
+        counter that is never called costs nothing.
         """
         read, epochs, taken = self.read, self.epochs, self._taken
         task_of, row_of, tokens_of = self._task_of, self._row_of, self._tokens_of
@@ -135,7 +136,7 @@ class Stream:
         self._rows, row_of = packing.pack_rows(examples, self._specs, self._sizes, pack, shuffle=rng if pack else None)
         self._count = int(row_of.max()) + 1
         if self._setting.task_ids:
-            parts = examples[packing.PARTS].lengths if packing.PARTS in examples else 1  # each part has its segment id
+            parts = examples[packing.PARTS].lengths if packing.PARTS in examples else 1  # each part has a segment id
             self._rows |= _task_ids(np.repeat(task_of, parts), np.repeat(row_of, parts), self._rows)
         self._task_of, self._row_of, self._tokens_of = task_of, row_of, _tokens_of(examples, self._specs)
         self._tokens = self._tokens + np.bincount(task_of, self._tokens_of, minlength=len(feeds))
@@ -150,7 +151,8 @@ class Stream:
         self.epochs = np.array([feed.epochs for feed in feeds])
 
     def _draw(self) -> np.ndarray:
-        """Draws the tasks of the next examples, int [examples]: as many as fill a window's rows or end an epoch."""
+        """Draws the tasks of the next examples, int [examples]: as many as fill a window's rows, or fewer if an epoch
+        ends earlier."""
         wanted = self._window_rows
         begins_epoch, fewest = self._drawn == 0, FEWEST_ROWS_PER_WINDOW
         if len(self._feeds) == 1:  # the rest of an epoch is packed alone, however short, once its beginning was packed
@@ -173,8 +175,8 @@ class Stream:
             count = min(int(count * wanted / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
 
     def _tasks_from(self, first: int, count: int) -> np.ndarray:
-        """Returns the tasks of `count` examples from number `first` on, int [count]. They depend on the numbers
-        alone."""
+        """Returns the tasks of `count` examples from number `first` on, int [count]. They depend only on these
+        numbers."""
         blocks = range(first // DRAWS_PER_BLOCK, (first + count - 1) // DRAWS_PER_BLOCK + 1)
         return np.concatenate([self._block(n) for n in blocks])[first - blocks[0] * DRAWS_PER_BLOCK :][:count]
 
@@ -192,9 +194,10 @@ def _tokens_of(examples: Examples, specs: Mapping[str, ArraySpec]) -> np.ndarray
 
 
 def _task_ids(task_of: np.ndarray, row_of: np.ndarray, rows: Batch) -> Batch:
-    """Returns the number of each token's task, from 1, with 0 on padding (int32 [BL] or [BS]).
+    """Returns the number of each token's task, from 1, and 0 on padding (int32 [BL] or [BS]).
 
-    Decoder tokens have task ids if there is a decoder, because the loss is there; otherwise encoder tokens have them.
+    If there is a decoder, its tokens have task ids, because the loss is there. Otherwise the encoder's tokens have
+    them.
     task_of, row_of: int [segments].
     """
     side = "decoder" if "decoder_segment_ids" in rows else "encoder"

@@ -1,8 +1,8 @@
-"""The kinds of targets that a task can have, one for each head of an encoder.
+"""Defines the kinds of targets that a task can have. Each kind except `Text` has its own encoder head.
 
-A model that writes text writes the example's field `targets`, whatever the kind. An encoder predicts the target with
-the head of its kind (heads.py): data/convert_encoder.py prepares the head's arrays, and evaluation/read_heads.py reads
-its output.
+A model that generates text generates the example's field `targets`, whatever the kind. An encoder predicts the target
+with the head for its kind (heads.py): data/convert_encoder.py prepares the arrays that the head needs, and
+evaluation/read_heads.py reads the head's output.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ class Target:
     """The base class of the kinds of targets.
 
     head: the head that an encoder predicts the target with; "" for none.
-    labels: the texts that `targets` may be; () for any text.
+    labels: the texts that the field `targets` may hold; () for any text.
     classes: the names of the head's outputs.
     several: whether an example may have several labels.
     fields: the fields of an example that an encoder reads after the task's segments.
@@ -39,18 +39,19 @@ class Text(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Corpus(Target):
-    """The target of a corpus: the feature converter makes it by its objective. An encoder restores masked tokens."""
+    """The target of a corpus. The feature converter makes it from the text, by its objective. An encoder restores
+    masked tokens."""
 
     head = "mlm"
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes(Target):
-    """A target that is one of the labels, or with `several` any number of them, separated by commas ("joy, surprise";
-    "" for none).
+    """A target that is one of the labels. With `several`, it is any number of them, separated by commas ("joy,
+    surprise"; "" for none).
 
     For metrics of several labels, give the task `postprocess=registry.label_names`.
-    Raises ConfigError if `labels` is empty, or if with `several` a label is empty or contains a comma.
+    Raises ConfigError if `labels` is empty, or if `several` is true and a label is empty or contains a comma.
     """
 
     labels: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]
@@ -80,7 +81,8 @@ class Classes(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Number(Target):
-    """A target that is a number, written as text. If the text is rounded, the example's field `number` is exact."""
+    """A target that is a number, written as text. If the text is rounded, the example's field `number` holds the exact
+    number."""
 
     head = "regression"
 
@@ -90,7 +92,8 @@ class Number(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Tags(Target):
-    """A target with a tag for each word (BIO). An example's `tokens` and `tags` are its words and their tags."""
+    """A target that is one tag per word (BIO). An example's fields `tokens` and `tags` hold its words and their
+    tags."""
 
     classes: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]
     head = "token_classification"
@@ -101,7 +104,8 @@ class Tags(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Span(Target):
-    """A target that is a part of the last segment. An example's `answer_span` is (begin, end) in characters, or None.
+    """A target that is a part of the last segment. An example's field `answer_span` is (begin, end) in characters, or
+    None.
 
     always: whether every example has an answer.
     """
@@ -115,8 +119,8 @@ class Span(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Choices(Target):
-    """A target that is one of several candidates. Each label has a candidate, in the field of the same index in
-    `fields`; `targets` is the label of the correct one. An encoder reads each candidate after the segments."""
+    """A target that is one of several candidates. The candidate of labels[i] is in the example's field fields[i].
+    `targets` is the label of the correct candidate. An encoder reads each candidate after the segments."""
 
     labels: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]
     fields: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]

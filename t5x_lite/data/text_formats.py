@@ -39,7 +39,7 @@ class _OfLines:
                     examples.append(self.parse(os.pread(descriptor, length, begin).decode("utf-8"), file.name))
             except (ValueError, csv.Error, StopIteration, RecursionError):
                 require_unchanged(handle, version, file)
-                begin, _ = places[len(examples)]  # this change shows in neither the file's time nor its size
+                begin, _ = places[len(examples)]  # this change altered neither the file's time nor its size
                 raise DataError(
                     f"{file.name}: the record at byte {begin} has changed since the file was indexed; "
                     f"touch {file.name} and start again"
@@ -60,7 +60,7 @@ class _OfLines:
 
 @dataclasses.dataclass(frozen=True)
 class TextLines(_OfLines):
-    """Makes an example {field: line} of each line. Leaves out blank lines, unless `keep_blank`."""
+    """Makes an example {field: line} of each line. Leaves out blank lines, unless `keep_blank` is true."""
 
     field: str = "text"
     keep_blank: bool = False
@@ -93,7 +93,7 @@ class Paragraphs(_OfLines):
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(_OfLines):
-    """Reads JSON objects, one a line."""
+    """Reads JSON objects, one per line."""
 
     def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
         for line in read_lines(path, file.name):
@@ -115,8 +115,8 @@ class JsonLines(_OfLines):
 def json_record(text: str, where: str) -> Example:
     """Returns the JSON object in `text` as an example.
 
-    Raises DataError, which names the place `where`, for anything but an object, for a repeated key, for NaN and the
-    infinities, which JSON lacks, and for half of a surrogate pair, which is not text.
+    Raises DataError, which names the place `where`, if the text is not a JSON object, repeats a key, holds NaN or an
+    infinity (JSON has neither), or holds half of a surrogate pair (which is not text).
     """
     try:
         row = _STRICT.decode(text)
@@ -233,8 +233,8 @@ class Table(_OfLines):
 class Sentences(_OfLines):
     """Reads CoNLL's columns: each line holds a token and its tags, and a blank line ends a sentence.
 
-    An example has a text for each column: the tokens, or the tags, joined by spaces. A line splits at tabs, or at
-    spaces if it has no tab. Comments ("# sent_id = 1") and lines that begin with -DOCSTART- are left out.
+    An example is a sentence. It has one text per column: all tokens, or all tags, joined by spaces. A line is split at
+    tabs, or at spaces if it has no tab. Comments ("# sent_id = 1") and lines that begin with -DOCSTART- are left out.
     """
 
     columns: tuple[str, ...] = ("tokens", "tags")
@@ -269,7 +269,7 @@ class Sentences(_OfLines):
 
 
 def is_comment(line: str) -> bool:
-    """Returns whether a line of a CoNLL file is no token but tells about the sentence or document below it.
+    """Returns whether a line of a CoNLL file is a comment on the sentence or document below it, and not a token.
 
     >>> is_comment("# sent_id = 1"), is_comment("-DOCSTART- O"), is_comment("# O")
     (True, True, False)
@@ -287,8 +287,8 @@ class ParallelLines:
     """Reads files in parallel, line by line: "train.{en,de}.gz" stands for two files and gives examples
     {"en": …, "de": …}.
 
-    Lines that are blank in all files are left out. Files of different lengths are an error. Any bad line is an error
-    too: leaving it out would misalign all lines after it.
+    Lines that are blank in all files are left out. It is an error if the files have different numbers of lines, or if
+    any line is bad: leaving out a bad line would misalign all lines after it.
     """
 
     def local(self, file: File) -> Path:
@@ -326,7 +326,7 @@ class ParallelLines:
 
 
 def _blocks(path: Path, name: str, bad: OnBad) -> Iterator[list[Line]]:
-    """Yields runs of lines that are not blank. Calls `bad` once for each run with a bad line."""
+    """Yields each run of lines that are not blank. If a run has a bad line, calls `bad` once instead."""
     for is_blank, run in itertools.groupby(
         read_lines(path, name), lambda line: not line.text.strip() and not line.error
     ):

@@ -9,7 +9,7 @@ from t5x_lite.data.opened_files import File, cannot_read, open_file, plain
 from t5x_lite.errors import DataError
 
 MAX_RECORD_BYTES = 1 << 28  # a longer line is not text, and would fill the memory
-# {first bytes of a file that is not text, although its name says so: the file's kind, and how to fix it}.
+# For files that are not text, although their names say so: {first bytes of the file: its kind and what to do}.
 BEGINNINGS = {
     b"PAR1": "a Parquet file; rename it to end in .parquet",
     b"ARROW1": "an Arrow file; rename it to end in .arrow",
@@ -22,15 +22,15 @@ class Line(NamedTuple):
     number: int  # from 1
     begin: int  # offset of the first byte in the file, after a byte-order mark
     end: int  # offset of the byte after the newline
-    text: str  # without byte-order mark, carriage return and newline; of a bad line, the part that could be decoded
+    text: str  # without byte-order mark, carriage return and newline; in a bad line, bad bytes are replaced or removed
     error: DataError | None  # names the first bad byte
 
 
 def read_lines(path: Path, name: str) -> Iterator[Line]:
     """Yields the lines of the local UTF-8 file at `path`. Only a newline ends a line.
 
-    name: the file's name in messages. A bad line carries its error in `Line.error`. Raises DataError if the file cannot
-    be read, or if a line has MAX_RECORD_BYTES or more.
+    name: the file's name in messages. If a line is bad, its `Line.error` is set. Raises DataError if the file cannot be
+    read, or if a line has MAX_RECORD_BYTES or more.
     """
     begin = 0
     with open_file(str(path)) as file:
@@ -69,7 +69,8 @@ def read_lines(path: Path, name: str) -> Iterator[Line]:
 
 
 def lines_of(name: str) -> Iterator[str]:
-    """Yields the lines of a text file, which may be compressed or remote, for guessing its format. Ignores bad lines.
+    """Yields the lines of a text file, to guess its format from them. The file may be compressed or remote. Ignores the
+    errors of bad lines.
 
     Raises DataError if the file cannot be read.
     """

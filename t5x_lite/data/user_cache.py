@@ -1,4 +1,4 @@
-"""The user's cache directory: files that can be rebuilt, stored to save that time."""
+"""Manages the user's cache directory. Its files can be rebuilt; they are kept to save the time that this takes."""
 
 import contextlib
 import json
@@ -22,7 +22,8 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens `atomic.file`, and creates its directory if needed. Raises DataError if the file cannot be written."""
+    """Opens a file with `atomic.file`, after creating its directory if needed. Raises DataError if the file cannot be
+    written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.file(path) as file:
@@ -40,7 +41,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remembered(path: Path, make: Callable[[], Any]) -> Any:
-    """Returns JSON-able data from a file of the cache; if there is none, returns `make()` and tries to store it."""
+    """Returns the JSON-able data in a file of the cache. If the file cannot be read, returns `make()` and tries to
+    store that."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

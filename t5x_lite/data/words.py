@@ -1,4 +1,4 @@
-"""Maps tokens to words: which word each token belongs to, and where words stand in a text."""
+"""Maps tokens to words: finds the word to which each token belongs, and the places of words in a text."""
 
 import functools
 import re
@@ -17,7 +17,7 @@ UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 
 
 def encoded(texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[Ragged, Ragged]:
-    """Encodes texts that are lists of words and returns (ids, for each id the index of its word in the text, int64).
+    """Encodes texts that are lists of words. Returns (ids, the index of each id's word in its text: int64).
 
     A word includes the space before it, if there is one. A word without ids in the vocabulary becomes the unknown id.
 
@@ -38,10 +38,10 @@ def encoded(texts: Sequence[Sequence[str]], vocabulary: Vocabulary) -> tuple[Rag
 
 @functools.cache
 def _word() -> re.Pattern:
-    """Returns the pattern of a word: a run of letters, digits and the marks that combine with them, or any other single
-    character except white space.
+    """Returns the pattern of a word. A word is a run of letters, digits and the marks that combine with them, or any
+    other single character except white space.
 
-    Letters of scripts without spaces match one by one, so `around` does not widen tokens of such scripts.
+    In scripts without spaces between words, each letter is a word, so `around` does not widen tokens of such scripts.
     """
     every = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c)[0] == "M")
     marks = re.sub(f"[{UNSPACED}]", "", every)
@@ -49,7 +49,8 @@ def _word() -> re.Pattern:
 
 
 def around(text: str, places_T2: np.ndarray) -> np.ndarray:
-    """Returns the place of each token's word or words (see `_word`): (begin, end) in characters, int64 [tokens, 2].
+    """Widens each token to whole words (see `_word`). Returns the place of its word or words: (begin, end) in
+    characters, int64 [tokens, 2].
 
     places_T2: int64 [tokens, 2], (begin, end) of each token. A token of spaces gets the place of the next word, or of
     the last word if none follows.
