@@ -35,8 +35,8 @@ ROLE_TOKENS = {
     "sep": ("[SEP]", "<sep>"),
     "mask": ("[MASK]", "<mask>"),
 }
-# {role that a tokenizer may lack: roles whose token replaces it}. RoBERTa's [CLS] is <s>, BERT ends with [SEP], GPT-2
-# has only <|endoftext|>.
+# {role: roles whose token replaces its own, if the tokenizer has none for it}. For example, RoBERTa's [CLS] is <s>,
+# BERT ends texts with [SEP], and GPT-2 has only <|endoftext|>.
 STAND_INS = {
     "pad": ("eos", "sep"),
     "eos": ("sep",),
@@ -57,9 +57,9 @@ class TokenizerVocabulary:
                                    whether it lowercases; by default it does, unless the file holds cased pieces
         vocab.json (+ merges.txt)  GPT-2's and RoBERTa's byte-level BPE
 
-    A role's token is the one named in a tokenizer_config.json or special_tokens_map.json beside the file, else the
-    usual one (ROLE_TOKENS), else the token of a different role (STAND_INS). Sentinels are the tokens `<extra_id_k>`.
-    The file is read on first use.
+    The token of a role is the one that a tokenizer_config.json or special_tokens_map.json beside the file names; else
+    the usual one (ROLE_TOKENS); else the token of a different role (STAND_INS). Sentinels are the tokens
+    `<extra_id_k>`. The file is read on first use.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class TokenizerVocabulary:
 
     @functools.cached_property
     def _settings(self) -> dict[str, Any]:
-        """Returns the entries of the JSON files beside the tokenizer's file."""
+        """Returns the entries of special_tokens_map.json and tokenizer_config.json beside the tokenizer's file."""
         settings: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             beside = Path(self.path).parent / name
@@ -206,7 +206,7 @@ class TokenizerVocabulary:
 
     @property
     def begins_with_bos(self) -> bool:
-        """Returns whether the tokenizer's file puts `bos_id` before a text: Llama's does, GPT-2's does not."""
+        """Returns whether the tokenizer puts `bos_id` before a text. (Llama's does, GPT-2's does not.)"""
         ids = self.tokenizer.encode("a", add_special_tokens=True).ids
         return len(ids) > 1 and ids[0] == self._roles.get("bos")
 
@@ -280,9 +280,9 @@ class TokenizerVocabulary:
     def _word_starts(self) -> np.ndarray:
         """Marks the ids that begin a word.
 
-        In WordPiece: the pieces without "##", including punctuation, as in BERT's whole-word masks. In other models:
-        the pieces that begin with white space ("▁", or "Ġ" and the like in byte-level BPE); there, punctuation belongs
-        to the word before it, as in fairseq.
+        In WordPiece, these are the pieces without "##", including punctuation, as in BERT's whole-word masks. In other
+        models, they are the pieces that begin with white space ("▁", or "Ġ" and the like in byte-level BPE).
+        Punctuation then belongs to the word before it, as in fairseq.
         """
         from tokenizers import models
 

@@ -51,9 +51,9 @@ def load(spec: str) -> Vocabulary:
     """Loads the vocabulary that a config names: "bytes", a SentencePiece `.model`, a `tokenizer.json`, a `vocab.txt`, a
     `vocab.json` with its `merges.txt`, or a directory that holds one of these.
 
-    A SentencePiece model gets 100 extra ids, but none in the directory of a model other than T5's family. The directory
-    of a ByT5 model has no vocabulary file; its vocabulary is bytes. Raises ConfigError if the vocabulary cannot be
-    loaded.
+    A SentencePiece model gets 100 extra ids. In a directory, it gets them only if the directory's model is of T5's
+    family. The directory of a ByT5 model needs no vocabulary file: its vocabulary is bytes. Raises ConfigError if the
+    vocabulary cannot be loaded.
     """
     if spec == "bytes":
         return ByteVocabulary()
@@ -85,10 +85,10 @@ def load(spec: str) -> Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class _DescribedModel:
-    """A model as the JSON files of its directory describe it.
+    """Holds what the JSON files in a model's directory say about the model.
 
-    tokenizer: the class of its tokenizer in transformers; "" if no file names one.
-    is_t5: whether the model is of T5's family, or a vocabulary that `t5x-lite vocab` trained (no file describes it).
+    tokenizer: the name of its tokenizer class in transformers; "" if no file names one.
+    is_t5: whether the model is of T5's family. Also true if no file describes it, as for `t5x-lite vocab`'s models.
     """
 
     tokenizer: str
@@ -144,8 +144,8 @@ def train_sentencepiece(
     The same texts give the same model. The file is written atomically.
 
     extra_ids: the number of sentinels that the returned vocabulary adds to the pieces.
-    model_type: SentencePiece's: "unigram", "bpe", …
-    Raises DataError if the text is missing or too little, ConfigError if `size` is too large for the text.
+    model_type: the kind of SentencePiece model: "unigram", "bpe", …
+    Raises DataError if there is no text or too little, ConfigError if `size` is too large for the text.
     """
     import sentencepiece
 

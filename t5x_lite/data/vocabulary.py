@@ -1,4 +1,4 @@
-"""The interface of vocabularies (text to token ids and back), and the simplest vocabulary, bytes.
+"""Defines the interface of vocabularies, which map text to token ids and back, and the simplest vocabulary, bytes.
 
 Code asks for special ids by role: `pad_id`, `eos_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `sentinel(k)`. Only
 the vocabulary knows their numbers. A text that spells "[MASK]" or "</s>" never becomes the special id.
@@ -24,7 +24,8 @@ HOW_TO_GET_ONE = (
 
 
 class Vocabulary(Protocol):
-    """The methods that the data pipeline needs of a vocabulary. Instances made from equal arguments compare equal."""
+    """Defines the methods of a vocabulary that the data pipeline needs. Instances with equal arguments compare
+    equal."""
 
     @property
     def pad_id(self) -> int: ...
@@ -47,18 +48,19 @@ class Vocabulary(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Returns 16 hex digits, equal for vocabularies that give equal ids."""
+        """Returns 16 hex digits. They are equal for vocabularies that give equal ids."""
         ...
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text (int32 [ids]), without special tokens.
 
-        Raises DataError for half of a surrogate pair.
+        Raises DataError if a text holds half of a surrogate pair.
         """
         ...
 
     def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids of a text (int32 [ids]) and the (begin, end) of each in characters (int64 [ids, 2])."""
+        """Returns the ids of a text (int32 [ids]) and the place of each, (begin, end) in characters (int64 [ids,
+        2])."""
         ...
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -66,11 +68,12 @@ class Vocabulary(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text up to the first `eos_id`, without padding and control ids; sentinels as `<extra_id_k>`."""
+        """Returns the text up to the first `eos_id`, without padding and control ids. Sentinels become
+        `<extra_id_k>`."""
         ...
 
     def show(self, ids: Iterable[int]) -> str:
-        """Returns the text for people to read, without omissions: special ids become their names."""
+        """Returns the text of all ids, for people to read. Special ids become their names."""
         ...
 
     def sentinel(self, k: int) -> int:
@@ -79,8 +82,8 @@ class Vocabulary(Protocol):
 
     @property
     def word_starts(self) -> np.ndarray:
-        """Returns a mask, bool [size], of the ids that begin a word wherever they occur. The mask comes from the
-        pieces, because decoding normalises spaces."""
+        """Returns a mask, bool [size], of the ids that begin a word wherever they occur. It is made from the spelling
+        of the pieces, not from decoded text, because decoding normalises spaces."""
         ...
 
 
@@ -89,9 +92,9 @@ class ByteVocabulary:
     """UTF-8 bytes in ByT5's layout (Xue et al. 2022, §3): pad 0, eos 1, unk 2, byte b is b + 3, then `extra_ids`.
 
     Sentinels count down from the last id. Without extra ids, the sentinels are bytes, as in ByT5: the 62 bytes 0xFF,
-    0xFE, … down to 0xC2. UTF-8 never uses the first eleven. Each of the others begins a character; it is a sentinel
-    where no continuation byte follows. [CLS] and [SEP] are 0xC0 and 0xC1, which UTF-8 never uses either. [MASK] is
-    unk, because no byte is unknown.
+    0xFE, … down to 0xC2. UTF-8 never uses the first eleven of these. Each of the others begins a character, so it is a
+    sentinel only where no continuation byte follows. [CLS] and [SEP] are 0xC0 and 0xC1, which UTF-8 never uses either.
+    [MASK] has the id of unk, which has no other use, because no byte is unknown.
 
     >>> vocabulary = ByteVocabulary()
     >>> vocabulary.encode(["hi"])[0].tolist(), vocabulary.size, vocabulary.sentinel(0)
@@ -143,14 +146,15 @@ class ByteVocabulary:
 
     @property
     def word_starts(self) -> np.ndarray:
-        """Marks the white space: a word begins with the space before it."""
+        """Marks white space, because a word begins with the space before it."""
         return np.isin(np.arange(self.size), np.frombuffer(WHITE_SPACE.encode(), np.uint8) + 3)
 
     def _sentinel_index(self, i: int) -> int | None:
         return self.size - 1 - i if i >= 259 else None
 
     def _text(self, ids: Sequence[int]) -> str:
-        """Returns the characters and, without extra ids, the sentinels between them. Omits incomplete characters."""
+        """Returns the characters that the ids spell. If there are no extra ids, includes the sentinels between them.
+        Omits incomplete characters."""
         rest, parts = bytes(i - 3 for i in ids if 3 <= i < 259), []
         while rest:
             try:
@@ -168,7 +172,8 @@ class ByteVocabulary:
 
 
 def character_places(text: str, bytes_T2: np.ndarray) -> np.ndarray:
-    """Converts byte ranges of the UTF-8 text to character ranges (begin, end): the characters that each range touches.
+    """Converts byte ranges of the UTF-8 text to character ranges (begin, end). A result covers all characters that the
+    byte range touches.
 
     bytes_T2 and the result: int64 [T, 2].
 
@@ -216,7 +221,7 @@ def before_eos(ids: Iterable[int], eos_id: int) -> Iterable[int]:
 def text_with_names(
     ids: Iterable[int], names: dict[int, str], index_of: Callable[[int], int | None], text_of: Callable
 ) -> str:
-    """Returns the text of ids, with names for some: those in `names`, and `<extra_id_k>` for sentinels.
+    """Returns the text of ids. Ids in `names` become their names, and sentinels become `<extra_id_k>`.
 
     names: {id: name}.
     index_of: maps an id to its sentinel's number k, or to None.

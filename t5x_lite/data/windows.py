@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TEXTS_PER_WINDOW = 64
 FEWEST_TEXTS_PER_WINDOW = 8  # tasks with a small share get smaller windows: each stream holds a window of every task
-FEWEST_ROWS_PER_EPOCH = 16  # of a single task in a stream; shorter epochs are packed together
+FEWEST_ROWS_PER_EPOCH = 16  # of a single task in one stream; shorter epochs are packed together
 ORDERED_WINDOWS = 16  # windows whose shuffled indices are computed together
 
 
@@ -39,7 +39,7 @@ class Setting:
     seed: int
     streams: int
     pack: bool
-    caches: Mapping[str, "Cache"] = dataclasses.field(default_factory=dict)  # by task; without one: the source
+    caches: Mapping[str, "Cache"] = dataclasses.field(default_factory=dict)  # by task; tasks without: from source
     task_ids: bool = False
 
 
@@ -68,7 +68,7 @@ class Feed:
 
     Attributes, all counted since the position was set:
     examples: the examples taken.
-    converted, too_long, bad: sums of these counts over the windows begun.
+    converted, too_long, bad: sums of these fields of ConvertedWindow, over the windows that were begun.
 
     Raises DataError if the task has no training example, or if none is left after its preprocessors.
     """
@@ -98,7 +98,7 @@ class Feed:
         return lengths[self._offset : self._offset + count]
 
     def begins_epoch(self) -> bool:
-        """Returns whether the next example is this stream's first in an epoch of the source."""
+        """Returns whether the next example is the first one that this stream takes from an epoch of the source."""
         self._load(1)
         if self._offset:
             return self._offset in self._loaded[0].epoch_ends
@@ -106,15 +106,15 @@ class Feed:
         return (place - self._setting.streams) // size < place // size
 
     def epoch_ends(self, count: int) -> np.ndarray:
-        """Returns the numbers of examples, up to `count`, after which this stream ends an epoch of the source (int64
-        [ends], ascending)."""
+        """Returns after how many examples, up to `count`, this stream ends an epoch of the source (int64 [ends],
+        ascending)."""
         self._load(count)
         begins = itertools.accumulate((len(window.lengths) for window in self._loaded), initial=-self._offset)
         ends = np.concatenate([window.epoch_ends + begin for window, begin in zip(self._loaded, begins, strict=False)])
         return ends[(ends > 0) & (ends <= count)]
 
     def take(self, count: int) -> list[Examples]:
-        """Takes the next `count` examples, in pieces of windows."""
+        """Takes and returns the next `count` examples, in pieces. A piece comes from a single window."""
         self._load(count)
         pieces = []
         while count:
@@ -142,9 +142,10 @@ class Feed:
         return windows * self._window_size * self._setting.streams / len(self._reader)
 
     def convert(self, window: int) -> ConvertedWindow:
-        """Converts a window of elements to examples. They depend on the window's number alone, not on earlier windows.
+        """Converts a window of elements to examples. They depend only on the window's number, not on earlier windows.
 
-        Raises DataError for a bad example that the task does not tolerate, or one too long if on_long is "error".
+        Raises DataError if an example is bad and the task does not tolerate it, or if one is too long and on_long is
+        "error".
         """
         setting, task = self._setting, self.task
         places, indices = self._elements(window)
@@ -187,7 +188,8 @@ class Feed:
                 self._require_survivor()
 
     def _require_survivor(self) -> None:
-        """Raises DataError unless some element of the source becomes an example. (A stream may not have reached it.)"""
+        """Raises DataError unless some element of the source becomes an example. (This stream may not have reached it
+        yet.)"""
         if self._survives:
             return
         setting = self._setting
@@ -203,7 +205,7 @@ class Feed:
         )
 
     def _epoch_ends(self, places: Sequence[int]) -> list[int]:
-        """Returns the numbers of a window's elements after which its stream ends an epoch of the source; none if the
+        """Returns after how many of a window's elements its stream ends an epoch of the source. Returns [] if the
         stream has too few elements per epoch to keep epochs apart."""
         streams, size = self._setting.streams, len(self._reader)
         if size < FEWEST_ROWS_PER_EPOCH * streams:
@@ -232,11 +234,12 @@ def converted(
     vocabulary: Vocabulary,
     rng: np.random.Generator,
 ) -> tuple[Examples, int]:
-    """Converts text examples and returns (the examples, how many did not fit in a row).
+    """Converts text examples and returns (the converted examples, how many did not fit in a row).
 
-    The examples are model features, or pieces of a corpus before `denoised`. Empty texts of a corpus give none.
+    Converted examples are model features, or pieces of a corpus before `denoised`. Empty texts of a corpus give no
+    examples.
     numbered: (index in the source, text example) pairs.
-    Raises DataError for an example that does not fit in a row, if the converter's `on_long` is "error".
+    Raises DataError if an example does not fit in a row and the converter's `on_long` is "error".
     """
     task, examples = reader.task, [example for _, example in numbered]
     if task.is_corpus:
@@ -258,7 +261,7 @@ def denoised(
 ) -> Examples:
     """Returns the examples of all pieces as model features, after applying the objective to the texts among them.
 
-    It denoises the texts of all tasks at once, so many small tasks cost no more than one.
+    It denoises the texts of all tasks at once, so many small tasks take no longer than one large task.
     """
     texts = [piece for piece in pieces if TEXT in piece]
     if not texts:
