@@ -1,7 +1,8 @@
-"""Named entities: CoNLL 2003 and WNUT 2017. "conll2003: Ada met Babbage" → "PER: Ada; PER: Babbage". An encoder tags
-words; its tags are then written in the same way.
+"""Defines tasks of named entities: CoNLL 2003 and WNUT 2017. From the inputs "conll2003: Ada met Babbage" a text model
+predicts "PER: Ada; PER: Babbage". An encoder tags words; its tags are then converted to the same notation.
 
-Reads from TFDS (not WNUT), or from a directory with the published files: --config.data.dir=DIR (conll2003/eng.train).
+CoNLL 2003 can be read from TFDS. Both can be read from a directory with the published files: --config.data.dir=DIR
+(conll2003/eng.train).
 """
 
 import dataclasses
@@ -40,7 +41,8 @@ def conll_of_tfds(example: Example) -> Example:
 
 
 def as_text(name: str):
-    """Returns a preprocessor: the inputs are the tokens with spaces between, the targets the entities in order."""
+    """Returns a preprocessor. It makes the inputs from the tokens, with spaces between, and the targets from the
+    entities, in order."""
 
     def apply(example: Example) -> Example:
         tokens = example["tokens"]

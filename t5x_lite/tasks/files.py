@@ -34,14 +34,14 @@ from t5x_lite.tasks.text_metrics import rouge
 VERSION = 3  # of the cached statistics of targets; raise it when `_looked_at` changes
 # Targets are labels if they are few, short and repeated; else numbers; else free text.
 MOST_LABELS = 256
-MOST_NUMBERED = 64  # labels that are all numbers; more are numbers to predict
+MOST_NUMBERED = 64  # the most labels if all are numbers; with more, the targets are numbers to predict
 LONGEST_LABEL = 48  # characters
 FEWEST_PER_LABEL = 4  # examples, on average
 
 
 @dataclasses.dataclass(frozen=True)
 class FileTask:
-    """A task, and notes that state in words what was guessed from its files."""
+    """Holds a task, and notes that state in words what was guessed from its files."""
 
     task: Task
     notes: tuple[str, ...]
@@ -91,13 +91,13 @@ def discover(
     """Returns a task of local files, and notes on what was guessed about them.
 
     files: a path, wildcards, a directory, or "train=…,validation=…"; see `local_files.find`.
-    inputs, targets: templates over a record's fields; text: a template, for a corpus. By default, the fields with these
-        names.
-    labels: the classes. None guesses whether the targets are labels, numbers or free text; () means free text.
-    name: of the task; by default made from the file's name.
+    inputs, targets: templates with a record's fields, for a supervised task; by default, the fields with these names.
+    text: a template with a record's fields, for a corpus; by default, the field with this name.
+    labels: the classes; (): the targets are free text; None: guesses whether they are labels, numbers or free text.
+    name: the task's name; by default made from the file's name.
     max_bad_fraction: the fraction of the records that may be bad, as in a Task.
-    tables: whether CSV and TSV files have a header, and their delimiter, where these should not be detected.
-    Raises ConfigError for templates that name no field, DataError for files that cannot be read.
+    tables: the user's settings for CSV and TSV files: whether they have a header, and their delimiter.
+    Raises ConfigError if a template names no field, DataError if a file cannot be read.
     """
     guess = find(files, max_bad_fraction, tables)
     templates = _templates(guess, files, {"inputs": inputs, "targets": targets, "text": text})
@@ -123,9 +123,9 @@ def discover(
 
 
 def _templates(guess: Found, files: str, given: dict[str, str]) -> dict[str, str]:
-    """Returns the given templates, or by default the fields with the same names.
+    """Returns the given templates; if none is given, templates of the fields with the same names.
 
-    Raises ConfigError, which lists the fields, if a template is missing or names no field.
+    Raises ConfigError, which lists the fields, if a template is missing, or if it names no field or an unknown one.
     """
     given = {name: template for name, template in given.items() if template}
     usual: dict[str, str] = {}
@@ -157,7 +157,8 @@ def _templates(guess: Found, files: str, given: dict[str, str]) -> dict[str, str
 def _kind_of_targets(
     files: str, source: Filled, splits: Sequence[str], labels: Sequence[str] | None, max_bad_fraction: float
 ) -> tuple[dict, str]:
-    """Returns the arguments of Task that follow from its targets, and a note that states them. Reads every target.
+    """Returns the arguments of Task that depend on the targets, and a note that states them in words. Reads every
+    target.
 
     Raises DataError if all targets are equal.
     """
@@ -188,7 +189,7 @@ def _kind_of_targets(
 
 
 def _looked_at(source: Filled, splits: Sequence[str], max_bad_fraction: float) -> tuple[dict[str, int], int, str]:
-    """Returns ({target: count} for at most MOST_LABELS + 1 targets, the number of targets, their kind).
+    """Returns ({target: count} for at most MOST_LABELS + 1 different targets, the number of all targets, their kind).
 
     The kind is "numbers"; "fractions" (numbers, some with a point); "text"; or "" if they may be labels. Raises
     DataError if more than `max_bad_fraction` of the targets cannot be read.

@@ -1,4 +1,5 @@
-"""GLUE (Wang et al. 2018). One definition per task serves text models, in T5's format, and encoder heads.
+"""Defines the tasks of GLUE (Wang et al. 2018). Each definition serves both text models, in T5's format, and encoder
+heads.
 
 Reads from TFDS, or from a directory with GLUE's own folders and files: --config.data.dir=DIR (CoLA/train.tsv, …).
 """
@@ -28,7 +29,7 @@ class Glue:
 
     folder: the directory of its files.
     columns: {field: column of the file}, in the order in which an encoder reads the fields.
-    labels: class names in order; () for a task with a number as its target.
+    labels: the class names, in the order of their ids; () for a task whose target is a number.
     train_rows: the number of training examples, for mixtures (t5/data/glue_utils.py).
     """
 
@@ -38,7 +39,7 @@ class Glue:
     label_column: str
     metrics: tuple[Metric, ...]
     train_rows: int = 0
-    prefix: str = ""  # of the text; "" is the task's name
+    prefix: str = ""  # the first words of the inputs; "" means the task's name
     validation: str = "dev.tsv"
     test: str = "test.tsv"
 
@@ -183,9 +184,10 @@ def of_tfds(example: Example) -> Example:
 
 
 def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:
-    """Returns (file name, content) for submitting a task's test predictions to gluebenchmark.com.
+    """Returns (file name, content) of the file with which a task's test predictions are submitted to gluebenchmark.com.
 
-    predictions: predicted texts in the order of the test file. An invalid one becomes the first label, or the score 0.
+    predictions: the predicted texts, in the order of the test file. Invalid ones become the first label, or the score
+    0.
     """
     name = task.removeprefix("glue_")
     glue = SUITE[name]

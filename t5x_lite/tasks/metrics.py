@@ -1,5 +1,6 @@
-"""Metrics of classes and numbers: functions (targets, predictions) -> {name: value}, on the host, values × 100.
-text_metrics.py scores texts, span_metrics.py scores entities, and reports/confidence.py computes confidence intervals.
+"""Defines metrics of classes and numbers. A metric is a function (targets, predictions) -> {name: value}, which runs on
+the host; values are × 100. text_metrics.py scores texts, span_metrics.py scores entities, and reports/confidence.py
+computes confidence intervals.
 
 An invalid prediction (a string that is not a label, `None`, a class id of -1, a number that is not finite) counts as
 wrong and is never dropped. Names and conventions follow T5 (t5/evaluation/metrics.py). scikit-learn and scipy are
@@ -56,7 +57,7 @@ def grouped(targets: Sequence[tuple[Any, Any]], predictions: Sequence) -> dict[s
 
 
 def of_groups(metric: Metric) -> Metric:
-    """Returns `metric` for targets (group, answer); it scores the answers and ignores the groups."""
+    """Returns a metric for targets (group, answer), which applies `metric` to the answers and ignores the groups."""
     return functools.partial(_of_groups, metric)
 
 
@@ -67,7 +68,7 @@ def _of_groups(metric: Metric, targets: Sequence[tuple[Any, Any]], predictions: 
 def f1(positive: Any = 1, negative: Any = 0) -> Metric:
     """Returns the metric F1 of the positive class, 2·hits / (2·hits + wrong + missed).
 
-    An invalid prediction counts as the opposite of its target. The metric raises DataError for a target of neither
+    An invalid prediction counts as the opposite of its target. The metric raises DataError if a target is neither
     class.
 
     >>> f1("yes", "no")(["yes", "no", "yes"], ["yes", "no", "perhaps"])
@@ -97,8 +98,8 @@ def macro_f1(targets: Sequence, predictions: Sequence) -> dict[str, float]:
 
 
 def macro_f1_of(*classes: Any) -> Metric:
-    """Returns the metric macro_f1 over these classes, whether or not they occur (CommitmentBank's first metric; T5's
-    mean_multiclass_f1)."""
+    """Returns the metric macro_f1 over these classes, whether or not they occur among the targets. (It is
+    CommitmentBank's first metric; T5 calls it mean_multiclass_f1.)"""
     return functools.partial(_macro_f1, classes)
 
 
@@ -111,8 +112,8 @@ def _macro_f1(classes: Sequence, targets: Sequence, predictions: Sequence) -> di
 
 
 def label_f1(targets: Sequence[tuple[str, ...]], predictions: Sequence[tuple[str, ...]]) -> dict[str, float]:
-    """Returns micro F1 (over all labels of all examples) and macro F1 (the mean over the labels that occur among the
-    targets) for examples with any number of labels (registry.label_names). Both are 0 if no target has a label.
+    """Scores examples with any number of labels (registry.label_names). Returns micro F1, over all labels of all
+    examples, and macro F1, the mean over the labels that occur among the targets. Both are 0 if no target has a label.
 
     >>> label_f1([("joy",), ("fear", "joy")], [("joy",), ("joy",)])
     {'micro_f1': 80.0, 'macro_f1': 50.0}
@@ -147,7 +148,8 @@ def spearman(targets: Sequence[float], predictions: Sequence[float | None]) -> d
 
 
 def pairs(targets: Sequence, predictions: Sequence) -> list[tuple[Any, Any]]:
-    """Returns (target, prediction) pairs. Raises DataError if the lengths differ or there are none."""
+    """Returns (target, prediction) pairs. Raises DataError if there are not as many predictions as targets, or none at
+    all."""
     if len(targets) != len(predictions) or not len(targets):
         raise DataError(
             f"{len(targets)} targets and {len(predictions)} predictions; a metric needs equally many, at least 1"
@@ -163,8 +165,8 @@ def percent(right: Sequence[bool]) -> float:
 def _class_ids(
     targets: Sequence, predictions: Sequence, classes: Sequence = ()
 ) -> tuple[list, tuple[list[int], list[int]]]:
-    """Returns (the given classes and those among the targets, (target ids, prediction ids)). Ids index the classes; a
-    prediction that is not a class gets -1."""
+    """Returns (classes, (target ids, prediction ids)). The classes are those in `classes` and those among the targets;
+    an id is an index into them. A prediction that is not a class gets -1."""
     both = pairs(targets, predictions)
     id_of = {name: i for i, name in enumerate(dict.fromkeys([*classes, *(t for t, _ in both)]))}
     return list(id_of), ([id_of[t] for t, _ in both], [id_of.get(p, -1) for _, p in both])

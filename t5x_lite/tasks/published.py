@@ -1,4 +1,4 @@
-"""Reads published data sets from TFDS, or from a local directory in the published layout, with the same examples."""
+"""Reads published data sets from TFDS, or from a local directory in the published layout. The examples are the same."""
 
 import contextlib
 import dataclasses
@@ -25,11 +25,11 @@ class Published:
     """The source of a published data set.
 
     folder: the name of the directory in which it is published.
-    files: {split: candidate file names}; reads the first that exists. {en,de} in a name means two parallel files.
-    read: a function path → rows, or the format of the files.
-    tfds: its source in TFDS; None if TFDS lacks it, or has it in an unsuitable form.
+    files: {split: candidate file names}. The first that exists is read. {en,de} in a name means two parallel files.
+    read: a function from a path to rows, or the format of the files.
+    tfds: the data set's source in TFDS; None if TFDS lacks the data set, or has it in an unsuitable form.
     of_file, of_tfds: functions from a row to an example.
-    directory: the directory that holds the folder, or the folder itself; "" reads from TFDS.
+    directory: the directory that holds the folder, or the folder itself; "": reads from TFDS.
     """
 
     folder: str
@@ -41,7 +41,7 @@ class Published:
     directory: str = ""
 
     def at(self, directory: str) -> "Published":
-        """Returns the same source, read from a local directory."""
+        """Returns a copy of this source that reads from a local directory."""
         return dataclasses.replace(self, directory=directory)
 
     def split(self, name: str) -> Sequence[Example]:
@@ -67,7 +67,8 @@ class Published:
         return _read(self.read, path)
 
     def find(self, split: str) -> str:
-        """Returns the path of a split's file. Raises DataError, which lists the places searched, if there is none."""
+        """Returns the path of a split's file. If there is none, raises DataError, which lists the places that were
+        searched."""
         if not self.directory:
             raise DataError(
                 f"the data set {self.folder!r} is not available from TFDS; give its files with --config.data.dir=DIR, "
@@ -96,9 +97,9 @@ def _read(read: Read, path: str) -> Sequence[Example]:
 
 @dataclasses.dataclass(frozen=True)
 class Mapped(Sequence):
-    """A sequence of `function(row)` for every row, computed on access.
+    """A sequence of `function(row)` for every row. An item is computed when it is accessed.
 
-    Raises DataError, with the place of the row, if `function` fails on it.
+    Raises DataError, which names the place of the row, if `function` fails on a row.
     """
 
     rows: Sequence[Example]
@@ -120,7 +121,7 @@ class Mapped(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class Chosen(Sequence):
-    """The rows at `places`."""
+    """A sequence of the rows at `places`."""
 
     rows: Sequence[Example]
     places: Sequence[int]
@@ -148,7 +149,8 @@ def read_json(path: str) -> Any:
 
 
 def nested(expand: Callable[[Example], Iterable[Example]]) -> Read:
-    """Returns a reader of JSON lines that hold several examples each. `expand` yields the examples of a line."""
+    """Returns a function that reads a file of JSON lines with several examples each. `expand` yields the examples of a
+    line."""
 
     def read(path: str) -> list[Example]:
         rows = Files({"all": path}, JsonLines()).split("all")
@@ -163,7 +165,7 @@ def nested(expand: Callable[[Example], Iterable[Example]]) -> Read:
 
 @contextlib.contextmanager
 def as_data_error(where: str):
-    """Raises errors from a row with a different layout as DataError, which begins with `where`."""
+    """Converts the errors that a row with a different layout causes to a DataError that begins with `where`."""
     try:
         yield
     except (KeyError, ValueError, IndexError, TypeError) as error:
