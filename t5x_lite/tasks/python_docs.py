@@ -1,8 +1,8 @@
-"""Real English text without a download: the documentation that ships inside Python.
+"""Provides real English text without a download: the documentation that ships with Python.
 
 Gathers the articles of `pydoc_data.topics` and the docstrings of the standard library with `ast`, without importing any
 module. This happens once per Python installation; the result is cached as JSON lines. Texts that share a sentence are
-in the same split, so training never sees an evaluation's answers.
+in the same split, so the answers of an evaluation are never in the training text.
 """
 
 import ast
@@ -43,11 +43,13 @@ _KINDS = {
 
 
 def gather(stdlib: Path) -> list[Document]:
-    """Returns a document for every docstring and topic below `stdlib`, without duplicates, ordered by a hash of its
-    words. The order is the same on every machine, and the first few hundred documents are a fair sample.
+    """Returns a document for every docstring and topic below `stdlib`, without duplicates. Documents are ordered by a
+    hash of their words. So the order is the same on every machine, and the first few hundred documents are a fair
+    sample.
 
     A document has a text, module ("email.message"), name ("Message.get_payload", "" for a module), signature
-    ("get_payload(i, decode)") and kind ("module", "class", "function" or "topic"). Raises DataError if there is none.
+    ("get_payload(i, decode)") and kind ("module", "class", "function" or "topic"). Raises DataError if there is no
+    document.
     """
     by_hash: dict[bytes, Document] = {}
     for document in (*_docstrings(stdlib), *_topics(stdlib)):
@@ -121,7 +123,8 @@ def _topics(stdlib: Path) -> Iterator[Document]:
 
 
 def sections(article: str, max_chars: int = SECTION_CHARS) -> list[str]:
-    """Cuts an article between paragraphs into pieces of at most `max_chars`. A longer paragraph is one piece.
+    """Cuts an article between paragraphs into pieces of at most `max_chars` characters. A longer paragraph is one
+    piece.
 
     >>> sections("Title\\n*****\\n\\nOne two.\\n\\nThree.", max_chars=16)
     ['Title\\n\\nOne two.', 'Three.']
@@ -173,8 +176,8 @@ def sentences(text: str) -> list[str]:
 
 
 def fingerprints(text: str) -> set[str]:
-    """Returns the strings that must not occur in two splits: the whole text, its first sentence, and every sentence of
-    at least MIN_WORDS words, all normalised."""
+    """Returns the strings of a text that must not occur in two splits: the whole text, its first sentence, and every
+    sentence of at least MIN_WORDS words. All are normalised."""
     all_of_them = [normalise(sentence) for sentence in sentences(text)]
     long = {words for words in all_of_them if words.count(" ") + 1 >= MIN_WORDS}
     return (long | {normalise(text)} | set(all_of_them[:1])) - {""}
@@ -205,7 +208,7 @@ def assign_splits(texts: Sequence[str]) -> list[str]:
 
 
 def split_of(key: str) -> str:
-    """Returns the split a key hashes to: an evaluation split for EVALUATION_PERCENT of all keys, else "train"."""
+    """Returns the split to which a key hashes: an evaluation split for EVALUATION_PERCENT of all keys, else "train"."""
     draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
     for split, percent in EVALUATION_PERCENT.items():
         if draw < percent:
@@ -215,8 +218,8 @@ def split_of(key: str) -> str:
 
 
 def without_leaks(documents: Sequence[Document]) -> list[Document]:
-    """Removes the few evaluation documents whose text, or first sentence of at least MIN_WORDS words, occurs inside a
-    longer sentence of a training document."""
+    """Removes the few evaluation documents that occur inside a longer sentence of a training document. This compares
+    the whole text of a document, and its first sentence if that has at least MIN_WORDS words."""
     train = f" {' | '.join(normalise(d['text']) for d in documents if d['split'] == 'train')} "
 
     def leaks(text: str) -> bool:
@@ -234,13 +237,14 @@ def default_stdlib() -> Path:
 
 
 def edition(stdlib: Path) -> str:
-    """Returns a short name for the texts that this Python gathers from `stdlib`; part of every cached file's name."""
+    """Returns a short name for the texts that this Python gathers from `stdlib`. It is part of the name of every cached
+    file."""
     place = hashlib.sha256(str(stdlib).encode()).hexdigest()[:8]
     return f"{sys.implementation.name}{'.'.join(map(str, sys.version_info[:3]))}-{place}-v{FORMAT}"
 
 
 def load(stdlib: Path | None = None, cache: Path | None = None) -> list[Document]:
-    """Returns all documents with their splits, from the cache (0.1 s) or newly gathered (about 6 s).
+    """Returns all documents with their splits. Reads them from the cache (0.1 s) or gathers them (about 6 s).
 
     Raises DataError if the cache cannot be read or written.
     """
@@ -280,5 +284,5 @@ def documents(split: str) -> tuple[Document, ...]:
 
 @functools.cache
 def all_splits() -> tuple[Document, ...]:
-    """This Python's documents of all splits; read once per process."""
+    """Returns this Python's documents of all splits. Reads them once per process."""
     return tuple(load())

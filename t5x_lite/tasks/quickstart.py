@@ -1,4 +1,4 @@
-"""The quickstart's tasks: restore, classify and summarise Python's own documentation.
+"""Defines the quickstart's tasks: to restore, classify and summarise Python's own documentation.
 
 Each task has one definition for all architectures. The vocabulary is trained on the training texts on first use.
 """
@@ -22,7 +22,7 @@ VOCABULARY_SIZE = 4000
 BODY_WORDS = 24  # in a summary's input; more words say little more about the first sentence
 SUMMARY_WORDS = 30  # longer first sentences are not summaries
 
-# {purpose of a part of the standard library: its top-level modules}.
+# {purpose of a part of the standard library: the top-level modules of that part}.
 CATEGORIES = {
     "concurrency": "_threading_local asyncio concurrent contextvars multiprocessing pty queue sched selectors signal "
     "subprocess threading",
@@ -88,7 +88,7 @@ def summarize(document: Document) -> dict[str, str] | None:
 
 
 def name_words(document: Document) -> str:
-    """Returns the last part of a name, in words.
+    """Returns the last part of a document's name, in words.
 
     >>> name_words({"name": "Screen.setWorld_size"})
     'set world size'
@@ -98,7 +98,8 @@ def name_words(document: Document) -> str:
 
 
 def examples_of(make) -> Function:
-    """Returns the source of the examples that `make` makes from each split's documents; None leaves a document out."""
+    """Returns a source that makes its examples from the documents of a split with `make`. If `make` returns None for a
+    document, the document is left out."""
     return Function(lambda split: [example for d in python_docs.documents(split) if (example := make(d))])
 
 
@@ -114,8 +115,8 @@ def build_vocabulary(path: Path) -> None:
 
 @functools.cache
 def vocabulary() -> vocabularies.SentencePieceVocabulary:
-    """Returns a vocabulary of 4,000 pieces of the training texts, stored in the user's cache; trained (about 10 s) on
-    first use."""
+    """Returns a vocabulary of 4,000 pieces. It is trained on the training texts on first use (about 10 s) and stored in
+    the user's cache."""
     edition = python_docs.edition(python_docs.default_stdlib())
     path = python_docs.cache_dir() / f"python_docs-{edition}-{VOCABULARY_SIZE}.model"
     return vocabularies.SentencePieceVocabulary(path, build=build_vocabulary)
@@ -156,7 +157,7 @@ registry.add(
 registry.add(
     Mixture(
         "quickstart_decoder",
-        # Even more of them: in a decoder's row, a label or a summary shares the space with its inputs.
+        # A decoder needs even more such examples: in its rows, a label or a summary shares the space with its inputs.
         {"python_docs": 1.0, "python_docs_classify": 4.0, "python_docs_summarize": 12.0},
     )
 )

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from t5x_lite.tasks.metrics import pairs
 
 NONE = "none"  # the text of a sentence without entities
-CONTINUES, ENDS = ("I", "E", "L"), ("E", "L", "S", "U")  # marks of tags: End or Last, Single or Unit
+CONTINUES, ENDS = ("I", "E", "L"), ("E", "L", "S", "U")  # marks of tags: Inside, End, Last; Single, Unit
 
 
 def span_f1(
@@ -15,8 +15,8 @@ def span_f1(
 ) -> dict[str, float]:
     """Returns precision, recall and F1 over the spans of all examples (CoNLL 2003's score).
 
-    A span is right if its kind and its place (or text) are. A span predicted twice must be in the target twice; a
-    prediction of None has no spans.
+    A predicted span is right if a target span has the same kind and place (or text). If a span is predicted twice, both
+    are right only if the target has it twice. A prediction of None has no spans.
 
     >>> span_f1([[("PER", 0, 2)], [("LOC", 3, 4)]], [[("PER", 0, 2), ("ORG", 5, 6)], []])
     {'precision': 50.0, 'recall': 50.0, 'span_f1': 50.0}
@@ -36,8 +36,8 @@ def span_f1(
 
 
 def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Returns (kind, begin, end) of each entity, in the schemes BIO, IOB1, IO, BIOES and BILOU. As in CoNLL's script,
-    an I- that continues no entity begins one.
+    """Returns (kind, begin, end) of each entity. Tags may follow any of the schemes BIO, IOB1, IO, BIOES and BILOU. As
+    in CoNLL's script, an I- that continues no entity begins one.
 
     >>> spans(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"])
     [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5)]
@@ -45,7 +45,7 @@ def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     ([('PER', 0, 3), ('LOC', 3, 4)], [('PER', 0, 2), ('LOC', 2, 3)])
     """
     entities: list[tuple[str, int, int]] = []
-    open_kind = None  # of the entity that the next tag may continue
+    open_kind = None  # the kind of the entity that the next tag may continue
     for place, tag in enumerate(tags):
         mark, _, kind = tag.partition("-")
         if mark in CONTINUES and open_kind == kind:
@@ -74,7 +74,7 @@ def spans_of_text(text: str) -> list[tuple[str, str]] | None:
     """
     if text.strip() == NONE:
         return []
-    # Words may contain a semicolon; only one that a kind follows separates two spans.
+    # Words may contain a semicolon. It separates two spans only if a kind follows it.
     parts = [part.partition(":") for part in re.split(r";\s*(?=[\w-]+:\s)", text)]
     if not all(colon and kind.strip() and words.strip() for kind, colon, words in parts):
         return None

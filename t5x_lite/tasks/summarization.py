@@ -1,6 +1,6 @@
-"""Summaries as text, in T5's format: CNN/DailyMail, XSum, DialogSum.
+"""Defines summarisation tasks as text, in T5's format: CNN/DailyMail, XSum, DialogSum.
 
-Reads from TFDS (not DialogSum), or from a directory of JSON lines or CSV: --config.data.dir=DIR
+All but DialogSum can be read from TFDS. All can be read from a directory of JSON lines or CSV: --config.data.dir=DIR
 (dialogsum/dialogsum.train.jsonl, …).
 """
 
@@ -22,7 +22,7 @@ def rows(path: str) -> Sequence[Example]:
 
 
 def _files(name: str) -> dict[str, Sequence[str]]:
-    """Returns {split: candidate file names}, as copies of these data sets name their files."""
+    """Returns {split: candidate file names}: the names that copies of these data sets give their files."""
     called = {"train": ("train",), "validation": ("validation", "val", "dev"), "test": ("test",)}
     endings = (".jsonl", ".json", ".csv")
     return {
@@ -32,7 +32,7 @@ def _files(name: str) -> dict[str, Sequence[str]]:
 
 
 def summary(*fields: str):
-    """Returns a function that copies the first of `fields` that a row has to its field `summary`."""
+    """Returns a function that fills a row's `summary` with the first of `fields` that the row has."""
 
     def apply(row: Example) -> Example:
         name = next(field for field in fields if field in row) if any(f in row for f in fields) else fields[0]

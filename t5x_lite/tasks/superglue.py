@@ -1,8 +1,9 @@
-"""SuperGLUE (Wang et al. 2019) as text, in T5's format (t5/data/preprocessors.py, t5/data/glue_utils.py).
+"""Defines the tasks of SuperGLUE (Wang et al. 2019) as text, in T5's format (t5/data/preprocessors.py,
+t5/data/glue_utils.py).
 
 Reads from TFDS, or from a directory with SuperGLUE's own folders and files: --config.data.dir=DIR (BoolQ/train.jsonl,
-…). The classification tasks also train encoder heads. T5's mixture also has the Definite Pronoun Resolution set (1,322
-examples, Rahman and Ng 2012) beside WSC; this mixture does not.
+…). The classification tasks also train encoder heads. Unlike T5's mixture, this one does not add the Definite Pronoun
+Resolution set (1,322 examples, Rahman and Ng 2012) to WSC.
 """
 
 import dataclasses
@@ -30,11 +31,11 @@ class SuperGlue:
     """A classification task of SuperGLUE.
 
     folder: the directory of its files.
-    fields: in the order of the text.
-    labels: class names in order.
+    fields: the fields of an example, in the order of the text.
+    labels: the class names, in the order of their ids.
     train_rows: the number of training examples, for mixtures; 0 for a task with only a test set.
-    prefix: of the text; "" is the task's name.
-    columns: {field: its column in the files}, if the names differ.
+    prefix: the first words of the text; "" means the task's name.
+    columns: {field: its column in the files}, for fields whose columns have different names.
     """
 
     folder: str
@@ -78,7 +79,8 @@ ALL = ("train", "validation", "test")
 
 
 def class_of(label: Any, labels: Sequence[str]) -> int:
-    """Returns the id of a class given as a name, a number or a truth value; -1 for None or "", as in a test set.
+    """Returns the id of a class. `label` is its name, its number or a truth value. For None or "" (in a test set)
+    returns -1.
 
     Raises ValueError for any other label.
     """
@@ -95,7 +97,7 @@ def class_of(label: Any, labels: Sequence[str]) -> int:
 
 
 def _of_row(task: SuperGlue) -> Callable[[Example], Example]:
-    """Returns a function from a row, of a file or of TFDS, to its fields and class id."""
+    """Returns a function that maps a row, from a file or from TFDS, to its fields and class id."""
 
     def apply(row: Example) -> Example:
         # Files name the column as in `columns`, and so does TFDS (axb); other columns have the field's name.
@@ -250,8 +252,9 @@ def referent(example: Example) -> tuple[str, bool]:
 
 
 def wsc_accuracy(targets: Sequence[tuple[str, bool]], predictions: Sequence[str | None]) -> dict[str, float]:
-    """Returns the share of right predictions. A prediction matches a candidate if, without determiners, one's words are
-    among the other's. It is right if it matches a true referent, or does not match a false one. An empty one is wrong.
+    """Returns the share of right predictions. A prediction matches a candidate if all words of one are among the words
+    of the other, leaving out determiners. If the candidate is the true referent, a prediction is right if it matches.
+    If it is not, a prediction is right if it does not match. An empty prediction is wrong.
 
     >>> wsc_accuracy([("the man", True), ("the man", False)], ["Man", "man"])
     {'accuracy': 50.0}

@@ -1,4 +1,4 @@
-"""Scores generated texts: ROUGE, BLEU, chrF, and SQuAD's exact match and F1, values × 100.
+"""Scores generated texts: ROUGE, BLEU, chrF, and SQuAD's exact match and F1. Values are × 100.
 
 Metrics have the interface of metrics.py and raise DataError as its `pairs` does. A prediction of None counts as the
 empty text. rouge-score and sacrebleu are imported where used.
@@ -22,11 +22,12 @@ CHARACTERS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and 
 
 
 def rouge(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
-    """Returns ROUGE-1, -2 and -Lsum F1 (Lin 2004): means over the examples, without stemming, sentences split at " . ".
+    """Returns the F1 of ROUGE-1, ROUGE-2 and ROUGE-Lsum (Lin 2004), averaged over the examples. Words are not stemmed,
+    and sentences are split at " . ".
 
-    Words are runs of a-z and 0-9, as in the reference code; a target in a script other than Latin is split into words
-    of any script, and Chinese and Japanese into characters.
-    (T5 reports the median of a bootstrap, which equals this mean up to noise.)
+    Words are runs of a-z and 0-9, as in the reference code. But if a target has letters of a script other than Latin,
+    `AnyScript` splits it and its prediction. (T5 reports the median of a bootstrap, which equals this mean up to
+    noise.)
     """
     scores = np.array([_rouge(target, predicted or "") for target, predicted in pairs(targets, predictions)])
     return dict(zip(ROUGE, map(float, 100 * scores.mean(axis=0)), strict=True))
@@ -58,8 +59,8 @@ def is_latin(text: str) -> bool:
 
 
 class AnyScript:
-    """Splits text into the words of any script, for rouge_score. Marks, as in Hindi, belong to their words; Chinese and
-    Japanese characters are words of their own, because nothing separates words there."""
+    """Splits text of any script into words, for rouge_score. Combining marks, as in Hindi, belong to their words. Each
+    Chinese or Japanese character is a word, because nothing separates words in these scripts."""
 
     def tokenize(self, text: str) -> list[str]:
         words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text.lower())
@@ -117,8 +118,8 @@ chrf = Chrf()
 
 
 def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str | None]) -> dict[str, float]:
-    """Returns SQuAD's exact match and F1 (Rajpurkar et al. 2016, §6.1): each the best over the target's answers, after
-    `normalised`. An unanswerable question (SQuAD 2) has the answer "".
+    """Returns SQuAD's exact match and F1 (Rajpurkar et al. 2016, §6.1). Texts are compared after `normalised`. A
+    prediction gets its best score over the answers in its target. An unanswerable question (SQuAD 2) has the answer "".
 
     >>> squad([["the Normans", "Normans"]], ["Norman rulers, the Normans"])
     {'exact_match': 0.0, 'f1': 50.0}
@@ -133,8 +134,8 @@ def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str | None]) -
 
 
 def normalised(text: str) -> str:
-    """Returns the text in lower case, without punctuation, articles and extra white space, as SQuAD's script compares
-    answers.
+    """Returns the text in lower case, without punctuation, articles and extra white space. SQuAD's script compares
+    answers in this form.
 
     >>> normalised("The  U.S.-led answer!")
     'usled answer'

@@ -1,7 +1,8 @@
-"""Translation as text, in T5's format: WMT's English to German, French and Romanian, and Multi30k.
+"""Defines translation tasks as text, in T5's format: WMT's English to German, French and Romanian, and Multi30k.
 
-Reads from TFDS (not Multi30k), or from a directory of parallel lines or JSON lines: --config.data.dir=DIR
-(multi30k/train.en.gz and train.de.gz, …; wmt_en_ro/train.json with {"translation": {"en": …, "ro": …}}).
+All but Multi30k can be read from TFDS. All can be read from a directory of parallel lines or JSON lines:
+--config.data.dir=DIR (multi30k/train.en.gz and train.de.gz, …; wmt_en_ro/train.json with {"translation": {"en": …,
+"ro": …}}).
 """
 
 from collections.abc import Callable, Sequence
