@@ -168,5 +168,5 @@ def test_a_t5x_checkpoint_of_one_file_is_imported(tmp_path):
     config = preset(str(tmp_path / "out"))
     assert (config.d_model, config.num_heads, config.head_dim, config.d_ff, config.vocab_size) == (8, 4, 3, 16, 32128)
     (tmp_path / "bad").write_bytes(T5X_FILE.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match="no T5X checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a T5X checkpoint"):
         interchange.import_directory(tmp_path / "bad", tmp_path / "out2")
