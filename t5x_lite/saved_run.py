@@ -20,7 +20,7 @@ from t5x_lite.data import registry, targets, vocabularies
 from t5x_lite.data.registry import Example, Feature, Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import CheckpointError, DataError
-from t5x_lite.models import presets
+from t5x_lite.models import stored
 
 if TYPE_CHECKING:
     from t5x_lite.experiment import Experiment  # resolving names is not a part of training
@@ -61,13 +61,13 @@ def write(experiment: "Experiment", workdir: Path) -> None:
         atomic.write(directory / path.name, path.read_bytes())
     described = {"vocabulary": _of_vocabulary(vocabulary), "tasks": [_of_task(rated) for rated in tasks]}
     atomic.write(directory / TASKS, json.dumps(described, indent=1))
-    atomic.write(directory / presets.STORED, json.dumps(dataclasses.asdict(experiment.model), indent=1))
+    atomic.write(directory / stored.FILE, json.dumps(dataclasses.asdict(experiment.model), indent=1))
 
 
 def directory_of(workdir: Path) -> Path | None:
     """Returns the directory that `write` made in a workdir; None if it made none (version 0.1, or own classes)."""
     directory = workdir / DIRECTORY
-    return directory if (directory / TASKS).is_file() and (directory / presets.STORED).is_file() else None
+    return directory if (directory / TASKS).is_file() and (directory / stored.FILE).is_file() else None
 
 
 def resolve(cfg: Config, workdir: Path) -> "Experiment":
@@ -91,7 +91,7 @@ def resolve(cfg: Config, workdir: Path) -> "Experiment":
         raise CheckpointError(
             f"{directory / TASKS} is damaged ({error}); remove {directory} to resolve the run's config instead"
         ) from None
-    return experiment.of_parts(cfg, mixture, vocabulary, presets.stored(directory))
+    return experiment.of_parts(cfg, mixture, vocabulary, stored.read(directory))
 
 
 def _files(experiment: "Experiment") -> Iterator[Path]:
@@ -101,7 +101,7 @@ def _files(experiment: "Experiment") -> Iterator[Path]:
         beside = (Path(path).with_name(name) for name in vocabularies.BESIDE_A_TOKENIZER)
         yield from (file for file in beside if file.is_file() and file != Path(path))
     origin = Path(experiment.cfg.model.preset)
-    if (origin / presets.STORED).is_file():
+    if (origin / stored.FILE).is_file():
         yield from (origin / name for name in IMPORTED if (origin / name).is_file())
 
 

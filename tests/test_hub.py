@@ -22,7 +22,7 @@ from t5x_lite.errors import CheckpointError, ConfigError, UserError
 from t5x_lite.hub import download, interchange, mapping, parameters, peft, t5x, weights
 from t5x_lite.hub.families import FAMILIES
 from t5x_lite.hub.model import Model
-from t5x_lite.models import lora, presets
+from t5x_lite.models import lora, presets, stored
 from t5x_lite.models.transformer import stack_layers
 
 LAYERS = {"text_to_text": ("num_encoder_layers", "num_decoder_layers"), "encoder_only": ("num_encoder_layers",)}
@@ -410,7 +410,7 @@ def test_a_t5x_directory_is_imported(tmp_path):
         tensorstore.open(spec, create=True, dtype="float32", shape=array.shape).result().write(array).result()
     report = interchange.import_directory(tmp_path / "t5x", tmp_path / "out")
     assert {row.status for row in report.rows} == {"loaded"}
-    assert presets.stored(tmp_path / "out") == config
+    assert stored.read(tmp_path / "out") == config
     got = t5x.load(tmp_path / "t5x")[1]
     assert_same(got, params)
     next((tmp_path / "t5x").glob("target.decoder*/.zarray")).write_text("{}")

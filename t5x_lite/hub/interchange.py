@@ -27,7 +27,7 @@ from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.hub import mapping, parameters, peft, t5x, weights
 from t5x_lite.hub.import_report import ImportReport
 from t5x_lite.hub.model import Model
-from t5x_lite.models import lora, presets
+from t5x_lite.models import lora, stored
 from t5x_lite.models.config import ModelConfig
 
 TOKENIZER_FILES = (
@@ -75,7 +75,7 @@ def _write_checkpoint(directory: Path, config: ModelConfig, params: Any, report:
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save((step / "params").absolute(), params)
     manifest.write(step, 0)
-    _write_json(directory / presets.STORED, dataclasses.asdict(config))
+    _write_json(directory / stored.FILE, dataclasses.asdict(config))
     (directory / "import.json").write_text(report.to_json(), encoding="utf-8")
 
 

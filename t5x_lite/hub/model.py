@@ -27,7 +27,7 @@ from t5x_lite.decoding.buckets import bucket, power_of_two
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.hub.checks import require_text
-from t5x_lite.models import intermediates, presets
+from t5x_lite.models import intermediates, stored
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.reports.attention_page import QUERIES_AND_KEYS, AttentionMaps
 from t5x_lite.reports.results import best_step, read_metrics
@@ -300,14 +300,14 @@ def load(path: str | Path, which: str | int = "latest") -> Model:
     path, which = Path(path), str(which)
     if (path / "params").is_dir():
         path, which = path.absolute().parent.parent, path.name
-    if (path / presets.STORED).is_file():
+    if (path / stored.FILE).is_file():
         return _stored(path)
     settings = mapping.read_json(path / "config.json")
     return _downloaded(path) if "model_type" in settings else _trained(path, which)
 
 
 def _stored(path: Path) -> Model:
-    config = presets.stored(path)
+    config = stored.read(path)
     return Model(config, _restored(path, 0, config), vocabularies.load(str(path)), _labels(path, config), path)
 
 

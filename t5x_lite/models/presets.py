@@ -1,12 +1,12 @@
 """Configurations of published models. Sizes and parameter counts are those of the released checkpoints."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup, unknown
+from t5x_lite.models import stored
 from t5x_lite.models.config import ModelConfig
 
 
@@ -343,33 +343,19 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-STORED = "model.json"  # the file that holds the ModelConfig in a directory made by `t5x-lite import`
-
-
 def find(name: str) -> ModelConfig:
     """Returns the model stored in the directory `name` by `t5x-lite import`, or the preset `name`.
 
     Raises ConfigError if there is neither.
     """
-    if (Path(name) / STORED).is_file():
-        return stored(Path(name))
+    if (Path(name) / stored.FILE).is_file():
+        return stored.read(Path(name))
     if name not in PRESETS and Path(name).is_dir():
         raise ConfigError(
-            f"model.preset={name!r} has no {STORED}; it must be the name of a preset or an imported directory. If this "
-            f"directory is in Hugging Face format, import it: `t5x-lite import {name} OUT`"
+            f"model.preset={name!r} has no {stored.FILE}; it must be the name of a preset or an imported directory. If "
+            f"this directory is in Hugging Face format, import it: `t5x-lite import {name} OUT`"
         )
     return lookup("model preset", name, PRESETS)
-
-
-def stored(directory: Path) -> ModelConfig:
-    """Returns the configuration in a directory's model.json. Raises ConfigError if the file is missing or invalid."""
-    path = directory / STORED
-    try:
-        items = json.loads(path.read_text(encoding="utf-8")).items()
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
-        return ModelConfig(**fields).validate()
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error}; `t5x-lite import` writes this file") from None
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:

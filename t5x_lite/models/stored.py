@@ -1,0 +1,21 @@
+"""Reads the model of a directory: `model.json`, which `t5x-lite import` and every run write."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from t5x_lite.errors import ConfigError
+from t5x_lite.models.config import ModelConfig
+
+FILE = "model.json"  # holds the ModelConfig
+
+
+def read(directory: Path) -> ModelConfig:
+    """Returns the configuration in a directory's model.json. Raises ConfigError if the file is missing or invalid."""
+    path = directory / FILE
+    try:
+        items = json.loads(path.read_text(encoding="utf-8")).items()
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
+        return ModelConfig(**fields).validate()
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; `t5x-lite import` writes this file") from None
