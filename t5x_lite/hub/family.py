@@ -63,6 +63,13 @@ class Family:
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def ties(self, with_logits: bool = True) -> dict[str, str]:
+        """Returns {copy: the tensor that it equals}; without logits, only the copies of the embedding table that both
+        stacks of T5 and BART read."""
+        table = self.modules["token_embedding"]
+        ties = {**self.tied, "lm_head.weight": f"{table}.weight"}
+        return ties if with_logits else {copy: source for copy, source in ties.items() if "embed_tokens" in copy}
+
 
 ACTIVATIONS: Mapping[Any, Mapping[str, Any]] = {
     "gelu": {"activation": "gelu_erf"},

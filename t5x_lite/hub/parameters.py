@@ -39,6 +39,7 @@ class Found:
     family: Family
     config: ModelConfig
     weights: Weights
+    names: Mapping[str, str]  # name in the family's tables -> name in the file
 
 
 def open_directory(path: Path) -> Found:
@@ -53,6 +54,10 @@ def open_directory(path: Path) -> Found:
             f"{where} has {config.num_layers} layers, but the files hold only {len(weights.shapes)} tensors"
         )
     names = mapping.canonical_names(weights.shapes, family)
+    is_tied = config.tie_embeddings and settings.get("tie_word_embeddings") is not False
+    for copy, source in family.ties(is_tied).items():
+        if source not in names and copy in names:  # a file may keep any one of several tied names
+            names[source] = names.pop(copy)
     head_table = names.get("lm_head.weight")
     tied = head_table is None or (config.tie_embeddings and _same(weights, names, "token_embedding", family))
     if config.architecture != "encoder_only":
@@ -63,7 +68,7 @@ def open_directory(path: Path) -> Found:
         ):
             raise CheckpointError(f"{where} has tie_word_embeddings=false, but the tensor lm_head.weight is missing")
         config = dataclasses.replace(config, tie_embeddings=tied)
-    return Found(path, settings, family, _with_heads(config, family, weights, names, settings), weights)
+    return Found(path, settings, family, _with_heads(config, family, weights, names, settings), weights, names)
 
 
 def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
@@ -103,7 +108,7 @@ def load(
         for part in parts[path]:
             theirs[part] = on_disk if part == path else on_disk[1:]
     bound = {binding.path: binding for binding in mapping.bindings(found.family, theirs)}
-    names = mapping.canonical_names(found.weights.shapes, found.family)
+    names = found.names
     rows = _account(found, config, bound, names, allow)
     fresh = [path for path in shapes if any(bound[part].key not in names for part in parts[path])]
     values = _fresh(config, fresh)
@@ -248,7 +253,7 @@ def _account(
             rows.append(_used(original, shape, used[name], config, found.config))
         elif reason := next((r for pattern, r in family.ignored.items() if re.fullmatch(pattern, name)), ""):
             rows.append(Row(original, shape, "skipped", reason=reason))
-        elif source := _tied_to(name, family):
+        elif source := family.ties().get(name):
             if source not in names or not np.array_equal(
                 found.weights.read(original), found.weights.read(names[source])
             ):
@@ -282,12 +287,6 @@ def _used(name: str, shape: tuple[int, ...], bound: list[Binding], config: Model
 
 def _of_vocabulary(path: str) -> bool:
     return path.startswith(("token_embedding/", "logits/")) or path == "mlm/bias"
-
-
-def _tied_to(name: str, family: Family) -> str:
-    if name in family.tied:
-        return family.tied[name]
-    return f"{family.modules['token_embedding']}.weight" if name == "lm_head.weight" else ""
 
 
 # HEAD_PARTS is {top-level group of an encoder's parameters: the heads that it may belong to}. The heads in ONE_CLASS

@@ -1,6 +1,7 @@
 """Reads tensors one at a time from safetensors files, single or sharded, and writes such files. Never unpickles."""
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -99,6 +100,10 @@ def _files(path: Path) -> dict[Path, list[str] | None]:
         raise CheckpointError(f"{path} is refused because reading it may run code; {HOW_TO_CONVERT}")
     if path.is_file():
         return {path: None}
+    if (path / SINGLE).is_file():  # before an index, as in transformers: the index may be left from an older save
+        if (path / INDEX).is_file():
+            logging.getLogger(__name__).warning("%s: %s is read; %s is not used", path, SINGLE, INDEX)
+        return {path / SINGLE: None}
     if (path / INDEX).is_file():
         file_of = read_json(path / INDEX).get("weight_map")
         if not isinstance(file_of, dict) or not file_of or not all(isinstance(f, str) for f in file_of.values()):
@@ -111,8 +116,6 @@ def _files(path: Path) -> dict[Path, list[str] | None]:
                 )
             names.setdefault(path / file, []).append(name)  # type: ignore[union-attr]
         return names
-    if (path / SINGLE).is_file():
-        return {path / SINGLE: None}
     pickles = sorted(f.name for f in path.iterdir() if f.suffix in PICKLES) if path.is_dir() else []
     if pickles:
         raise CheckpointError(
