@@ -69,6 +69,7 @@ def resolve(cfg: Config) -> Experiment:
     eval_tasks = eval_tasks or registry.evaluated(cfg.data.mixture)
     vocabulary = _vocabulary(cfg, (*tasks, *eval_tasks))
     model = _model(cfg, tasks, vocabulary)
+    _check_positions(cfg, model, tasks)
     for task in (*tasks, *eval_tasks):
         _check_trainable(task, model, tasks)
         if model.architecture != "encoder_only":
@@ -85,8 +86,13 @@ def resolve(cfg: Config) -> Experiment:
 
 
 def of_parts(cfg: Config, mixture: tuple[Rated, ...], vocabulary: Vocabulary, model: ModelConfig) -> Experiment:
-    """Returns an experiment from its parts, without resolving names in the config. It has no tasks to evaluate."""
-    return Experiment(cfg, mixture, (), vocabulary, model, _converter(cfg, model, [rated.task for rated in mixture]))
+    """Returns an experiment from its parts, without resolving names in the config. It has no tasks to evaluate.
+
+    Raises ConfigError if the lengths in the config do not fit the model.
+    """
+    tasks = tuple(rated.task for rated in mixture)
+    _check_positions(cfg, model, tasks)
+    return Experiment(cfg, mixture, (), vocabulary, model, _converter(cfg, model, tasks))
 
 
 def resolve_again(cfg: Config) -> Experiment:
@@ -188,7 +194,11 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
         raise ConfigError(
             f"the run's config file defines its model, model.module={overrides['module']!r}: give --config=FILE.py"
         )
-    model = presets.preset(cfg.model.preset, **overrides)
+    return presets.preset(cfg.model.preset, **overrides)
+
+
+def _check_positions(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> None:
+    """Raises ConfigError if rows or generated texts are longer than a table of learned positions."""
     longest = max(cfg.data.length, cfg.data.targets_length if model.architecture == "text_to_text" else 0)
     if model.positions == "learned" and longest > model.max_positions:
         raise ConfigError(
@@ -203,7 +213,6 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
                 f"eval.max_decode_tokens={new_tokens} after prompts of up to {read} tokens exceeds "
                 f"model.max_positions={model.max_positions}; lower eval.max_decode_tokens or data.length"
             )
-    return model
 
 
 def _heads(tasks: tuple[Task, ...]) -> tuple[str, ...]:

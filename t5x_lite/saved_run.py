@@ -2,13 +2,15 @@
 
     WORKDIR/model/model.json   the ModelConfig
     WORKDIR/model/tasks.json   the tasks (targets, segments, templates) and the class of the vocabulary
-    WORKDIR/model/…            the vocabulary's files; if the model was imported, also its settings
+    WORKDIR/model/vocabulary/  the vocabulary's files
+    WORKDIR/model/…            if the model was imported, its settings
 
 `load`, `infer`, `export` and `attention` read these files, never the training data or files outside the workdir.
 """
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 
 DIRECTORY = "model"
 TASKS = "tasks.json"
+VOCABULARY = "vocabulary"
 VOCABULARIES = ("ByteVocabulary", "SentencePieceVocabulary", "TokenizerVocabulary")
 IMPORTED = ("huggingface.json", "generation_config.json")  # settings of a model that was imported
-# Keys that decide how a model is used, not what it is. If any other key changes, the config's names are resolved again.
-OF_USE = ("eval.", "data.length", "data.targets_length", "data.batch_rows", "mesh", "rules.", "checkpoint.", "seed")
+# Keys that decide what a model is and what it reads. If one of them is changed, the names in the config are resolved.
+OF_DATA = ("mixture", "files", "inputs", "targets", "text", "labels", "header", "delimiter", "vocabulary", "dir")
+DECIDES = ("model.", *(f"data.{name}" for name in OF_DATA))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +49,34 @@ class NotHere:
 
 
 def write(experiment: "Experiment", workdir: Path) -> None:
-    """Writes WORKDIR/model. Does nothing if the class of the model, a target or the vocabulary is the user's own.
+    """Writes WORKDIR/model in place of an earlier one. Writes nothing if the class of the model, a target or the
+    vocabulary is the user's own.
 
     Raises OSError if a file cannot be written, and ConfigError if a file of the vocabulary cannot be read.
     """
+    directory, partial = workdir / DIRECTORY, workdir / f".{DIRECTORY}.partial"
+    for old in (partial, directory):  # without it, the run's config is resolved again
+        shutil.rmtree(old, ignore_errors=True)
     vocabulary, tasks = experiment.vocabulary, experiment.mixture
-    is_known = type(vocabulary).__name__ in VOCABULARIES and all(
-        type(rated.task.target).__module__ == targets.__name__ for rated in tasks
-    )
-    if experiment.model.module is not None or not is_known:
+    kinds = {type(vocabulary).__module__} | {type(rated.task.target).__module__ for rated in tasks}
+    if experiment.model.module is not None or not all(kind.startswith("t5x_lite.data.") for kind in kinds):
         return
-    directory = workdir / DIRECTORY
-    directory.mkdir(exist_ok=True)
-    for path in _files(experiment):
-        atomic.write(directory / path.name, path.read_bytes())
+    (partial / VOCABULARY).mkdir(parents=True)
+    for name, content in _files(experiment):
+        (partial / name).write_bytes(content)
     described = {"vocabulary": _of_vocabulary(vocabulary), "tasks": [_of_task(rated) for rated in tasks]}
-    atomic.write(directory / TASKS, json.dumps(described, indent=1))
-    atomic.write(directory / stored.FILE, json.dumps(dataclasses.asdict(experiment.model), indent=1))
+    atomic.write(partial / TASKS, json.dumps(described, indent=1))
+    atomic.write(partial / stored.FILE, json.dumps(dataclasses.asdict(experiment.model), indent=1))
+    partial.rename(directory)
+
+
+def templates_of(task: Task) -> dict[str, str]:
+    """Returns {field: template} of a task that fills templates with the records of its files; {} for other tasks, and
+    for those that change the examples further."""
+    from t5x_lite.data.filled import Filled
+
+    is_filled = isinstance(task.source, Filled | NotHere) and not task.preprocessors
+    return dict(task.source.templates) if is_filled else {}  # type: ignore[attr-defined]
 
 
 def directory_of(workdir: Path) -> Path | None:
@@ -80,7 +95,8 @@ def resolve(cfg: Config, workdir: Path) -> "Experiment":
 
     directory = directory_of(workdir)
     own = configs.from_json(workdir / "config.json")
-    changed = [k for k, v in configs.flat(cfg).items() if v != configs.flat(own)[k] and not k.startswith(OF_USE)]
+    deciding = [key for key in configs.KEYS if key.startswith(DECIDES)]
+    changed = [key for key in deciding if configs.as_data(cfg[key]) != configs.as_data(own[key])]
     if directory is None or changed:
         return experiment.resolve_again(cfg)
     try:
@@ -94,15 +110,17 @@ def resolve(cfg: Config, workdir: Path) -> "Experiment":
     return experiment.of_parts(cfg, mixture, vocabulary, stored.read(directory))
 
 
-def _files(experiment: "Experiment") -> Iterator[Path]:
-    path = getattr(experiment.vocabulary, "path", None)
-    if path is not None:
-        yield Path(path)
-        beside = (Path(path).with_name(name) for name in vocabularies.BESIDE_A_TOKENIZER)
-        yield from (file for file in beside if file.is_file() and file != Path(path))
+def _files(experiment: "Experiment") -> Iterator[tuple[str, bytes]]:
+    """Yields (name in WORKDIR/model, content) of the vocabulary's files and of an imported model's settings."""
+    if (path := getattr(experiment.vocabulary, "path", None)) is not None:
+        beside = [Path(path).with_name(name) for name in vocabularies.TOKENIZER_FILES]
+        for file in {Path(path): None} | {file: None for file in beside if file.is_file()}:
+            yield f"{VOCABULARY}/{file.name}", vocabularies.read_file(file)
     origin = Path(experiment.cfg.model.preset)
     if (origin / stored.FILE).is_file():
-        yield from (origin / name for name in IMPORTED if (origin / name).is_file())
+        for name in IMPORTED:
+            if (origin / name).is_file():
+                yield name, (origin / name).read_bytes()
 
 
 def _of_vocabulary(vocabulary: Any) -> dict[str, Any]:
@@ -116,7 +134,7 @@ def _vocabulary(described: Mapping[str, Any], directory: Path) -> Vocabulary:
     made = getattr(vocabularies, {name: name for name in VOCABULARIES}[described["class"]])
     arguments = {name: value for name, value in described.items() if name not in ("class", "file")}
     if "file" in described:
-        arguments["path"] = directory / Path(described["file"]).name
+        arguments["path"] = directory / VOCABULARY / Path(described["file"]).name
     vocabulary = made(**arguments)
     _ = vocabulary.size  # reads the file, so that a missing one fails here
     return vocabulary
@@ -130,7 +148,7 @@ def _of_task(rated: Rated) -> dict[str, Any]:
         "target": {"class": type(task.target).__name__, **dataclasses.asdict(task.target)},  # type: ignore[arg-type]
         "segments": task.segments,
         "add_eos": {name: feature.add_eos for name, feature in task.features.items()},
-        "templates": dict(getattr(task.source, "templates", ())),
+        "templates": templates_of(task),
     }
 
 

@@ -106,7 +106,8 @@ def run(
             data.set_state(data_state)
             for _ in range(begin.skip_batches):
                 next(data)
-            processes.on_first(lambda: _write_config(experiment, workdir))  # only now is the config known to work
+            if span == "compile":  # not again after a rollback
+                processes.on_first(lambda: _write_config(experiment, workdir))  # only now is the config known to work
             with clock.span("evaluate"):
                 if begin.step == 0:
                     evaluation.before_training(state.params)

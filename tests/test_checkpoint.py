@@ -168,7 +168,7 @@ def test_a_checkpoint_of_every_release_is_restored(tmp_path, archive):
     assert "it is the checkpoint of step 7" in checkpoint.verify(tmp_path)[8]
 
 
-NAMES = ["a b", "a{b}", "a%20b", "a:b,c", "ünï", "x" * 200, "-a", "#~$&!'\"", "a\nb"]
+NAMES = ["a b", "a[b", "a]b", "a{b}", "a%20b", "a:b,c", "ünï", "x" * 200, "-a", "#~$&!'\"", "a\nb"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -196,9 +196,21 @@ def test_a_path_that_orbax_cannot_save_to_is_refused_and_never_sealed(tmp_path, 
         (tmp_path / name).mkdir()
         checkpoints = Checkpoints(tmp_path / name, keep_last=1)
         save(checkpoints, 1)
-        with pytest.raises(CheckpointError, match="of 2 arrays of params Orbax opens 0"):
+        with pytest.raises(CheckpointError, match=r"Orbax opens 0 of 2 arrays of params; missing: float32\[3\]"):
             checkpoints.wait()
         assert saved_steps(tmp_path / name) == []
+
+
+def test_a_random_key_in_the_optimizer_is_saved(tmp_path):
+    """As optax.add_noise has one."""
+    saved = dataclasses.replace(state(1), opt_state=(jax.random.key(3), jax.random.split(jax.random.key(4), 2)))
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    checkpoints.save(saved, {"place": 1}, "{}")
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(1, saved)
+    checkpoints.close()
+    for got, expected in zip(restored.opt_state, saved.opt_state, strict=True):
+        np.testing.assert_array_equal(jax.random.key_data(got), jax.random.key_data(expected))
 
 
 def test_a_step_under_another_step_s_name_is_damaged(tmp_path):
@@ -215,8 +227,9 @@ def test_a_step_under_another_step_s_name_is_damaged(tmp_path):
     assert newest_good(tmp_path, said.append) == 2 and "step 3" in said[0]
     with pytest.raises(CheckpointError, match=r"is not there.*now there: 1, 2"):
         load_params(root / "7", state(0).params)
-    shutil.copytree(root / "2", tmp_path / "best")  # under any other name it is the user's own
-    assert load_params(tmp_path / "best", state(0).params)[0]["layer"]["kernel"][0, 0] == 2
+    for name in ("best", "2024"):  # elsewhere its name is the user's own
+        shutil.copytree(root / "2", tmp_path / name)
+        assert load_params(tmp_path / name, state(0).params)[0]["layer"]["kernel"][0, 0] == 2
 
 
 def test_the_newest_and_the_kept_stay(tmp_path):

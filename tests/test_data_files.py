@@ -418,6 +418,9 @@ def test_a_target_that_is_missing_is_no_label(tmp_path):
     with pytest.raises(DataError, match=r"a.csv:402: targets is empty"):
         discover(path, inputs="{title}", targets="{label}")
     assert discover(path, inputs="{title}", targets="{label}", max_bad_fraction=0.01).task.labels == ("bad", "good")
+    for split in ("train", "test"):  # a corpus has no targets, so it lacks none
+        write(tmp_path / "corpus" / f"{split}.txt", "a\nb\n")
+    assert len(discover(str(tmp_path / "corpus"), text="{text}").task.source.split("test")) == 2
     blank = write(tmp_path / "b.csv", "a,b\nx,y\n ,z\n")
     source = discover(f"train={blank}", inputs="{a}", targets="{b}").task.source
     with pytest.raises(DataError, match=r"b.csv:3: inputs is empty"):
@@ -461,6 +464,8 @@ def test_the_shards_of_a_split_are_one_split(tmp_path):
         write(tmp_path / name, '{"text": "a"}\n{"text": "b"}\n')
     source = discover(str(tmp_path)).task.source
     assert [len(source.split(split)) for split in ("train", "validation")] == [4, 2]
+    assert len(discover(str(tmp_path.rename(tmp_path.parent / "a[1]b"))).task.source.split("train")) == 4
+    (tmp_path.parent / "a[1]b").rename(tmp_path)
     (tmp_path / "train-00001-of-00002.jsonl").unlink()
     assert len(discover(str(tmp_path)).task.source.split("validation")) == 2  # one file is a file of that name
 

@@ -30,6 +30,8 @@ def test_an_empty_workdir_goes_on_from_the_mirror(tmp_path, bucket):
     one, other = tmp_path / "one", tmp_path / "other"
     checkpoints = Checkpoints(one, keep_last=2, mirror=Mirror(URL))
     (one / "metrics.jsonl").write_text("{}\n")
+    (one / "model" / "vocabulary").mkdir(parents=True)
+    (one / "model" / "vocabulary" / "v.model").write_bytes(b"v")
     save(checkpoints, 1, 2, 3)
     checkpoints.close()
     assert Mirror(URL).steps() == [2, 3] == checkpoint.saved_steps(one)
@@ -41,6 +43,7 @@ def test_an_empty_workdir_goes_on_from_the_mirror(tmp_path, bucket):
     restored, data = again.restore(3, state(0))
     jax.tree.map(np.testing.assert_array_equal, restored, state(3))
     assert data == {"place": 3} and (other / "metrics.jsonl").read_text() == "{}\n"
+    assert (other / "model" / "vocabulary" / "v.model").read_bytes() == b"v"
     again.close()
     assert checkpoint.fetch(other, Mirror(URL)) is None  # it has its own checkpoint
 
@@ -89,3 +92,9 @@ def test_what_is_no_store_is_an_error_of_the_config(capsys):
         Mirror("nowhere://x")
     assert cli.run(["train", "--config=configs/quickstart.py", "--workdir=gs://bucket/run"]) == 2
     assert "--config.checkpoint.mirror=gs://bucket/run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["memory://bucket/run[1]", "memory://bucket/*"])
+def test_a_url_that_fsspec_takes_for_a_pattern_is_refused(url):
+    with pytest.raises(ConfigError, match="give a path without"):
+        Mirror(url)

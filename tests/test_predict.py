@@ -38,6 +38,7 @@ def ready(request, tmp_path_factory):
     cfg = configs.load(f"{CONFIG}:{request.param}")
     registry.add(Task("answers", Function(lambda split: ROWS), labels=LABELS, metrics=(accuracy,), baseline="majority"))
     cfg.data.mixture, cfg.eval.answers, cfg.eval.max_examples = "answers", ("greedy", "constrained", "rank"), 0
+    cfg.eval.max_decode_tokens = 9  # "yesterday" in bytes
     configs.validate(cfg)
     found = experiment.resolve(cfg)
     on_devices = runtime.start(found)

@@ -20,7 +20,7 @@ from waiting import wait_until
 from t5x_lite import cli, runtime
 from t5x_lite.cluster import processes, rendezvous
 from t5x_lite.data.pipeline import TrainBatches
-from t5x_lite.errors import INTERNAL, LostProcessError
+from t5x_lite.errors import INTERNAL, DataError, LostProcessError
 
 TESTS = Path(__file__).parent
 CONFIG = f"--config={TESTS / 'experiments' / 'tiny.py'}:bert_tiny"
@@ -309,8 +309,9 @@ def test_only_what_speaks_of_other_processes_is_a_lost_one(monkeypatch):
         assert getattr(raised(jax.errors.JaxRuntimeError(text)), "exit_code", None) == left[-1] == code, text
     lost = ValueError("UNKNOWN: Gloo all-gather failed: Connection reset by peer")  # as gather and put_batch raise it
     assert getattr(raised(lost), "exit_code", None) == left[-1] == 75
-    for bug in (jax.errors.JaxRuntimeError("INTERNAL: CpuCallback error: ZeroDivisionError"), ValueError("Connection")):
-        assert raised(bug) is bug and left[-1] == INTERNAL
+    bug = jax.errors.JaxRuntimeError("INTERNAL: CpuCallback error: ZeroDivisionError")
+    for other in (bug, ValueError("Connection"), ValueError("Gloomy"), KeyError("NCCL"), DataError("label 'Gloo'")):
+        assert raised(other) is other and left[-1] == getattr(other, "exit_code", INTERNAL)
 
 
 @pytest.mark.slow

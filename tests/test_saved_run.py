@@ -1,19 +1,25 @@
 """A workdir is enough to use its model: moved elsewhere, without the data, the vocabulary or the imported directory."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from tiny_models import FAMILIES, random_params
 
 import t5x_lite
 from t5x_lite import cli, config, experiment, saved_run, train
 from t5x_lite.data import registry, vocabularies
-from t5x_lite.errors import CheckpointError, DataError
+from t5x_lite.data.registry import Feature, Task
+from t5x_lite.data.sources import Function
+from t5x_lite.data.vocabularies import ByteVocabulary
+from t5x_lite.errors import CheckpointError, ConfigError, DataError
 from t5x_lite.evaluation.during_training import EvaluationDuringTraining
 from t5x_lite.hub import interchange
+from t5x_lite.saved_run import NotHere
 
 ROWS = [{"title": f"No {i}", "kind": ("good", "bad", "fine")[i % 3]} for i in range(60)]
 
@@ -87,6 +93,88 @@ def test_a_moved_run_works_without_its_data_and_vocabulary(tmp_path, monkeypatch
     assert "reviews.csv" in capsys.readouterr().err
 
 
+def resolved_run(workdir, task: Task, preset="bert_tiny", **data):
+    """Writes the definitions of a run of one task, and returns (its config, what it resolves to)."""
+    registry.add(task)
+    cfg = config.base()
+    cfg.model.preset, cfg.data.mixture, cfg.data.length, cfg.data.vocabulary = preset, task.name, 32, "bytes"
+    cfg.data.update(data)
+    made = experiment.resolve(cfg)
+    workdir.mkdir(exist_ok=True)
+    saved_run.write(made, workdir)
+    (workdir / "config.json").write_text(config.to_json(cfg))
+    return cfg, made
+
+
+def rows_of(split):
+    return [{"inputs": "a", "targets": "yes"}]
+
+
+def test_every_run_in_a_workdir_replaces_the_definitions_of_the_one_before(tmp_path, no_tables):
+    first = Task("first", Function(rows_of), labels=("yes", "no"))
+    resolved_run(tmp_path / "run", first)
+    (tmp_path / "run" / "model" / "huggingface.json").write_text("{}")  # of a model that it was imported from
+    _, second = resolved_run(tmp_path / "run", dataclasses.replace(first, name="second", labels=("a", "b", "c")))
+    assert saved_run.resolve(second.cfg, tmp_path / "run").tasks[0].labels == ("a", "b", "c")
+    assert not (tmp_path / "run" / "model" / "huggingface.json").exists()
+
+    class Own(ByteVocabulary):
+        pass
+
+    features = {"inputs": Feature(Own()), "targets": Feature(Own())}
+    own = Task("own", Function(rows_of), features=features, labels=("x", "y"))
+    resolved_run(tmp_path / "run", own, vocabulary="")
+    assert saved_run.directory_of(tmp_path / "run") is None  # a class of the user's own cannot be described
+
+
+def test_only_keys_that_decide_what_the_model_is_need_the_data_again(tmp_path, no_tables):
+    _, made = resolved_run(tmp_path / "run", Task("gone", Function(rows_of), labels=("yes", "no")))
+    del registry.REGISTRY["gone"]
+    for key, value in (("data.length", "16"), ("eval.batch_rows", "4"), ("train.hang_s", "100"), ("mesh", "data=2")):
+        changed = config.from_json(tmp_path / "run" / "config.json")
+        config.override(changed, key, value)
+        assert saved_run.resolve(changed, tmp_path / "run").model == made.model
+    config.override(changed, "model.num_encoder_layers", "3")
+    with pytest.raises(ConfigError, match="trained on 'gone'"):
+        saved_run.resolve(changed, tmp_path / "run")
+
+
+def test_rows_longer_than_the_positions_are_refused_there_too(tmp_path, no_tables):
+    cfg, made = resolved_run(tmp_path / "run", Task("t", Function(rows_of), labels=("yes", "no")))
+    cfg.data.length = made.model.max_positions + 1
+    with pytest.raises(ConfigError, match=r"exceed model.max_positions"):
+        saved_run.resolve(cfg, tmp_path / "run")
+
+
+def test_a_vocabulary_s_file_may_have_any_name(tmp_path, no_tables):
+    (tmp_path / "v").mkdir()
+    ids = {piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "yes", "no"])}
+    for name in ("model.json", "tasks.json"):
+        tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]")).save(str(tmp_path / "v" / name))
+        (tmp_path / "v" / "vocab.txt").write_text("[UNK]")  # export takes it along
+        task = Task("t", Function(rows_of), labels=("yes", "no"))
+        cfg, made = resolved_run(tmp_path / "run", task, vocabulary=str(tmp_path / "v" / name))
+        again = saved_run.resolve(cfg, tmp_path / "run")
+        assert again.vocabulary.fingerprint == made.vocabulary.fingerprint
+        assert (tmp_path / "run" / "model" / "vocabulary" / "vocab.txt").exists()
+
+
+def test_only_templates_of_files_are_kept(tmp_path, no_tables):
+    """A source of the user's own may have an attribute of that name, and preprocessors may go on from a template."""
+
+    class Own:
+        templates = ("Is it {x}?", "{y}")
+
+        def split(self, name):
+            return rows_of(name)
+
+    task = Task("t", Own(), labels=("yes", "no"))
+    assert saved_run.templates_of(task) == {}
+    filled = dataclasses.replace(task, source=NotHere("t", (("inputs", "{a}"),)))
+    assert saved_run.templates_of(filled) == {"inputs": "{a}"}
+    assert saved_run.templates_of(dataclasses.replace(filled, preprocessors=(str.upper,))) == {}
+
+
 def test_a_run_from_an_imported_model_keeps_its_settings(tmp_path, no_tables):
     """`model.preset` and the vocabulary are one imported directory, which goes."""
     source, imported = tmp_path / "hf", tmp_path / "imported"
@@ -96,7 +184,7 @@ def test_a_run_from_an_imported_model_keeps_its_settings(tmp_path, no_tables):
     interchange.import_directory(source, imported)
     cfg = config.base()
     cfg.model.preset, cfg.data.vocabulary, cfg.data.mixture = str(imported), "bytes", "python_docs_classify"
-    cfg.model.vocab_size, cfg.data.length, cfg.eval.max_decode_tokens = 384, 32, 8
+    cfg.model.vocab_size, cfg.data.length, cfg.eval.max_decode_tokens = 384, 32, 12
     resolved = experiment.resolve(cfg)
     (tmp_path / "run").mkdir()
     saved_run.write(resolved, tmp_path / "run")

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from t5x_lite import atomic
@@ -179,7 +181,7 @@ class Checkpoints:
             raise error
         with self._errors_in_a_line("cannot save"):
             if error:
-                raise error
+                raise processes.named(error)
 
     def _moved(self) -> tuple[int, int]:
         """Returns two numbers that change while a save makes progress: bytes staged and files sent to the mirror."""
@@ -209,16 +211,22 @@ class Checkpoints:
 def check_path(workdir: Path) -> None:
     """Raises ConfigError if Orbax cannot save below this path, because the path contains []*? or a backslash: Orbax
     reads its own paths as glob patterns, and TensorStore takes a backslash for a slash."""
-    if wrong := sorted(set(str(workdir.absolute())) & set("[]*?\\")):
+    if wrong := re.search(r"\[[^\]]*\]|[*?\\]", str(workdir.absolute())):
         raise ConfigError(
-            f"--workdir={workdir}: checkpoints cannot be written below a path with {' '.join(wrong)}; give a path "
-            "without [ ] * ? and backslashes"
+            f"--workdir={workdir}: checkpoints cannot be written below a path with {wrong[0]}; give a path without "
+            "[…], *, ? and backslashes"
         )
 
 
 def _kinds(tree: Any) -> Counter:
     """Returns {(shape, dtype): number of such arrays in a tree}."""
-    return Counter((tuple(leaf.shape), str(leaf.dtype)) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
+
+    def kind(leaf: Any) -> tuple[tuple[int, ...], str]:
+        if not isinstance(leaf.dtype, np.dtype) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)  # a random key is stored as its numbers
+        return tuple(leaf.shape), str(leaf.dtype)
+
+    return Counter(kind(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
 
 
 def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
@@ -228,8 +236,9 @@ def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
         opened = _kinds(metadata.tree) if metadata else Counter()  # pyright: ignore[reportAttributeAccessIssue]
         if opened != expected:
             raise CheckpointError(
-                f"cannot save to {directory}: of {expected.total()} arrays of {name} Orbax opens {opened.total()}; is "
-                "the disk in order? The checkpoints before it are intact"
+                f"cannot save to {directory}: Orbax opens {opened.total()} of {expected.total()} arrays of {name}; "
+                f"missing: {', '.join(f'{dtype}{list(shape)}' for shape, dtype in (expected - opened)) or 'none'}. "
+                "Is the disk in order? The checkpoints before it are intact"
             )
 
 

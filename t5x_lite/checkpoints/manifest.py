@@ -17,6 +17,7 @@ from t5x_lite.errors import CheckpointError
 
 NAME = "MANIFEST.json"
 READ_BYTES = 1 << 22
+OF_STEPS = ("checkpoints", "saving")  # in these, a step's directory is named after the step
 
 
 def write(directory: Path, step: int) -> None:
@@ -54,9 +55,6 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
         own_hash = body.pop("xxh3_128")
         if own_hash != _hash_of(body):
             return f"{NAME} does not match its own hash"
-        step = body["step"] if "step" in body else _step_inside(directory)
-        if directory.name.isdigit() and step is not None and int(directory.name) != step:
-            return f"it is the checkpoint of step {step} under another step's name; rename the directory to {step}"
         for name in sorted(body["files"])[part::parts]:
             expected = body["files"][name]
             size = (directory / name).stat().st_size
@@ -64,6 +62,10 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
                 return f"{name} has {size:,} bytes; {expected['bytes']:,} were written"
             if _hash(directory / name) != expected["xxh3_128"]:
                 return f"{name} does not match its hash"
+        step = body["step"] if "step" in body else _step_inside(directory)
+        is_named = directory.parent.name in OF_STEPS and directory.name.isdigit()
+        if is_named and step is not None and int(directory.name) != step:
+            return f"it is the checkpoint of step {step} under another step's name; rename the directory to {step}"
     except FileNotFoundError as error:
         return f"{Path(error.filename).relative_to(directory)} is missing"
     except OSError as error:

@@ -6,6 +6,7 @@ match its manifest is corrupted.
 """
 
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Collection
@@ -18,6 +19,7 @@ from t5x_lite.errors import CheckpointError, ConfigError, first_line
 T = TypeVar("T")
 
 BESIDE = ("config.json", "metrics.jsonl")  # files of the workdir that a run needs besides a checkpoint
+MODEL = "model"  # the workdir's directory of all that its model needs besides parameters (saved_run.py)
 TRIES = 5
 FIRST_PAUSE_S = 1.0  # each later pause is twice as long
 
@@ -32,6 +34,8 @@ class Mirror:
         """
         import fsspec
 
+        if wrong := re.search(r"[][*?]", url):  # fsspec takes such paths for patterns, also when it removes
+            raise ConfigError(f"checkpoint.mirror={url!r}: give a path without {wrong[0]}")
         try:
             self._files, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
@@ -59,9 +63,11 @@ class Mirror:
         names = [p.relative_to(step_directory).as_posix() for p in step_directory.rglob("*") if p.is_file()]
         for name in sorted(names, key=lambda name: name == manifest.NAME):
             self._tried(lambda name=name: self._put(step_directory / name, f"{target}/{name}"))
-        for name in BESIDE:
-            if (workdir_file := step_directory.parents[1] / name).exists():
-                self._tried(lambda file=workdir_file, name=name: self._put(file, f"{self._root}/{name}"))
+        workdir = step_directory.parents[1]
+        of_model = [file.relative_to(workdir).as_posix() for file in (workdir / MODEL).rglob("*") if file.is_file()]
+        for name in (*BESIDE, *of_model):
+            if (workdir / name).exists():
+                self._tried(lambda name=name: self._put(workdir / name, f"{self._root}/{name}"))
         for old in set(self.steps()) - {step, *kept}:
             self._tried(lambda old=old: self._files.rm(f"{self._root}/{old}/{manifest.NAME}"))
             self._tried(lambda old=old: self._files.rm(f"{self._root}/{old}", recursive=True))
@@ -78,13 +84,7 @@ class Mirror:
         for step in reversed(self.steps()):
             partial = workdir / staging / str(step)
             shutil.rmtree(partial, ignore_errors=True)
-            root = f"{self._root}/{step}"
-            for path in self._tried(lambda root=root: self._files.find(root)):
-                target = partial / str(path).split(f"{root.lstrip('/')}/", 1)[1]
-                if partial.resolve() not in target.resolve().parents:
-                    raise CheckpointError(f"{self.url} holds a file {path!r} that is outside the directory of its step")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._tried(lambda path=path, target=target: self._files.get_file(path, str(target)))
+            self._get_all(str(step), partial)
             if problem := manifest.problem(partial):
                 logging.getLogger(__name__).warning("%s/%d is corrupted and was skipped: %s", self.url, step, problem)
                 rejected.append(f"{step}: {problem}")
@@ -92,6 +92,8 @@ class Mirror:
             for name in BESIDE:
                 if self._tried(lambda name=name: self._files.exists(f"{self._root}/{name}")):
                     self._tried(lambda name=name: self._files.get_file(f"{self._root}/{name}", str(workdir / name)))
+            if self._tried(lambda: self._files.exists(f"{self._root}/{MODEL}")):
+                self._get_all(MODEL, workdir / MODEL)
             (workdir / checkpoints).mkdir(exist_ok=True)
             partial.rename(workdir / checkpoints / str(step))
             return step
@@ -101,6 +103,16 @@ class Mirror:
                 "a different checkpoint.mirror to start again from step 0"
             )
         return None
+
+    def _get_all(self, name: str, directory: Path) -> None:
+        """Copies a directory of the mirror. Raises CheckpointError if a file's path leads out of it."""
+        root = f"{self._root}/{name}"
+        for path in self._tried(lambda: self._files.find(root)):
+            target = directory / str(path).split(f"{root.lstrip('/')}/", 1)[1]
+            if directory.resolve() not in target.resolve().parents:
+                raise CheckpointError(f"{self.url} holds a file {path!r} that is outside the directory of its step")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._tried(lambda path=path, target=target: self._files.get_file(path, str(target)))
 
     def _put(self, file: Path, target: str) -> None:
         self._files.makedirs(target.rpartition("/")[0], exist_ok=True)

@@ -38,7 +38,7 @@ START_S = 300  # time for all processes to connect
 # Matches the runtime's messages about lost processes by its status codes, its libraries' names and its words.
 OF_OTHERS = re.compile("UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|Gloo|NCCL|[Cc]onnection|[Hh]eartbeat")
 
-OF_COLLECTIVES = re.compile("Gloo|NCCL")  # outside of a compiled step, they raise plain ValueErrors
+OF_COLLECTIVES = re.compile(r"\b(Gloo|NCCL)\b")  # outside of a compiled step, they raise plain ValueErrors
 
 
 @contextlib.contextmanager
@@ -54,10 +54,10 @@ def joined() -> Iterator[None]:
             _join()
         yield
     except BaseException as error:
-        named = _named(error)
+        known = named(error)
         if jax.distributed.is_initialized():
-            atexit.register(_leave, getattr(named, "exit_code", INTERNAL))  # before jax's handler, which waits for all
-        raise named from error.__cause__ if named is error else error
+            atexit.register(_leave, getattr(known, "exit_code", INTERNAL))  # before jax's handler, which waits for all
+        raise known from error.__cause__ if known is error else error
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 
@@ -169,9 +169,10 @@ def _ABORTED(number: int) -> None:
     os._exit(RESTART_ME)
 
 
-def _named(error: BaseException) -> BaseException:
+def named(error: BaseException) -> BaseException:
     """Returns a UserError if the runtime's error is about memory or a lost process, else the error itself."""
-    if not isinstance(error, jax.errors.JaxRuntimeError) and not OF_COLLECTIVES.search(str(error)):
+    is_of_collective = isinstance(error, ValueError | RuntimeError) and OF_COLLECTIVES.search(str(error))
+    if not isinstance(error, jax.errors.JaxRuntimeError) and not is_of_collective:
         return error
     if "RESOURCE_EXHAUSTED" in str(error):
         return OutOfMemoryError(

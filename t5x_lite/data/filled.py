@@ -71,9 +71,9 @@ class FilledRecords(Sequence[Example]):
 
     def is_unlabelled(self) -> bool:
         """Returns whether the split has no labels: every target is empty, or -1 as in Hugging Face's test sets."""
-        template = self._templates.get("targets", "")
+        template = self._templates.get("targets")
         with contextlib.suppress(ValueError):
-            return all(fill(template, row).strip() in ("", "-1") for row in self._rows)
+            return template is not None and all(fill(template, row).strip() in ("", "-1") for row in self._rows)
         return False
 
     def where(self, place: int) -> str:

@@ -4,6 +4,7 @@ because a user can notice a wrong guess only if it is shown.
 
 import csv
 import dataclasses
+import glob
 import itertools
 import json
 import re
@@ -157,7 +158,7 @@ def _arrow_splits(directory: Path) -> dict[str, str]:
                 f"data.files={str(directory)!r}: which is {split}, {splits[split]} or {folder}? "
                 "Use train=DIRECTORY,validation=DIRECTORY"
             )
-        splits[split] = str(folder / _saved_shards(folder))
+        splits[split] = f"{glob.escape(str(folder))}/{_saved_shards(folder)}"
     return splits
 
 
@@ -212,8 +213,8 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
     for split in SPLIT_NAMES:
         paths = [p for p in files if _split_of(p.name.split(".")[0]) == split]
         paths = paths or [p for p in files if split in map(_split_of, re.split(r"[._-]", p.name))]
-        if shards := shards_pattern([p.name for p in paths]):
-            splits[split] = str(directory / shards)
+        if len(paths) > 1 and (shards := shards_pattern([p.name for p in paths])):
+            splits[split] = f"{glob.escape(str(directory))}/{shards}"
         elif len(paths) > 1:
             names = ", ".join(p.name for p in paths)
             raise ConfigError(

@@ -274,7 +274,8 @@ def is_comment(line: str) -> bool:
     >>> is_comment("# sent_id = 1"), is_comment("-DOCSTART- O"), is_comment("# O")
     (True, True, False)
     """
-    return re.match(r"-DOCSTART-|# ?\S+ = |#\t\S+://", line) is not None  # CoNLL 2003, CoNLL-U, GermEval
+    of_conll_u = r"# ?(\S+ )?\S+ = |# ?new(doc|par)\b"
+    return re.match(rf"-DOCSTART-|{of_conll_u}|#\t\S+://", line) is not None  # the last is GermEval's
 
 
 def cells_of(line: str) -> list[str]:

@@ -69,7 +69,7 @@ class EvaluationDuringTraining:
         except evaluate.Stopped:
             return
         except Exception as error:
-            if self._cfg.eval.on_error == "raise" or isinstance(error, jax.errors.JaxRuntimeError):
+            if self._cfg.eval.on_error == "raise" or processes.named(error) is not error:
                 raise
             self._terminal.line(f"the evaluation at step {step} failed and was skipped (eval.on_error=record):")
             self._terminal.line(traceback.format_exc())

@@ -5,7 +5,7 @@ An output line repeats the fields of the input line and adds these:
     truncated             whether the text was cut because it does not fit in the run's rows
     step                  the step of the checkpoint
     probabilities         of all classes, if the model is an encoder that classifies
-If a file has the columns of the run's training file, it is read through the run's own templates.
+If a line lacks a field that the model reads, the run's own template makes it, as in training.
 
 All processes compute, but only process 0 writes. It writes in chunks; after a kill, the same command resumes after the
 last complete chunk. So the output has exactly the lines of an uninterrupted run. `OUTPUT.settings.json` names the
@@ -42,6 +42,7 @@ from t5x_lite.evaluation import predict
 from t5x_lite.evaluation.evaluate import chosen_steps
 from t5x_lite.experiment import Experiment
 from t5x_lite.lookup import lookup
+from t5x_lite.saved_run import templates_of
 
 HALF = re.compile("[\ud800-\udfff]")  # one half of a surrogate pair
 
@@ -65,13 +66,13 @@ def run(
     results = (*(("prediction", "score") if mode == "predict" else ("logprob", "tokens")), "truncated")
     if mode == "predict" and experiment.model.architecture == "encoder_only" and task.labels:
         results = (*results, "probabilities")
-    templates = {name: text for name, text in getattr(task.source, "templates", ()) if name in needed}
+    templates = {name: text for name, text in templates_of(task).items() if name in needed}
     examples = read_input(source, needed, ("step", *results), templates)
-    model_examples = Filled(examples, templates) if set(needed) <= set(templates) else examples
+    model_examples = Filled(examples, templates) if templates else examples
     if which == "all":
         raise ConfigError("--checkpoint=all: infer uses one checkpoint; use latest, best or a step")
     (step,) = chosen_steps(workdir, which, cfg.checkpoint.keep_best)
-    settings = _settings(experiment, workdir / DIRECTORY / str(step), mode, task)
+    settings = _settings(experiment, workdir / DIRECTORY / str(step), mode, task, results)
     added = {"step": step, **dict.fromkeys(results)}
     with contextlib.ExitStack() as closing:
         is_first = jax.process_index() == 0
@@ -169,7 +170,7 @@ def _task(experiment: Experiment, name: str) -> Task:
 
 
 class Filled(Sequence[dict]):
-    """Fills templates from each row when it is read. A row that already has the templates' fields stays as it is."""
+    """Adds to each row, when it is read, the fields that it lacks and templates can make."""
 
     def __init__(self, rows: Sequence[dict], templates: Mapping[str, str]):
         self._rows, self._templates = rows, templates
@@ -177,16 +178,13 @@ class Filled(Sequence[dict]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, place: int) -> dict:  # type: ignore[override]  (nobody slices it)
-        row = self._rows[place]
-        if set(self._templates) <= set(row):
-            return row
-        return {name: preprocess.fill(text, row) for name, text in self._templates.items()}
+    def __getitem__(self, place: int) -> dict:  # type: ignore[override]  (nobody slices)
+        return filled(self._rows[place], self._templates)
 
 
-def _takes(templates: Mapping[str, str], row: Mapping, needed: tuple[str, ...]) -> bool:
-    """Returns whether templates are used for rows like this: one lacks a needed field, and templates can make all."""
-    return set(needed) <= set(templates) and not set(needed) <= set(row)
+def filled(row: dict, templates: Mapping[str, str]) -> dict:
+    """Returns a row with the fields that it lacks and templates can make. Raises ValueError if one cannot."""
+    return row | {name: preprocess.fill(text, row) for name, text in templates.items() if name not in row}
 
 
 def read_input(
@@ -212,18 +210,28 @@ def read_input(
         rows = list(_objects(path, needed, added, templates or {}))
     else:
         rows = Csv({"all": str(path)}, delimiter="\t" if kind == "tsv" else ",").split("all")  # type: ignore[assignment]
-        columns = needed
-        if _takes(templates or {}, rows[0], needed):
-            columns = tuple(
-                preprocess.root(f) for text in (templates or {}).values() for _, f in preprocess.pieces(text) if f
-            )
-        for field in columns:
-            if field not in rows[0]:
-                raise DataError(f"{path} has the columns {', '.join(rows[0])}; a column {field!r} is needed")
-        _require_free(added, rows[0], str(path))
+        if len(rows):
+            if missing := [name for name in needed if name not in rows[0] and name not in (templates or {})]:
+                raise DataError(f"{path} has the columns {', '.join(rows[0])}; a column {missing[0]!r} is needed")
+            _require_fields(rows[0], needed, templates or {}, f"{path} has the columns {', '.join(rows[0])}")
+            _require_free(added, rows[0], str(path))
     if not len(rows):
         raise DataError(f"{path} has no lines")
     return rows
+
+
+def _require_fields(row: dict, needed: tuple[str, ...], templates: Mapping[str, str], where: str) -> dict:
+    """Returns the row with the fields that templates make. Raises DataError if a needed field is still missing."""
+    try:
+        example = filled(row, {name: text for name, text in templates.items() if name in needed})
+    except ValueError as error:
+        raise DataError(
+            f"{where}: a text field {needed[0]!r} is needed, and the run's templates "
+            f"({', '.join(map(repr, templates.values()))}) cannot make it: {error}"
+        ) from None
+    if missing := [name for name in needed if name not in example]:
+        raise DataError(f'{where}: no text field {missing[0]!r}; write {{"{missing[0]}": "…"}}')
+    return example
 
 
 def _require_free(added: tuple[str, ...], row: dict, where: str) -> None:
@@ -252,18 +260,12 @@ def _objects(
             row = json.loads(line.text)
         except (ValueError, RecursionError) as error:
             raise DataError(f'{where}: not a JSON object ({error}); write {{"inputs": "…"}}') from None
-        example = row
-        if isinstance(row, dict) and _takes(templates, row, needed):
-            try:
-                example = Filled([row], templates)[0]
-            except ValueError as error:
-                raise DataError(
-                    f"{where}: no text field {needed[0]!r}, and the run's template {templates[needed[0]]!r} cannot "
-                    f"make it: {error}"
-                ) from None
+        if not isinstance(row, dict):
+            raise DataError(f'{where}: not an object; write {{"{needed[0]}": "…"}}')
+        example = _require_fields(row, needed, templates, where)
         for field in needed:
             fits = (str, list) if field == "tokens" else str  # "tokens" may be a list of words
-            if not isinstance(example, dict) or not isinstance(example.get(field), fits):
+            if not isinstance(example[field], fits):
                 raise DataError(f'{where}: no text field {field!r}; write {{"{field}": "…"}}')
             if HALF.search(str(example[field])):
                 raise DataError(f"{where}: {field!r} holds half of a surrogate pair, not a character; remove it")
@@ -290,7 +292,7 @@ def open_output(path: Path) -> TextIO:
     return file
 
 
-def _settings(experiment: Experiment, checkpoint: Path, mode: str, task: Task) -> dict:
+def _settings(experiment: Experiment, checkpoint: Path, mode: str, task: Task, results: tuple[str, ...]) -> dict:
     """Returns the settings that determine the output lines. `eval.batch_rows` and the devices are not among them."""
     data, evaluation = experiment.cfg.data.to_dict(), experiment.cfg.eval.to_dict()
     del evaluation["batch_rows"]
@@ -298,6 +300,7 @@ def _settings(experiment: Experiment, checkpoint: Path, mode: str, task: Task) -
         "checkpoint": manifest.identity(checkpoint),
         "mode": mode,
         "task": task.name,
+        "fields": list(results),
         "seed": experiment.cfg.seed,
         "vocabulary": experiment.vocabulary.fingerprint,
         "data": data,

@@ -30,10 +30,6 @@ from t5x_lite.hub.model import Model
 from t5x_lite.models import lora, stored
 from t5x_lite.models.config import ModelConfig
 
-TOKENIZER_FILES = (
-    "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "tokenizer.json", "vocab.txt", "vocab.json",
-    "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-)  # fmt: skip
 # Keys of the original config.json that describe its tensors or tokenizer. Export does not copy them.
 OF_THE_ORIGIN = (
     "architectures", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "tokenizer_class",
@@ -122,7 +118,7 @@ def export_directory(
         elif vocabulary is not None:
             file = Path(vocabulary.path)  # type: ignore[attr-defined]
             _copy_tokenizer(file.parent, directory)
-            if file.suffix == ".model" and file.name not in TOKENIZER_FILES:
+            if file.suffix == ".model" and file.name not in vocabularies.TOKENIZER_FILES:
                 shutil.copyfile(file, directory / "spiece.model")
     return chosen.model_type
 
@@ -165,7 +161,7 @@ def token_ids(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
 
 def _check_tokenizer(source: Path, config: ModelConfig) -> None:
     """Raises ConfigError if the tokenizer beside the weights has more ids than the model has embedding rows."""
-    if not any((source / name).is_file() for name in TOKENIZER_FILES[:8]):
+    if not any((source / name).is_file() for name in vocabularies.TOKENIZER_FILES[:8]):
         return
     size = vocabularies.load(str(source)).size
     if size > config.vocab_size:
@@ -197,7 +193,7 @@ def _new_directory(out: Path) -> Iterator[Path]:
 
 
 def _copy_tokenizer(source: Path, directory: Path) -> None:
-    for name in TOKENIZER_FILES:
+    for name in vocabularies.TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from t5x_lite import atomic, console
 from t5x_lite.own_code import name_of
-from t5x_lite.reports.results import METRICS_FILE, damaged_lines, read_metrics
+from t5x_lite.reports.results import METRICS_FILE, read_lines
 
 WANDB_TIMEOUT_S = 15  # for wandb to start
 CLOSE_S = 15  # to write the remaining values at the end
@@ -125,12 +125,12 @@ class _Jsonl:
     def __init__(self, workdir: Path, resume_step: int | None):
         path = workdir / METRICS_FILE
         if resume_step is not None and path.exists():
-            if damaged := damaged_lines(workdir):
+            rows, damaged = read_lines(workdir)
+            if damaged:
                 console.tell(f"{path}: {damaged} damaged line(s) are dropped")
-            kept = [json.dumps(row) + "\n" for row in read_metrics(workdir) if 0 < resume_step >= row["step"]]
-            atomic.write(path, "".join(kept))
+            atomic.write(path, "".join(json.dumps(row) + "\n" for row in rows if 0 < resume_step >= row["step"]))
         self._file = path.open("a", encoding="utf-8")
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):  # a process died while it wrote this line
+        if _ends_within_a_line(path):  # a process died while it wrote this line
             self._file.write("\n")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -142,6 +142,14 @@ class _Jsonl:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _rounded(value: float) -> float:

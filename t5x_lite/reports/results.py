@@ -20,17 +20,18 @@ def read_metrics(workdir: Path) -> list[dict]:
 
     Lines that are no such object are left out: a crash may cut the last line, and a bad disk may damage any line.
     """
-    return [row for line in _lines(workdir) if (row := _row(line)) is not None]
+    return read_lines(workdir)[0]
 
 
-def damaged_lines(workdir: Path) -> int:
-    """Returns how many lines of `metrics.jsonl` `read_metrics` leaves out, apart from a last line that was cut."""
-    return sum(line.strip() != b"" and _row(line) is None for line in _lines(workdir)[:-1])
-
-
-def _lines(workdir: Path) -> list[bytes]:
+def read_lines(workdir: Path) -> tuple[list[dict], int]:
+    """Returns (the rows, how many whole lines are left out because they are damaged)."""
     path = Path(workdir) / METRICS_FILE
-    return path.read_bytes().split(b"\n") if path.exists() else []
+    if not path.exists():
+        return [], 0
+    lines = path.read_bytes().split(b"\n")
+    rows = [_row(line) for line in lines]
+    damaged = sum(row is None and line.strip() != b"" for line, row in zip(lines[:-1], rows, strict=False))
+    return [row for row in rows if row is not None], damaged
 
 
 def _row(line: bytes) -> dict | None:

@@ -102,9 +102,8 @@ def discover(
     guess = find(files, max_bad_fraction, tables)
     templates = _templates(guess, files, {"inputs": inputs, "targets": targets, "text": text})
     source = Filled(guess.source, tuple(templates.items()))
-    unlabelled = [split for split in guess.splits if split == "test" and source.split(split).is_unlabelled()]
-    if unlabelled and isinstance(guess.source.files, Mapping):
-        labelled = {split: path for split, path in guess.source.files.items() if split not in unlabelled}
+    if isinstance(guess.source.files, Mapping) and "test" in guess.splits and source.split("test").is_unlabelled():
+        labelled = {split: path for split, path in guess.source.files.items() if split != "test"}
         notes = (*guess.notes, "test is left out: it has no labels (all are empty or -1)")
         guess = Found(dataclasses.replace(guess.source, files=labelled), tuple(labelled), guess.fields, notes)
         source = dataclasses.replace(source, source=guess.source)

@@ -17,7 +17,6 @@ import numpy as np
 from t5x_lite.tasks.metrics import pairs
 
 ROUGE = ("rouge1", "rouge2", "rougeLsum")
-FIRST_OTHER = 0x370  # Greek: the code points below are Latin, with its accents and modifiers
 CHARACTERS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Chinese characters
 
 
@@ -50,12 +49,13 @@ def _rouge_scorer(latin: bool):
 
 
 def is_latin(text: str) -> bool:
-    """Returns whether all letters of a text are Latin.
+    """Returns whether at least half of a text's letters are Latin.
 
-    >>> is_latin("déjà 5"), is_latin("5 из")
-    (True, False)
+    >>> is_latin("déjà 5"), is_latin("β-carotene"), is_latin("5 из")
+    (True, True, False)
     """
-    return all(ord(letter) < FIRST_OTHER or not letter.isalpha() for letter in text)
+    letters = [letter for letter in text if letter.isalpha()]
+    return 2 * sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters) >= len(letters)
 
 
 class AnyScript:
