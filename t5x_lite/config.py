@@ -192,7 +192,7 @@ def base() -> Config:
 
 
 def validate(cfg: Config) -> None:
-    """Raises ConfigError for values and combinations that are wrong with any data and devices."""
+    """Raises ConfigError for values and combinations that are wrong whatever the data and the devices are."""
     for name, value in flat(cfg).items():
         KEYS[name].check(name, value)
     if not cfg.eval.answers:

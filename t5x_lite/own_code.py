@@ -47,7 +47,8 @@ def is_own(thing: Any) -> bool:
 
 
 def check_call(what: str, function: Any, arguments: Sequence[str]) -> None:
-    """Raises ConfigError unless a function accepts that many arguments. The error begins with `what` (KEY=NAME)."""
+    """Raises ConfigError unless a function accepts as many arguments as `arguments` names. The error begins with `what`
+    (KEY=NAME)."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:

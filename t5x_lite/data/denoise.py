@@ -287,8 +287,8 @@ def denoisers(objective: str, **settings) -> tuple[Denoiser, ...]:
 
 
 def most_tokens(length: int, denoiser: Denoiser) -> tuple[int, int, int, int]:
-    """Returns the most tokens that a denoiser makes from `length` tokens, without mode and EOS: (inputs, targets,
-    inputs and targets together, sentinels in either of them).
+    """Returns the largest numbers of tokens that a denoiser can make from `length` tokens: (inputs, targets, inputs plus
+    targets, sentinels in the inputs or in the targets). Mode token and EOS are not counted.
 
     For span corruption without random_roll the numbers are exact. For objectives that decide at random for each token,
     they are six standard deviations above the mean.

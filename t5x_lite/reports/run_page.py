@@ -11,7 +11,7 @@ from t5x_lite.reports.results import averages, curves, read_metrics, results, ti
 
 
 def write(workdir: Path, predictions_shown: int) -> Path:
-    """Writes the loss curve, report.html and report.md (only the results). Returns the path of report.html.
+    """Writes the loss curve, report.html, and report.md, which has only the results. Returns the path of report.html.
 
     Reads only files in the workdir. The page shows the first `predictions_shown` predictions of each task.
     """
