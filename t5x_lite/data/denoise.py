@@ -287,8 +287,10 @@ def denoisers(objective: str, **settings) -> tuple[Denoiser, ...]:
 
 
 def most_tokens(length: int, denoiser: Denoiser) -> tuple[int, int, int, int]:
-    """Returns the largest numbers of tokens that a denoiser can make from `length` tokens: (inputs, targets, inputs plus
-    targets, sentinels in the inputs or in the targets). Mode token and EOS are not counted.
+    """Returns the largest numbers of tokens that a denoiser can make from `length` tokens.
+
+    They are (inputs, targets, inputs plus targets, sentinels in the inputs or in the targets). The mode token and EOS
+    are not counted.
 
     For span corruption without random_roll the numbers are exact. For objectives that decide at random for each token,
     they are six standard deviations above the mean.

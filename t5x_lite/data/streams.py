@@ -44,7 +44,7 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 
 class StreamState(NamedTuple):
-    """The state of a stream: its position at the start of the packing window, and how many rows have been taken since."""
+    """The state of a stream: its position at the start of a packing window, and the rows taken from that window."""
 
     drawn: int  # examples drawn before the window
     positions: np.ndarray  # int64 [tasks, 3]: the Position of each task's feed when the window began
