@@ -158,6 +158,7 @@ def free_port() -> int:
 def pair_of(program: str) -> list[subprocess.Popen]:
     """Starts two processes of one run, each with this program."""
     both = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    both["XLA_FLAGS"] = both["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     return [
         subprocess.Popen(
             [sys.executable, "-c", program],
@@ -286,6 +287,53 @@ def test_when_one_process_dies_or_freezes_the_other_ends_and_says_so(victim, num
     pair[victim].communicate()
     assert pair[1 - victim].returncode == 75, output
     assert "lost another process" in output
+
+
+DIES = """
+import os, signal, sys
+from t5x_lite import cli
+from t5x_lite.cluster import processes
+from {module} import {kind}
+processes.HEARTBEAT_S = 5
+plain, calls = {kind}.{method}, []
+def dies(self, *arguments, **options):
+    calls.append(1)
+    if os.environ["JAX_PROCESS_ID"] == "{victim}" and len(calls) == {call}:
+        print("dies", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, *arguments, **options)
+{kind}.{method} = dies
+sys.exit(cli.run({command}))
+"""
+MOMENTS = {  # module, class, method, the victim, and which of its calls
+    "training": ("t5x_lite.data.pipeline", "TrainBatches", "__next__", 1, 4),
+    "evaluation": ("t5x_lite.evaluation.predict", "Predictor", "predict", 1, 1),
+    "save": ("t5x_lite.checkpoints.checkpoint", "Checkpoints", "save", 1, 1),
+    "mirror": ("t5x_lite.checkpoints.mirror", "Mirror", "push", 0, 1),
+    "infer": ("t5x_lite.evaluation.predict", "Predictor", "predict", 1, 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_wherever_one_process_is_killed_the_other_ends_with_75(tmp_path, moment):
+    module, kind, method, victim, call = MOMENTS[moment]
+    flags = [CONFIG, f"--workdir={tmp_path / 'run'}", *FLAGS, "--config.train.total_steps=6"]
+    command = ["train", *flags, "--config.checkpoint.every_steps=3", "--config.eval.every_steps=2"]
+    if moment == "mirror":
+        command.append(f"--config.checkpoint.mirror={tmp_path / 'mirror'}")
+    if moment == "infer":
+        assert cli.run(["train", *flags]) == 0
+        (tmp_path / "in.jsonl").write_text('{"inputs": "animal: the cat"}\n' * 40)
+        command = ["infer", f"--workdir={tmp_path / 'run'}", f"--input={tmp_path / 'in.jsonl'}"]
+        command += [f"--output={tmp_path / 'out.jsonl'}", CONFIG]
+    program = DIES.format(module=module, kind=kind, method=method, victim=victim, call=call, command=command)
+    pair = pair_of(program)
+    died, _ = pair[victim].communicate(timeout=300)
+    assert pair[victim].returncode == -signal.SIGKILL and "dies" in died, died
+    output, _ = pair[1 - victim].communicate(timeout=60)
+    assert pair[1 - victim].returncode == 75, output
+    assert "lost another process" in output and "Traceback" not in output, output
 
 
 def test_only_what_speaks_of_other_processes_is_a_lost_one(monkeypatch):
