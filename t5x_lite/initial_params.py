@@ -1,4 +1,4 @@
-"""Starts a run from the parameters of a different model, and matches their classes by name, not by number.
+"""Starts a run from the parameters of a different model. Classes of the two are matched by name, not by number.
 
 A classifier of (contradiction, neutral, entailment) may start a run whose task lists (entailment, neutral,
 contradiction): the rows of its head move.

@@ -80,7 +80,10 @@ def templates_of(task: Task) -> dict[str, str]:
 
 
 def directory_of(workdir: Path) -> Path | None:
-    """Returns the directory that `write` made in a workdir; None if it made none (version 0.1, or own classes)."""
+    """Returns the directory that `write` made in a workdir; None if there is none.
+
+    Runs of version 0.1 have none, nor have runs whose model, targets or vocabulary are of the user's own classes.
+    """
     directory = workdir / DIRECTORY
     return directory if (directory / TASKS).is_file() and (directory / stored.FILE).is_file() else None
 

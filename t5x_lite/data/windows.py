@@ -1,7 +1,8 @@
 """Converts the elements of a task's source to examples, window by window.
 
 A window is a group of elements that are encoded together; the documents of a corpus are joined within a window before
-they are cut. `Feed` returns the examples of one task in one stream of rows, in the task's shuffled order.
+they are cut. A `Feed` serves one task in one stream of rows: it returns the task's examples for this stream, in the
+task's shuffled order.
 """
 
 import collections
@@ -32,7 +33,7 @@ ORDERED_WINDOWS = 16  # windows whose shuffled indices are computed together
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Holds what all streams of a run share to turn the examples of tasks into model features."""
+    """Holds what turns the examples of tasks into model features; it is the same for all streams of a run."""
 
     converter: Converter
     vocabulary: Vocabulary
@@ -106,8 +107,10 @@ class Feed:
         return (place - self._setting.streams) // size < place // size
 
     def epoch_ends(self, count: int) -> np.ndarray:
-        """Returns after how many examples, up to `count`, this stream ends an epoch of the source (int64 [ends],
-        ascending)."""
+        """Returns the numbers of examples, up to `count`, after which this stream ends an epoch of the source.
+
+        They are int64 [ends], ascending.
+        """
         self._load(count)
         begins = itertools.accumulate((len(window.lengths) for window in self._loaded), initial=-self._offset)
         ends = np.concatenate([window.epoch_ends + begin for window, begin in zip(self._loaded, begins, strict=False)])
@@ -259,7 +262,7 @@ def converted(
 def denoised(
     pieces: Sequence[Examples], converter: Converter, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> Examples:
-    """Returns the examples of all pieces as model features, after applying the objective to the texts among them.
+    """Applies the objective to those pieces that are texts, and returns the examples of all pieces as model features.
 
     It denoises the texts of all tasks at once, so many small tasks take no longer than one large task.
     """

@@ -98,8 +98,11 @@ def search(
         return State(*fields, live, live_scores_BK, done, done_scores_BK, closed_B)
 
     def improvable(count: jax.Array, live_scores_BK: jax.Array, done_scores_BK: jax.Array) -> jax.Array:
-        """Returns bool [B]: whether a beam may still become one of its example's K texts. Further tokens can only lower
-        a beam's log-probability, and the length penalty favours the longest text."""
+        """Returns bool [B]: for each example, whether any of its beams may still become one of its K texts.
+
+        Further tokens can only lower a beam's log-probability, and the length penalty favours the longest text. So the
+        beam's present log-probability, with the penalty of the longest text, bounds its score.
+        """
         worst_B = done_scores_BK[:, -1]  # −inf: fewer than K texts are finished
         bound_B = _penalised(live_scores_BK[:, 0], most_B if early_stopping == "never" else count, penalty)
         return (bound_B > worst_B) & ((early_stopping is not True) | (worst_B == -jnp.inf))

@@ -9,8 +9,8 @@ If a line lacks a field that the model reads, the run's own template makes it, a
 
 All processes compute, but only process 0 writes. It writes in chunks; after a kill, the same command resumes after the
 last complete chunk. So the output has exactly the lines of an uninterrupted run. `OUTPUT.settings.json` names the
-checkpoint and the settings; the command refuses to resume with different ones. It also refuses, and leaves the file
-unchanged, if the output file is not its own.
+checkpoint and the settings; the command refuses to resume with different ones. If the output file was not written by
+this command, the command refuses, too, and leaves that file unchanged.
 """
 
 import contextlib

@@ -24,7 +24,7 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 def read_lines(workdir: Path) -> tuple[list[dict], int]:
-    """Returns (the rows, how many whole lines are left out because they are damaged)."""
+    """Returns (the rows, the number of damaged lines that are left out). An unfinished last line does not count."""
     path = Path(workdir) / METRICS_FILE
     if not path.exists():
         return [], 0

@@ -53,7 +53,7 @@ class FaultPolicy:
         """Returns the verdict on one step. Raises DivergedError if the run has to stop.
 
         metrics: the step's metrics (step_metrics.py), on the host.
-        begun: where the loop last began.
+        begun: the step at which the loop most recently began.
         saved_steps: the steps of the existing checkpoints.
         """
         is_spike = metrics["is_finite"] and metrics.get("is_spike")
