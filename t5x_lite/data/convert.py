@@ -53,7 +53,10 @@ class Converter(Protocol):
         ...
 
     def denoise(self, texts: Examples, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
-        """Applies the objective to pieces of text, which have the fields TEXT and WHICH. They may come from any number of windows."""
+        """Applies the objective to pieces of text, which have the fields TEXT and WHICH.
+
+        The pieces may come from any number of windows.
+        """
         ...
 
     def lengths(self, examples: Examples, vocabulary: Vocabulary) -> np.ndarray:
