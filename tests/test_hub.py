@@ -371,6 +371,18 @@ def test_any_one_of_several_tied_names_serves(family, tmp_path):
             params_of(tmp_path / "hf")
 
 
+@pytest.mark.parametrize(
+    ("family", "key", "source"),
+    [(name, key, source) for name, family in FAMILIES.items() for key, source in family.also.items()],
+)
+def test_two_keys_that_are_one_of_ours_must_agree(family, key, source, tmp_path):
+    base = FAMILIES[family].base
+    settings = mapping.write_config(base, FAMILIES[family])
+    mapping.read_config(settings, FAMILIES[family], tmp_path)
+    with pytest.raises(CheckpointError, match=f"{key}=.* and {source}=.* differ"):
+        mapping.read_config(settings | {key: settings[key] + 1}, FAMILIES[family], tmp_path)
+
+
 def test_what_is_not_imported_yet_is_told_how(tmp_path):
     with pytest.raises(CheckpointError, match=r"in Hugging Face format .*hf://OWNER/NAME@COMMIT OUT"):
         t5x_lite.load(tmp_path / "bert-base-uncased")

@@ -89,6 +89,11 @@ def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> Mod
                 if not isinstance(settings[key], str | int | float) or settings[key] not in table:
                     raise ValueError(f"{key}={settings[key]!r} is not supported; allowed: {', '.join(map(str, table))}")
                 fields |= table[settings[key]]
+        field_of = {key: field for field, key in family.settings.items()}
+        for key, source in family.also.items():
+            value, other = (settings.get(name, getattr(family.base, field_of[source])) for name in (key, source))
+            if value != other:
+                raise ValueError(f"{key}={value!r} and {source}={other!r} differ; our models have one value for both")
         fields |= family.read(settings)
         fields.setdefault("head_dim", fields["d_model"] // max(1, fields["num_heads"]))
         fields.setdefault("d_ff", 4 * fields["d_model"])
