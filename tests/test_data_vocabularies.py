@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import ByteLevel
 
 from t5x_lite.data import vocabularies
 from t5x_lite.data.convert import TextToText, text_task
@@ -420,3 +421,82 @@ def test_broken_tokenizer_files_say_what_is_wrong(tmp_path):
     vocab.unlink()
     (tmp_path / "vocab.txt").unlink()
     refuses(tmp_path, r"has a\.model, b\.model")
+
+
+BERT_WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "paris",
+    "Paris",
+    "is",
+    "cafe",
+    "café",
+    "東",
+    "京",
+    "東京",
+    "x",
+]
+BERT_TEXTS = ["Paris is", "paris IS", "café Café", "東京 is", "<user> is", "covid19 COVID19"]
+
+
+def bert_directory(directory, tokenizer_json: bool | None, added: bool, **settings):
+    """tokenizer_json: whether it lowercases; None for a vocab.txt."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    if tokenizer_json is None:
+        (directory / "vocab.txt").write_text("\n".join(BERT_WORDS) + "\n", encoding="utf-8")
+        if added:
+            ids = {"<user>": len(BERT_WORDS), "covid19": len(BERT_WORDS) + 1}
+            (directory / "added_tokens.json").write_text(json.dumps(ids))
+        return
+    made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(BERT_WORDS)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=tokenizer_json)
+    made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    made.save(str(directory / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("lower", [None, False, True])
+@pytest.mark.parametrize("more", [{}, {"strip_accents": False}, {"tokenize_chinese_chars": False}], ids=str)
+@pytest.mark.parametrize("tokenizer_json", [None, False, True])
+def test_the_ids_are_those_of_auto_tokenizer(tmp_path, tokenizer_json, lower, more, added):
+    transformers = pytest.importorskip("transformers", reason="the parity extra is not installed")
+    if (added and tokenizer_json is not None) or (lower is None and tokenizer_json is None):
+        pytest.skip("no such directory, or one whose case we guess from its words")
+    settings = {"tokenizer_class": "BertTokenizer"} | more | ({} if lower is None else {"do_lower_case": lower})
+    bert_directory(tmp_path / "m", tokenizer_json, added, **settings)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    ours = load(str(tmp_path / "m"))
+    for text, ids in zip(BERT_TEXTS, ours.encode(BERT_TEXTS), strict=True):
+        assert ids.tolist() == theirs(text, add_special_tokens=False).input_ids, text
+
+
+def test_a_tokenizer_that_cuts_texts_otherwise_is_refused(tmp_path):
+    for number, settings in enumerate(
+        (
+            {"tokenizer_class": "BertJapaneseTokenizer"},
+            {"tokenizer_class": "BertTokenizer", "word_tokenizer_type": "mecab"},
+        )
+    ):
+        bert_directory(tmp_path / str(number), None, False, **settings)
+        with pytest.raises(ConfigError, match=r"tokenizer_class='Bert.* cannot be read from a vocab.txt"):
+            load(str(tmp_path / str(number)))
+    bert_directory(tmp_path / "gap", None, False)
+    (tmp_path / "gap" / "added_tokens.json").write_text(json.dumps({"<user>": 99}))
+    with pytest.raises(ConfigError, match=r"added_tokens.json gives '<user>' the id 99; it must follow"):
+        load(str(tmp_path / "gap"))
+
+
+def test_the_place_of_a_word_begins_after_its_space(tmp_path):
+    """In byte-level BPE the space belongs to the piece of the word."""
+    letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    (tmp_path / "vocab.json").write_text(json.dumps(letters | {"Ġb": 256}))
+    (tmp_path / "merges.txt").write_text("Ġ b\n")
+    _, places = load(str(tmp_path)).places("a b")
+    assert ["a b"[begin:end] for begin, end in places.tolist()] == ["a", "b"]

@@ -25,6 +25,18 @@ from t5x_lite.data.vocabulary import (
 )
 from t5x_lite.errors import ConfigError, DataError
 
+ADDED = "added_tokens.json"
+# Tokenizers of transformers that cut texts as BERT's does, given a vocab.txt, or as GPT-2's, given a vocab.json.
+WORD_PIECE_CLASSES = (
+    "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "SqueezeBertTokenizer",
+    "MPNetTokenizer", "LayoutLMTokenizer", "RetriBertTokenizer", "DPRQuestionEncoderTokenizer",
+    "DPRContextEncoderTokenizer", "DPRReaderTokenizer", "PreTrainedTokenizer",
+)  # fmt: skip
+BYTE_PAIR_CLASSES = (
+    "GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "CodeGenTokenizer", "LEDTokenizer",
+    "DebertaTokenizer", "PreTrainedTokenizer",
+)  # fmt: skip
+
 # The usual tokens of each role, for tokenizers without a tokenizer_config.json that names them.
 ROLE_TOKENS = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
@@ -94,11 +106,22 @@ class TokenizerVocabulary:
         path, contents = Path(self.path), list(self._contents.values())
         try:
             if path.suffix == ".txt":
+                self._require_class("vocab.txt", WORD_PIECE_CLASSES)
                 tokenizer = self._word_piece(decoded(path, contents[0]))
             elif path.name == "vocab.json":
+                self._require_class("vocab.json", BYTE_PAIR_CLASSES)
                 tokenizer = self._byte_pairs(json_object(path, contents[0]), decoded(path, contents[1]))
             else:
                 tokenizer = tokenizers.Tokenizer.from_str(decoded(path, contents[0]))
+                if overruled := self._overruled:
+                    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(**overruled)
+            for token, i in self._added.items():
+                special = token in self._special_names
+                tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=not special, special=special)])
+                if tokenizer.token_to_id(token) != i:
+                    raise ConfigError(
+                        f"{path.with_name(ADDED)} gives {token[:40]!r} the id {i}; it must follow the ids before it"
+                    )
             tokenizer.no_truncation()
             tokenizer.no_padding()
             tokenizer.encode_special_tokens = True
@@ -128,13 +151,14 @@ class TokenizerVocabulary:
             )
         is_cased = any(p != p.lower() for p in ids if not re.fullmatch(r"\[.*\]|<.*>", p))
         tokenizer = Tokenizer(models.WordPiece(ids, unk_token=unknown))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=self._settings.get("do_lower_case", not is_cased))
+        options = {"lowercase": self._settings.get("do_lower_case", not is_cased)} | self._normalization
+        tokenizer.normalizer = normalizers.BertNormalizer(**options)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
         return tokenizer
 
     def _byte_pairs(self, ids: dict[str, Any], merges: str):
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
         if missing := set(pre_tokenizers.ByteLevel.alphabet()) - set(ids):
             raise ConfigError(
@@ -151,7 +175,58 @@ class TokenizerVocabulary:
         spaced = bool(self._settings.get("add_prefix_space", False))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
         tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)  # a word's place begins after its space
         return tokenizer
+
+    def _require_class(self, file: str, classes: Sequence[str]) -> None:
+        """Raises ConfigError if the settings name a tokenizer that cuts texts differently from the one of this file."""
+        name = str(self._settings.get("tokenizer_class") or "").removesuffix("Fast")
+        cuts = self._settings.get("word_tokenizer_type", "basic")
+        if (name and name not in classes) or cuts != "basic":
+            raise ConfigError(
+                f"{Path(self.path).with_name('tokenizer_config.json')}: tokenizer_class={name!r} (words: {cuts}) "
+                f"cannot be read from a {file}; give a tokenizer.json, or a {file} of {', '.join(classes)}"
+            )
+
+    @functools.cached_property
+    def _normalization(self) -> dict[str, Any]:
+        """Returns the settings of BERT's normalizer, besides lowercasing, that the files beside the tokenizer set."""
+        names = {"strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
+        return {ours: self._settings[name] for name, ours in names.items() if self._settings.get(name) is not None}
+
+    @functools.cached_property
+    def _overruled(self) -> dict[str, Any]:
+        """Returns the settings of BERT's normalizer that the files beside a tokenizer.json change, as in transformers.
+
+        Returns {} if they change none, or if the tokenizer is not BERT's.
+        """
+        path = Path(self.path)
+        if path.name in ("vocab.txt", "vocab.json"):
+            return {}
+        inside = (json_object(path, self._contents[path]).get("normalizer") or {}) if path.suffix == ".json" else {}
+        if inside.get("type") != "BertNormalizer":
+            return {}
+        own = {key: inside[key] for key in ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")}
+        name = str(self._settings.get("tokenizer_class") or "").removesuffix("Fast")
+        is_named = name in WORD_PIECE_CLASSES and name != "PreTrainedTokenizer"  # these lowercase by default
+        lower = self._settings.get("do_lower_case", True if is_named else None)
+        wanted = own | self._normalization | ({} if lower is None else {"lowercase": lower})
+        return wanted if wanted != own else {}
+
+    @functools.cached_property
+    def _added(self) -> dict[str, int]:
+        """Returns {token: id} of the added_tokens.json beside a vocab.txt or vocab.json, in the order of the ids."""
+        beside = Path(self.path).with_name(ADDED)
+        if Path(self.path).name not in ("vocab.txt", "vocab.json") or not beside.is_file():
+            return {}
+        return dict(sorted(json_object(beside, read_file(beside)).items(), key=lambda item: item[1]))
+
+    @functools.cached_property
+    def _special_names(self) -> set[str]:
+        """Returns the tokens that the settings name as special."""
+        named = [value for key, value in self._settings.items() if key.endswith("_token")]
+        named += self._settings.get("additional_special_tokens") or []
+        return {str(value.get("content") if isinstance(value, dict) else value) for value in named}
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
@@ -230,7 +305,17 @@ class TokenizerVocabulary:
     def fingerprint(self) -> str:
         keys = ("do_lower_case", "add_prefix_space", *(f"{role}_token" for role in ROLE_TOKENS))
         settings = json.dumps({key: self._settings.get(key) for key in keys}, sort_keys=True)
-        return digest(b"\0".join([*self._contents.values(), settings.encode()]))
+        # Only where they apply: a fingerprint of 0.1, which did not read them, stays valid everywhere else.
+        more = [json.dumps(extra, sort_keys=True).encode() for extra in (self._added, self._overruled) if extra]
+        if Path(self.path).suffix == ".txt" and self._normalization:
+            more.append(json.dumps(self._normalization, sort_keys=True).encode())
+        return digest(b"\0".join([*self._contents.values(), settings.encode(), *more]))
+
+    @functools.cached_property
+    def lowercases(self) -> bool:
+        """Returns whether the normalizer is BERT's and lowercases texts."""
+        normalizer = json.loads(self.tokenizer.to_str())["normalizer"] or {}
+        return normalizer.get("type") == "BertNormalizer" and bool(normalizer["lowercase"])
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:

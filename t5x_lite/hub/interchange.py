@@ -118,6 +118,11 @@ def export_directory(
         elif vocabulary is not None:
             file = Path(vocabulary.path)  # type: ignore[attr-defined]
             _copy_tokenizer(file.parent, directory)
+            if (
+                file.suffix == ".txt" and not (directory / "tokenizer_config.json").exists()
+            ):  # it was guessed from the file
+                settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": vocabulary.lowercases}  # type: ignore[attr-defined]
+                _write_json(directory / "tokenizer_config.json", settings)
             if file.suffix == ".model" and file.name not in vocabularies.TOKENIZER_FILES:
                 shutil.copyfile(file, directory / "spiece.model")
     return chosen.model_type
