@@ -40,6 +40,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise  # these three pass: mounted buckets have no directories to sync
+            raise  # the three errors above pass: mounted buckets have no directories to sync
     finally:
         os.close(descriptor)

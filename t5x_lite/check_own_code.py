@@ -21,7 +21,7 @@ from t5x_lite.training.losses import AUXILIARY, LossSum
 from t5x_lite.training.step import TrainState
 from t5x_lite.training.trainable import Trainable, split
 
-# {what a head reads: the array of a batch that has the shape of the head's output, apart from the output's last axis}
+# {what a head reads: an array of a batch}. The array has the shape of the head's output without its last axis.
 COLUMNS = {
     TOKENS: "encoder_input_tokens",
     MASKED: "mlm_positions",

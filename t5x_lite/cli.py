@@ -97,7 +97,7 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
 
 
 def _exec_with_huge_pages(argv: list[str]) -> None:
-    """Restarts the process with transparent huge pages for malloc; an older glibc ignores the tunable."""
+    """Restarts the process with transparent huge pages for malloc; an older glibc ignores this setting."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     computes = len(argv) > 1 and argv[1] in ("train", "eval", "infer") and "--help" not in argv and "-h" not in argv
     if sys.platform == "linux" and computes and "malloc.hugetlb" not in tunables:

@@ -47,7 +47,7 @@ SEEDS = Range(at_least=0, below=2**32)
 PROBABILITY = Range(above=0, at_most=1)
 FRACTION = Range(at_least=0, at_most=1)
 
-# Every key of a run: its default, its meaning, what happens if its value differs on a resume, and its allowed values.
+# Every key of a run: its default, its meaning, what happens if it has changed when a run resumes, and its allowed values.
 KEYS: dict[str, Key] = {
     "name": Key("", "name of the run in reports and wandb; '': the workdir's name", FREE),
     "seed": Key(0, "seed of everything random: initialization, dropout, order of the data", REFUSE, SEEDS),
@@ -177,7 +177,7 @@ ELSEWHERE = {
 
 
 def base() -> Config:
-    """Returns a config with all keys at their defaults. If a key's meaning says "unset", it may stay None."""
+    """Returns a config with all keys at their defaults. A key may stay None if its meaning mentions "unset"."""
     cfg: Config = ConfigDict()
     for name, key in KEYS.items():
         section, _, leaf = name.rpartition(".")
@@ -192,7 +192,7 @@ def base() -> Config:
 
 
 def validate(cfg: Config) -> None:
-    """Raises ConfigError for values and combinations that are wrong whatever the data and the devices are."""
+    """Raises ConfigError for values and combinations that cannot work with any data or devices."""
     for name, value in flat(cfg).items():
         KEYS[name].check(name, value)
     if not cfg.eval.answers:
@@ -271,16 +271,16 @@ def load(spec: str) -> Config:
 
 
 def _key_in_source(leaf: str, file: Path, error: Exception) -> tuple[str, int]:
-    """Finds a wrong key in the config file: returns (the key with its section, the line). The error has only `leaf`."""
+    """Returns (the wrong key with its section, its line in the config file). leaf: the key's last part, from `error`."""
     frame = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file][-1]
     match = re.search(rf"\w+\.((?:\w+\.)*{re.escape(leaf)})\b", frame.line or "")
     return (match[1] if match else leaf), frame.lineno or 0
 
 
 def override(cfg: Config, key: str, text: str) -> None:
-    """Parses `text` from the command line as the key's type and sets `key` ("train.total_steps") to it.
+    """Sets `key` ("train.total_steps") to `text`, which comes from the command line and is parsed as the key's type.
 
-    Raises ConfigError if the key is unknown (the error suggests the nearest ones), or if the text is not of its type.
+    Raises ConfigError if the key is unknown (the error suggests the nearest ones), or if `text` is not of the key's type.
     """
     if key not in KEYS:
         raise ConfigError(_unknown_key(key))
@@ -313,7 +313,7 @@ def to_json(cfg: Config, code: Mapping[str, str] | None = None) -> str:
 
 
 def from_json(path: Path) -> Config:
-    """Returns the config that `to_json` wrote. Keys that it lacks, because they are newer, keep their defaults.
+    """Returns the config that `to_json` wrote. If the file lacks a key because the key is newer, the key has its default.
 
     Raises ConfigError for an unreadable file, an unknown key, or a value of the wrong type.
     """
@@ -338,8 +338,8 @@ def code_in(path: Path) -> dict[str, str]:
 def take_objects(cfg: Config, loaded: Config) -> None:
     """Replaces each reference in a run's config by the object that `loaded` has for the same key.
 
-    loaded: the config that the run's config file returns now. Raises ConfigError if it has a different object there, or
-    if the object's source has changed.
+    loaded: the config that the run's config file returns now. Raises ConfigError if `loaded` has a different object
+    for a key, or if the source of an object has changed since the run began.
     """
     for name, key in KEYS.items():
         if key.takes and cfg[name] != as_data(loaded[name]) and _has_reference(cfg[name]):

@@ -20,7 +20,7 @@ from t5x_lite.lookup import lookup, unknown
 from t5x_lite.models import presets
 from t5x_lite.models.config import ModelConfig
 
-VOCABULARY_MULTIPLE = 128  # tables are padded to a multiple, as in T5 (32 100 → 32 128), to shard evenly
+VOCABULARY_MULTIPLE = 128  # tables are padded to a multiple of it, as in T5 (32 100 → 32 128), to split evenly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Experiment:
     converter: convert.Converter
 
     def code(self) -> dict[str, str]:
-        """Returns {description: reference} for those sources and metrics of the tasks that are the user's own code."""
+        """Returns {description: reference} for the tasks' sources and metrics that are the user's own code."""
         parts: dict[str, Any] = {}
         for task in {task.name: task for task in (*self.tasks, *self.eval_tasks)}.values():
             parts[f"source of {task.name}"] = task.source
@@ -112,7 +112,7 @@ def resolve_again(cfg: Config) -> Experiment:
 
 
 def _with_files(cfg: Config) -> Config:
-    """Makes a task from `data.files`, registers it, and returns a copy of the config with this task as mixture.
+    """Makes a task from `data.files`, registers it, and returns a copy of the config with this task as its mixture.
 
     Logs the choices it makes. If the config names no vocabulary, the task's vocabulary is bytes.
     """
@@ -135,7 +135,7 @@ def _with_files(cfg: Config) -> Config:
     if not data.vocabulary:
         log.info("vocabulary: bytes; set config.data.vocabulary to use a different one")
     if task.labels:
-        cfg.data.labels = task.labels  # stored with the run, so that its classes do not change
+        cfg.data.labels = task.labels  # stored, so that the run's classes do not change
     registry.add(task)
     if data.mixture not in ("", task.name):
         log.info("training on data.files in place of the mixture %r", data.mixture)
@@ -151,9 +151,9 @@ def _all_tasks() -> dict[str, Task]:
 
 
 def _vocabulary(cfg: Config, tasks: tuple[Task, ...]) -> Vocabulary:
-    """Returns the vocabulary that the config names, else the one that all features of all tasks share.
+    """Returns the vocabulary that the config names. If it names none, returns the one that the tasks' features share.
 
-    Raises ConfigError if the config names none and the tasks do not share exactly one.
+    Raises ConfigError if the config names none, and the features have no vocabulary or different ones.
     """
     if cfg.data.vocabulary:
         return vocabularies.load(cfg.data.vocabulary)
@@ -198,7 +198,7 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
 
 
 def _check_positions(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> None:
-    """Raises ConfigError if rows or generated texts are longer than a table of learned positions."""
+    """Raises ConfigError if rows or generated texts are longer than the model's table of learned positions."""
     longest = max(cfg.data.length, cfg.data.targets_length if model.architecture == "text_to_text" else 0)
     if model.positions == "learned" and longest > model.max_positions:
         raise ConfigError(
@@ -250,7 +250,7 @@ def _check_trainable(task: Task, model: ModelConfig, trained: tuple[Task, ...]) 
 
 
 def _check_labels_fit(task: Task, cfg: Config, model: ModelConfig, vocabulary: Vocabulary) -> None:
-    """Raises ConfigError if a label has more tokens than targets or predictions may have: it would always be cut."""
+    """Raises ConfigError if a label has more tokens than targets or predictions may have, because it would be cut."""
     if not task.labels or task.target.several:
         return
     tokens, label = max(

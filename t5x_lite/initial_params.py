@@ -1,7 +1,7 @@
-"""Starts a run from the parameters of a different model. Classes of the two are matched by name, not by number.
+"""Starts a run from the parameters of a different model. Matches the classes of the two models by name, not by number.
 
-A classifier of (contradiction, neutral, entailment) may start a run whose task lists (entailment, neutral,
-contradiction): the rows of its head move.
+For example, a run whose task lists (entailment, neutral, contradiction) may start from a classifier of (contradiction,
+neutral, entailment). Then the classes in the classifier's head are put in the run's order.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from t5x_lite.checkpoints.loading import load_params
 from t5x_lite.heads import HEADS
 from t5x_lite.models import paths
 
-IMPORTED = "huggingface.json"  # the config.json that a directory was imported with
+IMPORTED = "huggingface.json"  # in an imported directory: the config.json of the original
 
 
 def load(source: str, params: Any, classes: tuple[str, ...]) -> tuple[Any, str]:
-    """Returns (`params` with the parameters of the checkpoint `source`, a report of them in words).
+    """Returns (`params` with the parameters that the checkpoint `source` has, a report of what was loaded).
 
-    classes: the run's, in the order of its heads. Raises CheckpointError as `load_params` does.
+    classes: the run's classes, in the order of its heads' outputs. Raises CheckpointError as `load_params` does.
     """
     loaded, report = load_params(source, params)
     theirs = names_of(checkpoint.find(source).parents[1])
@@ -33,12 +33,14 @@ def load(source: str, params: Any, classes: tuple[str, ...]) -> tuple[Any, str]:
 
 
 def align(loaded: Any, fresh: Any, theirs: tuple[str, ...], ours: tuple[str, ...]) -> tuple[Any, str]:
-    """Returns (parameters, a note for the user, "" if nothing changed).
+    """Puts the classes in loaded heads in the run's order. Returns (parameters, a note for the user or "").
 
-    loaded: parameters after loading a checkpoint whose classes are `theirs`; fresh: the same before it.
-    ours: the run's classes. The same names in another order move the rows of the heads; upper and lower case count as
-        the same name. Different names leave the heads as they are in `fresh`. A checkpoint without names (LABEL_0, …)
-        is taken by number.
+    If the checkpoint has the run's names in a different order, reorders its heads; upper and lower case do not matter.
+    If it has different names, the heads stay as in `fresh`. If it has no names (only LABEL_0, …), its classes are
+    matched by number.
+
+    loaded: the parameters with those of the checkpoint. fresh: the parameters before the checkpoint was loaded.
+    theirs: the checkpoint's classes. ours: the run's classes.
     """
     flat, start = paths.flatten(loaded), paths.flatten(fresh)
     heads = [path for path in flat if path.split("/")[0] in HEADS and HEADS[path.split("/")[0]].has_classes]
@@ -62,7 +64,7 @@ def _reordered(array: jax.Array, order: jax.Array) -> jax.Array:
 
 
 def names_of(directory: Path) -> tuple[str, ...]:
-    """Returns the names of the classes of a workdir's or imported directory's model; () if it has none."""
+    """Returns the class names of the model in a workdir or imported directory; () if the model has none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         described = json.loads((directory / saved_run.DIRECTORY / saved_run.TASKS).read_bytes())
         targets = [task["target"] for task in described["tasks"]]

@@ -68,10 +68,10 @@ def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
     """Returns JSON-able data: the arrays of a batch, the plan for the run, and the first `rows` rows as text.
 
     arrays: {name: "dtype[shape]"} of a batch.
-    padding: share of the positions without a token, in the sample. examples_per_row: mean over the sample.
+    padding: share of positions without a token. examples_per_row: the mean. Both are estimated from a sample.
     truncated (or skipped_long): share of the examples that do not fit in a row.
-    tasks: a dict for each task (see `_tasks`); only the split train has "run".
-    rows: for each row, the list of its examples; an example is a dict of its inputs and targets as text.
+    tasks: one dict per task (see `_tasks`). It has the key "run" only if `split` is "train".
+    rows: one list of examples per row. An example is a dict with its inputs and targets as text.
     """
     batches = list(_sample(experiment, split, rows))
     first, counts = batches[0][0], batches[-1][1]
@@ -101,9 +101,9 @@ def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
 def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Batch, dict[str, float]]]:
     """Yields (batch with task ids, the stream's running counters) until the sample is large enough.
 
-    A training batch is read as one of many hosts would read it: only that host's rows. The number of hosts is as large
-    as possible while the host has at least `rows` rows. With fewer hosts, this process would have to fill the first
-    windows of more streams, which takes longer.
+    For training, reads only the rows that one of many hosts would read. It assumes as many hosts as possible, but each
+    must have at least `rows` rows. With fewer hosts, this process would have to fill the first windows of more streams,
+    which takes longer.
     """
     cfg, end = experiment.cfg, time.monotonic() + SAMPLED_S
     common = {"batch_rows": cfg.data.batch_rows, "pack": cfg.data.pack}
@@ -136,7 +136,7 @@ def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Bat
 
 
 def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Experiment, split: str) -> list[dict]:
-    """Returns a dict for each task: statistics of its examples, and how many of them the run will train on.
+    """Returns one dict per task: statistics of its examples, and how many of them the run will train on.
 
     rate: the task's share of the examples.
     length: {side (encoder, decoder): percentiles of the tokens per example}.
@@ -201,7 +201,7 @@ def label_counts(task: Task, split: str) -> dict[str, int]:
 
 
 def _segment_lengths(segments: np.ndarray, count: int) -> np.ndarray:
-    """Returns int [rows, count]: the tokens in each segment; 0 for segment 0, the padding. segments: int [rows, L]."""
+    """Returns int [rows, count]: the number of tokens in each segment; 0 for the padding. segments: int [rows, L]."""
     out = np.stack([(segments == number).sum(axis=1) for number in range(count)], axis=1)
     out[:, 0] = 0
     return out
@@ -217,7 +217,7 @@ def _task_table(batch: Batch) -> np.ndarray:
 
 
 def _examples(batch: Batch, row: int, experiment: Experiment) -> Iterator[dict[str, Any]]:
-    """Yields each example of a row: its task, the text of each side, and those targets whose weight is above 0."""
+    """Yields each example of a row: its task, the text of each side, and the targets whose weight is above 0."""
     vocabulary, arrays = experiment.vocabulary, {name: array[row] for name, array in batch.items()}
     tasks, task_of = sorted(experiment.tasks, key=lambda task: task.name), _task_table(batch)[row]
     for number in range(1, int(np.flatnonzero(task_of).max(initial=0)) + 1):
@@ -270,7 +270,7 @@ def _choice(arrays: Batch, number: int, task: Task, vocabulary: Vocabulary) -> d
     return {"choice": "right" if arrays["choice_weights"][number - 1] > 0 else "wrong"}
 
 
-# (arrays of a row, segment, task, vocabulary) -> the targets of the encoder's example in this segment, as text.
+# For encoders: {type of target: (arrays of a row, segment, task, vocabulary) -> the segment's targets as text}.
 SHOWN: dict[type[Target], Callable[..., dict[str, Any]]] = {
     Corpus: _masked,
     Classes: _classes,

@@ -34,7 +34,7 @@ def reference(thing: Any) -> str:
 
 
 def is_reference(value: Any) -> bool:
-    """Returns whether a config value is a reference, which it can only be if it was read from a config.json."""
+    """Returns whether a config value is a reference. Only a config that was read from a config.json has references."""
     return isinstance(value, str) and REFERENCE.fullmatch(value) is not None
 
 
@@ -47,8 +47,10 @@ def is_own(thing: Any) -> bool:
 
 
 def check_call(what: str, function: Any, arguments: Sequence[str]) -> None:
-    """Raises ConfigError unless a function accepts as many arguments as `arguments` names. The error begins with `what`
-    (KEY=NAME)."""
+    """Raises ConfigError unless `function` accepts as many arguments as the list `arguments` has.
+
+    arguments: their names, for the error. what: KEY=NAME, with which the error begins.
+    """
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
@@ -58,7 +60,7 @@ def check_call(what: str, function: Any, arguments: Sequence[str]) -> None:
 
 
 def called(what: str, function: Callable, *arguments: Any) -> Any:
-    """Returns function(*arguments). If that raises, raises ConfigError, which names `what` (KEY=NAME) and the line."""
+    """Returns function(*arguments). If the call fails, raises ConfigError, which names `what` (KEY=NAME) and the line."""
     try:
         return function(*arguments)
     except ConfigError:
@@ -70,17 +72,17 @@ def called(what: str, function: Callable, *arguments: Any) -> Any:
 
 
 def name_of(thing: Any) -> str:
-    """Returns a function's name, or the name of an object's class, for messages."""
+    """Returns the name of a function, or of an object's class, for use in messages."""
     while isinstance(thing, functools.partial):
         thing = thing.func
     return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
 def identity(function: Callable) -> str:
-    """Returns the name of a function or object, its bound arguments, and a digest of its source.
+    """Returns a text that identifies a function or object: its name, its bound arguments and a digest of its source.
 
-    If any of these changes, the identity changes. It stays the same if only comments or layout change, if a function
-    that it calls changes, or if code without Python source changes.
+    If any of these changes, the text changes. The text stays the same if only comments or layout change, if another
+    function that this one calls changes, or if the code that changes has no Python source.
 
     >>> identity(functools.partial(print, 1, sep=","))
     "print(1, sep=',')"
@@ -108,7 +110,7 @@ def _identity(function: Callable, above: tuple[Callable, ...]) -> str:
 
 
 def _value(value: Any, above: tuple[Callable, ...]) -> str:
-    """Returns an argument as text that is the same in every process; of a long text, the beginning and a digest."""
+    """Returns an argument as text, the same in every process. A long text becomes its beginning and a digest."""
     if inspect.isfunction(value) or isinstance(value, functools.partial):
         return _identity(value, above)
     if inspect.isroutine(value) or isinstance(value, type):

@@ -1,9 +1,9 @@
-"""Keeps in a workdir all that its model needs besides parameters, so that the model works on machines without the data.
+"""Stores in a workdir all that its model needs besides parameters. So the model works on machines without the data.
 
     WORKDIR/model/model.json   the ModelConfig
     WORKDIR/model/tasks.json   the tasks (targets, segments, templates) and the class of the vocabulary
     WORKDIR/model/vocabulary/  the vocabulary's files
-    WORKDIR/model/…            if the model was imported, its settings
+    WORKDIR/model/…            the model's settings, if it was imported
 
 `load`, `infer`, `export` and `attention` read these files, never the training data or files outside the workdir.
 """
@@ -32,14 +32,15 @@ TASKS = "tasks.json"
 VOCABULARY = "vocabulary"
 VOCABULARIES = ("ByteVocabulary", "SentencePieceVocabulary", "TokenizerVocabulary")
 IMPORTED = ("huggingface.json", "generation_config.json")  # settings of a model that was imported
-# Keys that decide what a model is and what it reads. If one of them is changed, the names in the config are resolved.
+# Keys that decide what a model is and what it reads. If one of them is changed, `resolve` does not use the stored files
+# but resolves the names in the config.
 OF_DATA = ("mixture", "files", "inputs", "targets", "text", "labels", "header", "delimiter", "vocabulary", "dir")
 DECIDES = ("model.", *(f"data.{name}" for name in OF_DATA))
 
 
 @dataclasses.dataclass(frozen=True)
 class NotHere:
-    """Stands for a task's source, which is not in the workdir. templates: pairs (field, template), as in `Filled`."""
+    """Takes the place of a task's source, which the workdir lacks. templates: pairs (field, template), as in `Filled`."""
 
     task: str
     templates: tuple[tuple[str, str], ...] = ()
@@ -49,13 +50,13 @@ class NotHere:
 
 
 def write(experiment: "Experiment", workdir: Path) -> None:
-    """Writes WORKDIR/model in place of an earlier one. Writes nothing if the class of the model, a target or the
-    vocabulary is the user's own.
+    """Writes WORKDIR/model, after removing an earlier one.
 
+    Writes nothing if the user's own code defines the class of the model, of a target or of the vocabulary.
     Raises OSError if a file cannot be written, and ConfigError if a file of the vocabulary cannot be read.
     """
     directory, partial = workdir / DIRECTORY, workdir / f".{DIRECTORY}.partial"
-    for old in (partial, directory):  # without it, the run's config is resolved again
+    for old in (partial, directory):  # while there is none, `resolve` resolves the run's config
         shutil.rmtree(old, ignore_errors=True)
     vocabulary, tasks = experiment.vocabulary, experiment.mixture
     kinds = {type(vocabulary).__module__} | {type(rated.task.target).__module__ for rated in tasks}
@@ -71,8 +72,10 @@ def write(experiment: "Experiment", workdir: Path) -> None:
 
 
 def templates_of(task: Task) -> dict[str, str]:
-    """Returns {field: template} of a task that fills templates with the records of its files; {} for other tasks, and
-    for those that change the examples further."""
+    """Returns {field: template} if the task only fills templates with the records of its files.
+
+    Returns {} for other tasks, and for tasks whose preprocessors then change the examples.
+    """
     from t5x_lite.data.filled import Filled
 
     is_filled = isinstance(task.source, Filled | NotHere) and not task.preprocessors
@@ -80,16 +83,17 @@ def templates_of(task: Task) -> dict[str, str]:
 
 
 def directory_of(workdir: Path) -> Path | None:
-    """Returns the directory that `write` made in a workdir; None if there is none.
+    """Returns the directory that `write` made in a workdir, or None if it made none.
 
-    Runs of version 0.1 have none, nor have runs whose model, targets or vocabulary are of the user's own classes.
+    Version 0.1 made none. `write` makes none if the user's own code defines the class of the model, of a target or of
+    the vocabulary.
     """
     directory = workdir / DIRECTORY
     return directory if (directory / TASKS).is_file() and (directory / stored.FILE).is_file() else None
 
 
 def resolve(cfg: Config, workdir: Path) -> "Experiment":
-    """Returns the experiment of a workdir, to use its model. The experiment has the tasks' definitions, not their data.
+    """Returns the experiment for using a workdir's model. It has the tasks' definitions, but not their data.
 
     Resolves the names in `cfg` instead if the workdir has no definitions, or if `cfg` changes what the model is. Raises
     CheckpointError if the definitions cannot be read.

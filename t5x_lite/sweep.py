@@ -1,6 +1,6 @@
 """Implements the verb `sweep`: trains on this machine with the many settings that a file in wandb's format lists.
 
-A point is one choice of all parameters. It has its own workdir under `--output`, named by a hash of its settings. After
+A point is one choice of values for all parameters. It has its own workdir under `--output`, named by a hash of its settings. After
 a kill, the same command runs the points that are not done; an interrupted point resumes from its newest checkpoint.
 """
 
@@ -86,7 +86,7 @@ def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool
 
 
 def read(file: Path) -> Sweep:
-    """Reads a sweep from a YAML file. Raises ConfigError if it breaks wandb's format or needs what we lack."""
+    """Reads a sweep from a YAML file. Raises ConfigError if it breaks wandb's format or uses a feature that we lack."""
     try:
         if file.stat().st_size > MOST_BYTES:
             raise ConfigError(f"{file} is longer than {MOST_BYTES:,} bytes; give the YAML file of a sweep")
@@ -122,7 +122,7 @@ def read(file: Path) -> Sweep:
 
 
 def run_id(point: dict[str, Any]) -> str:
-    """Returns a hash of a point's settings, the name of its workdir and of its run in wandb."""
+    """Returns a hash of a point's settings. It is the name of the point's workdir and of its run in wandb."""
     return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -276,7 +276,7 @@ def equivalents(file: Path, output: Path, points: int, jobs: int) -> list[str]:
 
 
 def collect(sweep: Sweep, output: Path) -> list[dict[str, Any]]:
-    """Returns a row for each setting, best first: {"point", "values", "mean", "sd", "runs"}.
+    """Returns one row per setting, best first: {"point", "values", "mean", "sd", "runs"}.
 
     values: for each seed, the last value of the metric. mean, sd: over the seeds; None if there are too few values.
     """

@@ -49,7 +49,7 @@ class Evaluation(Protocol):
 def run(
     experiment: "Experiment", workdir: Path, evaluation_of: Callable[..., Evaluation], loss_fn: LossFn | None = None
 ) -> int:
-    """Trains up to `train.total_steps`, evaluates and saves on the way, and returns the exit status.
+    """Trains up to `train.total_steps`, and evaluates and saves on the way. Returns the exit status.
 
     If the workdir has checkpoints, the run resumes from the newest intact one, bit for bit. If Ctrl-C or SIGTERM stops
     the run, it saves and returns 75; otherwise it returns 0. Raises a UserError for other problems that users can fix.
@@ -186,7 +186,7 @@ def _mirror(url: str) -> "Mirror | None":
 def _where_to_begin(experiment: "Experiment", workdir: Path, mirror: "Mirror | None") -> tuple[BeginAt, list[str]]:
     """Returns the step where the run begins, and notes about it for the user.
 
-    Raises ConfigError if the workdir holds a run with a config that leads to different steps.
+    Raises ConfigError if the workdir holds a run whose config would not have led to the same steps.
     """
     cfg, notes = experiment.cfg, []
     if mirror and (fetched := processes.on_first(lambda: checkpoint.fetch(workdir, mirror))):
@@ -197,7 +197,7 @@ def _where_to_begin(experiment: "Experiment", workdir: Path, mirror: "Mirror | N
 
 
 def _changes(experiment: "Experiment", workdir: Path) -> list[str]:
-    """Warns of config keys that changed since the run began. Raises ConfigError if steps already made would differ."""
+    """Warns of config keys that changed since the run began. Raises ConfigError if they would change steps already made."""
     file = workdir / "config.json"
     changes = configs.changes(configs.from_json(file), experiment.cfg)
     for line in differences(configs.code_in(file), experiment.code()):
