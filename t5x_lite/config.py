@@ -47,7 +47,7 @@ SEEDS = Range(at_least=0, below=2**32)
 PROBABILITY = Range(above=0, at_most=1)
 FRACTION = Range(at_least=0, at_most=1)
 
-# Every key of a run: its default, its meaning, what happens if it has changed when a run resumes, and its allowed values.
+# Every key of a run: its default, its meaning, what happens if it changed when a run resumes, and its allowed values.
 KEYS: dict[str, Key] = {
     "name": Key("", "name of the run in reports and wandb; '': the workdir's name", FREE),
     "seed": Key(0, "seed of everything random: initialization, dropout, order of the data", REFUSE, SEEDS),
@@ -271,7 +271,7 @@ def load(spec: str) -> Config:
 
 
 def _key_in_source(leaf: str, file: Path, error: Exception) -> tuple[str, int]:
-    """Returns (the wrong key with its section, its line in the config file). leaf: the key's last part, from `error`."""
+    """Returns (the wrong key with its section, its line in the config file). leaf: the key's last part."""
     frame = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file][-1]
     match = re.search(rf"\w+\.((?:\w+\.)*{re.escape(leaf)})\b", frame.line or "")
     return (match[1] if match else leaf), frame.lineno or 0
@@ -280,7 +280,7 @@ def _key_in_source(leaf: str, file: Path, error: Exception) -> tuple[str, int]:
 def override(cfg: Config, key: str, text: str) -> None:
     """Sets `key` ("train.total_steps") to `text`, which comes from the command line and is parsed as the key's type.
 
-    Raises ConfigError if the key is unknown (the error suggests the nearest ones), or if `text` is not of the key's type.
+    Raises ConfigError if the key is unknown (the error suggests similar keys), or if `text` is not of the key's type.
     """
     if key not in KEYS:
         raise ConfigError(_unknown_key(key))
@@ -313,7 +313,7 @@ def to_json(cfg: Config, code: Mapping[str, str] | None = None) -> str:
 
 
 def from_json(path: Path) -> Config:
-    """Returns the config that `to_json` wrote. If the file lacks a key because the key is newer, the key has its default.
+    """Returns the config that `to_json` wrote. A key that is newer than the file has its default.
 
     Raises ConfigError for an unreadable file, an unknown key, or a value of the wrong type.
     """

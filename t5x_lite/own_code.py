@@ -60,7 +60,7 @@ def check_call(what: str, function: Any, arguments: Sequence[str]) -> None:
 
 
 def called(what: str, function: Callable, *arguments: Any) -> Any:
-    """Returns function(*arguments). If the call fails, raises ConfigError, which names `what` (KEY=NAME) and the line."""
+    """Returns function(*arguments). If it fails, raises ConfigError, which names `what` (KEY=NAME) and the line."""
     try:
         return function(*arguments)
     except ConfigError:

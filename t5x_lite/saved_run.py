@@ -40,7 +40,7 @@ DECIDES = ("model.", *(f"data.{name}" for name in OF_DATA))
 
 @dataclasses.dataclass(frozen=True)
 class NotHere:
-    """Takes the place of a task's source, which the workdir lacks. templates: pairs (field, template), as in `Filled`."""
+    """Replaces a task's source, which the workdir lacks. templates: pairs (field, template), as in `Filled`."""
 
     task: str
     templates: tuple[tuple[str, str], ...] = ()

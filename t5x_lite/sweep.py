@@ -1,7 +1,8 @@
 """Implements the verb `sweep`: trains on this machine with the many settings that a file in wandb's format lists.
 
-A point is one choice of values for all parameters. It has its own workdir under `--output`, named by a hash of its settings. After
-a kill, the same command runs the points that are not done; an interrupted point resumes from its newest checkpoint.
+A point is one choice of values for all parameters. It has its own workdir under `--output`, named by a
+hash of its settings. After a kill, the same command runs the points that are not done; an interrupted point resumes
+from its newest checkpoint.
 """
 
 import ctypes

@@ -197,7 +197,10 @@ def _where_to_begin(experiment: "Experiment", workdir: Path, mirror: "Mirror | N
 
 
 def _changes(experiment: "Experiment", workdir: Path) -> list[str]:
-    """Warns of config keys that changed since the run began. Raises ConfigError if they would change steps already made."""
+    """Returns warnings about config keys that changed since the run began.
+
+    Raises ConfigError if the changes would have led to different steps.
+    """
     file = workdir / "config.json"
     changes = configs.changes(configs.from_json(file), experiment.cfg)
     for line in differences(configs.code_in(file), experiment.code()):

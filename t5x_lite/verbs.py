@@ -163,7 +163,7 @@ def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _mesh_devices(mesh: str) -> int:
-    """Returns the number of devices of config.mesh. An axis of size -1 takes the remaining devices, but counts as 1 here."""
+    """Returns the number of devices of config.mesh. An axis of size -1 (all remaining devices) counts as 1."""
     return math.prod(int(size) for size in re.findall(r"=\s*(\d+)", mesh))
 
 

@@ -15,7 +15,7 @@ WORD_EXAMPLES = 20_000  # the bag of words is fitted on at most this many exampl
 
 
 def baselines(experiment: Experiment) -> dict[str, float]:
-    """Returns {"baseline/TASK/METRIC": value}: the scores of guesses without a model on the evaluation's examples."""
+    """Returns {"baseline/TASK/METRIC": value}: the scores of guesses that need no model."""
     values: dict[str, float] = {}
     for task in experiment.eval_tasks:
         if not task.baseline or (task.baseline == "majority" and not _has_training(task)):
@@ -33,7 +33,7 @@ def baselines(experiment: Experiment) -> dict[str, float]:
 def word_baselines(experiment: Experiment) -> dict[str, float]:
     """Returns {"words/TASK/METRIC": value}: the scores of logistic regression on bags of words.
 
-    Leaves out tasks that have no training split or do not have exactly one label per example.
+    Leaves out a task if it has no training split, or if its examples do not have exactly one label each.
     """
     values: dict[str, float] = {}
     for task in experiment.eval_tasks:
@@ -79,7 +79,7 @@ def _has_training(task: Task) -> bool:
     """Returns whether a task has a training split with examples; a diagnostic set, such as glue_ax, has none."""
     try:
         return len(task.source.split("train")) > 0
-    except (ConfigError, DataError):  # the task does not know the split, or its file was not published
+    except (ConfigError, DataError):  # the task has no such split, or the split's file was not published
         return False
 
 

@@ -58,7 +58,7 @@ class EvaluationDuringTraining:
         """Evaluates the parameters and logs the result.
 
         If the run is interrupted, the evaluation ends early, and the resumed run repeats it. If the evaluation fails,
-        the error is raised; with eval.on_error=record it is only printed, unless it comes from the JAX runtime.
+        its error is raised. With eval.on_error=record, the error is only printed, unless it comes from the JAX runtime.
         """
 
         def stop() -> bool:
@@ -88,7 +88,7 @@ class EvaluationDuringTraining:
                 run_page.write(self._workdir, self._cfg.eval.predictions_shown)
 
     def finish(self) -> Path | None:
-        """On process 0, prints a few predictions, writes the report and returns its path. Else only returns None."""
+        """On process 0, prints a few predictions, writes the report and returns its path. Elsewhere returns None."""
         if jax.process_index():
             return None
         shown = self._cfg.eval.predictions_shown

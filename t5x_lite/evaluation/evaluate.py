@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: the loss on every task, and the predictions and metrics on every supervised task.
+"""Evaluates a checkpoint: computes the loss on every task, and predictions and metrics on every supervised task.
 
 Each evaluation writes `predictions/step_N/TASK.jsonl`, which has every input, target, prediction and score.
 """
@@ -82,7 +82,7 @@ class Evaluator:
         return values, samples
 
     def directions(self) -> dict[str, float]:
-        """Returns {"lower_is_better/TASK/METRIC": 1} for those metrics so far whose lower values are better."""
+        """Returns {"lower_is_better/TASK/METRIC": 1} for the metrics, computed so far, for which lower is better."""
         return {f"{results.LOWER}{name}": 1.0 for name in sorted(self._lower_is_better)}
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
@@ -131,17 +131,18 @@ class Evaluator:
         )
 
     def predict(self, params: Any, task: Task, split: str) -> list[dict]:
-        """Returns a row of predictions for each example of a split, in the source's order. Needs no targets."""
+        """Returns one row of predictions per example of a split, in the source's order. Needs no targets."""
         unlabelled = dataclasses.replace(task, target=Text(), reference=None)
         return self.predictions(params, task, prompts=self._prompts(unlabelled, split, limit=0))[0]
 
     def predictions(
         self, params: Any, task: Task, stop: Callable[[], bool] = lambda: False, prompts: Iterable | None = None
     ) -> tuple[list[dict], list]:
-        """Returns (rows of the predictions' file, the reference of each row for the metrics), in the order of index.
+        """Returns (rows of the predictions' file, references for the metrics). Both are in the order of the examples.
 
-        stop: called before each batch. If it returns True, raises Stopped.
-        prompts: batches, as `_prompts` yields them; None: the batches of `eval.split`. If given, references are None.
+        stop: called before each batch. If it returns True, `predictions` raises Stopped.
+        prompts: batches, as `_prompts` yields them; None: the batches of `eval.split`. If `prompts` is given, all
+            references are None.
         """
         rows, fields = [], fields_of(self.predictor.answers(task))
         cfg = self.experiment.cfg.eval
@@ -178,7 +179,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     """Evaluates checkpoints of a workdir (the verb `eval`).
 
     which: "latest", "best", "all" or a step.
-    submission: a zip file for GLUE's server. The last evaluated checkpoint's predictions of the test sets go into it.
+    submission: a zip file to write for GLUE's server. It gets the last checkpoint's predictions for the test sets.
 
     Raises CheckpointError if there is no such checkpoint, ConfigError if the submission is impossible, and DataError if
     a split has no examples.
@@ -247,7 +248,7 @@ def _stop_if(stop: Callable[[], bool]) -> None:
 def _named(out: dict[str, float]) -> dict[str, float]:
     """Returns {name in reports: value}: the losses (in nats) and accuracies (in percent) of a task's heads.
 
-    Leaves out the head's name if there is only one head. out: from metric_sums.finalise.
+    The names lack the head's name if there is only one head. out: the result of metric_sums.finalise.
     """
     heads = [name.removeprefix("loss/") for name in out if name.startswith("loss/")]
     named = {"loss": out["loss"]}

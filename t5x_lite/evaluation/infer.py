@@ -1,16 +1,16 @@
-"""Bulk prediction: for every line of a JSONL, CSV or text file, writes one line, in the same order. Can be resumed.
+"""Bulk prediction: writes one output line for every line of a JSONL, CSV or text file, in the same order.
 
 An output line repeats the fields of the input line and adds these:
     prediction, score     the answer and its log-probability; with --mode=score instead `logprob` and `tokens`
     truncated             whether the text was cut because it does not fit in the run's rows
     step                  the step of the checkpoint
-    probabilities         of all classes, if the model is an encoder that classifies
-If a line lacks a field that the model reads, the run's own template makes it, as in training.
+    probabilities         {class: probability}, if the model is an encoder that classifies
+If a line lacks a field that the model reads, the template that the run was trained with makes the field.
 
 All processes compute, but only process 0 writes. It writes in chunks; after a kill, the same command resumes after the
 last complete chunk. So the output has exactly the lines of an uninterrupted run. `OUTPUT.settings.json` names the
-checkpoint and the settings; the command refuses to resume with different ones. If the output file was not written by
-this command, the command refuses, too, and leaves that file unchanged.
+checkpoint and the settings; the command refuses to resume with different ones. It also refuses if it did not write the
+output file; it never changes such a file.
 """
 
 import contextlib
@@ -88,7 +88,7 @@ def run(
         for begin in range(done, len(examples), cfg.eval.batch_rows):
             end = min(begin + cfg.eval.batch_rows, len(examples))
             local_results = _results(predictor, params, task, mode, model_examples, range(begin, end))
-            result_of = dict(processes.gather(local_results))  # the dict keeps rows once that several hosts read
+            result_of = dict(processes.gather(local_results))  # several hosts may read a row; the dict keeps it once
             if out is not None:
                 lines = (dumps(examples[i] | result_of[i] | {"step": step}) + "\n" for i in range(begin, end))
                 out.write("".join(lines))
@@ -147,15 +147,15 @@ def _progress():
 
 
 def _needed(experiment: Experiment, task: Task) -> tuple[str, ...]:
-    """Returns the names of the fields that the model reads of each line."""
+    """Returns the names of the fields of a line that the model reads."""
     return task.encoder_fields if experiment.model.architecture == "encoder_only" else ("inputs",)
 
 
 def _task(experiment: Experiment, name: str) -> Task:
     """Returns the task called `name`; without a name, the run's first supervised task.
 
-    Only an encoder needs such a task, for its labels; without one, other models continue the text. Raises ConfigError
-    if the name is unknown, or if the run trained an encoder without supervised tasks.
+    If the run has no supervised task, returns a task that continues any text; an encoder cannot do this. Raises
+    ConfigError if the name is unknown, or if the run trained an encoder without supervised tasks.
     """
     supervised = {task.name: task for task in experiment.tasks if not task.is_corpus}
     if name:
@@ -170,7 +170,7 @@ def _task(experiment: Experiment, name: str) -> Task:
 
 
 class Filled(Sequence[dict]):
-    """Adds to each row, when it is read, the fields that it lacks and templates can make."""
+    """A sequence of rows. When a row is read, templates make those fields that it lacks."""
 
     def __init__(self, rows: Sequence[dict], templates: Mapping[str, str]):
         self._rows, self._templates = rows, templates
@@ -183,7 +183,7 @@ class Filled(Sequence[dict]):
 
 
 def filled(row: dict, templates: Mapping[str, str]) -> dict:
-    """Returns a row with the fields that it lacks and templates can make. Raises ValueError if one cannot."""
+    """Returns a row with its missing fields, made by `templates`. Raises ValueError if a template fails."""
     return row | {name: preprocess.fill(text, row) for name, text in templates.items() if name not in row}
 
 
@@ -192,7 +192,7 @@ def read_input(
 ) -> Sequence[dict]:
     """Returns the objects of a JSONL file, the rows of a CSV or TSV table, or {"inputs": line} for each line of text.
 
-    templates: {needed field: template}. They make the needed fields of rows that lack them.
+    templates: {needed field: template}. If a row lacks such a field, the template makes it.
 
     Tables stay on disk; JSONL and text are kept in memory. Raises ConfigError if the file has the wrong format. Raises
     DataError for the first row that lacks a `needed` field or already has an `added` field; it names line and field.
@@ -221,7 +221,7 @@ def read_input(
 
 
 def _require_fields(row: dict, needed: tuple[str, ...], templates: Mapping[str, str], where: str) -> dict:
-    """Returns the row with the fields that templates make. Raises DataError if a needed field is still missing."""
+    """Returns the row plus the fields that templates make. Raises DataError if a needed field is still missing."""
     try:
         example = filled(row, {name: text for name, text in templates.items() if name in needed})
     except ValueError as error:
@@ -330,14 +330,14 @@ def _require_same(path: Path, settings: dict) -> None:
 
 
 def resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -> int:
-    """Returns how many lines of the output `path` are done, and removes the incomplete chunk that a kill may leave.
+    """Returns how many lines of the output `path` are done. Removes an incomplete last chunk, which a kill may leave.
 
     Lines are done if they form complete chunks, or if there is one for every example.
     added: {field that the output adds: its value in every line; None: any value}.
     chunk: the number of lines in a chunk.
 
-    Raises ConfigError, and does not change the file, unless its lines are the results of the first examples: a line
-    must have the example's fields with their values, and the fields of `added`.
+    Raises ConfigError unless the lines are the results of the first examples: each line must have the fields of its
+    example, with the same values, and the fields of `added`. The error leaves the file unchanged.
     """
     data = path.read_bytes()
     complete = data.rfind(b"\n") + 1  # bytes of complete lines
@@ -368,6 +368,6 @@ def resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) ->
 
 
 def dumps(row: dict) -> str:
-    """Returns a row as JSON that UTF-8 can encode. Half of a surrogate pair stays escaped, as it was in the input."""
+    """Returns a row as JSON that UTF-8 can encode. Half of a surrogate pair stays escaped, as in the input."""
     text = json.dumps(row, ensure_ascii=False)
     return json.dumps(row) if HALF.search(text) else text

@@ -52,7 +52,7 @@ class Predictor:
         self._score = jax.jit(lambda params, batch: _target_logprobs(module.apply({"params": params}, batch), batch))
 
     def answers(self, task: Task) -> tuple[str, ...]:
-        """Returns those answers of `eval.answers` that this model and task support: at least one."""
+        """Returns the answers of `eval.answers` that this model and task support. Returns at least one."""
         if self.experiment.model.architecture == "encoder_only":
             return ("head",)
         one_label = task.labels and not task.target.several
@@ -103,14 +103,14 @@ class Predictor:
         return [Prediction(self.text_of(ids[:n], task.labels), float(score), int(n)) for ids, n, score in generated]
 
     def _spans(self, params: Any, examples: Sequence[Mapping], task: Task, batch_rows: int) -> list[Prediction]:
-        """Returns, for each example, the best span in all windows of its context, or "" for no answer.
+        """Returns one prediction per example: the best span in all windows of its context, or "" for no answer.
 
         All processes must call this equally often.
         """
         converter, vocabulary = self.experiment.converter, self.experiment.vocabulary
         features, windows = converter.windows(examples, task, vocabulary) if examples else ({}, [])  # type: ignore[attr-defined]
         best = [Prediction("", -np.inf)] * len(examples)
-        no_answer = np.full(len(examples), np.inf)  # score of "no answer": the lowest in any window
+        no_answer = np.full(len(examples), np.inf)  # score of "no answer": the lowest of all windows
         for begin in range(0, processes.largest(-(-len(windows) // batch_rows)) * batch_rows, batch_rows):
             numbers = np.arange(begin, min(begin + batch_rows, len(windows)))
             part = packing.take(features, numbers) if len(numbers) else {}
@@ -131,7 +131,7 @@ class Predictor:
         return best
 
     def text_of(self, ids: np.ndarray, labels: tuple[str, ...]) -> str:
-        """Returns the label with exactly these ids, or if there is none, the text of the ids. ids: int [tokens]."""
+        """Returns the label that has exactly these ids. If there is none, decodes the ids. ids: int [tokens]."""
         return self._label_of(labels).get(tuple(ids.tolist())) or self.experiment.vocabulary.decode(ids)
 
     def _strategy(self, task: Task, answer: str) -> Strategy:
@@ -148,7 +148,7 @@ class Predictor:
             common |= {"temperature": cfg.temperature, "top_k": cfg.top_k, "top_p": cfg.top_p}
         elif answer == "constrained":
             return Strategy()
-        elif answer == "rank":  # one beam per label: none is pruned, so the best is the most probable
+        elif answer == "rank":  # one beam per label: no label is pruned, so the best one is the most probable
             return Strategy(beams=max(2, len(task.labels)), length_penalty=0.0)
         return Strategy(**common)
 
@@ -211,9 +211,10 @@ class Predictor:
 
 
 def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """Returns Σ weight · log p(target) and Σ weight over the tokens of each segment, both [B, L + 1].
+    """Returns (Σ weight · log p(target), Σ weight) over the tokens of each segment, both [B, L + 1].
 
-    Column 0 is the padding. outputs: "lm", the logits [B, L, V]. batch: the decoder's arrays [B, L].
+    Column n is segment n of the row; segment 0 is the padding. outputs: {"lm": logits [B, L, V]}.
+    batch: the decoder's arrays [B, L].
     """
     losses_BL, _ = token_losses(outputs["lm"], batch["decoder_target_tokens"])
     weights_BL, segment_ids_BL = batch["decoder_loss_weights"], batch["decoder_segment_ids"]
@@ -223,7 +224,7 @@ def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array,
 
 
 def _local(tree: Any, layout: Layout) -> Any:
-    """Returns, as numpy arrays, this process's rows of each global array [B, …] in a tree."""
+    """Returns a tree of global arrays [B, …] as numpy arrays, with only the rows of this process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     by_rows = jax.jit(lambda tree: tree, out_shardings=layout.batch_sharding)(tree)

@@ -40,7 +40,8 @@ def read(
 ) -> list[Prediction]:
     """Reads a prediction for each example from the output of the task's head. The batch has one example per row.
 
-    outputs: {head: [B, E, C], [B, E] or [B, S, C]}. batch: arrays [B, …].
+    outputs: {head: [B, E, C], [B, E] or [B, S, C]}, for E examples or choices in a row, S tokens, and C classes.
+    batch: arrays [B, …].
 
     Spans are not read here: `span` reads them from each window.
     """
@@ -75,7 +76,7 @@ def _choices(logits_BE: np.ndarray, batch, examples, task: Task) -> list[Predict
     return _most_probable(logits_BE[:, : len(task.labels)], task.labels)
 
 
-# (output, batch, examples, task) -> a prediction for each row.
+# (output, batch, examples, task) -> one prediction per row.
 BY_TARGET: dict[type[Target], Callable[..., list[Prediction]]] = {
     Classes: _classes,
     Number: _numbers,

@@ -18,19 +18,19 @@ from t5x_lite.tasks.metrics import percent
 
 
 def reference(task: Task, example: Mapping) -> Any:
-    """Returns the reference of an example. Metrics compare the prediction with it."""
+    """Returns an example's reference, with which metrics compare the prediction."""
     return task.reference(example) if task.reference else task.postprocess(example["targets"])
 
 
 class Scores(NamedTuple):
-    """A task's scores. values: {metric: value}. lower: the names of those metrics whose lower values are better."""
+    """A task's scores. values: {metric: value}. lower: names of the metrics for which lower is better."""
 
     values: dict[str, float]
     lower: set[str]
 
 
 def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: str = "prediction") -> Scores:
-    """Returns the values of the task's metrics on the predictions, which are the field `field` of each row.
+    """Returns the values of the task's metrics on the predictions. The field `field` of a row is its prediction.
 
     If the targets are labels or numbers, adds `invalid`, the percentage of invalid predictions. If each example has one
     label, also adds `ece`, the expected calibration error of the labels' probabilities, × 100. Raises ConfigError as
@@ -64,9 +64,9 @@ def of_guesses(task: Task, examples: Sequence[Mapping], guesses: Sequence[str]) 
 
 
 def measured(task: Task, metric: Callable, references: Sequence, predictions: Sequence) -> Mapping[str, float]:
-    """Returns {name: number}, the result of a task's metric.
+    """Returns the result of a task's metric, {name: number}.
 
-    If the metric fails or returns anything else, raises ConfigError, which names the metric.
+    Raises ConfigError, which names the metric, if the metric fails or its result is not such a mapping.
     """
     what = f"task {task.name!r}: metrics={own_code.name_of(metric)}"
     values = own_code.called(what, metric, references, predictions)

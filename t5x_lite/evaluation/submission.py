@@ -13,7 +13,7 @@ from t5x_lite.tasks import glue
 
 
 def tasks_of(experiment: Experiment) -> list[Task]:
-    """Returns those tasks of the run that GLUE's server scores.
+    """Returns the run's tasks that GLUE's server scores, plus glue_ax if glue_mnli is one of them.
 
     Raises ConfigError if there are none, or if data.dir is not set.
     """
@@ -46,7 +46,7 @@ def members(path: Path) -> dict[str, bytes]:
 
 
 def write(path: Path, predictions: Mapping[str, Sequence[str]], earlier: Mapping[str, bytes]) -> None:
-    """Writes the zip file. predictions: {task: predictions}. earlier: files to keep unless a task replaces them."""
+    """Writes the zip file. predictions: {task: predictions}. earlier: files to keep, unless a task replaces them."""
     files = dict(earlier)
     for task, texts in predictions.items():
         name, content = glue.submission(task, texts)
