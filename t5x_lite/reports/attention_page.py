@@ -22,9 +22,10 @@ QUERIES_AND_KEYS = {
 class AttentionMaps:
     """The attention of a model for one text.
 
-    tokens: {"encoder" or "decoder": its tokens as readable text}.
-    maps: {"encoder", "decoder" or "cross" (decoder to encoder): float32 [N, H, L, M]}. For each of N layers and H
-        heads: the attention weight of each of L query tokens on each of M key tokens. A query token's weights sum to 1.
+    tokens: {"encoder" or "decoder": the tokens of this side as readable text}.
+    maps: {"encoder", "decoder" or "cross" (decoder to encoder): float32 [N, H, L, M]}. An entry is
+        the attention weight of a query token on a key token, in one layer and head. N: layers; H: heads; L: query
+        tokens; M: key tokens. The weights of a query token sum to 1.
     """
 
     tokens: dict[str, list[str]]

@@ -37,7 +37,7 @@ def run(workdirs: list[Path], output: Path | None) -> None:
 
 
 def differences(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
-    """Returns a row for each config key whose value is not the same in all runs."""
+    """Returns one row per config key whose value is not the same in all runs."""
     flat = [configs.flat(configs.from_json(workdir / "config.json")) for workdir in workdirs]
     differing = [key for key in flat[0] if len({json.dumps(f[key], default=list) for f in flat}) > 1]
     return [{"key": key, **{n: str(f[key]) for n, f in zip(names, flat, strict=True)}} for key in differing]
@@ -83,13 +83,13 @@ def _mean_and_deviation(values: list[float]) -> str:
 
 
 def _names(workdirs: list[Path]) -> list[str]:
-    """Returns the names of the runs' directories if all names differ, else their paths."""
+    """Returns the names of the runs' directories. If two names are equal, returns the directories' paths instead."""
     short = [workdir.resolve().name for workdir in workdirs]
     return short if len(set(short)) == len(short) else [str(workdir) for workdir in workdirs]
 
 
 def _curves(workdirs: list[Path], names: list[str]) -> Iterator[Markup]:
-    """Yields a figure for the training loss, and one for every evaluation metric. A figure has one line per run."""
+    """Yields one figure for the training loss and one per evaluation metric. A figure has one line per run."""
     curves_of = {}
     for name, workdir in zip(names, workdirs, strict=True):
         rows = read_metrics(workdir)

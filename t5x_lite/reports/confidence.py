@@ -19,9 +19,9 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Returns {name: (low, high)}: the percentile bootstrap interval of each metric (Efron 1979).
 
-    Draws `resamples` samples from the data, with replacement, each as large as the data. 95% of the samples' scores lie
-    between low and high. The same examples and seed give the same result. Answers are drawn one by one; groups of
-    answers that belong together are not kept together.
+    Draws `resamples` samples from the answers, with replacement. A sample is as large as the data. 95% of the samples'
+    scores lie between low and high. The same examples and seed give the same result. Answers are drawn one by one, even
+    if some of them belong together.
     """
     rng = np.random.default_rng(seed)
     scores_of: dict[str, list[float]] = {}
@@ -55,7 +55,9 @@ def calibration(confidences: Sequence[float], right: Sequence[bool], bins: int =
 
 
 def expected_calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
-    """Returns ECE × 100 (Guo et al. 2017, §2): the mean over the examples of their bin's |confidence − accuracy|.
+    """Returns ECE × 100 (Guo et al. 2017, §2): the mean of |confidence − accuracy| over the bins.
+
+    A bin's weight in the mean is its number of examples.
 
     >>> round(expected_calibration_error([0.9, 0.9, 0.6, 0.6], [True, True, True, False]), 6)
     10.0

@@ -1,4 +1,4 @@
-"""Draws figures as PNG: curves; and of predictions, a confusion matrix, a calibration diagram or text lengths."""
+"""Draws figures as PNG: curves, and for predictions a confusion matrix, a calibration diagram or text lengths."""
 
 import io
 import math
@@ -14,7 +14,7 @@ OTHER = "(no label)"
 
 
 def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
-    """Returns an empty figure (sizes in inches) and its axes. The axes take three quarters of it, labels the rest."""
+    """Returns an empty figure and its axes. Sizes are in inches. The axes take three quarters of the figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -37,7 +37,7 @@ def png_of(figure: "Figure") -> bytes:
 def curves(
     points_of: Mapping[str, Sequence[tuple[int, float]]], ylabel: str, height: float, unmarked: Collection[str] = ()
 ) -> bytes:
-    """Draws one line per name through its points (step, value). Marks the points, except those of names in `unmarked`.
+    """Draws one line per name through the name's points (step, value). Marks the points unless `unmarked` has the name.
 
     height: the figure's height in inches.
     """
@@ -54,7 +54,7 @@ def curves(
 
 
 def of_predictions(rows: Sequence[Mapping]) -> dict[str, bytes]:
-    """Returns {title: PNG}: the figures that suit the rows of a predictions file.
+    """Returns the figures that suit the rows of a predictions file, {title: PNG}.
 
     If there are few different targets and they repeat, they are treated as classes: the figures are a confusion matrix
     and a calibration diagram. For other texts, the figure is a histogram of lengths. Numbers get no figure.
@@ -97,7 +97,7 @@ def counts_of(rows: Sequence[Mapping], labels: Sequence[str]) -> list[list[int]]
 
 
 def reliability(rows: Sequence[Mapping]) -> bytes:
-    """Draws, in 15 bins of the model's probability for its prediction, the share of correct predictions."""
+    """Draws the share of correct predictions against the model's probability for its prediction, in 15 bins."""
     from t5x_lite.reports import confidence  # imported here, because it needs numpy
 
     right = [row["prediction"].strip() == row["target"].strip() for row in rows]

@@ -1,8 +1,8 @@
-"""Computes GLUE's average as T5 reports it: the mean over tasks. Each task counts with its best step."""
+"""Computes GLUE's average as T5 reports it: the mean over tasks of a task's score at its best step."""
 
 from collections.abc import Iterable, Mapping
 
-# {task: its metrics}. The metric of all other tasks is accuracy.
+# {task: its metrics}. All other tasks have only the metric accuracy.
 METRICS = {
     "cola": ("matthews",),
     "mrpc": ("f1", "accuracy"),
@@ -14,9 +14,9 @@ GROUPS = (("cola",), ("sst2",), ("mrpc",), ("stsb",), ("qqp",), ("mnli", "mnli_m
 
 
 def average(steps: Iterable[Mapping[str, Mapping[str, float]]]) -> float | None:
-    """Returns GLUE's average (t5/evaluation/eval_utils.py), or None if a group has no step with all of its metrics.
+    """Returns GLUE's average (t5/evaluation/eval_utils.py), or None if a group has all its metrics at no step.
 
-    steps: for each step, {task: {metric: value}}. The score of a group is the mean of its metrics at the step where
+    steps: one {task: {metric: value}} per step. The score of a group is the mean of its metrics at the step where
     this mean is highest.
 
     >>> average([{"glue_cola": {"matthews": 50.0}}])

@@ -28,7 +28,7 @@ class Clock:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Counts the time in the block for `name`, a key of SPANS."""
+        """Counts the time that the block takes as `name`, a key of SPANS."""
         self._charge()
         self._spans.append(name)
         try:
@@ -42,7 +42,7 @@ class Clock:
         self._spans[0] = "step"
 
     def take(self) -> dict[str, float]:
-        """Returns {span: its seconds since the last call}."""
+        """Returns {span: its seconds since the last call of `take`}."""
         self._charge()
         spent_s, self._spent_s = self._spent_s, dict.fromkeys(SPANS, 0.0)
         return spent_s
@@ -59,10 +59,10 @@ def training_s(spent_s: dict[str, float]) -> float:
 
 
 def table(rows: Sequence[dict]) -> list[dict]:
-    """Returns one row per span: its seconds, and its share of the wall time. The times include all restarts of a run.
+    """Returns one row per span: its seconds, and its share of the wall time. All restarts of a run are included.
 
-    rows: the rows of `metrics.jsonl`. If no row accounts for some time between the first row and the last, the run was
-    down in this time, or it spent the time on steps that it repeated later.
+    Time between the first row and the last that no row accounts for gets a row of its own: the run was down, or it made
+    steps that it repeated later. rows: the rows of `metrics.jsonl`.
     """
     timed = [row for row in rows if "time/unix" in row]
     if not timed:

@@ -22,9 +22,9 @@ from t5x_lite import atomic, console
 from t5x_lite.own_code import name_of
 from t5x_lite.reports.results import METRICS_FILE, read_lines
 
-WANDB_TIMEOUT_S = 15  # for wandb to start
-CLOSE_S = 15  # to write the remaining values at the end
-REACHABLE_S = 3.0  # to connect to wandb's server
+WANDB_TIMEOUT_S = 15  # the time that wandb has to start
+CLOSE_S = 15  # the time that a logger has to write its remaining values at the end
+REACHABLE_S = 3.0  # the time that a connection to wandb's server may take
 KEPT_IN_WANDB = ("config.json", "report.html", "report.md", METRICS_FILE)  # as an artifact
 
 
@@ -42,8 +42,8 @@ class Loggers:
     """Passes `scalars`, `table` and `close` on to all loggers of a run.
 
     config: the run's config as JSON-able data.
-    resume_step: the step where the run resumes. Rows after it are dropped from `metrics.jsonl`, because their steps run
-        again. None keeps all rows.
+    resume_step: the step where the run resumes. Later rows are dropped from `metrics.jsonl`, because their steps run
+        again. None: keep all rows.
     own: the user's loggers. Each is called with (workdir, run_name, config) and returns an object with
         `scalars(step, values)` and, if it needs them, `table` and `close`.
     loggers: {name: logger} of the loggers that are still on.
@@ -87,7 +87,7 @@ class Loggers:
             self._call(METRICS_FILE, "scalars", step, dict(values))
 
     def table(self, step: int, name: str, rows: list[dict]) -> None:
-        """Logs a small table of examples to wandb and own loggers; files in the workdir hold all examples anyway."""
+        """Logs a small table of examples to wandb and the user's loggers. Files in the workdir hold all examples."""
         self._each("table", step, name, rows)
 
     def rewind(self, step: int) -> None:
@@ -153,7 +153,7 @@ def _ends_within_a_line(path: Path) -> bool:
 
 
 def _rounded(value: float) -> float:
-    """Rounds to 8 significant digits (a float32 has no more), or from 100,000 on (the time) to 3 decimals."""
+    """Rounds to 8 significant digits (a float32 has no more). Rounds values from 100,000 on (times) to 3 decimals."""
     return round(float(value), 3) if abs(value) >= 1e5 else float(f"{value:.8g}")
 
 
@@ -161,7 +161,7 @@ class _TensorBoard:
     """Writes an event file in the calling thread.
 
     SummaryWriter is not used, because it writes in a thread of its own. If the disk is full, that thread ends, and then
-    all calls to SummaryWriter and the end of the process hang forever.
+    all calls to SummaryWriter hang forever, and so does the process when it ends.
     """
 
     def __init__(self, workdir: Path, resume_step: int | None):
@@ -266,7 +266,7 @@ class _Own:
 class _InBackground:
     """Calls a logger in a thread, because logging a table to wandb takes 40 s without a network.
 
-    If such a call fails, a later call raises RuntimeError with the text of its exception, followed by `advice`.
+    If such a call fails, a later call raises RuntimeError with the text of the logger's exception and `advice`.
     """
 
     def __init__(self, logger: Logger, advice: str):

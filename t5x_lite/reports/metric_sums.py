@@ -15,13 +15,13 @@ def add(total: Mapping[str, Any] | None, step: Mapping[str, Any]) -> dict[str, A
 def finalise(total: Mapping[str, Any], tasks: Sequence[str] = ()) -> dict[str, float]:
     """Returns the values to report for the summed steps.
 
-    loss/HEAD: Σ loss / Σ weight of a head, in nats per target. loss: the sum over heads.
-    accuracy/HEAD: Σ correct / Σ weight, a fraction.
+    loss/HEAD: Σ loss / Σ weight of a head, in nats per target. loss: the sum of loss/HEAD over the heads.
+    accuracy/HEAD: Σ correct / Σ weight of a head, from 0 to 1.
     task_loss/TASK: the loss on the targets of one task.
-    grad_norm: the mean over steps. learning_rate: that of the last step.
-    tokens: their number. padding: the share of positions without a token.
+    grad_norm: the mean over steps. learning_rate: the value at the last step.
+    tokens: the number of tokens. padding: the share of positions without a token.
 
-    tasks: the names of the tasks, in the order of the task sums; (): no task_loss.
+    tasks: the names of the tasks, in the order of the sums per task; (): no task_loss.
     """
     out: dict[str, float] = {"loss": 0.0}
     heads = [name.removesuffix("/weight") for name in total if name.endswith("/weight")]

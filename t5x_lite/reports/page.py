@@ -1,6 +1,6 @@
 """Makes the HTML of all pages: shell, table and image. A page needs no other file, so it opens offline.
 
-Every text is escaped here, unless it has the type Markup, which means that it is HTML already.
+Every text is escaped here, unless it has the type Markup: such a text is HTML already.
 """
 
 import base64
@@ -21,7 +21,7 @@ class Markup(str):
 
 
 def shell(title: str, *parts: Markup) -> str:
-    """Returns a whole page: the title, the same text as heading, and the parts below it."""
+    """Returns a whole page. The title is also the heading; the parts follow below it."""
     head = f"<!doctype html><html lang=en><meta charset=utf-8>{tag('title', title)}<style>{STYLE}</style>"
     return "\n".join([head, tag("h1", title), *parts, "</html>\n"])
 
@@ -48,7 +48,7 @@ def together(*parts: Markup) -> Markup:
 
 
 def table(rows: list[dict], empty: str) -> Markup:
-    """Returns a table of rows. All rows have the same keys, the columns. Without rows, returns the paragraph `empty`.
+    """Returns a table with one column per key. All rows have the same keys. Without rows, returns a paragraph `empty`.
 
     Numbers are right-aligned: floats with two decimals, integers with commas. None is shown as a dash.
     """

@@ -1,4 +1,4 @@
-"""Reads a run's `metrics.jsonl`, and from it makes the run's curves, best steps and table of results."""
+"""Reads a run's `metrics.jsonl` and computes the run's curves, best steps and table of results."""
 
 import json
 import math
@@ -18,13 +18,13 @@ LOWER_BY_NAME = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")
 def read_metrics(workdir: Path) -> list[dict]:
     """Returns the rows of `metrics.jsonl`: objects with an integer "step" and numbers.
 
-    Lines that are no such object are left out: a crash may cut the last line, and a bad disk may damage any line.
+    Leaves out all other lines: a crash may cut the last line, and a bad disk may damage any line.
     """
     return read_lines(workdir)[0]
 
 
 def read_lines(workdir: Path) -> tuple[list[dict], int]:
-    """Returns (the rows, the number of damaged lines that are left out). An unfinished last line does not count."""
+    """Returns (the rows, the number of damaged lines). Does not count an unfinished last line."""
     path = Path(workdir) / METRICS_FILE
     if not path.exists():
         return [], 0
@@ -45,7 +45,7 @@ def _row(line: bytes) -> dict | None:
 
 
 def title(config: dict, workdir: Path) -> str:
-    """Returns the name of a run: `name` of the config, or if that is empty, the workdir's name."""
+    """Returns the name of a run: the config's `name`, or the workdir's name if `name` is empty."""
     return config["name"] or Path(workdir).absolute().name
 
 
@@ -63,7 +63,7 @@ def curves(rows: list[dict], prefix: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def lower_is_better(rows: list[dict]) -> Callable[[str], bool]:
-    """Returns the function: name of a metric ("task/loss") -> whether lower values are better."""
+    """Returns a function: name of a metric ("task/loss") -> whether lower values of this metric are better."""
     names = {key.removeprefix(LOWER) for row in rows for key in row if key.startswith(LOWER)}
     return names.__contains__ if names else lambda name: name.endswith(LOWER_BY_NAME)
 
@@ -78,7 +78,7 @@ def best(points: Iterable[tuple[int, float]], lower: bool) -> tuple[int, float] 
 
 
 def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
-    """Returns the step in `saved` with the best `eval/KEY`, or None if no value is finite. Of equals, the earliest."""
+    """Returns the step in `saved` with the best `eval/KEY`, or None if no value is finite. Prefers earlier steps."""
     points = curves(rows, f"eval/{key}").get(f"eval/{key}", ())
     point = best([(step, value) for step, value in points if step in saved], lower_is_better(rows)(key))
     return None if point is None else point[0]
@@ -94,7 +94,7 @@ def results(rows: list[dict]) -> list[dict]:
     """Returns one row per task and metric.
 
     A row has the values of the baseline and of the untrained model, the last value, the best value, and the step of the
-    best. After `t5x-lite eval`, rows also have `words`, the score of logistic regression on words, and `low` and
+    best value. After `t5x-lite eval`, rows also have `words`, the score of logistic regression on words, and `low` and
     `high`, the 95% interval of the last value.
     """
     prefixes = {"baseline": "baseline/", "words": "words/", "low": "low/", "high": "high/"}
@@ -117,7 +117,7 @@ def results(rows: list[dict]) -> list[dict]:
 
 
 def averages(rows: list[dict]) -> list[str]:
-    """Returns a line with GLUE's average, each task at its best step; no line unless all tasks were evaluated."""
+    """Returns one line: GLUE's average over the tasks' best steps. Returns no line unless all tasks were evaluated."""
     steps: dict[int, dict[str, dict[str, float]]] = {}
     for name, points in curves(rows, "eval/").items():
         task, _, metric = name.removeprefix("eval/").rpartition("/")
@@ -128,7 +128,7 @@ def averages(rows: list[dict]) -> list[str]:
 
 
 def results_table(rows: list[dict], step: int) -> Table:
-    """Returns a table for the console: every metric at `step`, its baseline, its untrained value and its best one."""
+    """Returns a table for the console. It has one row per metric: its value at `step`, baseline, untrained and best."""
     table = Table(title=f"evaluation at step {step}", title_justify="left")
     for column in ("task", "metric"):
         table.add_column(column)

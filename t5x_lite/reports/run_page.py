@@ -11,7 +11,7 @@ from t5x_lite.reports.results import averages, curves, read_metrics, results, ti
 
 
 def write(workdir: Path, predictions_shown: int) -> Path:
-    """Writes the loss curve, report.html, and report.md, which has only the results. Returns the path of report.html.
+    """Writes the loss curve, report.html and report.md (only the results). Returns the path of report.html.
 
     Reads only files in the workdir. The page shows the first `predictions_shown` predictions of each task.
     """
@@ -101,7 +101,7 @@ def _loss_curve(rows: list[dict]) -> bytes:
 
 
 def _predictions(workdir: Path, shown: int) -> Iterator[Markup]:
-    """For each task, yields figures of its newest predictions and a table of the first `shown` ones."""
+    """Yields the figures of each task's newest predictions, and a table of the first `shown` of them."""
     steps = sorted((workdir / "predictions").glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
     if not steps:
         yield tag("p", "No predictions yet.")

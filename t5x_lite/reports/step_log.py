@@ -1,4 +1,4 @@
-"""Logs training: adds up the metrics of steps and writes the result every `train.log_every_steps` steps."""
+"""Logs training: adds up the metrics of the steps, and writes the result every `train.log_every_steps` steps."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +11,13 @@ from t5x_lite.reports.terminal import Terminal
 
 
 class StepLog:
-    """Every few steps, writes a row to all loggers (metrics.jsonl, TensorBoard, wandb) and a line to the terminal.
+    """Writes a row to all loggers (metrics.jsonl, TensorBoard, wandb) and a line to the terminal every few steps.
 
     every_steps, total_steps: a row is written at multiples of `every_steps`, and at step `total_steps`.
     tasks: names of the tasks whose losses are logged separately; () if there is only one task.
     rates: steps per second -> further values of a row, such as MFU (share of the peak FLOP/s).
     counters: returns the running totals of the data.
-    gather: returns the joined lists of all processes to each process. Every process must call it for every row.
+    gather: joins the lists of all processes and returns the result on every process. All must call it for every row.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class StepLog:
         self._total = metric_sums.add(self._total, metrics)
 
     def reach(self, step: int) -> None:
-        """Moves the progress bar to `step`. Writes a row if one is due and metrics were added since the last."""
+        """Moves the progress bar to `step`. Writes a row if one is due and metrics were added since the last row."""
         self._terminal.advance(step)
         if self._total and (step % self._every_steps == 0 or step == self._total_steps):
             self._write(step, self._total)
@@ -60,7 +60,7 @@ class StepLog:
         self._loggers.scalars(step, {f"train/{name}": value for name, value in row.items()} | times)
 
     def _data_wait(self, share: float) -> dict[str, float]:
-        """Returns which process waited longest for its data, and for which share of the time (0: not at all)."""
+        """Returns the longest wait for data of any process, as a share of the time, and the number of that process."""
         shares = self._gather([share])
         slowest = max(range(len(shares)), key=shares.__getitem__)
         return {"data_wait": shares[slowest]} | ({"slowest_process": float(slowest)} if len(shares) > 1 else {})

@@ -3,7 +3,7 @@
 A row is one setting with the runs of all its seeds. It is a dict:
     point   {parameter: value}; the same parameters in all rows
     mean    the mean of the metric over the runs; None without runs
-    sd      its standard deviation; None with fewer than two runs
+    sd      the metric's standard deviation over the runs; None with fewer than two runs
     runs    the names of the runs
 """
 
@@ -46,7 +46,7 @@ def page(title: str, metric: str, maximize: bool, rows: Sequence[dict[str, Any]]
 
 
 def parallel_coordinates(metric: str, rows: Sequence[dict[str, Any]]) -> Markup:
-    """Returns an SVG. It has an axis for each varying parameter, an axis for the metric, and a line for each setting.
+    """Returns an SVG. It has one axis per varying parameter, one axis for the metric, and one line per setting.
 
     A line's colour shows the metric, from blue (low) to red (high).
     """
@@ -100,7 +100,7 @@ def varying(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def common_settings(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns, as text, the parameters that have one value in all settings, and this value."""
+    """Returns the parameters that have the same value in all settings, with these values, as text."""
     names = varying(rows)
     common = {name: value for name, value in rows[0]["point"].items() if name not in names} if rows else {}
     return f"in all runs: {settings_text(common)}" if common else ""
@@ -116,7 +116,7 @@ def settings_text(point: dict[str, Any]) -> str:
 
 
 def short_name(parameter: str) -> str:
-    """Returns a parameter's name without `config.`, which is the name of a config key."""
+    """Returns a parameter's name without `config.`. The rest is the name of a config key."""
     return parameter.removeprefix("config.")
 
 

@@ -10,7 +10,7 @@ from t5x_lite import console
 
 
 class Terminal:
-    """Writes a run's output to stdout: with a progress bar if it is a terminal, else as plain lines.
+    """Writes a run's output to stdout: with a progress bar if stdout is a terminal, else as plain lines.
 
     If the terminal is closed, the run continues.
     """
