@@ -3,7 +3,7 @@
 `WORKDIR/checkpoints/STEP/{params,optimizer,progress,config,MANIFEST.json}`. A step is first written in
 `WORKDIR/saving`, then one rename moves it into place. So older steps are safe if the process dies while saving. The
 manifest has the hash of every file, so a corrupted file is detected before it is used. The arrays are restored in the
-shardings of the new run, so its mesh and number of processes may differ.
+shardings of the new run. So the new run may have a different mesh and a different number of processes.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = "checkpoints"
 STAGING = "saving"
-LOOK_S = 10.0  # interval of the checks whether a save makes progress
+LOOK_S = 10.0  # how often to check whether a save makes progress
 BARRIER_S = 24 * 3600  # time for all processes to finish writing; the guard ends a hanging process sooner
 
 # Replicas share the work of writing an array: each writes a slice. Slicing compiles a program per shape, which takes
@@ -60,8 +60,8 @@ class Checkpoints:
         """Prepares the workdir; raises CheckpointError if it is not writable.
 
         keep_last: number of newest steps to keep.
-        beat: Guard.beat; while `wait` waits, it is called with a description if the save makes progress.
-        mirror: where each step is copied to.
+        beat: Guard.beat. `wait` calls it with a description whenever the save makes progress.
+        mirror: gets a copy of every step; None: no copies.
         """
         self._beat = beat
         self._mirror = mirror
@@ -73,7 +73,7 @@ class Checkpoints:
 
         def prepare() -> list[int]:
             try:
-                shutil.rmtree(self._staging, ignore_errors=True)  # a process that was killed while saving left it
+                shutil.rmtree(self._staging, ignore_errors=True)  # left by a process that was killed while saving
                 self.directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise CheckpointError(f"cannot use {self.directory}: {error}; is the workdir writable?") from error
@@ -91,8 +91,8 @@ class Checkpoints:
     def save(self, state: TrainState, data_state: dict, config_json: str, keep: Iterable[int] = ()) -> None:
         """Waits for the previous save, then saves `state` as step `state.step`, unless that step is saved already.
 
-        Once it is on disk, keeps only the newest `keep_last` steps and those in `keep`; until then there is one more
-        step. Raises CheckpointError if the previous save or this one fails.
+        Once the step is on disk, keeps only the newest `keep_last` steps and those in `keep`. Until then, there is one
+        more step. Raises CheckpointError if the previous save or this one fails.
         """
         step = int(state.step)
         self.wait()
@@ -137,7 +137,7 @@ class Checkpoints:
             self._error = error
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-        """Returns the state of `step` and the data position saved with it.
+        """Returns (the state of `step`, the data position that was saved with it).
 
         like: a state of arrays or ShapeDtypeStructs. The restored state has their shapes, dtypes and shardings.
         Raises CheckpointError if the files cannot be read or do not fit `like`.
@@ -167,7 +167,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the last save is on disk and the old steps are removed. Raises CheckpointError if that failed."""
+        """Waits until the last save is on disk and the old steps are removed. Raises CheckpointError if this failed."""
         last_moved = None
         while self._thread:
             self._thread.join(LOOK_S)
@@ -184,7 +184,7 @@ class Checkpoints:
                 raise processes.named(error)
 
     def _moved(self) -> tuple[int, int]:
-        """Returns two numbers that change while a save makes progress: bytes staged and files sent to the mirror."""
+        """Returns (bytes staged, files sent to the mirror). They change while a save makes progress."""
         return _bytes_below(self._staging), self._mirror.sent if self._mirror else 0
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _errors_in_a_line(self, what: str) -> Iterator[None]:
-        """Turns errors of writing (TensorStore raises ValueError if the disk is full) into a short CheckpointError."""
+        """Turns a writing error into a short CheckpointError. (On a full disk, TensorStore raises ValueError.)"""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -209,8 +209,10 @@ class Checkpoints:
 
 
 def check_path(workdir: Path) -> None:
-    """Raises ConfigError if Orbax cannot save below this path, because the path contains []*? or a backslash: Orbax
-    reads its own paths as glob patterns, and TensorStore takes a backslash for a slash."""
+    """Raises ConfigError if Orbax cannot save below `workdir`, because its path contains […], *, ? or a backslash.
+
+    Orbax reads its own paths as glob patterns, and TensorStore takes a backslash for a slash.
+    """
     if wrong := re.search(r"\[[^\]]*\]|[*?\\]", str(workdir.absolute())):
         raise ConfigError(
             f"--workdir={workdir}: checkpoints cannot be written below a path with {wrong[0]}; give a path without "
@@ -243,7 +245,7 @@ def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
 
 
 def fetch(workdir: Path, mirror: "Mirror") -> int | None:
-    """Copies the mirror's newest intact step into a workdir without checkpoints, and returns the step.
+    """If the workdir has no checkpoint, copies the mirror's newest intact step into it and returns the step.
 
     Returns None if the workdir has a checkpoint or the mirror has none. Raises CheckpointError as `Mirror.pull` does.
     """
@@ -253,7 +255,7 @@ def fetch(workdir: Path, mirror: "Mirror") -> int | None:
 def newest_good(workdir: Path, say: Callable[[str], None]) -> int | None:
     """Returns the newest intact step of a workdir, or None if it has no steps. All processes get the same answer.
 
-    Renames the corrupted steps after it to STEP.corrupt, and calls `say` with the reason for each. Raises
+    Renames the corrupted steps after this step to STEP.corrupt, and calls `say` with the reason for each. Raises
     CheckpointError if all steps are corrupted, because only the user may decide to start again from step 0.
     """
     rejected: dict[int, str] = {}
@@ -284,7 +286,7 @@ def check(directory: Path) -> None:
 
 
 def verify(workdir: Path) -> dict[int, str | None]:
-    """Returns {step: its problem, or None if it is intact} for every step of a workdir, oldest first."""
+    """Returns {step: its problem, or None if the step is intact} for every step of a workdir, oldest first."""
     return {step: _problem(Path(workdir) / DIRECTORY / str(step)) for step in saved_steps(workdir)}
 
 
@@ -306,7 +308,7 @@ def check_space(workdir: Path, state: TrainState, kept: int) -> None:
 
 
 def _problem(directory: Path) -> str | None:
-    """Returns a problem of a step, or None if it is intact. Each process checks its share of the files."""
+    """Returns a problem of a step, or None if the step is intact. Every process checks its share of the files."""
     problems = processes.gather([manifest.problem(directory, jax.process_index(), jax.process_count())])
     return next(filter(None, problems), None)
 
@@ -325,7 +327,7 @@ def saved_steps(workdir: str | Path) -> list[int]:
 
 
 def find(source: str | Path) -> Path:
-    """Returns `source` if it is the directory of a step. If it is a workdir, returns that of its newest step.
+    """Returns `source` if it is a step's directory. If it is a workdir, returns the directory of its newest step.
 
     Raises CheckpointError if there is no such step.
     """
@@ -366,7 +368,7 @@ def choose(workdir: str | Path, which: str, best: int | None) -> list[int]:
 
 
 def _bytes_below(root: Path) -> int:
-    """Returns the size of all files below `root` in bytes; skips files that are being removed."""
+    """Returns the total size in bytes of all files below `root`. Skips files that are being removed."""
     total = 0
     for directory, _, files in os.walk(root):
         for file in files:

@@ -1,4 +1,4 @@
-"""Loads parameters alone from a checkpoint: into a new run, for evaluation, or for inference."""
+"""Loads only the parameters of a checkpoint: into a new run, for evaluation, or for inference."""
 
 import dataclasses
 import re
@@ -38,10 +38,10 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
     source: a workdir (its newest step is used), or `WORKDIR/checkpoints/STEP`.
     params: a tree of arrays, or of ShapeDtypeStructs.
     Raises CheckpointError if there is no checkpoint, if it is corrupted, or if none of its arrays fits. Also raises it
-    if the layers have different shapes, because then the checkpoint is of another model. Tables and heads may have
+    if the layers have different shapes, because then the checkpoint belongs to another model. Tables and heads may have
     different shapes, because the vocabulary or the classes may differ.
     """
-    step_directory = Path(processes.on_first(lambda: str(find(source))))  # a different run may be saving there
+    step_directory = Path(processes.on_first(lambda: str(find(source))))  # another run may be saving in that workdir
     check(step_directory)
     directory = step_directory / "params"
     checkpointer = ocp.PyTreeCheckpointer()
@@ -86,7 +86,7 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
 def load_model(workdir: Path, step: int, params: Any) -> Any:
     """Returns the parameters of a workdir's step, with the shapes and shardings of `params`.
 
-    Raises CheckpointError unless the step has all these parameters in these shapes.
+    Raises CheckpointError unless the step has all parameters of `params` in the same shapes.
     """
     loaded, report = load_params(workdir / DIRECTORY / str(step), params)
     if report.fresh or report.reshaped:

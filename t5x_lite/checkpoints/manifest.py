@@ -17,11 +17,11 @@ from t5x_lite.errors import CheckpointError
 
 NAME = "MANIFEST.json"
 READ_BYTES = 1 << 22
-OF_STEPS = ("checkpoints", "saving")  # in these, a step's directory is named after the step
+OF_STEPS = ("checkpoints", "saving")  # in these directories, a step's directory is named after the step
 
 
 def write(directory: Path, step: int) -> None:
-    """Writes the manifest of `directory`, the checkpoint of `step`. Waits until it and all other files are on disk."""
+    """Writes the manifest of `directory`, which holds the checkpoint of `step`. Waits until all files are on disk."""
     for path in directory.rglob("*"):
         atomic.sync(path)
     files = {
@@ -76,7 +76,7 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def _step_inside(directory: Path) -> int | None:
-    """Returns the step that progress/metadata names (manifests of 0.1 lack it); None for imported weights."""
+    """Returns the step in progress/metadata, because manifests of version 0.1 lack it; None for imported weights."""
     file = directory / "progress" / "metadata"
     return int(json.loads(file.read_bytes())["step"]) if file.exists() else None
 

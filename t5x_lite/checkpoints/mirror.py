@@ -19,7 +19,7 @@ from t5x_lite.errors import CheckpointError, ConfigError, first_line
 T = TypeVar("T")
 
 BESIDE = ("config.json", "metrics.jsonl")  # files of the workdir that a run needs besides a checkpoint
-MODEL = "model"  # the workdir's directory of all that its model needs besides parameters (saved_run.py)
+MODEL = "model"  # the workdir's directory with all that its model needs besides parameters (saved_run.py)
 TRIES = 5
 FIRST_PAUSE_S = 1.0  # each later pause is twice as long
 
@@ -73,7 +73,9 @@ class Mirror:
             self._tried(lambda old=old: self._files.rm(f"{self._root}/{old}", recursive=True))
 
     def pull(self, workdir: Path, checkpoints: str, staging: str) -> int | None:
-        """Copies the newest intact step and the files of BESIDE into the workdir. Returns the step, or None.
+        """Copies the newest intact step and the files of BESIDE into the workdir. Returns the step.
+
+        If the mirror has no step, returns None.
 
         checkpoints, staging: names of directories in the workdir.
 
@@ -105,7 +107,7 @@ class Mirror:
         return None
 
     def _get_all(self, name: str, directory: Path) -> None:
-        """Copies a directory of the mirror. Raises CheckpointError if a file's path leads out of it."""
+        """Copies the mirror's directory `name` to `directory`. Raises CheckpointError if a file would lie outside."""
         root = f"{self._root}/{name}"
         for path in self._tried(lambda: self._files.find(root)):
             target = directory / str(path).split(f"{root.lstrip('/')}/", 1)[1]

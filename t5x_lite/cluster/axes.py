@@ -1,4 +1,4 @@
-"""Defines the axes of a mesh, the logical axes of arrays, and the rules that split the second over the first.
+"""Defines the axes of a mesh, the logical axes of arrays, and the rules that split logical axes over mesh axes.
 
 Does not import jax, because config files use these rules and must load without it. To add a mesh axis, add a row to
 MESH_AXES. To add a logical axis, add a field to AxisRules. Nothing else describes an axis.
@@ -40,16 +40,16 @@ def _axis(*mesh_axes: str, factor: str = WHOLE, size: str = "") -> Any:
     """Returns the dataclass field of a logical axis.
 
     mesh_axes: the mesh axes that the logical axis is split over by default.
-    factor: its role in Adafactor's moments. ROW, COLUMN; STACK: layers, never averaged over; WHOLE: parameters with
-        this axis are not factored.
-    size: the field of ModelConfig that holds its size, if the size must be divisible by the mesh axes; else "".
+    factor: the logical axis's role in Adafactor's second moments. ROW and COLUMN: the moments are factored along it.
+        STACK: layers, never averaged over. WHOLE: parameters with this axis are not factored.
+    size: the field of ModelConfig that holds the logical axis's size, if the mesh axes must divide that size; else "".
     """
     return dataclasses.field(default=mesh_axes, metadata={"factor": factor, "size": size})
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisRules:
-    """For each logical axis, holds the mesh axes that it is split over. () keeps it whole on every device.
+    """Holds the mesh axes that each logical axis is split over. () keeps a logical axis whole on every device.
 
     An array uses each mesh axis only once, for its leftmost dimension whose rule has that mesh axis. By default, both
     `batch` and `embed` have fsdp. So fsdp splits activations ("batch", "length", "embed") by batch, and kernels
@@ -88,13 +88,13 @@ SIZES = {f.name: f.metadata["size"] for f in dataclasses.fields(AxisRules) if f.
 
 
 def factor_of(logical_axis: str | None) -> str:
-    """Returns the axis's role in Adafactor's moments; WHOLE if the axis is None or is not a field of AxisRules."""
+    """Returns the axis's role in Adafactor's moments. Returns WHOLE if the axis is None or no field of AxisRules."""
     fields = {field.name: field.metadata["factor"] for field in dataclasses.fields(AxisRules)}
     return fields.get(logical_axis or "", WHOLE)
 
 
 def axis_rules(**overrides: str | Sequence[str] | None) -> AxisRules:
-    """Returns the default rules, some of them replaced. Raises ConfigError for an unknown logical or mesh axis.
+    """Returns the default rules with the overrides. Raises ConfigError for an unknown logical or mesh axis.
 
     For example, with `axis_rules(vocab=None)` the vocabulary of embeddings is not split over `tensor`.
     """

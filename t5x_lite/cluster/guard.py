@@ -1,8 +1,8 @@
 """Stops a run on request, at a step that all processes agree on, and ends a process that hangs.
 
-Ctrl-C or SIGTERM to any process asks all processes to save and stop. A process may not stop in time, because a loader,
-a disk or another process hangs. Then a thread, which depends on none of them, ends the process. The launcher runs the
-command again, which resumes from the newest checkpoint.
+Ctrl-C or SIGTERM to any process asks all processes to save and stop. A process may fail to stop in time,
+because a loader, a disk or another process hangs. Then a thread of the stuck process ends it; this thread depends on
+none of the three. The launcher runs the command again, and the run resumes from the newest checkpoint.
 """
 
 import contextlib
@@ -23,27 +23,27 @@ from t5x_lite.errors import RESTART_ME
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 1.0
 AGAIN_S = 1.0  # signals within this time count as one: the terminal and launchers may all send Ctrl-C
-LAST_RESORT_S = 90.0  # after hang_s plus this, the system kills the process; the stacks come at two thirds
+LAST_RESORT_S = 90.0  # the system kills a process whose `_watch` is stuck for hang_s plus this; stacks: 30 s before
 STDERR = 2
 
 
 class Guard:
     """A context around a run. Enter it in the main thread, because Python handles signals there.
 
-    hang_s: how long there may be no `beat`. After this time, the process ends with RESTART_ME; after half of it, the
-        stacks of all threads go to stderr. 0: no limit. Time before the first beat or during a `pause` does not count.
+    hang_s: the longest time without a `beat`. After it, the process ends with RESTART_ME; after half of it, the
+        stacks of all threads go to stderr. 0: no limit. Time before the first beat or in a `pause` does not count.
     grace_s: time from a signal until the process is ended by force, saved or not. A second signal ends it at once.
     """
 
     def __init__(self, hang_s: float, grace_s: float):
-        self.requested = False  # whether this process was asked; `stops` tells whether the run stops
+        self.requested = False  # whether this process was asked to stop; `stops` tells whether the run stops
         self._hang_s, self._grace_s = hang_s, grace_s
         self._beat: tuple[float, str] | None = None
         self._being_asked: jax.Array | None = None
         self._ended = threading.Event()
 
     def beat(self, at: str) -> None:
-        """Records that the run makes progress. at: where ("step 12"), for the message if the run hangs after this."""
+        """Records that the run makes progress. at: the place ("step 12"), for the message if the run then hangs."""
         self._beat = time.monotonic(), at
 
     def pause(self) -> None:
@@ -53,8 +53,8 @@ class Guard:
     def stops(self) -> bool:
         """Returns whether the run was asked to stop. All processes get the same answer.
 
-        All processes must call this equally often. If there are several, a call returns whether the run had been asked
-        before the previous call. In between, the devices add up the requests, so no process waits.
+        All processes must call this equally often. If there are several processes, a call returns whether the run had
+        been asked before the previous call. The devices add up the requests between two calls, so no process waits.
         """
         if jax.process_count() == 1:
             return self.requested
@@ -72,7 +72,7 @@ class Guard:
             mesh = jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(AxisType.Auto,))
             self._split = NamedSharding(mesh, PartitionSpec("devices"))
             self._sum = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        requests = np.full(jax.local_device_count(), self.requested, np.int32)  # an element for each local device
+        requests = np.full(jax.local_device_count(), self.requested, np.int32)  # one element per local device
         return self._sum(jax.make_array_from_process_local_data(self._split, requests))
 
     def __enter__(self) -> "Guard":

@@ -23,9 +23,9 @@ def held(workdir: Path) -> Iterator[None]:
     """Locks the workdir for this process while the context is open.
 
     The lock is the system's file lock, which ends with the process in every case. Some network disks do not share file
-    locks between hosts. Therefore the lock file also names its run and has a heartbeat (its modification time), which
-    tells whether that run is alive. A launcher that restarts a run sets T5X_LITE_AGAIN. Then this call waits, because
-    the previous attempt may still be ending.
+    locks between hosts. Therefore the lock file also names its run, and the run keeps updating the file's modification
+    time. This heartbeat tells whether the run is alive. A launcher that restarts a run sets T5X_LITE_AGAIN. Then this
+    call waits, because the previous attempt may still be ending.
 
     Raises ConfigError if a run uses the workdir (the error names its host and pid), and CheckpointError if the workdir
     is not writable.
@@ -48,7 +48,7 @@ def held(workdir: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(OSError):  # so the file does not name a process that has ended
+        with contextlib.suppress(OSError):  # so that the file does not name a process that has ended
             os.ftruncate(descriptor, 0)
         os.close(descriptor)
 
@@ -99,7 +99,7 @@ def _wait_for_other_host(workdir: Path, descriptor: int, until_s: float) -> None
 
 
 def boot_id() -> str:
-    """Returns an id of this boot of the machine. It tells machines with the same name apart, such as pods of a job."""
+    """Returns an id of this boot of the machine. It differs between machines with the same name, such as pods."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -26,7 +26,7 @@ def decode(message: bytes) -> Any:
 
 
 def _tagged(value: Any) -> Any:
-    """Returns the value in JSON's types. Dicts, tuples and sets become {name of the type: list of the parts}."""
+    """Returns the value in JSON's types. A dict, tuple or set becomes {name of its type: list of its parts}."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, str | bool | int | float):

@@ -2,7 +2,7 @@
 
 A launcher starts the same command on every host (launch/). A single process needs no coordinator: it joins nothing, and
 guard.py handles its signals. Code that reads the disk or the clock may get different answers on different hosts. Then
-the processes would wait for each other forever, so call such code through `on_first`.
+the processes would wait for each other forever. So call such code through `on_first`.
 """
 
 import atexit
@@ -38,7 +38,7 @@ START_S = 300  # time for all processes to connect
 # Matches the runtime's messages about lost processes by its status codes, its libraries' names and its words.
 OF_OTHERS = re.compile("UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|Gloo|NCCL|[Cc]onnection|[Hh]eartbeat")
 
-OF_COLLECTIVES = re.compile(r"\b(Gloo|NCCL)\b")  # outside of a compiled step, they raise plain ValueErrors
+OF_COLLECTIVES = re.compile(r"\b(Gloo|NCCL)\b")  # outside of a compiled step, these libraries raise plain ValueErrors
 
 
 @contextlib.contextmanager
@@ -65,8 +65,8 @@ def joined() -> Iterator[None]:
 def expected() -> bool:
     """Returns whether environment variables say that the launcher started several processes.
 
-    Reads the variables of srun, mpirun and TPU slices, and JAX_COORDINATOR_ADDRESS. The latter is set together with
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID, but a TPU slice's launcher sets only JAX_COORDINATOR_ADDRESS=auto.
+    Reads the variables of srun, mpirun and TPU slices, and JAX_COORDINATOR_ADDRESS. JAX_COORDINATOR_ADDRESS needs
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID beside it, but on TPU slices JAX_COORDINATOR_ADDRESS=auto is enough.
     """
     return (
         "JAX_COORDINATOR_ADDRESS" in os.environ
@@ -77,7 +77,7 @@ def expected() -> bool:
 
 
 def gather(rows: list) -> list:
-    """Joins the lists of all processes in the order of processes, and returns the result on every process.
+    """Joins the lists of all processes, in the order of their numbers, and returns the result on every process.
 
     Raises ConfigError for a value that messages.py cannot send.
     """
@@ -92,7 +92,7 @@ def gather(rows: list) -> list:
 
 
 def largest(number: int) -> int:
-    """Returns, on every process, the largest of the numbers that the processes give."""
+    """Returns the largest `number` of all processes, on every process."""
     return max(gather([number]))
 
 
@@ -105,10 +105,10 @@ def on_first(function: Callable[[], T]) -> T:
 
 
 def on_each(function: Callable[[], T]) -> T:
-    """Calls `function` on every process and returns this process's own result. If any call raises, all processes raise.
+    """Calls `function` on every process and returns this process's result. If any call raises, all processes raise.
 
-    So no process continues and then waits for one that has left. A process whose own call succeeded raises a UserError
-    with the message and exit code of the first process that failed.
+    So no process continues and then waits for one that has left. A process whose call failed raises its own error. The
+    others raise a UserError with the message and exit code of the first process that failed.
     """
     if jax.process_count() == 1:
         return function()

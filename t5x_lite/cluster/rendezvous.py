@@ -13,9 +13,9 @@ GO = b"go"
 def wait(address: str, number: int, process: int, timeout_s: float) -> None:
     """Waits until all `number` processes have connected to process 0 at `address` ("host:port").
 
-    Then process 0 stops listening there, so that JAX can use the port. Raises LostProcessError if this takes longer
-    than `timeout_s` seconds; on process 0, the error names the missing processes. On process 0, also raises it if the
-    port is in use.
+    Then process 0 stops listening there, so that JAX can use the port. Raises LostProcessError if the processes
+    do not connect within `timeout_s` seconds; on process 0, the error names the missing ones. Process 0 also raises it
+    if the port is in use.
     """
     host, _, port = address.rpartition(":")
     end_s = time.monotonic() + timeout_s
@@ -49,7 +49,7 @@ def _receive(port: int, number: int, end_s: float, timeout_s: float) -> None:
                 connection.settimeout(5)
                 connections[int(connection.recv(16))] = connection
         for connection in connections.values():
-            with contextlib.suppress(OSError):  # that process has ended; JAX reports this when it waits for it
+            with contextlib.suppress(OSError):  # that process has ended; JAX reports this when it waits for the process
                 connection.sendall(GO)
 
 

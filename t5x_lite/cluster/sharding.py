@@ -1,4 +1,4 @@
-"""Places arrays on devices: makes the mesh, and a layout of the mesh and the rules of axes.py.
+"""Places arrays on devices: makes the mesh, and the layout, which combines the mesh and the rules of axes.py.
 
 A logical axis (`embed`, `mlp`, …) is a field of `AxisRules`. So a misspelt axis is an error with a hint; without it,
 the array would silently be whole on every device. The mesh is always an argument, never global. If sizes cannot be
@@ -29,7 +29,7 @@ Axes = Sequence[str | None]  # the logical axis of each dimension of an array; N
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Holds a mesh and the axis rules: all that is needed to place an array if its logical axes are known."""
+    """Holds a mesh and the axis rules. With these, an array's logical axes say where to place it."""
 
     mesh: Mesh
     rules: AxisRules = DEFAULT_RULES
@@ -56,7 +56,7 @@ class Layout:
     def constrain(self, array: jax.Array, axes: Axes) -> jax.Array:
         """Returns the array with a sharding constraint for the compiler. On a mesh of one device, adds no constraint.
 
-        axes: one logical axis for each dimension of the array. Raises ValueError if their numbers differ.
+        axes: one logical axis per dimension of the array. Raises ValueError if there are more or fewer.
         """
         if len(axes) != array.ndim:
             raise ValueError(f"axes {tuple(axes)} name {len(axes)} dimensions; the array has shape {array.shape}")
@@ -86,7 +86,8 @@ class Layout:
 def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     """Returns the sizes of the mesh axes from a config value.
 
-    An axis of size -1 takes the remaining devices. If there is none, `data` takes them, unless the text sets its size.
+    An axis of size -1 takes the remaining devices. If no axis has size -1, `data` takes them, unless the text sets the
+    size of `data`.
 
     >>> parse_mesh("fsdp=2,tensor=2", 8)
     {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}
@@ -164,7 +165,7 @@ def make_mesh(
 def _over_slices(shape: tuple[int, ...], slices: int, devices: Sequence[Any]) -> np.ndarray:
     """Returns the devices of several slices as an array of this shape, so that only one axis spans the slow network.
 
-    This axis is the first with crosses_slices. Raises ConfigError if its size is not divisible by `slices`.
+    This axis is the first with crosses_slices. Raises ConfigError if the axis's size is not divisible by `slices`.
     """
     crossing = next(number for number, axis in enumerate(MESH_AXES.values()) if axis.crosses_slices)
     if shape[crossing] % slices:
@@ -178,7 +179,7 @@ def _over_slices(shape: tuple[int, ...], slices: int, devices: Sequence[Any]) ->
 def rows_follow(devices: np.ndarray, row_axes: Sequence[str] = DEFAULT_RULES.batch) -> bool:
     """Returns whether the batch rows of each process are contiguous.
 
-    devices: array of devices, one dimension for each of MESH_AXES.
+    devices: an array of devices with one dimension per axis of MESH_AXES.
     """
     split = [number for number, axis in enumerate(MESH_AXES) if axis in row_axes]
     by_row = np.moveaxis(devices, split, range(len(split)))
@@ -197,7 +198,7 @@ def rows_follow(devices: np.ndarray, row_axes: Sequence[str] = DEFAULT_RULES.bat
 def check_batch(
     batch_rows: int, mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES, microbatches: int = 1
 ) -> None:
-    """Raises ConfigError unless the rows of every microbatch can be split evenly over their mesh axes."""
+    """Raises ConfigError unless the rows of every microbatch can be split evenly over the mesh axes of `batch`."""
     parts = _parts(rules.batch, mesh)
     if microbatches < 1 or batch_rows < 1:
         raise ConfigError(f"batch_rows={batch_rows}, microbatches={microbatches}: both must be 1 or more")
@@ -208,7 +209,7 @@ def check_batch(
 
 
 def check_lengths(lengths: Mapping[str, int], mesh: Mapping[str, int], rules: AxisRules = DEFAULT_RULES) -> None:
-    """Raises ConfigError unless all these lengths can be split evenly. lengths: {"data.length": 512}, by config key."""
+    """Raises ConfigError unless all lengths can be split evenly. lengths: {config key: length}."""
     parts = _parts(rules.length, mesh)
     for key, length in lengths.items():
         if length % parts:
@@ -277,7 +278,7 @@ def _mesh_text(axes: Sequence[str], mesh: Mapping[str, int]) -> str:
 
 
 def _nearest(value: int, multiple_of: int) -> str:
-    """Returns, as a hint, the two multiples around a value: `_nearest(100, 8)` is "96 or 104"."""
+    """Returns the two nearest multiples of `multiple_of` as a hint: `_nearest(100, 8)` is "96 or 104"."""
     below = value // multiple_of * multiple_of
     return f"{below} or {below + multiple_of}" if below else str(multiple_of)
 
@@ -290,7 +291,7 @@ def _is_box(x: Any) -> bool:
 
 
 def param_axes(boxed: Any) -> Any:
-    """Returns the tree of logical axes. Each parameter has a tuple of their names.
+    """Returns a tree with one tuple per parameter: the names of the parameter's logical axes.
 
     boxed: parameters in the boxes (`nn.Partitioned`) that `module.init` puts around them.
 
@@ -314,7 +315,7 @@ def _names(path: tuple, leaf: Any) -> tuple[str | None, ...]:
 def shardings(boxed: Any, layout: Layout) -> Any:
     """Returns the tree of NamedShardings for a train state or parameters.
 
-    boxed: the state or parameters as shapes, in the boxes that `module.init` puts around them.
+    boxed: the shapes of the state or parameters, in the boxes that `module.init` puts around them.
 
     A scalar without a box (a step counter) is replicated. Raises ConfigError for any other array without a box, an
     unknown logical axis, or a dimension that is not divisible by its mesh axes.
@@ -356,7 +357,7 @@ def process_rows(layout: Layout, batch_rows: int) -> slice:
 def input_shard(layout: Layout, batch_rows: int) -> dict[str, int]:
     """Returns which shard of the global batch this process reads: {"shard_index": …, "shard_count": …}.
 
-    There may be fewer shards than processes: if a mesh axis that does not split rows spans several hosts, these hosts
+    There may be fewer shards than processes: if a mesh axis spans several hosts but does not split rows, these hosts
     read the same rows. Raises ConfigError if processes have different numbers of rows.
     """
     rows = process_rows(layout, batch_rows)
