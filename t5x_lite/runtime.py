@@ -74,7 +74,7 @@ def start(experiment: "Experiment", devices: Sequence | None = None) -> Runtime:
 def check_mesh(experiment: "Experiment", rules: AxisRules, sizes: Mapping[str, int]) -> None:
     """Raises ConfigError unless batches, rows and model can be split evenly over such a mesh. Needs no device.
 
-    sizes: the mesh's, by axis.
+    sizes: {mesh axis: its size}.
     """
     cfg, model = experiment.cfg, experiment.model
     sharding.check_batch(cfg.data.batch_rows, sizes, rules, cfg.train.microbatches)

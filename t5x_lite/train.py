@@ -186,7 +186,7 @@ def _mirror(url: str) -> "Mirror | None":
 def _where_to_begin(experiment: "Experiment", workdir: Path, mirror: "Mirror | None") -> tuple[BeginAt, list[str]]:
     """Returns the step where the run begins, and notes about it for the user.
 
-    Raises ConfigError if the workdir holds a run whose config would not have led to the same steps.
+    Raises ConfigError if the workdir's run began with a config that makes different training steps.
     """
     cfg, notes = experiment.cfg, []
     if mirror and (fetched := processes.on_first(lambda: checkpoint.fetch(workdir, mirror))):

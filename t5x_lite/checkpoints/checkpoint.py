@@ -139,7 +139,7 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """Returns (the state of `step`, the data position that was saved with it).
 
-        like: a state of arrays or ShapeDtypeStructs. The restored state has their shapes, dtypes and shardings.
+        like: a state of arrays or ShapeDtypeStructs. The restored arrays get the same shapes, dtypes and shardings.
         Raises CheckpointError if the files cannot be read or do not fit `like`.
         """
         try:

@@ -82,7 +82,10 @@ class Evaluator:
         return values, samples
 
     def directions(self) -> dict[str, float]:
-        """Returns {"lower_is_better/TASK/METRIC": 1} for the metrics, computed so far, for which lower is better."""
+        """Returns {"lower_is_better/TASK/METRIC": 1} for the metrics for which lower is better.
+
+        Has only metrics that were already computed.
+        """
         return {f"{results.LOWER}{name}": 1.0 for name in sorted(self._lower_is_better)}
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:

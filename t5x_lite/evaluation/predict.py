@@ -224,7 +224,7 @@ def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array,
 
 
 def _local(tree: Any, layout: Layout) -> Any:
-    """Returns a tree of global arrays [B, …] as numpy arrays, with only the rows of this process."""
+    """Returns the tree with its global arrays [B, …] as numpy arrays that have only the rows of this process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     by_rows = jax.jit(lambda tree: tree, out_shardings=layout.batch_sharding)(tree)

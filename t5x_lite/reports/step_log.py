@@ -60,7 +60,7 @@ class StepLog:
         self._loggers.scalars(step, {f"train/{name}": value for name, value in row.items()} | times)
 
     def _data_wait(self, share: float) -> dict[str, float]:
-        """Returns the longest wait for data of any process, as a share of the time, and the number of that process."""
+        """Returns the longest wait of a process for data, as a share of the time, and the number of this process."""
         shares = self._gather([share])
         slowest = max(range(len(shares)), key=shares.__getitem__)
         return {"data_wait": shares[slowest]} | ({"slowest_process": float(slowest)} if len(shares) > 1 else {})
