@@ -15,14 +15,14 @@ FUNCTIONS = {"softmax": softmax, "sigmoid": lambda logits: 1 / (1 + np.exp(-logi
 
 
 def text_classification(model: Model, inputs: list, *, top_k: Any = "best", function_to_apply: str = "") -> list:
-    """Returns the most probable class of each input, {"label", "score"}.
+    """Returns the most probable class of each input, as {"label", "score"}.
 
     inputs: each is a text or {"text", "text_pair"}.
-    top_k: if given, returns a list of the `top_k` most probable classes per input; if None, a list of all classes.
-    function_to_apply: the function that turns logits into scores: softmax, sigmoid or none. By default it is none for a
-        regression, sigmoid if a text may have several labels or there is only one class, and otherwise softmax.
+    top_k: if a number, each input gets a list of its `top_k` most probable classes; if None, a list of all classes.
+    function_to_apply: the function that turns logits into scores: softmax, sigmoid or none. The default is none for a
+        regression. It is sigmoid if a text may have several labels or there is only one class, and otherwise softmax.
 
-    The logits of a model that generates text are its log-probabilities of writing each label.
+    If the model generates text, the logit of a label is the log-probability that the model writes the label.
 
     Raises DataError if an input is not text; ConfigError if the model cannot classify.
     """
@@ -52,15 +52,16 @@ def zero_shot_classification(
 ) -> list[dict]:
     """Returns {"sequence", "labels", "scores"} for each input, with the most probable label first.
 
-    An encoder must be trained on natural language inference: the name of one of its classes must begin with "entail".
-    Its score for a label is the probability that the text entails the hypothesis. A model that generates text scores a
-    label by the probability of writing it.
+    A label becomes a hypothesis by `hypothesis_template`. An encoder must be trained on natural language inference: the
+    name of one of its classes must begin with "entail". It scores a label by the probability that the text entails the
+    hypothesis. A model that generates text scores a label by the probability that it writes the hypothesis.
 
-    candidate_labels: a list of labels, or one string with commas between them.
-    hypothesis_template: "{}" stands for the label. The default is "This example is {}." for an encoder, otherwise "{}".
-    multi_label: if true, each label has a probability of its own; if false, the scores of all labels sum to 1.
+    candidate_labels: a list of labels, or one string in which commas separate the labels.
+    hypothesis_template: a text in which "{}" stands for the label. The default is "This example is {}." for an encoder,
+        otherwise "{}".
+    multi_label: if true, each label is scored independently of the others; if false, the scores of all labels sum to 1.
 
-    Raises ConfigError if there are no labels, the template has no {}, or the model cannot do this task.
+    Raises ConfigError if there are no labels, if the template has no {}, or if the model cannot do this task.
     """
     labels = candidate_labels.split(",") if isinstance(candidate_labels, str) else list(candidate_labels)
     labels = [label.strip() for label in labels if label.strip()]
@@ -96,8 +97,9 @@ def _entailment_logits(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (entailment logits, contradiction logits), each float64 [texts, labels].
 
-    As in transformers, contradiction is the first class, or the last class if the first is entailment. Raises
-    ConfigError if the encoder has no entailment class.
+    As in transformers, contradiction is the first class, or the last class if the first is entailment.
+
+    Raises ConfigError if the encoder has no entailment class.
     """
     entails = next((i for i, name in enumerate(model.labels) if name.lower().startswith("entail")), None)
     if entails is None or "classification" not in model.config.heads:
@@ -110,7 +112,7 @@ def _entailment_logits(
 
 
 def _class_logits(model: Model, inputs: list) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Returns (logits, class names). The logits are float64 [C] for each input; a regression's names are ().
+    """Returns (logits, class names). Each input has logits float64 [C]. The names are () for a regression.
 
     inputs: each is a text or {"text", "text_pair"}.
     """

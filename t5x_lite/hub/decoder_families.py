@@ -7,7 +7,7 @@ from t5x_lite.hub.family import ACTIVATIONS, ONLY_FALSE, QKV_O, QKV_OUT, Family,
 from t5x_lite.models import presets
 from t5x_lite.models.config import ModelConfig
 
-# GPT-2 and its kin ----------------------------------------------------------------------------------------------------
+# GPT-2, GPT-Neo, GPT-J ------------------------------------------------------------------------------------------------
 
 
 _MASKS = {r"(.*\.)?h\.\d+\.attn\.(attention\.)?(bias|masked_bias)": "a mask"}
@@ -61,9 +61,10 @@ GPT2 = Family(
 
 
 def _read_gpt_neo(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our `local_window`; 0 if all layers attend globally.
+    """Returns our field `local_window`, which is 0 if all layers attend globally.
 
-    Their attention_types names each layer's kind: [[["global", "local"], 12]] is this pair of layers twelve times.
+    Their attention_types gives the kind of each layer: [[["global", "local"], 12]] means a global layer and then a
+    local layer, twelve times.
     """
     kinds = [kind for pattern, times in settings.get("attention_types") or () for kind in list(pattern) * times]
     if set(kinds) <= {"global"}:

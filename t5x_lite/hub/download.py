@@ -14,10 +14,13 @@ FILES = ("*.safetensors", "*.json", "*.model", "vocab.txt", "merges.txt")
 
 
 def fetch(source: str) -> Path:
-    """Returns the local directory of `hf://OWNER/NAME@REVISION`. Downloads it if huggingface_hub has no cached copy.
+    """Returns the local directory of a model. Downloads the model if huggingface_hub has no cached copy.
 
-    The revision must be a commit: a name such as `main` may point to a different model tomorrow. Raises ConfigError
-    if `source` has a different form or huggingface_hub is missing; CheckpointError if the download fails.
+    source: `hf://OWNER/NAME@REVISION`. The revision must be a commit, because a name such as `main` may point to a
+        different model tomorrow.
+
+    Raises ConfigError if `source` has a different form or if huggingface_hub is missing; CheckpointError if the
+    download fails.
     """
     parsed = SOURCE.fullmatch(source)
     if not parsed:

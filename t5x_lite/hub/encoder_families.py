@@ -108,7 +108,7 @@ BERT = Family(
 def _read_roberta(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our fields for positions.
 
-    RoBERTa's positions start at pad_token_id + 1. Its max_position_embeddings also counts the unused positions before.
+    RoBERTa's first position is pad_token_id + 1. max_position_embeddings also counts the unused positions before it.
     """
     offset = settings.get("pad_token_id", 1) + 1
     return {"position_offset": offset, "max_positions": settings.get("max_position_embeddings", 514) - offset}

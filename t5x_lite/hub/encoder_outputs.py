@@ -12,12 +12,13 @@ from t5x_lite.hub.model import Model, in_batches
 def encoder_outputs(
     model: Model, examples: Sequence[Mapping[str, Any]], hidden: bool = False
 ) -> list[dict[str, np.ndarray]]:
-    """Returns one dict per example: {"ids": the token ids that the encoder reads, int32 [tokens]; head: its output}.
+    """Returns one dict per example, {"ids": token ids, head: output of the head}.
+
+    The ids are those that the encoder reads, int32 [tokens]. The output of the head `mlm` has one row for each mask in
+    the text, in order, and then padding rows.
 
     examples: each is {field: text} or {field: token ids} (an Encoded).
-    hidden: if true, the dicts have "hidden", the hidden states [tokens, D], instead of the heads' outputs.
-
-    The output of the head `mlm` has one row for each mask in the text, in order; padding rows follow.
+    hidden: if true, each dict has "hidden", the hidden states [tokens, D], instead of the outputs of the heads.
     """
 
     def work(chosen: list[int]) -> list[dict[str, np.ndarray]]:
@@ -37,7 +38,7 @@ def encoder_outputs(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of `logits`, which sum to 1 over the last axis. Both have the shape [..., C]."""
+    """Converts logits [..., C] to probabilities [..., C]. The probabilities sum to 1 over the last axis."""
     return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 

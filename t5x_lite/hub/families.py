@@ -1,7 +1,8 @@
 """Lists the Hugging Face model families. A `Family` maps their tensors and settings to our parameters and fields.
 
 mapping.py uses each `Family` in both directions, for import and export. To add a family, define it in the module of
-its architecture (such as encoder_families.py) and list it here. Our models must already have all parts that it needs.
+its architecture (such as encoder_families.py) and list it here. Our models must already have all parts that the new
+family needs.
 """
 
 from t5x_lite.hub.decoder_families import GPT2, GPT_J, GPT_NEO, LLAMA

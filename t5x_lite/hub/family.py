@@ -1,4 +1,4 @@
-"""Defines `Family`, which describes a Hugging Face model family, and table entries that several families share.
+"""Defines `Family`, which describes a Hugging Face model family. Also holds table entries that families share.
 
 "Ours" means this package's parameters and ModelConfig; "theirs" means transformers' tensors and config.json.
 """
@@ -12,11 +12,12 @@ from t5x_lite.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """Names their tensor that holds one of our parameters, and says how it is stored if that is unusual.
+    """Names their tensor for one of our parameters, or their module for one of ours. Says what is unusual in storage.
 
-    name: the tensor's name; for a module, its name without `.weight` and `.bias`.
-    third: 0, 1 or 2 if the tensor holds three parameters side by side, as GPT-2's query, key and value do. Else None.
-    turned: if true, the tensor is stored transposed, even where Family.kernels_turned does not apply.
+    name: the name of the tensor or module. A module's name is without `.weight` and `.bias`.
+    third: the place (0, 1 or 2) of our parameter if the tensor holds three parameters side by side, such as GPT-2's
+        query, key and value. Otherwise None.
+    turned: if true, the tensor is stored transposed, whatever Family.kernels_turned says.
     leading: if true, the tensor has an extra first dimension of size 1.
     """
 
@@ -30,21 +31,24 @@ class Key:
 class Family:
     """Describes one `model_type` of config.json.
 
-    base: a published model of the family. It gives the values of the fields that config.json does not set.
+    In this list, `a -> b` describes a mapping: a is its key, b its value.
+
+    base: a published model of the family. A field has its value from `base` if config.json does not set it.
     settings: our field -> the key of config.json that has the same value.
-    also: additional key that export writes -> the key from which it copies the value.
+    also: further key of config.json that export writes -> the key whose value export copies there.
     choices: key of config.json -> allowed value -> our fields for that value. Import refuses other values.
-    read: a function from config.json to all our fields that `settings` and `choices` do not cover.
-    write: a function from our ModelConfig to the keys of config.json that `read` reads.
-    heads: our head -> one of its tensors. The model has the head if and only if the file has this tensor.
-    classes: name of a class in transformers -> our heads that it has.
-    modules: our module or parameter -> their name for it. `{i}` stands for the layer, `{s}` for encoder or decoder. A
-        module's kernel, scale or embedding is their tensor `.weight`, its bias their tensor `.bias`.
-    prefix: the prefix of most tensor names. Files of a model without heads, such as BertModel, lack it.
+    read: a function that takes config.json. It returns those of our fields that need more than `settings` and
+        `choices`.
+    write: the inverse of `read`. It takes our ModelConfig and returns the keys of config.json.
+    heads: our head -> one of the head's tensors. The model has the head if and only if the file has this tensor.
+    classes: name of a class in transformers -> the heads of this class, by our names.
+    modules: our module or parameter -> their name for it. `{i}` stands for the layer, `{s}` for encoder or decoder. Our
+        kernel, scale or embedding of a module is their tensor `.weight`; our bias is their tensor `.bias`.
+    prefix: the prefix of most tensor names. Files of a model without heads, such as BertModel, lack the prefix.
     kernels_turned: if true, kernels are stored as [outputs, inputs], as in torch's Linear. False for GPT-2.
-    tied: their tensor -> the tensor that it must equal. Import checks this and skips the copy.
+    tied: a copy among their tensors -> the tensor that it must equal. Import checks the copy, then skips it.
     ignored: regular expression -> the reason why import skips tensors with matching names.
-    constants: other key of config.json -> the value that export writes.
+    constants: further key of config.json -> the value that export writes.
     """
 
     model_type: str
@@ -64,8 +68,11 @@ class Family:
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def ties(self, with_logits: bool = True) -> dict[str, str]:
-        """Returns {copy: the tensor that it equals}; without logits, only the copies of the embedding table that both
-        stacks of T5 and BART read."""
+        """Returns {name of a tied tensor: name of the tensor that it equals}.
+
+        with_logits: if false, leaves out the output layer. The copies of the embedding table in the encoder and decoder
+            of T5 and BART remain.
+        """
         table = self.modules["token_embedding"]
         ties = {**self.tied, "lm_head.weight": f"{table}.weight"}
         return ties if with_logits else {copy: source for copy, source in ties.items() if "embed_tokens" in copy}
@@ -85,7 +92,7 @@ QKV_OUT = QKV_O | {"out": "out"}
 
 
 def each(ours: str, theirs: str, **names: str) -> dict[str, str | Key]:
-    """Returns rows of Family.modules, one for each keyword argument. Its value replaces the `*` in `theirs`.
+    """Returns rows of Family.modules, one for each keyword argument. The argument's value replaces `*` in `theirs`.
 
     >>> each("encoder/mlp", "encoder.fc_*", wi="in", wo="out")
     {'encoder/mlp/wi': 'encoder.fc_in', 'encoder/mlp/wo': 'encoder.fc_out'}

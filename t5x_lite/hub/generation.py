@@ -1,7 +1,7 @@
 """Generates text with transformers' options, which come from the caller or from the model's directory.
 
-Two things differ from transformers. The vocabulary's own end token always ends a text, even if `eos_token_id` lists
-only other tokens. And the returned text never contains the end token, even if it is not a special token.
+Two things differ from transformers. The end token of the vocabulary always ends a text, even if `eos_token_id` lists
+only other tokens. The returned text never contains the end token, even if the end token is not a special token.
 """
 
 import dataclasses
@@ -40,8 +40,9 @@ NEUTRAL = (None, False, 0, 1, [])  # values with which an unsupported option has
 class Lengths:
     """Holds the limits on the lengths of generated texts, in tokens.
 
-    max_length and min_length also count the tokens that the decoder reads before the text; max_new_tokens and
-    min_new_tokens do not. The default maximum is NEW_TOKENS new tokens, or fewer if the model has too few positions.
+    max_new_tokens and min_new_tokens count only the new tokens. max_length and min_length also count the tokens that
+    the decoder reads before it generates. The default maximum is NEW_TOKENS new tokens, or fewer if the model has too
+    few positions.
     """
 
     max_new_tokens: int | None = None
@@ -50,12 +51,13 @@ class Lengths:
     min_length: int = 0
 
     def limits(self, read_B: np.ndarray, positions: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (minimum, maximum): the limits on the number of new tokens of each text, both int [B].
+        """Returns (minimum, maximum), both int [B]: the smallest and largest allowed number of new tokens of each text.
 
         read_B: the number of tokens that the decoder reads before each text, int [B].
         positions: the model's number of positions; 0: no limit.
 
-        Raises ConfigError if a text has no room for new tokens. Warns if a text's minimum is not below its maximum.
+        Raises ConfigError if a text has no room for new tokens, or if a maximum needs more positions than the model
+        has. Warns if the minimum of a text is not below its maximum.
         """
         room_B = positions - read_B + 1 if positions else np.full(len(read_B), np.iinfo(np.int32).max)
         if self.max_new_tokens is not None:
@@ -95,7 +97,7 @@ def strategy(
     eos_token_id: int | list | None = None,
     num_return_sequences: int = 1,
 ) -> Strategy:
-    """Returns the Strategy for these options, without limits on lengths. Raises ConfigError if options conflict."""
+    """Returns the Strategy for these options. It does not limit lengths. Raises ConfigError if options conflict."""
     if do_sample and num_beams > 1:
         raise ConfigError(f"num_beams={num_beams} with do_sample=True: set num_beams=1 or do_sample=False")
     if do_sample and not temperature > 0:
@@ -126,11 +128,11 @@ OPTIONS: dict[str, tuple[Any, Any]] = _OF_LENGTHS | _OF_STRATEGY  # {name: (type
 
 
 def over(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the defaults overridden by the options, {name: value}.
+    """Returns {name: value} of the defaults and options. An option overrides the default of the same name.
 
-    An option also overrides conflicting defaults that have different names: max_length and max_new_tokens drop each
-    other's default, and so do min_length and min_new_tokens. do_sample=True drops the default of num_beams. A num_beams
-    other than 1 sets do_sample to False if it is among the defaults.
+    An option also overrides defaults that conflict with it. The option max_length drops the default max_new_tokens, and
+    vice versa. The same holds for min_length and min_new_tokens. The option do_sample=True drops the default num_beams.
+    An option num_beams other than 1 changes a default do_sample to False, unless do_sample is also an option.
     """
     overridden = {name for pair in LENGTHS for name in pair if not options.keys().isdisjoint(pair)}
     if options.get("do_sample"):
@@ -142,11 +144,13 @@ def over(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, A
 
 
 def settings(model: Model, task: str) -> dict[str, Any]:
-    """Returns {name: value} of the OPTIONS that a model's directory sets, and of "prefix", the text before each input.
+    """Returns {name: value} of the options that the files in a model's directory set.
 
-    Reads generation_config.json, or config.json if that file is missing. Values for `task` in config.json's
-    task_specific_params, such as T5's prefix and beams, override these. Warns if UNSUPPORTED options are set.
-    Raises ConfigError if the prefix is not a string.
+    The names are those in OPTIONS, and "prefix", the text to put before each input. The values come from
+    generation_config.json, or from config.json if there is no generation_config.json. The key task_specific_params of
+    config.json may have values for `task` (T5 has a prefix and num_beams); these override the others.
+
+    Warns if UNSUPPORTED options are set. Raises ConfigError if the prefix is not a string.
     """
     config = _read(model.origin, "config.json") or _read(
         model.origin, "huggingface.json"
@@ -193,13 +197,14 @@ def _check(options: Mapping[str, Any]) -> None:
 
 
 def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **options: Any) -> list[list[str]]:
-    """Returns the texts generated for each input text.
+    """Returns one list of generated texts per input text.
 
     seed: the seed for sampling.
-    first: the number of the first text. Sampling depends on the seed and on a text's number.
+    first: the number of the first input text; the others follow. The sample for a text depends on the seed and on the
+        number of the text.
     options: any of OPTIONS, by name.
 
-    Raises ConfigError if an option is invalid or a text leaves no room for new tokens.
+    Raises ConfigError if an option is invalid, or if a text leaves no room for new tokens.
     """
     _check(options)
     lengths = Lengths(**{name: options.pop(name) for name in _OF_LENGTHS if name in options})
@@ -243,7 +248,7 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
         ]
 
     def together(numbers: list[int]) -> list[list[str]]:
-        """Puts empty texts into a batch of their own, because their prompts may begin differently."""
+        """Writes for empty texts in a separate batch, because the prompts of empty texts may begin differently."""
         parts = [part for empty in (True, False) if (part := [i for i in numbers if (not texts[i]) == empty])]
         written = {i: of_one for part in parts for i, of_one in zip(part, work(part), strict=True)}
         return [written[i] for i in numbers]
