@@ -1,4 +1,4 @@
-"""Reports what an import did with every tensor."""
+"""Defines `ImportReport`, which says what an import did with every tensor."""
 
 import collections
 import dataclasses
@@ -11,10 +11,11 @@ STATUSES = ("loaded", "transposed", "resized", "padded", "tied", "skipped", "fre
 class Row:
     """Describes one tensor, or one of our parameters for which there is no tensor.
 
-    tensor: the tensor's name; "": there is no tensor.
+    tensor: the name of the tensor; "" if there is none.
+    shape: the shape of the tensor, or of the parameter if there is no tensor.
     status: one of STATUSES.
-    ours: the path of our parameter, or paths with commas between them; "": no parameter uses the tensor.
-    reason: why the tensor or parameter has this status; "": nothing to explain.
+    ours: the path of our parameter. If several use the tensor, their paths with commas between; "" if none does.
+    reason: why the tensor or parameter has this status; "" if nothing needs an explanation.
     """
 
     tensor: str
@@ -26,12 +27,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """Holds one Row for each tensor, and one for each of our parameters without a tensor."""
+    """Holds one Row for each tensor in the files, and one for each of our parameters that has no tensor there."""
 
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
-        """Returns one line: the number of rows with each status, then the first 6 rows that have a reason."""
+        """Returns one line. It counts the rows of each status and then lists the first 6 rows that have a reason."""
         count = collections.Counter(row.status for row in self.rows)
         parts = [f"{count[status]} {status}" for status in STATUSES if count[status]]
         noted = [f"{row.tensor or row.ours}: {row.status}, {row.reason}" for row in self.rows if row.reason]

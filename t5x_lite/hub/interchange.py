@@ -1,11 +1,11 @@
 """Implements the verbs `import` and `export`: converts Hugging Face directories to our checkpoints, and back.
 
-An imported directory DIR has everything that a run needs to start from it. The right column shows the flags to use:
+An imported directory DIR holds the files below. A run can start from them with the flags in the right column:
 
     model.json         the model, as fields of ModelConfig          --config.model.preset=DIR
     checkpoints/0      its parameters                               --config.init.checkpoint=DIR
     tokenizer.json …   the tokenizer's files, unchanged             --config.data.vocabulary=DIR
-    huggingface.json   the original config.json; export copies the settings that our models do not use
+    huggingface.json   the original config.json, from which export copies the settings that our models do not use
     import.json        what the import did with every tensor
 """
 
@@ -30,7 +30,7 @@ from t5x_lite.hub.model import Model
 from t5x_lite.models import lora, stored
 from t5x_lite.models.config import ModelConfig
 
-# Keys of the original config.json that describe its tensors or tokenizer. Export does not copy them.
+# Export does not copy these keys of the original config.json. They describe the original tensors and tokenizer.
 OF_THE_ORIGIN = (
     "architectures", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "tokenizer_class",
 )  # fmt: skip
@@ -38,15 +38,15 @@ SETTINGS = "huggingface.json"
 
 
 def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), vocab_size: int = 0) -> ImportReport:
-    """Imports a Hugging Face directory or a T5X checkpoint into the new directory `out` and returns the report.
+    """Imports a Hugging Face directory or a T5X checkpoint into the new directory `out`, and returns the report.
 
-    Removes `out` again if anything fails.
+    `out` appears complete or not at all.
 
-    allow: names of tensors that may stay unused and of parameters that may start fresh; see `parameters.load`.
-    vocab_size: the new number of rows of the embedding table; 0: unchanged.
+    allow: names of tensors that may stay unused, and paths of parameters that may start fresh; see `parameters.load`.
+    vocab_size: the new number of rows of the embedding table; 0: the number stays the same.
 
-    Raises CheckpointError if the source cannot be read; ConfigError if `out` is not empty or the tokenizer is too
-    large for the model.
+    Raises CheckpointError if the source cannot be read or `out` cannot be written; ConfigError if `out` is not empty,
+    or if the tokenizer is too large for the model.
     """
     if t5x.is_directory(source) or (source.is_file() and source.suffix not in (*weights.PICKLES, ".safetensors")):
         config, params, report = t5x.load(source)
@@ -85,15 +85,17 @@ def export_directory(
     origin: Path | None = None,
     family: str = "",
 ) -> str:
-    """Writes a model in Hugging Face format and returns the family's name. `out` appears complete or not at all.
+    """Writes a model in Hugging Face format and returns the name of its family. `out` appears complete or not at all.
 
-    vocabulary: the vocabulary whose files are copied to `out` and whose special ids are written to config.json.
+    vocabulary: the vocabulary of the model. Its files are copied to `out`, and the ids of its special tokens go to
+        config.json.
     labels: names of the classes.
-    origin: the imported directory that the model started from. The new config.json keeps those settings of the original
-        config.json that our models do not use.
+    origin: the imported directory that the model started from. The new config.json gets from the original one the
+        settings that our models do not use.
     family: the name of a family; "": the origin's family, or else the first that can express the model.
 
-    Raises ConfigError if the family cannot express the model or `out` is not empty; CheckpointError if writing fails.
+    Raises ConfigError if the family cannot express the model, or if `out` is not empty; CheckpointError if writing
+    fails.
     """
     settings: dict[str, Any] = {}
     if origin is not None and (origin / SETTINGS).is_file():
@@ -103,11 +105,11 @@ def export_directory(
     new = mapping.write_config(config, chosen, labels, ids)
     if settings.get("model_type") == chosen.model_type:
         kept = {k: v for k, v in settings.items() if k not in OF_THE_ORIGIN}
-        # Keep the origin's constants, except ids that differ in the vocabulary. A list keeps all its ids if the
-        # vocabulary's is one of them: Llama 3.1 has three end tokens.
+        # Keep the origin's constants, but replace an id if the vocabulary has a different one. A constant may be a
+        # list of ids (Llama 3.1 has three end tokens). Keep the list if the vocabulary's id is in it.
         differ = {k for k in ids if ids[k] != kept.get(k) and not (isinstance(kept.get(k), list) and ids[k] in kept[k])}
         new = kept | {k: v for k, v in new.items() if k not in kept or k not in chosen.constants or k in differ}
-    # transformers' class for the bare model reads names without the prefix.
+    # For a model without heads, the class in transformers (such as BertModel) has tensor names without the prefix.
     bare = config.architecture == "encoder_only" and set(config.heads) <= {"pooled"}
     shapes, tensors = parameters.tensors(config, chosen, params, without_prefix=bare)
     with _new_directory(out) as directory:
@@ -129,7 +131,7 @@ def export_directory(
 
 
 def export_model(model: Model, out: Path, family: str = "") -> str:
-    """Exports a loaded model, with its LoRA matrices merged into the kernels. Returns the family's name."""
+    """Exports a loaded model and returns the name of its family. Merges LoRA matrices into the kernels."""
     config, params = lora.merged(dataclasses.replace(model.config, decoder_start_id=model.start_id), model.params)
     return export_directory(
         config, params, out, vocabulary=model.vocabulary, labels=model.labels, origin=model.origin, family=family
@@ -137,7 +139,7 @@ def export_model(model: Model, out: Path, family: str = "") -> str:
 
 
 def export_adapter(model: Model, out: Path, family: str = "") -> str:
-    """Writes only the LoRA matrices of a loaded model, in peft's format, and returns the family's name."""
+    """Writes the LoRA matrices and heads of a loaded model in peft's format. Returns the name of the model's family."""
     chosen = mapping.family_for(dataclasses.replace(model.config, lora_rank=0), family)
     with _new_directory(out) as directory:
         peft.write(directory, model.config, model.params, chosen)
@@ -159,7 +161,8 @@ def token_ids(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
             ids[key] = int(getattr(vocabulary, role))
     if config.architecture == "decoder_only":
         ids["bos_token_id"] = convert.start(config.decoder_start_id, vocabulary)
-        if ids.get("pad_token_id") == ids.get("eos_token_id"):  # else torch would not train its embedding
+        # torch does not train the embedding of pad_token_id. But the embedding of the end token must be trained.
+        if ids.get("pad_token_id") == ids.get("eos_token_id"):
             ids.pop("pad_token_id", None)
     return ids
 
@@ -178,7 +181,7 @@ def _check_tokenizer(source: Path, config: ModelConfig) -> None:
 
 @contextlib.contextmanager
 def _new_directory(out: Path) -> Iterator[Path]:
-    """Yields a temporary directory. It becomes `out` when the block ends, and is removed if the block fails.
+    """Yields a temporary directory. Renames it to `out` when the block ends, or removes it if the block fails.
 
     Raises ConfigError if `out` is a file or is not empty; CheckpointError if writing fails.
     """

@@ -1,6 +1,6 @@
-"""Converts a config.json to a ModelConfig, and parameters to tensors, in both directions. Does not import jax.
+"""Converts a config.json to a ModelConfig and back, and Hugging Face's tensors to our parameters and back.
 
-The tables in families.py say what corresponds to what.
+The tables in families.py say what corresponds to what. This module does not import jax.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ from t5x_lite.lookup import lookup
 from t5x_lite.models.config import ModelConfig
 
 REQUIRED = ("vocab_size", "d_model", "num_heads", "num_encoder_layers", "num_decoder_layers")
-# Fields that decide how a model is trained or run, but not what it computes. A config.json need not express them.
+# A config.json may lack these fields, because they decide how a model is trained or run, but not what it computes.
 SILENT = (
     "dtype", "scan_layers", "remat", "initializer", "initializer_stddev", "scale_residual_init", "dropout_rate",
     "attention_dropout_rate", "classifier_dropout_rate", "dropout_hidden", "dropout_broadcasts_length", "heads",
     "num_classes", "decoder_start_id", "fairseq_marks", "max_positions", "lora_rank", "lora_alpha", "lora_targets",
     "lora_dropout_rate",
 )  # fmt: skip
-# Heads that share one class of transformers; problem_type tells them apart.
+# These heads share a class in transformers with `classification`. The key problem_type of config.json tells them apart.
 PROBLEMS = {name: head.problem_type for name, head in HEADS.items() if head.problem_type}
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 LARGEST_JSON = 10_000_000  # bytes; a config.json has a few thousand
@@ -38,7 +38,10 @@ LARGEST_JSON = 10_000_000  # bytes; a config.json has a few thousand
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in an untrusted JSON file. Raises CheckpointError if it cannot be read or holds no object."""
+    """Returns the JSON object in an untrusted file.
+
+    Raises CheckpointError if the file cannot be read, is too large, or holds something other than an object.
+    """
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has {path.stat().st_size} bytes; the limit is {LARGEST_JSON}")
@@ -58,7 +61,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def family_of(settings: Mapping[str, Any], where: Path) -> Family:
-    """Returns the family that config.json's model_type names. Raises CheckpointError if it is missing or unknown."""
+    """Returns the family that `model_type` in config.json names.
+
+    settings: the content of config.json.
+    where: the path of config.json, for error messages.
+
+    Raises CheckpointError if model_type is missing or unknown.
+    """
     name = settings.get("model_type")
     if not isinstance(name, str):
         raise CheckpointError(f"{where} has no model_type; allowed: {', '.join(FAMILIES)}")
@@ -69,7 +78,10 @@ def family_of(settings: Mapping[str, Any], where: Path) -> Family:
 
 
 def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> ModelConfig:
-    """Returns the ModelConfig that a config.json describes. It has no heads yet, because those follow from the tensors.
+    """Returns the ModelConfig that a config.json describes, without heads. Which heads exist follows from the tensors.
+
+    settings: the content of config.json.
+    where: the path of config.json, for error messages.
 
     Raises CheckpointError if a value is missing, has the wrong type, or is not supported by our models.
     """
@@ -108,10 +120,10 @@ def write_config(
     """Returns the config.json of a model, as a dict.
 
     labels: names of the classes; (): LABEL_0, LABEL_1, ….
-    token_ids: {key: id} of the vocabulary's special tokens (eos_token_id, …). They replace the family's constants,
-        which are the ids of the published models.
+    token_ids: {key of config.json: id} of the vocabulary's special tokens; a key is eos_token_id, for example. These
+        ids replace those in Family.constants, which are the ids of the published models.
 
-    Raises ConfigError if the family cannot express the model. The error names the fields.
+    Raises ConfigError if the family cannot express the model. The message names the fields that it cannot express.
     """
     ids = token_ids or {}
     out: dict[str, Any] = {"model_type": family.model_type} | {k: ids.get(k, v) for k, v in family.constants.items()}
@@ -154,7 +166,10 @@ def write_config(
 
 
 def family_for(config: ModelConfig, name: str = "") -> Family:
-    """Returns the family `name`; "": the first that can express the model. Raises ConfigError if none can."""
+    """Returns the family called `name`, or, if `name` is "", the first family that can express the model.
+
+    Raises ConfigError if no family has this name, or if none can express the model.
+    """
     if name:
         return lookup("family", name, FAMILIES)
     reasons = []
@@ -174,11 +189,11 @@ def family_for(config: ModelConfig, name: str = "") -> Family:
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """Says which of their tensors holds one of our parameters, and in what form.
+    """Connects one of our parameters to their tensor that holds it. Says in what form the tensor holds it.
 
     path, shape: the path and shape of our parameter.
     key: the name of their tensor.
-    third, leading: see `Key`.
+    third, leading: as in `Key`.
     turned: if true, the tensor is stored transposed.
     """
 
@@ -191,7 +206,7 @@ class Binding:
 
     @property
     def _matrix(self) -> tuple[int, ...]:
-        """Our shape flattened to (inputs, outputs); for a bias or scale, to one dimension."""
+        """Our parameter's shape as a matrix, (inputs, outputs). For a bias or scale, (size,)."""
         if not self.path.endswith(("kernel", "embedding")):
             return (math.prod(self.shape),)
         inputs = 2 if self.path.endswith("/out/kernel") else 1
@@ -206,13 +221,13 @@ class Binding:
         return (1, *shape) if self.leading else shape
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
-        """Returns our parameter, of shape `shape`, made from their tensor, of shape `their_shape`."""
+        """Converts their tensor to our parameter: from `their_shape` to `shape`."""
         if self.third is not None:
             tensor = np.split(tensor, 3, axis=-1)[self.third]
         return (tensor.T if self.turned else tensor).reshape(self.shape)
 
     def theirs(self, parameter: np.ndarray) -> np.ndarray:
-        """Returns their tensor, made from our parameter. If it holds three parameters, returns this one's third."""
+        """Converts our parameter to their tensor. If the tensor holds three parameters, returns only the part of ours."""
         tensor = parameter.reshape(self._matrix)
         return (tensor.T if self.turned else tensor)[(None,) if self.leading else ...]
 
@@ -247,11 +262,13 @@ def bindings(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Bind
 
 
 def canonical_names(names: Collection[str], family: Family) -> dict[str, str]:
-    """Returns {name in the tables: name in the file}. Translates old names of norms and adds a missing prefix.
+    """Returns {name in the family's tables: name in the file} of the tensors in a file.
+
+    A name in the file may lack the prefix of the family, or be an old name of a norm (such as LayerNorm.gamma).
 
     names: the names in the file.
 
-    Raises CheckpointError if two of them stand for the same tensor.
+    Raises CheckpointError if two names in the file stand for the same tensor.
     """
     known = re.compile("|".join([*patterns(family), *map(re.escape, family.tied), *family.ignored]))
     out: dict[str, str] = {}
@@ -266,7 +283,7 @@ def canonical_names(names: Collection[str], family: Family) -> dict[str, str]:
 
 
 def patterns(family: Family) -> Iterator[str]:
-    """Yields regular expressions. Together they match all tensor names of the family, including every head's."""
+    """Yields regular expressions. Together they match all tensor names of the family, including those of all heads."""
     for module, row in family.modules.items():
         name = re.escape(row.name if isinstance(row, Key) else row)
         name = name.replace(r"\{i\}", r"\d+").replace(r"\{s\}", "(encoder|decoder)")

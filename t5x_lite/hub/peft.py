@@ -1,4 +1,4 @@
-"""Writes only the LoRA matrices and the heads of a model, in the file format of Hugging Face's peft."""
+"""Writes the LoRA matrices and heads of a model, without its other parameters, in the file format of peft."""
 
 import json
 import re
@@ -15,15 +15,17 @@ from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."  # peft wraps the model in two modules with these names
+PREFIX = "base_model.model."  # peft wraps the model in two modules; their names are base_model and model
 TRAINED_WHOLE = ("pooler/", *(f"{name}/" for name in SUPERVISED))
 
 
 def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json. They include the heads, because those train in full.
+    """Writes adapter_model.safetensors and adapter_config.json.
 
-    Raises ConfigError if the model has no LoRA matrices, or if a kernel with LoRA shares its tensor with others, as
-    GPT-2's query, key and value do.
+    The files include the supervised heads, because training changes all parameters of these heads.
+
+    Raises ConfigError if the model has no LoRA matrices, or if a kernel with LoRA shares a Hugging Face tensor with
+    other kernels. GPT-2's query, key and value share one.
     """
     from safetensors.numpy import save_file
 
