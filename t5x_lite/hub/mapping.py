@@ -227,7 +227,7 @@ class Binding:
         return (tensor.T if self.turned else tensor).reshape(self.shape)
 
     def theirs(self, parameter: np.ndarray) -> np.ndarray:
-        """Converts our parameter to their tensor. If the tensor holds three parameters, returns only the part of ours."""
+        """Converts our parameter to their tensor. If the tensor holds three parameters, returns only our part."""
         tensor = parameter.reshape(self._matrix)
         return (tensor.T if self.turned else tensor)[(None,) if self.leading else ...]
 

@@ -1,4 +1,4 @@
-"""Loads a model of ours, or one in Hugging Face format, as a `Model`. Its methods take texts."""
+"""Loads a model of ours, or one in Hugging Face format, as a `Model`. The methods of `Model` take texts."""
 
 import dataclasses
 import functools
@@ -40,8 +40,9 @@ BATCH_ROWS = 32
 class Model:
     """Holds a model with its parameters and vocabulary. Texts must have the form that the model was trained on.
 
-    labels: names of the classes. A model that generates text has them only if its tasks have a single set of classes.
-    origin: the directory that the model started from, imported or in Hugging Face format; None: there is none.
+    labels: names of the classes. They are () if the model generates text and its tasks have different classes, or none.
+    origin: the directory that the model started from. It is an imported directory, or one in Hugging Face format. None
+        if the model started from neither.
     features: the features of the task that the model was trained on. If None, a decoder_only model reads its inputs
         without an end-of-sequence id, and so continues them.
     """
@@ -54,15 +55,15 @@ class Model:
     features: Mapping[str, Feature] | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """Returns the model's outputs for a batch (t5x_lite/batch.py), {head: float32 array}."""
+        """Returns {head: float32 array}, the model's outputs for a batch (see t5x_lite/batch.py)."""
         return self._forward(self.params, batch)
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
         """Returns a batch for the model, with one text in each row.
 
-        pairs: for an encoder, the second text of each row.
+        pairs: the second text of each row, if the model is an encoder that reads two.
 
-        Raises DataError if an input is not text, or if the numbers of texts and pairs differ.
+        Raises DataError if an input is not text, or if there are more or fewer pairs than texts.
         """
         examples: list[dict[str, str]] = _inputs(texts)
         if pairs is not None:
@@ -72,9 +73,9 @@ class Model:
         return self.prompts(examples, len(examples))
 
     def generate(self, texts: Sequence[str], max_tokens: int = 64) -> list[str]:
-        """Returns the text that the model generates for each input text, by greedy decoding.
+        """Returns one generated text per input text. Decoding is greedy.
 
-        max_tokens: the maximum number of new tokens.
+        max_tokens: the maximum number of new tokens in a generated text.
 
         Raises ConfigError if the model is an encoder; DataError if an input is not text.
         """
@@ -95,9 +96,9 @@ class Model:
         return _in_batches(work, _inputs(texts))
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Returns one number per pair: the natural log-probability of its targets and their end, given its inputs.
+        """Returns one natural log-probability per pair: that of the targets and the end token, given the inputs.
 
-        pairs: each is (inputs, targets).
+        pairs: each is (inputs, targets), two texts.
 
         Raises DataError if a pair is longer than the model can read; ConfigError if the model is an encoder.
         """
@@ -116,7 +117,7 @@ class Model:
         return _in_batches(work, examples)
 
     def embed(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
-        """Returns one vector per text, float32 [texts, D]: the mean of the encoder's hidden states over all tokens.
+        """Returns one vector per text, float32 [texts, D]: the mean of the encoder's hidden states over the tokens.
 
         normalize: if true, scales each vector to length 1.
 
@@ -141,8 +142,9 @@ class Model:
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, float]]:
         """Returns {label: probability} for each text or pair of texts.
 
-        The probabilities sum to 1, unless a text may have several classes. Raises ConfigError if the model has no head
-        `classification` or `multi_label`.
+        The probabilities sum to 1, unless a text may have several classes.
+
+        Raises ConfigError if the model has neither the head `classification` nor `multi_label`.
         """
         head = next((name for name in ("classification", "multi_label") if name in self.config.heads), None)
         if head is None:
@@ -157,8 +159,8 @@ class Model:
     def attention(self, text: str, second: str = "") -> AttentionMaps:
         """Returns the attention probabilities of all heads in all layers for one text.
 
-        second: for an encoder, the second text, if any. For a text_to_text model, the targets; if "", the model
-            generates them.
+        second: for an encoder, the second text of a pair, or "" if there is only one text. For a text_to_text model,
+            the targets, or "" to let the model generate the targets.
         """
         fields = {"inputs": text}
         if self.config.architecture == "text_to_text":
@@ -234,13 +236,14 @@ class Model:
         return task if self.features is None else dataclasses.replace(task, features=self.features)
 
     def prompts(self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
-        """Returns a batch of prompts, one per row. Rows without an example are padding.
+        """Returns a batch with one prompt per row. If there are more rows than examples, the other rows are padding.
 
         examples: each is {field: text} or {field: token ids} (an Encoded).
         batch_rows: B, the number of rows.
-        max_new_tokens: the number of new tokens for which the positions of a decoder_only model must leave room.
+        max_new_tokens: the number of tokens that a decoder_only model can generate after the prompt. A prompt is cut if
+            the model's positions do not suffice for both.
 
-        Warns if a text is cut because the model cannot read all of it.
+        Warns if a text is cut because it is too long for the model.
         """
         fields = tuple(examples[0]) if examples else ("inputs",)
         ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
@@ -264,8 +267,9 @@ class Model:
     ) -> Any:
         """Returns the converter for these examples.
 
-        The row length is that of the longest example, rounded up to a bucket. Learned positions limit it.
-        The positions of a decoder_only model must also suffice for the new tokens, except the last: it is never read.
+        The row length is that of the longest example, rounded up to a bucket. If positions are learned, it is at most
+        max_positions. In a decoder_only model, the new tokens also need positions, except the last new token, which the
+        model never reads.
         """
         counts = {f: list(map(len, self._ids([e[f] for e in examples]))) for f in fields}
         more = self.config.fairseq_marks
@@ -291,11 +295,14 @@ class Model:
 def load(path: str | Path, which: str | int = "latest") -> Model:
     """Loads the model in a directory.
 
-    path: a workdir, its `checkpoints/STEP`, an imported directory, or a directory in Hugging Face format.
-    which: the checkpoint of a workdir: latest, best or a step.
+    Shards the parameters over all devices if the number of devices divides the model's widths. Otherwise every device
+    holds all parameters.
 
-    Shards the parameters over all devices if the device count divides the model's widths; otherwise every device holds
-    them all. Raises CheckpointError or ConfigError if the path has no model or the model cannot be used.
+    path: a workdir, a directory `checkpoints/STEP` in a workdir, an imported directory, or a directory in Hugging Face
+        format.
+    which: for a workdir, the checkpoint to load: latest, best or a step.
+
+    Raises CheckpointError or ConfigError if the path has no model, or if the model cannot be used.
     """
     path, which = Path(path), str(which)
     if (path / "params").is_dir():
@@ -346,9 +353,9 @@ def _labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
 
 
 def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
-    """Returns the class names in a config.json, or LABEL_0, LABEL_1, … as in transformers.
+    """Returns the class names in a config.json. If it has none, returns LABEL_0, LABEL_1, … as transformers does.
 
-    A single output is a class, unless config.json says that it is a regression.
+    A single output is a class, unless config.json says that the problem is a regression.
     """
     names = settings.get("id2label")
     if "regression" in config.heads and settings.get("problem_type") != "regression":
@@ -359,16 +366,17 @@ def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str,
 
 
 def _inputs(texts: Sequence[str]) -> list[dict[str, str]]:
-    if isinstance(texts, str):  # a string would pass as a list of its letters
+    if isinstance(texts, str):  # otherwise each letter would count as a text
         raise ConfigError(f"pass a list of texts, [{texts[:40]!r}], not a single string")
     return [{"inputs": require_text(text)} for text in texts]
 
 
 def in_batches(work: Callable[[list[int]], list], sizes: Sequence[int]) -> list:
-    """Calls `work` for batches of examples that have similar sizes. Returns the results in the order of the examples.
+    """Groups examples of similar sizes into batches and calls `work` for each batch. Returns one result per example.
 
-    work: a function from the indices of at most BATCH_ROWS examples to their results, in the same order.
-    sizes: the size of each example.
+    work: a function that takes the indices of the examples in a batch, at most BATCH_ROWS. It returns their results in
+        the same order.
+    sizes: the size of each example. The returned results have the order of `sizes`.
     """
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     out: list = [None] * len(sizes)

@@ -1,7 +1,7 @@
-"""Copies parameters from a Hugging Face directory to a mesh, tensor by tensor, and back.
+"""Copies parameters one by one from a Hugging Face directory to a mesh of devices, and back.
 
-The host's memory holds only one of our parameters at a time, whatever the size of the model. (With scanned layers, one
-parameter is the stack of all layers.)
+Even for a large model, the host's memory holds only one of our parameters at a time. If layers are scanned, one of our
+parameters has the values of all layers.
 """
 
 import dataclasses
@@ -32,7 +32,10 @@ from t5x_lite.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Holds an opened Hugging Face directory: config.json, the tensors, and the model that both describe."""
+    """Holds an opened Hugging Face directory: config.json (`settings`), the tensors, and the model that both describe.
+
+    config: the model. config.json gives its sizes; the tensors show which heads it has and whether embeddings are tied.
+    """
 
     path: Path
     settings: Mapping[str, Any]
@@ -43,7 +46,10 @@ class Found:
 
 
 def open_directory(path: Path) -> Found:
-    """Reads config.json and the tensors' names and shapes. Raises CheckpointError if they cannot be used."""
+    """Opens a Hugging Face directory. Reads config.json, and of the tensors the names and shapes.
+
+    Raises CheckpointError if config.json or the tensors cannot be used.
+    """
     where = path / "config.json"
     settings = mapping.read_json(where)
     family = mapping.family_of(settings, where)
@@ -56,7 +62,7 @@ def open_directory(path: Path) -> Found:
     names = mapping.canonical_names(weights.shapes, family)
     is_tied = config.tie_embeddings and settings.get("tie_word_embeddings") is not False
     for copy, source in family.ties(is_tied).items():
-        if source not in names and copy in names:  # a file may keep any one of several tied names
+        if source not in names and copy in names:  # a file may have any of the tied names
             names[source] = names.pop(copy)
     head_table = names.get("lm_head.weight")
     tied = head_table is None or (config.tie_embeddings and _same(weights, names, "token_embedding", family))
@@ -82,7 +88,7 @@ def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str 
 
 
 def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
-    """Returns the target for restoring a checkpoint: nested dicts of the parameters' shapes and shardings."""
+    """Returns the target into which a checkpoint is restored: nested dicts of ShapeDtypeStructs with shardings."""
     shapes = abstract(config).items()
     flat = {p: jax.ShapeDtypeStruct(s, np.float32, sharding=layout.sharding(axes)) for p, (s, axes) in shapes}
     return paths.unflatten(flat)
@@ -93,11 +99,12 @@ def load(
 ) -> tuple[dict[str, Any], ImportReport]:
     """Reads a model's parameters from an opened directory. Returns (parameters, report).
 
-    config: the model. It may differ from the directory's in its heads, vocabulary size and scanning.
-    allow: names of tensors that may stay unused and of our parameters that may start fresh. `*` matches anything.
+    config: the model. Its heads, vocabulary size and scanning may differ from those of the model in the directory.
+    allow: names of tensors that may stay unused, and names of tensors or paths of our parameters that may be missing
+        and so start fresh. `*` matches anything.
 
-    Raises CheckpointError if a tensor has the wrong shape, is not known to the family, or is missing, unless `allow`
-    permits it. This check comes before the values of our parameters are read.
+    Raises CheckpointError if a tensor has the wrong shape. Also raises it if a tensor is missing or is unknown to the
+    family, unless `allow` has its name. These errors come before the function reads the values of our parameters.
     """
     shapes = abstract(config)
     parts = {path: _parts(path, shape) for path, (shape, _) in shapes.items()}
@@ -127,10 +134,12 @@ def load(
 def tensors(
     config: ModelConfig, family: Family, params: Any, without_prefix: bool = False
 ) -> tuple[dict[str, tuple[int, ...]], Iterator[tuple[str, np.ndarray]]]:
-    """Returns ({name: shape}, an iterator over (name, values)) of their tensors, both in the same order.
+    """Converts our parameters to Hugging Face's tensors.
+
+    Returns ({name: shape}, an iterator over (name, values)). Both have all tensors in the same order.
 
     params: our parameters. The iterator reads them from the devices one by one.
-    without_prefix: leaves out the family's prefix in names.
+    without_prefix: if true, the names lack the family's prefix.
     """
     shapes = abstract(config)
     unrolled = {path: shape for path, (shape, _) in _unrolled(shapes).items()}
@@ -155,13 +164,13 @@ def tensors(
 
 
 def layers_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields one (path, array) per layer if the parameter is a stack of scanned layers, else (path, array)."""
+    """Yields (path, array) for each layer if `array` is a stack of scanned layers; otherwise yields (path, array)."""
     parts = _parts(path, array.shape)
     yield from zip(parts, [array] if parts == [path] else array, strict=True)
 
 
 def _parts(path: str, shape: tuple[int, ...]) -> list[str]:
-    """Returns the path for each layer if the parameter is a stack of scanned layers, else only its own path."""
+    """Returns one path per layer if the parameter is a stack of scanned layers. Otherwise returns [path]."""
     if "/layers/" not in path:
         return [path]
     return [path.replace("/layers/", f"/layers_{i}/") for i in range(shape[0])]
@@ -186,11 +195,12 @@ def _same(weights: Weights, names: Mapping[str, str], module: str, family: Famil
 def _with_heads(
     config: ModelConfig, family: Family, weights: Weights, names: Mapping[str, str], settings: Mapping[str, Any]
 ) -> ModelConfig:
-    """Returns the config with the heads whose tensors the file has.
+    """Returns `config` with the heads whose tensors the file has.
 
-    If several heads share a tensor, the class in config.json's `architectures` decides between them, or else the
-    first in family.heads wins. A classification head with a single output becomes `regression`. With several
-    outputs, it becomes `multi_label` if problem_type says that a text may have several labels.
+    If several heads share a tensor, config.json's `architectures` names a class of transformers, which decides between
+    these heads. If it does not, the first of them in Family.heads is taken. A classification head becomes `regression`
+    if it has a single output. It becomes `multi_label` if it has several outputs and config.json's problem_type says
+    that a text may have several labels.
     """
     architectures = settings.get("architectures")
     classes = [family.classes.get(str(name), ()) for name in architectures] if isinstance(architectures, list) else []
@@ -215,8 +225,8 @@ def _account(
 ) -> list[Row]:
     """Returns one Row per tensor, and one per parameter that has no tensor.
 
-    Raises CheckpointError if a tensor has the wrong shape, if a tied copy differs from its original, or if a parameter
-    or tensor has no counterpart and nothing explains why.
+    Raises CheckpointError if a tensor has the wrong shape, or if a tied copy differs from its original. Also raises it
+    if a parameter or tensor has no counterpart, unless this is expected or `allow` permits it.
     """
     family, shapes = found.family, found.weights.shapes
     rows, used, missing = [], {}, []
@@ -289,8 +299,8 @@ def _of_vocabulary(path: str) -> bool:
     return path.startswith(("token_embedding/", "logits/")) or path == "mlm/bias"
 
 
-# HEAD_PARTS is {top-level group of an encoder's parameters: the heads that it may belong to}. The heads in ONE_CLASS
-# share one class of transformers; problem_type tells them apart.
+# HEAD_PARTS is {top-level group of an encoder's parameters: heads to which the group may belong}. The heads in
+# ONE_CLASS share one class of transformers. The key problem_type of config.json tells these heads apart.
 ONE_CLASS = ("classification", *(name for name, head in ENCODER_HEADS.items() if head.problem_type))
 HEAD_PARTS = {
     **{name: ONE_CLASS if name in ONE_CLASS else (name,) for name in ENCODER_HEADS if name != "pooled"},
@@ -299,7 +309,7 @@ HEAD_PARTS = {
 
 
 def _head_of(path: str, config: ModelConfig) -> tuple[str, ...]:
-    """Returns the heads that a parameter may belong to; () if it is not part of a head."""
+    """Returns the heads to which the parameter at `path` may belong, or () if it does not belong to a head."""
     return HEAD_PARTS.get(path.split("/")[0], ()) if config.architecture == "encoder_only" else ()
 
 
@@ -321,9 +331,11 @@ def _read(found: Found, binding: Binding, names: Mapping[str, str]) -> np.ndarra
 
 
 def _resized(array: np.ndarray, shape: tuple[int, ...], axes: Sequence[str | None], config: ModelConfig) -> np.ndarray:
-    """Returns the array with its `vocab` axis resized to the model's vocabulary. Copies of the mean row fill new rows.
+    """Resizes the axis `vocab` of an array to the model's vocabulary. New rows are copies of the mean of the old rows.
 
-    shape, axes: the shape and the logical axes of `array`. Without an axis `vocab`, it is returned unchanged.
+    Returns the array unchanged if it has no axis `vocab`.
+
+    shape, axes: the shape and the logical axes of `array`.
     """
     if "vocab" not in axes:
         return array
@@ -336,7 +348,7 @@ def _resized(array: np.ndarray, shape: tuple[int, ...], axes: Sequence[str | Non
 
 
 def _fresh(config: ModelConfig, fresh: list[str]) -> dict[str, Any]:
-    """Returns {path: initial value} of the parameters whose paths are in `fresh`. Computes no others."""
+    """Returns {path: initial value} for the paths in `fresh`. Does not compute the values of other parameters."""
     if not fresh:
         return {}
     example = batches.zeros(config.architecture, dict.fromkeys("BSLPEY", 1), config.heads)
@@ -350,7 +362,10 @@ def _fresh(config: ModelConfig, fresh: list[str]) -> dict[str, Any]:
 
 
 def layout_for(config: ModelConfig) -> Layout:
-    """Returns a layout over all devices: sharded if their count divides d_model and table_dim, else replicated."""
+    """Returns a layout over all devices.
+
+    The layout shards parameters if the number of devices divides d_model and table_dim. Otherwise it replicates them.
+    """
     devices = jax.device_count()
     split = config.d_model % devices == 0 and config.table_dim % devices == 0
     return Layout(sharding.make_mesh(fsdp=devices) if split else sharding.make_mesh(data=devices))

@@ -1,9 +1,8 @@
 """Implements `pipeline(task, model=path)`, which turns texts into answers as `transformers.pipeline` does.
 
-Inputs and outputs are the same as in transformers 5; for tasks that version 5 dropped, the same as in version 4. Each
-task is a function that takes a model and a list of inputs and returns the list of outputs. The function's keyword-only
-arguments are the task's options. The functions are in classification_pipelines.py, token_pipelines.py and
-text_pipelines.py.
+Inputs and outputs are the same as in transformers 5. (Tasks that version 5 dropped follow version 4.) Each task is a
+function that takes a model and a list of inputs, and returns a list of outputs. The function's keyword-only arguments
+are the task's options. The functions are in classification_pipelines.py, token_pipelines.py and text_pipelines.py.
 """
 
 import dataclasses
@@ -42,13 +41,13 @@ TASKS: dict[str, Callable[..., list]] = {
     TRANSLATION: translation,
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
-READ_MORE = (text_classification, question_answering)  # inputs may be more than single texts
-WRITE_ONE = (text2text_generation, summarization, translation)  # outputs are unwrapped if each has one text
+READ_MORE = (text_classification, question_answering)  # an input may have two texts
+WRITE_ONE = (text2text_generation, summarization, translation)  # lists of one text per input become single texts
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Holds a task with its model. Call it with one input or an iterable of inputs."""
+    """Holds a task with its model. To run the task, call the pipeline with one input or an iterable of inputs."""
 
     task: str
     model: Model
@@ -58,11 +57,12 @@ class Pipeline:
     def __call__(self, inputs: Any = None, **options: Any) -> Any:
         """Returns the output for one input, or the list of outputs for an iterable of inputs.
 
-        inputs: a text, or a mapping for tasks that take one; or an iterable of them.
+        inputs: one input, or an iterable of inputs. An input is a text; in some tasks it is a mapping.
         options: the task's options, which override those passed to `pipeline`. The option batch_size is the number of
-            inputs passed to the task at once. Question-answering also takes `question` and `context` instead of inputs.
+            inputs passed to the task at once. Question-answering takes `question` and `context` as options if there are
+            no `inputs`.
 
-        Raises DataError if an input is not text; ConfigError if an option cannot be used.
+        Raises DataError if an input is not text; ConfigError if there is no input, or if an option cannot be used.
         """
         chosen = generation.over(self.options, options)
         if inputs is None and self.run is question_answering:
@@ -80,7 +80,7 @@ class Pipeline:
             listed = list(map(require_text, listed))
         if single:
             output = self.run(self.model, listed, **chosen)[0]
-            # As in transformers, a single text's class comes in a list if the call has no top_k.
+            # As in transformers: for a single text, the class is in a list if the call has no top_k.
             in_list = self.run is text_classification and isinstance(inputs, str) and "top_k" not in options
             return [output] if in_list else output
         outputs = []
@@ -92,7 +92,7 @@ class Pipeline:
 
 
 def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
-    """Returns a Pipeline, which turns texts into the model's answers when called.
+    """Returns a Pipeline. Call the Pipeline with texts to get the model's answers.
 
     >>> classify = pipeline("text-classification", model="runs/mrpc_0")        # doctest: +SKIP
     >>> classify({"text": "It rains.", "text_pair": "Rain falls."})            # doctest: +SKIP
@@ -100,11 +100,11 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
 
     task: a name in TASKS or ALIASES, or translation_XX_to_YY.
     model: a Model, or a path for `t5x_lite.load`.
-    options: keyword arguments of the task's function in TASKS. A generation option that you omit has the value from the
-        model's directory (hub/generation.py), or else transformers' default.
+    options: keyword arguments of the task's function in TASKS. If you omit a generation option, its value comes from
+        the model's directory (hub/generation.py), or else is the default of transformers.
 
-    Raises ConfigError if the task or an option is unknown. If the model cannot do the task, only calling the pipeline
-    raises ConfigError.
+    Raises ConfigError if the task or an option is unknown. If the model cannot do the task, this function does not
+    raise an error, but a call of the Pipeline raises ConfigError.
     """
     name = TRANSLATION if task.startswith(f"{TRANSLATION}_") else ALIASES.get(task, task)
     run = lookup("task of a pipeline", name, TASKS)
@@ -112,7 +112,8 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
     model = model if isinstance(model, Model) else load(Path(model))
     known = options_of(run)
     if "seed" in known:
-        # text-generation follows transformers 5, which ignores task_specific_params; others follow 4, which reads it.
+        # text-generation follows transformers 5, which ignores task_specific_params. Tasks in WRITE_ONE follow
+        # transformers 4, which reads it.
         of_directory = generation.settings(model, task if run in WRITE_ONE else "")
         defaults = {name: value for name, value in of_directory.items() if name in known}
         options = generation.over(defaults, options)
@@ -120,7 +121,7 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
 
 
 def options_of(run: Callable) -> dict[str, Any]:
-    """Returns {option: default} of a task. If it generates text, includes the options of hub/generation.py."""
+    """Returns {option: default} of a task. Includes the options of hub/generation.py if the task generates text."""
     parameters = inspect.signature(run).parameters.values()
     own = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
     generates = any(p.kind == p.VAR_KEYWORD for p in parameters)

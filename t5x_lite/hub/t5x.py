@@ -1,6 +1,6 @@
-"""Reads T5X checkpoints: one msgpack file or a directory of zarr arrays.
+"""Reads T5X checkpoints. A checkpoint is one msgpack file or a directory of zarr arrays.
 
-Translates parameter names to ours and infers the model from the shapes.
+Translates T5X's parameter names to ours, and infers the ModelConfig from the shapes of the parameters.
 """
 
 import dataclasses
@@ -34,10 +34,12 @@ NAMES = {  # component of their path -> component of our path
 
 
 def load(path: Path) -> tuple[ModelConfig, dict[str, Any], ImportReport]:
-    """Returns (model, parameters, report). Raises CheckpointError if the path is not a T5X checkpoint of a T5.
+    """Returns (model, parameters, report) of a T5X checkpoint.
 
-    T5X checkpoints do not name the activation. A model with gated MLPs is taken to be T5 1.1, with gelu (tanh
-    approximation); any other is taken to be T5 1.0, with relu.
+    T5X checkpoints do not name the activation. If a model has gated MLPs, it is read as T5 1.1, with gelu (tanh
+    approximation). Otherwise it is read as T5 1.0, with relu.
+
+    Raises CheckpointError if the path is not a T5X checkpoint, or if the checkpoint does not hold a T5 model.
     """
     try:
         flat = _of_directory(path) if path.is_dir() else _of_file(path)
@@ -84,7 +86,7 @@ def _of_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def _of_directory(path: Path) -> dict[str, np.ndarray]:
-    """Returns {path: float32 array}. Reads only arrays inside the directory, even if its index points elsewhere."""
+    """Returns {parameter path: float32 array}. Reads only arrays in this directory, even if its index names others."""
     import tensorstore
 
     def read(directory: Path) -> np.ndarray:
@@ -102,9 +104,9 @@ def rename(path: str) -> str:
 
 
 def model_of(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
-    """Returns the T5 whose parameters have these shapes.
+    """Returns the ModelConfig of the T5 whose parameters have these shapes.
 
-    shapes: {our path: their shape}. Their shapes have one merged axis for heads and head dimension; ours have two.
+    shapes: {our path: shape in the T5X checkpoint}. T5X has one axis where we have two, heads and head dimension.
 
     Raises KeyError, IndexError or ConfigError if the shapes are not a T5's.
     """

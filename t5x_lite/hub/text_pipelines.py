@@ -17,12 +17,12 @@ def text_generation(
     top_k: int = 50,
     **options: Any,
 ) -> list[list[dict]]:
-    """Returns a list of {"generated_text"} for each input: the input followed by its continuation.
+    """Returns a list of {"generated_text"} for each input. A generated text is the input followed by a continuation.
 
-    return_full_text: if false, returns only the continuation.
-    do_sample: if false, decodes greedily instead of sampling.
-    temperature, top_k: used only in sampling.
-    options: further generation options.
+    return_full_text: if false, a generated text is only the continuation.
+    do_sample: if true, samples; if false, decodes greedily or by beam search.
+    temperature, top_k: options for sampling; without sampling, they have no effect.
+    options: further generation options (hub/generation.py).
 
     Raises ConfigError if the model is not decoder_only.
     """
@@ -33,7 +33,7 @@ def text_generation(
 
 
 def text2text_generation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """Returns a list of {"generated_text"} for each input, by default by beam search with 4 beams.
+    """Returns a list of {"generated_text"} for each input. The default is beam search with 4 beams.
 
     prefix: text to put before each input.
 
@@ -43,10 +43,10 @@ def text2text_generation(model: Model, inputs: list, *, prefix: str = "", **opti
 
 
 def summarization(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """Returns a list of {"summary_text"} for each input, by default by beam search with 4 beams.
+    """Returns a list of {"summary_text"} for each input. The default is beam search with 4 beams.
 
-    prefix: text to put before each input. By default, it is the one in the model's config.json, such as T5's
-        "summarize: ".
+    prefix: text to put before each input. In a pipeline, the default is the prefix in the model's config.json, such as
+        "summarize: " for T5.
 
     Raises ConfigError if the model is not text_to_text.
     """
@@ -54,10 +54,10 @@ def summarization(model: Model, inputs: list, *, prefix: str = "", **options: An
 
 
 def translation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """Returns a list of {"translation_text"} for each input, by default by beam search with 4 beams.
+    """Returns a list of {"translation_text"} for each input. The default is beam search with 4 beams.
 
-    prefix: text to put before each input. For a task such as translation_en_to_de, the default is the prefix in the
-        model's config.json, such as T5's "translate English to German: ".
+    prefix: text to put before each input. In a pipeline such as translation_en_to_de, the default is the prefix in the
+        model's config.json, such as "translate English to German: " for T5.
 
     Raises ConfigError if the model is not text_to_text.
     """

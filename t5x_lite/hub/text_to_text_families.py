@@ -12,9 +12,10 @@ from t5x_lite.models.config import ModelConfig
 
 
 def _read_t5(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our fields that `settings` and `choices` do not cover.
+    """Returns those of our fields that Family.settings and Family.choices do not cover.
 
-    Since transformers 5, the key scale_decoder_outputs says whether logits are scaled. Before, tied embeddings did.
+    In transformers 5, the key scale_decoder_outputs says whether logits are scaled. Older versions scale logits if and
+    only if embeddings are tied.
     """
     layers = settings.get("num_decoder_layers") or settings.get("num_layers")
     scaled = settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings") is not False)

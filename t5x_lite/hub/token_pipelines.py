@@ -1,6 +1,6 @@
-"""Pipelines that return tokens, spans or vectors of the text.
+"""Pipelines that return tokens of the text, parts of it, or vectors for it.
 
-They are fill-mask, token-classification, question-answering and feature-extraction.
+These are fill-mask, token-classification, question-answering and feature-extraction.
 """
 
 import itertools
@@ -23,9 +23,9 @@ from t5x_lite.lookup import lookup
 
 
 def feature_extraction(model: Model, inputs: list, *, return_tensors: bool = False) -> list:
-    """Returns an encoder's hidden states for each text, [1, tokens, D], as nested lists.
+    """Returns the encoder's hidden states for each text, as nested lists [1, tokens, D].
 
-    return_tensors: if true, returns them as float32 arrays.
+    return_tensors: if true, returns float32 arrays instead of lists.
     """
     examples = [{"inputs": text} for text in inputs]
     results = [outputs["hidden"][None] for outputs in encoder_outputs(model, examples, hidden=True)]
@@ -38,13 +38,13 @@ def feature_extraction(model: Model, inputs: list, *, return_tensors: bool = Fal
 def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequence[str] | None = None) -> list:
     """Returns the `top_k` most probable tokens for the mask in each text, best first.
 
-    Each token is {"score", "token", "token_str", "sequence"}. For a text with several masks, returns one list of tokens
-    per mask.
+    A returned token is {"score", "token", "token_str", "sequence"}. If a text has several masks, its result is a list
+    with one list of tokens per mask.
 
-    targets: the only words to choose from. If a word has several tokens, its first token stands for it.
+    targets: words. If given, returns only tokens from these words. If a word has several tokens, only its first counts.
 
-    Raises DataError if a text has no mask or is so long that a mask is cut off; ConfigError if the model has no head
-    `mlm`.
+    Raises DataError if a text has no mask, or if it is so long that a mask is cut off; ConfigError if the model has no
+    head `mlm`, or if no target has a token.
     """
     if "mlm" not in model.config.heads:
         raise ConfigError(f"fill-mask needs a model with the head `mlm`; its heads: {model.config.heads}")
@@ -72,7 +72,10 @@ def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequ
 
 
 def _with_masks(vocabulary: Vocabulary, text: str, mask: str) -> Encoded:
-    """Returns a text's token ids. The mask's id replaces each string `mask`. Raises DataError if there is none."""
+    """Returns the token ids of a text, with the mask id wherever the text has the string `mask`.
+
+    Raises DataError if the text does not have this string.
+    """
     pieces = [piece.rstrip() if i < text.count(mask) else piece for i, piece in enumerate(text.split(mask))]
     if len(pieces) == 1:
         raise DataError(f"{text[:80]!r} has no {mask}; fill-mask needs one or more")
@@ -87,9 +90,9 @@ def _fillings(
     """Returns the `top_k` most probable tokens for the mask at position `place`.
 
     ids: the token ids of the text, int32 [tokens].
-    logits_V: the logits of all tokens for this mask.
+    logits_V: the logits of all tokens of the vocabulary, for this mask.
     allowed: the token ids to choose from; None: all.
-    alone: whether the text has no other mask.
+    alone: true if the text has no other mask.
     """
     vocabulary = model.vocabulary
     probabilities_V = softmax(logits_V[: vocabulary.size].astype(np.float64))
@@ -107,8 +110,8 @@ def _fillings(
 
 # Tags -----------------------------------------------------------------------------------------------------------------
 
-# {aggregation_strategy: function}. The function takes the scores of a word's tokens, [tokens, C], and returns some of
-# these rows or their mean. The highest score among them decides the word's tag.
+# {aggregation_strategy: function}. The function takes the scores of a word's tokens, [tokens, C]. It returns all rows,
+# some rows, or the mean row. The highest score in the returned rows decides the word's tag.
 VOTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda scores_WC: scores_WC,
     "simple": lambda scores_WC: scores_WC,
@@ -121,8 +124,9 @@ VOTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 class Token(NamedTuple):
     """Describes one token of a text.
 
-    begin, end: the token's first character in the text, and the character after its last.
-    goes_on: whether the token continues the previous token's word.
+    begin: the position in the text of the token's first character.
+    end: the position after the token's last character.
+    goes_on: true if the token belongs to the same word as the previous token.
     """
 
     id: int
@@ -133,10 +137,10 @@ class Token(NamedTuple):
 
 
 class Tagged(NamedTuple):
-    """Describes one token, or the tokens of one word, with a tag.
+    """Holds the tag of one token, or of a word with one or more tokens.
 
-    numbers: the indices of the tokens in the text.
-    score: the tag's probability.
+    numbers: the indices of the token or tokens among all tokens of the text.
+    score: the probability of the tag.
     """
 
     numbers: list[int]
@@ -151,10 +155,11 @@ def token_classification(
 
     "start" and "end" count characters.
 
-    aggregation_strategy: if "none", returns single tokens. "simple" joins neighbouring tokens with the same tag into
-        entities (a tag with B- begins a new one) and returns "entity_group" in place of "entity" and "index". The
-        others first tag whole words, then join neighbouring words. A word's tag is that of its first token ("first"),
-        that with the highest mean probability over its tokens ("average"), or that of its most confident token ("max").
+    aggregation_strategy: how tokens become entities. "none" returns single tokens. "simple" joins neighbouring tokens
+        with the same tag into one entity; a tag with B- begins a new entity. The other strategies give each word one
+        tag, and then join neighbouring words in the same way. With "first", a word has the tag of its first token; with
+        "average", the tag with the highest mean probability over the word's tokens; with "max", the tag of the token
+        with the most probable tag. Entities have "entity_group" in place of "entity" and "index".
     ignore_labels: tags to leave out.
 
     Raises ConfigError if the model has no head `token_classification`.
@@ -201,7 +206,7 @@ def _tokens(vocabulary: Vocabulary, text: str) -> list[Token]:
 
 
 def _runs(goes_on: Sequence[bool]) -> list[list[int]]:
-    """Returns the indices of `goes_on`, grouped into runs. Index n joins the run of index n − 1 if goes_on[n].
+    """Groups the indices of `goes_on` into runs. Index n is in the same run as index n − 1 if goes_on[n] is true.
 
     >>> _runs([False, True, False])
     [[0, 1], [2]]
@@ -220,7 +225,7 @@ def _kind(tag: str) -> str:
 
 
 def _entity(vocabulary: Vocabulary, tokens: list[Token], group: list[Tagged]) -> dict[str, Any]:
-    """Returns the entity that consists of the neighbouring words or tokens in `group`."""
+    """Returns one entity, which joins the neighbouring words or tokens in `group`."""
     members = [tokens[n] for tagged in group for n in tagged.numbers]
     is_joined = isinstance(vocabulary, TokenizerVocabulary)  # if so, unknown words stay as in the text
     return {
@@ -245,17 +250,19 @@ def question_answering(
     doc_stride: int | None = None,
     handle_impossible_answer: bool = False,
 ) -> list:
-    """Returns the best answer to each {"question", "context"}: {"score", "start", "end", "answer"}.
+    """Returns the best answer to each input, {"score", "start", "end", "answer"}.
 
-    The answer is a part of the context, in whole words. "start" and "end" count characters. The score is the
-    probability of the start times the probability of the end, both within the answer's window.
+    The answer is a part of the context, in whole words. "start" and "end" count characters. The model reads a long
+    context in several windows, which overlap. The score of an answer is the probability of its start times the
+    probability of its end; both are probabilities among the tokens of one window.
 
+    inputs: each is {"question", "context"}.
     top_k: if above 1, returns a list of the `top_k` best answers to each question.
     max_answer_len: the maximum number of tokens in an answer.
-    max_seq_len: the number of tokens in a window. A longer context is read in several windows.
-    doc_stride: the number of tokens that neighbouring windows share. The default is 128, or half of the context tokens
-        in a window if that is less.
-    handle_impossible_answer: if true, "" may be an answer. Its score is the lowest that any window gives it.
+    max_seq_len: the maximum number of tokens in a window, with the question and special tokens.
+    doc_stride: the number of tokens that neighbouring windows share. The default is the smaller of 128 and half the
+        number of context tokens in a window.
+    handle_impossible_answer: if true, "" may be an answer. The score of "" is the lowest of its scores in the windows.
 
     Raises ConfigError if the model has no head `span`, or if windows are too short to share `doc_stride` tokens.
     """
@@ -298,10 +305,11 @@ def question_answering(
 
 
 def questions_with_contexts(question: Any, context: Any) -> dict[str, str] | list[dict[str, str]]:
-    """Returns the inputs of question_answering: a dict for one question and context, or a list for several.
+    """Returns the inputs of question_answering: a dict for one question with one context, otherwise a list of dicts.
 
-    A single question is paired with every context; a single context is paired with every question. Raises ConfigError
-    if question or context is missing, or if both are lists of different lengths.
+    A single question is paired with every context; a single context is paired with every question.
+
+    Raises ConfigError if question or context is missing, or if both are lists and the lists have different lengths.
     """
     if isinstance(question, str) and isinstance(context, str):
         return {"question": question, "context": context}

@@ -1,4 +1,4 @@
-"""Reads tensors one at a time from safetensors files, single or sharded, and writes such files. Never unpickles."""
+"""Reads and writes tensors in safetensors files, single or sharded. Never unpickles a file."""
 
 import json
 import logging
@@ -19,12 +19,14 @@ HOW_TO_CONVERT = (
     ".save_pretrained('OUT')\"` with the model's own class writes safetensors"
 )
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
-METADATA = {"format": "pt"}  # older versions of transformers refuse a file without it
+METADATA = {"format": "pt"}  # older versions of transformers refuse a file without this metadata
 SHARD_BYTES = 5_000_000_000
 
 
 class Weights:
-    """Opens the tensors of a directory or of one .safetensors file. Reads names and shapes at once, values on demand.
+    """Opens the tensors in a directory or in one .safetensors file.
+
+    Reads the names and shapes of all tensors immediately. Method `read` reads the values of one tensor.
 
     Raises CheckpointError if a file is missing, corrupted or a pickle.
     """
@@ -48,17 +50,17 @@ class Weights:
         self.shapes = {name: tuple(f.get_slice(name).get_shape()) for name, f in self._file_of.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Returns one tensor as float32. Raises CheckpointError if it cannot be read."""
+        """Returns one tensor as float32. Raises CheckpointError if the tensor cannot be read."""
         try:
             return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
-        except Exception as error:  # safetensors' own class, or numpy's for a dtype that numpy lacks
+        except Exception as error:  # safetensors and numpy raise different classes
             raise CheckpointError(f"{self.path}: cannot read {name!r}: {first_line(error)}") from error
 
 
 def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes float32 tensors to files of at most SHARD_BYTES each.
 
-    If there are several files, they have transformers' names for shards, and an index lists the file of each tensor.
+    If several files are needed, they are named as in transformers, and an index says which file holds which tensor.
 
     shapes: {name: shape} of all tensors.
     tensors: (name, values) of all tensors, in the order of `shapes`.
@@ -95,12 +97,15 @@ def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Itera
 
 
 def _files(path: Path) -> dict[Path, list[str] | None]:
-    """Returns {file: names of the tensors to read; None: all}. Raises CheckpointError without a safetensors file."""
+    """Returns {file: names of the tensors to read from it}; None instead of the names means all tensors.
+
+    Raises CheckpointError if there is no safetensors file, if the index is not valid, or if `path` is a pickle.
+    """
     if path.suffix in PICKLES:
         raise CheckpointError(f"{path} is refused because reading it may run code; {HOW_TO_CONVERT}")
     if path.is_file():
         return {path: None}
-    if (path / SINGLE).is_file():  # before an index, as in transformers: the index may be left from an older save
+    if (path / SINGLE).is_file():  # preferred to an index, as in transformers: the index may be from an older save
         if (path / INDEX).is_file():
             logging.getLogger(__name__).warning("%s: %s is read; %s is not used", path, SINGLE, INDEX)
         return {path / SINGLE: None}
@@ -130,8 +135,8 @@ def _open(file: Path) -> Any:
     try:
         with file.open("rb") as raw:
             start = raw.read(9)
-        # A safetensors file begins with its header's length, 8 bytes, and "{". The length 1,152 looks like the
-        # first bytes of a pickle, but a pickle has no "{" there.
+        # A safetensors file begins with 8 bytes for the length of its header; the ninth byte is "{". If the length
+        # is 1,152, the first bytes look like those of a pickle. But the ninth byte of a pickle is not "{".
         if start.startswith((b"PK", b"\x80")) and not start.endswith(b"{"):
             raise CheckpointError(f"{file} is a pickle under a different name and is refused; {HOW_TO_CONVERT}")
         return safe_open(file, framework="numpy")
