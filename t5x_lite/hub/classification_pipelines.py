@@ -52,9 +52,9 @@ def zero_shot_classification(
 ) -> list[dict]:
     """Returns {"sequence", "labels", "scores"} for each input, with the most probable label first.
 
-    A label becomes a hypothesis by `hypothesis_template`. An encoder must be trained on natural language inference: the
-    name of one of its classes must begin with "entail". It scores a label by the probability that the text entails the
-    hypothesis. A model that generates text scores a label by the probability that it writes the hypothesis.
+    `hypothesis_template` turns each label into a hypothesis. An encoder scores a label by the probability that the text
+    entails the hypothesis. The encoder must be trained on natural language inference, with a class whose name begins
+    with "entail". A model that generates text scores a label by the probability that it writes the hypothesis.
 
     candidate_labels: a list of labels, or one string in which commas separate the labels.
     hypothesis_template: a text in which "{}" stands for the label. The default is "This example is {}." for an encoder,

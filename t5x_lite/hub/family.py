@@ -12,11 +12,11 @@ from t5x_lite.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """Names their tensor for one of our parameters, or their module for one of ours. Says what is unusual in storage.
+    """Names the Hugging Face tensor or module for one of our parameters or modules, and says how it is stored.
 
-    name: the name of the tensor or module. A module's name is without `.weight` and `.bias`.
-    third: the place (0, 1 or 2) of our parameter if the tensor holds three parameters side by side, such as GPT-2's
-        query, key and value. Otherwise None.
+    name: the name of the tensor or module. A module's name does not end with `.weight` or `.bias`.
+    third: None if the tensor holds only our parameter. The tensor may also hold three parameters side by side, such as
+        GPT-2's query, key and value. Then `third` is the place of our parameter among them: 0, 1 or 2.
     turned: if true, the tensor is stored transposed, whatever Family.kernels_turned says.
     leading: if true, the tensor has an extra first dimension of size 1.
     """
@@ -39,7 +39,8 @@ class Family:
     choices: key of config.json -> allowed value -> our fields for that value. Import refuses other values.
     read: a function that takes config.json. It returns those of our fields that need more than `settings` and
         `choices`.
-    write: the inverse of `read`. It takes our ModelConfig and returns the keys of config.json.
+    write: the inverse of `read`. It takes our ModelConfig and returns a dict with the keys of config.json that `read`
+        reads.
     heads: our head -> one of the head's tensors. The model has the head if and only if the file has this tensor.
     classes: name of a class in transformers -> the heads of this class, by our names.
     modules: our module or parameter -> their name for it. `{i}` stands for the layer, `{s}` for encoder or decoder. Our
@@ -70,8 +71,8 @@ class Family:
     def ties(self, with_logits: bool = True) -> dict[str, str]:
         """Returns {name of a tied tensor: name of the tensor that it equals}.
 
-        with_logits: if false, leaves out the output layer. The copies of the embedding table in the encoder and decoder
-            of T5 and BART remain.
+        with_logits: if false, leaves out the tensors of the output layer. Then only T5 and BART have tied tensors: the
+            copies of the embedding table in the encoder and in the decoder.
         """
         table = self.modules["token_embedding"]
         ties = {**self.tied, "lm_head.weight": f"{table}.weight"}

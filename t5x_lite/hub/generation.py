@@ -248,7 +248,7 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
         ]
 
     def together(numbers: list[int]) -> list[list[str]]:
-        """Writes for empty texts in a separate batch, because the prompts of empty texts may begin differently."""
+        """Puts empty texts into a separate batch, because the prompts of empty texts may begin differently."""
         parts = [part for empty in (True, False) if (part := [i for i in numbers if (not texts[i]) == empty])]
         written = {i: of_one for part in parts for i, of_one in zip(part, work(part), strict=True)}
         return [written[i] for i in numbers]

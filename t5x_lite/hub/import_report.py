@@ -14,7 +14,7 @@ class Row:
     tensor: the name of the tensor; "" if there is none.
     shape: the shape of the tensor, or of the parameter if there is no tensor.
     status: one of STATUSES.
-    ours: the path of our parameter. If several use the tensor, their paths with commas between; "" if none does.
+    ours: the path of our parameter that uses the tensor; "" if there is none. Commas separate several paths.
     reason: why the tensor or parameter has this status; "" if nothing needs an explanation.
     """
 
@@ -27,7 +27,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """Holds one Row for each tensor in the files, and one for each of our parameters that has no tensor there."""
+    """Holds one Row for each tensor in the files, and one for each of our parameters that the files do not have."""
 
     rows: tuple[Row, ...]
 

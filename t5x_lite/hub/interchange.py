@@ -90,8 +90,8 @@ def export_directory(
     vocabulary: the vocabulary of the model. Its files are copied to `out`, and the ids of its special tokens go to
         config.json.
     labels: names of the classes.
-    origin: the imported directory that the model started from. The new config.json gets from the original one the
-        settings that our models do not use.
+    origin: the imported directory that the model started from. The settings in the original config.json that our models
+        do not use are copied to the new one.
     family: the name of a family; "": the origin's family, or else the first that can express the model.
 
     Raises ConfigError if the family cannot express the model, or if `out` is not empty; CheckpointError if writing

@@ -28,7 +28,7 @@ SILENT = (
     "num_classes", "decoder_start_id", "fairseq_marks", "max_positions", "lora_rank", "lora_alpha", "lora_targets",
     "lora_dropout_rate",
 )  # fmt: skip
-# These heads share a class in transformers with `classification`. The key problem_type of config.json tells them apart.
+# These heads and `classification` share a class in transformers. The key problem_type of config.json tells them apart.
 PROBLEMS = {name: head.problem_type for name, head in HEADS.items() if head.problem_type}
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 LARGEST_JSON = 10_000_000  # bytes; a config.json has a few thousand
@@ -78,7 +78,7 @@ def family_of(settings: Mapping[str, Any], where: Path) -> Family:
 
 
 def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> ModelConfig:
-    """Returns the ModelConfig that a config.json describes, without heads. Which heads exist follows from the tensors.
+    """Returns the ModelConfig that a config.json describes, without heads. (Only the tensors show which heads exist.)
 
     settings: the content of config.json.
     where: the path of config.json, for error messages.
@@ -123,7 +123,7 @@ def write_config(
     token_ids: {key of config.json: id} of the vocabulary's special tokens; a key is eos_token_id, for example. These
         ids replace those in Family.constants, which are the ids of the published models.
 
-    Raises ConfigError if the family cannot express the model. The message names the fields that it cannot express.
+    Raises ConfigError if the family cannot express the model. The message names the fields that are the cause.
     """
     ids = token_ids or {}
     out: dict[str, Any] = {"model_type": family.model_type} | {k: ids.get(k, v) for k, v in family.constants.items()}
@@ -189,7 +189,7 @@ def family_for(config: ModelConfig, name: str = "") -> Family:
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """Connects one of our parameters to their tensor that holds it. Says in what form the tensor holds it.
+    """Connects one of our parameters to the Hugging Face tensor that holds it, and says how it is stored there.
 
     path, shape: the path and shape of our parameter.
     key: the name of their tensor.

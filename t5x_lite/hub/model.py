@@ -40,7 +40,8 @@ BATCH_ROWS = 32
 class Model:
     """Holds a model with its parameters and vocabulary. Texts must have the form that the model was trained on.
 
-    labels: names of the classes. They are () if the model generates text and its tasks have different classes, or none.
+    labels: names of the classes; () if there are none. Also () if the model generates text and its tasks have several
+        different sets of classes.
     origin: the directory that the model started from. It is an imported directory, or one in Hugging Face format. None
         if the model started from neither.
     features: the features of the task that the model was trained on. If None, a decoder_only model reads its inputs

@@ -46,7 +46,7 @@ class Found:
 
 
 def open_directory(path: Path) -> Found:
-    """Opens a Hugging Face directory. Reads config.json, and of the tensors the names and shapes.
+    """Opens a Hugging Face directory. Reads config.json and the names and shapes of the tensors.
 
     Raises CheckpointError if config.json or the tensors cannot be used.
     """
@@ -100,8 +100,8 @@ def load(
     """Reads a model's parameters from an opened directory. Returns (parameters, report).
 
     config: the model. Its heads, vocabulary size and scanning may differ from those of the model in the directory.
-    allow: names of tensors that may stay unused, and names of tensors or paths of our parameters that may be missing
-        and so start fresh. `*` matches anything.
+    allow: names of tensors that may be unused or missing, and paths of our parameters whose tensors may be missing. A
+        parameter whose tensor is missing starts fresh. In a name or path, `*` matches anything.
 
     Raises CheckpointError if a tensor has the wrong shape. Also raises it if a tensor is missing or is unknown to the
     family, unless `allow` has its name. These errors come before the function reads the values of our parameters.
@@ -164,7 +164,7 @@ def tensors(
 
 
 def layers_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (path, array) for each layer if `array` is a stack of scanned layers; otherwise yields (path, array)."""
+    """Yields one (path, array) per layer if `array` is a stack of scanned layers. Otherwise yields the given pair."""
     parts = _parts(path, array.shape)
     yield from zip(parts, [array] if parts == [path] else array, strict=True)
 
@@ -197,10 +197,10 @@ def _with_heads(
 ) -> ModelConfig:
     """Returns `config` with the heads whose tensors the file has.
 
-    If several heads share a tensor, config.json's `architectures` names a class of transformers, which decides between
-    these heads. If it does not, the first of them in Family.heads is taken. A classification head becomes `regression`
-    if it has a single output. It becomes `multi_label` if it has several outputs and config.json's problem_type says
-    that a text may have several labels.
+    If several heads share a tensor, the class named in config.json's `architectures` shows which of these heads the
+    model has. If the class is missing or unknown, the model gets the first of these heads in Family.heads. A
+    classification head becomes `regression` if it has a single output. It becomes `multi_label` if it has several
+    outputs and config.json's problem_type says that a text may have several labels.
     """
     architectures = settings.get("architectures")
     classes = [family.classes.get(str(name), ()) for name in architectures] if isinstance(architectures, list) else []
@@ -226,7 +226,7 @@ def _account(
     """Returns one Row per tensor, and one per parameter that has no tensor.
 
     Raises CheckpointError if a tensor has the wrong shape, or if a tied copy differs from its original. Also raises it
-    if a parameter or tensor has no counterpart, unless this is expected or `allow` permits it.
+    if a parameter or tensor has no counterpart, unless the family explains this or `allow` permits it.
     """
     family, shapes = found.family, found.weights.shapes
     rows, used, missing = [], {}, []

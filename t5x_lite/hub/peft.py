@@ -25,7 +25,7 @@ def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> 
     The files include the supervised heads, because training changes all parameters of these heads.
 
     Raises ConfigError if the model has no LoRA matrices, or if a kernel with LoRA shares a Hugging Face tensor with
-    other kernels. GPT-2's query, key and value share one.
+    other kernels. GPT-2's query, key and value share one tensor.
     """
     from safetensors.numpy import save_file
 

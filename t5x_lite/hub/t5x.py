@@ -86,7 +86,7 @@ def _of_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def _of_directory(path: Path) -> dict[str, np.ndarray]:
-    """Returns {parameter path: float32 array}. Reads only arrays in this directory, even if its index names others."""
+    """Returns {parameter path: float32 array} of the arrays in a directory. Does not follow paths to other places."""
     import tensorstore
 
     def read(directory: Path) -> np.ndarray:

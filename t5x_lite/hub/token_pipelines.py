@@ -43,8 +43,8 @@ def fill_mask(model: Model, inputs: list, *, top_k: int = 5, targets: str | Sequ
 
     targets: words. If given, returns only tokens from these words. If a word has several tokens, only its first counts.
 
-    Raises DataError if a text has no mask, or if it is so long that a mask is cut off; ConfigError if the model has no
-    head `mlm`, or if no target has a token.
+    Raises DataError if a text has no mask, or if the text is so long that a mask is cut off; ConfigError if the model
+    has no head `mlm`, or if no target has a token.
     """
     if "mlm" not in model.config.heads:
         raise ConfigError(f"fill-mask needs a model with the head `mlm`; its heads: {model.config.heads}")
@@ -158,8 +158,9 @@ def token_classification(
     aggregation_strategy: how tokens become entities. "none" returns single tokens. "simple" joins neighbouring tokens
         with the same tag into one entity; a tag with B- begins a new entity. The other strategies give each word one
         tag, and then join neighbouring words in the same way. With "first", a word has the tag of its first token; with
-        "average", the tag with the highest mean probability over the word's tokens; with "max", the tag of the token
-        with the most probable tag. Entities have "entity_group" in place of "entity" and "index".
+        "average", the tag with the highest mean probability over the word's tokens; with "max", the tag with the
+        highest probability at any of these tokens. Except for "none", results have "entity_group" in place of "entity"
+        and "index".
     ignore_labels: tags to leave out.
 
     Raises ConfigError if the model has no head `token_classification`.

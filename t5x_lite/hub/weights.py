@@ -26,7 +26,7 @@ SHARD_BYTES = 5_000_000_000
 class Weights:
     """Opens the tensors in a directory or in one .safetensors file.
 
-    Reads the names and shapes of all tensors immediately. Method `read` reads the values of one tensor.
+    Reads the names and shapes of all tensors immediately. The method `read` reads the values of one tensor.
 
     Raises CheckpointError if a file is missing, corrupted or a pickle.
     """
