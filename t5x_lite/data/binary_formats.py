@@ -23,8 +23,8 @@ class _OfRows:
 
 @dataclasses.dataclass(frozen=True)
 class ArrowRows(_OfRows):
-    """Reads Arrow IPC: a file, or a stream such as Hugging Face's `save_to_disk` writes. Maps the file into memory and
-    never loads all of it."""
+    """Reads Arrow IPC files and streams (Hugging Face's `save_to_disk` writes streams). Maps the file into memory, so
+    the whole file is never loaded."""
 
     def local(self, file: File) -> Path:
         return plain(file)
@@ -59,7 +59,7 @@ class ArrowRows(_OfRows):
         def read(places: Sequence[tuple[int, int]]) -> list[Example]:
             require_unchanged(
                 path, version, file
-            )  # before reading: reading a page that the file no longer has kills the process
+            )  # before reading, because reading a page that is no longer in the file kills the process
             try:
                 examples = [row_of(row) for row, _ in places]
             except (ValueError, TypeError, ArithmeticError, OSError) as error:

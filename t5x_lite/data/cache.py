@@ -18,9 +18,9 @@ A shard has these columns:
     sentences.offsets   where each text begins in sentences.ids, and where the last one ends (int64)
     label               for a task with labels or numbers: the class id or the number of each example (float64)
 
-The format is safetensors and not ArrayRecord, because training reads examples in shuffled order. Reading one takes 2 µs
-from a memory map, but 40 µs from an ArrayRecord (array_record 0.8, groups of one, batches of 64). So with texts of 100
-tokens, ArrayRecord would limit reading to about 2 million tokens per second.
+The format is safetensors and not ArrayRecord, because training reads examples in shuffled order. Reading one example
+takes 2 µs from a memory map, but 40 µs from an ArrayRecord (array_record 0.8, groups of one, batches of 64). So with
+texts of 100 tokens, ArrayRecord would limit reading to about 2 million tokens per second.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ class Job:
 
 
 def job_for(task: Task, converter: Any, vocabulary: Vocabulary, output: Path) -> Job:
-    """Returns the Job for the cache of a task in the directory output/TASK.
+    """Returns the Job that describes a task's cache in the directory output/TASK.
 
     Raises ConfigError if the task cannot be cached, DataError if it has no training example.
     """
@@ -100,8 +100,8 @@ def random_preprocessor(task: Task) -> str:
 
 
 def _reading(task: Task, converter: Any) -> dict[str, Any]:
-    """Returns the part of the recipe that depends on the architecture: the fields that the model reads, whether it
-    reads them sentence by sentence, and the task's labels ("number" if its targets are numbers).
+    """Returns the part of the recipe that depends on the architecture: the fields that the model reads, whether the
+    model reads them sentence by sentence, and the task's labels (or "number" if the targets are numbers).
 
     Raises ConfigError if a cache cannot hold the task's targets.
     """
@@ -162,8 +162,9 @@ class Cache:
         return self._job.recipe["examples"]
 
     def read(self, indices: Sequence[int]) -> list[Encoded | None]:
-        """Returns the examples at `indices`, in this order, with None for an example that a preprocessor dropped. Their
-        arrays are views of the files and have the dtypes of the columns. Raises DataError if a shard is corrupted."""
+        """Returns the examples at `indices`, in the same order. An example that a preprocessor dropped is None. The
+        arrays in the examples are views of the cache's files, with the dtypes of the columns. Raises DataError if a
+        shard is corrupted."""
         recipe, out = self._job.recipe, []
         fields, size = recipe["fields"], recipe["shard_examples"]
         for index in indices:
@@ -191,11 +192,11 @@ def _row(arrays: Mapping[str, np.ndarray], column: str, i: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def _arrays(path: str, sha256: str) -> dict[str, np.ndarray]:
-    """Returns {column: 1-D array} for a shard. The arrays are views of a memory map, so nothing is read until it is
+    """Returns {column: 1-D array} for a shard. The arrays are views of a memory map, so data is read only when it is
     used.
 
-    sha256: the shard's expected hash. It serves only as a key of the lru_cache, so that a shard is mapped again after
-    it was made again.
+    sha256: the shard's expected hash. It is not verified here. It is only a key of the lru_cache, so that a shard that
+    was made again is also mapped again.
     Raises DataError if the shard is corrupted.
     """
     columns = {}

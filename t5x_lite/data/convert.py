@@ -1,10 +1,11 @@
 """Feature converters turn a task's texts into the features that a model reads. Each architecture has one.
 
-All three converters accept every task. For a corpus (`{"text"}`) they apply the architecture's objective: span
-corruption, next token, or masked tokens with next sentence (convert_encoder.py). A supervised example (`{"inputs",
-"targets"}`) becomes encoder inputs and decoder targets (text-to-text), one concatenated sequence (decoder-only), or
-[CLS] … [SEP] with a label (encoder-only). A decoder's inputs are its targets, shifted right by one. The converters
-shift them within each example, before packing, so an example never sees the last token of its neighbour.
+All three converters accept every task. For a corpus (`{"text"}`) they apply the architecture's objective. By default
+this is span corruption (text-to-text), the next token (decoder-only), or masked tokens with next sentence
+(encoder-only, convert_encoder.py). A supervised example (`{"inputs", "targets"}`) becomes encoder inputs and decoder
+targets (text-to-text), one concatenated sequence (decoder-only), or [CLS] … [SEP] with a label (encoder-only). A
+decoder's inputs are its targets, shifted right by one. The converters shift them within each example, before packing,
+so an example never sees the last token of its neighbour.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabulary import Vocabulary
 
-TEXT, WHICH = "text", "which_denoiser"  # the features of a piece of a corpus before `denoise`
+TEXT, WHICH = "text", "which_denoiser"  # of a corpus's pieces before `denoise`: token ids, index of the denoiser
 
 
 class Converter(Protocol):
@@ -47,13 +48,13 @@ class Converter(Protocol):
     def corpus(self, texts: Sequence, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
         """Makes training examples from a window of documents.
 
-        The examples are either complete, or pieces of text with the features TEXT and WHICH. `denoise` turns such
-        pieces into complete examples.
+        The examples are either complete or pieces of text, which `denoise` then turns into complete examples. A piece
+        of text has two features: TEXT (its token ids) and WHICH (the index of its denoiser).
         """
         ...
 
     def denoise(self, texts: Examples, vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
-        """Applies the objective to pieces of text, which have the fields TEXT and WHICH.
+        """Applies the objective to the pieces of text that `corpus` made, and returns the complete examples.
 
         The pieces may come from any number of windows.
         """
@@ -62,16 +63,16 @@ class Converter(Protocol):
     def lengths(self, examples: Examples, vocabulary: Vocabulary) -> np.ndarray:
         """Returns the length of each example in each dimension of a row, int64 [examples, dimensions].
 
-        For a piece of text before `denoise`, these are the lengths that the finished example is expected to have.
+        If `denoise` has not processed a piece of text yet, these are the expected lengths of the complete example.
         """
         ...
 
     def supervised(
         self, examples: Sequence[Mapping[str, Any]], task: Task, vocabulary: Vocabulary
     ) -> tuple[Examples, np.ndarray]:
-        """Returns the features of supervised examples, in order, and which of them were truncated (bool [examples]).
+        """Returns the features of supervised examples, in order, and which examples were truncated (bool [examples]).
 
-        A context that does not fit in a row gives one example per window.
+        If a context does not fit in a row, the result has one example per window of the context.
         Raises DataError if an example has a missing or wrong field, ConfigError if the converter does not support the
         task.
         """
@@ -85,8 +86,8 @@ class Converter(Protocol):
         ...
 
     def prompt_sizes(self, max_new_tokens: int) -> dict[str, int]:
-        """Returns {letter of a dimension: its size} for a row that holds one prompt and leaves room for
-        `max_new_tokens`."""
+        """Returns {letter of a dimension: its size} for a row that holds one prompt and has room for `max_new_tokens`
+        more tokens."""
         ...
 
 
@@ -94,8 +95,8 @@ class Converter(Protocol):
 class TextToText:
     """Converts examples for encoder-decoders. `inputs` and `targets` end with EOS if the task's features have add_eos.
 
-    Example 1 has the inputs `7 8 5 1` and the targets `3 9 1`, example 2 the inputs `8 4 9 3 1` and the targets `4 1`.
-    Packed into an encoder row of 10 and a decoder row of 7, they become:
+    Example 1 has inputs `7 8 5 1` and targets `3 9 1`; example 2 has inputs `8 4 9 3 1` and targets `4 1`. Packed into
+    an encoder row of 10 and a decoder row of 7, they become:
 
         encoder_input_tokens   7 8 5 1 8 4 9 3 1 0
         encoder_segment_ids    1 1 1 1 2 2 2 2 2 0
@@ -157,7 +158,7 @@ class TextToText:
 
     @property
     def _room(self) -> dict[str, int]:
-        """Returns {letter of a dimension: the number of tokens that a row has left for a text and its EOS}."""
+        """Returns {letter of a dimension: how many tokens of a row are left for a text and its EOS}."""
         prompt = {"S": self.prompt_tokens}
         return {k: n - self.fairseq_marks - prompt.get(k, 0) for k, n in self.sizes(pack=False).items()}
 
@@ -178,12 +179,12 @@ class TextToText:
 class DecoderOnly:
     """Converts examples for language models.
 
-    It cuts a corpus into rows and makes every token a target, unless there are denoisers. It joins the inputs and
-    targets of a supervised example into one sequence, in which only the targets count in the loss. The EOS of the
-    inputs separates the two.
+    Without denoisers, it cuts a corpus into rows in which every token is a target. It joins the inputs and targets of a
+    supervised example into one sequence, in which only the targets count in the loss. The EOS of the inputs separates
+    the two.
 
-    Example 1 has the inputs `7 8 1` and the targets `3 9 1`, example 2 the inputs `5 1` and the targets `4 1`. Packed
-    into a row of 12, they become:
+    Example 1 has the inputs `7 8 1` and the targets `3 9 1`; example 2 has the inputs `5 1` and the targets `4 1`.
+    Packed into a row of 12, they become:
 
         decoder_target_tokens  7 8 1 3 9 1 5 1 4 1 0 0
         decoder_input_tokens   0 7 8 1 3 9 0 5 1 4 0 0
@@ -224,7 +225,8 @@ class DecoderOnly:
     def supervised(self, examples, task, vocabulary):
         inputs = _encode(examples, "inputs", task, vocabulary)
         targets = _encode(examples, "targets", task, vocabulary)
-        # If inputs and targets are both long, each gets half of the row. A short one leaves the rest to the other.
+        # If both inputs and targets are longer than half of the row, each gets half. If one is shorter, the other gets
+        # the rest.
         room = np.maximum(self.length // 2, self.length - inputs.lengths)
         short_targets = _cut(targets, room, vocabulary, task, "targets")
         short_inputs = _cut(inputs, self.length - short_targets.lengths, vocabulary, task, "inputs")
@@ -247,8 +249,8 @@ class DecoderOnly:
 
 
 def _texts(texts: Sequence[str], plan: tuple[int, ...], vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
-    """Joins documents end to end and cuts the result into pieces. Each piece has the length planned for its
-    denoiser."""
+    """Joins documents end to end and cuts the result into pieces. For each piece, a denoiser is drawn at random; the
+    piece has the length that `plan` gives for this denoiser."""
     pieces, which = chunks(ragged.of(ids_of(texts, vocabulary)).values, plan, rng)
     return {TEXT: pieces, WHICH: ragged.singles(which)}
 
@@ -286,8 +288,8 @@ def _cut(ids: Ragged, limits: np.ndarray | int, vocabulary: Vocabulary, task: Ta
 def text_task(architecture: str, segments: tuple[str, ...] = ("inputs",)) -> Task:
     """Returns a task without a source, for models that were not trained on a task.
 
-    The inputs of a language model have no EOS, because the model continues them. For the other architectures they have
-    EOS, because the encoder of a text_to_text model has seen EOS after every text.
+    The inputs of a language model have no EOS, because the model continues them. For the other architectures the inputs
+    have EOS, because the encoder of a text_to_text model has seen EOS after every text.
     """
     features = {"inputs": Feature(add_eos=architecture != "decoder_only"), "targets": Feature()}
     return Task("text", source=None, features=features, segments=segments)  # type: ignore[arg-type]  (nothing reads it)
@@ -301,7 +303,7 @@ def start(start_id: int, vocabulary: Vocabulary) -> int:
 def _shifted(targets: Ragged, weights: float | np.ndarray, start_id: int) -> Examples:
     """Returns the three features of a decoder: input tokens, target tokens and loss weights.
 
-    weights: the loss weight of all target tokens (one number), or of each (float [target tokens]).
+    weights: one loss weight for all target tokens, or one per target token (float [target tokens]).
     """
     weight_of = np.empty(len(targets.values), np.float32)
     weight_of[:] = weights

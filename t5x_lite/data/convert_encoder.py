@@ -21,10 +21,10 @@ from t5x_lite.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Describes a window: the tokens `begin` to `end` − 1 of a context. In their row they begin at column `first`.
+    """Describes a window: the tokens `begin` to `end` − 1 of a context. They are in a row, from column `first` on.
 
     example: the index of the example that the context belongs to.
-    places: int64 [tokens of the context, 2]: for each token, the place of its word in the context: (begin, end) in
+    places: int64 [tokens of the context, 2]. Row t is the place of token t's word in the context: (begin, end) in
         characters.
     """
 
@@ -39,9 +39,10 @@ class Window:
 class EncoderOnly:
     """Converts examples for encoders such as BERT.
 
-    A corpus becomes pairs of texts. Some of their tokens are masked. A second objective, on the pair, is next sentence
-    (Devlin et al. 2019, §3.1: half of the second texts come from a different document) or sentence order (Lan et al.
-    2020, §3.1: half of the pairs are swapped). A supervised example becomes its segments and its label.
+    A corpus becomes pairs of texts with some masked tokens. A second objective is about the pair. Next sentence asks
+    whether the second text follows the first: half of the second texts come from a different document (Devlin et al.
+    2019, §3.1). Sentence order asks whether the two texts are in order: half of the pairs are swapped (Lan et al. 2020,
+    §3.1). A supervised example becomes its segments and its label.
 
     Let [CLS] be 3 and [SEP] be 4. Example 1 has the segments `7 8` and `5` and the label 2; example 2 has the segment
     `9` and the label 0. Packed into a row of 10, they become:
@@ -116,8 +117,8 @@ class EncoderOnly:
         return BY_TARGET[type(task.target)](self, examples, task, vocabulary, labelled=True)
 
     def prompts(self, examples, task, vocabulary, max_new_tokens):
-        """Converts examples as in training, but without labels. For a context that needs several windows it returns
-        only the first; `windows` returns all."""
+        """Converts examples as in training, but without labels. If a context needs several windows, returns only the
+        first window. (`windows` returns all of them.)"""
         if type(task.target) in BY_TARGET:
             return BY_TARGET[type(task.target)](self, examples, task, vocabulary, labelled=False)
         return self._plain(examples, task, vocabulary)
@@ -136,9 +137,10 @@ class EncoderOnly:
         examples.
 
         If a context does not fit in a row, each window begins `window_stride` tokens after the previous one.
-        overlap: replaces `window_stride`. Returns, for the number of tokens in a window, how many of them it shares
-            with the previous window.
-        Raises ConfigError if a row has no room for a context, or if `overlap` is negative or as long as a window.
+        overlap: a function that replaces `window_stride`. It maps the number of tokens in a window to the number of
+            tokens that two consecutive windows share.
+        Raises ConfigError if a row has no room for a context, or if `overlap` returns a number that is negative or not
+        less than its argument.
         """
         question, context = task.segments
         questions = ragged.of(ids_of([text_of(e, question, task) for e in examples], vocabulary))
@@ -288,7 +290,7 @@ class EncoderOnly:
     ) -> tuple[Ragged, np.ndarray, np.ndarray]:
         """Makes [CLS] first [SEP] second [SEP] …
 
-        closed: one bool [rows] per part: in which rows a [SEP] follows the part.
+        closed: one array per part, bool [rows]: True in the rows in which a [SEP] follows the part.
         Returns the tokens; the type of each token; and whether each token is [CLS] or [SEP].
         """
         rows = len(parts[0])
@@ -309,7 +311,7 @@ class EncoderOnly:
     def _unlabelled(self, tokens: Ragged, types: np.ndarray, parts: Ragged | None = None) -> Examples:
         """Returns the features of all heads, with a weight of 0 for every label.
 
-        parts: the lengths of the parts of each example; parts do not attend to each other. None: one part per example.
+        parts: the lengths of each example's parts, which do not attend to each other. None: one part per example.
         """
         parts = ragged.singles(tokens.lengths) if parts is None else parts
         begins = np.cumsum(parts.values) - parts.values - np.repeat(tokens.starts, parts.lengths)
@@ -344,7 +346,7 @@ BY_TARGET: dict[type[Target], Callable[..., tuple[Examples, np.ndarray]]] = {
 
 
 def sentences(text: str) -> list[str]:
-    """Splits a text into sentences. A sentence ends after . ! or ? before white space, and at a blank line.
+    """Splits a text into sentences. A sentence ends at a blank line, and at a . ! or ? with white space after it.
 
     >>> sentences("One. Two?\\n\\nThree")
     ['One.', 'Two?', 'Three']
@@ -353,15 +355,16 @@ def sentences(text: str) -> list[str]:
 
 
 def _sentence_ids(text, vocabulary: Vocabulary) -> list[np.ndarray]:
-    """Returns the ids of each sentence of a text. A text from a cache already is a list of the ids of each sentence."""
+    """Returns the ids of each sentence of a text. Returns a text from a cache unchanged, because it already is such a
+    list."""
     return vocabulary.encode(sentences(text)) if isinstance(text, str) else text
 
 
 def _pieces(document: list[np.ndarray], room: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Splits a document into pairs (first, second) of texts.
 
-    A pair is a run of consecutive sentences with at most `room` tokens in total. The run is split at the sentence end
-    that is nearest to its middle; if it is a single sentence, it is split in the middle. Sentences longer than `room`
+    A pair is a run of consecutive sentences with at most `room` tokens in total. A run of several sentences is split at
+    the sentence end nearest to its middle. A run of one sentence is split in its middle. Sentences longer than `room`
     are first cut into shorter ones.
     """
     out, run, length = [], [], 0
@@ -402,7 +405,7 @@ def _longest_first(lengths: list[int], room: int) -> list[int]:
     """Returns how many tokens each segment keeps. Tokens are removed from the longest segment until all segments
     together fit in `room`.
 
-    Unlike BERT's truncate_seq_pair, it shortens the first of equally long segments, not the second.
+    If two segments are equally long, it shortens the first. (BERT's truncate_seq_pair shortens the second.)
 
     >>> _longest_first([9, 3, 9], 12)
     [4, 3, 5]

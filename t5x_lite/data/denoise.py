@@ -17,7 +17,7 @@ may differ in length. From "Thank you for inviting me last week" the objectives 
 A sentinel <k> stands for a run of tokens that is left out. span_corruption hides a fixed number of tokens in a fixed
 number of spans. The last span is at the end of the text, unless random_roll moves the spans. iid_denoising, mass and
 drop_tokens decide at random for each token. prefix_lm cuts the text at a random place. sequential (UL2's S-denoiser)
-cuts it so that a fixed share at its end becomes the targets.
+cuts off a fixed share at the end of the text, which becomes the targets.
 """
 
 import bisect
@@ -39,8 +39,9 @@ MOST_SENTINELS = 1 << 13  # the most sentinels that `_sentinels` looks for in a 
 def span_corruption_lengths(
     inputs_length: int, noise_density: float = 0.15, mean_noise_span_length: float = 3.0
 ) -> tuple[int, int]:
-    """Returns (raw tokens, targets length): the most tokens from which span corruption makes at most `inputs_length`
-    inputs, and how many targets it then makes. Inputs and targets are counted with their EOS.
+    """Returns (raw, targets). `raw` is the largest number of tokens from which span corruption makes at most
+    `inputs_length` inputs; `targets` is the number of targets that it makes from them. Inputs and targets are counted
+    with their EOS.
 
     Source: random_spans_helper of T5 (t5/data/preprocessors.py).
 
@@ -89,7 +90,7 @@ def noise_mask(
     random_roll: bool = False,
 ) -> np.ndarray:
     """Returns a mask, bool [sum of lengths], that is True on the tokens to hide. In each text, non-empty spans of kept
-    and hidden tokens alternate, kept ones first.
+    and hidden tokens alternate, beginning with kept tokens.
 
     Source: random_spans_noise_mask of T5. Kept and hidden tokens are cut into the same number of spans; every way to
     cut them is equally likely.
@@ -120,8 +121,8 @@ def _random_segments(totals: np.ndarray, parts: np.ndarray, rng: np.random.Gener
 
 
 def _random_subsets(sizes: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Chooses `counts[i]` of the `sizes[i]` values of each run i and returns which are chosen, bool [sum of sizes].
-    Every choice is equally likely.
+    """From the `sizes[i]` values of each run i, chooses `counts[i]` values. Returns which values are chosen, bool [sum
+    of sizes]. Every choice is equally likely.
 
     This is Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") on all runs at once. It takes as many
     vectorised steps as the largest count; shuffling would take one step per value.
@@ -277,8 +278,8 @@ KINDS = (
 
 
 def denoisers(objective: str, **settings) -> tuple[Denoiser, ...]:
-    """Returns the denoisers that a config's objective names: one denoiser with `settings` if it is one of KINDS, or
-    UL2's seven if it is "ul2" (which ignores `settings`).
+    """Returns the denoisers that a config's objective names: one denoiser with `settings` for one of KINDS; UL2's seven
+    for "ul2", which ignores `settings`.
 
     >>> denoisers("mass", noise_density=0.3) == (Denoiser("mass", noise_density=0.3),), len(denoisers("ul2"))
     (True, 7)
@@ -334,10 +335,10 @@ def plan_lengths(
     targets_length: int,
     total_length: int | None = None,
 ) -> tuple[int, ...]:
-    """Returns the most tokens of text that each denoiser can be given so that its result fits.
+    """Returns, for each denoiser, the largest number of tokens in a text whose result fits.
 
     The result fits if the inputs (with mode and EOS) have at most `inputs_length` tokens, the targets (with EOS) at
-    most `targets_length`, and both together at most `total_length`, which is for a decoder whose row holds both. The
+    most `targets_length`, and both together at most `total_length` (for a decoder, whose row holds both). The
     vocabulary must also have a sentinel for every span. Raises ConfigError if not even two tokens fit.
 
     >>> from t5x_lite.data.vocabularies import ByteVocabulary
@@ -383,11 +384,11 @@ def _sentinels(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator) -> tuple[Ragged, np.ndarray]:
-    """Cuts `tokens` into consecutive pieces. Returns the pieces and, for each, the index of its length in `lengths`
-    (int64 [pieces]).
+    """Cuts `tokens` into consecutive pieces. Returns the pieces, and which of `lengths` each piece was given (an index,
+    int64 [pieces]).
 
-    Each length is drawn at random; all are equally likely. The last piece may be shorter, but has at least 2 tokens: if
-    a single token is left over, it is dropped.
+    For each piece, one of `lengths` is drawn at random; all are equally likely. The last piece may be shorter, but has
+    at least 2 tokens: if a single token is left over, it is dropped.
     tokens: int [tokens].
 
     >>> pieces, which = chunks(np.arange(11), [4], np.random.default_rng(0))
@@ -405,9 +406,10 @@ def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator)
 def corrupt_each(
     texts: Ragged, which: np.ndarray, denoisers: Sequence[Denoiser], rng: np.random.Generator, vocabulary: Vocabulary
 ) -> tuple[Ragged, Ragged]:
-    """Applies its denoiser to each text and returns (inputs, targets), without EOS, in the order of the texts.
+    """Applies to each text the denoiser that `which` gives. Returns (inputs, targets), without EOS, in the order of the
+    texts.
 
-    which: int [texts], the index of each text's denoiser.
+    which: int [texts], for each text an index into `denoisers`.
     Raises DataError if a text needs more sentinels than the vocabulary has.
     """
     if len(denoisers) == 1:

@@ -47,7 +47,7 @@ def eval_batches(
     blocks = (packing.pack_rows(examples, specs, sizes, pack)[0] for examples in windows)
     batch = None
     for global_batch in _of_rows(blocks, batch_rows):
-        batches.check(global_batch, specs, vocabulary.size)  # all rows, so that all hosts raise the same error
+        batches.check(global_batch, specs, vocabulary.size)  # of all rows, so that all hosts raise the same error
         batch = {name: array[share] for name, array in global_batch.items()}
         yield batch
     if batch is None:
@@ -94,7 +94,7 @@ def prompt_batch(
     batch_rows: int,
     max_new_tokens: int,
 ) -> tuple[Batch, list[bool]]:
-    """Returns the prompts of text examples as one batch, one prompt per row, and which of them were truncated.
+    """Returns (batch, which prompts were truncated). The batch holds the prompts of text examples, one prompt per row.
 
     Rows without an example are padding. Raises DataError if an example has a missing or wrong field.
     """

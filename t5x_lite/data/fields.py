@@ -76,8 +76,8 @@ def tag_ids(example: Mapping[str, Any], task: Task) -> np.ndarray:
 
 
 def check_target(example: Mapping[str, Any], task: Task) -> None:
-    """Raises DataError if the task's targets are labels or numbers and the example's target is not one. Does not check
-    other kinds of targets."""
+    """Raises DataError if the task has labels and the example's target is not one of them, or if the task has numbers
+    and the target is not a number. Does not check other kinds of targets."""
     if task.target.several:
         label_set(example, task)
     elif isinstance(task.target, Number):
@@ -106,7 +106,7 @@ def label(example: Mapping[str, Any], task: Task) -> int:
 
 
 def number(example: Mapping[str, Any], task: Task) -> float:
-    """Returns the number that an example's target stands for. Raises DataError if it is not a finite number."""
+    """Returns the number that an example's target stands for. Raises DataError if the target is not a finite number."""
     if isinstance(example, Encoded):
         return example.label
     target = text_of(example, "number" if "number" in example else "targets", task).strip()

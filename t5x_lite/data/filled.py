@@ -15,8 +15,8 @@ class Filled:
     """A source whose examples are templates, filled with the records of the source `source`: {name: filled template}.
 
     A template is a text with fields in braces: "{title}: {body}", "{answers[0]}". List items are joined by spaces;
-    booleans become "true" and "false". If a record lacks a field or the field is null, reading the example raises
-    DataError, which names the record's line.
+    booleans become "true" and "false". Reading an example raises DataError, which names the record's line, if the
+    record lacks a field of the template or the field is null.
 
     templates: (name, template) pairs.
     labels: the allowed values of "targets"; () allows all. Reading an example with any other value raises DataError.

@@ -84,12 +84,12 @@ def find(spec: str, max_bad_fraction: float = 0.0, tables: TableHints = DETECTED
 
         reviews.csv                          one file, split by hash into 90% train, 5% validation, 5% test
         shards/part-*.jsonl.gz               several files as one, split by hash
-        train=a.csv,validation=b.csv         a file for each split
+        train=a.csv,validation=b.csv         one file per split
         data/mrpc                            a directory: train.tsv, dev.tsv and so on, or Hugging Face's save_to_disk
         train=train.{en,de},test=test.{en,de}   parallel files; each file becomes a field
 
-    A file's suffix (before .gz, if any) decides its format (SUFFIXES). Bad records are left out; they may be up to the
-    fraction `max_bad_fraction` of all records. Raises ConfigError if it cannot parse `spec`, DataError if the files
+    A file's suffix (before .gz, if any) decides its format (SUFFIXES). Bad records are left out; at most the fraction
+    `max_bad_fraction` of all records may be bad. Raises ConfigError if it cannot parse `spec`, DataError if the files
     have no record or if named files differ in format.
     """
     spec = re.sub(r"(^|=)~(?=/)", lambda begin: begin[1] + str(Path.home()), spec)  # shells do not expand "=~/"
@@ -163,7 +163,7 @@ def _arrow_splits(directory: Path) -> dict[str, str]:
 
 
 def _saved_shards(folder: Path) -> str:
-    """Returns the pattern of the files that belong to the data set that `save_to_disk` wrote to a directory.
+    """Returns a pattern for a data set's files in the directory to which `save_to_disk` wrote them.
 
     If the directory already held a data set, `save_to_disk` leaves the shards of the old one there. Only state.json
     says which files belong to the new one.
@@ -200,8 +200,8 @@ def shards_pattern(names: Sequence[str]) -> str:
 
 
 def _of_directory(directory: Path) -> dict[str, str] | str:
-    """Returns {split: file} for a directory: for the Arrow files of `save_to_disk` if it holds any, else for the files
-    that are named after a split. If "train" is the only split of the Arrow files, returns their pattern alone.
+    """Returns {split: file} for a directory. Uses the Arrow files of `save_to_disk` if the directory holds any, else
+    the files that are named after a split. If the Arrow files have only the split "train", returns just their pattern.
 
     Raises ConfigError if two files match one split, or none matches "train".
     """
@@ -232,8 +232,8 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
 
 
 def _pair(names: Iterable[str]) -> str:
-    """Returns the pattern (with braces) of the first two names that differ in exactly one part between dots; "" if no
-    two names do.
+    """Returns a pattern with braces for the first two names that differ in exactly one of their parts between dots.
+    Returns "" if there are no two such names.
 
     >>> _pair(["train.en.gz", "train.de.gz", "train.txt"])
     'train.{de,en}.gz'
@@ -339,13 +339,13 @@ def _rows(lines: Sequence[str], delimiter: str, quoting: bool) -> Iterator[list[
     style = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
     try:
         yield from (row for row in csv.reader(lines, delimiter=delimiter, quoting=style) if row)
-    except csv.Error:  # reading the whole file raises it again, with the line
+    except csv.Error:  # reading the whole file raises the error again, with the line
         return
 
 
 def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
-    """Returns whether quotes enclose cells, and are not part of their text. They do if some cell begins with a quote,
-    and if every such cell also ends with a quote and doubles the quotes inside it.
+    """Returns whether quotes enclose cells (otherwise they are part of the text). They enclose cells if some cell
+    begins with a quote, and if every such cell also ends with a quote and doubles the quotes inside it.
 
     >>> _quotes_cells(['"so, so"|no'], "|"), _quotes_cells(['"so" so|"no"'], "|")
     (True, False)
@@ -360,8 +360,8 @@ def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
 
 def has_header(rows: Sequence[Sequence[str]]) -> bool:
     """Returns whether the first row names the columns. It does if its cells are short, are not numbers, and do not
-    occur further down in their columns. Its first cell may be empty, because pandas writes the name of its index like
-    this.
+    occur again further down in their columns. The first cell may be empty, because pandas leaves the name of the index
+    column empty.
 
     >>> has_header([["text", "label"], ["good", "1"]]), has_header([["good", "yes"], ["bad", "no"], ["fair", "yes"]])
     (True, False)

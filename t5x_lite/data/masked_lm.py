@@ -60,8 +60,8 @@ def _units(
     whole_words: bool,
     longest_ngram: int,
 ) -> np.ndarray:
-    """Returns, for each candidate, the number of its unit (a token, a word or an n-gram), from 0, int64 [candidates].
-    The candidates of a unit are selected together."""
+    """Groups candidates into units (tokens, words or n-grams); the candidates of a unit are selected together. Returns
+    the number of each candidate's unit, from 0, int64 [candidates]."""
     apart = np.diff(candidates, prepend=-2) > 1  # a special token lies between, or a new row begins
     apart |= np.diff(rows[candidates], prepend=-1) > 0
     begins = apart | vocabulary.word_starts[tokens.values[candidates]] if whole_words else np.ones_like(apart)
@@ -80,7 +80,8 @@ def _choose(sizes: np.ndarray, rows: np.ndarray, room: np.ndarray, rng: np.rando
     """Returns which units are selected, bool [units]. Each row takes its units in random order and skips those that are
     larger than its remaining room.
 
-    sizes, rows: int64 [units], the number of candidates and the row of each unit.
+    sizes: int64 [units], the number of candidates in each unit.
+    rows: int64 [units], the row of each unit.
     room: int64 [rows], the number of candidates to select in each row.
     """
     order = np.lexsort((rng.random(len(sizes)), rows))
@@ -104,8 +105,9 @@ def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def mlm_capacity(length: int, rate: float, examples: int) -> int:
-    """Returns how many slots for selected positions a row of `length` tokens with up to `examples` examples needs.
+    """Returns how many slots for selected positions a row needs, if it has `length` tokens and up to `examples`
+    examples.
 
-    Rounding each example's share can add half a slot, and every example selects at least one position.
+    The share of each example is rounded, which can add half a slot, and is at least one slot.
     """
     return min(length, math.ceil(length * rate) + -(-examples // 2))

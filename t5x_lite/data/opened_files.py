@@ -1,5 +1,5 @@
 """Describes files as they were when opened. Gives each file a key that identifies it, makes plain local copies to read,
-and checks that a file has not changed since."""
+and checks that a file has not changed since it was opened."""
 
 import dataclasses
 import functools
@@ -78,7 +78,8 @@ def braces(pattern: str) -> dict[str, str]:
 
 
 def plain(file: File) -> Path:
-    """Returns the path of a local, uncompressed file with the same contents: the file itself, or a copy in the cache.
+    """Returns the path of a local, uncompressed file with the contents of `file`: `file` itself, or a copy in the
+    cache.
 
     Raises DataError if the file is broken or empty, or if the copy cannot be written.
     """
@@ -126,7 +127,7 @@ def open_file(name: str, buffering: int = -1):
 def version_of(path: Path, file: File) -> tuple[int, int]:
     """Returns (modification time in ns, size in bytes) of the file at `path`, which is `file` itself or a copy of it.
 
-    For `file` itself, these are its values when it was opened; for a copy, they are the copy's current values.
+    For `file` itself, these are the values from when it was opened; for a copy, they are the copy's current values.
     """
     if path == Path(file.name):
         return file.mtime_ns, file.size
@@ -154,5 +155,5 @@ def cannot_read(name: str, error: OSError) -> DataError:
 
 
 def digest(data: bytes) -> str:
-    """Returns the first 24 hex digits of the SHA-256."""
+    """Returns the first 24 hex digits of the SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()[:24]

@@ -1,5 +1,5 @@
-"""Computes the order of the data as a pure function of integers. It needs no state and no shuffle buffer, and computes
-the element at any place of the order directly."""
+"""Computes the order of the data as a pure function of integers. The functions need no state and no shuffle buffer.
+They compute the element at any place of the order directly."""
 
 import hashlib
 import math
