@@ -335,7 +335,7 @@ def plan_lengths(
     targets_length: int,
     total_length: int | None = None,
 ) -> tuple[int, ...]:
-    """Returns, for each denoiser, the largest number of tokens in a text whose result fits.
+    """Returns, for each denoiser, the length in tokens of the longest text whose result fits.
 
     The result fits if the inputs (with mode and EOS) have at most `inputs_length` tokens, the targets (with EOS) at
     most `targets_length`, and both together at most `total_length` (for a decoder, whose row holds both). The
@@ -384,8 +384,8 @@ def _sentinels(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def chunks(tokens: np.ndarray, lengths: Sequence[int], rng: np.random.Generator) -> tuple[Ragged, np.ndarray]:
-    """Cuts `tokens` into consecutive pieces. Returns the pieces, and which of `lengths` each piece was given (an index,
-    int64 [pieces]).
+    """Cuts `tokens` into consecutive pieces. Returns (pieces, int64 [pieces]: the index in `lengths` of the length that
+    was drawn for each piece).
 
     For each piece, one of `lengths` is drawn at random; all are equally likely. The last piece may be shorter, but has
     at least 2 tokens: if a single token is left over, it is dropped.

@@ -68,8 +68,8 @@ def run(
 def make(job: Job, workers: int = 1, report: Callable[[str], None] = print) -> dict[str, Any]:
     """Makes the missing shards, `workers` at a time, then writes and returns the manifest.
 
-    If the cache is complete, verifies every shard's sha256 and makes the shards that differ again. Raises DataError if
-    the directory holds a different cache, ConfigError if the cache cannot be written.
+    If the cache is complete, verifies the sha256 of every shard. A shard whose sha256 differs counts as missing. Raises
+    DataError if the directory holds a different cache, ConfigError if the cache cannot be written.
     """
     begin(job)
     missing = _missing_shards(job)
@@ -98,7 +98,7 @@ def begin(job: Job) -> None:
 
 
 def make_shard(job: Job, shard: int) -> dict[str, Any]:
-    """Writes one shard and its counts, and returns the counts. Raises ConfigError if they cannot be written."""
+    """Writes one shard and its counts, and returns the counts. Raises ConfigError if the files cannot be written."""
     size, columns = job.recipe["shard_examples"], _columns(job)
     end = min((shard + 1) * size, job.recipe["examples"])
     reader, counts = Reader(job.task, "train"), {"examples": end - shard * size, "kept": 0, "tokens": 0}
@@ -135,8 +135,8 @@ def _columns(job: Job) -> dict[str, str]:
 
 
 def _write(path: Path, columns: Mapping[str, str], parts: Mapping[str, BinaryIO]) -> dict[str, Any]:
-    """Joins columns, which are in one file each, into one safetensors file. Returns its size in bytes and its
-    sha256."""
+    """Joins the columns, one file per column, into one safetensors file. Returns the size (bytes) and the sha256 of
+    that file."""
     header, at, hashed = {}, 0, hashlib.sha256()
     for name, kind in columns.items():
         size = parts[name].tell()
@@ -163,8 +163,8 @@ def _write(path: Path, columns: Mapping[str, str], parts: Mapping[str, BinaryIO]
 
 
 def finish(job: Job) -> dict[str, Any]:
-    """Writes and returns the manifest of a cache that has all its shards. The manifest includes the totals, so reading
-    them opens no shard. Raises DataError if the preprocessors dropped every example."""
+    """Writes and returns the manifest of a cache that has all its shards. The manifest includes the totals over all
+    shards, so that a reader need not open the shards. Raises DataError if the preprocessors dropped every example."""
     shards = [read_json(job.path(shard, ".json")) for shard in range(job.shards)]
     totals = {name: sum(shard[name] for shard in shards) for name in ("examples", "kept", "tokens", "bytes")}
     if not totals["kept"]:
@@ -235,7 +235,7 @@ def _each(job: Job, shards: Sequence[int], workers: int) -> Iterator[dict[str, A
 
 
 def _adopt(job: Job, parent: int) -> None:
-    """Initialises a worker process, so that it exits when its parent does, even if the parent is killed."""
+    """Initialises a worker process. The worker exits when its parent does, even if the parent is killed."""
     global _adopted
     _adopted = job
 

@@ -1,8 +1,8 @@
-"""Packs several examples into one row. Which examples share a row depends only on their lengths.
+"""Packs examples into rows, several per row. Which examples share a row depends only on their lengths.
 
 `Examples` holds the features of a window's examples as ragged columns. It has no segment ids and positions; `fill` adds
-them. Features that share a dimension letter (t5x_lite/batch.py) have the same length in an example. An unpacked row is
-a packed row with a single example, so both take the same code path.
+them. Within an example, all features with the same dimension letter (t5x_lite/batch.py) have the same length. An
+unpacked row is a packed row with a single example, so both take the same code path.
 """
 
 import bisect
@@ -27,11 +27,11 @@ def assign(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
     [examples].
 
     lengths: int [examples, dimensions]; capacity: int [dimensions].
-    Each example goes to the fullest row in which it fits, or to a new row. Here, an example's length is the largest
-    share of a row that it takes in any dimension, and a row's room is the sum of its free shares over all dimensions.
-    With one dimension, this is best fit decreasing. With two dimensions (T5's inputs and targets), judging a row by its
-    fuller dimension alone left rows 10% emptier. Rows are numbered in the order of their first examples, so that rows
-    of long examples do not come first.
+    Each example goes to the fullest row in which it fits, or to a new row. An example takes a share of its row in each
+    dimension; the example's length is the largest of these shares. A row's room is the sum of its free shares over all
+    dimensions. With one dimension, this is best fit decreasing. With two dimensions (T5's inputs and targets), rows
+    were 10% emptier if only their fuller dimension was compared. Rows are numbered in the order of their first
+    examples, so that rows of long examples do not come first.
 
     >>> assign(np.array([[5], [6], [4], [3]]), np.array([10])).tolist()
     [0, 1, 1, 0]

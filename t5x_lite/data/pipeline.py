@@ -92,7 +92,8 @@ class TrainBatches:
         streams: for each stream, how many examples it drew before its present packing window (`drawn`), how many rows
             of that window were returned so far (`emitted`), and the positions of the tasks when the window began
             (`tasks`, see `encode_positions`).
-        counts: one list per field of `Counts`, with one number per task, as of the time when these windows began.
+        counts: one list per field of `Counts`, with one number per task. They count up to the beginning of these
+            windows.
         """
         streams = {
             str(number): {"drawn": state.drawn, "emitted": state.taken, "tasks": encode_positions(state.positions)}
@@ -133,8 +134,8 @@ class TrainBatches:
     def counters(self) -> dict[str, float]:
         """Returns this host's totals since step 0, also across resumes.
 
-        examples/TASK, tokens/TASK: what the returned batches hold.
-        epochs/TASK: how often the source was read for packing, which is up to a window ahead of the batches.
+        examples/TASK, tokens/TASK: the numbers of examples and tokens in the returned batches.
+        epochs/TASK: how many times the source was read. Packing reads up to a window ahead of the returned batches.
         truncated (or skipped_long): the share of the converted examples that did not fit in a row.
         bad: the number of examples that were skipped as bad, if any.
         """
@@ -150,8 +151,8 @@ class TrainBatches:
         return out | ({"bad": float(counts.bad.sum())} if counts.bad.any() else {})
 
     def epochs_per_example(self) -> dict[str, float]:
-        """Returns {"epochs_per_example/TASK": …}: which part of an epoch of the task's source one example uses up, on
-        average over the examples read so far."""
+        """Returns {"epochs_per_example/TASK": …}: the fraction of an epoch of the task's source that one example uses
+        up, averaged over the examples read so far."""
         zero = np.zeros(len(self.tasks))
         examples = sum((stream.read.examples for stream in self._streams.values()), start=zero)
         epochs = sum((stream.epochs for stream in self._streams.values()), start=zero)
@@ -159,7 +160,8 @@ class TrainBatches:
         return {f"epochs_per_example/{name}": float(ratio) for name, ratio in zip(self.tasks, ratios, strict=True)}
 
     def close(self) -> None:
-        """Stops the background thread and drops the batches it prepared. Iteration makes them again."""
+        """Stops the background thread and drops the batches it prepared. If iteration continues, it makes them
+        again."""
         if self._prefetcher:
             self._prefetcher.close()
             self._prefetcher = None
@@ -200,9 +202,9 @@ def train_batches(
     mixture: the tasks with their shares of the examples, as `registry.mixture(NAME)` returns them.
     batch_rows: rows of the global batch. Host `shard_index` of `shard_count` gets batch_rows / shard_count of them.
     prefetch_batches: the number of batches that a background thread keeps ready; 0 for no thread.
-    cache_dir: the directory to which `t5x-lite cache` wrote the tasks. The batches are the same, but take less time.
-    task_ids: adds the feature decoder_task_ids [BL] (encoder-only: encoder_task_ids [BS]). It is 0 on padding and 1, 2,
-        … for the tasks in the order of `TrainBatches.tasks`.
+    cache_dir: the directory to which `t5x-lite cache` wrote the tasks' caches; "" for none. With caches, the batches
+        are the same but are made faster. task_ids: adds the feature decoder_task_ids [BL] (encoder-only:
+        encoder_task_ids [BS]). It is 0 on padding and 1, 2, … for the tasks in the order of `TrainBatches.tasks`.
     Raises ConfigError if the streams cannot be divided evenly among the hosts, DataError if a task has no training
     example.
     """
@@ -242,7 +244,8 @@ def stream_count(batch_rows: int) -> int:
 
 
 def merge_states(states: Iterable[dict]) -> dict:
-    """Merges the states of all hosts. Hosts that read the same rows (on some meshes) count once."""
+    """Merges the states of all hosts. If several hosts read the same rows, as on some meshes, only one of them
+    counts."""
     states = list({tuple(sorted(state["streams"])): state for state in states}.values())
     counts = np.sum([state["counts"] for state in states], axis=0).tolist()
     return states[0] | {"counts": counts, "streams": {k: v for state in states for k, v in state["streams"].items()}}
@@ -271,8 +274,8 @@ def decode_positions(text: str, tasks: int) -> np.ndarray:
 
 
 def _brief(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a task's identity without its empty values, and with a digest in place of the rest of each long value. A
-    state holds the identity of each task, so with a hundred tasks they must be short."""
+    """Returns a shortened identity of a task: empty values are left out, and the end of each long value is replaced by
+    a digest. A state holds the identities of all tasks; with a hundred tasks, they must be short."""
     texts = {name: json.dumps(value) for name, value in identity.items() if value}
     return {
         name: identity[name] if len(text) <= BRIEF else f"{text[: BRIEF // 2]}…{key(text):016x}"

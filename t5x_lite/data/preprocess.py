@@ -22,8 +22,8 @@ Example = Mapping[str, Any]
 
 
 def template(**fields: str) -> Callable[[Example], dict]:
-    """Returns a preprocessor that adds fields to an example. A new field is a format string, filled with the existing
-    fields. The existing fields stay.
+    """Returns a preprocessor that adds fields to an example. Each argument is a format string, which is filled with the
+    existing fields and gives one new field. The existing fields stay.
 
     `{answers[text][0]}` reaches into objects and lists.
 
@@ -98,7 +98,7 @@ def takes_rng(function: Callable) -> bool:
 
 
 def fill(template: str, record: Example) -> str:
-    """Returns the template with the record's fields in their places.
+    """Returns the template with every field in braces replaced by the record's value.
 
     Raises ValueError if the record lacks a field.
 
@@ -135,7 +135,7 @@ def pieces(template: str) -> list[tuple[str, str]]:
 
 
 def root(field: str) -> str:
-    """Returns the name of the record's field that a template's field begins with: "answers" for "answers[text][0]"."""
+    """Returns the part of a template's field that names the record's field: "answers" for "answers[text][0]"."""
     return field.partition("[")[0]
 
 

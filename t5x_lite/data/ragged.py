@@ -15,7 +15,7 @@ VALUES_WORTH_A_SLICE = 64  # a slice takes about as long as gathering this many 
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """Rows of unequal length. values: 1-D, the concatenated rows. lengths: int64 [rows], their sum is len(values).
+    """Rows of unequal length. values: 1-D, the concatenated rows. lengths: int64 [rows]; they sum to len(values).
 
     >>> texts = of([np.array([7, 8, 5]), np.array([4])])
     >>> texts.values.tolist(), texts.lengths.tolist(), texts[1].tolist(), len(texts)
@@ -58,7 +58,7 @@ def block(array: np.ndarray) -> Ragged:
 
 
 def constant(value: int, rows: int) -> Ragged:
-    """Returns `rows` rows, each of which holds only `value`."""
+    """Returns `rows` rows of length 1, which hold `value`."""
     return Ragged(np.full(rows, value, np.int32), np.ones(rows, np.int64))
 
 
@@ -95,7 +95,7 @@ def append(rows: Ragged, value: int) -> Ragged:
 
 
 def take(rows: Ragged, indices: np.ndarray) -> Ragged:
-    """Returns the rows at `indices` [rows of the result]."""
+    """Returns the rows at `indices` (int [rows of the result])."""
     lengths, starts = rows.lengths[indices], rows.starts[indices]
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1  # between two breaks rows are adjacent: one slice copies them
     if len(indices) == 0 or lengths.sum() < VALUES_WORTH_A_SLICE * (len(breaks) + 1):

@@ -19,7 +19,7 @@ class Reader:
     """Reads the examples of a task's split.
 
     If an example is bad, `read` raises DataError. But if the task tolerates bad examples (`max_bad_fraction`), `read`
-    returns None and counts the example in `bad`. It also returns None for an example that a preprocessor drops.
+    returns None and counts the example in `bad`. `read` also returns None if a preprocessor drops the example.
     """
 
     def __init__(self, task: Task, split: str):
@@ -31,8 +31,8 @@ class Reader:
         return len(self.source)
 
     def read(self, index: int, rng: Callable[[], np.random.Generator]) -> Example | None:
-        """Returns the preprocessed example at an index of the source. Returns None if the example is dropped, or bad
-        and tolerated.
+        """Returns the preprocessed example at an index of the source. Returns None if a preprocessor drops the example,
+        or if the example is bad and tolerated.
 
         rng: makes the generator for random preprocessors.
         Raises DataError if the example is bad and not tolerated.
@@ -98,11 +98,11 @@ class Reader:
         return self.split == "test" and example.get("targets") == UNLABELLED
 
     def _require_few(self, first: str) -> None:
-        """At the first bad example, estimates the share of bad ones from a sample of the split (or from all of a small
-        split).
+        """At the first bad example, estimates the share of bad examples from a sample of the split (if the split is
+        small, from all of it).
 
         Raises DataError if the share is more than max_bad_fraction; otherwise logs a warning with the number of bad
-        ones.
+        examples.
         """
         if self.bad:
             return

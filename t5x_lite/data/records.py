@@ -27,16 +27,17 @@ Example = Mapping[str, Any]
 # The splits of a file that is not divided into splits: the hash of a record, modulo 100, decides the record's split.
 PERCENT = {"train": range(0, 90), "validation": range(90, 95), "test": range(95, 100)}
 _SORTED = json.JSONEncoder(sort_keys=True, default=str)
-_CODES = [code for code, share in enumerate(PERCENT.values()) for _ in share]  # the split of each hash
+_CODES = [code for code, share in enumerate(PERCENT.values()) for _ in share]  # the split of each hash modulo 100
 
 SMALL_BYTES = 1 << 20  # the index of a smaller file is not kept, because scanning the file again is fast
 LONG_BYTES = 1 << 28  # scanning a file of this size takes long, so the log gives the reason
 # An index has these fields and is sorted by split. begin: the byte where a record begins in its file, or its row in a
-# table; length: its bytes; check: half of the hash of its contents; split: an index into PERCENT, or BAD.
+# table; length: the record's size in bytes; check: half of the hash of its contents; split: an index into PERCENT, or
+# BAD.
 INDEX = np.dtype([("begin", "<i8"), ("length", "<u4"), ("check", "<u4"), ("split", "u1")])
 BAD = 255  # the split of a record that is skipped
 SHOWN_BAD = 3  # the most bad records of a file that the log shows
-OnBad = Callable[[DataError, int], None]  # called with an error and the number of bad records; may raise it
+OnBad = Callable[[DataError, int], None]  # called with an error and the number of bad records; may raise the error
 
 
 class Scanned(NamedTuple):
@@ -169,8 +170,8 @@ def _hash(key: str) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def records_of(file: File, form: Format, split: str, tolerant: bool) -> Records:
-    """Returns what `open_records` returns, for a file that is already described. Results are cached, which is safe
-    because `file` identifies the file's contents.
+    """Does what `open_records` does, but takes a File, not a name. Results are cached, which is safe because `file`
+    identifies the file's contents.
 
     Raises DataError as `open_records` does.
     """

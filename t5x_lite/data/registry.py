@@ -41,7 +41,7 @@ class Source(Protocol):
 class Feature:
     """Says how one text of a task's examples becomes token ids."""
 
-    vocabulary: Vocabulary | None = None  # None: the run's (`config.data.vocabulary`)
+    vocabulary: Vocabulary | None = None  # None: the run's vocabulary (`config.data.vocabulary`)
     add_eos: bool = True  # whether the ids end with EOS
 
 
@@ -142,7 +142,7 @@ class Task:
 
     @property
     def head(self) -> str:
-        """Returns the head that an encoder predicts the task's targets with; "" for none."""
+        """Returns the encoder's head that predicts the task's targets; "" for none."""
         return self.target.head
 
     @property
@@ -166,8 +166,8 @@ class Mixture:
     """Combines tasks or mixtures by rates. Rates are shares of the training *examples*. For a corpus, training examples
     are the pieces into which the objective cuts it, not its documents.
 
-    A rate is a number, or a function that computes the rate from the number of source examples that the task or nested
-    mixture has for training. Tasks with rate 0 are evaluated but not trained on.
+    A rate is a number, or a function of the size of the task or nested mixture: the number of its source examples for
+    training. Tasks with rate 0 are evaluated but not trained on.
     """
 
     name: str
@@ -194,8 +194,8 @@ def tolerate(name: str, max_bad_fraction: float) -> None:
 
 
 def rates(name: str) -> dict[str, float]:
-    """Returns {task: its share of the training examples} for the tasks that a run on a task or mixture trains on. The
-    shares sum to 1; the rates of nested mixtures multiply.
+    """Returns {task: its share of the training examples} for all tasks that a run on the task or mixture `name` trains
+    on. The shares sum to 1; the rates of nested mixtures multiply.
 
     Raises ConfigError for an unknown name, for a mixture that contains itself or trains on nothing, and for a rate that
     is negative, infinite or not a number.
@@ -213,13 +213,13 @@ class Rated(NamedTuple):
 
 
 def mixture(name: str) -> tuple[Rated, ...]:
-    """Returns the tasks that a run on a task or mixture trains on, as currently registered, each with its rate. Raises
-    ConfigError as `rates` does."""
+    """Returns the tasks that a run on the task or mixture `name` trains on, each with its rate. They are the tasks as
+    currently registered. Raises ConfigError as `rates` does."""
     return tuple(Rated(REGISTRY[task], rate) for task, rate in rates(name).items())  # type: ignore[arg-type]
 
 
 def tasks(name: str) -> tuple[Task, ...]:
-    """Returns the tasks that a run on a task or mixture trains on. Raises ConfigError as `rates` does."""
+    """Returns the tasks that a run on the task or mixture `name` trains on. Raises ConfigError as `rates` does."""
     return tuple(rated.task for rated in mixture(name))
 
 
@@ -256,8 +256,8 @@ def label_names(targets: str) -> tuple[str, ...]:
 def identity(task: Task, split: str = "train") -> dict[str, Any]:
     """Returns JSON-able data that changes whenever the examples of a task's split may have changed.
 
-    examples: the source's size.
-    source: the source's own fingerprint, or a digest of its examples (of a sample, if they are many).
+    examples: the number of the split's examples in the source.
+    source: the source's own fingerprint, if it has one; else a digest of the examples (of a sample, if there are many).
     preprocessors: `preprocess.identity` of each.
     The other keys say how targets and segments are made from the examples.
     """
