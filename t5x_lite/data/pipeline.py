@@ -92,8 +92,8 @@ class TrainBatches:
         streams: for each stream, how many examples it drew before its present packing window (`drawn`), how many rows
             of that window were returned so far (`emitted`), and the positions of the tasks when the window began
             (`tasks`, see `encode_positions`).
-        counts: one list per field of `Counts`, with one number per task. They count up to the beginning of these
-            windows.
+        counts: one list per field of `Counts`, with one number per task: what had been counted when these windows
+            began.
         """
         streams = {
             str(number): {"drawn": state.drawn, "emitted": state.taken, "tasks": encode_positions(state.positions)}
@@ -203,8 +203,9 @@ def train_batches(
     batch_rows: rows of the global batch. Host `shard_index` of `shard_count` gets batch_rows / shard_count of them.
     prefetch_batches: the number of batches that a background thread keeps ready; 0 for no thread.
     cache_dir: the directory to which `t5x-lite cache` wrote the tasks' caches; "" for none. With caches, the batches
-        are the same but are made faster. task_ids: adds the feature decoder_task_ids [BL] (encoder-only:
-        encoder_task_ids [BS]). It is 0 on padding and 1, 2, … for the tasks in the order of `TrainBatches.tasks`.
+        are the same but are made faster.
+    task_ids: adds the feature decoder_task_ids [BL] (encoder-only: encoder_task_ids [BS]). It is 0 on padding and 1, 2,
+        … for the tasks in the order of `TrainBatches.tasks`.
     Raises ConfigError if the streams cannot be divided evenly among the hosts, DataError if a task has no training
     example.
     """

@@ -20,17 +20,17 @@ from t5x_lite.data.vocabulary import (
 )
 from t5x_lite.errors import ConfigError
 
-CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")  # pieces of a model that text never encodes to
+CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")  # pieces of a model that no text is encoded to
 
 
 @dataclasses.dataclass(frozen=True)
 class SentencePieceVocabulary:
     """A SentencePiece model followed by `extra_ids` sentinels: sentinel k is id size − 1 − k, as in T5.
 
-    T5's model has 32,000 pieces, so 32,100 ids; its sentinel 0 is 32,099. If a model has the pieces `<extra_id_0>`, …
-    (as mT5's and a variant of T5's have), these are its sentinels, and `extra_ids` is ignored. [CLS], [SEP] and [MASK]
-    must be pieces of the model (`t5x-lite vocab` adds them). The file is read on first use. If it does not exist by
-    then and `build` is given, `build(path)` makes it.
+    T5's model has 32,000 pieces, so its vocabulary has 32,100 ids, and sentinel 0 is id 32,099. If a model has the
+    pieces `<extra_id_0>`, … (as mT5's and a variant of T5's have), these are its sentinels, and `extra_ids` is ignored.
+    [CLS], [SEP] and [MASK] must be pieces of the model (`t5x-lite vocab` adds them). The file is read on first use. If
+    it does not exist by then and `build` is given, `build(path)` makes it.
     """
 
     path: Path

@@ -82,8 +82,8 @@ class Files:
 
 
 def Text(files: Mapping[str, str] | str, paragraphs: bool = False) -> Files:
-    """Returns a source of text files. Each line that is not blank becomes an example `{"text": …}`; with `paragraphs`,
-    each run of lines that are not blank does."""
+    """Returns a source of text files. Each line that is not blank becomes an example `{"text": …}`. With `paragraphs`,
+    each run of such lines becomes one example."""
     return Files(files, Paragraphs() if paragraphs else TextLines())
 
 
@@ -133,8 +133,8 @@ def ArrayRecord(files: Mapping[str, str] | str) -> Files:
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
-    """A source of a data set of TensorFlow Datasets, read without TensorFlow through its `data_source` (array_record or
-    parquet files). Bytes that are UTF-8 become str.
+    """A source that reads a data set of TensorFlow Datasets (TFDS) without TensorFlow, through TFDS's `data_source`.
+    The data set's files must be array_record or parquet. Bytes that are UTF-8 become str.
 
     splits: {split: its name in TFDS}.
     """

@@ -16,11 +16,11 @@ from t5x_lite.data.packing import Examples
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.windows import FEWEST_ROWS_PER_EPOCH, Feed, Position, Setting, denoised
 
-ROWS_PER_WINDOW = 1024  # rows packed together, in all streams; but a stream packs at least FEWEST_ROWS_PER_WINDOW
+ROWS_PER_WINDOW = 1024  # rows packed together, in all streams; each packs at least FEWEST_ROWS_PER_WINDOW
 FEWEST_ROWS_PER_WINDOW = 64  # the last row may stay half empty, which wastes about 0.8% of 64 rows
 ROWS_PER_UNPACKED_WINDOW = 16  # rows denoised together; few, because an unpacked row waits for no other examples
 MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window whose examples are almost empty
-DRAWS_PER_BLOCK = 1024  # draws of a task that share a random generator
+DRAWS_PER_BLOCK = 1024  # how many draws of a task share a random generator
 
 
 class Counts(NamedTuple):
@@ -55,7 +55,7 @@ class StreamState(NamedTuple):
 class Stream:
     """Makes the rows of stream `number`.
 
-    readers: one per task. All arrays [tasks] have their order.
+    readers: one per task. All arrays [tasks] are in the order of the readers.
     rates: {name of a task: its share of the examples}.
     """
 
@@ -155,10 +155,10 @@ class Stream:
         ends earlier."""
         wanted = self._window_rows
         begins_epoch, fewest = self._drawn == 0, FEWEST_ROWS_PER_WINDOW
-        if len(self._feeds) == 1:  # the rest of an epoch is packed alone, however short, once its beginning was packed
+        if len(self._feeds) == 1:  # if an epoch's beginning was packed, its rest is packed alone, however short
             begins_epoch = self._feeds[0].begins_epoch()
             fewest = FEWEST_ROWS_PER_EPOCH if begins_epoch else 0
-        if begins_epoch:  # the streams' first windows differ in size, so that their ends fall into different batches
+        if begins_epoch:  # the streams' first windows differ in size, so that they end in different batches
             wanted = -(-wanted * (self._number + 1) // self._setting.streams)
         count = wanted
         while True:
@@ -175,8 +175,8 @@ class Stream:
             count = min(int(count * wanted / max(filled[-1], 1)) + 1, MOST_EXAMPLES_PER_WINDOW)
 
     def _tasks_from(self, first: int, count: int) -> np.ndarray:
-        """Returns the tasks of `count` examples from number `first` on, int [count]. They depend only on these
-        numbers."""
+        """Returns the tasks of `count` examples from number `first` on, int [count]. The tasks depend only on the
+        numbers of the examples."""
         blocks = range(first // DRAWS_PER_BLOCK, (first + count - 1) // DRAWS_PER_BLOCK + 1)
         return np.concatenate([self._block(n) for n in blocks])[first - blocks[0] * DRAWS_PER_BLOCK :][:count]
 
@@ -189,7 +189,7 @@ class Stream:
 
 
 def _tokens_of(examples: Examples, specs: Mapping[str, ArraySpec]) -> np.ndarray:
-    """Returns the tokens of each example, int64 [examples], encoder and decoder together."""
+    """Returns the number of tokens of each example, int64 [examples], in the encoder and the decoder together."""
     return packing.lengths_of(examples, specs, "SL").sum(axis=1)
 
 

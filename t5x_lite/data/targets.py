@@ -1,7 +1,7 @@
 """Defines the kinds of targets that a task can have. Each kind except `Text` has its own encoder head.
 
-A model that generates text generates the example's field `targets`, whatever the kind. An encoder predicts the target
-with the head for its kind (heads.py): data/convert_encoder.py prepares the arrays that the head needs, and
+A model that generates text generates the example's field `targets`, whatever the kind of target. An encoder predicts
+the target with the head for its kind (heads.py): data/convert_encoder.py prepares the arrays that the head needs, and
 evaluation/read_heads.py reads the head's output.
 """
 
@@ -39,15 +39,15 @@ class Text(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Corpus(Target):
-    """The target of a corpus. The feature converter makes it from the text, by its objective. An encoder restores
-    masked tokens."""
+    """The target of a corpus. The feature converter's objective makes it from the text. An encoder restores masked
+    tokens."""
 
     head = "mlm"
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes(Target):
-    """A target that is one of the labels. With `several`, it is any number of them, separated by commas ("joy,
+    """A target that is one of the labels. With `several`, it is any number of labels, separated by commas ("joy,
     surprise"; "" for none).
 
     For metrics of several labels, give the task `postprocess=registry.label_names`.
@@ -92,8 +92,8 @@ class Number(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Tags(Target):
-    """A target that is one tag per word (BIO). An example's fields `tokens` and `tags` hold its words and their
-    tags."""
+    """A target that is one tag per word (BIO). An example's field `tokens` holds its words, and `tags` holds one tag
+    per word."""
 
     classes: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]
     head = "token_classification"
@@ -119,8 +119,8 @@ class Span(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Choices(Target):
-    """A target that is one of several candidates. The candidate of labels[i] is in the example's field fields[i].
-    `targets` is the label of the correct candidate. An encoder reads each candidate after the segments."""
+    """A target that is one of several candidates. The candidate with the label labels[i] is in the example's field
+    fields[i]. `targets` is the label of the correct candidate. An encoder reads each candidate after the segments."""
 
     labels: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]
     fields: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]

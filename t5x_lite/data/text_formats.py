@@ -156,7 +156,7 @@ class Table(_OfLines):
 
     columns: names of the columns, for a file without a header.
     quoting: False if quotes are text, as in GLUE's files.
-    drops_short_rows: leaves out rows with too few columns; the published file of GLUE's QQP has some.
+    drops_short_rows: leaves out rows with too few columns; the published file of GLUE's QQP has such rows.
     """
 
     delimiter: str = ","
@@ -275,7 +275,7 @@ def is_comment(line: str) -> bool:
     (True, True, False)
     """
     of_conll_u = r"# ?(\S+ )?\S+ = |# ?new(doc|par)\b"
-    return re.match(rf"-DOCSTART-|{of_conll_u}|#\t\S+://", line) is not None  # the last is GermEval's
+    return re.match(rf"-DOCSTART-|{of_conll_u}|#\t\S+://", line) is not None  # the last alternative is GermEval's
 
 
 def cells_of(line: str) -> list[str]:

@@ -47,8 +47,8 @@ ROLE_TOKENS = {
     "sep": ("[SEP]", "<sep>"),
     "mask": ("[MASK]", "<mask>"),
 }
-# {role: roles whose token replaces its own, if the tokenizer has none for it}. For example, RoBERTa's [CLS] is <s>,
-# BERT ends texts with [SEP], and GPT-2 has only <|endoftext|>.
+# {role: other roles}. If the tokenizer has no token for the role, the token of one of the other roles stands in. For
+# example, RoBERTa's [CLS] is <s>, BERT ends texts with [SEP], and GPT-2 has only <|endoftext|>.
 STAND_INS = {
     "pad": ("eos", "sep"),
     "eos": ("sep",),
@@ -234,7 +234,7 @@ class TokenizerVocabulary:
 
     @functools.cached_property
     def _roles(self) -> dict[str, int]:
-        """Returns {role: id} for the roles that the tokenizer has tokens for."""
+        """Returns {role: id} for the roles for which the tokenizer has a token (its own or a stand-in)."""
         own: dict[str, int] = {}
         for role, usual in ROLE_TOKENS.items():
             named = self._settings.get(f"{role}_token")

@@ -1,4 +1,4 @@
-"""Manages the user's cache directory. Its files can be rebuilt; they are kept to save the time that this takes."""
+"""Manages the user's cache directory. Its files can be rebuilt; they are kept because rebuilding takes time."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def remembered(path: Path, make: Callable[[], Any]) -> Any:
     """Returns the JSON-able data in a file of the cache. If the file cannot be read, returns `make()` and tries to
-    store that."""
+    store the result in the file."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

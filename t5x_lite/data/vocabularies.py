@@ -55,8 +55,8 @@ def load(spec: str) -> Vocabulary:
     `vocab.json` with its `merges.txt`, or a directory that holds one of these.
 
     A SentencePiece model gets 100 extra ids. In a directory, it gets them only if the directory's model is of T5's
-    family. The directory of a ByT5 model needs no vocabulary file: its vocabulary is bytes. Raises ConfigError if the
-    vocabulary cannot be loaded.
+    family. The directory of a ByT5 model needs no vocabulary file, because ByT5's vocabulary is bytes. Raises
+    ConfigError if the vocabulary cannot be loaded.
     """
     if spec == "bytes":
         return ByteVocabulary()
@@ -91,7 +91,8 @@ class _DescribedModel:
     """Holds what the JSON files in a model's directory say about the model.
 
     tokenizer: the name of its tokenizer class in transformers; "" if no file names one.
-    is_t5: whether the model is of T5's family. Also true if no file describes it, as for `t5x-lite vocab`'s models.
+    is_t5: whether the model is of T5's family. Also true if no file describes the model, as for models that `t5x-lite
+    vocab` trains.
     """
 
     tokenizer: str
@@ -141,7 +142,8 @@ def train_sentencepiece(
     extra_ids: int = 100,
     model_type: str = "unigram",
 ) -> "SentencePieceVocabulary":
-    """Trains a SentencePiece model of `size` pieces on texts, or on the lines of files, and writes it to `output`.
+    """Trains a SentencePiece model of `size` pieces on `texts` and on the contents of `files`, and writes it to
+    `output`.
 
     Its ids are pad 0, eos 1 and unk 2, as in T5, then [CLS], [SEP] and [MASK]. Unseen characters are encoded as bytes.
     The same texts give the same model. The file is written atomically.

@@ -59,8 +59,8 @@ class Vocabulary(Protocol):
         ...
 
     def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids of a text (int32 [ids]) and the place of each, (begin, end) in characters (int64 [ids,
-        2])."""
+        """Returns the ids of a text (int32 [ids]), and the place of each id in the text: (begin, end) in characters
+        (int64 [ids, 2])."""
         ...
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -82,8 +82,8 @@ class Vocabulary(Protocol):
 
     @property
     def word_starts(self) -> np.ndarray:
-        """Returns a mask, bool [size], of the ids that begin a word wherever they occur. It is made from the spelling
-        of the pieces, not from decoded text, because decoding normalises spaces."""
+        """Returns a mask, bool [size], that is True for the ids that begin a word wherever they occur. The mask depends
+        on how the pieces are spelled, not on decoded text, because decoding normalises spaces."""
         ...
 
 
@@ -153,8 +153,8 @@ class ByteVocabulary:
         return self.size - 1 - i if i >= 259 else None
 
     def _text(self, ids: Sequence[int]) -> str:
-        """Returns the characters that the ids spell. If there are no extra ids, includes the sentinels between them.
-        Omits incomplete characters."""
+        """Returns the characters that the ids spell. If there are no extra ids, includes the sentinels between the
+        characters. Omits incomplete characters."""
         rest, parts = bytes(i - 3 for i in ids if 3 <= i < 259), []
         while rest:
             try:

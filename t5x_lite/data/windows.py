@@ -1,8 +1,8 @@
 """Converts the elements of a task's source to examples, window by window.
 
-A window is a group of elements that are encoded together; the documents of a corpus are joined within a window before
-they are cut. A `Feed` serves one task in one stream of rows: it returns the task's examples for this stream, in the
-task's shuffled order.
+A window is a group of elements that are encoded together. For a corpus, the documents of a window are joined, and the
+result is cut into examples. A `Feed` serves one task in one stream of rows: it returns the task's examples for this
+stream, in the task's shuffled order.
 """
 
 import collections
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     from t5x_lite.data.cache import Cache
 
 TEXTS_PER_WINDOW = 64
-FEWEST_TEXTS_PER_WINDOW = 8  # tasks with a small share get smaller windows: each stream holds a window of every task
+FEWEST_TEXTS_PER_WINDOW = 8  # tasks with a small share get smaller windows, as each stream holds one per task
 FEWEST_ROWS_PER_EPOCH = 16  # of a single task in one stream; shorter epochs are packed together
 ORDERED_WINDOWS = 16  # windows whose shuffled indices are computed together
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Holds what turns the examples of tasks into model features; it is the same for all streams of a run."""
+    """Holds the settings for turning examples into model features. All streams of a run have the same settings."""
 
     converter: Converter
     vocabulary: Vocabulary
     seed: int
     streams: int
     pack: bool
-    caches: Mapping[str, "Cache"] = dataclasses.field(default_factory=dict)  # by task; tasks without: from source
+    caches: Mapping[str, "Cache"] = dataclasses.field(default_factory=dict)  # by task; other tasks are read from source
     task_ids: bool = False
 
 
 class Position(NamedTuple):
-    """The position of a feed: its next example is number `offset` of `window`."""
+    """The position of a feed: its next example is number `offset` (from 0) of the window number `window`."""
 
     window: int
     offset: int
@@ -54,7 +54,7 @@ class Position(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedWindow:
-    """Holds the examples of one window of a task's elements."""
+    """Holds the examples that one window of a task's elements was converted to."""
 
     examples: Examples
     lengths: np.ndarray  # int64 [examples, dimensions]
@@ -107,9 +107,9 @@ class Feed:
         return (place - self._setting.streams) // size < place // size
 
     def epoch_ends(self, count: int) -> np.ndarray:
-        """Returns the numbers of examples, up to `count`, after which this stream ends an epoch of the source.
+        """Returns where, among the next `count` examples, this stream ends an epoch of the source.
 
-        They are int64 [ends], ascending.
+        int64 [ends], ascending. A number n means that an epoch ends after the next n examples.
         """
         self._load(count)
         begins = itertools.accumulate((len(window.lengths) for window in self._loaded), initial=-self._offset)
@@ -145,10 +145,11 @@ class Feed:
         return windows * self._window_size * self._setting.streams / len(self._reader)
 
     def convert(self, window: int) -> ConvertedWindow:
-        """Converts a window of elements to examples. They depend only on the window's number, not on earlier windows.
+        """Converts a window of elements to examples. The examples depend only on the window's number, not on earlier
+        windows.
 
-        Raises DataError if an example is bad and the task does not tolerate it, or if one is too long and on_long is
-        "error".
+        Raises DataError if an example is bad and the task does not tolerate it, or if an example is too long and
+        on_long is "error".
         """
         setting, task = self._setting, self.task
         places, indices = self._elements(window)
@@ -191,8 +192,8 @@ class Feed:
                 self._require_survivor()
 
     def _require_survivor(self) -> None:
-        """Raises DataError unless some element of the source becomes an example. (This stream may not have reached it
-        yet.)"""
+        """Raises DataError if no element of the whole source becomes an example. (If this stream has found none, it may
+        just not have reached one yet.)"""
         if self._survives:
             return
         setting = self._setting
@@ -208,8 +209,9 @@ class Feed:
         )
 
     def _epoch_ends(self, places: Sequence[int]) -> list[int]:
-        """Returns after how many of a window's elements its stream ends an epoch of the source. Returns [] if the
-        stream has too few elements per epoch to keep epochs apart."""
+        """Returns where, among a window's elements, the stream ends an epoch of the source. A number n means that an
+        epoch ends after the window's first n elements. Returns [] if the stream has too few elements per epoch to keep
+        epochs apart."""
         streams, size = self._setting.streams, len(self._reader)
         if size < FEWEST_ROWS_PER_EPOCH * streams:
             return []
@@ -239,8 +241,8 @@ def converted(
 ) -> tuple[Examples, int]:
     """Converts text examples and returns (the converted examples, how many did not fit in a row).
 
-    Converted examples are model features, or pieces of a corpus before `denoised`. Empty texts of a corpus give no
-    examples.
+    Converted examples are model features, or pieces of a corpus that `denoised` still has to process. Empty texts of a
+    corpus give no examples.
     numbered: (index in the source, text example) pairs.
     Raises DataError if an example does not fit in a row and the converter's `on_long` is "error".
     """
@@ -262,7 +264,7 @@ def converted(
 def denoised(
     pieces: Sequence[Examples], converter: Converter, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> Examples:
-    """Applies the objective to those pieces that are texts, and returns the examples of all pieces as model features.
+    """Applies the objective to the pieces that hold texts, and returns the examples of all pieces as model features.
 
     It denoises the texts of all tasks at once, so many small tasks take no longer than one large task.
     """

@@ -41,7 +41,8 @@ def _word() -> re.Pattern:
     """Returns the pattern of a word. A word is a run of letters, digits and the marks that combine with them, or any
     other single character except white space.
 
-    In scripts without spaces between words, each letter is a word, so `around` does not widen tokens of such scripts.
+    In scripts without spaces between words, each letter counts as a word, so `around` does not widen tokens of such
+    scripts.
     """
     every = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c)[0] == "M")
     marks = re.sub(f"[{UNSPACED}]", "", every)
@@ -49,8 +50,8 @@ def _word() -> re.Pattern:
 
 
 def around(text: str, places_T2: np.ndarray) -> np.ndarray:
-    """Widens each token to whole words (see `_word`). Returns the place of its word or words: (begin, end) in
-    characters, int64 [tokens, 2].
+    """Widens each token to the whole words that it touches (see `_word`). Returns the place of each widened token:
+    (begin, end) in characters, int64 [tokens, 2].
 
     places_T2: int64 [tokens, 2], (begin, end) of each token. A token of spaces gets the place of the next word, or of
     the last word if none follows.
