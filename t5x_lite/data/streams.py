@@ -16,7 +16,7 @@ from t5x_lite.data.packing import Examples
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.windows import FEWEST_ROWS_PER_EPOCH, Feed, Position, Setting, denoised
 
-ROWS_PER_WINDOW = 1024  # rows packed together, in all streams; each packs at least FEWEST_ROWS_PER_WINDOW
+ROWS_PER_WINDOW = 1024  # rows packed together, over all streams; a stream packs FEWEST_ROWS_PER_WINDOW or more
 FEWEST_ROWS_PER_WINDOW = 64  # the last row may stay half empty, which wastes about 0.8% of 64 rows
 ROWS_PER_UNPACKED_WINDOW = 16  # rows denoised together; few, because an unpacked row waits for no other examples
 MOST_EXAMPLES_PER_WINDOW = 1 << 14  # ends a window whose examples are almost empty

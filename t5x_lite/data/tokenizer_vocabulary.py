@@ -65,8 +65,9 @@ class TokenizerVocabulary:
     """A tokenizer of Hugging Face's `tokenizers`, from one of three kinds of file:
 
         tokenizer.json             any tokenizer; its settings for truncation and padding are ignored
-        vocab.txt                  BERT's WordPiece; `do_lower_case` in a tokenizer_config.json beside it decides
-                                   whether it lowercases; by default it does, unless the file holds cased pieces
+        vocab.txt                  BERT's WordPiece; lowercases texts if `do_lower_case` is true in a
+                                   tokenizer_config.json beside it; if that entry is missing, lowercases texts
+                                   unless the file holds cased pieces
         vocab.json (+ merges.txt)  GPT-2's and RoBERTa's byte-level BPE
 
     The token of a role is the one that a tokenizer_config.json or special_tokens_map.json beside the file names; else

@@ -92,7 +92,7 @@ class _DescribedModel:
 
     tokenizer: the name of its tokenizer class in transformers; "" if no file names one.
     is_t5: whether the model is of T5's family. Also true if no file describes the model, as for models that `t5x-lite
-    vocab` trains.
+        vocab` trains.
     """
 
     tokenizer: str

@@ -58,7 +58,7 @@ class ConvertedWindow:
 
     examples: Examples
     lengths: np.ndarray  # int64 [examples, dimensions]
-    epoch_ends: np.ndarray  # int64 [ends of epochs]: the number of examples before each
+    epoch_ends: np.ndarray  # int64 [ends of epochs]: the number of examples before each end
     converted: int  # examples, including those that were skipped as too long
     too_long: int
     bad: int
@@ -192,8 +192,8 @@ class Feed:
                 self._require_survivor()
 
     def _require_survivor(self) -> None:
-        """Raises DataError if no element of the whole source becomes an example. (If this stream has found none, it may
-        just not have reached one yet.)"""
+        """Raises DataError if no element of the whole source becomes an example. (This stream itself may not have
+        reached such an element yet.)"""
         if self._survives:
             return
         setting = self._setting
@@ -266,7 +266,7 @@ def denoised(
 ) -> Examples:
     """Applies the objective to the pieces that hold texts, and returns the examples of all pieces as model features.
 
-    It denoises the texts of all tasks at once, so many small tasks take no longer than one large task.
+    It denoises the texts of all tasks at once. So a mixture of many small tasks takes no longer than one large task.
     """
     texts = [piece for piece in pieces if TEXT in piece]
     if not texts:

@@ -1,8 +1,8 @@
 """Defines tasks of named entities: CoNLL 2003 and WNUT 2017. From the inputs "conll2003: Ada met Babbage" a text model
 predicts "PER: Ada; PER: Babbage". An encoder tags words; its tags are then converted to the same notation.
 
-CoNLL 2003 can be read from TFDS. Both can be read from a directory with the published files: --config.data.dir=DIR
-(conll2003/eng.train).
+CoNLL 2003 can be read from TFDS. Both can be read from a directory with the published files: --config.data.dir=DIR,
+where DIR holds conll2003/eng.train and so on.
 """
 
 import dataclasses
@@ -41,8 +41,7 @@ def conll_of_tfds(example: Example) -> Example:
 
 
 def as_text(name: str):
-    """Returns a preprocessor. It makes the inputs from the tokens, with spaces between, and the targets from the
-    entities, in order."""
+    """Returns a preprocessor. The inputs are the tokens, joined by spaces. The targets are the entities, in order."""
 
     def apply(example: Example) -> Example:
         tokens = example["tokens"]

@@ -41,7 +41,7 @@ FEWEST_PER_LABEL = 4  # examples, on average
 
 @dataclasses.dataclass(frozen=True)
 class FileTask:
-    """Holds a task, and notes that state in words what was guessed from its files."""
+    """Holds a task, and notes for the user. The notes say what was guessed from the task's files."""
 
     task: Task
     notes: tuple[str, ...]
@@ -93,7 +93,8 @@ def discover(
     files: a path, wildcards, a directory, or "train=…,validation=…"; see `local_files.find`.
     inputs, targets: templates with a record's fields, for a supervised task; by default, the fields with these names.
     text: a template with a record's fields, for a corpus; by default, the field with this name.
-    labels: the classes; (): the targets are free text; None: guesses whether they are labels, numbers or free text.
+    labels: the classes; (): the targets are free text; None: guesses whether the targets are labels, numbers or free
+        text.
     name: the task's name; by default made from the file's name.
     max_bad_fraction: the fraction of the records that may be bad, as in a Task.
     tables: the user's settings for CSV and TSV files: whether they have a header, and their delimiter.
@@ -122,7 +123,8 @@ def discover(
 
 
 def _templates(guess: Found, files: str, given: dict[str, str]) -> dict[str, str]:
-    """Returns the given templates; if none is given, templates of the fields with the same names.
+    """Returns the given templates. If none is given, returns templates that copy the fields `inputs` and `targets`, or
+    `text`.
 
     Raises ConfigError, which lists the fields, if a template is missing, or if it names no field or an unknown one.
     """
@@ -190,7 +192,7 @@ def _kind_of_targets(
 def _looked_at(source: Filled, splits: Sequence[str], max_bad_fraction: float) -> tuple[dict[str, int], int, str]:
     """Returns ({target: count} for at most MOST_LABELS + 1 different targets, the number of all targets, their kind).
 
-    The kind is "numbers"; "fractions" (numbers, some with a point); "text"; or "" if they may be labels. Raises
+    The kind is "numbers"; "fractions" (numbers, some with a point); "text"; or "" if the targets may be labels. Raises
     DataError if more than `max_bad_fraction` of the targets cannot be read.
     """
     counts: collections.Counter[str] = collections.Counter()

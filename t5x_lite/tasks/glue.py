@@ -1,7 +1,8 @@
 """Defines the tasks of GLUE (Wang et al. 2018). Each definition serves both text models, in T5's format, and encoder
 heads.
 
-Reads from TFDS, or from a directory with GLUE's own folders and files: --config.data.dir=DIR (CoLA/train.tsv, …).
+Reads from TFDS, or from a directory with GLUE's folders and files: --config.data.dir=DIR, where DIR holds
+CoLA/train.tsv and so on.
 """
 
 import dataclasses
@@ -98,8 +99,8 @@ def of_file(glue: Glue, row: Example) -> Example:
 
 
 def as_text(prefix: str, labels: tuple[str, ...]) -> Callable[[Example], Example]:
-    """Returns a preprocessor to T5's format: the prefix, then "name: text" for every field, sorted by name
-    (t5/data/preprocessors.py: glue, stsb)."""
+    """Returns a preprocessor that makes the inputs in T5's format: the prefix, then "name: text" for every field,
+    sorted by name (t5/data/preprocessors.py: glue, stsb)."""
 
     def apply(example: Example) -> Example:
         fields = sorted(field for field in example if field not in ("label", "idx"))
@@ -184,10 +185,10 @@ def of_tfds(example: Example) -> Example:
 
 
 def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:
-    """Returns (file name, content) of the file with which a task's test predictions are submitted to gluebenchmark.com.
+    """Returns (file name, content) of a file for gluebenchmark.com, which submits a task's test predictions.
 
-    predictions: the predicted texts, in the order of the test file. Invalid ones become the first label, or the score
-    0.
+    predictions: the predicted texts, in the order of the test file. An invalid prediction becomes the first label, or
+        the score 0.
     """
     name = task.removeprefix("glue_")
     glue = SUITE[name]

@@ -57,7 +57,8 @@ def grouped(targets: Sequence[tuple[Any, Any]], predictions: Sequence) -> dict[s
 
 
 def of_groups(metric: Metric) -> Metric:
-    """Returns a metric for targets (group, answer), which applies `metric` to the answers and ignores the groups."""
+    """Returns a metric for targets that are pairs (group, answer). It applies `metric` to the answers and ignores the
+    groups."""
     return functools.partial(_of_groups, metric)
 
 
@@ -148,8 +149,8 @@ def spearman(targets: Sequence[float], predictions: Sequence[float | None]) -> d
 
 
 def pairs(targets: Sequence, predictions: Sequence) -> list[tuple[Any, Any]]:
-    """Returns (target, prediction) pairs. Raises DataError if there are not as many predictions as targets, or none at
-    all."""
+    """Returns (target, prediction) pairs. Raises DataError if the number of predictions differs from the number of
+    targets, or if both are 0."""
     if len(targets) != len(predictions) or not len(targets):
         raise DataError(
             f"{len(targets)} targets and {len(predictions)} predictions; a metric needs equally many, at least 1"

@@ -149,8 +149,8 @@ def read_json(path: str) -> Any:
 
 
 def nested(expand: Callable[[Example], Iterable[Example]]) -> Read:
-    """Returns a function that reads a file of JSON lines with several examples each. `expand` yields the examples of a
-    line."""
+    """Returns a function that reads a file of JSON lines, in which a line holds several examples. `expand` yields the
+    examples of a line."""
 
     def read(path: str) -> list[Example]:
         rows = Files({"all": path}, JsonLines()).split("all")
@@ -165,7 +165,8 @@ def nested(expand: Callable[[Example], Iterable[Example]]) -> Read:
 
 @contextlib.contextmanager
 def as_data_error(where: str):
-    """Converts the errors that a row with a different layout causes to a DataError that begins with `where`."""
+    """Converts an error in the `with` block to a DataError, whose message begins with `where`, if a row with a
+    different layout causes such errors."""
     try:
         yield
     except (KeyError, ValueError, IndexError, TypeError) as error:

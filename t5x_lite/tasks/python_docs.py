@@ -218,8 +218,8 @@ def split_of(key: str) -> str:
 
 
 def without_leaks(documents: Sequence[Document]) -> list[Document]:
-    """Removes the few evaluation documents that occur inside a longer sentence of a training document. This compares
-    the whole text of a document, and its first sentence if that has at least MIN_WORDS words."""
+    """Removes the few evaluation documents that occur inside a longer sentence of a training document. It looks for the
+    document's whole text and, if the first sentence has at least MIN_WORDS words, also for that sentence."""
     train = f" {' | '.join(normalise(d['text']) for d in documents if d['split'] == 'train')} "
 
     def leaks(text: str) -> bool:

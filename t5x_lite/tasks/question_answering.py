@@ -1,7 +1,8 @@
 """Defines the tasks SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018) as text, in T5's format. An encoder marks the
 answer in the context.
 
-Reads from TFDS, or from a directory with the published files: --config.data.dir=DIR (squad/train-v1.1.json, …).
+Reads from TFDS, or from a directory with the published files: --config.data.dir=DIR, where DIR holds
+squad/train-v1.1.json and so on.
 """
 
 import re

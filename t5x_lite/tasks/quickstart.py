@@ -98,7 +98,7 @@ def name_words(document: Document) -> str:
 
 
 def examples_of(make) -> Function:
-    """Returns a source that makes its examples from the documents of a split with `make`. If `make` returns None for a
+    """Returns a source whose examples are `make(document)` for the documents of a split. If `make` returns None for a
     document, the document is left out."""
     return Function(lambda split: [example for d in python_docs.documents(split) if (example := make(d))])
 

@@ -1,7 +1,7 @@
 """Defines summarisation tasks as text, in T5's format: CNN/DailyMail, XSum, DialogSum.
 
-All but DialogSum can be read from TFDS. All can be read from a directory of JSON lines or CSV: --config.data.dir=DIR
-(dialogsum/dialogsum.train.jsonl, …).
+All but DialogSum can be read from TFDS. All can be read from a directory of JSON lines or CSV: --config.data.dir=DIR,
+where DIR holds dialogsum/dialogsum.train.jsonl and so on.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def rows(path: str) -> Sequence[Example]:
 
 
 def _files(name: str) -> dict[str, Sequence[str]]:
-    """Returns {split: candidate file names}: the names that copies of these data sets give their files."""
+    """Returns {split: candidate file names}: the file names that occur in copies of these data sets."""
     called = {"train": ("train",), "validation": ("validation", "val", "dev"), "test": ("test",)}
     endings = (".jsonl", ".json", ".csv")
     return {

@@ -1,9 +1,9 @@
 """Defines the tasks of SuperGLUE (Wang et al. 2019) as text, in T5's format (t5/data/preprocessors.py,
 t5/data/glue_utils.py).
 
-Reads from TFDS, or from a directory with SuperGLUE's own folders and files: --config.data.dir=DIR (BoolQ/train.jsonl,
-…). The classification tasks also train encoder heads. Unlike T5's mixture, this one does not add the Definite Pronoun
-Resolution set (1,322 examples, Rahman and Ng 2012) to WSC.
+Reads from TFDS, or from a directory with SuperGLUE's folders and files: --config.data.dir=DIR, where DIR holds
+BoolQ/train.jsonl and so on. The classification tasks also train encoder heads. Unlike T5's mixture, this one does not
+add the Definite Pronoun Resolution set (1,322 examples, Rahman and Ng 2012) to WSC.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class SuperGlue:
     labels: the class names, in the order of their ids.
     train_rows: the number of training examples, for mixtures; 0 for a task with only a test set.
     prefix: the first words of the text; "" means the task's name.
-    columns: {field: its column in the files}, for fields whose columns have different names.
+    columns: {field: its column in the files}, for fields whose names differ from their columns' names.
     """
 
     folder: str
@@ -79,8 +79,8 @@ ALL = ("train", "validation", "test")
 
 
 def class_of(label: Any, labels: Sequence[str]) -> int:
-    """Returns the id of a class. `label` is its name, its number or a truth value. For None or "" (in a test set)
-    returns -1.
+    """Returns the id of a class. `label` is its name, its number or a truth value. Returns -1 if it is None or "", as
+    in a test set.
 
     Raises ValueError for any other label.
     """
@@ -97,7 +97,7 @@ def class_of(label: Any, labels: Sequence[str]) -> int:
 
 
 def _of_row(task: SuperGlue) -> Callable[[Example], Example]:
-    """Returns a function that maps a row, from a file or from TFDS, to its fields and class id."""
+    """Returns a function from a row of a file or of TFDS to the row's fields and class id."""
 
     def apply(row: Example) -> Example:
         # Files name the column as in `columns`, and so does TFDS (axb); other columns have the field's name.
@@ -108,7 +108,8 @@ def _of_row(task: SuperGlue) -> Callable[[Example], Example]:
 
 
 def as_text(prefix: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> Callable[[Example], Example]:
-    """Returns a preprocessor to T5's format: the prefix, then "name: text" for each field; the target is the class."""
+    """Returns a preprocessor that makes the inputs in T5's format: the prefix, then "name: text" for each field. The
+    target is the class."""
 
     def apply(example: Example) -> Example:
         inputs = " ".join([prefix, *(f"{field}: {example[field]}" for field in fields)])
@@ -253,8 +254,8 @@ def referent(example: Example) -> tuple[str, bool]:
 
 def wsc_accuracy(targets: Sequence[tuple[str, bool]], predictions: Sequence[str | None]) -> dict[str, float]:
     """Returns the share of right predictions. A prediction matches a candidate if all words of one are among the words
-    of the other, leaving out determiners. If the candidate is the true referent, a prediction is right if it matches.
-    If it is not, a prediction is right if it does not match. An empty prediction is wrong.
+    of the other, leaving out determiners. If the candidate is the true referent, a prediction that matches it is right.
+    Otherwise a prediction that does not match it is right. An empty prediction is wrong.
 
     >>> wsc_accuracy([("the man", True), ("the man", False)], ["Man", "man"])
     {'accuracy': 50.0}

@@ -24,9 +24,9 @@ def rouge(targets: Sequence[str], predictions: Sequence[str | None]) -> dict[str
     """Returns the F1 of ROUGE-1, ROUGE-2 and ROUGE-Lsum (Lin 2004), averaged over the examples. Words are not stemmed,
     and sentences are split at " . ".
 
-    Words are runs of a-z and 0-9, as in the reference code. But if a target has letters of a script other than Latin,
-    `AnyScript` splits it and its prediction. (T5 reports the median of a bootstrap, which equals this mean up to
-    noise.)
+    Words are runs of a-z and 0-9, as in the reference code. But if a target's letters are mostly not Latin (see
+    `is_latin`), `AnyScript` splits the target and its prediction. (T5 reports the median of a bootstrap, which equals
+    this mean up to noise.)
     """
     scores = np.array([_rouge(target, predicted or "") for target, predicted in pairs(targets, predictions)])
     return dict(zip(ROUGE, map(float, 100 * scores.mean(axis=0)), strict=True))

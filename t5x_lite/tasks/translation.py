@@ -1,8 +1,8 @@
 """Defines translation tasks as text, in T5's format: WMT's English to German, French and Romanian, and Multi30k.
 
 All but Multi30k can be read from TFDS. All can be read from a directory of parallel lines or JSON lines:
---config.data.dir=DIR (multi30k/train.en.gz and train.de.gz, …; wmt_en_ro/train.json with {"translation": {"en": …,
-"ro": …}}).
+--config.data.dir=DIR. For Multi30k, DIR holds multi30k/train.en.gz, multi30k/train.de.gz and so on. For English to
+Romanian, it holds wmt_en_ro/train.json and so on, whose lines are {"translation": {"en": …, "ro": …}}.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,8 @@ def pair(example: Example) -> Example:
 
 
 def translate(source: str, target: str) -> Callable[[Example], Example]:
-    """Returns a preprocessor that makes `source` the inputs, after T5's prefix, and `target` the targets.
+    """Returns a preprocessor. The inputs are T5's prefix and the text in the language `source`; the targets are the
+    text in the language `target`.
 
     >>> translate("en", "de")({"en": "Yes.", "de": "Ja."})["inputs"]
     'translate English to German: Yes.'
