@@ -73,8 +73,8 @@ class ArrowRows(_OfRows):
 
 @dataclasses.dataclass(frozen=True)
 class ParquetRows(ArrowRows):
-    """Reads Parquet by first copying it to the cache as Arrow, because Parquet gives no access to single rows. Verifies
-    the file's checksums, if it has any."""
+    """Copies a Parquet file to the cache as Arrow and reads the copy, because Parquet gives no access to single rows.
+    Verifies the file's checksums, if it has any."""
 
     def local(self, file: File) -> Path:
         import pyarrow

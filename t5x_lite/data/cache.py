@@ -138,7 +138,7 @@ class Cache:
     """The cached training examples of a task, with random access by their indices in the source."""
 
     def __init__(self, job: Job):
-        """Opens the cache. Raises DataError if it is missing, incomplete, or made from a different recipe."""
+        """Opens the cache. Raises DataError if the cache is missing, incomplete, or made from a different recipe."""
         self._job = job
         again = f"`t5x-lite cache {job.task.name} --output={job.directory.parent}`, with the run's --config,"
         if not (job.directory / "manifest.json").exists():

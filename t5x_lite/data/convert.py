@@ -4,8 +4,8 @@ All three converters accept every task. For a corpus (`{"text"}`) they apply the
 this is span corruption (text-to-text), the next token (decoder-only), or masked tokens with next sentence
 (encoder-only, convert_encoder.py). A supervised example (`{"inputs", "targets"}`) becomes encoder inputs and decoder
 targets (text-to-text), one concatenated sequence (decoder-only), or [CLS] … [SEP] with a label (encoder-only). A
-decoder's inputs are its targets, shifted right by one. The converters shift them within each example, before packing,
-so an example never sees the last token of its neighbour.
+decoder's inputs are its targets, shifted right by one. The shift takes place within each example, before packing, so an
+example never sees the last token of its neighbour.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ TEXT, WHICH = "text", "which_denoiser"  # of a corpus's pieces before `denoise`:
 
 
 class Converter(Protocol):
-    """Defines the methods of a converter. Converters are frozen dataclasses, and their repr is their fingerprint."""
+    """Defines the methods of a converter. A converter is a frozen dataclass; its repr is its fingerprint."""
 
     @property
     def on_long(self) -> str:

@@ -141,8 +141,8 @@ def _random_subsets(sizes: np.ndarray, counts: np.ndarray, rng: np.random.Genera
 
 
 def hide_spans(tokens: Ragged, mask: np.ndarray, vocabulary: Vocabulary) -> Ragged:
-    """Replaces each run of tokens whose `mask` is True by one sentinel. In each row, sentinels count up from sentinel 0
-    (noise_span_to_unique_sentinel of T5).
+    """Replaces each run of masked tokens (where `mask` is True) by one sentinel. In each row, sentinels count up from
+    sentinel 0 (noise_span_to_unique_sentinel of T5).
 
     mask: bool, of the shape of `tokens.values`.
     Raises DataError if a row needs more sentinels than the vocabulary has.
@@ -172,8 +172,8 @@ def span_corruption(
     """Applies T5's pre-training objective (Raffel et al. 2020, §3.1.4) to each row and returns (inputs, targets),
     without EOS.
 
-    From tokens `a b c d e` with `c d` hidden it makes inputs `a b <0> e` and targets `<0> c d`. The paper ends the
-    targets with one more sentinel; the code that trained T5 does not. `final_sentinel` follows the paper.
+    If it hides `c d` in the tokens `a b c d e`, the inputs are `a b <0> e` and the targets are `<0> c d`. The paper
+    ends the targets with one more sentinel; the code that trained T5 does not. `final_sentinel` follows the paper.
     Raises DataError if a row needs more sentinels than the vocabulary has.
     """
     mask = noise_mask(tokens.lengths, rng, noise_density, mean_noise_span_length, random_roll)

@@ -16,8 +16,8 @@ from t5x_lite.errors import DataError
 
 
 class Encoded(dict[str, Any]):
-    """An example from a cache. It holds token ids in place of each text. (For a corpus that an encoder reads, it holds
-    a list with the token ids of each sentence.)
+    """An example from a cache. It holds token ids in place of each text. For a corpus that an encoder reads, it holds
+    one array of token ids per sentence, in a list.
 
     label: the class index or number that the example's `targets` stands for, if the task has labels or numbers.
     """
@@ -51,8 +51,8 @@ def ids_of(texts: Sequence, vocabulary: Vocabulary) -> list[np.ndarray]:
 
 
 def words_of(example: Mapping[str, Any], task: Task) -> list[str]:
-    """Returns the words of an example of a tagging task. They are in its field `tokens`, which is a list, or a text
-    with spaces between words."""
+    """Returns the words of an example of a tagging task. The words are in the field `tokens`, which is a list, or a
+    text with spaces between words."""
     tokens = example.get("tokens")
     if isinstance(tokens, list | tuple):
         return [str(token) for token in tokens]

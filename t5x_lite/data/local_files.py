@@ -188,7 +188,7 @@ def _saved_shards(folder: Path) -> str:
 
 
 def shards_pattern(names: Sequence[str]) -> str:
-    """Returns the pattern that matches `names` if they are all the shards of one file; else "".
+    """Returns the pattern that matches `names` if these are the names of all shards of one file; else "".
 
     >>> shards_pattern(["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"])
     'train-*-of-00002.parquet'

@@ -215,7 +215,7 @@ def make_on_beam(jobs: Sequence[Job], flags: Sequence[str] = ()) -> list[dict[st
 
 
 def _each(job: Job, shards: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
-    """Makes shards and yields the counts of each when it is complete."""
+    """Makes shards, and yields each shard's counts when the shard is complete."""
     workers = min(workers, len(shards))
     if workers <= 1 or "fork" not in multiprocessing.get_all_start_methods():
         yield from (make_shard(job, shard) for shard in shards)

@@ -105,9 +105,9 @@ def ordinary_ids(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def mlm_capacity(length: int, rate: float, examples: int) -> int:
-    """Returns how many slots for selected positions a row needs, if it has `length` tokens and up to `examples`
+    """Returns the number of slots for selected positions in a row of `length` tokens that holds up to `examples`
     examples.
 
-    The share of each example is rounded, which can add half a slot, and is at least one slot.
+    Rounding an example's share can add half a slot to it, and every example selects at least one position.
     """
     return min(length, math.ceil(length * rate) + -(-examples // 2))

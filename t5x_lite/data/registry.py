@@ -52,7 +52,7 @@ class Task:
     After its preprocessors an example has either {"text"} (a corpus; the feature converter applies the objective) or
     {"inputs", "targets"} (supervised, as text).
 
-    preprocessors: functions `example -> example`. If one has a parameter named `rng`, it also gets a
+    preprocessors: functions `example -> example`. A function with a parameter named `rng` also gets a
         `numpy.random.Generator`, which depends only on the seed and the example's place in the order.
     target: the kind of target (data/targets.py); the default is Corpus() if `features` has "text", else Text().
     labels, multi_label: short for target=Classes(labels, several=multi_label).
@@ -163,8 +163,8 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Combines tasks or mixtures by rates. Rates are shares of the training *examples*. For a corpus, training examples
-    are the pieces into which the objective cuts it, not its documents.
+    """Combines tasks or mixtures by rates. Rates are shares of the training *examples*. In a corpus, a training example
+    is not a document, but one of the pieces into which the objective cuts the corpus.
 
     A rate is a number, or a function of the size of the task or nested mixture: the number of its source examples for
     training. Tasks with rate 0 are evaluated but not trained on.
@@ -224,7 +224,8 @@ def tasks(name: str) -> tuple[Task, ...]:
 
 
 def evaluated(name: str) -> tuple[Task, ...]:
-    """Returns all tasks of a task or mixture, also those with rate 0. Raises ConfigError as `rates` does."""
+    """Returns all tasks of the task or mixture `name`, including those with rate 0. Raises ConfigError as `rates`
+    does."""
     return tuple(REGISTRY[task] for task in _rates(name, ()))  # type: ignore[misc]
 
 

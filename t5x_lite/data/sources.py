@@ -1,7 +1,7 @@
 """Defines sources, from which a task's examples come. All give random access, so shuffling and resuming cost nothing.
 
 Files are read strictly (records.py, text_formats.py, binary_formats.py): a bad byte or a row with too many columns
-raises DataError with its file and line.
+raises DataError, which names the file and the line.
 """
 
 import contextlib
@@ -146,7 +146,7 @@ class Tfds:
     data_dir: str | None = None
 
     def split(self, name: str) -> Sequence[Example]:
-        """Returns the examples of a split. Raises ConfigError if it is unknown, DataError if TFDS fails."""
+        """Returns the examples of a split. Raises ConfigError if the split is unknown, DataError if TFDS fails."""
         if name not in self.splits:
             raise ConfigError(unknown("split", name, self.splits))
         import tensorflow_datasets as tfds

@@ -70,9 +70,9 @@ class TokenizerVocabulary:
                                    unless the file holds cased pieces
         vocab.json (+ merges.txt)  GPT-2's and RoBERTa's byte-level BPE
 
-    The token of a role is the one that a tokenizer_config.json or special_tokens_map.json beside the file names; else
-    the usual one (ROLE_TOKENS); else the token of a different role (STAND_INS). Sentinels are the tokens
-    `<extra_id_k>`. The file is read on first use.
+    The token of a role is the one given in a tokenizer_config.json or special_tokens_map.json beside the file; else the
+    usual one (ROLE_TOKENS); else the token of a different role (STAND_INS). Sentinels are the tokens `<extra_id_k>`.
+    The file is read on first use.
     """
 
     path: Path

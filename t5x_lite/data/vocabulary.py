@@ -1,4 +1,5 @@
-"""Defines the interface of vocabularies, which map text to token ids and back, and the simplest vocabulary, bytes.
+"""Defines the interface of vocabularies, which map text to token ids and back. Also defines the simplest vocabulary:
+bytes.
 
 Code asks for special ids by role: `pad_id`, `eos_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `sentinel(k)`. Only
 the vocabulary knows their numbers. A text that spells "[MASK]" or "</s>" never becomes the special id.

@@ -54,7 +54,7 @@ class Position(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedWindow:
-    """Holds the examples that one window of a task's elements was converted to."""
+    """Holds the result of converting one window of a task's elements."""
 
     examples: Examples
     lengths: np.ndarray  # int64 [examples, dimensions]

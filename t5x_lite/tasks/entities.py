@@ -41,7 +41,8 @@ def conll_of_tfds(example: Example) -> Example:
 
 
 def as_text(name: str):
-    """Returns a preprocessor. The inputs are the tokens, joined by spaces. The targets are the entities, in order."""
+    """Returns a preprocessor. The inputs are `name` as a prefix and the tokens, joined by spaces. The targets are the
+    entities, in order."""
 
     def apply(example: Example) -> Example:
         tokens = example["tokens"]

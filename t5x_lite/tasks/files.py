@@ -158,8 +158,8 @@ def _templates(guess: Found, files: str, given: dict[str, str]) -> dict[str, str
 def _kind_of_targets(
     files: str, source: Filled, splits: Sequence[str], labels: Sequence[str] | None, max_bad_fraction: float
 ) -> tuple[dict, str]:
-    """Returns the arguments of Task that depend on the targets, and a note that states them in words. Reads every
-    target.
+    """Returns the arguments of Task that depend on the targets, and a note that describes the targets to the user.
+    Reads every target.
 
     Raises DataError if all targets are equal.
     """

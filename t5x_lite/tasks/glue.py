@@ -185,7 +185,7 @@ def of_tfds(example: Example) -> Example:
 
 
 def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:
-    """Returns (file name, content) of a file for gluebenchmark.com, which submits a task's test predictions.
+    """Returns (name, content) of the file that submits a task's test predictions to gluebenchmark.com.
 
     predictions: the predicted texts, in the order of the test file. An invalid prediction becomes the first label, or
         the score 0.

@@ -166,8 +166,8 @@ def percent(right: Sequence[bool]) -> float:
 def _class_ids(
     targets: Sequence, predictions: Sequence, classes: Sequence = ()
 ) -> tuple[list, tuple[list[int], list[int]]]:
-    """Returns (classes, (target ids, prediction ids)). The classes are those in `classes` and those among the targets;
-    an id is an index into them. A prediction that is not a class gets -1."""
+    """Returns (classes, (target ids, prediction ids)). The returned classes are those in `classes` and those that occur
+    among the targets; an id is an index into the returned classes. A prediction that is not a class gets -1."""
     both = pairs(targets, predictions)
     id_of = {name: i for i, name in enumerate(dict.fromkeys([*classes, *(t for t, _ in both)]))}
     return list(id_of), ([id_of[t] for t, _ in both], [id_of.get(p, -1) for _, p in both])

@@ -45,7 +45,8 @@ class Published:
         return dataclasses.replace(self, directory=directory)
 
     def split(self, name: str) -> Sequence[Example]:
-        """Returns the examples of a split. Raises ConfigError if it is unknown, DataError if its file is not found."""
+        """Returns the examples of a split. Raises ConfigError if the split is unknown, DataError if the split's file is
+        not found."""
         if self.directory or self.tfds is None:
             if name not in self.files:
                 raise ConfigError(unknown(f"split of {self.folder}", name, self.files))
@@ -165,8 +166,8 @@ def nested(expand: Callable[[Example], Iterable[Example]]) -> Read:
 
 @contextlib.contextmanager
 def as_data_error(where: str):
-    """Converts an error in the `with` block to a DataError, whose message begins with `where`, if a row with a
-    different layout causes such errors."""
+    """Converts an error in the `with` block to a DataError whose message begins with `where`. Converts only the kinds
+    of errors that a row with a different layout causes."""
     try:
         yield
     except (KeyError, ValueError, IndexError, TypeError) as error:

@@ -97,7 +97,8 @@ def class_of(label: Any, labels: Sequence[str]) -> int:
 
 
 def _of_row(task: SuperGlue) -> Callable[[Example], Example]:
-    """Returns a function from a row of a file or of TFDS to the row's fields and class id."""
+    """Returns a function that maps a row to the row's fields and class id. The row may come from a file or from
+    TFDS."""
 
     def apply(row: Example) -> Example:
         # Files name the column as in `columns`, and so does TFDS (axb); other columns have the field's name.
@@ -253,8 +254,8 @@ def referent(example: Example) -> tuple[str, bool]:
 
 
 def wsc_accuracy(targets: Sequence[tuple[str, bool]], predictions: Sequence[str | None]) -> dict[str, float]:
-    """Returns the share of right predictions. A prediction matches a candidate if all words of one are among the words
-    of the other, leaving out determiners. If the candidate is the true referent, a prediction that matches it is right.
+    """Returns the share of right predictions. A prediction matches a candidate if, without determiners, all words of
+    one are among the words of the other. If the candidate is the true referent, a prediction that matches it is right.
     Otherwise a prediction that does not match it is right. An empty prediction is wrong.
 
     >>> wsc_accuracy([("the man", True), ("the man", False)], ["Man", "man"])

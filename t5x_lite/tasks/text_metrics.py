@@ -119,7 +119,8 @@ chrf = Chrf()
 
 def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str | None]) -> dict[str, float]:
     """Returns SQuAD's exact match and F1 (Rajpurkar et al. 2016, §6.1). Texts are compared after `normalised`. A
-    prediction gets its best score over the answers in its target. An unanswerable question (SQuAD 2) has the answer "".
+    prediction's score is the best of its scores for the answers in its target. An unanswerable question (SQuAD 2) has
+    the answer "".
 
     >>> squad([["the Normans", "Normans"]], ["Norman rulers, the Normans"])
     {'exact_match': 0.0, 'f1': 50.0}
