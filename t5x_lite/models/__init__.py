@@ -1,4 +1,4 @@
-"""Models of three architectures. One configuration describes all of them, and they share their parts.
+"""Models of three architectures, which share their layers. A `ModelConfig` describes a model of any architecture.
 
 This module imports jax only inside its functions, so that a `ModelConfig` can be read and validated without jax.
 """
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 def build(config: ModelConfig, constrain: "Constrain | None" = None) -> "nn.Module":
     """Returns the Flax module for `config`.
 
-    `module.init(key, batch)["params"]` returns the parameters, boxed as `nn.Partitioned` with the names of their
-    logical axes. `module.apply({"params": params}, batch, train, rngs=rngs)` returns a dict of float32 arrays, one per
-    head: "lm", or the heads of `config.heads`. The model calls `constrain(array, axes)` on each activation with the
-    names of its logical axes; `constrain` returns the array, sharded over the mesh.
+    `module.init(key, batch)["params"]` returns the parameters. Each one is boxed as an `nn.Partitioned`, which names
+    the parameter's logical axes. `module.apply({"params": params}, batch, train, rngs=rngs)` returns {head: float32
+    array}. The heads are `config.heads` for encoder_only, and only "lm" for the other architectures.
+
+    The model calls `constrain(array, axes)` for each activation, where `axes` names the activation's logical axes.
+    `constrain` returns the array, sharded over the mesh.
 
     If `config.module` is set, it is built instead of the architecture's own module. Raises ConfigError if `config` is
     not valid.
@@ -49,8 +51,9 @@ def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, jax.
     Scanned and unrolled layers get the same numbers. Parameters of `config.module` that have no logical axes are
     replicated on every device.
 
-    One program, that of the scanned model, draws the parameters of all layers of a stack. A program that drew each
-    layer separately took 18 s of CPU time to compile for a T5-small, instead of 7 s.
+    The scanned model's program draws the parameters even if the layers are unrolled. For a T5-small, it takes 7 s of
+    CPU time to compile; a program that draws each layer separately took 18 s.
+
     Raises ConfigError if `config.module` fails.
     """
     from t5x_lite.models.transformer import unstack_layers
@@ -65,9 +68,9 @@ def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, jax.
 
 
 def boxed(tree: Any) -> Any:
-    """Returns the tree with every array boxed, except scalars, which have no box.
+    """Returns the tree with every array boxed as an `nn.Partitioned`. Scalars are never boxed.
 
-    An array gets a box of unnamed axes if it has no box, or if its box does not name each of its axes.
+    If an array already has a box with one name per axis, it keeps this box. Otherwise it gets a box without axis names.
     """
     import flax.linen as nn
     import jax

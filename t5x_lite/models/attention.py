@@ -1,7 +1,7 @@
-"""Multi-head attention: the layer, and the kernel that computes attention.
+"""Multi-head attention: the layer, and the kernels that compute attention.
 
 KERNELS lists the kernels. A kernel gets queries, keys, values and a `Scope`, which holds segment ids, positions, the
-window and the table of relative biases. The kernel makes its mask and biases from the scope, if it needs any.
+window and the table of relative biases. If the kernel needs a mask or biases, it makes them from the scope.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, dropout, unconstrained
 from t5x_lite.models.positions import BiasTable, Rotation, bias_between, bias_of_rows, rotate
 
-# The logit of a masked key. It is finite, so that a query without any visible key (padding) reads the mean of the
+# The logit of a masked key. It is finite, so that a query that may attend to no key (padding) gets the mean of the
 # values instead of NaN.
 MASKED = -1e10
 INTERMEDIATES = "intermediates"  # flax's collection of hidden states and attention maps (models/intermediates.py)
@@ -39,15 +39,15 @@ class KeyValue(TypedDict):
 class Scope:
     """Holds everything that determines attention's mask and bias. The mask says which keys each query may attend to.
 
-    A query may attend to the keys of its own segment (ids from 1; 0 is padding). If `causal`, it may not attend to
-    later slots (query l is in slot `index` + l). In a layer with a window, it may not attend to keys that are `window`
-    or more positions before it.
+    A query may attend to keys with the same segment id (ids count from 1; 0 is padding). If `causal`, it may not attend
+    to slots after its own; query l is in slot `index` + l. In a layer with a window, it may only attend to keys that
+    are less than `window` positions before it.
 
-    visible_BLM: bool, True where a query may attend to a slot. If given, it replaces segments and `causal`. Beams that
-        share a cache need it.
-    bias: the table of biases added to the logits by relative position; None: no bias.
-    rows_are_positions: whether, within a segment, the row indices of a query and a key differ by as much as their
-        positions. This is false with a cache.
+    visible_BLM: bool, True where a query may attend to a slot. If given, it replaces the rules for segments and
+        `causal`. Beam search needs it if beams share a cache.
+    bias: the table of biases, from which relative positions select what is added to the logits; None: no bias.
+    rows_are_positions: whether l − m, for a query l and a key m of one segment, equals the difference of their
+        positions. With a cache, it does not.
     """
 
     query_segment_ids_BL: jax.Array
@@ -91,7 +91,7 @@ def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False
 
 
 class Shared(NamedTuple):
-    """Holds the masks and biases that the reference kernel makes from a Scope, for all pairs of a query and a key.
+    """Holds the masks and biases that the reference kernel makes from a Scope, for every pair of a query and a key.
 
     mask_B1LM: the mask of layers without a window.  near_B1LM: the mask of layers with a window.
     bias: [1, H, L, M], or [B, H, L, M] if the rows of the batch differ (cached decoding).
@@ -151,8 +151,8 @@ def attend(
 ) -> jax.Array:
     """Returns softmax(q·kᵀ + bias)·v, [B, L, H, K]. Logits and softmax are float32 for inputs of any dtype.
 
-    Keys and values may have fewer heads than queries. Each of their heads then serves a group of query heads (Ainslie
-    et al. 2023).
+    There may be fewer key and value heads than query heads. Each key and value head then serves a group of query heads
+    (Ainslie et al. 2023).
     """
     weights_BHLM = attention_weights(query_BLHK, key_BHMK, mask_of(shared, is_local), shared.bias)
     weights_BHLM = weights_BHLM.astype(value_BHMK.dtype)
@@ -188,8 +188,8 @@ def _of_query_heads(x_BHMK: jax.Array, query_BLHK: jax.Array) -> jax.Array:
 def add_shared_bias(logits_BHLM: jax.Array, bias_1HLM: jax.Array) -> jax.Array:
     """Returns logits + bias, [B, H, L, M].
 
-    The bias's gradient is a sum over rows, computed as a product with ones. With a plain reduction, XLA's CPU backend
-    took thirty times as long: 5 % of a T5-small step.
+    The bias's gradient is a sum over rows. It is computed as a product with ones, because a plain reduction took XLA's
+    CPU backend thirty times as long (5 % of a T5-small step).
     """
     return logits_BHLM + bias_1HLM
 
@@ -197,7 +197,7 @@ def add_shared_bias(logits_BHLM: jax.Array, bias_1HLM: jax.Array) -> jax.Array:
 def _add_shared_bias_backward(_: None, d_logits_BHLM: jax.Array) -> tuple[jax.Array, jax.Array]:
     B, H, L, M = d_logits_BHLM.shape
     ones_1B = jnp.ones((1, B), d_logits_BHLM.dtype)
-    # This product stands for a sum, so it needs full float32; accelerators multiply with fewer bits by default.
+    # This product computes a sum, so it needs full float32; by default, accelerators multiply with fewer bits.
     d_bias = jnp.matmul(ones_1B, d_logits_BHLM.reshape(B, -1), precision=lax.Precision.HIGHEST)
     return d_logits_BHLM, d_bias.reshape(1, H, L, M)
 
@@ -240,7 +240,7 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """[B, L, D] → [B, L, D].
 
-        key_value: [B, H, M, K], or with fewer rows than B. In the latter case each row serves B/rows adjacent rows of
+        key_value: [rows, H, M, K]; `rows` is B or a divisor of B. Each row of keys serves B/rows adjacent rows of
             queries, because the samples of an example share one row of the encoder. The scope has as many rows as the
             keys.
         shared: the result of the kernel's `prepare` for the stack's scope.
@@ -270,7 +270,7 @@ class Attention(nn.Module):
 
 
 def extend(cached: KeyValue, new: KeyValue, index: jax.Array) -> KeyValue:
-    """Returns the cache [B, H, M, K] with `new` [B, H, L, K] written to the slots from `index` on."""
+    """Returns the cache [B, H, M, K] after writing `new` [B, H, L, K] to slots `index` to `index` + L − 1."""
     return {
         "key": lax.dynamic_update_slice_in_dim(cached["key"], new["key"], index, axis=2),
         "value": lax.dynamic_update_slice_in_dim(cached["value"], new["value"], index, axis=2),

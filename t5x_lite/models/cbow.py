@@ -13,14 +13,14 @@ from t5x_lite.models.layers import Constrain, Embedding, LanguageModelLogits, su
 
 
 class ContinuousBagOfWords(nn.Module):
-    """Reads the same arrays as `EncoderOnly` and has the same heads, but no head that reads every token."""
+    """Reads the same arrays as `EncoderOnly` and has the same heads, except those that read every token."""
 
     config: ModelConfig
     constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
-        """Returns one float32 output per head, as `EncoderOnly` does; without heads, "hidden" [B, S, D]."""
+        """Returns {head: float32 output} as `EncoderOnly` does; without heads, {"hidden": [B, S, D]}."""
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
         table = Embedding(config, config.vocab_size, "vocab", constrain=self.constrain, name="token_embedding")
@@ -36,9 +36,9 @@ class ContinuousBagOfWords(nn.Module):
 
 
 def mean(x_BSD: jax.Array, chosen_BPS: jax.Array) -> jax.Array:
-    """Returns the mean vector of the positions chosen for each p, [B, P, D]; 0 if none is chosen.
+    """Returns [B, P, D]: for each p, the mean of the vectors that are chosen for p; 0 if none is chosen.
 
-    x_BSD: the vectors of all positions.  chosen_BPS: bool, True where position s is chosen for p.
+    x_BSD: the vectors of all positions s.  chosen_BPS: bool, True where the vector at position s is chosen for p.
     """
     weights_BPS = chosen_BPS / jnp.maximum(chosen_BPS.sum(axis=-1, keepdims=True), 1)
     return jnp.einsum("BPS,BSD->BPD", weights_BPS.astype(x_BSD.dtype), x_BSD)

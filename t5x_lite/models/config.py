@@ -1,6 +1,6 @@
 """`ModelConfig`, the frozen dataclass that describes a model.
 
-This module does not import jax, so that a config is validated before any device is touched.
+This module does not import jax, so that a config can be validated before any device is used.
 
 The whole project uses these dimension letters as suffixes of array names:
     B batch rows      L length (queries)   M length (keys)        S source length

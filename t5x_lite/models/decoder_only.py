@@ -48,7 +48,7 @@ class DecoderOnly(nn.Module):
     ) -> tuple[jax.Array, Cache]:
         """Reads L more tokens of each row. Returns (logits_BLV, the new cache).
 
-        The logits at index l are for the token after token l.  visible_BLM: see `Stack`.
+        The logits at index l predict the token after token l.  visible_BLM: see `Stack`.
         """
         hidden_BLD, cache = self.decoder(
             self.token_embedding(tokens_BL),

@@ -1,6 +1,6 @@
 """ELMo (Peters et al. 2018): one LSTM language model reads from left to right, a second one from right to left.
 
-A weighted mean mixes the layers of both.
+A text is represented by a weighted mean of the layers of both.
 """
 
 import flax.linen as nn
@@ -23,11 +23,11 @@ from t5x_lite.models.layers import (
 
 
 class Elmo(nn.Module):
-    """Reads the same arrays as `EncoderOnly` and has the same heads, but no head that reads every token.
+    """Reads the same arrays as `EncoderOnly` and has the same heads, except those that read every token.
 
     Each masked token is predicted from the left-to-right state before it and the right-to-left state after it: the
-    logits of the two models are added. An example is represented by the mixture of the layers (§3.2), averaged over its
-    tokens. The weights of the mixture are trained together with the head.
+    logits of the two models are added. The heads for whole examples read a weighted mean of the layers (§3.2), averaged
+    over the example's tokens. The weights of the layers are trained together with the head.
     """
 
     config: ModelConfig
@@ -35,7 +35,7 @@ class Elmo(nn.Module):
 
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
-        """Returns one float32 output per head, as `EncoderOnly` does; without heads, "hidden" [B, S, D]."""
+        """Returns {head: float32 output} as `EncoderOnly` does; without heads, {"hidden": [B, S, D]}."""
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
         table = Embedding(config, config.vocab_size, "vocab", constrain=self.constrain, name="token_embedding")
@@ -77,8 +77,8 @@ class Elmo(nn.Module):
     def lstm(self, name: str, x_BSD: jax.Array, keep_BS: jax.Array) -> jax.Array:
         """Returns the states of an LSTM with D/2 cells, [B, S, D/2].
 
-        The LSTM reads from right to left if `name` begins with "backward". Its state is reset where keep_BS is False,
-        that is, at the first token of each example that it reads.
+        The LSTM reads from right to left if `name` begins with "backward". Its state is reset where keep_BS is False:
+        before the token of each example that it reads first.
         """
         config, features = self.config, self.config.d_model // 2
         matrix = ("embed", "mlp")

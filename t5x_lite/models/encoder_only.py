@@ -28,11 +28,11 @@ class EncoderOnly(nn.Module):
 
     @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
-        """Returns one float32 output per head (heads.py). C is the number of outputs of a head.
+        """Returns {head: float32 output} (heads.py); without heads, {"hidden": [B, S, D]}.
 
-        The shape is [B, P, V] for a head that reads masked tokens, [B, S, C] for a head that reads every token, and
-        [B, E, C] for a head that reads examples. A head with one output has no axis C. "pooled" is [B, E, D]. A model
-        without heads returns "hidden", [B, S, D].
+        An output is [B, P, V] if the head reads masked tokens, [B, S, C] if it reads every token, and [B, E, C] if it
+        reads examples. C is the head's number of outputs; if it is 1, there is no axis C. The output of the head
+        "pooled" is [B, E, D].
         """
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
@@ -70,10 +70,10 @@ class EncoderOnly(nn.Module):
 def head_outputs(
     config: ModelConfig, states: str, x_BND: jax.Array, dropout_rate: float, key: jax.Array | None
 ) -> dict[str, jax.Array]:
-    """Returns {head: output} for the heads with a dense layer that read `states` (TOKENS or EXAMPLES of heads.py).
+    """Returns {head: output} for the heads that read `states` (TOKENS or EXAMPLES of heads.py) and have a dense layer.
 
-    An output is float32 [B, N, C], or [B, N] for a head with one output. The heads' layers become children of the
-    module that calls this function.
+    An output is float32 [B, N, C]; if C, the head's number of outputs, is 1, it is [B, N]. The heads' layers become
+    children of the module that calls this function.
 
     x_BND: the hidden states; N is S or E.
     """

@@ -1,7 +1,7 @@
 """The intermediates of a model: its hidden states and attention maps.
 
-Layers record them with flax's `sow`, which costs nothing unless the caller makes their collection mutable, as `apply`
-does.
+Layers record them with flax's `sow`. This costs nothing unless the caller makes the collection INTERMEDIATES mutable,
+as `apply` does.
 """
 
 import functools

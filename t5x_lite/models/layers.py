@@ -28,7 +28,7 @@ ACTIVATIONS = {
 
 
 def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Returns `x` unchanged: the `constrain` of a model on one device."""
+    """Returns `x` unchanged. Models on one device use this function as their `constrain`."""
     return x
 
 
@@ -36,8 +36,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: in
     """Zeroes entries with probability `rate` and divides the rest by 1 − rate. `key=None` turns dropout off.
 
     x: any shape.
-    broadcast_axis: entries that differ only in their index along this axis are zeroed or kept together (T5: the axis of
-        the length, or of the queries).
+    broadcast_axis: entries that differ only in their index along this axis are zeroed or kept together. T5 uses the
+        axis of the length, and in attention the axis of the queries. None: each entry is drawn separately.
     """
     if key is None or rate == 0.0:
         return x
@@ -52,8 +52,8 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns random bits, uint32 of `shape`: each entry is a hash of the key and of the entry's index.
 
     The bits are the same on any number of devices, and random enough for dropout. XLA fuses the hash into dropout, so
-    the bits are never written to memory; the backward pass recomputes them. On XLA's
-    CPU backend, making them with jax.random's Threefry took twenty times as long: a third of a step.
+    the bits are never written to memory; the backward pass recomputes them. With jax.random's Threefry, XLA's CPU
+    backend took twenty times as long to make the bits: a third of a step.
     """
     words = jax.random.key_data(key)
     row = _mixed(lax.iota(jnp.uint32, shape[0]) + words[0]).reshape(-1, *[1] * (len(shape) - 1))
@@ -108,8 +108,8 @@ def kernel_init(config: ModelConfig, role: str, inputs: int, ndim: int) -> Calla
 def embedding_init(config: ModelConfig) -> Callable[..., Any]:
     """Returns the initialiser of an embedding table: a normal distribution.
 
-    Its stddev is 1 for t5, `initializer_stddev` for normal, and 1/sqrt(d_model) for glorot (`scale_embeddings`
-    multiplies the embeddings by sqrt(d_model) again).
+    The stddev depends on `config.initializer`: 1 for t5, `initializer_stddev` for normal, 1/sqrt(d_model) for glorot.
+    (With glorot, `scale_embeddings` multiplies the embeddings that are read by sqrt(d_model), so their stddev is 1.)
     """
     stddev = {"t5": 1.0, "glorot": config.d_model**-0.5, "normal": config.initializer_stddev}
     return nn.initializers.normal(stddev[config.initializer])
@@ -245,7 +245,7 @@ class Embedding(nn.Module):
 
 
 def vocabulary_bias(module: nn.Module, config: ModelConfig) -> jax.Array:
-    """Returns the parameter `bias` of `module`, [V]: it is added to the logits, one number per token id."""
+    """Returns the parameter `bias` of `module`, [V]. It has one number per token id, which is added to its logit."""
     return module.param("bias", named(nn.initializers.zeros, ("vocab",)), (config.vocab_size,), jnp.float32)
 
 

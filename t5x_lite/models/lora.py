@@ -36,8 +36,10 @@ def added(
 
 
 def merged(config: ModelConfig, params: dict[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
-    """Returns (config, params) of an equivalent model without LoRA: a·b · alpha/rank is added to each kernel with
-    LoRA."""
+    """Returns (config, params) of an equivalent model without LoRA.
+
+    In each layer with LoRA, the kernel becomes kernel + a·b · alpha/rank.
+    """
     if not config.lora_rank:
         return config, params
     scale = config.lora_alpha / config.lora_rank

@@ -1,4 +1,4 @@
-"""Paths of parameters. `encoder/layers_0/mlp/wi/kernel` names the array under these keys of nested dicts."""
+"""Paths of parameters. The path `encoder/mlp/kernel`, for example, names the array tree["encoder"]["mlp"]["kernel"]."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +26,6 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(path: tuple) -> str:
-    """Returns the text of a path from jax's tree functions; attribute names and list indices become parts of it,
-    too."""
+    """Returns the text of `path`, a tuple from jax's tree functions: its keys, attribute names and list indices, joined
+    by "/"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

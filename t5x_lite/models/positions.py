@@ -49,9 +49,9 @@ def relative_buckets(
 def toeplitz(values_HO: jax.Array, length: int) -> jax.Array:
     """Returns [H, L, M] from [H, O] with O = L + M − 1: entry (l, m) is `values[:, m − l + L − 1]`.
 
-    Only reshapes are used. One value of padding makes P = O + 1 values; they are repeated L times and read back in rows
-    of P − 1 values, so that each row starts one value earlier than the row before it. The gradient is then a sum,
-    whereas the gradient of a gather would be L·M scatter-adds that collide.
+    A head's O values and one value of padding are repeated L times, and then read as L rows of O values. So each row
+    starts one value earlier than the row before it. This needs no gather, so the gradient is a sum. The gradient of a
+    gather would be L·M scatter-adds that collide.
     """
     num_heads, num_offsets = values_HO.shape
     period = num_offsets + 1
@@ -69,7 +69,7 @@ class BiasTable:
     max_distance: int = struct.field(pytree_node=False)
 
     def at(self, relative_positions: Any) -> jax.Array:
-        """Returns the biases [H, *shape] of an array of relative positions (key − query) with any shape."""
+        """Returns the biases for relative positions (key − query), an array of any shape: [H, *shape]."""
         buckets = relative_buckets(
             relative_positions,
             bidirectional=self.bidirectional,
@@ -80,7 +80,7 @@ class BiasTable:
 
 
 def bias_of_rows(table: BiasTable, query_length: int, key_length: int) -> jax.Array:
-    """Returns the biases [1, H, L, M] of tokens whose positions are their row indices.
+    """Returns the biases [1, H, L, M] if each token's position is its index in the row, l or m.
 
     All rows of the batch share these biases.
     """
@@ -109,7 +109,7 @@ class RelativeBias(nn.Module):
 
 
 def sinusoids(positions_BL: jax.Array, d_model: int) -> jax.Array:
-    """Returns float32 [B, L, D] for positions p: sin(p / 10000^(2i/D)) at index 2i of D, the cosine at 2i + 1.
+    """Returns float32 [B, L, D]. For position p, index 2i of D is sin(p / 10000^(2i/D)), and index 2i + 1 the cosine.
 
     Source: Vaswani et al. 2017, §3.5.
     """
@@ -135,7 +135,8 @@ def rotary_frequencies(config: ModelConfig) -> np.ndarray:
 
     If `rotary_factor` is not 1, it divides the frequencies whose wavelengths are above `rotary_original_positions`.
     Frequencies whose wavelengths are below a quarter of `rotary_original_positions` are kept, and those in between are
-    interpolated. (Llama 3.1 does so; its configuration calls 1 and 4 the low and high frequency factors.)
+    interpolated. (This is Llama 3.1's rule. Its configuration writes the two bounds as low_freq_factor 1 and
+    high_freq_factor 4: the number of wavelengths in `rotary_original_positions`.)
     """
     R = config.rotary_dim or config.head_dim
     frequencies = config.rotary_base ** -(np.arange(0, R, 2) / R)
@@ -157,7 +158,7 @@ def rotate(x_BLHK: jax.Array, by: Rotation | None, config: ModelConfig) -> jax.A
 
     The dimensions of a pair are 2i and 2i + 1 if `rotary_interleaved` (GPT-J), else i and i + R/2 (Llama).
 
-    by: the rotation; None returns x_BLHK unchanged.
+    by: the rotation. If it is None, x_BLHK is returned unchanged.
     """
     if by is None:
         return x_BLHK
