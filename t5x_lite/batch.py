@@ -8,7 +8,7 @@ A batch is a plain `dict[str, np.ndarray]`; on the devices it holds jax arrays. 
     P: the number of masked positions in a row.
     E: the number of examples in a row (1 if unpacked); for multiple choice, the number of choices of all examples in
        the row.
-    Y: E · C, one number for each example in a row and each of C classes.
+    Y: E · C, where C is the number of classes: one number for each pair of an example in a row and a class.
 
 Padding is explicit. Segment ids are 0 on padding, and 1, 2, … on the examples packed in a row. Weights are 0 where the
 loss ignores a target. The code never compares token ids to find padding.
@@ -43,7 +43,10 @@ TOKEN_TYPES = {
 
 
 def specs(architecture: str, heads: tuple[str, ...] = ()) -> dict[str, ArraySpec]:
-    """Returns the arrays of a batch for `architecture`, by name. Only encoder_only uses `heads` (names in heads.py)."""
+    """Returns {name of an array in a batch: ArraySpec} for `architecture`.
+
+    heads: names of heads (heads.py); only encoder_only uses them.
+    """
     if architecture == "text_to_text":
         return ENCODER | DECODER
     if architecture == "decoder_only":
@@ -55,7 +58,7 @@ def specs(architecture: str, heads: tuple[str, ...] = ()) -> dict[str, ArraySpec
 
 
 def zeros(architecture: str, sizes: Mapping[str, int], heads: tuple[str, ...] = ()) -> Batch:
-    """Returns a batch that is only padding. `sizes` holds the size of each dimension letter that the arrays have."""
+    """Returns a batch that has only padding. sizes: {dimension letter: size}, for all letters that the arrays have."""
     return {
         name: np.zeros([sizes[d] for d in spec.dims], spec.dtype) for name, spec in specs(architecture, heads).items()
     }

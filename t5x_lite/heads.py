@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 from t5x_lite.array_spec import FLOAT, INT, ArraySpec
 
-# What a head reads: the hidden states of all tokens or of those at mlm_positions, or the pooled state of each example.
+# What a head reads. TOKENS: the hidden states of all tokens; MASKED: those of the tokens at mlm_positions; EXAMPLES:
+# the pooled state of each example.
 TOKENS, MASKED, EXAMPLES = "tokens", "masked", "examples"
 CLASSES = "classes"  # the head has model.num_classes outputs
 
@@ -23,16 +24,17 @@ class Head:
     """Describes one output of a model and how it is trained.
 
     reads: TOKENS, MASKED or EXAMPLES; "" for the language model's own output.
-    outputs: the number of outputs per state that the head reads: an int (1: the output has no axis for it) or CLASSES.
-        None if the head has no dense layer of its name, because it outputs logits over the vocabulary or the pooled
-        state itself.
+    outputs: how many numbers the head outputs for each state that it reads: an int or CLASSES. If it is 1, the output
+        array has no axis for it. None: no dense layer is named after the head, because it outputs logits over the
+        vocabulary or the pooled state itself.
     arrays: the arrays that a batch holds for the head.
-    targets, weights: the names of the arrays with the targets and their weights; "" if the head has no loss.
+    targets, weights: the names of the arrays that hold the targets and the targets' weights; "": the head has no loss.
     loss: a key of training.losses.LOSSES.
     positions: the name of the array that holds each target's index into S; "" if every token has a target.
     dropout: whether dropout is applied to the head's inputs.
-    is_supervised: whether the head is trained by a task's own targets and not by the objective of a corpus.
-    problem_type: `problem_type` in Hugging Face's config.json, for heads that share a Hugging Face class.
+    is_supervised: whether the head is trained on a task's labels. False: on an objective for corpora, or not at all.
+    problem_type: `problem_type` in Hugging Face's config.json, which distinguishes heads with the same Hugging Face
+        class; "" if it is not needed.
     """
 
     reads: str = EXAMPLES

@@ -1,7 +1,7 @@
-"""Defines `Key`: one config key with its default, meaning, allowed values, and what a change means on resume.
+"""Defines `Key`: the default, meaning and allowed values of one config key, and whether a resumed run may change it.
 
-config.py lists the keys of a run, one line per key. models/config.py and cluster/axes.py list those of their
-dataclasses. Validation and the check of a resumed run use these lists.
+config.py lists the keys of a run, one line per key. models/config.py and cluster/axes.py list the keys that are fields
+of their dataclasses. Configs are validated with these lists, and a resumed run is checked with them.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
 
 # What happens if a run resumes with a different value.
-REFUSE = "refuse"  # the run does not resume: the value determines steps it has made
-WARN = "warn"  # the run resumes with a warning: its next steps differ from an uninterrupted run's
-FREE = "free"  # the run resumes: the value changes no step
+REFUSE = "refuse"  # the run does not resume, because the steps already made depend on the value
+WARN = "warn"  # the run resumes with a warning, because its next steps differ from those of an uninterrupted run
+FREE = "free"  # the run resumes, because no step depends on the value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,10 @@ INNER_SHARE = Range(above=0, below=1)
 class Key:
     """Describes one config key.
 
-    default: the value if nobody sets one. None: unset; `meaning` then says what applies.
+    default: the value if the user sets none. None: the key stays unset, and `meaning` says what that does.
     meaning: what the value is, with its unit.
-    resume: REFUSE, WARN or FREE.
-    allowed: the range of a number, or the choices for a text or for each entry of a tuple; None allows any value.
+    resume: what happens if a run resumes with a different value: REFUSE, WARN or FREE.
+    allowed: a Range of numbers, or the allowed texts (of a tuple: for each of its entries); None: any value.
     kind: the type of the key's values; None: the type of the default.
     takes: if the value may be a user's own function or class, the names of the arguments it is called with; else ().
     """
@@ -75,7 +75,7 @@ class Key:
             object.__setattr__(self, "kind", kind)
 
     def check(self, name: str, value: Any) -> None:
-        """Raises ConfigError unless `value` is allowed. The message shows `name`, the key's name."""
+        """Raises ConfigError if `value` is not allowed. name: the key's name, for the error message."""
         if value is None:
             return
         if isinstance(value, float) and not math.isfinite(value):
@@ -100,9 +100,9 @@ def field(default: Any, meaning: str, allowed: Any = None, resume: str = REFUSE,
 
 
 def keys_of(dataclass: type) -> dict[str, Key]:
-    """Returns {name: Key} for the fields of a dataclass that were made by `field`.
+    """Returns {name: Key} for those fields of a dataclass that `field` made.
 
-    The default of each key is None, which stands for the dataclass's own default.
+    Each Key's default is None, which means that the dataclass's default applies.
     """
     return {
         f.name: Key(None, kind=object if f.metadata["takes"] else f.type, **f.metadata)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ def suggest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """Returns the error message for a `name` that is not one of `allowed`. The message shows at most 20 of them.
+    """Returns the error message for a `name` that is not allowed. The message lists at most 20 allowed names.
 
     >>> unknown("task", "glue_col", ["glue_cola"])
     "unknown task 'glue_col'; did you mean 'glue_cola'? (allowed: glue_cola)"
@@ -35,7 +35,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Returns `table[name]`. Raises ConfigError, with similar names, if the table does not have `name`."""
+    """Returns `table[name]`. If the table lacks `name`, raises ConfigError, which suggests similar names."""
     try:
         return table[name]
     except KeyError:

@@ -148,7 +148,7 @@ def albert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelCon
 def gpt_neo(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
     """Returns GPT-Neo (Black et al. 2021): every second layer attends only to the latest 256 tokens.
 
-    Attention is not scaled, and only its output layer has a bias.
+    Attention is not scaled. Of attention's dense layers, only the output layer has a bias.
     """
     new = {
         "max_positions": 2048,
@@ -285,8 +285,8 @@ def transformer(d_model: int, num_heads: int, num_layers: int, d_ff: int, **chan
     )
 
 
-# The initializer is T5's, which makes embeddings large. With BERT's, the mean of a text's embeddings would be close to
-# 0, and a classifier would not learn from it.
+# The initializer is T5's, which makes embeddings large. With BERT's initializer, the mean of a text's embeddings would
+# be close to 0, and a classifier would not learn from it.
 _ANCESTOR: dict[str, Any] = {"vocab_size": 4096, "heads": ("mlm",), "positions": "sinusoidal", "initializer": "t5"}
 PRESETS: dict[str, ModelConfig] = {
     "t5_small": t5(512, 8, 6, 64, 2048),
@@ -344,9 +344,10 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def find(name: str) -> ModelConfig:
-    """Returns the model stored in the directory `name` by `t5x-lite import`, or the preset `name`.
+    """Returns the configuration of a model: the one that `t5x-lite import` or a run stored in the directory `name`, or
+    else the preset `name`.
 
-    Raises ConfigError if there is neither.
+    Raises ConfigError if neither exists, or if the stored one is invalid.
     """
     if (Path(name) / stored.FILE).is_file():
         return stored.read(Path(name))
@@ -359,7 +360,7 @@ def find(name: str) -> ModelConfig:
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:
-    """Returns the preset or stored model `name` with the fields in `overrides` replaced.
+    """Returns the configuration that `find` returns for `name`, with the fields in `overrides` replaced.
 
     Raises ConfigError if the name or a field is unknown, or if the resulting configuration is not valid.
 

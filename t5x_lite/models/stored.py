@@ -1,4 +1,4 @@
-"""Reads the model of a directory: `model.json`, which `t5x-lite import` and every run write."""
+"""Reads `model.json`, the configuration of a model. `t5x-lite import` and every run write it to their directory."""
 
 import json
 from pathlib import Path

@@ -45,7 +45,7 @@ class TextToText(nn.Module):
     def encode(self, batch, key: jax.Array | None = None) -> jax.Array:
         """Returns the encoder's hidden states, [B, S, D]. key: for dropout; None: no dropout."""
         x_BSD = self.token_embedding(batch["encoder_input_tokens"])
-        if self.config.prompt_tokens:  # it replaces placeholders that the data puts at each example's start
+        if self.config.prompt_tokens:  # the prompt replaces the placeholders at the start of each example
             positions_BS = batch["encoder_positions"]
             prompt_BSD = jnp.take(self.prompt, positions_BS, axis=0, mode="clip").astype(x_BSD.dtype)
             x_BSD = jnp.where((positions_BS < self.config.prompt_tokens)[..., None], prompt_BSD, x_BSD)
@@ -53,7 +53,7 @@ class TextToText(nn.Module):
         return encoded_BSD
 
     def prefill(self, batch, capacity: int) -> tuple[jax.Array, Cache]:
-        """Encodes the inputs and reads all first tokens of the decoder at once.
+        """Encodes the inputs, and reads all given tokens of the decoder at once.
 
         Returns (hidden_BLD, a cache with `capacity` slots per row).
         """
@@ -72,7 +72,7 @@ class TextToText(nn.Module):
     ) -> tuple[jax.Array, Cache]:
         """Reads L more tokens of each row. Returns (logits_BLV, the new cache).
 
-        The logits at index l are for the token after token l.  visible_BLM: see `Stack`.
+        The logits at index l predict the token after token l.  visible_BLM: see `Stack`.
         """
         hidden_BLD, cache = self.decoder(
             self.token_embedding(tokens_BL),

@@ -1,4 +1,4 @@
-"""Blocks of attention and MLP, and stacks of blocks. A stack may be scanned or unrolled, rematerialised or not.
+"""Blocks of attention and MLP, and stacks of blocks. A stack is either scanned or unrolled, and may be rematerialised.
 
 Scanning and rematerialisation change the cost but never the numbers. Dropout keys are split explicitly, one per layer,
 so scanned and unrolled layers get the same keys.
@@ -98,7 +98,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Computes hidden states from embedded tokens. In order: positions, embedding norm, layers, final norm."""
+    """Computes hidden states from embedded tokens. It applies positions, embedding norm, layers and final norm."""
 
     config: ModelConfig
     num_layers: int
@@ -119,11 +119,14 @@ class Stack(nn.Module):
         visible_BLM: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Returns (hidden states [B, L, D], new cache; None without a `cache`). `key` turns dropout on.
+        """Returns (hidden states [B, L, D], the new cache). The new cache is None if `cache` is None.
 
-        With a `cache` (see `empty_cache`), the L new tokens are written after the cached tokens and attend to both.
-        Only the first such call needs `encoded_BSD`.
-        visible_BLM: bool, True where a token attends to a slot of the cache; None: to all slots up to its own.
+        With a `cache` (see `empty_cache`), the L new tokens are written after the cached tokens, and attend to cached
+        and new tokens. Only the first call with a cache needs `encoded_BSD`; later ones find its keys and values there.
+
+        visible_BLM: bool, True where a token may attend to a slot of the cache. If it is None, a token may attend to
+            all slots up to its own.
+        key: for dropout; None: no dropout.
         """
         config = self.config
         x_BLD = self.embed_positions(x_BLD, positions_BL)
@@ -210,7 +213,7 @@ class Stack(nn.Module):
         config = self.config
         block = Block
         if config.remat != "none":
-            # Inside a scan the loop already keeps XLA from merging the recomputation with the original.
+            # Inside a scan, the loop already keeps XLA from merging the recomputation with the original computation.
             block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
         local = np.arange(self.num_layers) % 2 == 1
         if config.scan_layers:
@@ -239,8 +242,8 @@ class Stack(nn.Module):
 def empty_cache(config: ModelConfig, batch_rows: int, capacity: int) -> Cache:
     """Returns an empty cache for a decoder, with `capacity` slots per row.
 
-    A slot's segment id is 0 until the slot is written. So queries, which have segment ids from 1, do not attend to it.
-    All rows write the same slot at the same time, even if their positions differ.
+    A slot's segment id is 0 until the slot is written. Queries have segment ids from 1, so they do not attend to unused
+    slots. All rows write the same slot at the same time, even if their positions differ.
     """
 
     def key_value(*leading: int) -> Cache:
@@ -264,7 +267,7 @@ def repeat_rows(cache: Cache, times: int) -> Cache:
 
     def of_layers(path, array: jax.Array) -> jax.Array:
         names = [getattr(key, "key", None) for key in path]
-        return array if "cross" in names else jnp.repeat(array, times, array.ndim - 4)  # layers may lead
+        return array if "cross" in names else jnp.repeat(array, times, array.ndim - 4)  # scanned: axis 0 is layers
 
     return cache | {
         "segment_ids": jnp.repeat(cache["segment_ids"], times, axis=0),
@@ -276,7 +279,7 @@ def repeat_rows(cache: Cache, times: int) -> Cache:
 def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
     """Returns an unrolled model's parameters in the scanned model's layout: layers_0, layers_1, … → layers.
 
-    Works on any nested dict of arrays; `unstack_layers` is its inverse.
+    Works on any nested dict of arrays. `unstack_layers` is the inverse.
     """
     out = {name: stack_layers(p) if isinstance(p, dict) else p for name, p in params.items()}
     count = sum(name.startswith("layers_") for name in params)
