@@ -14,9 +14,9 @@ from t5x_lite.errors import DivergedError
 
 @dataclasses.dataclass(frozen=True)
 class BeginAt:
-    """Says where the training loop begins.
+    """Says with which state and which batch the training loop begins.
 
-    step: the checkpoint to restore; 0: the initial state.
+    step: the step of the checkpoint to restore; 0: the loop begins with the initial state.
     skip_batches: number of batches to skip after the checkpoint's data position.
     """
 
@@ -29,7 +29,7 @@ class Verdict:
     """Holds the decision about one step.
 
     problem: why the step's update was skipped; "" for a good step.
-    begin: where the loop begins again after a rollback; None without a rollback.
+    begin: the checkpoint and the batches to skip for a rollback; None: no rollback.
     """
 
     problem: str = ""
@@ -40,8 +40,9 @@ class FaultPolicy:
     """Judges the steps of a run, one after the other.
 
     on_nonfinite: what to do if a loss or gradient is not finite: "stop" the run, "skip" the update, or "rollback" to
-        the newest checkpoint and skip the batches since then. After a spike, the update is always skipped.
-    max_nonfinite: the run stops after more than this many bad steps in a row, or more than this many rollbacks.
+        the newest checkpoint and skip the batches since then. If the loss is a spike, the update is always skipped.
+    max_nonfinite: the run stops if more than this many steps in a row are bad, or if it would have to roll back more
+        than this many times.
     """
 
     def __init__(self, on_nonfinite: str, max_nonfinite: int):
@@ -53,7 +54,7 @@ class FaultPolicy:
         """Returns the verdict on one step. Raises DivergedError if the run has to stop.
 
         metrics: the step's metrics (step_metrics.py), on the host.
-        begun: the step at which the loop most recently began.
+        begun: the checkpoint and skipped batches with which the loop began, or began again after the last rollback.
         saved_steps: the steps of the existing checkpoints.
         """
         is_spike = metrics["is_finite"] and metrics.get("is_spike")

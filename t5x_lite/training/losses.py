@@ -1,7 +1,8 @@
-"""Losses. Each head's outputs and targets become (sum, weight).
+"""Computes the losses of a batch from each head's outputs and targets.
 
-Everything is float32. A loss here is a sum, not a mean. Sums are added over microbatches, devices and steps, and
-divided once, by the weight of the whole batch. So the gradient does not depend on how a batch is divided.
+All results are float32. A loss is kept as two sums, Σ weight · loss and Σ weight. These sums are added over
+microbatches, devices and steps, and divided only once, by the weight of the whole batch. So the gradient does not
+depend on how a batch is split.
 """
 
 import functools
@@ -24,15 +25,14 @@ AUXILIARY = "auxiliary"  # the model output that holds the model's own losses, {
 
 @struct.dataclass
 class LossSum:
-    """Holds the sums of one loss over a batch. The sums of several batches can be added.
-
-    The loss is that of a head, or an auxiliary loss.
+    """Holds the sums of one loss (a head's or an auxiliary one) over a batch. The sums of batches can be added.
 
     sum: Σ weight · loss, in nats (squared error for regression).
     weight: Σ weight.
-    correct: Σ weight of the correct predictions: no logit exceeds the target's (multi-label: all labels of an example
-        are right). None for regression, because a number is never predicted exactly.
-    task_sum, task_weight: sum and weight of each task, [tasks]; None if the batch has no task ids.
+    correct: Σ weight of the correct predictions. A prediction is correct if no logit exceeds the target's (multi-label:
+        if all labels of the example are right). None for auxiliary losses, and for regression, because a predicted
+        number hardly ever equals its target.
+    task_sum, task_weight: `sum` and `weight` of each task alone, [tasks]; None if the batch has no task ids.
     """
 
     sum: jax.Array
@@ -45,7 +45,7 @@ class LossSum:
 def loss_weights(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns {head: Σ weight} for each head whose weights are in the batch.
 
-    The loss sums of all microbatches are divided by these weights. batch: arrays [B, …].
+    The loss sums of all microbatches are divided by these sums of weights. batch: arrays [B, …].
     """
     return {name: batch[head.weights].sum() for name, head in WITH_LOSS.items() if head.weights in batch}
 
@@ -59,9 +59,9 @@ def loss_sums(
 ) -> dict[str, LossSum]:
     """Returns {name: LossSum} for each head in the model's outputs and for each of the model's auxiliary losses.
 
-    A head names its loss function (heads.py), which is a key of LOSSES. If the logits' matrix product is ever fused
-    with the loss, chunk by chunk, then a model may return hidden states and the embedding table instead of logits, and
-    only `token_losses` has to change.
+    heads.py names each head's loss function, a key of LOSSES. (A later version may fuse the matrix product for the
+    logits with the loss, chunk by chunk. Models would then return hidden states and the embedding table instead of
+    logits, and only `token_losses` would have to change.)
 
     Args:
       outputs: the model's output for each head. The output "auxiliary" is {name: (Σ weight · loss, Σ weight)}, for
@@ -119,7 +119,7 @@ def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) ->
 def token_losses(
     logits: jax.Array, targets: jax.Array, z_loss: float = 0.0, label_smoothing: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the cross entropy of each target under softmax(logits), and whether no logit exceeds the target's.
+    """Returns each target's cross entropy under softmax(logits), and whether it is predicted: no logit exceeds its own.
 
     Let p = softmax(logits), log Z = logsumexp(logits), and s be the label smoothing. Let q be the smoothed target: 1−s
     for the target's class and s/(V−1) for each other class. Then
@@ -133,8 +133,8 @@ def token_losses(
 
             (1 + 2·z_loss·log Z)·e/Σe − q
 
-    in one pass, which needs one [..., V] buffer less than automatic differentiation. Logits that are sharded over the
-    vocabulary stay on their devices: only one number per target is summed over devices. (`correct` compares the
+    in one pass. This needs one [..., V] buffer less than automatic differentiation. If the logits are sharded over the
+    vocabulary, they stay on their devices: only one number per target is summed over devices. (`correct` compares the
     target's logit with the maximum, because an argmax on a CPU would take longer than everything else.)
 
     Args:
@@ -170,11 +170,11 @@ def label_losses(logits_BEC: jax.Array, targets_BY: jax.Array) -> tuple[jax.Arra
 def span_losses(
     logits_BS2: jax.Array, starts_BE: jax.Array, ends_BE: jax.Array, segment_ids_BS: jax.Array, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean cross entropy of each answer's first and last token, and whether both tokens are right (Devlin
-    et al. 2019, §4.2).
+    """Returns each answer's loss, and whether its first and last token are both predicted (Devlin et al. 2019, §4.2).
 
-    The candidates are all tokens of the answer's example. There is no label smoothing, because it would give
-    probability to tokens that are not candidates.
+    The loss is the mean of two cross entropies: that of the first token and that of the last. The candidates are all
+    tokens of the answer's example. There is no label smoothing, because it would give probability to tokens that are
+    not candidates.
 
     Args:
       logits_BS2: [B, S, 2], for start and end.
@@ -194,11 +194,11 @@ def span_losses(
 
 
 def choice_losses(logits_BE: jax.Array, questions_BE: jax.Array, z_loss: float = 0.0) -> tuple[jax.Array, jax.Array]:
-    """Returns the cross entropy of each choice among its question's choices, and whether none of them has a larger
+    """Returns each choice's cross entropy among the choices of its question, and whether none of them has a larger
     logit.
 
-    The loss of every choice is computed as if that choice were the right one. The head's weights then select the right
-    one. There is no label smoothing, as in `span_losses`.
+    The loss of every choice is computed as if that choice were the right one. The head's weights, which are 1 for right
+    choices and 0 for the others, then select the losses that count. There is no label smoothing, as in `span_losses`.
 
     Args:
       logits_BE: [B, E], a logit for each choice.
@@ -212,15 +212,15 @@ def choice_losses(logits_BE: jax.Array, questions_BE: jax.Array, z_loss: float =
 
 
 def squared_errors(predicted: jax.Array, targets: jax.Array) -> tuple[jax.Array, None]:
-    """Returns (predicted − target)², float32 [B, E], and None: a number is never predicted exactly.
+    """Returns ((predicted − target)², float32 [B, E], None). A predicted number is neither correct nor wrong.
 
     predicted, targets: [B, E].
     """
     return jnp.square(predicted.astype(jnp.float32) - targets), None
 
 
-# (outputs, targets, batch, z_loss, label_smoothing) -> the loss of each target, and whether it is predicted correctly,
-# both in the shape of the head's weights. Each head names one of these functions (heads.py).
+# (outputs, targets, batch, z_loss, label_smoothing) -> (the loss of each target, whether the target is predicted
+# correctly). Both have the shape of the head's weights. heads.py names one of these functions for each head.
 LOSSES: dict[str, Callable[..., tuple[jax.Array, jax.Array | None]]] = {
     "cross_entropy": lambda outputs, targets, batch, z_loss, smoothing: token_losses(
         outputs, targets, z_loss, smoothing
@@ -244,8 +244,8 @@ def _token_losses_forward(logits: jax.Array, targets: jax.Array, z_loss: float, 
     V = x.shape[-1]
     on, off = _target_probabilities(V, label_smoothing)
     top = x.max(-1)
-    # The backward pass needs e, so e is stored. This also saves time: XLA's CPU backend takes three times as long to
-    # sum an exp that it does not store.
+    # The backward pass needs e, so e is stored. Storing it also saves time: XLA's CPU backend takes three times as long
+    # to sum an exp that it does not store.
     e = jnp.exp(x - top[..., None])
     total = e.sum(-1)
     log_z = jnp.log(total) + top

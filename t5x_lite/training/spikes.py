@@ -1,6 +1,6 @@
-"""Loss spikes: a step skips its update if its loss is far above the losses of the last updates.
+"""Detects loss spikes. A step skips its update if its loss is far above the losses of the last updates.
 
-The last losses are part of the optimizer's state, so a resumed run skips the same updates as an uninterrupted one.
+These losses are part of the optimizer's state, so a resumed run skips the same updates as an uninterrupted one.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ FEWEST = 16  # with fewer updates than this, no loss counts as a spike
 
 
 class SpikesState(NamedTuple):
-    """The wrapped optimizer's state and the losses of its last updates.
+    """Holds the wrapped optimizer's state and the losses of the last updates.
 
     losses: float32 [WINDOW], a ring buffer of the losses of the last updates.
     count: number of updates made.
@@ -28,7 +28,7 @@ class SpikesState(NamedTuple):
 
 
 def remembering(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Returns an optimizer that wraps `optimizer` and remembers the losses of its last updates.
+    """Returns an optimizer that wraps `optimizer` and remembers the losses of the last updates.
 
     The wrapper's `update` takes the loss as the argument `value`.
     """
@@ -47,7 +47,7 @@ def remembering(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 def is_spike(state: SpikesState, loss: jax.Array, sigmas: float) -> jax.Array:
     """Returns whether the loss is more than `sigmas` standard deviations above the mean of the last WINDOW losses.
 
-    loss: float32 scalar. The result is a bool scalar. It is False if fewer than FEWEST updates were made.
+    loss: float32 scalar. The result is a bool scalar; it is False if fewer than FEWEST updates have been made.
     """
     known = jnp.arange(WINDOW) < state.count
     mean, deviation = jnp.mean(state.losses, where=known), jnp.std(state.losses, where=known)

@@ -1,6 +1,6 @@
-"""The metrics of one step, as sums that can be added over microbatches, devices and steps.
+"""Computes the metrics of one step, as sums that can be added over microbatches, devices and steps.
 
-These are the keys of a step's metrics. All values are scalars except those per task:
+These are the keys of a step's metrics. All values are scalars, except HEAD/task_sum and HEAD/task_weight:
     HEAD/loss_sum  HEAD/weight  HEAD/correct   sums over the step's targets (losses.py); no `correct` for regression
     HEAD/task_sum  HEAD/task_weight            the same per task, [tasks]; only when training on several tasks
     tokens  positions                          positions that hold a token; all positions (encoder and decoder)
@@ -26,7 +26,7 @@ from t5x_lite.training.losses import LossSum
 def batch_metrics(sums: Mapping[str, LossSum], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the additive metrics of one batch, as arrays on the devices.
 
-    sums: the loss sums of each head. batch: arrays [B, …]; tokens are counted in its `*_segment_ids`.
+    sums: the loss sums of each head. batch: arrays [B, …]; its `*_segment_ids` show which positions hold a token.
     """
     out = {}
     for head, loss in sums.items():

@@ -11,7 +11,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.heads import SUPERVISED
 from t5x_lite.models import paths
 
-# The path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> whether it is trainable.
+# The path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> whether the parameter is trainable.
 Trainable = Callable[[str], bool]
 
 # Trainable by default in a model with added parameters (LoRA, adapters, a prompt): those parameters and the heads.
@@ -24,10 +24,10 @@ def everything(path: str) -> bool:
 
 
 def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
-    """Returns a predicate that selects parameters: their whole path must match the regular expression `pattern`.
+    """Returns a predicate that selects each parameter whose whole path matches the regular expression `pattern`.
 
-    The pattern "" selects all parameters. If `has_added`, it selects only the added parameters (LoRA, adapters, a
-    prompt) and the heads. Raises ConfigError if the pattern is invalid or matches no path of the tree.
+    The pattern "" selects all parameters, or, if `has_added`, only the added parameters (LoRA, adapters, a prompt) and
+    the heads. Raises ConfigError if the pattern is invalid or matches no path of the tree.
     """
     pattern = pattern or (ADDED if has_added else "")
     if not pattern:
@@ -51,7 +51,7 @@ def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
 
 
 def split(tree: dict[str, Any], trainable: Trainable) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (trainable part, frozen part) of a tree. Each part holds only its own leaves."""
+    """Returns (trainable part, frozen part) of a tree. Both are nested dicts, and each leaf is in one of them."""
     if trainable is everything:
         return tree, {}
     parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}

@@ -13,7 +13,7 @@ LAYER = re.compile(r"(.*/)layers_(\d+)/")  # a parameter's stack of layers, and 
 
 
 class UnfreezingState(NamedTuple):
-    """Holds the wrapped optimizer's state as `inner`, and the number of updates made as `count`."""
+    """Holds the number of updates made (`count`) and the wrapped optimizer's state (`inner`)."""
 
     count: jax.Array
     inner: Any
@@ -22,9 +22,9 @@ class UnfreezingState(NamedTuple):
 def gradually(optimizer: optax.GradientTransformation, every_steps: int) -> optax.GradientTransformation:
     """Returns the optimizer wrapped so that it unfreezes layers gradually.
 
-    The last layer of each stack is trainable from the start. Each earlier layer becomes trainable `every_steps` updates
-    after the layer that follows it. Encoder and decoder unfreeze in parallel. Parameters outside layers are trainable
-    from the start. The gradients of a frozen layer are set to zero, and weight decay does not change its parameters.
+    The last layer of each stack is trainable from the start. Each other layer becomes trainable `every_steps` updates
+    after the layer above it. Encoder and decoder unfreeze in parallel. Parameters outside layers are trainable from the
+    start. The gradients of a frozen layer are set to zero, and weight decay does not change its parameters.
 
     Sources: Howard and Ruder 2018, §3.3; T5 paper, §3.5.1.
     """
