@@ -119,7 +119,9 @@ def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) ->
 def token_losses(
     logits: jax.Array, targets: jax.Array, z_loss: float = 0.0, label_smoothing: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns each target's cross entropy under softmax(logits), and whether it is predicted: no logit exceeds its own.
+    """Returns each target's cross entropy under softmax(logits), and whether the target is predicted correctly.
+
+    The prediction is correct if no logit exceeds the target's logit.
 
     Let p = softmax(logits), log Z = logsumexp(logits), and s be the label smoothing. Let q be the smoothed target: 1−s
     for the target's class and s/(V−1) for each other class. Then
@@ -194,8 +196,7 @@ def span_losses(
 
 
 def choice_losses(logits_BE: jax.Array, questions_BE: jax.Array, z_loss: float = 0.0) -> tuple[jax.Array, jax.Array]:
-    """Returns each choice's cross entropy among the choices of its question, and whether none of them has a larger
-    logit.
+    """Returns each choice's cross entropy among its question's choices, and whether no other one has a larger logit.
 
     The loss of every choice is computed as if that choice were the right one. The head's weights, which are 1 for right
     choices and 0 for the others, then select the losses that count. There is no label smoothing, as in `span_losses`.

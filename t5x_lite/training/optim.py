@@ -1,8 +1,8 @@
 """Learning-rate schedules, and optimizers as optax chains: AdamW and T5's Adafactor.
 
-An optimizer here has four parts: clip, scale, decay weights, multiply by −learning rate. If a parameter is boxed, its
-optimizer state is also boxed with the parameter's logical axes, so that the state is sharded like the parameter
-(cluster/sharding.py).
+An optimizer in this module has four parts. In this order, they clip gradients, scale them, decay weights, and multiply
+by −learning rate. If a parameter is boxed, its optimizer state is boxed with the same logical axes, so that the state
+is sharded like the parameter (cluster/sharding.py).
 """
 
 import math
@@ -40,7 +40,7 @@ def linear_warmup(warmup_steps: int) -> Schedule:
 def linear_decay(total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0) -> Schedule:
     """Returns a schedule that falls linearly from 1 at warmup_steps to final_fraction at total_steps.
 
-    It is constant before and after.
+    The schedule is constant before warmup_steps and after total_steps.
     """
     return lambda n: 1 - (1 - final_fraction) * _progress(n, warmup_steps, total_steps)
 
@@ -48,7 +48,7 @@ def linear_decay(total_steps: int, warmup_steps: int = 0, final_fraction: float 
 def cosine_decay(total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0) -> Schedule:
     """Returns a schedule that falls along half a cosine from 1 at warmup_steps to final_fraction at total_steps.
 
-    It is constant before and after.
+    The schedule is constant before warmup_steps and after total_steps.
     """
 
     def schedule(n: jax.Array) -> jax.Array:
@@ -88,13 +88,13 @@ def make_schedule(
 ) -> Schedule:
     """Returns the learning rate as a function of n, the number of updates made so far.
 
-    The learning rate is its peak, `learning_rate`, times a factor. `name` says what the factor does:
+    The learning rate is the peak `learning_rate` times a factor. The factor depends on `name`:
 
-    constant: rises from 0 to 1 over `warmup_steps`, then stays 1.
-    linear, cosine: rises from 0 to 1 over `warmup_steps`, then falls to final_fraction at `total_steps`.
-    rsqrt: stays 1 for `warmup_steps`, then falls as 1/√n. T5's pre-training, 1/√max(n, 10⁴) (Raffel et al. 2020,
-        §3.1.2), is learning_rate=0.01, warmup_steps=10_000.
-    a user's function, n -> factor: is what the function returns.
+    constant: the factor rises from 0 to 1 over `warmup_steps`, then stays 1.
+    linear, cosine: the factor rises from 0 to 1 over `warmup_steps`, then falls to final_fraction at `total_steps`.
+    rsqrt: the factor stays 1 for `warmup_steps`, then falls as 1/√n. With learning_rate=0.01 and warmup_steps=10_000,
+        this is the schedule of T5's pre-training, 1/√max(n, 10⁴) (Raffel et al. 2020, §3.1.2).
+    a user's function, n -> factor: the factor is what the function returns.
 
     Raises ConfigError if the name is unknown, an argument is negative, or a decay ends before the warm-up.
     """
@@ -121,7 +121,7 @@ def make_schedule(
 
 # Optimizers -----------------------------------------------------------------------------------------------------------
 
-NO_DECAY = (r"(.*/)?(bias|scale)",)  # biases and scales of norms, by the last part of their path
+NO_DECAY = (r"(.*/)?(bias|scale)",)  # matches the paths of all biases and of the scales of norms
 
 
 def make_optimizer(
@@ -138,11 +138,12 @@ def make_optimizer(
     decay_exponent: float = 0.8,
     min_dim_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer, with clipping by global norm before it and weight decay after it.
+    """Returns the optimizer `name`, to which clipping by global norm and weight decay are added.
 
     Args:
-      name: adamw, adafactor, or a user's function, schedule -> optimizer. To a user's optimizer, only clipping is
-          added. Its state arrays are replicated on every device unless they have the shapes of parameters.
+      name: adamw, adafactor, or a user's function, schedule -> optimizer. Only clipping is added to a user's optimizer.
+          The arrays of a user's optimizer state are replicated on every device unless they have the shapes of
+          parameters.
       schedule: number of updates made so far -> learning rate.
       param_axes: tree of logical axis names (`sharding.param_axes`); Adafactor uses them to factor moments.
       weight_decay: decoupled weight decay: each update also adds −learning_rate · weight_decay · parameter.
@@ -151,8 +152,8 @@ def make_optimizer(
       b1, b2, epsilon: AdamW's constants (Loshchilov and Hutter 2019).
       decay_exponent, min_dim_size_to_factor: Adafactor's constants, see `scale_by_adafactor`.
     Raises:
-      ConfigError: the name is unknown, clip_norm or weight_decay is negative, weight_decay is given with a user's
-          optimizer, or a user's function fails or does not return an optax optimizer.
+      ConfigError: the name is unknown; clip_norm or weight_decay is negative; weight_decay is not 0 for a user's
+          optimizer; or a user's function fails or does not return an optax optimizer.
     """
     table: dict[str, Callable[[], optax.GradientTransformation]] = {
         "adamw": lambda: optax.scale_by_adam(b1, b2, epsilon),
@@ -198,7 +199,7 @@ def decay_mask(param_axes: Any, no_decay: tuple[str, ...] = NO_DECAY) -> Any:
 
 
 class FactorDims(NamedTuple):
-    """Holds the dimensions of one parameter by their role in Adafactor's moments.
+    """Groups the dimensions of one parameter by their role in Adafactor's moments.
 
     `rows` and `columns` are () if the parameter is not factored.
     """
@@ -211,7 +212,7 @@ class FactorDims(NamedTuple):
 class FactoredMoment(NamedTuple):
     """Holds the second moments of one factored parameter.
 
-    `row` is averaged over the parameter's columns, `column` over its rows.
+    `row` is averaged over the parameter's columns; `column` is averaged over the parameter's rows.
     """
 
     row: Any
@@ -228,13 +229,15 @@ class AdafactorState(NamedTuple):
 def factor_dims(axes: tuple[str | None, ...], shape: tuple[int, ...], min_dim_size_to_factor: int = 128) -> FactorDims:
     """Returns how Adafactor factors a parameter with these logical axes and this shape.
 
-    A parameter is factored if all of this is true (cluster/axes.py says what role an axis has):
-    - It has rows and columns.
-    - Their sizes are at least `min_dim_size_to_factor`. The sizes of heads and kv are multiplied.
+    cluster/axes.py gives each logical axis a role: ROW, COLUMN, STACK or WHOLE. A parameter is factored if all of this
+    is true:
+    - It has axes with the role ROW and axes with the role COLUMN.
+    - The product of the sizes of its ROW axes is at least `min_dim_size_to_factor`, and so is that of its COLUMN axes
+      (such as heads and kv).
     - None of its axes is WHOLE. An axis that is not listed in cluster/axes.py is WHOLE.
 
-    T5X applies the minimum size to unstacked parameters only. Here it also applies to stacked parameters, so that
-    scanned and unrolled layers train alike.
+    T5X applies the minimum size only to unstacked parameters. This function also applies it to stacked parameters, so
+    that scanned and unrolled layers train alike.
     """
     roles = [factor_of(name) for name in axes]
     rows, columns, stack = (tuple(i for i, role in enumerate(roles) if role == r) for r in (ROW, COLUMN, STACK))
@@ -267,7 +270,7 @@ def scale_by_adafactor(
     `optax.adafactor` differs: it factors the two largest dimensions, whatever their meaning.
 
     param_axes: tree of logical axis names (`sharding.param_axes`).
-    min_dim_size_to_factor: smaller parameters are not factored, see `factor_dims`.
+    min_dim_size_to_factor: smaller parameters are not factored; see `factor_dims`.
     """
 
     def dims_of(axes: tuple, value: Any) -> FactorDims:

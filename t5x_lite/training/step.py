@@ -1,7 +1,7 @@
-"""The training step: a jitted function, (state, batch) -> (new state, metrics), that consumes its input state.
+"""Makes the training step: a jitted function, (state, batch) -> (new state, metrics), that consumes its input state.
 
-It does no I/O and has no global state. Callers pass the module, optimizer, loss and layout; `t5x_lite/runtime.py` puts
-them together.
+The step does no I/O and has no global state. Callers pass the module, optimizer, loss and layout to this module;
+`t5x_lite/runtime.py` makes these parts.
 """
 
 import functools
@@ -33,7 +33,7 @@ PURPOSES = {"init": 0, "dropout": 1}
 
 @struct.dataclass
 class TrainState:
-    """Holds what a training step reads and returns, and what a checkpoint saves.
+    """Holds the state of training. A training step takes it and returns a new one; a checkpoint saves it.
 
     step: int32 scalar, number of steps made, including steps whose update was skipped.
     params, opt_state: trees of arrays without boxes; parameters are float32.
@@ -47,7 +47,8 @@ class TrainState:
 def step_key(seed: int, step: jax.Array | int, purpose: str) -> jax.Array:
     """Returns the random key for one purpose at one step.
 
-    The key depends only on the arguments, so a resumed run draws the same numbers. purpose: a key of PURPOSES.
+    The key depends only on the arguments, so a resumed run draws the same random numbers as an uninterrupted one.
+    purpose: "init" or "dropout".
     """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), PURPOSES[purpose])
 
@@ -72,8 +73,8 @@ def abstract_state(
 ) -> TrainState:
     """Returns the shapes and shardings of the train state, for restoring a checkpoint. Allocates no arrays.
 
-    batch: arrays or shapes [B, …]. Raises ConfigError if a parameter has no logical axes, or if one of its dimensions
-    is not divisible by its mesh axes.
+    batch: arrays or shapes [B, …]. Raises ConfigError if a parameter has no logical axes, or if a dimension of a
+    parameter is not divisible by the size of the mesh axes that split it.
     """
     boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0, trainable))
 
@@ -92,7 +93,7 @@ def init_state(
     seed: int = 0,
     trainable: Trainable = everything,
 ) -> TrainState:
-    """Returns a fresh state. Each array is created with its sharding; its numbers are the same on any mesh.
+    """Returns a fresh state. Each array is created sharded, and its numbers are the same on any mesh.
 
     batch: arrays or shapes [B, …]. Raises ConfigError as `abstract_state` does.
     """
@@ -109,7 +110,7 @@ def _init_params(module: nn.Module, batch: Batch, seed: Any) -> Any:
     return _init_params_of(module, shapes, seed)
 
 
-# Jitted so that it is traced once, however often a run needs shapes, axes and shardings.
+# This is jitted so that it is traced only once, however often a run needs shapes, axes and shardings.
 @functools.partial(jax.jit, static_argnames=("module", "shapes"))
 def _init_params_of(module: nn.Module, shapes: tuple[tuple[str, tuple[int, ...], str], ...], seed: Any) -> Any:
     zeros = {name: jnp.zeros(shape, dtype) for name, shape, dtype in shapes}
@@ -145,19 +146,21 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted step, (state, batch) -> (state, metrics), which donates (consumes) its input state.
 
-    The loss is Σ_head (Σ loss / Σ weight) over the whole batch [B, …]. Its gradient does not depend on the number of
-    microbatches, because each microbatch's sums are divided by the weights of the whole batch. If the loss or gradient
-    norm is not finite, or the loss is a spike, the step only adds 1 to `state.step`, so no bad state can be saved.
-    step_metrics.py describes the metrics. The step raises ConfigError if B is not divisible by microbatches.
+    The loss is Σ_head (Σ weight · loss / Σ weight) over the whole batch [B, …]. Its gradient does not depend on the
+    number of microbatches, because each microbatch's sums are divided by the weights of the whole batch. If the loss or
+    gradient norm is not finite, or if the loss is a spike, the step only adds 1 to `state.step`. So no bad state can be
+    saved. step_metrics.py describes the metrics. The step raises ConfigError if B is not divisible by microbatches.
 
     Args:
       schedule: only for the learning rate in the metrics; the optimizer applies its own schedule.
-      state: a state or `abstract_state`; the step's arguments and results have its shardings.
+      state: a state, or the result of `abstract_state`; the step takes and returns states with the same shardings.
       loss_fn: (outputs, batch) -> {head: LossSum}, such as `functools.partial(loss_sums, z_loss=…, label_smoothing=…)`.
-      microbatches: number of parts of the batch that are processed one after the other, to save memory.
+      microbatches: number of parts into which the batch is split; they run one after the other, to save memory.
       seed: seed of dropout, which depends only on (seed, step, microbatch).
-      trainable: selects the trainable parameters; the others are frozen: no gradient, no optimizer state, no change.
-      spike_sigmas: a loss this many standard deviations above the mean of the last ones is a spike (spikes.py); 0: off.
+      trainable: selects the trainable parameters. The others are frozen: they have no gradient and no optimizer state,
+          and never change.
+      spike_sigmas: the loss is a spike if it is more than this many standard deviations above the mean of the last
+          losses (spikes.py); 0: no loss is a spike.
     """
     places = _places(state)
 
@@ -220,7 +223,7 @@ def _updated(
     is_good: Any,
     **known: Any,
 ) -> TrainState:
-    """Returns the state after an update; if `is_good` is False, only `step` is increased.
+    """Returns the state after an update. If `is_good` is False, there is no update, and only `step` increases.
 
     known: keyword arguments of the optimizer's update, such as `value`, the loss.
     """
@@ -231,16 +234,16 @@ def _updated(
         params: Any = optax.apply_updates(params, updates)
         return TrainState(state.step + 1, merge(params, frozen), opt_state)
 
-    # This is a branch, because selecting between the old and the new state would make XLA copy every moment before
-    # overwriting it.
+    # This is a branch, not a `where`. To select between the old and the new state with a `where`, XLA would copy every
+    # moment before overwriting it.
     return jax.lax.cond(is_good, update, lambda state, grads: state.replace(step=state.step + 1), state, grads)
 
 
 def _sum_over(microbatches: Batch, count: int, key: jax.Array, function: Callable) -> Any:
-    """Returns the sum of `function`'s results over the microbatches, which it processes one after the other.
+    """Calls `function` on one microbatch after the other, and returns the sum of the results.
 
     microbatches: arrays [count, B / count, …].
-    key: the dropout key; each microbatch's key is folded from it.
+    key: the dropout key of the step, from which each microbatch's key is folded.
     function: (batch, key) -> a tree of arrays.
     """
 
@@ -259,8 +262,8 @@ def _auxiliary_weights(
 ) -> dict[str, jax.Array]:
     """Returns {name: Σ weight} over all microbatches, for each loss whose weights are not in the batch.
 
-    These weights have to be known before the first gradient. XLA computes only the parts of the model on which a weight
-    depends.
+    The first microbatch's gradient already needs these weights, so they are computed in an additional forward pass. In
+    this pass, XLA computes only the parts of the model on which a weight depends.
 
     microbatches: arrays [count, B / count, …].
     known: the weights that the batch holds (`losses.loss_weights`).
@@ -277,8 +280,8 @@ def _auxiliary_weights(
 def split_rows(batch: Batch, microbatches: int, layout: Layout) -> Batch:
     """Returns the batch [B, …] as [microbatches, B / microbatches, …]. Raises ConfigError if B is not divisible.
 
-    With n microbatches, each takes every n-th row. So each device splits its own rows, and no row moves between
-    devices. A microbatch of contiguous rows would be on only a few devices.
+    With n microbatches, each microbatch gets every n-th row. So each device only splits the rows that it already holds,
+    and no row moves between devices. A microbatch of contiguous rows would be on only a few devices.
     """
 
     def split(rows: jax.Array) -> jax.Array:
@@ -296,12 +299,12 @@ def split_rows(batch: Batch, microbatches: int, layout: Layout) -> Batch:
 def make_eval_step(
     module: nn.Module, layout: Layout, params: Any, *, loss_fn: LossFn = losses.loss_sums
 ) -> Callable[[Any, Batch], Metrics]:
-    """Returns the jitted evaluation step, (params, batch) -> metrics that can be added (step_metrics.py).
+    """Returns the jitted evaluation step, (params, batch) -> metrics. They can be added (step_metrics.py).
 
-    The model runs without dropout, and its auxiliary losses are left out. The default loss_fn is each head's loss
-    without z-loss and label smoothing.
+    The model runs without dropout, and its auxiliary losses are left out. The default `loss_fn` computes each head's
+    loss without z-loss and without label smoothing.
 
-    params: parameters or their shapes, with shardings. batch: arrays [B, …].
+    params: sharded parameters, or their shapes and shardings. batch: arrays [B, …].
     """
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
