@@ -1,4 +1,4 @@
-"""Counts a step's collectives in the text of its compiled program. A loop's body counts once per iteration."""
+"""Counts the collectives in the text of a compiled program. A loop's body counts once per iteration."""
 
 import collections
 import math
@@ -26,8 +26,8 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 def count(hlo: str, devices: int) -> dict[str, dict[str, float]]:
     """Returns {kind of collective: {"count", "bytes", "sent_bytes"}} for one device and one run of a compiled program.
 
-    "bytes" is the size of the results. "sent_bytes" is what the device sends over its links if they form a ring. The
-    body of a loop with an unknown number of iterations counts once.
+    "bytes" is the total size of the collectives' results. "sent_bytes" is what the device sends over its links if the
+    devices form a ring. If the number of iterations of a loop is unknown, its body counts once.
 
     hlo: the program's text.  devices: how many devices it runs on.
     """

@@ -1,6 +1,6 @@
-"""Counts the floating point operations of a program in its jaxpr. A loop's body counts once per iteration.
+"""Counts a program's floating point operations from its jaxpr. A loop's body counts once per iteration.
 
-XLA's own count includes a loop's body only once. With scanned layers, it is too small by a factor of their number.
+In XLA's own count, a loop's body counts only once. So with N scanned layers, it has only 1/N of the layers' FLOPs.
 """
 
 import math
@@ -13,10 +13,10 @@ def count(jaxpr: Any) -> int:
     """Returns the FLOPs of all matrix products in a jaxpr, over all devices.
 
     A multiplication and an addition are 2 FLOPs. Only matrix products count, because an accelerator's peak refers to
-    them. Norms, softmax and the optimizer are under 1 % of the products at realistic sizes. Rematerialised products
-    count twice, because they run twice. A causal mask does not halve attention, because the masked half is computed,
-    too. Of a branch, the larger side counts. The number of iterations of a `while` loop is unknown, so its body counts
-    once.
+    them. At realistic sizes, norms, softmax and the optimizer have under 1 % of the FLOPs of the matrix products.
+    Rematerialised products count twice, because they run twice. A causal mask does not halve the FLOPs of attention,
+    because the masked half is computed, too. Of the branches of a `cond`, the one with the most FLOPs counts. The
+    number of iterations of a `while` loop is unknown, so its body counts once.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # also of a ClosedJaxpr
     return sum(_equation(equation) for equation in jaxpr.eqns)
@@ -46,7 +46,7 @@ def _jaxprs(value: Any) -> list[Any]:
 
 
 def inputs_read(jaxpr: Any) -> list[bool]:
-    """Returns, for each input of a jaxpr, whether a result or an effect depends on it.
+    """Returns one bool per input of a jaxpr: whether a result or an effect depends on the input.
 
     The compiled program drops the inputs on which nothing depends.
     """
@@ -61,8 +61,5 @@ def inputs_read(jaxpr: Any) -> list[bool]:
 
 
 def of_step(train_step: Any, *arguments: Any) -> int:
-    """Returns the FLOPs of one call of a jitted function.
-
-    When the function is called later, it is not traced again.
-    """
+    """Returns the FLOPs of one call of a jitted function. This traces the function; a later call reuses the trace."""
     return count(train_step.trace(*arguments).jaxpr)

@@ -1,8 +1,8 @@
 """The verb `plan` predicts the parameters, FLOPs, bytes, collectives and step time of a run before anything runs.
 
-The training step is compiled for as many virtual devices as the mesh has, without creating any array. All figures come
-from the compiled program or from its shapes. The CPU's compiler is used instead of the accelerator's, so the bytes of
-arguments are exact, but temporary memory is an estimate. With `--topology`, the TPU's own compiler is used.
+The training step is compiled for as many virtual devices as the mesh has. No array is created. All figures come from
+the compiled program or from its shapes. By default, the CPU's compiler stands in for the accelerator's, so temporary
+memory is only an estimate; the bytes of arguments are exact. With `--topology`, the TPU's own compiler is used.
 """
 
 import dataclasses
@@ -32,11 +32,12 @@ ARRAYS_SHOWN = 12
 def run(experiment: Experiment, device: str, topology: str, everything: bool, as_json: bool) -> None:
     """Prints the plan of `make`.
 
-    device: the accelerator (a key of ACCELERATORS) whose step time is predicted; "": that of the topology, if known.
+    device: the accelerator (a key of ACCELERATORS) on which the step time is predicted; "": the topology's accelerator,
+        if ACCELERATORS has it.
     topology: a TPU slice to compile for, such as "v5e:4x8"; "": compile for the devices of this process.
     everything: whether to list all arrays, not only the ARRAYS_SHOWN largest.  as_json: whether to print JSON.
-    Raises OutOfMemoryError if the TPU's compiler finds too little memory, and ConfigError if the device or the topology
-    is unknown.
+    Raises OutOfMemoryError if the compiler finds that the step does not fit in memory. Raises ConfigError if the device
+    or the topology is unknown.
     """
     devices = _topology_devices(topology) if topology else None
     kind = topology.partition(":")[0]
@@ -58,7 +59,7 @@ def run(experiment: Experiment, device: str, topology: str, everything: bool, as
 def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[str, Any]:
     """Returns the plan as data for JSON. All bytes are per device, except `checkpoint_bytes` and `disk_bytes`.
 
-    devices: the devices to compile for (of a TPU topology); None: all devices of this process.
+    devices: the devices of a TPU topology, for which the step is compiled; None: all devices of this process.
     Raises OutOfMemoryError with the compiler's message if the program does not fit. Raises ConfigError if `device` is
     unknown, or if the mesh does not divide the model.
     """
@@ -119,11 +120,13 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
 
 
 def _roofline(plan: dict[str, Any], accelerator: Accelerator, experiment: Experiment) -> dict[str, Any]:
-    """Returns a lower bound on a step's time on an accelerator: the slowest of three parts, as if they ran in parallel.
+    """Returns the plan's entries that depend on the accelerator: step time, MFU, memory, and whether the step fits.
 
-    compute: the matrix products at the peak of the model's dtype.
-    memory: all bytes that are moved. Parameters, gathered over `fsdp`, are read for the forward and the backward pass
-        of every microbatch. Parameters, gradients, optimizer state and activations are also read and written once.
+    The step time is a lower bound. It is the time of the slowest of three parts, as if the parts ran in parallel:
+
+    compute: the matrix products, at the peak rate for the model's dtype.
+    memory: all reads and writes of memory. Parameters, gathered over `fsdp`, are read for the forward and the backward
+        pass of every microbatch. Parameters, gradients, optimizer state and activations are also read and written once.
     links: the bytes that collectives send.
     """
     sizes = plan["bytes"]
@@ -148,8 +151,8 @@ def _roofline(plan: dict[str, Any], accelerator: Accelerator, experiment: Experi
 def _levers(experiment: Experiment, device: str, devices: Any) -> list[dict[str, Any]]:
     """Tries changes of the config that lower memory. Returns one {"change", "peak", "fits"} per change.
 
-    "peak" is in bytes; it is None if the compiler found too little memory. A mesh that does not divide the model is
-    left out.
+    "peak" is in bytes; it is None if the compiler found that the step does not fit. A change to a mesh that does not
+    divide the model is left out.
     """
     cfg, count = experiment.cfg, jax.device_count() if devices is None else len(devices)
     changes: list[dict[str, Any]] = []
@@ -218,7 +221,7 @@ def _topology_devices(text: str) -> Any:
 
 
 def _bytes(tree: Any) -> int:
-    """Returns the bytes of the tree's shards that one device holds."""
+    """Returns how many bytes of the tree's arrays each device holds."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

@@ -9,7 +9,7 @@ from t5x_lite.costs import accelerators, flops
 
 
 class Profile:
-    """Traces steps and computes their rates.
+    """Traces steps, and computes the share of the peak FLOPs that they reach.
 
     first_step: the step at which this process starts.
     start_step: the trace starts this many steps after first_step; 0: no trace.
@@ -25,7 +25,7 @@ class Profile:
         self.flops = 0  # per step, over all devices; 0: not counted, because the devices' peak is unknown
 
     def at(self, step: int) -> None:
-        """Starts or stops the trace if that is due. Must be called before each step, with the step's number."""
+        """Starts or stops the trace if `step` is where the trace begins or ends. Must be called before each step."""
         if step == self._begins:
             jax.profiler.start_trace(str(self._directory))
             self._tracing = True
@@ -33,14 +33,15 @@ class Profile:
             self.close()
 
     def count(self, train_step: Any, *arguments: Any) -> None:
-        """Counts the FLOPs of the step if the devices' peak is known. Later calls do nothing."""
+        """Counts the FLOPs of the step if the devices' peak is known. After the first count, calls do nothing."""
         if self._accelerator and not self.flops:
             self.flops = flops.of_step(train_step, *arguments)
 
     def rates(self, steps_per_s: float) -> dict[str, float]:
         """Returns {"mfu": model FLOP utilisation}, or {} if the devices' peak is unknown.
 
-        The utilisation is the FLOPs of matrix products per second, as a share of the bfloat16 peak of all devices.
+        The utilisation is the number of FLOPs per second in matrix products, divided by the bfloat16 peak of all
+        devices together.
         """
         if not self.flops or self._accelerator is None:
             return {}

@@ -1,10 +1,10 @@
-"""Beam search finds the most probable texts of each example. A beam is a prefix of a text.
+"""Beam search finds the most probable texts of each example. A beam is an unfinished text.
 
-Each step extends the K beams of an example by one token. It takes the (1 + E)·K best continuations of the beams; E is
-the number of end tokens. The K best continuations that do not end become the next beams. A continuation that ends
-becomes a finished text if it is among the K best of all, as in transformers (T5X accepts all that end).
-`EARLY_STOPPING` decides when an example is done. The loop runs until all examples are done; a done example no longer
-changes.
+Each step extends the K beams of an example by one token. It takes the (1 + E)·K best continuations of the beams, where
+E is the number of end tokens. The K best continuations that do not end become the next beams. A continuation that ends
+becomes a finished text if it is among the K best of all continuations, as in transformers. (T5X accepts every
+continuation that ends.) `EARLY_STOPPING` says when an example is done. The loop runs until all examples are done; a
+done example no longer changes.
 
 Additional dimension letters: K beams, J continuations, T tokens, R = B·K rows. The K rows of an example are adjacent.
 """
@@ -29,7 +29,7 @@ class State(NamedTuple):
 
     count: jax.Array
     token_R: Any  # int32, the last token of each beam, which the model has not read yet
-    parent_R: Any  # int32, the row of the beam that token_R extended
+    parent_R: Any  # int32, the row of the beam to which token_R was appended
     decoding: Any
     history: Any
     live: Texts  # the beams
@@ -56,15 +56,15 @@ def search(
     penalty: tuple[float, float],
     early_stopping: bool | str,
 ) -> dict[str, jax.Array]:
-    """Returns the best `texts` texts of each example, in the format of generate.generate.
+    """Returns the `texts` best texts of each example, in the format of generate.generate.
 
-    decoding, history: R rows, which are equal within an example.  done_B: True for examples that get no text.
+    decoding, history: R rows; the K rows of an example are equal.  done_B: True for examples that get no text.
     read(token_R, decoding) → decoding.  written(history, token_R) → history.
     rules(count, logits_RV, history) → (logits_RV with −inf for forbidden tokens, normaliser_R). Logits minus
     normaliser_R are log-probabilities.
-    reorder(decoding or history, rows_R) → its rows in the order rows_R.
-    capacity: T.  most_B: number of tokens at which a text is finished.  ends: the tokens that end a text; the first of
-    them fills the space after the end.  penalty: (length_penalty, length_offset) of strategy.Strategy.
+    reorder(decoding or history, rows_R) → the rows of its first argument in the order rows_R.
+    capacity: T.  most_B: the number of tokens after which a text is finished without an end.  ends: the tokens that end
+    a text; the first of them also fills the space after the end.  penalty: length_penalty, length_offset of `Strategy`.
     """
     batch_rows = len(done_B)
 
@@ -80,8 +80,8 @@ def search(
         ends_BJ = jnp.isin(token_BJ, jnp.array(ends))
         after = _append(_pick(state.live, parent_BJ), count, token_BJ, logprob_BJ, ends_BJ)
 
-        # An end finishes a text only among the first K continuations; the others only ensure that K beams remain. The
-        # last allowed token finishes all of the first K.
+        # A continuation that ends becomes a finished text only if it is among the first K. The continuations after the
+        # first K only ensure that K beams remain. The last allowed token finishes all of the first K.
         last_B = count + 1 >= most_B
         is_first_1J = jnp.arange(token_BJ.shape[1])[None, :] < beams
         finishes_BJ = (ends_BJ | last_B[:, None]) & is_first_1J & ~state.closed_B[:, None]
@@ -98,10 +98,11 @@ def search(
         return State(*fields, live, live_scores_BK, done, done_scores_BK, closed_B)
 
     def improvable(count: jax.Array, live_scores_BK: jax.Array, done_scores_BK: jax.Array) -> jax.Array:
-        """Returns bool [B]: for each example, whether any of its beams may still become one of its K texts.
+        """Returns bool [B]: True if the search may still improve an example's K finished texts (see EARLY_STOPPING).
 
-        Further tokens can only lower a beam's log-probability, and the length penalty favours the longest text. So the
-        beam's present log-probability, with the penalty of the longest text, bounds its score.
+        With "never", the best beam's log-probability is scored as if the beam had the maximal length. No text that
+        grows from a beam can score higher, because further tokens only lower the log-probability, and the penalty
+        favours long texts. Otherwise, the best beam is scored with its present length.
         """
         worst_B = done_scores_BK[:, -1]  # −inf: fewer than K texts are finished
         bound_B = _penalised(live_scores_BK[:, 0], most_B if early_stopping == "never" else count, penalty)
@@ -125,7 +126,7 @@ def _continuations(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the `kept` best continuations of each example, best first: (scores, beam indices, tokens), all [B, J]."""
     batch_rows, beams = live_scores_BK.shape
-    # First take the best of each beam, so that the second sort is over K·J continuations instead of K·V.
+    # Take the best continuations of each beam first, so that the second sort is over K·J continuations instead of K·V.
     best_RJ, token_RJ = lax.top_k(allowed_RV, min(kept, allowed_RV.shape[1]))
     best_RJ -= normaliser_R[:, None]
     width = best_RJ.shape[1]

@@ -28,10 +28,10 @@ def power_of_two(number: int) -> int:
 
 
 def cut_to_bucket(batch: Batch, architecture: str) -> Batch:
-    """Returns the batch with its arrays [B, S] and [B, L] cut to the `bucket` of the longest row of any process.
+    """Returns the batch with its arrays [B, S] and [B, L] cut to `bucket(n)` columns.
 
-    Only columns that are padding in every row of every process are cut. All processes must call this function the same
-    number of times, because they exchange their lengths.
+    n is the length of the longest row in any process. So only columns that are padding in every row are cut off. All
+    processes must call this function the same number of times, because they exchange the lengths of their rows.
     """
     cut = dict(batch)
     for side, letter in (("encoder", "S"), ("decoder", "L")):

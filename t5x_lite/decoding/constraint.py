@@ -16,13 +16,13 @@ ROOT = 0
 class PrefixTree(NamedTuple):
     """Holds a prefix tree of S nodes, each of which allows up to C tokens.
 
-    `tokens_SC[s]` are the tokens that node s allows, and `nodes_SC[s]` are the nodes they lead to; −1: none. S and C
-    are rounded up, so that label sets of similar sizes share a compiled program.
+    `tokens_SC[s]` are the tokens that node s allows, and `nodes_SC[s]` are the nodes to which these tokens lead. Unused
+    entries are −1. S and C are rounded up, so that label sets of similar sizes share a compiled program.
     """
 
     tokens_SC: jax.Array | np.ndarray
     nodes_SC: jax.Array | np.ndarray
-    depth: jax.Array | np.ndarray  # int32, tokens of the longest sequence, including its end
+    depth: jax.Array | np.ndarray  # int32, the number of tokens of the longest sequence, including its end
 
 
 def prefix_tree(sequences: Sequence[Sequence[int]], eos_id: int) -> PrefixTree:
@@ -73,9 +73,9 @@ def forbid(tree: PrefixTree, node_R: jax.Array, logits_RV: jax.Array) -> jax.Arr
 
 
 def advance(tree: PrefixTree, node_R: jax.Array, token_R: jax.Array) -> jax.Array:
-    """Returns the node of each row after its token, int32 [R].
+    """Returns the node that each row reaches with its token, int32 [R].
 
-    It is ROOT if the row's old node does not allow the token, as in a finished row.
+    The node is ROOT if the row's old node does not allow the token, which happens in finished rows.
     """
     is_token_RC = jnp.asarray(tree.tokens_SC)[node_R] == token_R[:, None]
     return jnp.max(jnp.where(is_token_RC, jnp.asarray(tree.nodes_SC)[node_R], ROOT), axis=1)

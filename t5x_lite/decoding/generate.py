@@ -1,9 +1,11 @@
 """Decoding with a cache of keys and values, for text_to_text and decoder_only models.
 
 Every strategy calls `prefill` once and then loops: it chooses a token from `logits_RV` and calls `step`. Greedy
-decoding and sampling are in this module, beam search is in beam.py. logit_rules.py restricts the tokens, constraint.py
-the texts. Additional dimension letter: R rows. R is the number of examples B times the texts or beams per example; the
-rows of an example are adjacent.
+decoding and sampling are in this module; beam search is in beam.py. logit_rules.py restricts which tokens may come
+next, and constraint.py restricts which texts may be generated.
+
+Additional dimension letter: R rows. R is the number of examples B times the texts or beams per example; the rows of an
+example are adjacent.
 """
 
 import dataclasses
@@ -38,7 +40,7 @@ class Decoding(NamedTuple):
     logits_RV: jax.Array  # float32, of the next token
     positions_R: jax.Array  # int32, of the next token in its example
     cache: Cache
-    visible_BKM: Any = None  # bool, the slots of the cache that each of K beams attends to; None: one cache per row
+    visible_BKM: Any = None  # bool, which slots of a shared cache each beam attends to; None: one cache per row
 
 
 def generate(
@@ -54,29 +56,29 @@ def generate(
     row_ids: Any = None,
     limits: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, jax.Array]:
-    """Generates texts for each row of a batch of prompts. A text ends with an end token (`eos_id`,
-    `strategy.other_ends`) or after `strategy.max_tokens` tokens.
+    """Generates texts for each row of a batch of prompts.
 
+    A text ends with an end token (`eos_id` or one of `strategy.other_ends`) or after `strategy.max_tokens` tokens.
     Each row has one example (segment id 1) and then padding (segment id 0). A text_to_text model reads `encoder_*`,
     [B, S], and starts from `start_id`. A decoder_only model reads prompts of any lengths in `decoder_*`, [B, L], and
     continues each prompt after its last token. A row with only padding gets no text.
 
     choices: constraint.prefix_tree(…) of the texts that may be generated.
-    seed, row_ids: all that sampling depends on. If an example's row id is its number in the data set, the example gets
-    the same texts in any batch. The default row id is the row's index.
-    limits: int32 [B] and [B], min_tokens and max_tokens of each row; they override the strategy's.
-    Compiles once for each batch shape, strategy, and bucket (see `buckets.bucket`) of max_tokens.
+    seed, row_ids: a row's random numbers depend only on the seed and its row id. If an example's row id is its number
+    in the data set, the example gets the same texts in any batch. The default row id is the row's index.
+    limits: (min_tokens of each row, max_tokens of each row), both int32 [B]. They override the strategy's limits, but
+    the strategy's max_tokens stays the upper bound for every row.
+    The program is compiled once per batch shape, strategy, and bucket (see `buckets.bucket`) of max_tokens.
 
     Returns N = strategy.texts texts per row, the best first:
-        tokens    int32 [B, N, max_tokens], the text's tokens and its end, filled up with `eos_id`
+        tokens    int32 [B, N, max_tokens], the text's tokens and its end, then `eos_id` in the rest
         lengths   int32 [B, N], tokens before the end; max_tokens if the text has no end
         logprobs  float32 [B, N, max_tokens], the model's natural log-probability of each token and of the end, before
                   the strategy changes it; 0 after the end
         score     float32 [B, N], ranks the texts: the sum of logprobs. Beam search penalises it (see `Strategy`) and
                   excludes the forced first and last tokens
 
-    Raises ConfigError if the model cannot generate, if the strategy cannot work, or if more positions are needed than
-    the model has.
+    Raises ConfigError if the model cannot generate, if the strategy is invalid, or if the model has too few positions.
     """
     config = module.config  # type: ignore[attr-defined]
     if config.architecture not in PROMPT:
@@ -139,7 +141,7 @@ def _generate(
 ) -> dict[str, jax.Array]:
     """Generates as `generate` does, after its checks, in one compiled program.
 
-    strategy.max_tokens is a bucket; least_B and most_B are the limits of each row.
+    strategy.max_tokens is rounded up to a bucket; least_B and most_B hold the min_tokens and max_tokens of each row.
     """
     segment_ids_BL = batch[PROMPT[module.config.architecture][1]]
     paths = max(strategy.beams, strategy.texts)
@@ -196,7 +198,7 @@ def _one_by_one(
     """
 
     def write(count: jax.Array, decoding: Decoding, history: History, out: dict[str, jax.Array]):
-        """Returns (token_R, history, output). The next token, token_R, is added to history and output."""
+        """Chooses the next token, token_R. Returns (token_R, the history with it, the output with it)."""
         token_R = jnp.where(out["done"], ends[0], choose(count, decoding, history).astype(jnp.int32))
         logprob_R = jnp.where(out["done"], 0.0, token_logprob(decoding.logits_RV, token_R))
         ended_R = out["done"] | jnp.isin(token_R, jnp.array(ends))
@@ -228,7 +230,7 @@ def _one_by_one(
 def greedy(
     module: nn.Module, params: Any, batch: Mapping[str, Any], *, max_tokens: int, eos_id: int, start_id: int = 0
 ) -> dict[str, jax.Array]:
-    """Generates a text from the most probable token at each step.
+    """Generates one text per row, with the most probable token at each step.
 
     Returns `generate`'s arrays without the axis N; "logprob", [B], replaces "score".
     """
@@ -237,10 +239,9 @@ def greedy(
 
 
 def _first_largest(logits_RV: jax.Array) -> jax.Array:
-    """Returns the argmax over V, int32 [R]; token 0 if a row has NaN.
+    """Returns the argmax over V, int32 [R]; 0 for a row with NaN.
 
-    jnp.argmax is not used, because XLA's CPU backend compiles it to a scalar loop, which takes a 20th of the time per
-    token.
+    It avoids jnp.argmax, which XLA's CPU backend compiles to a scalar loop. That loop took 5 % of the time per token.
     """
     top_R1 = logits_RV.max(axis=1, keepdims=True)
     ids_RV = lax.broadcasted_iota(jnp.int32, logits_RV.shape, 1)
@@ -268,9 +269,9 @@ def _history(module: Any, strategy: Strategy, batch: Mapping[str, jax.Array], st
 
 
 def prefill(module: Any, params: Any, batch: Mapping[str, jax.Array], *, new_slots: int, start_id: int = 0) -> Decoding:
-    """Reads all tokens of the prompts at once. Returns the `Decoding` of B rows.
+    """Reads all tokens of the prompts at once. Returns a `Decoding` of B rows, whose cache has `new_slots` free slots.
 
-    Its cache has `new_slots` free slots.
+    start_id: the token from which a text_to_text model starts.
     """
     if module.config.architecture == "text_to_text":
         start_B1 = jnp.full_like(batch["encoder_input_tokens"][:, :1], start_id)
@@ -315,8 +316,9 @@ def repeat(decoding: Decoding, times: int) -> Decoding:
 def branch(decoding: Decoding, beams: int) -> Decoding:
     """Turns every row into `beams` adjacent beams that share one cache.
 
-    After the prompt's slots, each step adds one slot per beam. A beam attends to the slots of the prompt and to those
-    of its own tokens, which the beams it descends from have written. So no step copies the cache.
+    After the prompt's slots, each step adds one slot per beam. A beam attends to the slots of the prompt and to the
+    slots of its text's tokens, even if these tokens were written by a different beam, whose text it has continued. So
+    no step copies the cache.
     """
     logits_RV, positions_R, cache, _ = decoding
     visible_BKM = jnp.repeat(cache["segment_ids"][:, None] > 0, beams, axis=1)
@@ -326,8 +328,8 @@ def branch(decoding: Decoding, beams: int) -> Decoding:
 def reorder(state: Decoding | History, rows_R: jax.Array) -> Any:
     """Returns the rows `rows_R` of `state`: a history, or the decoding of beams.
 
-    Each row must be replaced by a row of the same example. The positions and the cache do not change, because all beams
-    of an example have read the same number of tokens.
+    Each row must be replaced by a row of the same example. Positions and cache stay as they are, because all beams of
+    an example are at the same position and share one cache.
     """
     if isinstance(state, History):
         return History(*(array[rows_R] for array in state))

@@ -15,7 +15,7 @@ from t5x_lite.decoding.strategy import Strategy
 
 
 class History(NamedTuple):
-    """Holds what the rules need to know about the text so far."""
+    """Holds the facts about each row's text so far that the rules read."""
 
     node_R: jax.Array  # int32, the row's node in the constraint's tree
     tokens_RT: jax.Array  # int32, the tokens that the decoder has read, then V; [R, 0] if no rule needs tokens
@@ -80,12 +80,12 @@ def apply(
 
 
 def penalise_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, penalty: float) -> jax.Array:
-    """Lowers the logits of tokens that their row already contains.
+    """Lowers the logits of tokens that already occur in their row.
 
-    Positive logits are divided by `penalty`, negative ones are multiplied by it (Keskar et al. 2019, CTRL, §4.1, as
-    commonly implemented).
+    Positive logits are divided by `penalty`, and negative logits are multiplied by `penalty` (Keskar et al. 2019, CTRL,
+    §4.1, as commonly implemented).
 
-    tokens_RT: int32, the row's tokens; V marks an empty slot.
+    tokens_RT: int32, the tokens of each row; V marks an empty slot.
     """
     seen_RV = _marked(logits_RV, tokens_RT)
     penalised_RV = jnp.where(logits_RV > 0, logits_RV / penalty, logits_RV * penalty)
@@ -93,9 +93,9 @@ def penalise_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, penalty: flo
 
 
 def forbid_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, lengths_R: jax.Array, size: int) -> jax.Array:
-    """Forbids each token that would repeat an n-gram of its row. An n-gram has `size` tokens (Paulus et al. 2018,
-    §2.5).
+    """Forbids each token that would make an n-gram occur twice in its row (Paulus et al. 2018, §2.5).
 
+    size: n, the number of tokens in an n-gram.
     tokens_RT: int32, the `lengths_R` tokens of each row, then V in the empty slots.
     """
     starts = max(tokens_RT.shape[1] - size + 1, 0)  # the number of n-grams
@@ -109,7 +109,7 @@ def forbid_repetition(logits_RV: jax.Array, tokens_RT: jax.Array, lengths_R: jax
 
 
 def _marked(logits_RV: jax.Array, tokens_RT: jax.Array) -> jax.Array:
-    """Returns bool [R, V]: True for the tokens that occur in each row of tokens_RT, where V marks an empty slot."""
+    """Returns bool [R, V]: True where a token occurs in a row of tokens_RT. In tokens_RT, V marks an empty slot."""
     rows_R1 = jnp.arange(len(tokens_RT))[:, None]
     return jnp.zeros(logits_RV.shape, bool).at[rows_R1, tokens_RT].set(True, mode="drop")
 
@@ -130,7 +130,7 @@ def force(logits_RV: jax.Array, token: int, here_R: jax.Array, logit_R: jax.Arra
 
 
 def keep_top_k(logits_RV: jax.Array, k: int) -> jax.Array:
-    """Forbids all but the `k` most probable tokens of each row. Ties with the k-th stay allowed.
+    """Forbids all but the `k` most probable tokens of each row. Tokens that tie with the k-th one stay allowed.
 
     Source: Fan et al. 2018, §5.4.
     """

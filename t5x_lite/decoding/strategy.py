@@ -18,21 +18,21 @@ class Strategy:
     transformers.
     """
 
-    max_tokens: int = 64  # of a text, including its end; a constraint replaces it with the length of its longest text
+    max_tokens: int = 64  # of a text, including its end; with a constraint, the length of the longest allowed text
     min_tokens: int = 0  # of a text, before its end
     beams: int = 1
     length_penalty: float = 0.6  # exponent in beam search's score; 0: no penalty
     length_offset: int = 5
     temperature: float = 0.0  # 0: no sampling; 1: from the model's distribution
     top_k: int = 0  # sample from the k most probable tokens; 0: from all
-    top_p: float = 1.0  # sample from the fewest tokens whose probabilities sum to this
+    top_p: float = 1.0  # sample from the fewest tokens whose probabilities sum to at least this; 1: from all
     repetition_penalty: float = 1.0  # above 1: makes the tokens of the text so far less likely
-    no_repeat_ngram_size: int = 0  # no n-gram of this size is repeated, nor one of a decoder's prompt; 0: no limit
+    no_repeat_ngram_size: int = 0  # no n-gram of this size occurs twice in a text and its decoder prompt; 0: no limit
     first_token: int | None = None  # forced as the first token: BART's <s>, mBART's language
-    last_token: int | None = None  # forced as token number max_tokens, such as an end
+    last_token: int | None = None  # forced as token number max_tokens; usually an end
     other_ends: tuple[int, ...] = ()  # more tokens that end a text, such as a chat's end of turn
     early_stopping: bool | str = "never"  # of beam search, one of beam.EARLY_STOPPING
-    texts: int = 1  # texts per example: the number of samples, or of the best beams
+    texts: int = 1  # texts per example: the number of samples, or of best texts that beam search returns
 
     def validate(self) -> "Strategy":
         """Returns self. Raises ConfigError if a field is not valid; the message says what is allowed."""

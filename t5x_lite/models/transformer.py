@@ -119,14 +119,11 @@ class Stack(nn.Module):
         visible_BLM: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Returns (hidden states [B, L, D], the new cache). The new cache is None if `cache` is None.
+        """Returns (hidden states [B, L, D], new cache, which is None if `cache` is None). `key` turns dropout on.
 
         With a `cache` (see `empty_cache`), the L new tokens are written after the cached tokens, and attend to cached
         and new tokens. Only the first call with a cache needs `encoded_BSD`; later ones find its keys and values there.
-
-        visible_BLM: bool, True where a token may attend to a slot of the cache. If it is None, a token may attend to
-            all slots up to its own.
-        key: for dropout; None: no dropout.
+        visible_BLM: bool, True where a token may attend to a slot. None: it may attend to all slots up to its own.
         """
         config = self.config
         x_BLD = self.embed_positions(x_BLD, positions_BL)

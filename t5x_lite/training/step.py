@@ -1,7 +1,7 @@
 """Makes the training step: a jitted function, (state, batch) -> (new state, metrics), that consumes its input state.
 
 The step does no I/O and has no global state. Callers pass the module, optimizer, loss and layout to this module;
-`t5x_lite/runtime.py` makes these parts.
+`t5x_lite/runtime.py` puts them together.
 """
 
 import functools
@@ -157,10 +157,8 @@ def make_train_step(
       loss_fn: (outputs, batch) -> {head: LossSum}, such as `functools.partial(loss_sums, z_loss=…, label_smoothing=…)`.
       microbatches: number of parts into which the batch is split; they run one after the other, to save memory.
       seed: seed of dropout, which depends only on (seed, step, microbatch).
-      trainable: selects the trainable parameters. The others are frozen: they have no gradient and no optimizer state,
-          and never change.
-      spike_sigmas: the loss is a spike if it is more than this many standard deviations above the mean of the last
-          losses (spikes.py); 0: no loss is a spike.
+      trainable: selects the trainable parameters; the others have no gradient and no optimizer state, and never change.
+      spike_sigmas: a loss more than this many standard deviations above the mean of the last losses is a spike; 0: off.
     """
     places = _places(state)
 
@@ -299,7 +297,7 @@ def split_rows(batch: Batch, microbatches: int, layout: Layout) -> Batch:
 def make_eval_step(
     module: nn.Module, layout: Layout, params: Any, *, loss_fn: LossFn = losses.loss_sums
 ) -> Callable[[Any, Batch], Metrics]:
-    """Returns the jitted evaluation step, (params, batch) -> metrics. They can be added (step_metrics.py).
+    """Returns the jitted evaluation step, (params, batch) -> metrics, which can be added (step_metrics.py).
 
     The model runs without dropout, and its auxiliary losses are left out. The default `loss_fn` computes each head's
     loss without z-loss and without label smoothing.
