@@ -32,7 +32,7 @@ class Head:
     loss: a key of training.losses.LOSSES.
     positions: the name of the array that holds each target's index into S; "" if every token has a target.
     dropout: whether dropout is applied to the head's inputs.
-    is_supervised: whether the head is only for tasks with labels, not for the objective of a corpus.
+    is_supervised: whether only a task's own targets train the head. LoRA trains such heads in full.
     problem_type: `problem_type` in Hugging Face's config.json, which distinguishes heads with the same Hugging Face
         class; "" if it is not needed.
     """
