@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 from tiny_models import FAMILIES as TINY
@@ -381,6 +382,27 @@ def test_two_keys_that_are_one_of_ours_must_agree(family, key, source, tmp_path)
     mapping.read_config(settings, FAMILIES[family], tmp_path)
     with pytest.raises(CheckpointError, match=f"{key}=.* and {source}=.* differ"):
         mapping.read_config(settings | {key: settings[key] + 1}, FAMILIES[family], tmp_path)
+
+
+@pytest.mark.parametrize(("between", "doubled"), [("[SEP]", False), ("[SEP] [SEP]", True)])
+def test_the_tokenizer_decides_the_marks_between_two_texts(good, tmp_path, between, doubled):
+    """Multilingual MiniLM is a BERT with XLM-R's tokenizer."""
+    shutil.copytree(good, tmp_path / "hf")
+    ids = {f"w{n}": n for n in range(40)} | {"[PAD]": 40, "[UNK]": 41, "[CLS]": 42, "[SEP]": 43, "[MASK]": 44, "a": 45}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair=f"[CLS] $A {between} $B [SEP]", special_tokens=[("[CLS]", 42), ("[SEP]", 43)]
+    )
+    made.save(str(tmp_path / "hf" / "tokenizer.json"))
+    interchange.import_directory(tmp_path / "hf", tmp_path / "imported")
+    expected = made.encode("w1 w2", "w3")
+    for name in ("hf", "imported"):
+        batch = t5x_lite.load(tmp_path / name).tokenize(["w1 w2"], ["w3"])
+        is_real = batch["encoder_segment_ids"][0] > 0
+        assert batch["encoder_input_tokens"][0][is_real].tolist() == expected.ids
+        types = [0] * len(expected.ids) if doubled else [0, 0, 0, 0, 1, 1]
+        assert batch["token_type_ids"][0][is_real].tolist() == types
 
 
 def test_what_is_not_imported_yet_is_told_how(tmp_path):

@@ -301,7 +301,7 @@ class EncoderOnly:
             if self.fairseq_marks and place:
                 added = [mark, part, mark]
             pieces += added
-            type_of_piece += [place] * len(added)
+            type_of_piece += [0 if self.fairseq_marks else place] * len(added)  # RoBERTa's tokens are all of one type
             is_mark += [piece is mark for piece in added]
         lengths = np.stack([piece.lengths for piece in pieces], axis=1).ravel()
         types = np.repeat(np.tile(np.array(type_of_piece, np.int32), rows), lengths)

@@ -26,15 +26,15 @@ def generator(*parts: Any) -> np.random.Generator:
 
 
 def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Returns the elements at `places` of an endless order of the elements 0 to size − 1. Each epoch holds every
-    element once and is shuffled anew.
+    """Returns the elements at `places` of an endless sequence. In it, every epoch is a new random order of the elements
+    0 to size − 1.
 
     places: int [places]. Place n is the (n mod size)-th element of epoch n // size.
     Returns int64 [places].
     An epoch's order is a pseudo-random permutation in constant memory: a Feistel network over a rectangle of at least
-    `size` cells, about √size wide and high. An element outside 0 to size − 1 is permuted again until it is inside; this
-    hardly ever takes a second step (Black & Rogaway 2002, "Ciphers with arbitrary finite domains": generalised Feistel
-    and cycle walking).
+    `size` cells, about √size wide and high. An element that lands outside 0 to size − 1 is permuted again until it is
+    inside, which is hardly ever needed (Black & Rogaway 2002, "Ciphers with arbitrary finite domains": generalised
+    Feistel and cycle walking).
 
     >>> sorted(shuffled(np.arange(5), 5, seed=0).tolist()), sorted(shuffled(np.arange(5, 10), 5, seed=0).tolist())
     ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])

@@ -286,6 +286,16 @@ class TokenizerVocabulary:
         ids = self.tokenizer.encode("a", add_special_tokens=True).ids
         return len(ids) > 1 and ids[0] == self._roles.get("bos")
 
+    @functools.cached_property
+    def doubles_sep(self) -> bool | None:
+        """Returns whether the tokenizer puts two [SEP] between two texts, as RoBERTa's does.
+
+        Returns None if the tokenizer puts none there, so that it does not say.
+        """
+        encoding = self.tokenizer.encode("a", "a", add_special_tokens=True)
+        between = [i for i in encoding.ids[1:-1] if i == self._roles.get("sep", self._roles.get("eos"))]
+        return len(between) > 1 if between else None
+
     @property
     def unk_id(self) -> int:
         return self._role("unk")

@@ -332,8 +332,8 @@ def _require_same(path: Path, settings: dict) -> None:
 def resume(path: Path, examples: Sequence[dict], added: dict, chunk: int = 1) -> int:
     """Returns how many lines of the output `path` are done. Removes an incomplete last chunk, which a kill may leave.
 
-    Lines are done if they form complete chunks, or if there is one for every example.
-    added: {field that the output adds: its value in every line; None: any value}.
+    Lines are done if they form complete chunks, or if every example has its line.
+    added: {field that the output adds: its value in every line}. The value None allows any value.
     chunk: the number of lines in a chunk.
 
     Raises ConfigError unless the lines are the results of the first examples: each line must have the fields of its

@@ -97,7 +97,10 @@ def strategy(
     eos_token_id: int | list | None = None,
     num_return_sequences: int = 1,
 ) -> Strategy:
-    """Returns the Strategy for these options. It does not limit lengths. Raises ConfigError if options conflict."""
+    """Returns the Strategy for these options. The Strategy does not limit lengths.
+
+    Raises ConfigError if options conflict.
+    """
     if do_sample and num_beams > 1:
         raise ConfigError(f"num_beams={num_beams} with do_sample=True: set num_beams=1 or do_sample=False")
     if do_sample and not temperature > 0:

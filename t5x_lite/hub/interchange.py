@@ -57,7 +57,8 @@ def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), voca
     config = opened.config
     if vocab_size:
         config = dataclasses.replace(config, vocab_size=vocab_size).validate()
-    _check_tokenizer(source, config)
+    if (vocabulary := _vocabulary(source, config)) is not None:
+        config = parameters.with_marks_of(config, vocabulary)
     with _new_directory(out) as directory:
         params, report = parameters.load(opened, config, parameters.layout_for(config), allow=allow)
         _write_checkpoint(directory, config, params, report)
@@ -167,16 +168,21 @@ def token_ids(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, int]:
     return ids
 
 
-def _check_tokenizer(source: Path, config: ModelConfig) -> None:
-    """Raises ConfigError if the tokenizer beside the weights has more ids than the model has embedding rows."""
+def _vocabulary(source: Path, config: ModelConfig) -> Vocabulary | None:
+    """Returns the vocabulary beside the weights; None if there is none.
+
+    Raises ConfigError if it has more ids than the model has embedding rows.
+    """
     if not any((source / name).is_file() for name in vocabularies.TOKENIZER_FILES[:8]):
-        return
-    size = vocabularies.load(str(source)).size
+        return None
+    vocabulary = vocabularies.load(str(source))
+    size = vocabulary.size
     if size > config.vocab_size:
         raise ConfigError(
             f"the tokenizer of {source} has {size} ids, the model {config.vocab_size} embedding rows; add rows with "
             f"--vocab-size={-(-size // 128) * 128}, or use the model's own tokenizer"
         )
+    return vocabulary
 
 
 @contextlib.contextmanager

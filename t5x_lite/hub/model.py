@@ -322,8 +322,9 @@ def _stored(path: Path) -> Model:
 def _downloaded(path: Path) -> Model:
     opened = parameters.open_directory(path)
     vocabulary = vocabularies.load(str(path))
-    params, _ = parameters.load(opened, opened.config, parameters.layout_for(opened.config))
-    return Model(opened.config, params, vocabulary, _class_names(opened.settings, opened.config), path)
+    config = parameters.with_marks_of(opened.config, vocabulary)
+    params, _ = parameters.load(opened, config, parameters.layout_for(config))
+    return Model(config, params, vocabulary, _class_names(opened.settings, config), path)
 
 
 def _trained(path: Path, which: str) -> Model:

@@ -77,6 +77,17 @@ def open_directory(path: Path) -> Found:
     return Found(path, settings, family, _with_heads(config, family, weights, names, settings), weights, names)
 
 
+def with_marks_of(config: ModelConfig, vocabulary: Any) -> ModelConfig:
+    """Returns an encoder's config with the marks between two texts that its tokenizer puts there itself.
+
+    A tokenizer may belong to a different family than the model: multilingual MiniLM is a BERT with XLM-R's tokenizer.
+    """
+    doubled = getattr(vocabulary, "doubles_sep", None)
+    if config.architecture != "encoder_only" or doubled is None:
+        return config
+    return dataclasses.replace(config, fairseq_marks=doubled)
+
+
 def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
     """Returns {path: (shape, logical axes)} of the parameters. Layers are scanned or unrolled as in `config`."""
     scanned = dataclasses.replace(config, scan_layers=True)

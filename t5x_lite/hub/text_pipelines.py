@@ -54,7 +54,7 @@ def summarization(model: Model, inputs: list, *, prefix: str = "", **options: An
 
 
 def translation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
-    """Returns a list of {"translation_text"} for each input. The default is beam search with 4 beams.
+    """Returns a list with one {"translation_text"} per input. The default is beam search with 4 beams.
 
     prefix: text to put before each input. In a pipeline such as translation_en_to_de, the default is the prefix in the
         model's config.json, such as "translate English to German: " for T5.

@@ -273,8 +273,9 @@ def to_jsonl(records: Iterable[dict]) -> bytes:
 
 @functools.cache
 def documents(split: str) -> tuple[Document, ...]:
-    """Returns this Python's documents of one split, in a fixed order. Reads them once per process.
+    """Returns the documents of one split, from the Python that is running, in a fixed order.
 
+    Reads them once per process.
     Raises DataError for an unknown split.
     """
     if split not in SPLITS:
@@ -284,5 +285,5 @@ def documents(split: str) -> tuple[Document, ...]:
 
 @functools.cache
 def all_splits() -> tuple[Document, ...]:
-    """Returns this Python's documents of all splits. Reads them once per process."""
+    """Returns the documents of all splits, from the Python that is running. Reads them once per process."""
     return tuple(load())

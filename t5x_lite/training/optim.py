@@ -138,7 +138,7 @@ def make_optimizer(
     decay_exponent: float = 0.8,
     min_dim_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer `name`, to which clipping by global norm and weight decay are added.
+    """Returns the optimizer `name`, with weight decay and with clipping by the global norm.
 
     Args:
       name: adamw, adafactor, or a user's function, schedule -> optimizer. Only clipping is added to a user's optimizer.
