@@ -210,7 +210,7 @@ def test_an_adapter_is_written_as_peft_has_it(scan_layers, tmp_path):
     peft.write(tmp_path, dataclasses.replace(config, scan_layers=scan_layers), stacked, FAMILIES["bert"])
     settings = json.loads((tmp_path / peft.SETTINGS).read_text())
     assert settings["target_modules"] == ["attention.output.dense", "attention.self.query"]
-    assert settings["modules_to_save"] == ["classifier", "pooler.dense"]
+    assert settings["modules_to_save"] == ["classifier", "pooler"]
     tensors = load_file(tmp_path / peft.WEIGHTS)
     added, base = (
         dict(parameters.tensors(plain[0], FAMILIES["bert"], plain[1])[1])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.heads import SUPERVISED
+from t5x_lite.heads import EXAMPLES, HEADS, SUPERVISED
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.hub.family import Family
 from t5x_lite.models import paths
@@ -16,6 +16,7 @@ from t5x_lite.models.config import ModelConfig
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # peft wraps the model in two modules; their names are base_model and model
+ONE_VECTOR = tuple(name for name in SUPERVISED if HEADS[name].reads == EXAMPLES)  # heads that read one per example
 TRAINED_WHOLE = ("pooler/", *(f"{name}/" for name in SUPERVISED))
 
 
@@ -51,13 +52,13 @@ def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> 
             tensors[f"{PREFIX}{module}.lora_B.weight"] = b.reshape(config.lora_rank, -1).T
             targets.add(re.sub(r".*\.\d+\.", "", module))  # the same module of every layer
         elif path.startswith(TRAINED_WHOLE):
-            whole.add(module.removeprefix(family.prefix))
+            whole.add(module.removeprefix(family.prefix).split(".")[0])  # peft saves a head as one module
             tensors[f"{PREFIX}{binding.key}"] = binding.theirs(arrays[binding.path])
             if path + "bias" in arrays:
                 tensors[f"{PREFIX}{module}.bias"] = arrays[path + "bias"]
     settings = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if whole else "SEQ_2_SEQ_LM" if config.architecture == "text_to_text" else "CAUSAL_LM",
+        "task_type": _task_type(config),
         "r": config.lora_rank,
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout_rate,
@@ -69,3 +70,11 @@ def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> 
     }
     save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, directory / WEIGHTS, {"format": "pt"})
     (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _task_type(config: ModelConfig) -> str | None:
+    """Returns the name that decides which class of peft wraps the model; None for peft's general class."""
+    if config.architecture != "encoder_only":
+        return "SEQ_2_SEQ_LM" if config.architecture == "text_to_text" else "CAUSAL_LM"
+    types = {"token_classification": "TOKEN_CLS", "span": "QUESTION_ANS"} | dict.fromkeys(ONE_VECTOR, "SEQ_CLS")
+    return next((types[head] for head in config.heads if head in types), None)
