@@ -1,5 +1,7 @@
 """Outputs and gradients of T5, BERT and GPT-2 equal those of numpy_models.py, which reads every packed text alone."""
 
+import re
+
 import jax
 import numpy as np
 import numpy_models as plain
@@ -73,7 +75,7 @@ def test_outputs_of_packed_texts_equal_numpy_s_of_each_text_alone(name):
             np.testing.assert_allclose(ours[head][row, at], logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["t5_1_1", "bert", "gpt2"])
 def test_the_gradient_equals_numpy_s_slope(name):
     """Along random directions u: grad·u = (loss(params + hu) - loss(params - hu)) / 2h."""
     config, params, batch = example(name)
@@ -93,8 +95,10 @@ def test_the_gradient_equals_numpy_s_slope(name):
     start, slopes = flat(params), flat(gradient)
     np.testing.assert_allclose(value, loss_in_numpy(start), rtol=1e-6)
     rng, h = np.random.default_rng(0), 1e-5
-    for path in start:
-        direction = rng.normal(size=start[path].shape)
-        up, down = (plain.Params(start | {path: start[path] + s * h * direction}) for s in (1, -1))
-        slope = (loss_in_numpy(up) - loss_in_numpy(down)) / (2 * h)
-        np.testing.assert_allclose((slopes[path] * direction).sum(), slope, rtol=1e-4, atol=1e-4, err_msg=path)
+    for kind in {re.sub(r"_\d+/", "_*/", path) for path in start}:  # the same parameter of all layers at once
+        paths = [path for path in start if re.sub(r"_\d+/", "_*/", path) == kind]
+        directions = {path: rng.normal(size=start[path].shape) for path in paths}
+        moved = ({path: start[path] + s * h * directions[path] for path in paths} for s in (1, -1))
+        up, down = (loss_in_numpy(plain.Params(start | values)) for values in moved)
+        ours = sum((slopes[path] * directions[path]).sum() for path in paths)
+        np.testing.assert_allclose(ours, (up - down) / (2 * h), rtol=1e-4, atol=1e-4, err_msg=kind)

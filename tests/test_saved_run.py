@@ -46,7 +46,7 @@ def no_tables(monkeypatch):
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
 
 
-@pytest.mark.parametrize("preset", ["bert_tiny", "t5_tiny", "gpt2_tiny"])
+@pytest.mark.parametrize("preset", ["bert_tiny", "t5_tiny"])
 def test_a_moved_run_works_without_its_data_and_vocabulary(tmp_path, monkeypatch, capsys, no_tables, preset):
     data, workdir = tmp_path / "data", tmp_path / "run"
     write_data(data)
