@@ -264,8 +264,10 @@ def encode_positions(positions: np.ndarray) -> str:
 
 
 def decode_positions(text: str, tasks: int) -> np.ndarray:
-    """Decodes the positions of tasks, int64 [tasks, 3]. Raises CheckpointError if `encode_positions` did not write the
-    text for this number of tasks."""
+    """Decodes a text that `encode_positions` wrote, and returns the positions of the tasks, int64 [tasks, 3].
+
+    Raises CheckpointError if the text is corrupted, or was written for a different number of tasks.
+    """
     fields = len(Position._fields)
     try:
         planes = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8).reshape(8, fields * tasks)

@@ -61,8 +61,8 @@ def training_s(spent_s: dict[str, float]) -> float:
 def table(rows: Sequence[dict]) -> list[dict]:
     """Returns one row per span: its seconds, and its share of the wall time. All restarts of a run are included.
 
-    Time between the first row and the last that no row accounts for gets a row of its own: the run was down, or it made
-    steps that it repeated later. rows: the rows of `metrics.jsonl`.
+    rows: the rows of `metrics.jsonl`. They may not account for all of the time between the first and the last of them,
+        because the run was down or made steps that it repeated later. The table has a separate row for that time.
     """
     timed = [row for row in rows if "time/unix" in row]
     if not timed:
