@@ -47,6 +47,11 @@ class Experiment:
         """The tasks that the run trains on."""
         return tuple(rated.task for rated in self.mixture)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the first task that has any, in the order of a head's outputs; () if no task has any."""
+        return next((task.classes for task in self.tasks if task.classes), ())
+
 
 def resolve(cfg: Config) -> Experiment:
     """Returns the experiment of a config. Does not change the config: what is read from local files goes into a copy.

@@ -4,7 +4,6 @@ For example, a run whose task lists (entailment, neutral, contradiction) may sta
 neutral, entailment). Then the classes in the classifier's head are put in the run's order.
 """
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ import jax.numpy as jnp
 from t5x_lite import saved_run
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.checkpoints.loading import load_params
+from t5x_lite.errors import CheckpointError
 from t5x_lite.heads import HEADS
-from t5x_lite.models import paths
-
-IMPORTED = "huggingface.json"  # in an imported directory: the config.json of the original
+from t5x_lite.models import paths, stored
 
 
 def load(source: str, params: Any, classes: tuple[str, ...]) -> tuple[Any, str]:
@@ -27,49 +25,54 @@ def load(source: str, params: Any, classes: tuple[str, ...]) -> tuple[Any, str]:
     classes: the run's classes, in the order of its heads' outputs. Raises CheckpointError as `load_params` does.
     """
     loaded, report = load_params(source, params)
-    theirs = names_of(checkpoint.find(source).parents[1])
-    loaded, note = align(loaded, params, theirs, classes)
+    old_classes = classes_of(checkpoint.find(source).parents[1])
+    loaded, note = align(loaded, params, old_classes, classes)
     return loaded, f"{report}; {note}" if note else str(report)
 
 
-def align(loaded: Any, fresh: Any, theirs: tuple[str, ...], ours: tuple[str, ...]) -> tuple[Any, str]:
+def align(loaded: Any, fresh: Any, old: tuple[str, ...], new: tuple[str, ...]) -> tuple[Any, str]:
     """Puts the classes in loaded heads in the run's order. Returns (parameters, a note for the user or "").
 
     If the checkpoint has the run's names in a different order, reorders its heads; upper and lower case do not matter.
-    If it has different names, the heads stay as in `fresh`. If it has no names (only LABEL_0, …), its classes are
-    matched by number.
+    If it has different names, the heads stay as in `fresh`. If it has no names (none, or only LABEL_0, …), its classes
+    are matched by number.
 
     loaded: the parameters with those of the checkpoint. fresh: the parameters before the checkpoint was loaded.
-    theirs: the checkpoint's classes. ours: the run's classes.
+    old: the checkpoint's classes. new: the run's classes.
     """
     flat, start = paths.flatten(loaded), paths.flatten(fresh)
     heads = [path for path in flat if path.split("/")[0] in HEADS and HEADS[path.split("/")[0]].has_classes]
-    changed = [path for path in heads if flat[path].shape[-1] == len(ours) and flat[path] is not start[path]]
-    if not changed or len(theirs) != len(ours) or theirs == ours:
+    changed = [path for path in heads if flat[path].shape[-1] == len(new) and flat[path] is not start[path]]
+    if not changed or old == new:
         return loaded, ""
-    if all(name == f"LABEL_{number}" for number, name in enumerate(theirs)):
-        return loaded, f"the checkpoint has no names for its classes; they are taken in the order {', '.join(ours)}"
-    number_of = {name.casefold(): number for number, name in enumerate(theirs)}
-    if len(number_of) == len(theirs) and set(number_of) == {name.casefold() for name in ours}:
-        order = jnp.array([number_of[name.casefold()] for name in ours])
+    if all(name == f"LABEL_{number}" for number, name in enumerate(old)):
+        return loaded, f"the checkpoint has no names for its classes; they are taken in the order {', '.join(new)}"
+    number_of = {name.casefold(): number for number, name in enumerate(old)}
+    if len(number_of) == len(old) and set(number_of) == {name.casefold() for name in new}:
+        order = jnp.array([number_of[name.casefold()] for name in new])
         moved = {path: _reordered(flat[path], order) for path in changed}
-        said = f"its classes {', '.join(theirs)} are matched by name with {', '.join(ours)}"
-        return paths.unflatten(flat | moved), said
-    said = f"its classes {', '.join(theirs)} are not the run's {', '.join(ours)}, so {', '.join(changed)} start fresh"
-    return paths.unflatten(flat | {path: start[path] for path in changed}), said
+        note = f"its classes {', '.join(old)} are matched by name with {', '.join(new)}"
+        return paths.unflatten(flat | moved), note
+    note = f"its classes {', '.join(old)} are not the run's {', '.join(new)}, so {', '.join(changed)} start fresh"
+    return paths.unflatten(flat | {path: start[path] for path in changed}), note
 
 
 def _reordered(array: jax.Array, order: jax.Array) -> jax.Array:
     return jax.device_put(jnp.take(array, order, axis=-1), array.sharding)
 
 
-def names_of(directory: Path) -> tuple[str, ...]:
-    """Returns the class names of the model in a workdir or imported directory; () if the model has none."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        described = json.loads((directory / saved_run.DIRECTORY / saved_run.TASKS).read_bytes())
-        targets = [task["target"] for task in described["tasks"]]
-        return next((tuple(names) for t in targets if (names := t.get("labels") or t.get("classes"))), ())
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        names = json.loads((directory / IMPORTED).read_bytes())["id2label"]
-        return tuple(names[str(number)] for number in range(len(names)))
-    return ()
+def classes_of(directory: Path) -> tuple[str, ...]:
+    """Returns the classes of the model in a workdir or imported directory, in its order; () if it names none.
+
+    Raises CheckpointError if the file that names them is corrupted.
+    """
+    if (of_run := saved_run.directory_of(directory)) is not None:
+        return saved_run.classes_of(of_run)
+    file = directory / stored.SETTINGS
+    if not file.is_file():
+        return ()
+    try:
+        names = json.loads(file.read_bytes()).get("id2label") or {}
+        return tuple(str(names.get(str(number), f"LABEL_{number}")) for number in range(len(names)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is corrupted ({error}); import the model again") from None

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from t5x_lite import atomic
 from t5x_lite import config as configs
 from t5x_lite.config import Config
-from t5x_lite.data import registry, targets, vocabularies
+from t5x_lite.data import vocabularies
 from t5x_lite.data.registry import Example, Feature, Rated, Task
+from t5x_lite.data.targets import Target
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import CheckpointError, DataError
 from t5x_lite.models import stored
@@ -27,11 +28,10 @@ from t5x_lite.models import stored
 if TYPE_CHECKING:
     from t5x_lite.experiment import Experiment  # resolving names is not a part of training
 
-DIRECTORY = "model"
 TASKS = "tasks.json"
 VOCABULARY = "vocabulary"
 VOCABULARIES = ("ByteVocabulary", "SentencePieceVocabulary", "TokenizerVocabulary")
-IMPORTED = ("huggingface.json", "generation_config.json")  # settings of a model that was imported
+IMPORTED = (stored.SETTINGS, "generation_config.json")  # settings of a model that was imported
 # Keys that decide what a model is and what it reads. If one of them is changed, `resolve` does not use the stored files
 # but resolves the names in the config.
 OF_DATA = ("mixture", "files", "inputs", "targets", "text", "labels", "header", "delimiter", "vocabulary", "dir")
@@ -50,25 +50,27 @@ class NotHere:
 
 
 def write(experiment: "Experiment", workdir: Path) -> None:
-    """Writes WORKDIR/model, after removing an earlier one.
+    """Writes WORKDIR/model in place of an earlier one.
 
-    Writes nothing if the user's own code defines the class of the model, of a target or of the vocabulary.
+    Only removes the earlier one if the user's own code defines the class of the model, of a target or of the
+    vocabulary.
     Raises OSError if a file cannot be written, and ConfigError if a file of the vocabulary cannot be read.
     """
-    directory, partial = workdir / DIRECTORY, workdir / f".{DIRECTORY}.partial"
-    for old in (partial, directory):  # while there is none, `resolve` resolves the run's config
-        shutil.rmtree(old, ignore_errors=True)
+    directory, partial = workdir / stored.DIRECTORY, workdir / f".{stored.DIRECTORY}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
     vocabulary, tasks = experiment.vocabulary, experiment.mixture
     kinds = {type(vocabulary).__module__} | {type(rated.task.target).__module__ for rated in tasks}
-    if experiment.model.module is not None or not all(kind.startswith("t5x_lite.data.") for kind in kinds):
-        return
-    (partial / VOCABULARY).mkdir(parents=True)
-    for name, content in _files(experiment):
-        (partial / name).write_bytes(content)
-    described = {"vocabulary": _of_vocabulary(vocabulary), "tasks": [_of_task(rated) for rated in tasks]}
-    atomic.write(partial / TASKS, json.dumps(described, indent=1))
-    atomic.write(partial / stored.FILE, json.dumps(dataclasses.asdict(experiment.model), indent=1))
-    partial.rename(directory)
+    is_described = experiment.model.module is None and all(kind.startswith("t5x_lite.data.") for kind in kinds)
+    if is_described:
+        (partial / VOCABULARY).mkdir(parents=True)
+        for name, content in _files(experiment):
+            (partial / name).write_bytes(content)
+        described = {"vocabulary": _of_vocabulary(vocabulary), "tasks": [_of_task(rated) for rated in tasks]}
+        atomic.write(partial / TASKS, json.dumps(described, indent=1))
+        atomic.write(partial / stored.FILE, json.dumps(dataclasses.asdict(experiment.model), indent=1))
+    shutil.rmtree(directory, ignore_errors=True)  # until the rename, `resolve` resolves the run's config
+    if is_described:
+        partial.rename(directory)
 
 
 def templates_of(task: Task) -> dict[str, str]:
@@ -88,7 +90,7 @@ def directory_of(workdir: Path) -> Path | None:
     Version 0.1 made none. `write` makes none if the user's own code defines the class of the model, of a target or of
     the vocabulary.
     """
-    directory = workdir / DIRECTORY
+    directory = workdir / stored.DIRECTORY
     return directory if (directory / TASKS).is_file() and (directory / stored.FILE).is_file() else None
 
 
@@ -106,15 +108,25 @@ def resolve(cfg: Config, workdir: Path) -> "Experiment":
     changed = [key for key in deciding if configs.as_data(cfg[key]) != configs.as_data(own[key])]
     if directory is None or changed:
         return experiment.resolve_again(cfg)
+    mixture, vocabulary = _read(directory)
+    return experiment.of_parts(cfg, mixture, vocabulary, stored.read(directory))
+
+
+def classes_of(directory: Path) -> tuple[str, ...]:
+    """Returns the classes that a run's model tells apart, given its WORKDIR/model; () if it has none."""
+    mixture, _ = _read(directory)
+    return next((rated.task.classes for rated in mixture if rated.task.classes), ())
+
+
+def _read(directory: Path) -> tuple[tuple[Rated, ...], Vocabulary]:
+    """Reads what `write` wrote. Raises CheckpointError if it is corrupted."""
     try:
         described = json.loads((directory / TASKS).read_bytes())
-        vocabulary = _vocabulary(described["vocabulary"], directory)
-        mixture = tuple(_task(entry) for entry in described["tasks"])
+        return tuple(_task(entry) for entry in described["tasks"]), _vocabulary(described["vocabulary"], directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{directory / TASKS} is damaged ({error}); remove {directory} to resolve the run's config instead"
+            f"{directory / TASKS} is corrupted ({error}); remove {directory} to resolve the run's config instead"
         ) from None
-    return experiment.of_parts(cfg, mixture, vocabulary, stored.read(directory))
 
 
 def _files(experiment: "Experiment") -> Iterator[tuple[str, bytes]]:
@@ -138,11 +150,12 @@ def _of_vocabulary(vocabulary: Any) -> dict[str, Any]:
 
 
 def _vocabulary(described: Mapping[str, Any], directory: Path) -> Vocabulary:
-    made = getattr(vocabularies, {name: name for name in VOCABULARIES}[described["class"]])
+    if described["class"] not in VOCABULARIES:
+        raise ValueError(f"the vocabulary's class is {described['class']!r}; it must be one of {VOCABULARIES}")
     arguments = {name: value for name, value in described.items() if name not in ("class", "file")}
     if "file" in described:
         arguments["path"] = directory / VOCABULARY / Path(described["file"]).name
-    vocabulary = made(**arguments)
+    vocabulary = getattr(vocabularies, described["class"])(**arguments)
     _ = vocabulary.size  # reads the file, so that a missing one fails here
     return vocabulary
 
@@ -160,9 +173,8 @@ def _of_task(rated: Rated) -> dict[str, Any]:
 
 
 def _task(described: Mapping[str, Any]) -> Rated:
-    target = dict(described["target"])
-    kind = {name: value for name, value in vars(targets).items() if isinstance(value, type)}[target.pop("class")]
-    target = {name: tuple(value) if isinstance(value, list) else value for name, value in target.items()}
+    target = {name: tuple(value) if isinstance(value, list) else value for name, value in described["target"].items()}
+    kind = {kind.__name__: kind for kind in Target.__subclasses__()}[str(target.pop("class"))]
     task = Task(
         described["name"],
         NotHere(described["name"], tuple(described["templates"].items())),
@@ -170,4 +182,4 @@ def _task(described: Mapping[str, Any]) -> Rated:
         target=kind(**target),
         segments=described["segments"],
     )
-    return registry.Rated(task, described["rate"])
+    return Rated(task, described["rate"])

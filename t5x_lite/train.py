@@ -255,7 +255,7 @@ def _restore(
     They come from the checkpoint of `begin.step`. At step 0 they are fresh, except that the parameters come from
     `init.checkpoint` if the config names one.
     """
-    cfg, classes = experiment.cfg, next((task.classes for task in experiment.tasks if task.classes), ())
+    cfg = experiment.cfg
     if begin.step:
         terminal.line(f"resuming {checkpoints.directory.parent} at step {begin.step}")
         checkpoints.wait()  # the save of this step may be under way
@@ -264,7 +264,7 @@ def _restore(
     if cfg.init.checkpoint:
         from t5x_lite import initial_params  # only for runs that start from a different model
 
-        params, report = initial_params.load(cfg.init.checkpoint, state.params, classes)
+        params, report = initial_params.load(cfg.init.checkpoint, state.params, experiment.classes)
         state = dataclasses.replace(state, params=params)
         terminal.line(f"from {cfg.init.checkpoint}: {report}")
     return state, first_data_state

@@ -453,7 +453,11 @@ def test_only_the_shards_of_the_last_save_to_disk_count(tmp_path):
     (tmp_path / names[1]).rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=r"00001-of-00002.arrow is missing, which state.json names"):
         discover(str(tmp_path), text="{text}")
-    for content, message in (({"_indices_data_files": [1]} | state, "flatten_indices"), ([], "cannot be read")):
+    for content, message in (
+        ({"_indices_data_files": [1]} | state, "flatten_indices"),
+        ([], "cannot be read"),
+        ({"_data_files": [{"filename": names[0]}]}, "not the shards of one data set"),
+    ):
         write(tmp_path / "state.json", json.dumps(content))
         with pytest.raises(ConfigError, match=message):
             discover(str(tmp_path), text="{text}")

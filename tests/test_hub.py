@@ -179,7 +179,7 @@ def test_an_export_names_its_own_vocabulary_s_ids_and_its_own_classes(name, tmp_
     config = dataclasses.replace(config, decoder_start_id=-1)
     origin = {"model_type": name, "dtype": "bfloat16", "their_own": 1, "eos_token_id": [7, 1], "bos_token_id": 9}
     (tmp_path / "origin").mkdir()
-    (tmp_path / "origin" / interchange.SETTINGS).write_text(json.dumps(origin))
+    (tmp_path / "origin" / stored.SETTINGS).write_text(json.dumps(origin))
     model = Model(config, random_params(config), vocabulary, ("no", "yes") if heads else (), tmp_path / "origin")
     interchange.export_model(model, tmp_path / "out")
     said = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -153,7 +153,7 @@ def test_damaged_lines_are_dropped_and_the_others_kept(tmp_path, capsys):
     assert read_metrics(tmp_path) == [*whole, {"step": 1, "eval/task/loss": 1.0}]
     assert capsys.readouterr().err == ""
     loggers(tmp_path, resume_step=1).close()
-    assert "metrics.jsonl: 9 damaged line(s) are dropped" in capsys.readouterr().err
+    assert "metrics.jsonl: 9 corrupted line(s) are dropped" in capsys.readouterr().err
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 1]
 
 

@@ -199,7 +199,7 @@ def test_what_infer_reads(tmp_path):
         ("c.TSV", "inputs\tid\none\t1\n", "inputs", ["one"]),
     ):
         (tmp_path / name).write_text(content, newline="")
-        assert [row[fields] for row in infer.read_input(tmp_path / name, (fields,), ())] == rows, name
+        assert [row[fields] for row in infer.read_input(tmp_path / name, (fields,), (), {})] == rows, name
     for name, content, needed, message in (
         ("b.csv", "text\nx\n", "inputs", "columns text; a column 'inputs' is needed"),
         ("c.csv", "inputs\n", "inputs", "holds no example"),
@@ -213,4 +213,4 @@ def test_what_infer_reads(tmp_path):
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises((ConfigError, DataError), match=message):
-            infer.read_input(tmp_path / name, (needed,), ("step", "prediction", "score"))
+            infer.read_input(tmp_path / name, (needed,), ("step", "prediction", "score"), {})

@@ -11,7 +11,7 @@ import tokenizers
 from tiny_models import FAMILIES, random_params
 
 import t5x_lite
-from t5x_lite import cli, config, experiment, saved_run, train
+from t5x_lite import cli, config, experiment, initial_params, saved_run, train
 from t5x_lite.data import registry, vocabularies
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Function
@@ -116,6 +116,7 @@ def test_every_run_in_a_workdir_replaces_the_definitions_of_the_one_before(tmp_p
     (tmp_path / "run" / "model" / "huggingface.json").write_text("{}")  # of a model that it was imported from
     _, second = resolved_run(tmp_path / "run", dataclasses.replace(first, name="second", labels=("a", "b", "c")))
     assert saved_run.resolve(second.cfg, tmp_path / "run").tasks[0].labels == ("a", "b", "c")
+    assert initial_params.classes_of(tmp_path / "run") == ("a", "b", "c")
     assert not (tmp_path / "run" / "model" / "huggingface.json").exists()
 
     class Own(ByteVocabulary):
@@ -197,5 +198,5 @@ def test_a_run_from_an_imported_model_keeps_its_settings(tmp_path, no_tables):
     with pytest.raises(DataError, match="python_docs_classify' is not in the workdir"):
         again.tasks[0].source.split("train")
     (tmp_path / "run" / "model" / "tasks.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"tasks.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"tasks.json is corrupted"):
         saved_run.resolve(cfg, tmp_path / "run")

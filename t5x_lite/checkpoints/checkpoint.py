@@ -181,7 +181,7 @@ class Checkpoints:
             raise error
         with self._errors_in_a_line("cannot save"):
             if error:
-                raise processes.named(error)
+                raise error
 
     def _moved(self) -> tuple[int, int]:
         """Returns (bytes staged, files sent to the mirror). They change while a save makes progress."""
@@ -200,6 +200,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
+            if (known := processes.named(error)) is not error:
+                raise known from error
             left = ""
             with contextlib.suppress(OSError):
                 left = f"; {shutil.disk_usage(self.directory).free:,} bytes are free there"
@@ -234,7 +236,8 @@ def _kinds(tree: Any) -> Counter:
 def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
     """Raises CheckpointError unless Orbax can open every saved array. (Orbax itself only warns of some faults.)"""
     for name, expected in arrays.items():
-        metadata = ocp.PyTreeCheckpointer().metadata(directory / name).item_metadata
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(directory / name).item_metadata
         opened = _kinds(metadata.tree) if metadata else Counter()  # pyright: ignore[reportAttributeAccessIssue]
         if opened != expected:
             raise CheckpointError(

@@ -15,11 +15,11 @@ from typing import TypeVar
 
 from t5x_lite.checkpoints import manifest
 from t5x_lite.errors import CheckpointError, ConfigError, first_line
+from t5x_lite.models import stored
 
 T = TypeVar("T")
 
 BESIDE = ("config.json", "metrics.jsonl")  # files of the workdir that a run needs besides a checkpoint
-MODEL = "model"  # the workdir's directory with all that its model needs besides parameters (saved_run.py)
 TRIES = 5
 FIRST_PAUSE_S = 1.0  # each later pause is twice as long
 
@@ -46,26 +46,23 @@ class Mirror:
     def steps(self) -> list[int]:
         """Returns the completely copied steps, oldest first. Raises CheckpointError if the store fails."""
         self._files.invalidate_cache()
-
-        def directories() -> list[str]:
-            return self._files.ls(self._root, detail=False) if self._files.exists(self._root) else []
-
-        names = [name for path in self._tried(directories) if (name := str(path).rstrip("/").split("/")[-1]).isdigit()]
-        sealed = (n for n in names if self._tried(lambda n=n: self._files.exists(f"{self._root}/{n}/{manifest.NAME}")))
-        return sorted(map(int, sealed))
+        manifests = self._tried(lambda: self._files.glob(f"{self._root}/*/{manifest.NAME}"))
+        return sorted(int(name) for path in manifests if (name := str(path).split("/")[-2]).isdigit())
 
     def push(self, step_directory: Path, kept: Collection[int]) -> None:
-        """Copies a step and the files of BESIDE, then removes all other steps that are not in `kept`.
+        """Copies a step and the workdir's files beside it, then removes all other steps that are not in `kept`.
 
         Raises CheckpointError if the store fails.
         """
         step, target = int(step_directory.name), f"{self._root}/{step_directory.name}"
+        workdir, beside = step_directory.parents[1], list(BESIDE)
+        if not self.sent:  # a run writes these before its first step, and never again
+            of_model = (workdir / stored.DIRECTORY).rglob("*")
+            beside += [file.relative_to(workdir).as_posix() for file in of_model if file.is_file()]
         names = [p.relative_to(step_directory).as_posix() for p in step_directory.rglob("*") if p.is_file()]
         for name in sorted(names, key=lambda name: name == manifest.NAME):
             self._tried(lambda name=name: self._put(step_directory / name, f"{target}/{name}"))
-        workdir = step_directory.parents[1]
-        of_model = [file.relative_to(workdir).as_posix() for file in (workdir / MODEL).rglob("*") if file.is_file()]
-        for name in (*BESIDE, *of_model):
+        for name in beside:
             if (workdir / name).exists():
                 self._tried(lambda name=name: self._put(workdir / name, f"{self._root}/{name}"))
         for old in set(self.steps()) - {step, *kept}:
@@ -94,8 +91,8 @@ class Mirror:
             for name in BESIDE:
                 if self._tried(lambda name=name: self._files.exists(f"{self._root}/{name}")):
                     self._tried(lambda name=name: self._files.get_file(f"{self._root}/{name}", str(workdir / name)))
-            if self._tried(lambda: self._files.exists(f"{self._root}/{MODEL}")):
-                self._get_all(MODEL, workdir / MODEL)
+            if self._tried(lambda: self._files.exists(f"{self._root}/{stored.DIRECTORY}")):
+                self._get_all(stored.DIRECTORY, workdir / stored.DIRECTORY)
             (workdir / checkpoints).mkdir(exist_ok=True)
             partial.rename(workdir / checkpoints / str(step))
             return step
@@ -112,7 +109,7 @@ class Mirror:
         for path in self._tried(lambda: self._files.find(root)):
             target = directory / str(path).split(f"{root.lstrip('/')}/", 1)[1]
             if directory.resolve() not in target.resolve().parents:
-                raise CheckpointError(f"{self.url} holds a file {path!r} that is outside the directory of its step")
+                raise CheckpointError(f"{self.url} holds a file {path!r} that would lie outside {directory}")
             target.parent.mkdir(parents=True, exist_ok=True)
             self._tried(lambda path=path, target=target: self._files.get_file(path, str(target)))
 

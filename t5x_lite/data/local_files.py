@@ -7,6 +7,7 @@ import dataclasses
 import glob
 import itertools
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,7 +153,8 @@ def _arrow_splits(directory: Path) -> dict[str, str]:
     for folder in sorted({path.parent for path in directory.rglob("data-*.arrow")}):
         split = "train" if folder == directory else _split_of(folder.name)
         if split is None:
-            continue  # unsupervised, test_matched, …: not used here
+            logging.getLogger(__name__).warning("%s is left out: %r is not a split", folder, folder.name)
+            continue
         if split in splits:
             raise ConfigError(
                 f"data.files={str(directory)!r}: which is {split}, {splits[split]} or {folder}? "
@@ -168,7 +170,8 @@ def _saved_shards(folder: Path) -> str:
     If the directory already held a data set, `save_to_disk` leaves the shards of the old one there. Only state.json
     says which files belong to the new one.
 
-    Raises ConfigError if state.json names a file that is missing, or says that the rows are chosen by an index.
+    Raises ConfigError if state.json names a file that is missing or no shard, or says that the rows are chosen by an
+    index.
     """
     state = folder / "state.json"
     try:
@@ -183,8 +186,10 @@ def _saved_shards(folder: Path) -> str:
         )
     if missing := [name for name in names if not (folder / name).exists()]:
         raise ConfigError(f"data.files: {folder / missing[0]} is missing, which {state.name} names; save it again")
-    pattern = shards_pattern(names)
-    return pattern or "data-*.arrow"
+    pattern = shards_pattern(names) if names else "data-*.arrow"
+    if not pattern:
+        raise ConfigError(f"data.files: {state} names files that are not the shards of one data set; save it again")
+    return pattern
 
 
 def shards_pattern(names: Sequence[str]) -> str:

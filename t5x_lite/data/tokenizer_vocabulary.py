@@ -126,9 +126,8 @@ class TokenizerVocabulary:
             tokenizer.no_truncation()
             tokenizer.no_padding()
             tokenizer.encode_special_tokens = True
-            tokenizer.encode(
-                "a \x00 é 1", add_special_tokens=False
-            )  # some files load, but lack parts that encoding needs
+            # Some files load, but lack parts that encoding needs.
+            tokenizer.encode("a \x00 é 1", add_special_tokens=False)
         except (ConfigError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exceptions; its panics are BaseExceptions
@@ -181,13 +180,17 @@ class TokenizerVocabulary:
 
     def _require_class(self, file: str, classes: Sequence[str]) -> None:
         """Raises ConfigError if the settings name a tokenizer that cuts texts differently from the one of this file."""
-        name = str(self._settings.get("tokenizer_class") or "").removesuffix("Fast")
         cuts = self._settings.get("word_tokenizer_type", "basic")
-        if (name and name not in classes) or cuts != "basic":
+        if (self._class and self._class not in classes) or cuts != "basic":
             raise ConfigError(
-                f"{Path(self.path).with_name('tokenizer_config.json')}: tokenizer_class={name!r} (words: {cuts}) "
-                f"cannot be read from a {file}; give a tokenizer.json, or a {file} of {', '.join(classes)}"
+                f"{Path(self.path).with_name('tokenizer_config.json')}: tokenizer_class={self._class!r} (words: "
+                f"{cuts}) cannot be read from a {file}; give a tokenizer.json, or a {file} of {', '.join(classes)}"
             )
+
+    @property
+    def _class(self) -> str:
+        """Returns the name of the tokenizer's class in transformers, without Fast; "" if no file names it."""
+        return str(self._settings.get("tokenizer_class") or "").removesuffix("Fast")
 
     @functools.cached_property
     def _normalization(self) -> dict[str, Any]:
@@ -202,14 +205,13 @@ class TokenizerVocabulary:
         Returns {} if they change none, or if the tokenizer is not BERT's.
         """
         path = Path(self.path)
-        if path.name in ("vocab.txt", "vocab.json"):
+        if path.suffix != ".json" or path.name == "vocab.json":
             return {}
-        inside = (json_object(path, self._contents[path]).get("normalizer") or {}) if path.suffix == ".json" else {}
+        inside = json_object(path, self._contents[path]).get("normalizer") or {}
         if inside.get("type") != "BertNormalizer":
             return {}
         own = {key: inside[key] for key in ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")}
-        name = str(self._settings.get("tokenizer_class") or "").removesuffix("Fast")
-        is_named = name in WORD_PIECE_CLASSES and name != "PreTrainedTokenizer"  # these lowercase by default
+        is_named = self._class in WORD_PIECE_CLASSES and self._class != "PreTrainedTokenizer"  # lowercase by default
         lower = self._settings.get("do_lower_case", True if is_named else None)
         wanted = own | self._normalization | ({} if lower is None else {"lowercase": lower})
         return wanted if wanted != own else {}
@@ -227,7 +229,7 @@ class TokenizerVocabulary:
         """Returns the tokens that the settings name as special."""
         named = [value for key, value in self._settings.items() if key.endswith("_token")]
         named += self._settings.get("additional_special_tokens") or []
-        return {str(value.get("content") if isinstance(value, dict) else value) for value in named}
+        return {str(_content(value)) for value in named}
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
@@ -238,8 +240,7 @@ class TokenizerVocabulary:
         """Returns {role: id} for the roles for which the tokenizer has a token (its own or a stand-in)."""
         own: dict[str, int] = {}
         for role, usual in ROLE_TOKENS.items():
-            named = self._settings.get(f"{role}_token")
-            named = named.get("content") if isinstance(named, dict) else named
+            named = _content(self._settings.get(f"{role}_token"))
             candidates = (named, *usual) if isinstance(named, str) else usual
             token = next((token for token in candidates if token in self._ids), None)
             if token is not None:
@@ -403,3 +404,8 @@ class TokenizerVocabulary:
                 f'name it in a tokenizer_config.json beside it, {{"{role}_token": "…"}}, or use a different vocabulary'
             )
         return self._roles[role]
+
+
+def _content(token: Any) -> Any:
+    """Returns the text of a token in a JSON file, which may hold it with its settings: {"content": text, …}."""
+    return token.get("content") if isinstance(token, dict) else token

@@ -68,7 +68,6 @@ def run(
         results = (*results, "probabilities")
     templates = {name: text for name, text in templates_of(task).items() if name in needed}
     examples = read_input(source, needed, ("step", *results), templates)
-    model_examples = Filled(examples, templates) if templates else examples
     if which == "all":
         raise ConfigError("--checkpoint=all: infer uses one checkpoint; use latest, best or a step")
     (step,) = chosen_steps(workdir, which, cfg.checkpoint.keep_best)
@@ -87,7 +86,7 @@ def run(
         truncated = 0
         for begin in range(done, len(examples), cfg.eval.batch_rows):
             end = min(begin + cfg.eval.batch_rows, len(examples))
-            local_results = _results(predictor, params, task, mode, model_examples, range(begin, end))
+            local_results = _results(predictor, params, task, mode, examples, templates, range(begin, end))
             result_of = dict(processes.gather(local_results))  # several hosts may read a row; the dict keeps it once
             if out is not None:
                 lines = (dumps(examples[i] | result_of[i] | {"step": step}) + "\n" for i in range(begin, end))
@@ -104,14 +103,20 @@ def run(
 
 
 def _results(
-    predictor: predict.Predictor, params: Any, task: Task, mode: str, examples: Sequence[dict], chunk: range
+    predictor: predict.Predictor,
+    params: Any,
+    task: Task,
+    mode: str,
+    examples: Sequence[dict],
+    templates: Mapping[str, str],
+    chunk: range,
 ) -> list[tuple[int, dict]]:
     """Returns (line number from 0, fields to add to the line) for each line of a chunk that this process computes."""
     experiment, batch_rows = predictor.experiment, predictor.experiment.cfg.eval.batch_rows
     share = sharding.input_shard(predictor.on_devices.layout, batch_rows)
     each = batch_rows // share["shard_count"]
     rows = chunk[share["shard_index"] * each : (share["shard_index"] + 1) * each]
-    local_examples = [examples[i] for i in rows]
+    local_examples = [filled(examples[i], templates) for i in rows]
     if mode == "score":
         scores = predictor.score(params, local_examples, task, each)
         added = [dataclasses.asdict(score) | {"logprob": _rounded(score.logprob)} for score in scores]
@@ -169,26 +174,13 @@ def _task(experiment: Experiment, name: str) -> Task:
     return next(iter(supervised.values()))
 
 
-class Filled(Sequence[dict]):
-    """A sequence of rows. When a row is read, templates make those fields that it lacks."""
-
-    def __init__(self, rows: Sequence[dict], templates: Mapping[str, str]):
-        self._rows, self._templates = rows, templates
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, place: int) -> dict:  # type: ignore[override]  (nobody slices)
-        return filled(self._rows[place], self._templates)
-
-
 def filled(row: dict, templates: Mapping[str, str]) -> dict:
     """Returns a row with its missing fields, made by `templates`. Raises ValueError if a template fails."""
     return row | {name: preprocess.fill(text, row) for name, text in templates.items() if name not in row}
 
 
 def read_input(
-    path: Path, needed: tuple[str, ...], added: tuple[str, ...], templates: Mapping[str, str] | None = None
+    path: Path, needed: tuple[str, ...], added: tuple[str, ...], templates: Mapping[str, str]
 ) -> Sequence[dict]:
     """Returns the objects of a JSONL file, the rows of a CSV or TSV table, or {"inputs": line} for each line of text.
 
@@ -207,13 +199,13 @@ def read_input(
             )
         rows: Sequence[dict] = [{"inputs": line.text} for line in _lines(path)]
     elif kind == "json":
-        rows = list(_objects(path, needed, added, templates or {}))
+        rows = list(_objects(path, needed, added, templates))
     else:
         rows = Csv({"all": str(path)}, delimiter="\t" if kind == "tsv" else ",").split("all")  # type: ignore[assignment]
         if len(rows):
-            if missing := [name for name in needed if name not in rows[0] and name not in (templates or {})]:
+            if missing := [name for name in needed if name not in rows[0] and name not in templates]:
                 raise DataError(f"{path} has the columns {', '.join(rows[0])}; a column {missing[0]!r} is needed")
-            _require_fields(rows[0], needed, templates or {}, f"{path} has the columns {', '.join(rows[0])}")
+            _require_fields(rows[0], needed, templates, f"{path} has the columns {', '.join(rows[0])}")
             _require_free(added, rows[0], str(path))
     if not len(rows):
         raise DataError(f"{path} has no lines")
@@ -223,7 +215,7 @@ def read_input(
 def _require_fields(row: dict, needed: tuple[str, ...], templates: Mapping[str, str], where: str) -> dict:
     """Returns the row plus the fields that templates make. Raises DataError if a needed field is still missing."""
     try:
-        example = filled(row, {name: text for name, text in templates.items() if name in needed})
+        example = filled(row, templates)
     except ValueError as error:
         raise DataError(
             f"{where}: a text field {needed[0]!r} is needed, and the run's templates "

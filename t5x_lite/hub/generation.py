@@ -20,6 +20,7 @@ from t5x_lite.decoding.strategy import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub import mapping
 from t5x_lite.hub.model import Model, in_batches
+from t5x_lite.models.stored import SETTINGS
 
 NEW_TOKENS = 256
 LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))  # two ways to give the same limit
@@ -155,9 +156,8 @@ def settings(model: Model, task: str) -> dict[str, Any]:
 
     Warns if UNSUPPORTED options are set. Raises ConfigError if the prefix is not a string.
     """
-    config = _read(model.origin, "config.json") or _read(
-        model.origin, "huggingface.json"
-    )  # an imported model has the latter
+    # A model that was imported has its config.json under another name.
+    config = _read(model.origin, "config.json") or _read(model.origin, SETTINGS)
     general = {"prefix": config.get("prefix")} | (_read(model.origin, "generation_config.json") or config)
     if general.get("max_length") == DEFAULT_MAX_LENGTH:
         del general["max_length"]

@@ -34,7 +34,6 @@ from t5x_lite.models.config import ModelConfig
 OF_THE_ORIGIN = (
     "architectures", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "tokenizer_class",
 )  # fmt: skip
-SETTINGS = "huggingface.json"
 
 
 def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), vocab_size: int = 0) -> ImportReport:
@@ -62,7 +61,7 @@ def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), voca
     with _new_directory(out) as directory:
         params, report = parameters.load(opened, config, parameters.layout_for(config), allow=allow)
         _write_checkpoint(directory, config, params, report)
-        _write_json(directory / SETTINGS, dict(opened.settings))
+        _write_json(directory / stored.SETTINGS, dict(opened.settings))
         _copy_tokenizer(source, directory)
     return report
 
@@ -99,8 +98,8 @@ def export_directory(
     fails.
     """
     settings: dict[str, Any] = {}
-    if origin is not None and (origin / SETTINGS).is_file():
-        settings = mapping.read_json(origin / SETTINGS)
+    if origin is not None and (origin / stored.SETTINGS).is_file():
+        settings = mapping.read_json(origin / stored.SETTINGS)
     chosen = mapping.family_for(config, family or settings.get("model_type", ""))
     ids = token_ids(config, vocabulary) if vocabulary is not None else {}
     new = mapping.write_config(config, chosen, labels, ids)

@@ -337,7 +337,7 @@ def _trained(path: Path, which: str) -> Model:
     labels = classes[0] if classes and not writes_several else ()
     features = next((task.features for task in resolved.tasks if not task.is_corpus), None)
     origins = (saved_run.directory_of(path), Path(cfg.model.preset))
-    origin = next((o for o in origins if o and (o / "huggingface.json").is_file()), None)
+    origin = next((o for o in origins if o and (o / stored.SETTINGS).is_file()), None)
     params = _restored(path, step, resolved.model)
     return Model(resolved.model, params, resolved.vocabulary, labels, origin, features)
 
@@ -349,7 +349,7 @@ def _restored(path: Path, step: int, config: ModelConfig) -> Any:
 
 def _labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
     try:
-        return _class_names(mapping.read_json(path / "huggingface.json"), config)
+        return _class_names(mapping.read_json(path / stored.SETTINGS), config)
     except CheckpointError:
         return tuple(f"LABEL_{i}" for i in range(config.num_classes))
 

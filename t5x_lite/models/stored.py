@@ -8,6 +8,8 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import ModelConfig
 
 FILE = "model.json"  # holds the ModelConfig
+SETTINGS = "huggingface.json"  # the config.json that a model was imported with
+DIRECTORY = "model"  # in a run's workdir; an imported directory has the files in itself
 
 
 def read(directory: Path) -> ModelConfig:

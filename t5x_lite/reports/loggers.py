@@ -125,9 +125,9 @@ class _Jsonl:
     def __init__(self, workdir: Path, resume_step: int | None):
         path = workdir / METRICS_FILE
         if resume_step is not None and path.exists():
-            rows, damaged = read_lines(workdir)
-            if damaged:
-                console.tell(f"{path}: {damaged} damaged line(s) are dropped")
+            rows, corrupted = read_lines(workdir)
+            if corrupted:
+                console.tell(f"{path}: {corrupted} corrupted line(s) are dropped")
             atomic.write(path, "".join(json.dumps(row) + "\n" for row in rows if 0 < resume_step >= row["step"]))
         self._file = path.open("a", encoding="utf-8")
         if _ends_within_a_line(path):  # a process died while it wrote this line

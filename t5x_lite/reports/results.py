@@ -24,14 +24,14 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 def read_lines(workdir: Path) -> tuple[list[dict], int]:
-    """Returns (the rows, the number of damaged lines). Does not count an unfinished last line."""
+    """Returns (the rows, the number of corrupted lines). Does not count an unfinished last line."""
     path = Path(workdir) / METRICS_FILE
     if not path.exists():
         return [], 0
     lines = path.read_bytes().split(b"\n")
     rows = [_row(line) for line in lines]
-    damaged = sum(row is None and line.strip() != b"" for line, row in zip(lines[:-1], rows, strict=False))
-    return [row for row in rows if row is not None], damaged
+    corrupted = sum(row is None and line.strip() != b"" for line, row in zip(lines[:-1], rows, strict=False))
+    return [row for row in rows if row is not None], corrupted
 
 
 def _row(line: bytes) -> dict | None:
