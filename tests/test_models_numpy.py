@@ -77,7 +77,10 @@ def test_outputs_of_packed_texts_equal_numpy_s_of_each_text_alone(name):
 
 @pytest.mark.parametrize("name", ["t5_1_1", "bert", "gpt2"])
 def test_the_gradient_equals_numpy_s_slope(name):
-    """Along random directions u: grad·u = (loss(params + hu) - loss(params - hu)) / 2h."""
+    """grad·u = (loss(params + hu) - loss(params - hu)) / 2h along random u with the signs of our gradient.
+
+    With these signs no terms of grad·u cancel, so its float32 error is small beside its value.
+    """
     config, params, batch = example(name)
 
     def loss(params):
@@ -95,10 +98,11 @@ def test_the_gradient_equals_numpy_s_slope(name):
     start, slopes = flat(params), flat(gradient)
     np.testing.assert_allclose(value, loss_in_numpy(start), rtol=1e-6)
     rng, h = np.random.default_rng(0), 1e-5
-    for kind in {re.sub(r"_\d+/", "_*/", path) for path in start}:  # the same parameter of all layers at once
+    for kind in dict.fromkeys(re.sub(r"_\d+/", "_*/", path) for path in start):  # a parameter of all layers at once
         paths = [path for path in start if re.sub(r"_\d+/", "_*/", path) == kind]
-        directions = {path: rng.normal(size=start[path].shape) for path in paths}
+        sizes = {path: np.abs(rng.normal(size=start[path].shape)) for path in paths}
+        directions = {path: np.where(slopes[path] < 0, -sizes[path], sizes[path]) for path in paths}
         moved = ({path: start[path] + s * h * directions[path] for path in paths} for s in (1, -1))
         up, down = (loss_in_numpy(plain.Params(start | values)) for values in moved)
         ours = sum((slopes[path] * directions[path]).sum() for path in paths)
-        np.testing.assert_allclose(ours, (up - down) / (2 * h), rtol=1e-4, atol=1e-4, err_msg=kind)
+        np.testing.assert_allclose(ours, (up - down) / (2 * h), rtol=1e-5, atol=1e-5, err_msg=kind)
