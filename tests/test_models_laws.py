@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tiny_models import FAMILIES, forward, random_batch, random_params
+from tiny_models import FAMILIES, OTHERS, forward, random_batch, random_params
 
-from t5x_lite.models import build
+from t5x_lite.models import attention_blockwise, build
 from t5x_lite.models.layers import dropout, random_bits
 from t5x_lite.models.transformer import stack_layers, unstack_layers
 
@@ -112,6 +112,21 @@ def test_scan_and_remat_change_no_number_in_training(family, remat, scan_layers)
     assert_trees_close((value, unstack_layers(grads)), expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("family", ["t5", "bert", "llama", "gpt_neo", "t5_decoder"])
+def test_attention_in_blocks_changes_no_number_in_training(monkeypatch, family, scan_layers):
+    monkeypatch.setattr(attention_blockwise, "BLOCK", 4)
+    config = (FAMILIES | OTHERS)[family]
+    config = dataclasses.replace(config, attention_dropout_rate=0.2, scan_layers=scan_layers, attention="reference")
+    params, batch, key = random_params(config), random_batch(config), jax.random.key(8, impl="unsafe_rbg")
+
+    def step(attention: str):
+        changed = dataclasses.replace(config, attention=attention)
+        return jax.jit(jax.value_and_grad(lambda p: loss(changed, p, batch, key)))(params)
+
+    assert_trees_close(step("blockwise"), step("reference"), rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("family", ["t5", "bert", "gpt2"])
 def test_dropout_is_off_without_train_and_a_function_of_the_key(family):
     config = dataclasses.replace(FAMILIES[family], dropout_rate=0.3, attention_dropout_rate=0.2)
@@ -151,7 +166,7 @@ def test_dropout_keeps_the_mean_and_shares_its_mask_along_an_axis():
 def test_random_bits_are_even_and_independent_of_neighbours_rows_and_keys():
     """Each bit, and each bit XOR a different entry's, is one as often as zero, by chi-square over all of them."""
     shape = (64, 64, 32)
-    draw = jax.jit(lambda seed: random_bits(jax.random.key(seed), shape))
+    draw = jax.jit(lambda seed: random_bits(jax.random.key_data(jax.random.key(seed)), shape))
     bits = np.stack([draw(seed) for seed in range(2)]).view(np.uint8)
     bits = np.unpackbits(bits, axis=-1).reshape(2, *shape, 32)
     others = {"row": np.roll(bits, 1, 1), "middle": np.roll(bits, 1, 2), "next": np.roll(bits, 1, 3), "key": bits[::-1]}
@@ -175,11 +190,13 @@ def test_bfloat16_stays_close_and_returns_float32(family):
         assert 0 < error < 0.1, head
 
 
+@pytest.mark.parametrize("attention", ["reference", "blockwise"])
 @pytest.mark.parametrize("family", ["t5", "bert", "gpt2"])
-def test_a_mesh_changes_no_number(family):
+def test_a_mesh_changes_no_number(monkeypatch, family, attention):
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices")
-    config = FAMILIES[family]
+    monkeypatch.setattr(attention_blockwise, "BLOCK", 4)
+    config = dataclasses.replace(FAMILIES[family], attention=attention)
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     rules = {"batch": "data", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
     names = set()

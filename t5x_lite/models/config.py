@@ -19,6 +19,7 @@ from t5x_lite.lookup import unknown
 
 ARCHITECTURES = ("text_to_text", "encoder_only", "decoder_only")
 BODIES = ("transformer", "cbow", "elmo")
+ATTENTION = ("auto", "reference", "blockwise")
 REMAT = ("none", "full", "dots", "dots_no_batch")
 LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 
@@ -94,6 +95,7 @@ class ModelConfig:
     # execution: the same model at a different cost
     dtype: str = field("float32", "dtype of computation; parameters stay float32", ("float32", "bfloat16"), WARN)
     scan_layers: bool = field(False, "compiles one layer; parameters are stacked along a leading axis")
+    attention: str = field("auto", "how attention is computed; auto: by the rows' lengths", ATTENTION, WARN)
     remat: str = field("none", "activations to recompute in the backward pass", REMAT, FREE)
 
     @property

@@ -4,7 +4,7 @@ Parameters are float32 and carry the names of their axes; computation is in `con
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -44,21 +44,33 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: in
     shape = list(x.shape)
     if broadcast_axis is not None:
         shape[broadcast_axis] = 1
-    keep = random_bits(key, tuple(shape)) >= np.uint32(round(rate * 2**32))
+    keep = is_kept(jax.random.key_data(key), rate, tuple(shape))
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def is_kept(words: jax.Array, rate: float, shape: tuple[int, ...], index: Sequence[Any] | None = None) -> jax.Array:
+    """Returns which entries of an array of `shape` dropout keeps; only at `index`, if given, as in `random_bits`."""
+    return random_bits(words, shape, index) >= np.uint32(round(rate * 2**32))
+
+
+def random_bits(words: jax.Array, shape: tuple[int, ...], index: Sequence[Any] | None = None) -> jax.Array:
     """Returns random bits, uint32 of `shape`: each entry is a hash of the key and of the entry's index.
+
+    words: `jax.random.key_data` of the key.
+    index: an array of indices for each axis. If given, the result holds only the bits at these indices, and has the
+        shape to which the arrays broadcast. So a kernel that visits an array in blocks gets the same bits.
 
     The bits are the same on any number of devices, and random enough for dropout. XLA fuses the hash into dropout, so
     the bits are never written to memory; the backward pass recomputes them. On XLA's CPU
     backend, jax.random's Threefry takes twenty times as long as this hash: a third of the time of a step.
     """
-    words = jax.random.key_data(key)
-    row = _mixed(lax.iota(jnp.uint32, shape[0]) + words[0]).reshape(-1, *[1] * (len(shape) - 1))
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    places = (lax.broadcasted_iota(jnp.uint32, shape, i) * np.uint32(strides[i] % 2**32) for i in range(1, len(shape)))
+    axes = range(len(shape))
+    if index is None:
+        rows = lax.iota(jnp.uint32, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+        index = [rows, *(lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in axes[1:])]
+    strides = [math.prod(shape[axis + 1 :]) for axis in axes]
+    places = (jnp.asarray(index[i], jnp.uint32) * np.uint32(strides[i] % 2**32) for i in axes[1:])
+    row = _mixed(jnp.asarray(index[0], jnp.uint32) + words[0])
     return _mixed(_mixed(sum(places, row)) ^ words[-1])
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from jax import lax
 
 from t5x_lite.models.adapter import Adapter
-from t5x_lite.models.attention import INTERMEDIATES, Attention, Scope, extend, kernel_of
+from t5x_lite.models.attention import INTERMEDIATES, Attention, Prepared, extend, prepare
+from t5x_lite.models.attention_scope import Scope
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, Embedding, Mlp, Norm, residual_dropout, subkey, unconstrained
 from t5x_lite.models.positions import RelativeBias, Rotation, rotation, sinusoids
@@ -30,9 +31,9 @@ Cache = dict[str, Any]
 class Context(NamedTuple):
     """Holds the values that all layers of a stack share in one call."""
 
-    scope: Any  # of self-attention, prepared by the kernel
+    scope: Prepared  # of self-attention
     encoded: jax.Array | None = None  # [B, S, D]; None if the cache holds the encoder's keys and values
-    encoded_scope: Any = None  # of attention to the encoder, prepared by the kernel; None without an encoder
+    encoded_scope: Prepared | None = None  # of attention to the encoder; None without an encoder
     index: Any = 0  # slot of the first query; 0 without a cache
     rotation: Rotation | None = None  # of queries and new keys
 
@@ -90,6 +91,7 @@ class Block(nn.Module):
                     key_value = cross_attention.key_value(context.encoded)
                 if cache is not None:
                     new["cross"] = key_value
+                assert context.encoded_scope is not None
                 return cross_attention(x_BLD, key_value, context.encoded_scope, subkey(key, 2))
 
             x_BLD = branch("cross_attention", 3, attend_encoded, x_BLD)
@@ -146,7 +148,7 @@ class Stack(nn.Module):
         bias = None
         if config.positions == "relative":
             bias = RelativeBias(config, bidirectional=not self.causal, name="relative_bias")()
-        kernel = kernel_of(config, records_weights=self.is_mutable_collection(INTERMEDIATES))
+        records_weights = self.is_mutable_collection(INTERMEDIATES)
         scope = Scope(
             segment_ids_BL,
             key_segment_ids,
@@ -162,9 +164,10 @@ class Stack(nn.Module):
         encoded_scope = None
         if encoded_segment_ids_BS is not None:
             query_ids = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # samples share an encoder row
-            encoded_scope = kernel.prepare(Scope(query_ids, encoded_segment_ids_BS))
+            encoded_scope = Scope(query_ids, encoded_segment_ids_BS, rows_are_positions=cache is None)
+            encoded_scope = prepare(config, encoded_scope, records_weights)
         context = Context(
-            scope=kernel.prepare(scope),
+            scope=prepare(config, scope, records_weights),
             encoded=encoded_BSD,
             encoded_scope=encoded_scope,
             index=index,

@@ -1,0 +1,131 @@
+"""The reference kernel of attention. It computes the logits of all pairs of a query and a key at once, [B, H, L, M]."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from t5x_lite.models.attention_scope import MASKED, Kernel, Scope
+from t5x_lite.models.layers import dropout
+from t5x_lite.models.positions import bias_between, bias_of_rows
+
+
+def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False, index=0) -> jax.Array:
+    """Returns bool [B, 1, L, M]: True where the query may attend to the key.
+
+    query_BL, key_BM: segment ids. A query may attend to keys of its own segment. If `causal`, it may not attend to
+    later slots; query l is in slot `index` + l.
+    """
+    mask = query_BL[:, None, :, None] == key_BM[:, None, None, :]
+    if causal:
+        slots_L = index + jnp.arange(query_BL.shape[1])
+        mask &= (slots_L[:, None] >= jnp.arange(key_BM.shape[1])[None, :])[None, None]
+    return mask
+
+
+class Shared(NamedTuple):
+    """Holds the masks and biases that the reference kernel makes from a Scope, for every pair of a query and a key.
+
+    mask_B1LM: the mask of layers without a window.  near_B1LM: the mask of layers with a window.
+    bias: [1, H, L, M], or [B, H, L, M] if the rows of the batch differ (cached decoding).
+    """
+
+    mask_B1LM: jax.Array
+    bias: jax.Array | None = None
+    near_B1LM: jax.Array | None = None
+
+
+def prepare(scope: Scope) -> Shared:
+    """Returns the masks and the bias of a scope."""
+    bias = None
+    if scope.bias is not None and scope.rows_are_positions:
+        bias = bias_of_rows(scope.bias, scope.query_segment_ids_BL.shape[1], scope.key_segment_ids_BM.shape[1])
+    elif scope.bias is not None:
+        assert scope.query_positions_BL is not None and scope.key_positions_BM is not None
+        bias = bias_between(scope.bias, scope.query_positions_BL, scope.key_positions_BM)
+    if scope.visible_BLM is None:
+        segments = scope.query_segment_ids_BL, scope.key_segment_ids_BM
+        mask_B1LM = segment_mask(*segments, causal=scope.causal, index=scope.index)
+    else:
+        mask_B1LM = scope.visible_BLM[:, None]
+    near_B1LM = None
+    if scope.window:
+        assert scope.query_positions_BL is not None and scope.key_positions_BM is not None
+        distance_BLM = scope.query_positions_BL[:, :, None] - scope.key_positions_BM[:, None, :]
+        near_B1LM = mask_B1LM & (jnp.abs(distance_BLM) < scope.window)[:, None]
+    return Shared(mask_B1LM, bias, near_B1LM)
+
+
+def attention_weights(
+    query_BLHK: jax.Array, key_BHMK: jax.Array, mask_B1LM: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+    """Returns the weights softmax(q·kᵀ + bias), [B, H, L, M]. They are float32 for inputs of any dtype.
+
+    mask_B1LM: bool, True where the query may attend to the key.  bias: [1, H, L, M] or [B, H, L, M].
+    Keys may have fewer heads than queries, as in `attend`.
+    """
+    query_BHLK, key_BHMK = query_BLHK.swapaxes(1, 2), of_query_heads(key_BHMK, query_BLHK)
+    logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits_BHLM = add_shared_bias(logits_BHLM, bias) if bias.shape[0] == 1 else logits_BHLM + bias
+    return jax.nn.softmax(jnp.where(mask_B1LM, logits_BHLM, MASKED), axis=-1)
+
+
+def attend(
+    query_BLHK: jax.Array,
+    key_BHMK: jax.Array,
+    value_BHMK: jax.Array,
+    shared: Shared,
+    is_local: Any = False,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    dropout_broadcasts_queries: bool = False,
+) -> jax.Array:
+    """Returns softmax(q·kᵀ + bias)·v, [B, L, H, K]. Logits and softmax are float32 for inputs of any dtype.
+
+    There may be fewer key and value heads than query heads. Each key and value head then serves a group of query heads
+    (Ainslie et al. 2023).
+    """
+    weights_BHLM = attention_weights(query_BLHK, key_BHMK, mask_of(shared, is_local), shared.bias)
+    weights_BHLM = weights_BHLM.astype(value_BHMK.dtype)
+    weights_BHLM = dropout(weights_BHLM, dropout_rate, dropout_key, 2 if dropout_broadcasts_queries else None)
+    value_BHMK = of_query_heads(value_BHMK, query_BLHK)
+    return jnp.einsum("BHLM,BHMK->BHLK", weights_BHLM, value_BHMK).swapaxes(1, 2)
+
+
+def mask_of(shared: Shared, is_local: Any) -> jax.Array:
+    """Returns a layer's mask, bool [B, 1, L, M]. It includes the window if `is_local` and the stack has a window."""
+    return shared.mask_B1LM if shared.near_B1LM is None else jnp.where(is_local, shared.near_B1LM, shared.mask_B1LM)
+
+
+KERNEL = Kernel(prepare, attend)
+
+
+def of_query_heads(x_BHMK: jax.Array, query_BLHK: jax.Array) -> jax.Array:
+    """Returns keys or values with as many heads as the queries: each head is repeated for every query head of its
+    group."""
+    groups = query_BLHK.shape[2] // x_BHMK.shape[1]
+    return jnp.repeat(x_BHMK, groups, axis=1) if groups > 1 else x_BHMK
+
+
+@jax.custom_vjp
+def add_shared_bias(logits_BHLM: jax.Array, bias_1HLM: jax.Array) -> jax.Array:
+    """Returns logits + bias, [B, H, L, M].
+
+    The bias's gradient is a sum over rows. It is computed as a product with ones, because a plain reduction took XLA's
+    CPU backend thirty times as long (5 % of a T5-small step).
+    """
+    return logits_BHLM + bias_1HLM
+
+
+def _add_shared_bias_backward(_: None, d_logits_BHLM: jax.Array) -> tuple[jax.Array, jax.Array]:
+    B, H, L, M = d_logits_BHLM.shape
+    ones_1B = jnp.ones((1, B), d_logits_BHLM.dtype)
+    # This product computes a sum, so it needs full float32; by default, accelerators multiply with fewer bits.
+    d_bias = jnp.matmul(ones_1B, d_logits_BHLM.reshape(B, -1), precision=lax.Precision.HIGHEST)
+    return d_logits_BHLM, d_bias.reshape(1, H, L, M)
+
+
+add_shared_bias.defvjp(lambda logits, bias: (logits + bias, None), _add_shared_bias_backward)

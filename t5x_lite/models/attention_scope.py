@@ -1,0 +1,52 @@
+"""What a kernel of attention gets: segment ids, positions, the window and the table of relative biases."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+from t5x_lite.models.positions import BiasTable
+
+# The logit of a masked key. It is finite, so that a query that may attend to no key (padding) gets the mean of the
+# values instead of NaN.
+MASKED = -1e10
+
+
+@struct.dataclass
+class Scope:
+    """Holds everything that determines attention's mask and bias. The mask says which keys each query may attend to.
+
+    A query may attend to keys with the same segment id (ids count from 1; 0 is padding). If `causal`, it may not attend
+    to slots after its own; query l is in slot `index` + l. In a layer with a window, it may only attend to keys that
+    are less than `window` positions away.
+
+    visible_BLM: bool, True where a query may attend to a slot. If given, it replaces the rules for segments and
+        `causal`. Beam search needs it if beams share a cache.
+    bias: the table of biases, from which relative positions select what is added to the logits; None: no bias.
+    rows_are_positions: whether l − m, for a query l and a key m of one segment, equals the difference of their
+        positions. With a cache, it does not.
+    """
+
+    query_segment_ids_BL: jax.Array
+    key_segment_ids_BM: jax.Array
+    query_positions_BL: jax.Array | None = None
+    key_positions_BM: jax.Array | None = None
+    visible_BLM: jax.Array | None = None
+    bias: BiasTable | None = None
+    index: Any = 0
+    window: int = struct.field(pytree_node=False, default=0)  # 0: no window
+    causal: bool = struct.field(pytree_node=False, default=False)
+    rows_are_positions: bool = struct.field(pytree_node=False, default=True)
+
+
+class Kernel(NamedTuple):
+    """Holds the two functions that compute attention.
+
+    prepare: Scope -> `shared`, the masks and biases that all layers of a stack share.
+    attend: (query_BLHK, key_BHMK, value_BHMK, shared, is_local, dropout_rate=…, dropout_key=…,
+        dropout_broadcasts_queries=…) -> [B, L, H, K]. is_local: whether the scope's window applies to this layer.
+    """
+
+    prepare: Callable[[Scope], Any]
+    attend: Callable[..., jax.Array]

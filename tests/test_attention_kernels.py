@@ -1,0 +1,123 @@
+"""Every kernel of attention equals the reference, and the texts packed in a row never read each other."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t5x_lite.models import attention, attention_blockwise
+from t5x_lite.models.attention_scope import Scope
+from t5x_lite.models.positions import BiasTable
+
+KERNELS = [name for name in attention.KERNELS if name != "reference"]
+REFERENCE = importlib.import_module(attention.KERNELS["reference"]).KERNEL
+B, H, K = 2, 4, 8
+# (queries, keys, causal, window, heads of keys, has biases, dropout rate, whether queries share a dropout mask, dtype)
+PROGRAMS = {
+    "bert": (13, 13, False, 0, 4, False, 0.0, False, "float32"),
+    "bert_dropout": (13, 13, False, 0, 4, False, 0.3, False, "float32"),
+    "two_sided_window": (17, 17, False, 3, 4, False, 0.2, False, "float32"),
+    "gpt2_dropout": (16, 16, True, 0, 4, False, 0.3, False, "float32"),
+    "gpt_neo": (17, 17, True, 5, 4, False, 0.0, False, "float32"),
+    "llama": (11, 11, True, 0, 2, False, 0.0, False, "float32"),
+    "t5_encoder": (13, 13, False, 0, 4, True, 0.3, True, "float32"),
+    "t5_decoder": (9, 9, True, 0, 4, True, 0.0, True, "float32"),
+    "t5_cross": (7, 18, False, 0, 4, False, 0.2, True, "float32"),
+    "grouped_biases": (12, 12, True, 6, 1, True, 0.2, False, "float32"),
+    "one_query": (1, 5, False, 0, 4, False, 0.0, False, "float32"),
+    "t5_bfloat16": (13, 13, False, 0, 4, True, 0.3, True, "bfloat16"),
+    "llama_bfloat16": (11, 11, True, 0, 2, False, 0.1, False, "bfloat16"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks():
+    before, attention_blockwise.BLOCK = attention_blockwise.BLOCK, 4
+    yield
+    attention_blockwise.BLOCK = before
+
+
+def program(kernel, name: str):
+    """Returns a jitted function of (arrays, query ids, key ids, dropout key, cotangent) -> (heads, gradients)."""
+    L, M, causal, window, _, has_bias, rate, broadcasts, _ = PROGRAMS[name]
+
+    def attend(arrays, query_ids, key_ids, key):
+        bias = BiasTable(arrays["bias"], not causal, 16) if has_bias else None
+        positions = (jnp.broadcast_to(jnp.arange(n), (B, n)) for n in (L, M))
+        scope = Scope(query_ids, key_ids, *positions, bias=bias, causal=causal, window=window)
+        options = {"dropout_rate": rate, "dropout_key": key, "dropout_broadcasts_queries": broadcasts}
+        read = arrays["query"], arrays["key"], arrays["value"], kernel.prepare(scope)
+        return kernel.attend(*read, bool(window), **options)
+
+    @jax.jit
+    def run(arrays, query_ids, key_ids, key, cotangent):
+        heads, backward = jax.vjp(lambda arrays: attend(arrays, query_ids, key_ids, key), arrays)
+        return heads, backward(cotangent)[0]
+
+    return run
+
+
+COMPILED = {}
+
+
+def result(kernel: str, name: str, *arguments):
+    if (kernel, name) not in COMPILED:
+        COMPILED[kernel, name] = program(importlib.import_module(attention.KERNELS[kernel]).KERNEL, name)
+    return jax.device_get(COMPILED[kernel, name](*arguments))
+
+
+def example(name: str, rng: np.random.Generator):
+    """Returns (arrays, query ids, key ids, dropout key, cotangent) of random packed rows; padding gets no cotangent."""
+    L, M, _, _, G, _, _, _, dtype = PROGRAMS[name]
+    shapes = {"query": (B, L, H, K), "key": (B, G, M, K), "value": (B, G, M, K)}
+    arrays = {array: jnp.asarray(rng.normal(size=shape), dtype) for array, shape in shapes.items()}
+    arrays["bias"] = jnp.asarray(rng.normal(size=(H, 8)), jnp.float32)
+
+    def packed(length: int, texts: int) -> np.ndarray:
+        """Returns the ids of a row of texts of random lengths, some of them 0, and of padding."""
+        ends = np.sort(rng.integers(0, length + 1, texts))
+        ids = np.searchsorted(ends, np.arange(length), side="right") + 1
+        return np.where(ids > texts, 0, ids)
+
+    texts = rng.integers(1, 5, B)
+    key_ids = np.stack([packed(M, n) for n in texts])
+    query_ids = key_ids if L == M else np.stack([packed(L, n) for n in texts])
+    is_read = (query_ids[:, :, None] == key_ids[:, None, :]).any(-1) & (query_ids > 0)
+    cotangent = rng.normal(size=(B, L, H, K)) * is_read[..., None, None]
+    key = jax.random.key(int(rng.integers(2**31)))
+    return arrays, query_ids, key_ids, key, jnp.asarray(cotangent, dtype), is_read
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=500, deadline=None)
+@given(name=st.sampled_from(sorted(PROGRAMS)), seed=st.integers(0, 2**32 - 1))
+def test_a_kernel_s_heads_and_gradients_equal_the_reference_s(kernel, name, seed):
+    """float32: within 1e-5 of the largest entry. bfloat16: within 2 % of float32's, by norm."""
+    arrays, *others, cotangent, is_read = example(name, np.random.default_rng(seed))
+    heads, gradients = result(kernel, name, arrays, *others, cotangent)
+    wide = {array: values.astype(jnp.float32) for array, values in arrays.items()}
+    expected, expected_gradients = result("reference", name, wide, *others, cotangent.astype(jnp.float32))
+    assert np.isfinite(np.float32(heads)).all()
+    pairs = [(heads[is_read], expected[is_read])] + [(gradients[name], expected_gradients[name]) for name in gradients]
+    for ours, reference in pairs:
+        if PROGRAMS[name][-1] == "float32":
+            np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-5 * max(1.0, np.abs(reference).max(initial=0)))
+        else:
+            scale = np.linalg.norm(reference) + np.linalg.norm(np.float32(cotangent))
+            assert np.linalg.norm(np.float32(ours) - reference) <= 0.02 * scale
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=100, deadline=None)
+@given(name=st.sampled_from(sorted(PROGRAMS)), seed=st.integers(0, 2**32 - 1))
+def test_a_text_s_gradient_into_others_is_exactly_0(kernel, name, seed):
+    arrays, query_ids, key_ids, key, cotangent, _ = example(name, np.random.default_rng(seed))
+    only = jnp.where((query_ids == 1)[..., None, None], cotangent, 0)
+    _, gradients = result(kernel, name, arrays, query_ids, key_ids, key, only)
+    assert not gradients["query"][query_ids != 1].any()
+    for array in ("key", "value"):
+        assert not gradients[array].swapaxes(1, 2)[key_ids != 1].any()
