@@ -97,6 +97,7 @@ KEYS: dict[str, Key] = {
     "schedule.final_fraction": Key(0.0, "linear, cosine: share of the peak at the last step", WARN, FRACTION),
     "loss.name": Key("cross_entropy", "cross_entropy or your own", REFUSE, LOSSES, takes=("outputs", "batch")),
     "loss.z_loss": Key(1e-4, "coefficient of log² Z, which keeps logits from drifting; 0: off", WARN, NOT_NEGATIVE),
+    "loss.chunk_logits": Key(2**27, "logits over the vocabulary per device at a time; 0: all", WARN, NOT_NEGATIVE),
     "loss.label_smoothing": Key(0.0, "probability spread over the other classes", WARN, SHARE),
     # --- the run
     "train.total_steps": Key(1000, "updates to train for", FREE, AT_LEAST_ONE),

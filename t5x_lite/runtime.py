@@ -18,7 +18,8 @@ from t5x_lite.cluster.sharding import Layout
 from t5x_lite.config import Config
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
-from t5x_lite.training import losses, optim, spikes, step, trainable, unfreezing
+from t5x_lite.models.projection import logits_of
+from t5x_lite.training import losses, optim, step, trainable
 from t5x_lite.training.optim import Schedule
 from t5x_lite.training.step import LossFn, TrainState
 from t5x_lite.training.trainable import Trainable
@@ -57,8 +58,9 @@ def start(experiment: "Experiment", devices: Sequence | None = None) -> Runtime:
     try:
         check(sizes)
     except ConfigError as error:
-        fitting = sharding.meshes_that_fit(sizes, check)
-        texts = " or ".join(f"mesh={sharding.mesh_text(mesh)}" for mesh in fitting)
+        from t5x_lite.cluster.fitting_meshes import mesh_text, meshes_that_fit
+
+        texts = " or ".join(f"mesh={mesh_text(mesh)}" for mesh in meshes_that_fit(sizes, check))
         raise ConfigError(
             f"{error}. {f'This fits: {texts}' if texts else 'No mesh of this many devices fits'}"
         ) from None
@@ -127,7 +129,7 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
         schedule,
         layout,
         state,
-        loss_fn=loss_fn or make_loss(experiment),
+        loss_fn=loss_fn or make_loss(experiment, layout.batch_shards),
         microbatches=cfg.train.microbatches,
         seed=cfg.seed,
         trainable=is_trained,
@@ -159,20 +161,30 @@ def _optimizer(cfg: Config, param_axes: Any) -> tuple[optax.GradientTransformati
         epsilon=cfg.optimizer.epsilon,
     )
     if cfg.optimizer.unfreeze_every_steps:
+        from t5x_lite.training import unfreezing
+
         optimizer = unfreezing.gradually(optimizer, cfg.optimizer.unfreeze_every_steps)
     if cfg.train.spike_sigmas:
+        from t5x_lite.training import spikes
+
         optimizer = spikes.remembering(optimizer)
     return optimizer, schedule
 
 
-def make_loss(experiment: "Experiment") -> LossFn:
-    """Returns the config's loss: cross entropy (also per task, if there are several), or the user's own function."""
+def make_loss(experiment: "Experiment", batch_shards: int) -> LossFn:
+    """Returns the config's loss: cross entropy (also per task, if there are several), or the user's own function.
+
+    batch_shards: number of parts into which the mesh splits the rows of a batch.
+    """
     loss, tasks = experiment.cfg.loss, len(experiment.tasks)
     if callable(loss.name):
-        return functools.partial(own_code.called, f"loss.name={own_code.name_of(loss.name)}", loss.name)
+        own = functools.partial(own_code.called, f"loss.name={own_code.name_of(loss.name)}", loss.name)
+        return lambda outputs, batch: own(logits_of(outputs), batch)
+    chunk_tokens = -(-loss.chunk_logits // experiment.model.vocab_size) * batch_shards
     return functools.partial(
         losses.loss_sums,
         z_loss=loss.z_loss,
         label_smoothing=loss.label_smoothing,
         tasks=tasks if tasks > 1 else 0,
+        chunk_tokens=chunk_tokens,
     )

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, PartitionSpec
 from tiny_models import FAMILIES, random_batch
 
 from t5x_lite import config, runtime
-from t5x_lite.cluster import sharding
+from t5x_lite.cluster import fitting_meshes, sharding
 from t5x_lite.cluster.axes import MESH_AXES, AxisRules, MeshAxis, axis_rules
 from t5x_lite.cluster.sharding import Layout, check_batch, check_model, make_mesh, parse_mesh
 from t5x_lite.errors import ConfigError
@@ -79,7 +79,7 @@ SIZES = st.fixed_dictionaries({axis: st.integers(1, 4) for axis in MESH_AXES})
 def test_any_mesh_that_fits_is_taken(sizes):
     text = ",".join(f"{axis}={size}" for axis, size in sizes.items())
     count = math.prod(sizes.values())
-    assert parse_mesh(text, count) == sizes == parse_mesh(sharding.mesh_text(sizes), count)
+    assert parse_mesh(text, count) == sizes == parse_mesh(fitting_meshes.mesh_text(sizes), count)
 
 
 def test_make_mesh_has_auto_axes_and_takes_exactly_its_devices():
@@ -146,8 +146,8 @@ def test_a_mesh_axis_is_a_row_of_the_table():
     with mock.patch.dict(MESH_AXES, expert=MeshAxis("the experts of an MLP")):
         sizes = parse_mesh("expert=4,tensor=2", 8)
         assert sizes == {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 2, "expert": 4}
-        assert parse_mesh(sharding.mesh_text(sizes), 8) == sizes
-        assert sizes in sharding.meshes_that_fit(sizes, lambda mesh: None)
+        assert parse_mesh(fitting_meshes.mesh_text(sizes), 8) == sizes
+        assert sizes in fitting_meshes.meshes_that_fit(sizes, lambda mesh: None)
         layout = Layout(make_mesh(**sizes), axis_rules(embed="expert", batch=("data", "expert")))
         assert layout.batch_shards == 4
         kernel = jax.device_put(np.arange(32.0).reshape(8, 4), layout.sharding(("embed", "mlp")))
@@ -213,7 +213,7 @@ def test_what_does_not_divide_is_told_with_the_nearest_meshes_that_do(sizes, row
     cfg.train.microbatches = microbatches
     model = preset("gpt2_tiny", num_heads=heads, head_dim=8, d_model=8 * width, d_ff=32 * width, vocab_size=128)
     experiment = types.SimpleNamespace(cfg=cfg, model=model)
-    cfg.mesh, devices = sharding.mesh_text(sizes), [None] * math.prod(sizes.values())
+    cfg.mesh, devices = fitting_meshes.mesh_text(sizes), [None] * math.prod(sizes.values())
 
     def fits(mesh) -> bool:
         divide = [(rows, "data", "fsdp"), (length, "sequence"), (heads, "tensor"), (8 * width, "fsdp")]

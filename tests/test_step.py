@@ -46,6 +46,49 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(family):
         assert metrics_of_parts == pytest.approx(metrics_of_whole, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "mesh"),
+    [
+        ("gpt2", {}, (1, 1, 1)),
+        ("gpt2", {"tie_embeddings": False}, (2, 2, 2)),
+        ("bert", {"heads": ("mlm", "nsp")}, (2, 1, 2)),
+    ],
+)
+def test_logits_made_in_chunks_change_no_number(family, changes, mesh):
+    config = dataclasses.replace(FAMILIES[family], **changes, scan_layers=True)
+    state = start(config, rows=16, optimizer=optax.sgd(1.0)).state
+
+    def run(chunk_tokens: int, microbatches: int = 1):
+        loss_fn = functools.partial(losses.loss_sums, z_loss=1e-3, label_smoothing=0.1, chunk_tokens=chunk_tokens)
+        options = {"state": state, "microbatches": microbatches, "loss_fn": loss_fn}
+        return start(config, mesh, rows=16, optimizer=optax.sgd(1.0), **options).advance(1)
+
+    expected = run(0)
+    for chunk_tokens, microbatches in ((48, 1), (32, 2)):
+        ours = run(chunk_tokens, microbatches)
+        assert ours.metrics[0] == pytest.approx(expected.metrics[0], rel=1e-5)
+        assert_trees_close(ours.state, expected.state, rtol=1e-5, atol=1e-5)
+
+
+def test_no_logits_of_the_whole_batch_exist_if_they_are_made_in_chunks():
+    config = FAMILIES["gpt2"]
+    batch = training_batch(config, 16)
+    tokens = batch["decoder_input_tokens"].size
+    params = start(config, rows=16).state.params
+
+    def program(chunk_tokens: int) -> str:
+        loss_fn = functools.partial(losses.loss_sums, chunk_tokens=chunk_tokens)
+
+        def loss(params):
+            return loss_fn(build(config).apply({"params": params}, batch, method="projected"), batch)["lm"].sum
+
+        return jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+
+    whole = re.compile(rf"f32\[(16,{tokens // 16}|{tokens}),{config.vocab_size}\]")
+    assert whole.search(program(0))
+    assert not whole.search(program(tokens // 4))
+
+
 def test_microbatches_move_no_rows_between_devices():
     """Each device splits its own rows; only gradients and scalars move between devices."""
     layout = Layout(make_mesh(data=8))

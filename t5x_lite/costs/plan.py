@@ -17,7 +17,7 @@ from rich.table import Table
 
 from t5x_lite import config as configs
 from t5x_lite import console, inspect, runtime
-from t5x_lite.cluster import sharding
+from t5x_lite.cluster import fitting_meshes, sharding
 from t5x_lite.costs import collectives, flops
 from t5x_lite.costs.accelerators import ACCELERATORS, Accelerator
 from t5x_lite.errors import ConfigError, OutOfMemoryError, first_line
@@ -163,7 +163,7 @@ def _levers(experiment: Experiment, device: str, devices: Any) -> list[dict[str,
     if cfg.data.batch_rows % (more * sizes["data"] * sizes["fsdp"]) == 0:
         changes.append({"train.microbatches": more})
     if sizes["data"] > 1:
-        changes.append({"mesh": sharding.mesh_text(sizes | {"data": 1, "fsdp": sizes["data"] * sizes["fsdp"]})})
+        changes.append({"mesh": fitting_meshes.mesh_text(sizes | {"data": 1, "fsdp": sizes["data"] * sizes["fsdp"]})})
     if len(changes) > 1:
         changes.append({key: value for change in changes for key, value in change.items()})
     out = []

@@ -28,7 +28,7 @@ class ContinuousBagOfWords(nn.Module):
         outputs = {}
         if "mlm" in config.heads:
             context_BPD = mean(x_BSD, neighbours(batch, config.local_window))
-            outputs["mlm"] = LanguageModelLogits(config, self.constrain, name="logits")(context_BPD, table)
+            outputs["mlm"] = LanguageModelLogits(config, self.constrain, name="logits")(context_BPD, table).logits()
         outputs |= (
             example_outputs(config, mean(x_BSD, own_tokens(batch)), subkey(key, 0)) if config.pooled_heads else {}
         )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Embedding, LanguageModelLogits, unconstrained
+from t5x_lite.models.projection import Projection, logits_of
 from t5x_lite.models.transformer import Cache, Stack, empty_cache
 
 
@@ -25,6 +26,10 @@ class DecoderOnly(nn.Module):
 
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
         """Returns {"lm": logits_BLV}, float32."""
+        return logits_of(self.projected(batch, train))
+
+    def projected(self, batch, train: bool = False) -> dict[str, Projection]:
+        """Returns {"lm": the logits before they are computed}."""
         hidden_BLD, _ = self.decoder(
             self.token_embedding(batch["decoder_input_tokens"]),
             batch["decoder_segment_ids"],
@@ -57,8 +62,8 @@ class DecoderOnly(nn.Module):
             cache=cache,
             visible_BLM=visible_BLM,
         )
-        return self.logits(hidden_BLD, self.token_embedding, decoding=True), cache
+        return self.logits(hidden_BLD, self.token_embedding).logits(decoding=True), cache
 
     def next_logits(self, hidden_BD: jax.Array) -> jax.Array:
         """Returns the logits of the next token: [B, D] → float32 [B, V]."""
-        return self.logits(hidden_BD, self.token_embedding, decoding=True)
+        return self.logits(hidden_BD, self.token_embedding).logits(decoding=True)

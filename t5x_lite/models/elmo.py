@@ -63,7 +63,7 @@ class Elmo(nn.Module):
                 Dense(config, shape, axes, "head", name=f"{side}_out")(read) for side, read in reads.items()
             )
             hidden_BPD = self.constrain(before_BPD + behind_BPD, ("batch", "length", "embed"))
-            outputs["mlm"] = LanguageModelLogits(config, self.constrain, name="logits")(hidden_BPD, table)
+            outputs["mlm"] = LanguageModelLogits(config, self.constrain, name="logits")(hidden_BPD, table).logits()
         if config.pooled_heads or not outputs:
             shares_N: jax.Array = self.param(
                 "mixture", named(nn.initializers.zeros, ("norm",)), (len(layers),), jnp.float32

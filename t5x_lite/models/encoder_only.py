@@ -1,5 +1,7 @@
 """Encoder-only models with heads: BERT, RoBERTa, DistilBERT, ALBERT."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from t5x_lite.models.layers import (
     unconstrained,
     vocabulary_bias,
 )
+from t5x_lite.models.projection import Projection, logits_of
 from t5x_lite.models.transformer import Stack
 
 
@@ -26,7 +29,6 @@ class EncoderOnly(nn.Module):
     config: ModelConfig
     constrain: Constrain = unconstrained
 
-    @nn.compact
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
         """Returns {head: float32 output} (heads.py); without heads, {"hidden": [B, S, D]}.
 
@@ -34,6 +36,11 @@ class EncoderOnly(nn.Module):
         reads examples. C is the head's number of outputs; if it is 1, there is no axis C. The output of the head
         "pooled" is [B, E, D].
         """
+        return logits_of(self.projected(batch, train))
+
+    @nn.compact
+    def projected(self, batch, train: bool = False) -> dict[str, Any]:
+        """Returns the outputs, with the logits of masked tokens before they are computed."""
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
         token_embedding = Embedding(
@@ -55,7 +62,7 @@ class EncoderOnly(nn.Module):
         hidden_BSD, _ = encoder(x_BSD, batch["encoder_segment_ids"], batch["encoder_positions"], key=subkey(key, 0))
         if not config.heads:
             return {"hidden": hidden_BSD.astype(jnp.float32)}
-        outputs = {}
+        outputs: dict[str, Any] = {}
         if config.heads_that_read(MASKED):
             mlm = MaskedLanguageModelHead(config, self.constrain, name="mlm")
             outputs["mlm"] = mlm(rows_at(hidden_BSD, batch["mlm_positions"]), token_embedding)
@@ -100,7 +107,7 @@ def example_outputs(config: ModelConfig, pooled_BED: jax.Array, key: jax.Array |
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Computes logits over the vocabulary with a dense layer, a norm, the token table and a bias per vocabulary entry.
+    """Maps states to logits over the vocabulary: a dense layer, a norm, the token table and a bias per entry.
 
     Source: BERT, run_pretraining.py: get_masked_lm_output.
     """
@@ -109,8 +116,8 @@ class MaskedLanguageModelHead(nn.Module):
     constrain: Constrain = unconstrained
 
     @nn.compact
-    def __call__(self, hidden_BPD: jax.Array, token_embedding: Embedding) -> jax.Array:
-        """[B, P, D] → float32 [B, P, V]."""
+    def __call__(self, hidden_BPD: jax.Array, token_embedding: Embedding) -> Projection:
+        """[B, P, D] → the logits [B, P, V] before they are computed."""
         config = self.config
         shape = (config.d_model, config.table_dim)
         transform = Dense(config, shape, ("embed", "mlp"), "head", use_bias=True, name="transform")
@@ -119,8 +126,7 @@ class MaskedLanguageModelHead(nn.Module):
         # `tensor` and `fsdp`, and returns a wrong gradient on meshes of data × fsdp × tensor
         # (tests/test_step_devices.py detects it).
         x_BPD = self.constrain(Norm(config, name="norm")(x_BPD), ("batch", "length", "embed"))
-        logits_BPV = token_embedding.attend(x_BPD) + vocabulary_bias(self, config)[None, None, :]
-        return self.constrain(logits_BPV, ("batch", "length", "vocab"))
+        return token_embedding.projection(x_BPD, vocabulary_bias(self, config))
 
 
 def rows_at(x_BSD: jax.Array, indices_BP: jax.Array) -> jax.Array:

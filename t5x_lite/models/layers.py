@@ -15,6 +15,7 @@ from jax import lax
 
 from t5x_lite.models import lora
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.projection import Projection
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
@@ -237,23 +238,9 @@ class Embedding(nn.Module):
         x = jnp.take(self.embedding, ids, axis=0, mode="fill").astype(self.config.dtype)
         return x * math.sqrt(self.config.d_model) if self.scaled else x
 
-    def attend(self, x: jax.Array, decoding: bool = False) -> jax.Array:
-        """Returns x·tableᵀ, accumulated in float32: […, D] → float32 […, rows].
-
-        x is reshaped to a matrix for the product. Otherwise XLA would copy the transposed logits for the table's
-        gradient, which is a sum over all positions.
-
-        decoding: whether x has only a few rows, so that almost all time goes into reading the table. The table is then
-        the left operand, which XLA's CPU backend reads 1.3 to 1.7 times as fast as the right one. A barrier keeps it on
-        the left.
-        """
-        table = self.embedding.astype(self.config.dtype)
-        flat = x.reshape(-1, x.shape[-1]).astype(table.dtype)
-        operands = (table, flat) if decoding else (flat, table)
-        logits = lax.dot_general(*operands, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-        if decoding:
-            logits = lax.optimization_barrier(logits).T
-        return logits.reshape(*x.shape[:-1], -1)
+    def projection(self, x: jax.Array, bias: jax.Array | None = None) -> Projection:
+        """Returns the product x·tableᵀ (+ bias), which gives logits over the rows, before it is computed."""
+        return Projection(x, self.embedding, bias, True, self.config.dtype, self.constrain)
 
 
 def vocabulary_bias(module: nn.Module, config: ModelConfig) -> jax.Array:
@@ -261,8 +248,19 @@ def vocabulary_bias(module: nn.Module, config: ModelConfig) -> jax.Array:
     return module.param("bias", named(nn.initializers.zeros, ("vocab",)), (config.vocab_size,), jnp.float32)
 
 
+class OutputKernel(nn.Module):
+    """Owns the kernel [D, V] of logits that do not share the token table."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        init = named(kernel_init(self.config, "head", 1, 2), ("embed", "vocab"))
+        return self.param("kernel", init, (self.config.d_model, self.config.vocab_size), jnp.float32)
+
+
 class LanguageModelLogits(nn.Module):
-    """Computes float32 logits over the vocabulary from hidden states.
+    """Maps hidden states to logits over the vocabulary.
 
     It multiplies with the token table if `tie_embeddings`, else with a separate kernel. The product with the separate
     kernel is computed in float32 (t5x/examples/t5/network.py: logits_dense).
@@ -272,16 +270,13 @@ class LanguageModelLogits(nn.Module):
     constrain: Constrain = unconstrained
 
     @nn.compact
-    def __call__(self, x: jax.Array, token_embedding: Embedding, decoding: bool = False) -> jax.Array:
-        """[B, L, D] → [B, L, V], or [B, D] → [B, V]. decoding: see `Embedding.attend`."""
+    def __call__(self, x: jax.Array, token_embedding: Embedding) -> Projection:
+        """[B, L, D] → the logits [B, L, V] before they are computed, or [B, D] → [B, V]."""
         config = self.config
         if config.logits_scale == "rsqrt_d_model":
             x *= config.d_model**-0.5
+        bias = vocabulary_bias(self, config) if config.logits_bias else None
         if config.tie_embeddings:
-            logits = token_embedding.attend(x, decoding)
-        else:
-            shape = (config.d_model, config.vocab_size)
-            logits = Dense(config, shape, ("embed", "vocab"), "head", dtype="float32", name="dense")(x)
-        if config.logits_bias:
-            logits += lax.broadcast_to_rank(vocabulary_bias(self, config), logits.ndim)
-        return self.constrain(logits, ("batch", "length", "vocab") if x.ndim == 3 else ("batch", "vocab"))
+            return token_embedding.projection(x, bias)
+        kernel = OutputKernel(config, name="dense")()
+        return Projection(x, kernel, bias, False, "float32", self.constrain)

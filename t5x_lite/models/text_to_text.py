@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Embedding, LanguageModelLogits, embedding_init, named, unconstrained
+from t5x_lite.models.projection import Projection, logits_of
 from t5x_lite.models.transformer import Cache, Stack, empty_cache
 
 
@@ -29,6 +30,10 @@ class TextToText(nn.Module):
 
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
         """Returns {"lm": logits_BLV}, float32."""
+        return logits_of(self.projected(batch, train))
+
+    def projected(self, batch, train: bool = False) -> dict[str, Projection]:
+        """Returns {"lm": the logits before they are computed}."""
         encoder_key, decoder_key = (None, None)
         if train and self.config.has_dropout:
             encoder_key, decoder_key = jax.random.split(self.make_rng("dropout"))
@@ -81,8 +86,8 @@ class TextToText(nn.Module):
             cache=cache,
             visible_BLM=visible_BLM,
         )
-        return self.logits(hidden_BLD, self.token_embedding, decoding=True), cache
+        return self.logits(hidden_BLD, self.token_embedding).logits(decoding=True), cache
 
     def next_logits(self, hidden_BD: jax.Array) -> jax.Array:
         """Returns the logits of the next token: [B, D] → float32 [B, V]."""
-        return self.logits(hidden_BD, self.token_embedding, decoding=True)
+        return self.logits(hidden_BD, self.token_embedding).logits(decoding=True)

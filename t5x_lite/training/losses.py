@@ -5,8 +5,6 @@ microbatches, devices and steps, and divided only once, by the weight of the who
 depend on how a batch is split.
 """
 
-import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +16,8 @@ from flax import struct
 from t5x_lite.errors import DataError
 from t5x_lite.heads import WITH_LOSS, Head
 from t5x_lite.lookup import lookup
+from t5x_lite.models.projection import Projection
+from t5x_lite.training.cross_entropy import Options, chunks_of, projected_losses, token_losses
 
 EXCLUDED = -1e10  # logit of a position that is not a candidate for the target
 AUXILIARY = "auxiliary"  # the model output that holds the model's own losses, {name: (sum, weight)}
@@ -56,18 +56,18 @@ def loss_sums(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     tasks: int = 0,
+    chunk_tokens: int = 0,
 ) -> dict[str, LossSum]:
     """Returns {name: LossSum} for each head in the model's outputs and for each of the model's auxiliary losses.
 
-    heads.py names each head's loss function, a key of LOSSES. (A later version may fuse the matrix product for the
-    logits with the loss, chunk by chunk. Models would then return hidden states and the embedding table instead of
-    logits, and only `token_losses` would have to change.)
+    heads.py names each head's loss function, a key of LOSSES.
 
     Args:
-      outputs: the model's output for each head. The output "auxiliary" is {name: (Σ weight · loss, Σ weight)}, for
-          example the losses of a router or a regularizer.
+      outputs: the model's output for each head, or the `Projection` that computes it. The output "auxiliary" is
+          {name: (Σ weight · loss, Σ weight)}, for example the losses of a router or a regularizer.
       batch: arrays [B, …]; the targets and weights of each head.
       tasks: number of tasks that the batch's task ids distinguish; 0 if the batch has no task ids.
+      chunk_tokens: number of tokens of a `Projection` whose logits are computed at a time; 0: all of them.
     Raises:
       DataError: the batch lacks a head's targets or weights.
       ConfigError: an output has no loss.
@@ -84,10 +84,19 @@ def loss_sums(
                 f"{', '.join(sorted(batch))}"
             )
         weights = batch[head.weights]
-        losses, correct = LOSSES[head.loss](predicted, batch[head.targets], batch, z_loss, label_smoothing)
+        chunks = chunks_of(weights.size, chunk_tokens)
+        if isinstance(predicted, Projection) and chunks > 1:
+            options = Options(chunks, z_loss, label_smoothing)
+            total, losses, correct = projected_losses(  # pyright: ignore[reportGeneralTypeIssues]  (a custom_vjp)
+                options, predicted, batch[head.targets], weights
+            )
+        else:
+            predicted = predicted.logits() if isinstance(predicted, Projection) else predicted
+            losses, correct = LOSSES[head.loss](predicted, batch[head.targets], batch, z_loss, label_smoothing)
+            total = (losses * weights).sum()
         by_task = _by_task(head, losses, weights, batch, tasks) if tasks else (None, None)
         correct = None if correct is None else (correct * weights).sum()
-        sums[name] = LossSum((losses * weights).sum(), weights.sum(), correct, *by_task)
+        sums[name] = LossSum(total, weights.sum(), correct, *by_task)
     return sums
 
 
@@ -114,42 +123,6 @@ def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) ->
         some = weights[name] > 0
         total += jnp.where(some, loss.sum / jnp.where(some, weights[name], 1), 0)
     return total
-
-
-def token_losses(
-    logits: jax.Array, targets: jax.Array, z_loss: float = 0.0, label_smoothing: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """Returns each target's cross entropy under softmax(logits), and whether the target is predicted correctly.
-
-    The prediction is correct if no logit exceeds the target's logit.
-
-    Let p = softmax(logits), log Z = logsumexp(logits), and s be the label smoothing. Let q be the smoothed target: 1−s
-    for the target's class and s/(V−1) for each other class. Then
-
-            loss = −Σ_v q_v log p_v + Σ_v q_v log q_v + z_loss · (log Z)²
-
-    The second sum makes a perfect prediction of q cost 0 (t5x/losses.py; the z-loss is Mesh TensorFlow's).
-
-    The forward pass keeps e = exp(logits − maximum), in the logits' dtype and sharding. From e, the backward pass
-    computes
-
-            (1 + 2·z_loss·log Z)·e/Σe − q
-
-    in one pass. This needs one [..., V] buffer less than automatic differentiation. If the logits are sharded over the
-    vocabulary, they stay on their devices: only one number per target is summed over devices. (`correct` compares the
-    target's logit with the maximum, because an argmax on a CPU would take longer than everything else.)
-
-    Args:
-      logits: [..., V].
-      targets: int [...], in [0, V).
-    Returns:
-      loss [...] in nats and correct [...] (1 or 0), float32.
-    """
-    # The product that made the logits is flat too (Embedding.attend), so XLA does not copy them.
-    losses, correct = _token_losses(  # pyright: ignore[reportGeneralTypeIssues]  (a custom_vjp)
-        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), z_loss, label_smoothing
-    )
-    return losses.reshape(targets.shape), correct.reshape(targets.shape)
 
 
 def label_losses(logits_BEC: jax.Array, targets_BY: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -233,45 +206,3 @@ LOSSES: dict[str, Callable[..., tuple[jax.Array, jax.Array | None]]] = {
     ),
     "choice": lambda outputs, questions, batch, z_loss, _: choice_losses(outputs, questions, z_loss),
 }
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _token_losses(logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float):
-    return _token_losses_forward(logits, targets, z_loss, label_smoothing)[0]
-
-
-def _token_losses_forward(logits: jax.Array, targets: jax.Array, z_loss: float, label_smoothing: float):
-    x = logits.astype(jnp.float32)
-    V = x.shape[-1]
-    on, off = _target_probabilities(V, label_smoothing)
-    top = x.max(-1)
-    # The backward pass needs e, so e is stored. Storing it also saves time: XLA's CPU backend takes three times as long
-    # to sum an exp that it does not store.
-    e = jnp.exp(x - top[..., None])
-    total = e.sum(-1)
-    log_z = jnp.log(total) + top
-    picked = jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]  # NaN for a target ≥ V: stops the run
-    loss = log_z - (on - off) * picked
-    if off:
-        loss += on * math.log(on) + (V - 1) * off * math.log(off) - off * x.sum(-1)
-    if z_loss:
-        loss += z_loss * jnp.square(log_z)
-    return (loss, (picked == top).astype(jnp.float32)), (e.astype(logits.dtype), targets, total, log_z)
-
-
-def _target_probabilities(V: int, label_smoothing: float) -> tuple[float, float]:
-    """Returns (probability of the target, probability of each other class)."""
-    return 1.0 - label_smoothing, label_smoothing / (V - 1) if V > 1 else 0.0
-
-
-def _token_losses_backward(z_loss: float, label_smoothing: float, kept, cotangents):
-    e, targets, total, log_z = kept
-    d_loss = cotangents[0]
-    on, off = _target_probabilities(e.shape[-1], label_smoothing)
-    ids = jax.lax.broadcasted_iota(jnp.int32, e.shape, e.ndim - 1)
-    q = jnp.where(ids == targets[..., None], on, off)
-    d_logits = d_loss[..., None] * (((1 + 2 * z_loss * log_z) / total)[..., None] * e.astype(jnp.float32) - q)
-    return d_logits.astype(e.dtype), None
-
-
-_token_losses.defvjp(_token_losses_forward, _token_losses_backward)

@@ -19,13 +19,13 @@ from t5x_lite import models
 from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import ConfigError
-from t5x_lite.training import losses, spikes
+from t5x_lite.training import losses
 from t5x_lite.training.optim import Schedule
 from t5x_lite.training.step_metrics import batch_metrics
 from t5x_lite.training.trainable import Trainable, everything, merge, split
 
 Batch = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStruct where only shapes matter
-LossFn = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], dict[str, losses.LossSum]]
+LossFn = Callable[[Mapping[str, Any], Mapping[str, jax.Array]], dict[str, losses.LossSum]]
 Metrics = dict[str, jax.Array]
 
 PURPOSES = {"init": 0, "dropout": 1}
@@ -169,8 +169,8 @@ def make_train_step(
         parts = split_rows(batch, microbatches, layout) if microbatches > 1 else None
 
         def sums_of(params: Any, batch: Batch, key: jax.Array) -> dict[str, losses.LossSum]:
-            outputs = module.apply({"params": merge(params, frozen)}, batch, train=True, rngs={"dropout": key})
-            return loss_fn(outputs, batch)  # type: ignore[arg-type]
+            outputs = _outputs(module, merge(params, frozen), batch, train=True, rngs={"dropout": key})
+            return loss_fn(outputs, batch)
 
         if parts is not None:
             weights |= _auxiliary_weights(functools.partial(sums_of, params), parts, microbatches, key, weights)
@@ -192,6 +192,8 @@ def make_train_step(
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         is_good, known = is_finite, {}
         if spike_sigmas:
+            from t5x_lite.training import spikes
+
             is_spike = spikes.is_spike(state.opt_state, loss, spike_sigmas)
             metrics |= {"is_spike": is_spike.astype(jnp.float32)}
             is_good, known = is_finite & ~is_spike, {"value": loss}
@@ -211,6 +213,12 @@ def make_train_step(
         out_shardings=(places, layout.replicated),
         donate_argnums=0,
     )
+
+
+def _outputs(module: nn.Module, params: Any, batch: Batch, **options: Any) -> dict[str, Any]:
+    """Returns a model's outputs; from this project's models, projections in place of logits over the vocabulary."""
+    method = "projected" if hasattr(module, "projected") else None
+    return module.apply({"params": params}, batch, method=method, **options)  # type: ignore[return-value]
 
 
 def _updated(
@@ -306,8 +314,8 @@ def make_eval_step(
     """
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
-        outputs: Any = module.apply({"params": params}, batch, train=False)
+        outputs = _outputs(module, params, batch, train=False)
         outputs = {name: output for name, output in outputs.items() if name != losses.AUXILIARY}
-        return batch_metrics(loss_fn(outputs, batch), batch)  # type: ignore[arg-type]
+        return batch_metrics(loss_fn(outputs, batch), batch)
 
     return jax.jit(eval_step, in_shardings=(_places(params), layout.batch_sharding), out_shardings=layout.replicated)
