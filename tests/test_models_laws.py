@@ -97,12 +97,19 @@ def test_scanned_equals_unrolled(family):
 
 @pytest.mark.parametrize(
     ("family", "remat", "scan_layers"),
-    [("t5", "full", True), ("bert", "dots_no_batch", False), ("gpt2", "dots", True), ("gpt2", "none", True)],
+    [
+        ("t5", "full", True),
+        ("t5", "attention", True),
+        ("bert", "dots_no_batch", False),
+        ("gpt2", "dots", True),
+        ("gpt2", "none", True),
+    ],
 )
 def test_scan_and_remat_change_no_number_in_training(family, remat, scan_layers):
     """Values and gradients with dropout equal the plain model's."""
     config = dataclasses.replace(FAMILIES[family], dropout_rate=0.3, attention_dropout_rate=0.2)
-    changed = dataclasses.replace(config, remat=remat, scan_layers=scan_layers)
+    attention = "blockwise" if remat == "attention" else "reference"
+    changed = dataclasses.replace(config, remat=remat, scan_layers=scan_layers, attention=attention)
     params, batch, key = random_params(config), random_batch(config), jax.random.key(8, impl="unsafe_rbg")
     inputs = stack_layers(params) if scan_layers else params
     step = jax.value_and_grad(lambda p: loss(changed, p, batch, key))
@@ -125,6 +132,18 @@ def test_attention_in_blocks_changes_no_number_in_training(monkeypatch, family, 
         return jax.jit(jax.value_and_grad(lambda p: loss(changed, p, batch, key)))(params)
 
     assert_trees_close(step("blockwise"), step("reference"), rtol=1e-4, atol=2e-5)
+
+
+def test_remat_attention_recomputes_all_but_attention(monkeypatch):
+    monkeypatch.setattr(attention_blockwise, "BLOCK", 4)
+    config = dataclasses.replace(FAMILIES["gpt2"], attention="blockwise", num_decoder_layers=1)
+    params, batch = random_params(config), random_batch(config)
+
+    def loops(remat: str) -> int:
+        gradient = jax.jit(jax.grad(lambda p: loss(dataclasses.replace(config, remat=remat), p, batch)))
+        return gradient.lower(params).compile().as_text().count(" while(")
+
+    assert loops("attention") == loops("none") == loops("full") - 1
 
 
 @pytest.mark.parametrize("family", ["t5", "bert", "gpt2"])

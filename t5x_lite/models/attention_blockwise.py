@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from t5x_lite.models.attention_reference import of_query_heads
-from t5x_lite.models.attention_scope import MASKED, Kernel, Scope
+from t5x_lite.models.attention_scope import MASKED, SAVED, Kernel, Scope
 from t5x_lite.models.layers import is_kept
 from t5x_lite.models.positions import toeplitz
 
@@ -150,8 +151,8 @@ def _forward(rules: Rules, inputs: Inputs):
     start = jnp.zeros(query.shape, jnp.float32), jnp.zeros_like(top), top
     (out, total, top), _ = lax.scan(visit, start, rules.pairs())
     total = jnp.where(total > 0, total, 1)  # 0 for queries without a visible key
-    heads = (out / total[..., None]).astype(query.dtype)
-    return heads, (inputs, heads, top + jnp.log(total))
+    heads = checkpoint_name((out / total[..., None]).astype(query.dtype), SAVED)
+    return heads, (inputs, heads, checkpoint_name(top + jnp.log(total), SAVED))
 
 
 def _backward(rules: Rules, kept, d_heads: jax.Array):

@@ -40,6 +40,9 @@ class Scope:
     rows_are_positions: bool = struct.field(pytree_node=False, default=True)
 
 
+SAVED = "attention"  # names the arrays of a kernel that the remat policy of this name keeps
+
+
 class Kernel(NamedTuple):
     """Holds the two functions that compute attention.
 

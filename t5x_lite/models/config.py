@@ -20,7 +20,7 @@ from t5x_lite.lookup import unknown
 ARCHITECTURES = ("text_to_text", "encoder_only", "decoder_only")
 BODIES = ("transformer", "cbow", "elmo")
 ATTENTION = ("auto", "reference", "blockwise")
-REMAT = ("none", "full", "dots", "dots_no_batch")
+REMAT = ("none", "full", "attention", "dots", "dots_no_batch")
 LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 
 

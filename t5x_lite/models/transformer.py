@@ -14,13 +14,14 @@ from jax import lax
 
 from t5x_lite.models.adapter import Adapter
 from t5x_lite.models.attention import INTERMEDIATES, Attention, Prepared, extend, prepare
-from t5x_lite.models.attention_scope import Scope
+from t5x_lite.models.attention_scope import SAVED, Scope
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, Embedding, Mlp, Norm, residual_dropout, subkey, unconstrained
 from t5x_lite.models.positions import RelativeBias, Rotation, rotation, sinusoids
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),  # does not compute attention in blocks again
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
