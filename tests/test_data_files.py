@@ -1,5 +1,6 @@
 """Any local file as a task: what is inferred, what is printed, and what is refused."""
 
+import collections
 import gzip
 import json
 
@@ -505,3 +506,14 @@ def test_splits_of_save_to_disk_are_those_of_its_directories(tmp_path):
     shard("imdb", "other", "train", "data-00000-of-00001.arrow")
     with pytest.raises(ConfigError, match="which is train"):
         find(str(tmp_path / "imdb"))
+
+
+def test_however_many_files_match_each_is_scanned_once(tmp_path, monkeypatch):
+    for number in range(4200):  # more than any table of recently used files would hold
+        (tmp_path / f"{number}.txt").write_text(f"text {number}\n")
+    scanned, scan = collections.Counter(), records.scan
+    monkeypatch.setattr(records, "scan", lambda *a: scanned.update([a[2].name]) or scan(*a))
+    source = discover(f"{tmp_path}/*.txt").task.source
+    texts = [example["text"] for split in records.PERCENT for example in source.split(split)]
+    assert sorted(texts) == sorted(f"text {number}" for number in range(4200))
+    assert len(scanned) == 4200 and set(scanned.values()) == {1}

@@ -168,7 +168,7 @@ def _hash(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8")).digest()[:8], "big")
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache
 def records_of(file: File, form: Format, split: str, tolerant: bool) -> Records:
     """Does what `open_records` does, but takes a File, not a name. Results are cached, which is safe because `file`
     identifies the file's contents.
@@ -181,7 +181,7 @@ def records_of(file: File, form: Format, split: str, tolerant: bool) -> Records:
     return Records(file, path, form, index[low:high], len(index) - good, len(index))
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache  # without a limit: with one, wildcards that match more files scan all of them at every opening
 def index_of(file: File, form: Format, by_hash: bool, tolerant: bool) -> tuple[Path, np.ndarray]:
     """Returns (the path to read a file from, the file's index). The index comes from the cache or from scanning the
     file.

@@ -35,7 +35,7 @@ def size_and_version(name: str) -> tuple[int, str]:
     return copy.stat().st_size, version
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache
 def fetch(name: str) -> tuple[Path, str]:
     """Copies a remote file into the cache and returns (path of the copy, version). The copy is named after the hash of
     its contents.
