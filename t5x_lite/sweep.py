@@ -46,6 +46,16 @@ POLL_S = 0.2
 MOST_BYTES = 1 << 20
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-5 as a number, as YAML 1.2 and JSON do. For PyYAML, which follows YAML 1.1, it is a text: it has no
+    point."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """The content of a sweep file, checked."""
@@ -91,7 +101,7 @@ def read(file: Path) -> Sweep:
     try:
         if file.stat().st_size > MOST_BYTES:
             raise ConfigError(f"{file} is longer than {MOST_BYTES:,} bytes; give the YAML file of a sweep")
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = _Loader(file.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -361,13 +361,15 @@ def test_what_makes_targets_of_examples_is_part_of_a_tasks_identity(change, says
         ("{titel}", {"title": "t"}, "has no 'titel'"),
         ("{a[b]}", {"a": {"c": "d"}}, r"the field 'a\[b\]' has no 'b'"),
         ("{a}", {"a": {"c": "d"}}, "is an object"),
+        ("{a}", {"a": [["b"], ["c"]]}, r"is a list of lists, which cannot be joined \(name one: a\[0\]\)"),
+        ("{a!r}", {"a": "b"}, "has no 'a!r'"),
     ],
 )
 def test_a_template_writes_no_none(text, example, says):
     with pytest.raises(DataError, match=says):
         template(inputs=text)(example)
     assert template(inputs="{a[0]} {b}")({"a": ["x"], "b": ["y", "z"]})["inputs"] == "x y z"
-    for wrong in ("{", "{0!r}", "{:>3}"):
+    for wrong in ("{", "}", "{}", "{a{b}}"):
         with pytest.raises(ConfigError, match="template"):
             template(inputs=wrong)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from t5x_lite import cli, config, experiment
 from t5x_lite.data import local_files, records, registry
 from t5x_lite.data.local_files import TableHints, find
-from t5x_lite.data.preprocess import pieces
+from t5x_lite.data.preprocess import fill, pieces
 from t5x_lite.data.targets import Number
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -276,10 +276,10 @@ def test_templates_write_values_as_json_would(tmp_path):
     row = {"a": ["x", "y"], "b": True, "n": 1.5, "o": {"k": ["z"]}, "odd name": "u", "none": None}
     path = write(tmp_path / "a.jsonl", json.dumps(row) + "\n")
 
-    def fill(template: str) -> str:
+    def filled(template: str) -> str:
         return discover(f"train={path}", text=template).task.source.split("train")[0]["text"]
 
-    assert fill("{a}|{b}|{n}|{o[k]}|{o[k][0]}|{odd name}|{{}}") == "x y|true|1.5|z|z|u|{}"
+    assert filled("{a}|{b}|{n}|{o[k]}|{o[k][0]}|{odd name}|{{}}") == "x y|true|1.5|z|z|u|{}"
     for template, message in (
         ("{none}", "the field 'none' is null"),
         ("{o}", r"the field 'o' is an object, not a text \(name one of its keys: o\[KEY\]\)"),
@@ -288,18 +288,26 @@ def test_templates_write_values_as_json_would(tmp_path):
         ("{n[k]}", r"the field 'n\[k\]' has no 'k'"),
     ):
         with pytest.raises(DataError, match=rf"a\.jsonl:1: {message}, which text needs; the record has a, b, n"):
-            fill(template)
+            filled(template)
     for template, message in (
         ("{", r"expected '}'|single '{'|Single '{'"),
         ("{}", "put the name of a field in the braces"),
-        ("{n:.2f}", "put the name of a field in the braces"),
+        ("{n:.2f}", r"no field 'n:.2f'; did you mean \{n\}\?"),
         ("no field", "it names no field"),
         ("{bb}", r"no field 'bb'; did you mean \{b\}\? \(fields: a, b, n, o"),
         ("{o.k.0}", r"no field 'o.k.0'; did you mean \{o\[k\]\[0\]\}\?"),
     ):
         with pytest.raises(ConfigError, match=message):
-            fill(template)
-    assert pieces("{a}{b}") == [("", "a"), ("", "b")]
+            filled(template)
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="{}"), min_size=1), min_size=1), st.text(), st.data())
+def test_a_field_of_any_name_without_braces_can_stand_in_a_template(names, between, data):
+    literal = between.replace("{", "{{").replace("}", "}}")
+    row = {name: data.draw(st.text()) for name in names}
+    template = literal.join(f"{{{name}}}" for name in names) + literal
+    assert fill(template, row) == between.join(row[name] for name in names) + between
+    assert [field for _, field in pieces(template) if field] == names
 
 
 def test_what_is_wrong_in_a_record_names_its_line(tmp_path):

@@ -98,6 +98,19 @@ def test_random_points_are_the_same_at_every_start(file):
     assert all(0.001 <= p["config.optimizer.learning_rate"] <= 0.1 and p["config.seed"] in range(4) for p in points)
 
 
+def test_every_spelling_of_a_number_is_a_number(file):
+    numbers = [f"{sign}{digits}{e}{power}" for sign in ("", "-", "+") for digits in ("1", "25", "2.5", "3.", ".5")
+               for e in "eE" for power in ("5", "-5", "+5", "05", "-12")]  # fmt: skip
+    texts = ["1e", "e5", "1e5x", "1e-5 1", "x1e5", "a.b", "1e5-"]
+    values = f"values: [{', '.join([*numbers, *texts])}]"
+    file.write_text(file.read_text().replace("values: [0.001, 0.01, 0.1]", values).replace("[a, b]", "[a]"))
+    points = [point["config.optimizer.learning_rate"] for point in sweep.read(file).points]
+    assert [x for x in points if isinstance(x, str)][::2] == texts  # each point has two seeds
+    given = dict.fromkeys(map(float, numbers))  # a point that is given twice runs once
+    assert list(dict.fromkeys(x for x in points if not isinstance(x, str))) == list(given)
+    assert all(isinstance(x, float | str) for x in points)
+
+
 def test_a_program_that_is_not_there_is_an_error_before_any_point(file, tmp_path, capsys):
     file.write_text(file.read_text().replace("program: ", "program: /missing"))
     assert cli.run(["sweep", str(file), f"--output={tmp_path / 'out'}"]) == 2

@@ -7,7 +7,6 @@ and caches unusable.
 import functools
 import inspect
 import re
-import string
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -119,19 +118,26 @@ def _filled(name: str, template: str, example: Example) -> str:
 
 @functools.lru_cache(maxsize=1024)  # called for every example
 def pieces(template: str) -> list[tuple[str, str]]:
-    """Splits a template into (literal, field) pairs. Raises ConfigError if the template is invalid.
+    """Splits a template into (literal, field) pairs. A field's name may have any character but braces: unlike Python's
+    format strings, a template has no format after ":" or "!". Raises ConfigError if the template is invalid.
 
-    >>> pieces("{title}: {body}!")
-    [('', 'title'), (': ', 'body'), ('!', '')]
+    >>> pieces("{title}: {og:body}!")
+    [('', 'title'), (': ', 'og:body'), ('!', '')]
     """
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigError(f"template {template!r}: {error}; write literal braces as {{{{ and }}}}") from None
-    for _, field, form, conversion in parsed:
-        if field == "" or form or conversion:
+    out, literal, end = [], "", 0
+    for match in re.finditer(r"\{\{|\}\}|\{([^{}]*)\}|[{}]", template):
+        literal, end = literal + template[end : match.start()], match.end()
+        if match[0] in ("{{", "}}"):
+            literal += match[0][0]
+        elif match[1] is None:
+            raise ConfigError(f"template {template!r}: a single {match[0]!r}; write literal braces as {{{{ and }}}}")
+        elif not match[1]:
             raise ConfigError(f"template {template!r}: put the name of a field in the braces, and nothing else")
-    return [(literal, field or "") for literal, field, _, _ in parsed]
+        else:
+            out.append((literal, match[1]))
+            literal = ""
+    literal += template[end:]
+    return [*out, (literal, "")] if literal else out
 
 
 def root(field: str) -> str:
@@ -140,7 +146,13 @@ def root(field: str) -> str:
 
 
 def written(row: Example, field: str) -> str:
-    """Returns a field's value as text. Raises ValueError if the field is missing, null, an object or bytes."""
+    """Returns a field's value as text. The items of a list are joined by spaces.
+
+    Raises ValueError if the field is missing, null, an object or bytes, or if it holds a list of lists.
+
+    >>> written({"tokens": ["a", "b"]}, "tokens"), written({"tokens": ["a", "b"]}, "tokens[1]")
+    ('a b', 'b')
+    """
     value: Any = row
     for step in [field] if field in row else [root(field), *re.findall(r"\[([^\]]*)\]", field)]:
         if isinstance(value, list) and step.isdecimal() and int(step) < len(value):
@@ -163,6 +175,8 @@ def _text(value: Any, field: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
+        if any(isinstance(part, list) for part in value):
+            raise ValueError(f"the field {field!r} is a list of lists, which cannot be joined (name one: {field}[0])")
         return " ".join(_text(part, field) for part in value)
     if isinstance(value, Mapping):
         raise ValueError(f"the field {field!r} is an object, not a text (name one of its keys: {field}[KEY])")

@@ -147,6 +147,8 @@ def _templates(guess: Found, files: str, given: dict[str, str]) -> dict[str, str
             near = suggest(missing[0], guess.fields) if missing else []
             if missing and "." in missing[0] and (outer := missing[0].split("."))[0] in guess.fields:
                 near = ["".join([outer[0], *(f"[{inner}]" for inner in outer[1:])])]
+            if missing and (bare := re.split("[:!]", missing[0])[0]) in guess.fields:  # a format, as in Python
+                near = [bare]
             what = f"there is no field {missing[0]!r}" if missing else "it names no field"
             hint = f"; did you mean {{{near[0]}}}?" if near else ""
             raise ConfigError(

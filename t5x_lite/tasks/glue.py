@@ -7,6 +7,7 @@ CoLA/train.tsv and so on.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from t5x_lite.data.registry import UNLABELLED, Mixture, Task
 from t5x_lite.data.sources import Files, Tfds
 from t5x_lite.data.targets import Number
 from t5x_lite.data.text_formats import Table
+from t5x_lite.errors import DataError
 from t5x_lite.tasks.metrics import Metric, accuracy, f1, matthews, pearson, spearman
 from t5x_lite.tasks.published import Published
 
@@ -189,6 +191,7 @@ def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:
 
     predictions: the predicted texts, in the order of the test file. An invalid prediction becomes the first label, or
         the score 0.
+    Raises DataError if a predicted score is not finite, because then the model is broken.
     """
     name = task.removeprefix("glue_")
     glue = SUITE[name]
@@ -197,7 +200,13 @@ def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:
         answer = text.strip()
         if not glue.labels:
             value = number(answer)
-            answer = f"{min(max(value if value is not None else 0.0, 0.0), 5.0):.3f}"
+            value = 0.0 if value is None else value
+            if not math.isfinite(value):
+                raise DataError(
+                    f"{task}: the prediction of test example {index} is {answer!r}; a score must be finite. Check the "
+                    "checkpoint's parameters, or submit an earlier checkpoint"
+                )
+            answer = f"{min(max(value, 0.0), 5.0):.3f}"
         else:
             answer = answer if answer in glue.labels else glue.labels[0]  # the server rejects other texts
             answer = answer if name in NAMED_LABELS else str(glue.labels.index(answer))
