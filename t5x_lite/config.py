@@ -37,6 +37,7 @@ OBJECTIVES = {  # explained in data/denoise.py
     "encoder_only": ("mlm", "mlm_sentence_order"),  # they differ in what the head nsp predicts: next sentence, or order
 }
 ANY_OBJECTIVE = ("", *dict.fromkeys(name for names in OBJECTIVES.values() for name in names))
+TEXT_RECORDS = ("", "line", "paragraph", "file")  # explained in data/guessed_format.py
 ON_LONG = ("truncate", "skip", "error")  # explained in data/convert.py
 NEED_LABELS = ("constrained", "rank")  # answers that work only for tasks with labels
 ANSWERS = ("greedy", "beam", "sample", *NEED_LABELS)  # explained in evaluation/predict.py
@@ -63,6 +64,10 @@ KEYS: dict[str, Key] = {
     "data.labels": Key(None, "data.files: the classes; unset: detected from the targets", kind=tuple),
     "data.header": Key(None, "data.files: whether tables begin with column names; unset: detected", kind=bool),
     "data.delimiter": Key("", "data.files: character between the cells of tables; '': detected"),
+    "data.text_record": Key("", "data.files: what a record of a text file is; '': detected", REFUSE, TEXT_RECORDS),
+    "data.line_pattern": Key("", "data.files: regex that splits a text line into named groups: '(?P<a>.*);(?P<b>.*)'"),
+    "data.split": Key("", "data.files: 'validation=1000,test=5%' or a field that names the split; '': by hash"),
+    "data.metrics": Key((), "data.files: metrics, such as accuracy,matthews; (): the usual ones of the targets", FREE),
     "data.max_bad_fraction": Key(0.0, "share of a task's records that may be bad; skips and counts them", FREE, SHARE),
     "data.vocabulary": Key("", "bytes, a .model, tokenizer.json or vocab.txt, or a directory with one; '': the tasks'"),
     "data.batch_rows": Key(32, "rows of the global batch", REFUSE, AT_LEAST_ONE),
@@ -224,8 +229,8 @@ def validate(cfg: Config) -> None:
         raise ConfigError(
             "data.mixture is empty; set it to a task or mixture (`t5x-lite tasks` lists them), or set data.files"
         )
-    for name in ("data.inputs", "data.targets", "data.text", "data.labels"):
-        if cfg[name] and not cfg.data.files:
+    for name in (name for name, key in KEYS.items() if key.meaning.startswith("data.files:")):
+        if cfg[name] not in (None, "", ()) and not cfg.data.files:
             raise ConfigError(f"{name}={cfg[name]!r} needs data.files, which is empty; set data.files, too")
 
 

@@ -135,7 +135,8 @@ def _with_files(cfg: Config) -> Config:
         labels=labels,
         vocabulary=vocabulary,
         max_bad_fraction=data.max_bad_fraction,
-        tables=files.TableHints(data.header, data.delimiter),
+        reading=files.Reading(data.header, data.delimiter, data.text_record, data.line_pattern, data.split),
+        metrics=data.metrics,
     )
     if not data.vocabulary:
         log.info("vocabulary: bytes; set config.data.vocabulary to use a different one")

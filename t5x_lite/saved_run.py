@@ -34,8 +34,9 @@ VOCABULARIES = ("ByteVocabulary", "SentencePieceVocabulary", "TokenizerVocabular
 IMPORTED = (stored.SETTINGS, "generation_config.json")  # settings of a model that was imported
 # Keys that decide what a model is and what it reads. If one of them is changed, `resolve` does not use the stored files
 # but resolves the names in the config.
-OF_DATA = ("mixture", "files", "inputs", "targets", "text", "labels", "header", "delimiter", "vocabulary", "dir")
-DECIDES = ("model.", *(f"data.{name}" for name in OF_DATA))
+OF_DATA = ("mixture", "files", "inputs", "targets", "text", "labels", "vocabulary", "dir")
+READING = ("header", "delimiter", "text_record", "line_pattern", "split")
+DECIDES = ("model.", *(f"data.{name}" for name in (*OF_DATA, *READING)))
 
 
 @dataclasses.dataclass(frozen=True)

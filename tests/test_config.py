@@ -135,8 +135,8 @@ def test_every_key_says_what_a_change_means_to_a_run_that_resumes():
     assert set(kinds.values()) == {"refuse", "warn", "free"}
     harmless = {name for name, kind in kinds.items() if kind != "refuse" and name.startswith(("model.", "data."))}
     assert harmless == {
-        *("data.cache_dir", "data.max_bad_fraction", "data.prefetch_batches", "model.remat", "model.dtype"),
-        "model.attention",
+        *("data.cache_dir", "data.max_bad_fraction", "data.metrics", "data.prefetch_batches"),
+        *("model.attention", "model.remat", "model.dtype"),
         *("model.dropout_rate", "model.attention_dropout_rate", "model.classifier_dropout_rate"),
         *("model.dropout_hidden", "model.dropout_broadcasts_length"),
     }

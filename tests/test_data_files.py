@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite import cli, config, experiment
-from t5x_lite.data import local_files, records, registry
-from t5x_lite.data.local_files import TableHints, find
+from t5x_lite.data import records, registry
+from t5x_lite.data.guessed_format import Reading, has_header
+from t5x_lite.data.local_files import find
 from t5x_lite.data.preprocess import fill, pieces
 from t5x_lite.data.targets import Number
 from t5x_lite.data.vocabularies import ByteVocabulary
@@ -50,9 +51,7 @@ def test_a_table_of_reviews_is_a_classification_task(tmp_path):
     test = task.source.split("test")
     assert test.read_many([3, 0, 3]) == [test[3], test[0], test[3]]
     assert found.notes[0].startswith(f"{path}: CSV with the columns title, body, label; split by hash: train 3")
-    assert found.notes[1] == (
-        "targets '{label}': 2 labels found, bad 25.0%, good 75.0%; scored by accuracy and macro F1"
-    )
+    assert found.notes[1] == ("targets '{label}': 2 labels found, bad 25.0%, good 75.0%; scored by accuracy, macro_f1")
     assert task_from_files(path, inputs="{title}", targets="{label}", name="mine").name == "mine"
 
 
@@ -220,7 +219,7 @@ def test_a_file_s_name_may_be_of_any_letters(tmp_path):
 
 @given(st.lists(st.lists(st.text(st.characters(codec="ascii", categories=["L"]), max_size=5), min_size=2, max_size=2)))
 def test_a_header_is_never_a_value_of_its_column(rows):
-    if rows and local_files.has_header(rows):
+    if rows and has_header(rows):
         assert not any(cell == row[n] for row in rows[1:] for n, cell in enumerate(rows[0]))
 
 
@@ -229,14 +228,14 @@ def test_what_is_said_of_a_table_is_not_guessed(tmp_path):
     assert find(f"train={index}").fields == ("", "text")
     years = f"train={write(tmp_path / 'years.csv', '2019,2020' + chr(10) + '1,2' + chr(10))}"
     assert find(years).fields == ("column_1", "column_2") and "data.header=true" in find(years).notes[1]
-    (row,) = find(years, tables=TableHints(header=True)).source.split("train")
+    (row,) = find(years, reading=Reading(header=True)).source.split("train")
     assert row == {"2019": "1", "2020": "2"}
     named = f"train={write(tmp_path / 'named.csv', 'yes;no' + chr(10) + 'a,b;c' + chr(10))}"
-    assert len(find(named, tables=TableHints(header=False)).source.split("train")) == 2
+    assert len(find(named, reading=Reading(header=False)).source.split("train")) == 2
     with pytest.raises(DataError, match="2 columns; the header has 1"):
-        find(named, tables=TableHints(header=True, delimiter=","))
+        find(named, reading=Reading(header=True, delimiter=","))
     with pytest.raises(ConfigError, match=r"data.delimiter=', ': must be one character"):
-        find(named, tables=TableHints(delimiter=", "))
+        find(named, reading=Reading(delimiter=", "))
     cfg = config.base()
     cfg.data.files, cfg.data.inputs, cfg.data.targets, cfg.model.preset = years, "{2019}", "{2020}", "t5_tiny"
     cfg.data.header = True

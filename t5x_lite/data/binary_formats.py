@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from t5x_lite.data.class_labels import Labels, labels_in, named
 from t5x_lite.data.opened_files import File, plain, require_unchanged, version_of
 from t5x_lite.data.records import Example, OnBad, Read, Scanned
 from t5x_lite.data.text_formats import json_record
@@ -24,14 +25,29 @@ class _OfRows:
 @dataclasses.dataclass(frozen=True)
 class ArrowRows(_OfRows):
     """Reads Arrow IPC files and streams (Hugging Face's `save_to_disk` writes streams). Maps the file into memory, so
-    the whole file is never loaded."""
+    the whole file is never loaded.
+
+    labels: ((path of a ClassLabel feature, names), …), see class_labels.py. Its numbers are read as these names.
+    """
+
+    labels: Labels = ()
+
+    def named(self, name: str) -> Self:
+        """Returns the format that reads the ClassLabel features of this file as their names."""
+        file = File.of(name)
+        return dataclasses.replace(self, labels=self._labels_in(_batches(self.local(file), file)))
+
+    def _labels_in(self, batches: list) -> Labels:
+        return labels_in(batches[0].schema.metadata or {}) if batches else ()
 
     def local(self, file: File) -> Path:
         return plain(file)
 
     def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
-        row = 0
-        for batch in _batches(path, file):
+        row, batches = 0, _batches(path, file)
+        if self.labels and self._labels_in(batches) not in (self.labels, ()):
+            raise DataError(f"{file.name}: its ClassLabel features differ from the first file's; save both files again")
+        for batch in batches:
             for begin in range(0, len(batch), 1024):
                 try:
                     part = batch.slice(begin, 1024)
@@ -42,7 +58,10 @@ class ArrowRows(_OfRows):
                         f"{file.name}: corrupted near row {row} ({one_line(error)}); get it again"
                     ) from None
                 for example in examples:
-                    yield Scanned(row, 0, texts(example))
+                    try:
+                        yield Scanned(row, 0, self._read(example))
+                    except (ValueError, TypeError, AttributeError) as error:  # also of values that are no numbers
+                        bad(DataError(f"{file.name}: row {row}: {error}"), 1)
                     row += 1
 
     def reader(self, path: Path, file: File) -> Read:
@@ -54,7 +73,7 @@ class ArrowRows(_OfRows):
             number = int(np.searchsorted(ends, row, side="right"))
             batch = batches[number]
             (example,) = batch.slice(row - int(ends[number]) + len(batch), 1).to_pylist()
-            return texts(example)
+            return self._read(example)
 
         def read(places: Sequence[tuple[int, int]]) -> list[Example]:
             require_unchanged(
@@ -69,6 +88,9 @@ class ArrowRows(_OfRows):
             return examples
 
         return read
+
+    def _read(self, example: Mapping[str, Any]) -> Example:
+        return texts(named(example, self.labels))
 
 
 @dataclasses.dataclass(frozen=True)

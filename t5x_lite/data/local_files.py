@@ -2,72 +2,21 @@
 because a user can notice a wrong guess only if it is shown.
 """
 
-import csv
 import dataclasses
 import glob
 import itertools
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from t5x_lite.data.binary_formats import ArrayRecordRows, ArrowRows, ParquetRows
-from t5x_lite.data.opened_files import braces
-from t5x_lite.data.records import PERCENT, Format, open_records
+from t5x_lite.data.divide import SPLIT_NAMES, sizes_of, split_of
+from t5x_lite.data.guessed_format import DETECTED, Reading, format_of, kind_of
+from t5x_lite.data.records import Format
 from t5x_lite.data.sources import Files, matching
-from t5x_lite.data.text_formats import (
-    JsonLines,
-    Paragraphs,
-    ParallelLines,
-    Sentences,
-    Table,
-    TextLines,
-    cells_of,
-    is_comment,
-)
-from t5x_lite.data.text_lines import MAX_RECORD_BYTES, lines_of
+from t5x_lite.data.text_formats import Table
 from t5x_lite.errors import ConfigError, DataError, one_line
-from t5x_lite.lookup import suggest
-
-SAMPLED_LINES = 1000  # the first lines of a file, from which its header and kind are guessed
-LONGEST_COLUMN_NAME = 64  # characters
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test",),
-}
-SUFFIXES = {
-    "text": ("txt", "text"),
-    "json": ("jsonl", "ndjson", "json"),
-    "csv": ("csv",),
-    "tsv": ("tsv", "tab"),
-    "parquet": ("parquet", "pq"),
-    "arrow": ("arrow",),
-    "array_record": ("array_record", "arrayrecord"),
-    "conll": ("conll", "bio", "iob", "iob2"),
-}
-KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
-OTHER_KINDS = {
-    **dict.fromkeys(("xlsx", "xls", "ods"), "save the sheet as CSV"),
-    **dict.fromkeys(("zip", "tar", "tgz", "7z", "bz2", "xz", "zst"), "unpack it (only gzip needs no unpacking)"),
-    **dict.fromkeys(("pdf", "docx", "doc", "epub", "html"), "extract its text into a .txt with one example a line"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class TableHints:
-    """Holds the user's settings for CSV and TSV files. Whatever is not set is detected.
-
-    header: whether the first row names the columns; None: detected.
-    delimiter: the character between cells; "": detected.
-    """
-
-    header: bool | None = None
-    delimiter: str = ""
-
-
-DETECTED = TableHints()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +29,7 @@ class Found:
     notes: tuple[str, ...]
 
 
-def find(spec: str, max_bad_fraction: float = 0.0, tables: TableHints = DETECTED) -> Found:
+def find(spec: str, max_bad_fraction: float = 0.0, reading: Reading = DETECTED) -> Found:
     """Returns the source that `spec` names, with its splits and fields.
 
         reviews.csv                          one file, split by hash into 90% train, 5% validation, 5% test
@@ -89,30 +38,39 @@ def find(spec: str, max_bad_fraction: float = 0.0, tables: TableHints = DETECTED
         data/mrpc                            a directory: train.tsv, dev.tsv and so on, or Hugging Face's save_to_disk
         train=train.{en,de},test=test.{en,de}   parallel files; each file becomes a field
 
-    A file's suffix (before .gz, if any) decides its format (SUFFIXES). Bad records are left out; at most the fraction
-    `max_bad_fraction` of all records may be bad. Raises ConfigError if it cannot parse `spec`, DataError if the files
-    have no record or if named files differ in format.
+    A file's suffix (before .gz, if any) decides its format (guessed_format.SUFFIXES). Bad records are left out; at most
+    the fraction `max_bad_fraction` of all records may be bad. `reading.split` divides files otherwise than by hash; if
+    the files are named, its sizes may take missing splits from the records of train.
+
+    Raises ConfigError if it cannot parse `spec` or `reading`, DataError if the files have no record, if named files
+    differ in format, or if `reading.split` leaves no record to train.
     """
     spec = re.sub(r"(^|=)~(?=/)", lambda begin: begin[1] + str(Path.home()), spec)  # shells do not expand "=~/"
     files = _files(spec)
     paths = [path for pattern in ([files] if isinstance(files, str) else files.values()) for path in matching(pattern)]
-    form, notes = _format(*paths, tolerant=max_bad_fraction > 0, tables=tables)
-    source = Files(files, form, max_bad_fraction)
-    splits = tuple(PERCENT) if isinstance(files, str) else tuple(files)
+    _check_division(spec, files, reading.split)
+    form, notes = format_of(*paths, tolerant=max_bad_fraction > 0, reading=reading)
+    source = Files(files, form, max_bad_fraction, reading.split)
+    splits = source.splits
     first = next((split for split in splits if len(source.split(split))), None)
     if first is None:
         raise DataError(f"data.files={spec!r} has no records; is it the right file?")
     fields = tuple(source.split(first)[0])
     if not isinstance(files, str):
         is_named = not Path(spec).is_dir()  # every file that the user names must be used; templates choose the fields
-        kept, others = _alike(files, form, () if is_named else fields, max_bad_fraction, tables)
+        kept, others = _alike(files, form, () if is_named else fields, max_bad_fraction, reading)
         if others and is_named:
             path, why = others[0]
             raise DataError(f"{path}: {why}; remove it from data.files, or convert it to the same format and columns")
         notes = [*notes, *(f"{path} is left out: {why}" for path, why in others)]
-        source, splits = Files(kept, form, max_bad_fraction), tuple(kept)
+        source = dataclasses.replace(source, files=kept)
+        splits = source.splits
+    elif reading.split and not sizes_of(reading.split):
+        splits = tuple(split for split in splits if len(source.split(split)))
+        if "train" not in splits:
+            raise DataError(f"data.split={reading.split!r} names no record's split train; is it the right field?")
     counts = ", ".join(f"{name} {len(source.split(name)):,}" for name in splits)
-    how = "split by hash" if isinstance(files, str) else "splits"
+    how = "splits" if not isinstance(files, str) else f"split by {reading.split or 'hash'}"
     return Found(source, splits, fields, (f"{spec}: {notes[0]}; {how}: {counts}", *notes[1:]))
 
 
@@ -122,10 +80,10 @@ def find(spec: str, max_bad_fraction: float = 0.0, tables: TableHints = DETECTED
 def _files(spec: str) -> dict[str, str] | str:
     named = re.findall(r"(?:^|,)\s*(\w+)=((?:[^,{]|\{[^}]*\})+)", spec)
     if named and not Path(spec).exists():
-        wrong = [name for name, _ in named if _split_of(name) is None]
+        wrong = [name for name, _ in named if split_of(name) is None]
         if wrong:
             raise ConfigError(f"data.files={spec!r}: {wrong[0]!r} is not a split; use train, validation or test")
-        splits = [str(_split_of(name)) for name, _ in named]
+        splits = [str(split_of(name)) for name, _ in named]
         if len(set(splits)) < len(splits) or ",".join(f"{n}={p}" for n, p in named).replace(" ", "") != spec.replace(
             " ", ""
         ):
@@ -139,8 +97,19 @@ def _files(spec: str) -> dict[str, str] | str:
     return spec
 
 
-def _split_of(name: str) -> str | None:
-    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+def _check_division(spec: str, files: dict[str, str] | str, division: str) -> None:
+    """Raises ConfigError if `data.split` does not fit `data.files`, which may name the splits."""
+    sizes = sizes_of(division)
+    if isinstance(files, str) or not division:
+        return
+    where = f"data.split={division!r} and data.files={spec!r}"
+    if twice := [split for split in sizes if split in files]:
+        raise ConfigError(f"{where} both give {twice[0]}; give it once")
+    if not sizes or "train" not in files:
+        raise ConfigError(
+            f"{where}: the files are divided already; unset data.split, or give sizes of missing splits, which are "
+            "taken from the file of train (data.split=validation=5%)"
+        )
 
 
 def _arrow_splits(directory: Path) -> dict[str, str]:
@@ -151,7 +120,7 @@ def _arrow_splits(directory: Path) -> dict[str, str]:
     """
     splits: dict[str, str] = {}
     for folder in sorted({path.parent for path in directory.rglob("data-*.arrow")}):
-        split = "train" if folder == directory else _split_of(folder.name)
+        split = "train" if folder == directory else split_of(folder.name)
         if split is None:
             logging.getLogger(__name__).warning("%s is left out: %r is not a split", folder, folder.name)
             continue
@@ -216,8 +185,8 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
     where = f"data.files={str(directory)!r}"
     splits = {}
     for split in SPLIT_NAMES:
-        paths = [p for p in files if _split_of(p.name.split(".")[0]) == split]
-        paths = paths or [p for p in files if split in map(_split_of, re.split(r"[._-]", p.name))]
+        paths = [p for p in files if split_of(p.name.split(".")[0]) == split]
+        paths = paths or [p for p in files if split in map(split_of, re.split(r"[._-]", p.name))]
         if len(paths) > 1 and (shards := shards_pattern([p.name for p in paths])):
             splits[split] = f"{glob.escape(str(directory))}/{shards}"
         elif len(paths) > 1:
@@ -229,7 +198,7 @@ def _of_directory(directory: Path) -> dict[str, str] | str:
             splits[split] = str(paths[0])
     if "train" not in splits:
         names = ", ".join(p.name for p in files[:8]) or "none has a known suffix"
-        example = _pair(p.name for p in directory.iterdir() if _split_of(p.name.split(".")[0]) == "train")
+        example = _pair(p.name for p in directory.iterdir() if split_of(p.name.split(".")[0]) == "train")
         raise ConfigError(
             f"{where}: no file is named after the split train ({names}); use train={directory}/{example or 'FILE'}"
         )
@@ -251,13 +220,13 @@ def _pair(names: Iterable[str]) -> str:
 
 
 def _alike(
-    files: Mapping[str, str], form: Format, fields: Sequence[str], max_bad_fraction: float, tables: TableHints
+    files: Mapping[str, str], form: Format, fields: Sequence[str], max_bad_fraction: float, reading: Reading
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Returns ({split: path} for the files that have this format and these fields, [(path, reason)] for the other
     files)."""
     kept, others = {}, []
     for name, path in files.items():
-        file_form, _ = _format(*matching(path), tolerant=max_bad_fraction > 0, tables=tables)
+        file_form, _ = format_of(*matching(path), tolerant=max_bad_fraction > 0, reading=reading)
         if isinstance(file_form, Table) and isinstance(form, Table):
             file_form = dataclasses.replace(file_form, quoting=form.quoting)  # `form` was guessed from all files
         file_fields = tuple(Files({name: path}, file_form, max_bad_fraction).split(name)[0])
@@ -266,131 +235,3 @@ def _alike(
         else:
             others.append((path, f"its format or columns differ from {next(iter(files))}'s ({', '.join(file_fields)})"))
     return kept, others
-
-
-# ------------------------------------------------------------------------------------------------------------- formats
-
-
-def kind_of(name: str) -> str | None:
-    """Returns the kind of a file (a key of SUFFIXES) by its suffix; None for an unknown suffix."""
-    return KIND_OF_SUFFIX.get(name.lower().removesuffix(".gz").rpartition(".")[2])
-
-
-def _format(path: str, *more: str, tolerant: bool, tables: TableHints) -> tuple[Format, list[str]]:
-    """Returns (format, notes for the user) of the file `path`. more: further files, which must fit the same format.
-
-    Raises ConfigError if the suffix is unknown.
-    """
-    if fields := braces(path):
-        return ParallelLines(), [f"text files, a line each: {', '.join(fields)}"]
-    kind = kind_of(path)
-    if kind is None:
-        near = suggest(Path(path).suffix.removeprefix("."), KIND_OF_SUFFIX)
-        way = next((OTHER_KINDS[part] for part in path.lower().split(".")[-2:] if part in OTHER_KINDS), "")
-        if way:
-            raise ConfigError(f"data.files: {path!r} is in an unsupported format; {way}")
-        known = ", ".join(f".{suffix}" for suffix in KIND_OF_SUFFIX)
-        raise ConfigError(
-            f"data.files: {path!r} has no known suffix{f' (.{near[0]}?)' if near else ''}; allowed: {known}, each also "
-            "with .gz; or two parallel files such as train.{en,de}"
-        )
-    if kind in ("csv", "tsv"):
-        return _table(path, more, kind, tables)
-    if kind == "conll":
-        return _conll(path)
-    if kind == "text":
-        blank = [not line.strip() for line in _sample(path)]
-        if 100 * sum(blank[1:-1]) >= len(blank) > 2:  # fewer than 1% blank lines are stray
-            return Paragraphs(), ["text, one example a paragraph (separated by blank lines)"]
-        return TextLines(), ["text, one example a line"]
-    simple: dict[str, tuple[Format, str]] = {
-        "json": (JsonLines(), "JSON lines"),
-        "parquet": (ParquetRows(), "Parquet"),
-        "arrow": (ArrowRows(), "Arrow"),
-        "array_record": (ArrayRecordRows(), "ArrayRecord of JSON"),
-    }
-    form, words = simple[kind]
-    fields = tuple(open_records(path, form, tolerant=tolerant)[0])
-    return form, [f"{words} with the fields {', '.join(fields)}"]
-
-
-def _table(path: str, more: Sequence[str], kind: str, tables: TableHints) -> tuple[Format, list[str]]:
-    lines = _sample(path)
-    guess = "\t" if kind == "tsv" else max(",;\t|", key=lambda d: len(next(_rows(lines, d, True), [])))
-    delimiter = tables.delimiter.replace("\\t", "\t") or guess
-    if len(delimiter) > 1:
-        raise ConfigError(f"data.delimiter={tables.delimiter!r}: must be one character")
-    quoting = kind == "csv" or _quotes_cells((line for p in (path, *more) for line in lines_of(p)), delimiter)
-    rows = list(_rows(lines, delimiter, quoting))
-    words = {",": "CSV", "\t": "TSV"}.get(delimiter, f"CSV with the delimiter {delimiter!r}")
-    words += "" if quoting == (kind == "csv") else ", cells quoted"
-    if not rows or (has_header(rows) if tables.header is None else tables.header):
-        return Table(delimiter, (), quoting), [f"{words} with the columns {', '.join(rows[0] if rows else [])}"]
-    columns = tuple(f"column_{n + 1}" for n in range(len(rows[0])))
-    example = " | ".join(cell[:30] for cell in rows[0])
-    return Table(delimiter, columns, quoting), [
-        f"{words} without a header, {len(columns)} columns",
-        f"columns named {', '.join(columns)}; the first row is {example} (data.header=true if it names the columns)",
-    ]
-
-
-def _sample(path: str) -> list[str]:
-    return list(itertools.islice(lines_of(path), SAMPLED_LINES))
-
-
-def _rows(lines: Sequence[str], delimiter: str, quoting: bool) -> Iterator[list[str]]:
-    """Yields the rows of a sample, up to the first that cannot be parsed."""
-    csv.field_size_limit(MAX_RECORD_BYTES)
-    style = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
-    try:
-        yield from (row for row in csv.reader(lines, delimiter=delimiter, quoting=style) if row)
-    except csv.Error:  # reading the whole file raises the error again, with the line
-        return
-
-
-def _quotes_cells(lines: Iterable[str], delimiter: str) -> bool:
-    """Returns whether quotes enclose cells (otherwise they are part of the text). They enclose cells if some cell
-    begins with a quote, and if every such cell also ends with a quote and doubles the quotes inside it.
-
-    >>> _quotes_cells(['"so, so"|no'], "|"), _quotes_cells(['"so" so|"no"'], "|")
-    (True, False)
-    """
-    some = False
-    for cell in (cell for line in lines if '"' in line for cell in line.split(delimiter) if cell.startswith('"')):
-        if not re.fullmatch(r'"(?:[^"]|"")*"', cell):
-            return False
-        some = True
-    return some
-
-
-def has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Returns whether the first row names the columns. It does if its cells are short, are not numbers, and do not
-    occur again further down in their columns. The first cell may be empty, because pandas leaves the name of the index
-    column empty.
-
-    >>> has_header([["text", "label"], ["good", "1"]]), has_header([["good", "yes"], ["bad", "no"], ["fair", "yes"]])
-    (True, False)
-    """
-    first, rest = rows[0], rows[1:]
-    if not all(
-        0 < len(cell.strip()) <= LONGEST_COLUMN_NAME for cell in first[not first[0].strip() and len(first) > 1 :]
-    ):
-        return False
-    if any(_is_number(cell) for cell in first):
-        return False
-    return not any(cell in (row[n] for row in rest if n < len(row)) for n, cell in enumerate(first))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _conll(path: str) -> tuple[Format, list[str]]:
-    lines = [line for line in _sample(path) if line.strip(" \t") and not is_comment(line)]
-    count = len(cells_of(lines[0])) if lines else 2
-    columns = ("tokens", *(f"column_{n + 2}" for n in range(count - 2)), "tags")[-max(count, 1) :]
-    return Sentences(columns), [f"sentences with the CoNLL columns {', '.join(columns)}"]

@@ -153,6 +153,11 @@ def written(row: Example, field: str) -> str:
     >>> written({"tokens": ["a", "b"]}, "tokens"), written({"tokens": ["a", "b"]}, "tokens[1]")
     ('a b', 'b')
     """
+    return _text(value_of(row, field), field)
+
+
+def value_of(row: Example, field: str) -> Any:
+    """Returns the value of a field, such as "title" or "answers[text][0]". Raises ValueError if there is none."""
     value: Any = row
     for step in [field] if field in row else [root(field), *re.findall(r"\[([^\]]*)\]", field)]:
         if isinstance(value, list) and step.isdecimal() and int(step) < len(value):
@@ -162,7 +167,7 @@ def written(row: Example, field: str) -> str:
         else:
             missing = f"the record has no {step!r}" if value is row else f"the field {field!r} has no {step!r}"
             raise ValueError(missing)
-    return _text(value, field)
+    return value
 
 
 def _text(value: Any, field: str) -> str:

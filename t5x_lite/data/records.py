@@ -19,13 +19,16 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from t5x_lite.data.divide import divided, sizes_of, split_of
 from t5x_lite.data.opened_files import File, digest
+from t5x_lite.data.preprocess import written
 from t5x_lite.data.user_cache import atomic_file, cache_dir
 from t5x_lite.errors import DataError
 
 Example = Mapping[str, Any]
 # The splits of a file that is not divided into splits: the hash of a record, modulo 100, decides the record's split.
 PERCENT = {"train": range(0, 90), "validation": range(90, 95), "test": range(95, 100)}
+HASH = "%"  # not a field's name: the hash of a record decides its split
 _SORTED = json.JSONEncoder(sort_keys=True, default=str)
 _CODES = [code for code, share in enumerate(PERCENT.values()) for _ in share]  # the split of each hash modulo 100
 
@@ -72,13 +75,22 @@ class Format(Protocol):
         ...
 
 
-def open_records(name: str, form: Format, split: str = "", tolerant: bool = False) -> "Records":
-    """Returns the records of a file; with `split`, only the records whose hash assigns them to that split.
+def open_records(name: str, form: Format, split: str = "", tolerant: bool = False, by: str = HASH) -> "Records":
+    """Returns the records of a file; with `split`, only the records of that split.
 
     tolerant: whether to skip and count bad records.
+    by: what assigns a record to a split: HASH (see PERCENT), or the field with this name.
     Raises DataError if the file has no good record, or if it has a bad one and `tolerant` is false.
     """
-    return records_of(File.of(name), form, split, tolerant)
+    return records_of(File.of(name), form, split, tolerant, by)
+
+
+def divide_records(parts: Sequence["Records"], division: str) -> list[list["Records"]]:
+    """Returns the parts of each split in ("train", *sizes_of(division)). Raises DataError as `divided` does."""
+    codes = divided(np.concatenate([part.checks for part in parts]), division)
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    of_parts = list(zip(parts, np.split(codes, ends), strict=True))
+    return [[part.only(mine == code) for part, mine in of_parts] for code in range(len(sizes_of(division)) + 1)]
 
 
 class Records(Sequence[Example]):
@@ -109,11 +121,20 @@ class Records(Sequence[Example]):
         """Returns the file and line (or row) of a record, for messages."""
         return f"{self.file.name}:{self._form.where(self.path, self._index[place].item()[0])}"
 
+    @property
+    def checks(self) -> np.ndarray:
+        """Returns a hash of the contents of each record, uint32 [N]."""
+        return self._index["check"]
+
+    def only(self, wanted: np.ndarray) -> "Records":
+        """Returns the records where `wanted`, bool [N], is true. Their index is in memory."""
+        return Records(self.file, self.path, self._form, self._index[wanted], self.bad, self.total)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Returns a digest that changes whenever any record changes. It does not depend on the file that holds the
         records."""
-        return digest(np.ascontiguousarray(self._index["check"]).tobytes())
+        return digest(np.ascontiguousarray(self.checks).tobytes())
 
     @functools.cached_property
     def _read(self) -> Read:
@@ -169,33 +190,33 @@ def _hash(key: str) -> int:
 
 
 @functools.cache
-def records_of(file: File, form: Format, split: str, tolerant: bool) -> Records:
+def records_of(file: File, form: Format, split: str, tolerant: bool, by: str) -> Records:
     """Does what `open_records` does, but takes a File, not a name. Results are cached, which is safe because `file`
     identifies the file's contents.
 
     Raises DataError as `open_records` does.
     """
-    path, index = index_of(file, form, bool(split), tolerant)
+    path, index = index_of(file, form, by if split else "", tolerant)
     code = list(PERCENT).index(split) if split else 0
     low, high, good = (bisect.bisect_left(index["split"], c) for c in (code, code + 1, BAD))
     return Records(file, path, form, index[low:high], len(index) - good, len(index))
 
 
 @functools.cache  # without a limit: with one, wildcards that match more files scan all of them at every opening
-def index_of(file: File, form: Format, by_hash: bool, tolerant: bool) -> tuple[Path, np.ndarray]:
+def index_of(file: File, form: Format, by: str, tolerant: bool) -> tuple[Path, np.ndarray]:
     """Returns (the path to read a file from, the file's index). The index comes from the cache or from scanning the
-    file.
+    file. by: as for `open_records`; "" for an index without splits.
 
     Raises DataError if the file has no good record, or if it has a bad one and `tolerant` is false.
     """
     path = form.local(file)
-    stored = cache_dir() / "indices" / f"{digest(repr((file.key, form, by_hash)).encode())}.npy"
+    stored = cache_dir() / "indices" / f"{digest(repr((file.key, form, by)).encode())}.npy"
     index = _load(stored)
     if index is None or (not tolerant and index["split"][-1] == BAD):  # the scan raises the error of the bad record
         if file.size >= LONG_BYTES:
             note = "%s: reading and checking %s MB, once; later runs open the file immediately"
             logging.getLogger(__name__).info(note, file.name, f"{file.size >> 20:,}")
-        index = scan(form, path, file, by_hash, tolerant)
+        index = scan(form, path, file, by, tolerant)
         if not (index["split"] < BAD).any():
             raise DataError(f"{file.name} holds no example ({file.size} bytes); check that it is the right file")
         if file.size >= SMALL_BYTES:
@@ -216,13 +237,14 @@ def _load(path: Path) -> np.ndarray | None:
     return index if index.dtype == INDEX and index.ndim == 1 and len(index) else None
 
 
-def scan(form: Format, path: Path, file: File, by_hash: bool, tolerant: bool) -> np.ndarray:
+def scan(form: Format, path: Path, file: File, by: str, tolerant: bool) -> np.ndarray:
     """Reads a whole file and returns its index: the good records, sorted by split, and then one entry per bad record.
+    by: as for `index_of`.
 
     Raises DataError if a record is bad and `tolerant` is false.
     """
-    begins, lengths, hashes = array.array("q"), array.array("L"), array.array("Q")
-    bad = 0
+    begins, lengths, hashes, codes = array.array("q"), array.array("L"), array.array("Q"), array.array("B")
+    bad, field = 0, "" if by == HASH else by
 
     def note(error: DataError, records: int = 1) -> None:
         nonlocal bad
@@ -233,13 +255,29 @@ def scan(form: Format, path: Path, file: File, by_hash: bool, tolerant: bool) ->
             logging.getLogger(__name__).warning("skipped: %s", error)
 
     for begin, length, row in form.scan(path, file, note):
+        try:
+            code = _code_of(row, field) if field else 0
+        except ValueError as error:
+            note(DataError(f"{file.name}:{form.where(path, begin)}: data.split={field!r}: {error}"))
+            continue
         begins.append(begin)
         lengths.append(length)
         hashes.append(_hash(_SORTED.encode(row)))
+        codes.append(code)
     index = np.empty(len(begins), INDEX)
     hashed = np.array(hashes, np.uint64)
     index["begin"], index["length"], index["check"] = begins, lengths, hashed >> np.uint64(32)
-    index["split"] = np.array(_CODES, np.uint8)[(hashed % np.uint64(100)).astype(np.intp)] if by_hash else 0
-    if by_hash:
+    index["split"] = np.array(_CODES, np.uint8)[(hashed % np.uint64(100)).astype(np.intp)] if by == HASH else codes
+    if by:
         index = index[np.argsort(index["split"], kind="stable")]
     return np.concatenate([index, np.array([(0, 0, 0, BAD)] * bad, INDEX)]) if bad else index
+
+
+def _code_of(row: Example, field: str) -> int:
+    """Returns the split that a field of a record names, as an index into PERCENT. Raises ValueError if it names no
+    split."""
+    name = written(row, field).strip()
+    split = split_of(name)
+    if split is None:
+        raise ValueError(f"{name!r} is not a split; it must be train, validation or test")
+    return list(PERCENT).index(split)

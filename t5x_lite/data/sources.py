@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from t5x_lite.data.binary_formats import ArrayRecordRows, ArrowRows, ParquetRows, texts
-from t5x_lite.data.records import PERCENT, Chained, Example, Format, Records, open_records
+from t5x_lite.data.divide import sizes_of
+from t5x_lite.data.opened_files import File
+from t5x_lite.data.records import (
+    HASH,
+    PERCENT,
+    Chained,
+    Example,
+    Format,
+    Records,
+    divide_records,
+    open_records,
+    records_of,
+)
 from t5x_lite.data.text_formats import JsonLines, Paragraphs, ParallelLines, Sentences, Table, TextLines
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import unknown
@@ -46,23 +58,39 @@ class Files:
         all matching files, sorted by name), end in .gz, or be a URL such as gs://…
     max_bad_fraction: the fraction of the records that may be bad. Bad records are left out. With 0, the first bad
         record raises DataError.
+    division: what divides one path's examples into splits, as data/divide.py explains; "": their hash. Sizes may also
+        take the missing splits from the path of "train".
     """
 
     files: Mapping[str, str] | str
     form: Format
     max_bad_fraction: float = 0.0
+    division: str = ""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Returns the names of the splits. Some may have no example, unless sizes or paths are given."""
+        sizes = sizes_of(self.division)
+        if isinstance(self.files, str):
+            return ("train", *sizes) if sizes else tuple(PERCENT)
+        return (*self.files, *sizes)
 
     def split(self, name: str) -> Records | Chained:
         """Returns the records of a split.
 
         Raises ConfigError for an unknown split, DataError if a file cannot be read or too many records are bad.
         """
-        by_hash = isinstance(self.files, str)
-        if name not in (PERCENT if by_hash else self.files):
-            raise ConfigError(unknown("split", name, PERCENT if by_hash else self.files))
-        paths = matching(self.files if by_hash else self.files[name])  # type: ignore[arg-type, index]
+        if name not in self.splits:
+            raise ConfigError(unknown("split", name, self.splits))
+        sizes, is_one = sizes_of(self.division), isinstance(self.files, str)
+        paths = matching(self.files if is_one else self.files.get(name, self.files.get("train")))  # type: ignore
         tolerant = self.max_bad_fraction > 0
-        parts = [open_records(path, self.form, name if by_hash else "", tolerant) for path in paths]
+        if sizes and name in ("train", *sizes):
+            files = tuple(File.of(path) for path in paths)
+            parts = _divided(files, self.form, tolerant, self.division)[["train", *sizes].index(name)]
+        else:
+            split, by = (name, self.division or HASH) if is_one else ("", HASH)
+            parts = [open_records(path, self.form, split, tolerant, by) for path in paths]
         bad, total = sum(part.bad for part in parts), sum(part.total for part in parts)
         if bad > self.max_bad_fraction * total:
             first = next(path for path, part in zip(paths, parts, strict=True) if part.bad)
@@ -177,6 +205,11 @@ class _Decoded(Sequence):
 
     def __getitem__(self, index):
         return texts(self._source[index])
+
+
+@functools.lru_cache(maxsize=8)
+def _divided(files: tuple[File, ...], form: Format, tolerant: bool, division: str) -> list[list[Records]]:
+    return divide_records([records_of(file, form, "", tolerant, HASH) for file in files], division)
 
 
 def matching(pattern: str) -> list[str]:

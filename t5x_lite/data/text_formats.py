@@ -22,7 +22,7 @@ BLOCK_BYTES = 1 << 20  # read at a time
 LIST_TO_LINES = "write one object a line (jq -c .[] FILE > FILE.jsonl converts a list of objects)"
 
 
-class _OfLines:
+class OfLines:
     """Implements what text formats share: a record is a run of bytes in a plain local file."""
 
     def local(self, file: File) -> Path:
@@ -59,7 +59,7 @@ class _OfLines:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextLines(_OfLines):
+class TextLines(OfLines):
     """Makes an example {field: line} of each line. Leaves out blank lines, unless `keep_blank` is true."""
 
     field: str = "text"
@@ -77,7 +77,7 @@ class TextLines(_OfLines):
 
 
 @dataclasses.dataclass(frozen=True)
-class Paragraphs(_OfLines):
+class Paragraphs(OfLines):
     """Makes an example {field: text} of each paragraph: a run of lines that are not blank."""
 
     field: str = "text"
@@ -92,7 +92,32 @@ class Paragraphs(_OfLines):
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonLines(_OfLines):
+class WholeFiles(OfLines):
+    """Makes one example {field: text} of each file. The text is that of the file: it keeps all line breaks and blank
+    lines, but no byte-order mark. A file of white space alone gives no example."""
+
+    field: str = "text"
+
+    def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
+        begin = end = 0
+        wrong, is_blank = None, True
+        for line in read_lines(path, file.name):
+            begin = line.begin if line.number == 1 else begin
+            end, wrong, is_blank = line.end, wrong or line.error, is_blank and not line.text.strip()
+        if end - begin >= MAX_RECORD_BYTES:
+            wrong = wrong or DataError(f"{file.name} is longer than {MAX_RECORD_BYTES >> 20} MB, the most of a record")
+        if wrong:
+            bad(wrong, 1)
+        elif not is_blank:
+            text = path.read_bytes()[begin:end].decode("utf-8")
+            yield Scanned(begin, end - begin, {self.field: text})
+
+    def parse(self, text: str, where: str) -> Example:
+        return {self.field: text}
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines(OfLines):
     """Reads JSON objects, one per line."""
 
     def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
@@ -102,11 +127,15 @@ class JsonLines(_OfLines):
                     raise line.error
                 if not line.text.strip():
                     continue
-                row = json_record(line.text, f"{file.name}:{line.number}")
+                row = json_record(line.text, self.place(file, line.number))
             except DataError as error:
                 bad(error, 1)
             else:
                 yield Scanned(line.begin, line.end - line.begin, row)
+
+    def place(self, file: File, number: int) -> str:
+        """Returns the place of the record in the line `number`, for messages."""
+        return f"{file.name}:{number}"
 
     def parse(self, text: str, where: str) -> Example:
         return json.loads(text)
@@ -119,7 +148,7 @@ def json_record(text: str, where: str) -> Example:
     infinity (JSON has neither), or holds half of a surrogate pair (which is not text).
     """
     try:
-        row = _STRICT.decode(text)
+        row = strict_json(text)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
         if text.count("[") + text.count("{") > 100:  # JSON that can be read may be nested too deeply to write
@@ -147,11 +176,12 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+# Decodes JSON. Raises ValueError if the text is not JSON, repeats a key, or holds NaN or an infinity.
+strict_json = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
 
 
 @dataclasses.dataclass(frozen=True)
-class Table(_OfLines):
+class Table(OfLines):
     """Reads CSV and TSV. Each column becomes a text field.
 
     columns: names of the columns, for a file without a header.
@@ -230,7 +260,7 @@ class Table(_OfLines):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sentences(_OfLines):
+class Sentences(OfLines):
     """Reads CoNLL's columns: each line holds a token and its tags, and a blank line ends a sentence.
 
     An example is a sentence. It has one text per column: all tokens, or all tags, joined by spaces. A line is split at

@@ -32,10 +32,11 @@ from t5x_lite.checkpoints import manifest
 from t5x_lite.checkpoints.checkpoint import DIRECTORY
 from t5x_lite.checkpoints.loading import load_model
 from t5x_lite.cluster import processes, sharding
-from t5x_lite.data import convert, local_files, preprocess, registry
+from t5x_lite.data import convert, guessed_format, json_documents, preprocess, registry
 from t5x_lite.data.eval_batches import prompt_batch
+from t5x_lite.data.line_pattern import PatternLines
 from t5x_lite.data.registry import Task
-from t5x_lite.data.sources import Csv
+from t5x_lite.data.sources import Csv, Files
 from t5x_lite.data.text_lines import Line, read_lines
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import predict
@@ -67,7 +68,7 @@ def run(
     if mode == "predict" and experiment.model.architecture == "encoder_only" and task.labels:
         results = (*results, "probabilities")
     templates = {name: text for name, text in templates_of(task).items() if name in needed}
-    examples = read_input(source, needed, ("step", *results), templates)
+    examples = read_input(source, needed, ("step", *results), templates, cfg.data.line_pattern)
     if which == "all":
         raise ConfigError("--checkpoint=all: infer uses one checkpoint; use latest, best or a step")
     (step,) = chosen_steps(workdir, which, cfg.checkpoint.keep_best)
@@ -180,19 +181,20 @@ def filled(row: dict, templates: Mapping[str, str]) -> dict:
 
 
 def read_input(
-    path: Path, needed: tuple[str, ...], added: tuple[str, ...], templates: Mapping[str, str]
+    path: Path, needed: tuple[str, ...], added: tuple[str, ...], templates: Mapping[str, str], line_pattern: str = ""
 ) -> Sequence[dict]:
-    """Returns the objects of a JSONL file, the rows of a CSV or TSV table, or {"inputs": line} for each line of text.
+    """Returns the objects of a JSON file, the rows of a CSV or TSV table, or {"inputs": line} for each line of text.
 
     templates: {needed field: template}. If a row lacks such a field, the template makes it.
+    line_pattern: the run's `data.line_pattern`; if it is set, a line of text gives the fields that the pattern names.
 
-    Tables stay on disk; JSONL and text are kept in memory. Raises ConfigError if the file has the wrong format. Raises
+    Tables stay on disk; JSON and text are kept in memory. Raises ConfigError if the file has the wrong format. Raises
     DataError for the first row that lacks a `needed` field or already has an `added` field; it names line and field.
     """
-    kind = local_files.kind_of(path.name) or "text"
+    kind = guessed_format.kind_of(path.name) or "text"
     if kind not in ("text", "json", "csv", "tsv") or path.suffix.lower() == ".gz":
         raise ConfigError(f"--input={path}: must be an uncompressed .jsonl, .csv, .tsv or .txt file; convert it to one")
-    if kind == "text":
+    if kind == "text" and not line_pattern:
         if needed != ("inputs",):
             raise ConfigError(
                 f"--input={path} has only texts; needed fields: {', '.join(needed)}; write them as .jsonl"
@@ -201,7 +203,7 @@ def read_input(
     elif kind == "json":
         rows = list(_objects(path, needed, added, templates))
     else:
-        rows = Csv({"all": str(path)}, delimiter="\t" if kind == "tsv" else ",").split("all")  # type: ignore[assignment]
+        rows = _table(path, kind, line_pattern)  # type: ignore[assignment]
         if len(rows):
             if missing := [name for name in needed if name not in rows[0] and name not in templates]:
                 raise DataError(f"{path} has the columns {', '.join(rows[0])}; a column {missing[0]!r} is needed")
@@ -210,6 +212,16 @@ def read_input(
     if not len(rows):
         raise DataError(f"{path} has no lines")
     return rows
+
+
+def _table(path: Path, kind: str, line_pattern: str) -> Sequence[Mapping[str, str]]:
+    """Returns the rows of a CSV or TSV table, or of a text file whose lines `line_pattern` splits."""
+    if kind != "text":
+        return Csv({"all": str(path)}, delimiter="\t" if kind == "tsv" else ",").split("all")
+    try:
+        return Files({"all": str(path)}, PatternLines(line_pattern)).split("all")
+    except DataError as error:
+        raise DataError(f"{error}; correct the line, or write the fields of the inputs as .jsonl") from None
 
 
 def _require_fields(row: dict, needed: tuple[str, ...], templates: Mapping[str, str], where: str) -> dict:
@@ -243,15 +255,8 @@ def _lines(path: Path) -> Iterator[Line]:
 def _objects(
     path: Path, needed: tuple[str, ...], added: tuple[str, ...], templates: Mapping[str, str]
 ) -> Iterator[dict]:
-    """Yields the objects of a JSONL file; skips blank lines. Raises DataError as `read_input` does."""
-    for line in _lines(path):
-        if not line.text.strip():
-            continue
-        where = f"{path}:{line.number}"
-        try:
-            row = json.loads(line.text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f'{where}: not a JSON object ({error}); write {{"inputs": "…"}}') from None
+    """Yields the objects of a JSON file. Raises DataError as `read_input` does."""
+    for where, row in _located(path):
         if not isinstance(row, dict):
             raise DataError(f'{where}: not an object; write {{"{needed[0]}": "…"}}')
         example = _require_fields(row, needed, templates, where)
@@ -263,6 +268,21 @@ def _objects(
                 raise DataError(f"{where}: {field!r} holds half of a surrogate pair, not a character; remove it")
         _require_free(added, row, where)
         yield row
+
+
+def _located(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields (place, value) for each line of a JSONL file that is not blank, or for each record of a JSON document."""
+    if path.suffix.lower() == ".json" and (document := json_documents.document(str(path))):
+        records = Files({"all": str(path)}, document).split("all")
+        yield from ((f"{path}: record {number}", row) for number, row in enumerate(records, 1))
+        return
+    for line in _lines(path):
+        if line.text.strip():
+            where = f"{path}:{line.number}"
+            try:
+                yield where, json.loads(line.text)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f'{where}: not a JSON object ({error}); write {{"inputs": "…"}}') from None
 
 
 def open_output(path: Path) -> TextIO:

@@ -8,6 +8,7 @@ or without code, on the command line: --config.data.files=reviews.csv --config.d
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -18,18 +19,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from t5x_lite.data import registry
+from t5x_lite.data.binary_formats import ArrowRows
+from t5x_lite.data.divide import SPLIT_NAMES
 from t5x_lite.data.filled import Filled
-from t5x_lite.data.local_files import DETECTED, SPLIT_NAMES, Found, TableHints, find
-from t5x_lite.data.preprocess import pieces, root
+from t5x_lite.data.guessed_format import DETECTED, Reading
+from t5x_lite.data.local_files import Found, find
+from t5x_lite.data.preprocess import pieces, root, value_of
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Files
-from t5x_lite.data.targets import Classes, Number, Text
+from t5x_lite.data.targets import Classes, Number, Target, Text
 from t5x_lite.data.user_cache import cache_dir, remembered
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
-from t5x_lite.lookup import suggest
-from t5x_lite.tasks.metrics import accuracy, exact_match, macro_f1, pearson, spearman
-from t5x_lite.tasks.text_metrics import rouge
+from t5x_lite.lookup import lookup, suggest
+from t5x_lite.tasks.metrics import Metric, accuracy, exact_match, macro_f1, matthews, pearson, spearman
+from t5x_lite.tasks.text_metrics import bleu, chrf, rouge
 
 VERSION = 3  # of the cached statistics of targets; raise it when `_looked_at` changes
 # Targets are labels if they are few, short and repeated; else numbers; else free text.
@@ -37,6 +41,12 @@ MOST_LABELS = 256
 MOST_NUMBERED = 64  # the most labels if all are numbers; with more, the targets are numbers to predict
 LONGEST_LABEL = 48  # characters
 FEWEST_PER_LABEL = 4  # examples, on average
+# {kind of targets: {name: metric}}, the choices for data.metrics.
+METRICS: dict[type[Target], dict[str, Metric]] = {
+    Classes: {"accuracy": accuracy, "macro_f1": macro_f1, "matthews": matthews},
+    Number: {"pearson": pearson, "spearman": spearman},
+    Text: {"exact_match": exact_match, "rouge": rouge, "bleu": bleu, "chrf": chrf},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +67,8 @@ def task_from_files(
     name: str = "",
     vocabulary: Vocabulary | None = None,
     max_bad_fraction: float = 0.0,
-    tables: TableHints = DETECTED,
+    reading: Reading = DETECTED,
+    metrics: Sequence[str] = (),
 ) -> Task:
     """Returns a task of local files, and logs what was guessed about them. See `discover`."""
     made = discover(
@@ -69,7 +80,8 @@ def task_from_files(
         name=name,
         vocabulary=vocabulary,
         max_bad_fraction=max_bad_fraction,
-        tables=tables,
+        reading=reading,
+        metrics=metrics,
     )
     for note in made.notes:
         logging.getLogger(__name__).info("%s", note)
@@ -86,7 +98,8 @@ def discover(
     name: str = "",
     vocabulary: Vocabulary | None = None,
     max_bad_fraction: float = 0.0,
-    tables: TableHints = DETECTED,
+    reading: Reading = DETECTED,
+    metrics: Sequence[str] = (),
 ) -> FileTask:
     """Returns a task of local files, and notes on what was guessed about them.
 
@@ -97,29 +110,65 @@ def discover(
         text.
     name: the task's name; by default made from the file's name.
     max_bad_fraction: the fraction of the records that may be bad, as in a Task.
-    tables: the user's settings for CSV and TSV files: whether they have a header, and their delimiter.
-    Raises ConfigError if a template names no field, DataError if a file cannot be read.
+    reading: the user's settings for reading the files: what a record is, and what divides them into splits.
+    metrics: names in METRICS; (): those usual for the kind of targets.
+    Raises ConfigError if a template names no field or a metric does not fit the targets, DataError if a file cannot be
+    read.
     """
-    guess = find(files, max_bad_fraction, tables)
+    guess = find(files, max_bad_fraction, reading)
     templates = _templates(guess, files, {"inputs": inputs, "targets": targets, "text": text})
     source = Filled(guess.source, tuple(templates.items()))
-    if isinstance(guess.source.files, Mapping) and "test" in guess.splits and source.split("test").is_unlabelled():
-        labelled = {split: path for split, path in guess.source.files.items() if split != "test"}
-        notes = (*guess.notes, "test is left out: it has no labels (all are empty or -1)")
-        guess = Found(dataclasses.replace(guess.source, files=labelled), tuple(labelled), guess.fields, notes)
+    if "test" in guess.splits and source.split("test").is_unlabelled():
+        guess = _without_test(guess)
         source = dataclasses.replace(source, source=guess.source)
     for split in guess.splits:
         if not max_bad_fraction and (rows := source.split(split)):
             _ = rows[0]  # if a whole split lacks a field, fail now and not at its evaluation
     name = name or _name(files, guess.source)
     features = {field: Feature(vocabulary) for field in templates}
+    notes = (*guess.notes, *_joined(guess, templates))
     if "text" in templates:
-        notes = (*guess.notes, f"a corpus of the texts {templates['text']!r}")
+        if metrics:
+            raise ConfigError(f"data.metrics={', '.join(metrics)}: a corpus is scored by its loss; unset data.metrics")
+        notes = (*notes, f"a corpus of the texts {templates['text']!r}")
         return FileTask(Task(name, source, features=features, max_bad_fraction=max_bad_fraction), notes)
+    if labels is None:
+        labels = _named(guess, templates["targets"])
     kind, shown = _kind_of_targets(files, source, guess.splits, labels, max_bad_fraction)
-    source = dataclasses.replace(source, labels=kind.get("target", Text()).labels)
+    target, scored = kind.get("target", Text()), tuple(metrics) or kind["metrics"]
+    what = f"metric in data.metrics for {type(target).__name__.lower()} targets"
+    kind["metrics"] = tuple(lookup(what, metric, METRICS[type(target)]) for metric in scored)
+    source = dataclasses.replace(source, labels=target.labels)
     task = Task(name, source, features=features, max_bad_fraction=max_bad_fraction, **kind)
-    return FileTask(task, (*guess.notes, f"targets {templates['targets']!r}: {shown}"))
+    return FileTask(task, (*notes, f"targets {templates['targets']!r}: {shown}; scored by {', '.join(scored)}"))
+
+
+def _without_test(guess: Found) -> Found:
+    """Returns what was found without the split test, which has no labels."""
+    splits = tuple(split for split in guess.splits if split != "test")
+    source, files = guess.source, guess.source.files
+    if isinstance(files, Mapping):
+        source = dataclasses.replace(source, files={split: files[split] for split in files if split != "test"})
+    notes = (*guess.notes, "test is left out: it has no labels (all are empty or -1)")
+    return Found(source, splits, guess.fields, notes)
+
+
+def _joined(guess: Found, templates: Mapping[str, str]) -> list[str]:
+    """Returns a note for each list in the first record that a template joins to one text."""
+    record = guess.source.split("train")[0]
+    fields = dict.fromkeys(field for template in templates.values() for _, field in pieces(template) if field)
+    lists = []
+    for field in fields:
+        with contextlib.suppress(ValueError):  # this record lacks the field
+            lists += [field] * isinstance(value_of(record, field), list)
+    return [f"{{{field}}} is a list, joined by spaces; {{{field}[0]}} is its first item" for field in lists]
+
+
+def _named(guess: Found, template: str) -> tuple[str, ...] | None:
+    """Returns the names of the ClassLabel feature that the template copies; None if it does anything else."""
+    named = dict(guess.source.form.labels) if isinstance(guess.source.form, ArrowRows) else {}
+    copied = {f"{{{path[0]}{''.join(f'[{key}]' for key in path[1:])}}}": path for path in named}
+    return named[copied[template]] if template in copied else None
 
 
 def _templates(guess: Found, files: str, given: dict[str, str]) -> dict[str, str]:
@@ -160,14 +209,14 @@ def _templates(guess: Found, files: str, given: dict[str, str]) -> dict[str, str
 def _kind_of_targets(
     files: str, source: Filled, splits: Sequence[str], labels: Sequence[str] | None, max_bad_fraction: float
 ) -> tuple[dict, str]:
-    """Returns the arguments of Task that depend on the targets, and a note that describes the targets to the user.
-    Reads every target.
+    """Returns the arguments of Task that depend on the targets (metrics by name), and a note that describes the targets
+    to the user. Reads every target, unless `labels` says what they are.
 
     Raises DataError if all targets are equal.
     """
     if labels:
-        return _classes(labels), f"the {len(labels)} labels {', '.join(labels)}; scored by accuracy and macro F1"
-    free = {"metrics": (exact_match, rouge), "baseline": "copy"}, "free text; scored by exact match and ROUGE"
+        return _classes(labels), f"the {len(labels)} labels {', '.join(labels)}"
+    free = {"metrics": ("exact_match", "rouge"), "baseline": "copy"}, "free text"
     if labels is not None:
         return free
     key = repr((VERSION, [source.fingerprint(split) for split in splits], max_bad_fraction))
@@ -176,8 +225,7 @@ def _kind_of_targets(
     if kind == "text":
         return free
     if kind == "fractions" or (kind == "numbers" and len(counts) > MOST_NUMBERED):
-        fields = {"target": Number(), "metrics": (pearson, spearman), "postprocess": _number}
-        return fields, "numbers; scored by Pearson's and Spearman's correlation"
+        return {"target": Number(), "metrics": ("pearson", "spearman"), "postprocess": _number}, "numbers"
     if len(counts) == 1 and total > 1:
         raise DataError(
             f"{files}: all {total} targets are {next(iter(counts))!r}; there is nothing to learn. Check the template "
@@ -188,7 +236,7 @@ def _kind_of_targets(
     names = sorted(counts)
     shown = ", ".join(f"{label or '(empty)'} {100 * counts[label] / total:.1f}%" for label in names[:10])
     more = f", … {len(names)} in all" if len(names) > 10 else ""
-    return _classes(names), f"{len(names)} labels found, {shown}{more}; scored by accuracy and macro F1"
+    return _classes(names), f"{len(names)} labels found, {shown}{more}"
 
 
 def _looked_at(source: Filled, splits: Sequence[str], max_bad_fraction: float) -> tuple[dict[str, int], int, str]:
@@ -225,7 +273,7 @@ def _looked_at(source: Filled, splits: Sequence[str], max_bad_fraction: float) -
 
 
 def _classes(labels: Sequence[str]) -> dict:
-    return {"target": Classes(tuple(labels)), "metrics": (accuracy, macro_f1), "baseline": "majority"}
+    return {"target": Classes(tuple(labels)), "metrics": ("accuracy", "macro_f1"), "baseline": "majority"}
 
 
 def _number(text: str) -> float | None:
