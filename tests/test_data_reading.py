@@ -20,6 +20,7 @@ from t5x_lite.data.class_labels import labels_in
 from t5x_lite.data.guessed_format import Reading
 from t5x_lite.data.local_files import find
 from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.evaluation import infer
 from t5x_lite.evaluation.during_training import EvaluationDuringTraining
 from t5x_lite.tasks.files import METRICS, discover
 
@@ -130,7 +131,10 @@ def test_squad_s_layout_is_flattened_to_questions(folder, questions, has_flags):
             r"several lists of objects, train, test; .* jq -c '\.train\[\]'",
         ),
         ('[{"a": 1},\n2]', r"a\.json: record 2: a JSON int"),
-        ('[{"a": 1},\n{"a": NaN}]', r"a\.json:1: not JSON"),
+        ('[{"a": 1},\n{"a": NaN}]', r"a\.json: record 2: not JSON \(NaN is not a JSON number\)"),
+        ('[{"a": 1},\n{"a": 2},]', r"a\.json: not JSON \(.*: line 2 column \d.*\); correct it, or write one object"),
+        ('[{"a": 1, "a": 2}]', r"a\.json: not JSON \(the key 'a' is repeated\)"),
+        ('{"a": 1}}\n{"a": 2}', r"a\.json:1: not JSON \(Extra data"),
         ('{"a": [1, 2],\n"b": [1]}', "is one JSON dict"),
         ('[{"a": "\\ud800"}]', r"a\.json: record 1: not JSON"),
         (
@@ -434,6 +438,11 @@ def test_the_names_of_a_class_label_are_the_labels_in_their_order(tmp_path, suff
     assert discover(str(tmp_path / "data"), inputs="{text}", targets="{o[k]}").task.labels == ("p", "q")
     only = discover(str(tmp_path / "data"), inputs="{text}", targets="{label}", labels=["neg", "pos"])
     assert only.task.labels == ("neg", "pos")
+    rows = {(example["inputs"], example["targets"]) for example in found.task.source.split("train")}
+    numbers = discover(str(tmp_path / "data"), inputs="{text}", targets="{label}", labels=["0", "1"]).task
+    assert numbers.labels == ("0", "1")  # the labels of a run that began before the names were read
+    as_names = {"0": "pos", "1": "neg"}
+    assert {(e["inputs"] + " q O B -1", as_names[e["targets"]]) for e in numbers.source.split("train")} == rows
 
 
 def test_numbers_without_a_name_and_shards_that_differ_are_bad(tmp_path):
@@ -550,6 +559,28 @@ def test_the_verbs_read_a_file_as_the_user_says(tmp_path, monkeypatch, capsys, c
     assert "does not match the line 'No 7'; correct the line, or write the fields of the inputs as .jsonl" in (
         " ".join(capsys.readouterr().err.split())
     )
+
+
+TABLES = {"text": ('5" disk', "it's"), "quoted": ('"so, so"', '"no"'), "bar": ("a|b", "c")}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("delimiter", ["", ";"])
+@pytest.mark.parametrize("cells", TABLES.values(), ids=TABLES)
+def test_infer_reads_a_table_as_the_run_read_it(tmp_path, name, header, delimiter, cells):
+    mark = delimiter or ("," if name == "a.csv" else "\t")
+    path = tmp_path / name
+    path.write_text("".join(mark.join(row) + "\n" for row in [("text", "kind")] * header + [cells, ("x", "y")]))
+    reading = Reading(header=header, delimiter=delimiter)
+    try:
+        rows = rows_of(path, header=header, delimiter=delimiter)
+    except DataError as error:
+        with pytest.raises(DataError, match=re.escape(str(error)[-40:])):
+            infer.read_input(path, ("inputs",), (), {}, reading)
+        return
+    templates = {"inputs": "{text}" if header else "{column_1}"}
+    assert list(infer.read_input(path, ("inputs",), (), templates, reading)) == rows
 
 
 def test_keys_for_files_need_files(capsys):

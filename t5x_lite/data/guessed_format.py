@@ -56,6 +56,7 @@ class Reading:
     text_record: for text files: what a record is (see TEXT_RECORDS); "": detected.
     line_pattern: for text files: a regular expression that splits each line into its named groups; "": none.
     split: what divides one set of files into splits (see data/divide.py); "": the hash of each record.
+    names: for Arrow and Parquet files: whether to read the numbers of ClassLabel features as their names.
     """
 
     header: bool | None = None
@@ -63,6 +64,7 @@ class Reading:
     text_record: str = ""
     line_pattern: str = ""
     split: str = ""
+    names: bool = True
 
 
 DETECTED = Reading()
@@ -104,7 +106,7 @@ def format_of(path: str, *more: str, tolerant: bool, reading: Reading) -> tuple[
         return _conll(path)
     if kind == "text":
         return _text(path, reading)
-    form, words = _with_fields(path, kind)
+    form, words = _with_fields(path, kind, reading.names)
     fields = tuple(open_records(path, form, tolerant=tolerant)[0])
     return form, [f"{words} with the fields {', '.join(fields)}", *_names_note(form)]
 
@@ -122,14 +124,15 @@ def _unknown_suffix(path: str) -> str:
     )
 
 
-def _with_fields(path: str, kind: str) -> tuple[Format, str]:
+def _with_fields(path: str, kind: str, names: bool) -> tuple[Format, str]:
     """Returns (format, its name) of a file whose records have names for their fields."""
     if kind == "json":
         document = json_documents.document(path) if path.lower().removesuffix(".gz").endswith(".json") else None
         return (document, document.words) if document else (JsonLines(), "JSON lines")
     if kind == "array_record":
         return ArrayRecordRows(), "ArrayRecord of JSON"
-    return (ParquetRows().named(path), "Parquet") if kind == "parquet" else (ArrowRows().named(path), "Arrow")
+    rows, words = (ParquetRows(), "Parquet") if kind == "parquet" else (ArrowRows(), "Arrow")
+    return (rows.named(path) if names else rows), words
 
 
 def _names_note(form: Format) -> list[str]:

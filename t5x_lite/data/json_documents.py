@@ -10,7 +10,7 @@ from typing import Any
 from t5x_lite.data.divide import split_of
 from t5x_lite.data.opened_files import File, digest, plain
 from t5x_lite.data.records import Example
-from t5x_lite.data.text_formats import JsonLines, strict_json
+from t5x_lite.data.text_formats import JsonLines, unique_keys
 from t5x_lite.data.text_lines import read_lines
 from t5x_lite.data.user_cache import atomic_file, cache_dir, remembered
 from t5x_lite.errors import DataError, one_line
@@ -23,6 +23,8 @@ SUPPORTED = (
     'a list of objects, an object with such a list ({"data": […]}), an object of lists of equal lengths (columns), or '
     "SQuAD's layout"
 )
+# Decodes NaN and infinities, too: json_record then calls only their records bad.
+_decode = json.JSONDecoder(object_pairs_hook=unique_keys).decode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _layout_in(file: File) -> list[str] | None:
     lines = (line.text for line in read_lines(plain(file), file.name) if line.text.strip())
     first = next(lines, "")
     try:
-        is_record = isinstance(strict_json(first), dict)
+        is_record = isinstance(_decode(first), dict)
     except (ValueError, RecursionError):
         is_record = False
     if is_record and next(lines, None) is not None:
@@ -99,9 +101,9 @@ def _layout_in(file: File) -> list[str] | None:
     try:
         value = _parsed(file)
     except DataError:
-        if plain(file).stat().st_size > MOST_BYTES:
-            raise
-        return None  # reading it as JSON lines raises an error that names the line
+        if first.rstrip().endswith("}"):
+            return None  # reading it as JSON lines raises an error that names the line
+        raise
     layout = _layout_of(value, file.name)
     if layout is None and not is_record:
         raise DataError(
@@ -115,7 +117,7 @@ def _parsed(file: File) -> Any:
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{file.name} is one JSON value of over {MOST_BYTES >> 20:,} MB, too long to parse; {LINES}")
     try:
-        return strict_json(path.read_bytes().decode("utf-8-sig"))
+        return _decode(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file.name}: not JSON ({one_line(error)}); correct it, or {LINES}") from None
 

@@ -79,4 +79,4 @@ def _match(regex: re.Pattern, text: str, where: str) -> re.Match | None:
         return regex.fullmatch(text)
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)

@@ -164,7 +164,8 @@ def json_record(text: str, where: str) -> Example:
     return row
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object's pairs as a dict. Raises ValueError if a key is repeated."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -177,7 +178,7 @@ def _no_constant(name: str) -> None:
 
 
 # Decodes JSON. Raises ValueError if the text is not JSON, repeats a key, or holds NaN or an infinity.
-strict_json = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
+strict_json = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=_no_constant).decode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,9 +34,9 @@ from t5x_lite.checkpoints.loading import load_model
 from t5x_lite.cluster import processes, sharding
 from t5x_lite.data import convert, guessed_format, json_documents, preprocess, registry
 from t5x_lite.data.eval_batches import prompt_batch
-from t5x_lite.data.line_pattern import PatternLines
+from t5x_lite.data.guessed_format import Reading
 from t5x_lite.data.registry import Task
-from t5x_lite.data.sources import Csv, Files
+from t5x_lite.data.sources import Files
 from t5x_lite.data.text_lines import Line, read_lines
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import predict
@@ -45,6 +45,7 @@ from t5x_lite.experiment import Experiment
 from t5x_lite.lookup import lookup
 from t5x_lite.saved_run import templates_of
 
+HEADER = Reading(header=True)
 HALF = re.compile("[\ud800-\udfff]")  # one half of a surrogate pair
 
 
@@ -68,7 +69,8 @@ def run(
     if mode == "predict" and experiment.model.architecture == "encoder_only" and task.labels:
         results = (*results, "probabilities")
     templates = {name: text for name, text in templates_of(task).items() if name in needed}
-    examples = read_input(source, needed, ("step", *results), templates, cfg.data.line_pattern)
+    reading = Reading(cfg.data.header is not False, cfg.data.delimiter, line_pattern=cfg.data.line_pattern)
+    examples = read_input(source, needed, ("step", *results), templates, reading)
     if which == "all":
         raise ConfigError("--checkpoint=all: infer uses one checkpoint; use latest, best or a step")
     (step,) = chosen_steps(workdir, which, cfg.checkpoint.keep_best)
@@ -181,12 +183,12 @@ def filled(row: dict, templates: Mapping[str, str]) -> dict:
 
 
 def read_input(
-    path: Path, needed: tuple[str, ...], added: tuple[str, ...], templates: Mapping[str, str], line_pattern: str = ""
+    path: Path, needed: tuple[str, ...], added: tuple[str, ...], templates: Mapping[str, str], reading: Reading = HEADER
 ) -> Sequence[dict]:
     """Returns the objects of a JSON file, the rows of a CSV or TSV table, or {"inputs": line} for each line of text.
 
     templates: {needed field: template}. If a row lacks such a field, the template makes it.
-    line_pattern: the run's `data.line_pattern`; if it is set, a line of text gives the fields that the pattern names.
+    reading: the run's settings for reading tables, and the pattern, if any, that splits lines of text into fields.
 
     Tables stay on disk; JSON and text are kept in memory. Raises ConfigError if the file has the wrong format. Raises
     DataError for the first row that lacks a `needed` field or already has an `added` field; it names line and field.
@@ -194,7 +196,7 @@ def read_input(
     kind = guessed_format.kind_of(path.name) or "text"
     if kind not in ("text", "json", "csv", "tsv") or path.suffix.lower() == ".gz":
         raise ConfigError(f"--input={path}: must be an uncompressed .jsonl, .csv, .tsv or .txt file; convert it to one")
-    if kind == "text" and not line_pattern:
+    if kind == "text" and not reading.line_pattern:
         if needed != ("inputs",):
             raise ConfigError(
                 f"--input={path} has only texts; needed fields: {', '.join(needed)}; write them as .jsonl"
@@ -203,7 +205,7 @@ def read_input(
     elif kind == "json":
         rows = list(_objects(path, needed, added, templates))
     else:
-        rows = _table(path, kind, line_pattern)  # type: ignore[assignment]
+        rows = _table(path, kind, reading)  # type: ignore[assignment]
         if len(rows):
             if missing := [name for name in needed if name not in rows[0] and name not in templates]:
                 raise DataError(f"{path} has the columns {', '.join(rows[0])}; a column {missing[0]!r} is needed")
@@ -214,13 +216,15 @@ def read_input(
     return rows
 
 
-def _table(path: Path, kind: str, line_pattern: str) -> Sequence[Mapping[str, str]]:
-    """Returns the rows of a CSV or TSV table, or of a text file whose lines `line_pattern` splits."""
-    if kind != "text":
-        return Csv({"all": str(path)}, delimiter="\t" if kind == "tsv" else ",").split("all")
+def _table(path: Path, kind: str, reading: Reading) -> Sequence[Mapping[str, str]]:
+    """Returns the rows of a CSV or TSV table, or of a text file whose lines a pattern splits."""
+    of_kind = {"line_pattern": ""} if kind != "text" else {"header": None, "delimiter": ""}
+    form, _ = guessed_format.format_of(str(path), tolerant=False, reading=dataclasses.replace(reading, **of_kind))
     try:
-        return Files({"all": str(path)}, PatternLines(line_pattern)).split("all")
+        return Files({"all": str(path)}, form).split("all")
     except DataError as error:
+        if kind != "text":
+            raise
         raise DataError(f"{error}; correct the line, or write the fields of the inputs as .jsonl") from None
 
 

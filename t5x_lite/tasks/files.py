@@ -106,8 +106,9 @@ def discover(
     files: a path, wildcards, a directory, or "train=…,validation=…"; see `local_files.find`.
     inputs, targets: templates with a record's fields, for a supervised task; by default, the fields with these names.
     text: a template with a record's fields, for a corpus; by default, the field with this name.
-    labels: the classes; (): the targets are free text; None: guesses whether the targets are labels, numbers or free
-        text.
+    labels: the classes; (): the targets are free text; None: the names of the targets' ClassLabel feature, or guesses
+        whether the targets are labels, numbers or free text. If they are numbers of a ClassLabel, its names are not
+        used.
     name: the task's name; by default made from the file's name.
     max_bad_fraction: the fraction of the records that may be bad, as in a Task.
     reading: the user's settings for reading the files: what a record is, and what divides them into splits.
@@ -117,6 +118,9 @@ def discover(
     """
     guess = find(files, max_bad_fraction, reading)
     templates = _templates(guess, files, {"inputs": inputs, "targets": targets, "text": text})
+    names = _names(guess, templates.get("targets", ""))
+    if labels and set(labels) <= set(map(str, range(len(names)))) - set(names):  # as in runs of earlier versions
+        guess = find(files, max_bad_fraction, dataclasses.replace(reading, names=False))
     source = Filled(guess.source, tuple(templates.items()))
     if "test" in guess.splits and source.split("test").is_unlabelled():
         guess = _without_test(guess)
@@ -132,8 +136,8 @@ def discover(
             raise ConfigError(f"data.metrics={', '.join(metrics)}: a corpus is scored by its loss; unset data.metrics")
         notes = (*notes, f"a corpus of the texts {templates['text']!r}")
         return FileTask(Task(name, source, features=features, max_bad_fraction=max_bad_fraction), notes)
-    if labels is None:
-        labels = _named(guess, templates["targets"])
+    if labels is None and names:
+        labels = names
     kind, shown = _kind_of_targets(files, source, guess.splits, labels, max_bad_fraction)
     target, scored = kind.get("target", Text()), tuple(metrics) or kind["metrics"]
     what = f"metric in data.metrics for {type(target).__name__.lower()} targets"
@@ -164,11 +168,11 @@ def _joined(guess: Found, templates: Mapping[str, str]) -> list[str]:
     return [f"{{{field}}} is a list, joined by spaces; {{{field}[0]}} is its first item" for field in lists]
 
 
-def _named(guess: Found, template: str) -> tuple[str, ...] | None:
-    """Returns the names of the ClassLabel feature that the template copies; None if it does anything else."""
+def _names(guess: Found, template: str) -> tuple[str, ...]:
+    """Returns the names of the ClassLabel feature that the template copies; () if it does anything else."""
     named = dict(guess.source.form.labels) if isinstance(guess.source.form, ArrowRows) else {}
     copied = {f"{{{path[0]}{''.join(f'[{key}]' for key in path[1:])}}}": path for path in named}
-    return named[copied[template]] if template in copied else None
+    return named[copied[template]] if template in copied else ()
 
 
 def _templates(guess: Found, files: str, given: dict[str, str]) -> dict[str, str]:
