@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5x_lite import cli, config, experiment, train
-from t5x_lite.data import json_documents, line_pattern, records, registry
+from t5x_lite.data import json_documents, line_pattern, records, registry, sources
 from t5x_lite.data.class_labels import labels_in
 from t5x_lite.data.guessed_format import Reading
 from t5x_lite.data.local_files import find
@@ -428,6 +428,7 @@ def test_the_names_of_a_class_label_are_the_labels_in_their_order(tmp_path, suff
         {"inputs": "train 0 q O B -1", "targets": "pos"}, {"inputs": "train 1 q O B -1", "targets": "neg"},
     ]  # fmt: skip
     assert "label: a ClassLabel, read as its names pos, neg, fair" in found.notes
+    assert not any("old" in note for note in found.notes[1:])  # no template uses it
     assert any("test is left out: it has no labels" in note for note in found.notes)
     assert "{tags} is a list, joined by spaces; {tags[0]} is its first item" in found.notes
     assert dict(find(str(tmp_path / "data")).source.split("validation")[2]) == {
@@ -443,6 +444,19 @@ def test_the_names_of_a_class_label_are_the_labels_in_their_order(tmp_path, suff
     assert numbers.labels == ("0", "1")  # the labels of a run that began before the names were read
     as_names = {"0": "pos", "1": "neg"}
     assert {(e["inputs"] + " q O B -1", as_names[e["targets"]]) for e in numbers.source.split("train")} == rows
+
+
+def test_names_that_no_template_uses_leave_runs_as_they_were(tmp_path):
+    rows = [{"text": f"{n}", "label": n % 2, **OTHERS} for n in range(40)]
+    write_arrow(tmp_path / "a.arrow", rows)
+    plain = sources.Arrow(str(tmp_path / "a.arrow"))
+    for kwargs in ({"text": "{text}"}, {"inputs": "{text}", "targets": "{label}", "labels": ["0", "1"]}):
+        source = discover(str(tmp_path / "a.arrow"), **kwargs).task.source
+        for split in records.PERCENT:
+            assert source.source.fingerprint(split) == plain.fingerprint(split), kwargs
+    named = discover(str(tmp_path / "a.arrow"), text="{text} {tags}").task.source
+    assert named.source.form.labels == ((("tags", "*"), ("O", "B")),)
+    assert named.source.fingerprint("train") != plain.fingerprint("train")
 
 
 def test_numbers_without_a_name_and_shards_that_differ_are_bad(tmp_path):

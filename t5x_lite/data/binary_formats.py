@@ -32,20 +32,20 @@ class ArrowRows(_OfRows):
 
     labels: Labels = ()
 
-    def named(self, name: str) -> Self:
-        """Returns the format that reads the ClassLabel features of this file as their names."""
+    def named(self, name: str, fields: Sequence[str] | None = None) -> Self:
+        """Returns the format that reads the ClassLabel features of this file as their names: those in these fields;
+        None: all."""
         file = File.of(name)
-        return dataclasses.replace(self, labels=self._labels_in(_batches(self.local(file), file)))
-
-    def _labels_in(self, batches: list) -> Labels:
-        return labels_in(batches[0].schema.metadata or {}) if batches else ()
+        labels = _labels_in(_batches(self.local(file), file))
+        kept = tuple((path, names) for path, names in labels if fields is None or path[0] in fields)
+        return dataclasses.replace(self, labels=kept)
 
     def local(self, file: File) -> Path:
         return plain(file)
 
     def scan(self, path: Path, file: File, bad: OnBad) -> Iterator[Scanned]:
         row, batches = 0, _batches(path, file)
-        if self.labels and self._labels_in(batches) not in (self.labels, ()):
+        if (labels := _labels_in(batches)) and not set(self.labels) <= set(labels):
             raise DataError(f"{file.name}: its ClassLabel features differ from the first file's; save both files again")
         for batch in batches:
             for begin in range(0, len(batch), 1024):
@@ -188,6 +188,10 @@ def _batches(path: Path, file: File) -> list:
         return list(pyarrow.ipc.open_stream(mapped))
     except (pyarrow.ArrowException, ValueError, OSError, TypeError) as error:
         raise DataError(f"{file.name} is not an intact Arrow file ({one_line(error)}); get it again") from None
+
+
+def _labels_in(batches: list) -> Labels:
+    return labels_in(batches[0].schema.metadata or {}) if batches else ()
 
 
 def texts(example: Mapping[str, Any]) -> Example:

@@ -56,7 +56,8 @@ class Reading:
     text_record: for text files: what a record is (see TEXT_RECORDS); "": detected.
     line_pattern: for text files: a regular expression that splits each line into its named groups; "": none.
     split: what divides one set of files into splits (see data/divide.py); "": the hash of each record.
-    names: for Arrow and Parquet files: whether to read the numbers of ClassLabel features as their names.
+    names: for Arrow and Parquet files: the fields whose ClassLabel numbers are read as names; None: all. (The names in
+        a field that no template uses would change the hashes of its records for nothing.)
     """
 
     header: bool | None = None
@@ -64,7 +65,7 @@ class Reading:
     text_record: str = ""
     line_pattern: str = ""
     split: str = ""
-    names: bool = True
+    names: tuple[str, ...] | None = None
 
 
 DETECTED = Reading()
@@ -124,7 +125,7 @@ def _unknown_suffix(path: str) -> str:
     )
 
 
-def _with_fields(path: str, kind: str, names: bool) -> tuple[Format, str]:
+def _with_fields(path: str, kind: str, names: tuple[str, ...] | None) -> tuple[Format, str]:
     """Returns (format, its name) of a file whose records have names for their fields."""
     if kind == "json":
         document = json_documents.document(path) if path.lower().removesuffix(".gz").endswith(".json") else None
@@ -132,7 +133,7 @@ def _with_fields(path: str, kind: str, names: bool) -> tuple[Format, str]:
     if kind == "array_record":
         return ArrayRecordRows(), "ArrayRecord of JSON"
     rows, words = (ParquetRows(), "Parquet") if kind == "parquet" else (ArrowRows(), "Arrow")
-    return (rows.named(path) if names else rows), words
+    return rows.named(path, names), words
 
 
 def _names_note(form: Format) -> list[str]:

@@ -116,11 +116,14 @@ def discover(
     Raises ConfigError if a template names no field or a metric does not fit the targets, DataError if a file cannot be
     read.
     """
+    given = {"inputs": inputs, "targets": targets, "text": text}
+    used = [field for name in given for _, field in pieces(given[name] or f"{{{name}}}") if field]
+    reading = dataclasses.replace(reading, names=tuple(dict.fromkeys(map(root, used))))
     guess = find(files, max_bad_fraction, reading)
-    templates = _templates(guess, files, {"inputs": inputs, "targets": targets, "text": text})
+    templates = _templates(guess, files, given)
     names = _names(guess, templates.get("targets", ""))
     if labels and set(labels) <= set(map(str, range(len(names)))) - set(names):  # as in runs of earlier versions
-        guess = find(files, max_bad_fraction, dataclasses.replace(reading, names=False))
+        guess = find(files, max_bad_fraction, dataclasses.replace(reading, names=()))
     source = Filled(guess.source, tuple(templates.items()))
     if "test" in guess.splits and source.split("test").is_unlabelled():
         guess = _without_test(guess)
