@@ -67,7 +67,7 @@ KEYS: dict[str, Key] = {
     "data.text_record": Key("", "data.files: what a record of a text file is; '': detected", REFUSE, TEXT_RECORDS),
     "data.line_pattern": Key("", "data.files: regex that splits a text line into named groups: '(?P<a>.*);(?P<b>.*)'"),
     "data.split": Key("", "data.files: 'validation=1000,test=5%' or a field that names the split; '': by hash"),
-    "data.metrics": Key((), "data.files: metrics, such as accuracy,matthews; (): the usual ones of the targets", FREE),
+    "data.metrics": Key((), "data.files: metrics, such as accuracy,matthews; (): those usual for the targets", FREE),
     "data.max_bad_fraction": Key(0.0, "share of a task's records that may be bad; skips and counts them", FREE, SHARE),
     "data.vocabulary": Key("", "bytes, a .model, tokenizer.json or vocab.txt, or a directory with one; '': the tasks'"),
     "data.batch_rows": Key(32, "rows of the global batch", REFUSE, AT_LEAST_ONE),

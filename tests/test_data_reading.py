@@ -333,7 +333,7 @@ def test_a_field_names_the_split(tmp_path, caplog):
     assert {row["n"] % 5 for row in found.source.split("validation")} == {2, 3}
     assert find(str(path), reading=Reading(split="of[fold]")).source.split("test")[0]["n"] == 0
     for field, message in (
-        ("fodl", r"a\.jsonl:1: data\.split='fodl': the record has no 'fodl'"),
+        ("fodl", r"a\.jsonl:1: data\.split='fodl': the record has no 'fodl' \(it has n, fold, of\)"),
         ("n", r"a\.jsonl:1: data\.split='n': '0' is not a split; it must be train, validation or test"),
         ("of", "is an object, not a text"),
     ):

@@ -258,7 +258,8 @@ def scan(form: Format, path: Path, file: File, by: str, tolerant: bool) -> np.nd
         try:
             code = _code_of(row, field) if field else 0
         except ValueError as error:
-            note(DataError(f"{file.name}:{form.where(path, begin)}: data.split={field!r}: {error}"))
+            has = ", ".join(map(str, row))[:200]
+            note(DataError(f"{file.name}:{form.where(path, begin)}: data.split={field!r}: {error} (it has {has})"))
             continue
         begins.append(begin)
         lengths.append(length)
