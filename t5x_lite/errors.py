@@ -34,7 +34,7 @@ class CheckpointError(UserError):
 
 
 class DivergedError(UserError):
-    """The loss is no longer finite (exit 76; a restart would only repeat the error)."""
+    """The loss or a prediction is not finite (exit 76; a restart would only repeat the error)."""
 
     exit_code = 76
 

@@ -172,14 +172,17 @@ def test_every_experiment_is_valid_and_trains_on_what_is_registered(file):
     assert registry.get(cfg.data.mixture)
 
 
-@pytest.mark.parametrize("task", ["cola", "sst2", "mrpc", "stsb", "wnli"])
+GLUE = {"cola": 8_551, "sst2": 67_349, "mrpc": 3_668, "stsb": 5_749, "wnli": 635}  # training examples
+GLUE |= {"qqp": 363_846, "mnli": 392_702, "qnli": 104_743, "rte": 2_490}
+
+
+@pytest.mark.parametrize("task", GLUE)
 def test_glue_has_batches_of_32_examples_for_as_many_epochs(task):
     file = EXPERIMENTS / "glue.py"
     cfg = config.load(f"{file}:{task}")
     config.validate(cfg)
-    examples = {"cola": 8_551, "sst2": 67_349, "mrpc": 3_668, "stsb": 5_749, "wnli": 635}[task]
     seen = 32 * cfg.train.total_steps
-    assert seen / examples == pytest.approx(1 if task == "sst2" else 3, rel=0.05)
+    assert seen / GLUE[task] == pytest.approx(1 if task == "sst2" else 3, rel=0.05)
     assert cfg.schedule.warmup_steps / cfg.train.total_steps == pytest.approx(0.06, abs=0.01)
     with pytest.raises(ConfigError, match="did you mean 'cola'"):
         config.load(f"{file}:colo")

@@ -25,6 +25,7 @@ from t5x_lite.data.sources import Function
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.evaluation import evaluate, infer, scores, submission
 from t5x_lite.evaluation.baselines import baselines, by_words, word_baselines
+from t5x_lite.tasks import glue
 from t5x_lite.tasks.metrics import accuracy
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
@@ -108,12 +109,11 @@ def test_a_submission_has_every_test_prediction_and_what_was_in_it(ready, tmp_pa
     for name, message in (("nowhere/glue.zip", "no directory"), ("text.zip", "not a zip file")):
         (tmp_path / "text.zip").write_text("text")
         with pytest.raises(ConfigError, match=message):
-            submission.members(tmp_path / name)
+            submission.check(tmp_path / name)
 
     def submit():
         tasks = submission.tasks_of(evaluator.experiment)
-        texts = {t.name: [row["prediction"] for row in evaluator.predict(params, t, "test")] for t in tasks}
-        submission.write(path, texts, submission.members(path))
+        return submission.write(path, {task.name: evaluator.predict(params, task, "test") for task in tasks})
 
     cfg = copy.deepcopy(experiment.cfg)
     cfg.data.dir = "glue"
@@ -130,18 +130,27 @@ def test_a_submission_has_every_test_prediction_and_what_was_in_it(ready, tmp_pa
     mnli, ax = (dataclasses.replace(task, name=name) for name in ("glue_mnli", "glue_ax"))
     monkeypatch.setattr(evaluator, "experiment", dataclasses.replace(experiment, cfg=cfg, eval_tasks=(mnli,)))
     monkeypatch.setattr(registry, "tasks", lambda name: {"glue_ax": (ax,)}[name])
-    submit()
+    missing = ("mrpc", "qqp", "stsb", "mnli_mismatched", "qnli", "rte", "wnli")
+    assert submit().endswith("lacks " + ", ".join(f"{glue.SUBMISSION[name]}.tsv (glue_{name})" for name in missing))
     with zipfile.ZipFile(path) as found:  # the diagnostic set is for MNLI's model
         assert found.namelist() == ["AX.tsv", "CoLA.tsv", "MNLI-m.tsv", "SST-2.tsv"]
 
 
-def test_answers_stand_side_by_side_and_invalid_ones_are_counted(ready):
+def test_answers_stand_side_by_side_and_invalid_ones_are_counted(ready, monkeypatch):
     evaluator, params = ready
     values, _ = evaluator.evaluate(params, 0)
     assert values["eval/answers/rank/invalid"] == values["eval/answers/constrained/invalid"] == 0
     assert values["eval/answers/invalid"] == 100  # an untrained model writes no label
     assert values["eval/answers/accuracy"] == 0 < values["eval/answers/rank/accuracy"]
     assert 0 <= values["eval/answers/rank/ece"] <= 100
+    assert evaluator.hints(values) == []  # labels only were asked for, too
+    cfg = copy.deepcopy(evaluator.experiment.cfg)
+    cfg.eval.answers = ("greedy",)
+    with monkeypatch.context() as changed:
+        changed.setattr(evaluator, "experiment", dataclasses.replace(evaluator.experiment, cfg=cfg))
+        (hint,) = evaluator.hints(values)
+        assert "'answers'" in hint and "3 labels" in hint and "--config.eval.answers=greedy,constrained" in hint
+        assert evaluator.hints(values | {"eval/answers/invalid": 99.0}) == []
     predictions = evaluator.workdir / "predictions" / "step_0"
     intervals = scores.intervals(evaluator.experiment.eval_tasks, "validation", predictions)
     assert intervals["low/answers/accuracy"] == intervals["high/answers/accuracy"] == 0

@@ -84,6 +84,8 @@ class EvaluationDuringTraining:
             self._loggers.table(step, f"predictions/{task}", rows)
         if jax.process_index() == 0:
             self._terminal.show(results.results_table(read_metrics(self._workdir), step))
+            for hint in self._evaluator.hints(values) if step else ():  # an untrained model writes no label
+                self._terminal.line(hint)
             if step < self._cfg.train.total_steps:  # `finish` writes the last report
                 run_page.write(self._workdir, self._cfg.eval.predictions_shown)
 

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,21 @@ class Evaluator:
         Has only metrics that were already computed.
         """
         return {f"{results.LOWER}{name}": 1.0 for name in sorted(self._lower_is_better)}
+
+    def hints(self, values: Mapping[str, float]) -> list[str]:
+        """Returns one line for each task whose predictions are all invalid although constrained answers are possible.
+
+        values: the values that `evaluate` returned.
+        """
+        answers = self.experiment.cfg.eval.answers
+        if set(answers) & set(configs.NEED_LABELS):
+            return []
+        return [
+            f"task {task.name!r}: no prediction is one of its {len(task.labels)} labels; "
+            f"--config.eval.answers={','.join((*answers, 'constrained'))} also generates answers that are labels"
+            for task in self.experiment.eval_tasks
+            if task.labels and not task.target.several and values.get(f"eval/{task.name}/invalid") == 100
+        ]
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
         """Returns a task's losses and accuracies by name; for a corpus, also perplexity and bits per byte."""
@@ -182,14 +197,16 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     """Evaluates checkpoints of a workdir (the verb `eval`).
 
     which: "latest", "best", "all" or a step.
-    submission: a zip file to write for GLUE's server. It gets the last checkpoint's predictions for the test sets.
+    submission: a zip file for GLUE's server. The last checkpoint's predictions for the test sets are added to it.
 
-    Raises CheckpointError if there is no such checkpoint, ConfigError if the submission is impossible, and DataError if
-    a split has no examples.
+    Raises CheckpointError if there is no such checkpoint, ConfigError if the submission is impossible, DataError if a
+    split has no examples, and DivergedError if a prediction for the submission is not finite.
     """
     steps = chosen_steps(workdir, which, experiment.cfg.checkpoint.keep_best)
-    earlier = submissions.members(submission) if submission else {}
-    submitted = submissions.tasks_of(experiment) if submission else []
+    submitted = []
+    if submission:
+        submissions.check(submission)
+        submitted = submissions.tasks_of(experiment)
     first = jax.process_index() == 0
     on_devices = runtime.start(experiment)
     evaluator = Evaluator(experiment, on_devices, workdir)
@@ -210,11 +227,11 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
                     loggers.table(step, f"predictions/{task}", rows)
                 with console.optional(sys.stdout):
                     console.plain().print(results.results_table(read_metrics(workdir), step))
-        predictions = {
-            task.name: [row["prediction"] for row in evaluator.predict(params, task, "test")] for task in submitted
-        }
+                    for hint in evaluator.hints(values):
+                        print(hint)
+        predictions = {task.name: evaluator.predict(params, task, "test") for task in submitted}
         if submission is not None and first:
-            submissions.write(submission, predictions, earlier)
+            print(submissions.write(submission, predictions))
     finally:
         loggers.close()
     if first:

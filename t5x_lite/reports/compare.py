@@ -11,14 +11,15 @@ from rich.table import Table
 from t5x_lite import atomic, console
 from t5x_lite import config as configs
 from t5x_lite.errors import ConfigError
-from t5x_lite.reports import figures
+from t5x_lite.reports import figures, glue_average
 from t5x_lite.reports.page import Markup, image, shell, table, tag
-from t5x_lite.reports.results import curves, read_metrics
+from t5x_lite.reports.results import curves, read_metrics, values_of_steps
 
 
 def run(workdirs: list[Path], output: Path | None) -> None:
     """Prints the tables of `differences` and `results`. With `output`, also writes a page with the tables and curves.
 
+    If the runs have several of GLUE's tasks, also shows GLUE's average over their last evaluations.
     Raises ConfigError if a directory does not hold a run.
     """
     for workdir in workdirs:
@@ -29,8 +30,12 @@ def run(workdirs: list[Path], output: Path | None) -> None:
     terminal = console.plain()
     for title, rows in tables.items():
         terminal.print(_on_terminal(title, rows) if rows else f"{title}: nothing differs")
+    average = glue_average.summary(map(_last_values, workdirs))
+    if average:
+        terminal.print(average)
     if output:
         parts = [part for title, rows in tables.items() for part in (tag("h2", title), table(rows, "Nothing differs."))]
+        parts += [tag("p", average)] if average else []
         page = shell(" · ".join(names), *parts, tag("h2", "Curves"), *_curves(workdirs, names))
         atomic.write(output, page)
         terminal.print(f"see {output}")
@@ -66,6 +71,14 @@ def results(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:
             column = f"{', '.join(names[run] for run in group)}: mean ± sd"
             row[column] = _mean_and_deviation(values) if len(values) == len(group) else None
     return rows
+
+
+def _last_values(workdir: Path) -> dict[str, dict[str, float]]:
+    """Returns {task: {metric: value}}, each task at the last step where it was evaluated."""
+    last: dict[str, dict[str, float]] = {}
+    for _, values in sorted(values_of_steps(read_metrics(workdir)).items()):
+        last |= values
+    return last
 
 
 def seeds(workdirs: list[Path]) -> list[list[int]]:

@@ -116,14 +116,19 @@ def results(rows: list[dict]) -> list[dict]:
     return table
 
 
-def averages(rows: list[dict]) -> list[str]:
-    """Returns one line: GLUE's average over the tasks' best steps. Returns no line unless all tasks were evaluated."""
+def values_of_steps(rows: list[dict]) -> dict[int, dict[str, dict[str, float]]]:
+    """Returns {step: {task: {metric: value}}} of a run's evaluations."""
     steps: dict[int, dict[str, dict[str, float]]] = {}
     for name, points in curves(rows, "eval/").items():
         task, _, metric = name.removeprefix("eval/").rpartition("/")
         for step, value in points:
             steps.setdefault(step, {}).setdefault(task, {})[metric] = value
-    average = glue_average.average(steps.values())
+    return steps
+
+
+def averages(rows: list[dict]) -> list[str]:
+    """Returns one line: GLUE's average over the tasks' best steps. Returns no line unless all tasks were evaluated."""
+    average = glue_average.average(values_of_steps(rows).values())
     return [] if average is None else [f"GLUE average, each task at its best step: {average:.2f}"]
 
 
