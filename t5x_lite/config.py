@@ -119,6 +119,7 @@ KEYS: dict[str, Key] = {
     "eval.untrained": Key(True, "evaluates before the first step, to show what training adds", FREE),
     "eval.batch_rows": Key(32, "rows of an evaluation batch", FREE, AT_LEAST_ONE),
     "eval.max_examples": Key(0, "examples per task; 0: all", FREE, NOT_NEGATIVE),
+    "eval.stride": Key(0, "decoder-only: tokens from row to row in a second perplexity; 0: none", FREE, NOT_NEGATIVE),
     "eval.max_decode_tokens": Key(64, "most tokens to generate", FREE, AT_LEAST_ONE),
     "eval.max_answer_tokens": Key(30, "most tokens in a span that an encoder answers with", FREE, AT_LEAST_ONE),
     "eval.min_decode_tokens": Key(0, "fewest tokens to generate before the end token", FREE, NOT_NEGATIVE),

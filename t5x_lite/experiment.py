@@ -87,7 +87,10 @@ def resolve(cfg: Config) -> Experiment:
         )
     if cfg.checkpoint.keep_best:
         lookup("task of checkpoint.keep_best=TASK/METRIC", best_task, {task.name: task for task in eval_tasks})
-    return Experiment(cfg, mixture, eval_tasks, vocabulary, model, _converter(cfg, model, (*tasks, *eval_tasks)))
+    converter = _converter(cfg, model, (*tasks, *eval_tasks))
+    if cfg.eval.stride:
+        _check_stride(cfg, converter, eval_tasks)
+    return Experiment(cfg, mixture, eval_tasks, vocabulary, model, converter)
 
 
 def of_parts(cfg: Config, mixture: tuple[Rated, ...], vocabulary: Vocabulary, model: ModelConfig) -> Experiment:
@@ -219,6 +222,19 @@ def _check_positions(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> 
                 f"eval.max_decode_tokens={new_tokens} after prompts of up to {read} tokens exceeds "
                 f"model.max_positions={model.max_positions}; lower eval.max_decode_tokens or data.length"
             )
+
+
+def _check_stride(cfg: Config, converter: convert.Converter, eval_tasks: Sequence[Task]) -> None:
+    """Raises ConfigError unless the perplexity over overlapping rows is defined and would be computed."""
+    problem = ""
+    if not isinstance(converter, convert.DecoderOnly) or converter.denoisers:
+        problem = "needs a decoder-only model with data.objective=full_lm, which predicts each token from all before it"
+    elif cfg.eval.stride > converter.length:
+        problem = f"must be at most data.length={converter.length}; otherwise tokens between two rows are not scored"
+    elif not any(task.is_corpus for task in eval_tasks):
+        problem = f"is for corpora, but the run evaluates {', '.join(task.name for task in eval_tasks)}"
+    if problem:
+        raise ConfigError(f"eval.stride={cfg.eval.stride}: {problem}; 0 turns it off")
 
 
 def _heads(tasks: tuple[Task, ...]) -> tuple[str, ...]:

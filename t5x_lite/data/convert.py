@@ -207,9 +207,22 @@ class DecoderOnly:
     def corpus(self, texts, vocabulary, rng):
         if self.denoisers:
             return _texts(texts, self._plan(vocabulary), vocabulary, rng)
+        rows = chunks(self.joined(texts, vocabulary), [self.length], rng)[0]
+        return _shifted(rows, 1.0, start(self.start_id, vocabulary))
+
+    def joined(self, texts: Sequence, vocabulary: Vocabulary) -> np.ndarray:
+        """Returns the tokens of a corpus's texts, int32 [tokens], with an EOS behind each text that is not empty."""
         documents = ragged.of([ids for ids in ids_of(texts, vocabulary) if len(ids)])
-        tokens = ragged.append(documents, vocabulary.eos_id).values
-        return _shifted(chunks(tokens, [self.length], rng)[0], 1.0, start(self.start_id, vocabulary))
+        return ragged.append(documents, vocabulary.eos_id).values
+
+    def overlapping(self, rows: Sequence[np.ndarray], context: Sequence[int], vocabulary: Vocabulary) -> Examples:
+        """Returns rows of a corpus as features in which only some tokens count in the loss.
+
+        rows: int [at most `length`] each. context: for each row, how many of its first tokens do not count.
+        """
+        targets = ragged.of(rows)
+        is_new = np.arange(len(targets.values)) >= np.repeat(targets.ends - targets.lengths + context, targets.lengths)
+        return _shifted(targets, is_new.astype(np.float32), start(self.start_id, vocabulary))
 
     def denoise(self, texts, vocabulary, rng):
         inputs, targets = _corrupted(texts, self.denoisers, vocabulary, rng)

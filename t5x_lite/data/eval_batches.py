@@ -9,7 +9,8 @@ import numpy as np
 from t5x_lite import batch as batches
 from t5x_lite.batch import Batch
 from t5x_lite.data import packing
-from t5x_lite.data.convert import Converter
+from t5x_lite.data.convert import Converter, DecoderOnly
+from t5x_lite.data.fields import text_of
 from t5x_lite.data.order import generator
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.reader import Reader, text_examples
@@ -30,6 +31,7 @@ def eval_batches(
     split: str = "validation",
     pack: bool = False,
     limit: int = 0,
+    stride: int = 0,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[Batch]:
@@ -39,11 +41,18 @@ def eval_batches(
     All hosts get the same number of batches. The last batch is filled up with rows of padding, which have weights of 0.
     For a corpus, the random corruption (masks, spans) is the same in every evaluation.
     limit: the most source examples that are used; 0 for all.
+    stride: above 0, for a corpus and a DecoderOnly without denoisers: the texts are joined to one stream, and cut into
+        rows that overlap (see `overlapping`).
     Raises DataError if the split has no example, ConfigError if `shard_count` does not divide `batch_rows`.
     """
+    pack = pack and not stride
     specs, sizes = converter.specs(), converter.sizes(pack)
     share = _rows_of_host(batch_rows, shard_index, shard_count)
-    windows = _windows(task, converter, vocabulary, split, limit, EXAMPLES_PER_PACKING_WINDOW if pack else 1)
+    if stride:
+        assert isinstance(converter, DecoderOnly)  # experiment.resolve has checked it
+        windows = _overlapping(task, converter, vocabulary, split, limit, stride)
+    else:
+        windows = _windows(task, converter, vocabulary, split, limit, EXAMPLES_PER_PACKING_WINDOW if pack else 1)
     blocks = (packing.pack_rows(examples, specs, sizes, pack)[0] for examples in windows)
     batch = None
     for global_batch in _of_rows(blocks, batch_rows):
@@ -145,6 +154,38 @@ def _windows(
             ready = []
     if sum(map(packing.count, ready)):
         yield packing.concatenate(ready)
+
+
+def _overlapping(
+    task: Task, converter: DecoderOnly, vocabulary: Vocabulary, split: str, limit: int, stride: int
+) -> Iterator[Examples]:
+    """Yields the rows of a corpus that `overlapping` cuts, as examples, in groups."""
+    texts = (text_of(example, "text", task) for _, example in _limited(text_examples(task, split), limit))
+    tokens = (converter.joined(group, vocabulary) for group in groups(texts, TEXTS_PER_WINDOW))
+    for group in groups(overlapping(tokens, converter.length, stride), EXAMPLES_PER_PACKING_WINDOW):
+        rows, context = zip(*group, strict=True)
+        yield converter.overlapping(rows, context, vocabulary)
+
+
+def overlapping(pieces: Iterable[np.ndarray], length: int, stride: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Cuts a stream of tokens into rows of `length` tokens, each of which begins `stride` tokens after the one before.
+
+    Yields (a row, how many of its first tokens earlier rows have scored). The last row may be shorter. So each token is
+    scored once, and after at least length − stride tokens of the stream, or after all if there are fewer. The rows are
+    those of "Perplexity of fixed-length models" in Hugging Face's documentation.
+    pieces: the stream, as arrays int [tokens].
+
+    >>> [(row.tolist(), scored) for row, scored in overlapping([np.arange(4), np.arange(4, 7)], length=4, stride=2)]
+    [([0, 1, 2, 3], 0), ([2, 3, 4, 5], 2), ([4, 5, 6], 2)]
+    """
+    rest, scored = np.zeros(0, np.int32), 0
+    for piece in pieces:
+        rest = np.concatenate([rest, piece])
+        while len(rest) >= length:
+            yield rest[:length], scored
+            rest, scored = rest[stride:], length - stride
+    if len(rest) > scored:
+        yield rest, scored
 
 
 def _of_rows(blocks: Iterable[Batch], rows: int) -> Iterator[Batch]:

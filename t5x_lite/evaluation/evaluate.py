@@ -104,22 +104,8 @@ class Evaluator:
         ]
 
     def _loss(self, params: Any, task: Task, stop: Callable[[], bool]) -> dict[str, float]:
-        """Returns a task's losses and accuracies by name; for a corpus, also perplexity and bits per byte."""
-        cfg, total = self.experiment.cfg, None
-        batches = eval_batches(
-            task,
-            self.experiment.converter,
-            self.experiment.vocabulary,
-            batch_rows=cfg.eval.batch_rows,
-            split=cfg.eval.split,
-            pack=cfg.data.pack,
-            limit=cfg.eval.max_examples,
-            **sharding.input_shard(self.on_devices.layout, cfg.eval.batch_rows),
-        )
-        for batch in batches:
-            _stop_if(stop)
-            sums = self._eval_step(params, sharding.put_batch(batch, self.on_devices.layout))
-            total = metric_sums.add(total, step_metrics.fetch(sums))
+        """Returns a task's losses and accuracies by name; for a corpus, also perplexities and bits per byte."""
+        cfg, total = self.experiment.cfg, self._sums(params, task, stop)
         if total is None:
             return {}
         named = _named(metric_sums.finalise(total))
@@ -132,7 +118,33 @@ class Evaluator:
                 evaluated = itertools.islice(texts, cfg.eval.max_examples or None)
                 size = sum(len(str(example["text"]).encode()) for _, example in evaluated)
                 named["bits_per_byte"] = total["lm/loss_sum"] / math.log(2) / max(size, 1)
+            if cfg.eval.stride and (overlapping := self._sums(params, task, stop, cfg.eval.stride)):
+                loss = metric_sums.finalise(overlapping)["loss"]
+                named[f"{results.STRIDED}{cfg.eval.stride}"] = math.exp(min(loss, 700))
         return named
+
+    def _sums(self, params: Any, task: Task, stop: Callable[[], bool], stride: int = 0) -> dict[str, float] | None:
+        """Returns the sums of a task's losses and accuracies, or None without any batch. stride: as in `eval_batches`.
+
+        stop: called before each batch. If it returns True, `_sums` raises Stopped.
+        """
+        cfg, total = self.experiment.cfg, None
+        batches = eval_batches(
+            task,
+            self.experiment.converter,
+            self.experiment.vocabulary,
+            batch_rows=cfg.eval.batch_rows,
+            split=cfg.eval.split,
+            pack=cfg.data.pack,
+            limit=cfg.eval.max_examples,
+            stride=stride,
+            **sharding.input_shard(self.on_devices.layout, cfg.eval.batch_rows),
+        )
+        for batch in batches:
+            _stop_if(stop)
+            sums = self._eval_step(params, sharding.put_batch(batch, self.on_devices.layout))
+            total = metric_sums.add(total, step_metrics.fetch(sums))
+        return total
 
     def _prompts(self, task: Task, split: str, limit: int):
         """Yields (batch, indices of the examples, text examples). Each row of a batch holds one example."""

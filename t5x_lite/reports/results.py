@@ -11,6 +11,7 @@ from t5x_lite.reports import glue_average
 
 METRICS_FILE = "metrics.jsonl"
 LOWER = "lower_is_better/"  # a run's rows have the key LOWER + TASK/METRIC if lower values of the metric are better
+STRIDED = "perplexity_stride_"  # with the stride behind it: the name of the perplexity over rows that overlap
 # Runs of version 0.1.0 lack such keys. There, lower is better for metrics whose names end like this.
 LOWER_BY_NAME = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")
 
@@ -132,9 +133,26 @@ def averages(rows: list[dict]) -> list[str]:
     return [] if average is None else [f"GLUE average, each task at its best step: {average:.2f}"]
 
 
+def perplexities(rows: list[dict]) -> list[str]:
+    """Returns a line for each kind of perplexity of a language model, which says how its rows are cut."""
+    metrics = {name.rpartition("/")[2] for name in curves(rows, "eval/")}
+    if "bits_per_byte" not in metrics:
+        return []
+    lines = ["perplexity: rows do not overlap, so the first tokens of a row have little context"]
+    strides = sorted(int(name.removeprefix(STRIDED)) for name in metrics if name.startswith(STRIDED))
+    return lines + [
+        f"{STRIDED}{stride}: rows begin {stride} tokens apart, and each scores only the tokens not scored before"
+        for stride in strides
+    ]
+
+
 def results_table(rows: list[dict], step: int) -> Table:
-    """Returns a table for the console. It has one row per metric: its value at `step`, baseline, untrained and best."""
-    table = Table(title=f"evaluation at step {step}", title_justify="left")
+    """Returns a table for the console. It has one row per metric: its value at `step`, baseline, untrained and best.
+
+    Below it, `perplexities`.
+    """
+    caption = "\n".join(perplexities(rows)) or None
+    table = Table(title=f"evaluation at step {step}", title_justify="left", caption=caption, caption_justify="left")
     for column in ("task", "metric"):
         table.add_column(column)
     for column in ("baseline", "untrained", "now", "best"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from t5x_lite import atomic
 from t5x_lite.reports import figures, goodput
 from t5x_lite.reports.page import Markup, image, shell, table, tag
-from t5x_lite.reports.results import averages, curves, read_metrics, results, title
+from t5x_lite.reports.results import averages, curves, perplexities, read_metrics, results, title
 
 
 def write(workdir: Path, predictions_shown: int) -> Path:
@@ -25,7 +25,7 @@ def write(workdir: Path, predictions_shown: int) -> Path:
         tag("p", _summary(rows, config)),
         tag("h2", "Results"),
         table(results(rows), "No evaluation yet."),
-        *(tag("p", line) for line in averages(rows)),
+        *(tag("p", line) for line in (*perplexities(rows), *averages(rows))),
         tag("h2", "Data"),
         table(seen(rows), "No step yet."),
         tag("h2", "Loss"),
@@ -53,7 +53,7 @@ def markdown(workdir: Path) -> str:
             for row in metrics
         ]
         lines += [f"| {' | '.join(row)} |" for row in (list(metrics[0]), ["---"] * len(metrics[0]), *cells)]
-    return "\n".join([*lines, "", *averages(rows)]).rstrip() + "\n"
+    return "\n".join([*lines, "", "\n\n".join([*perplexities(rows), *averages(rows)])]).rstrip() + "\n"
 
 
 def seen(rows: list[dict]) -> list[dict]:
