@@ -18,7 +18,6 @@ from t5x_lite.data.registry import UNLABELLED, Mixture, Task
 from t5x_lite.data.sources import Files, Tfds
 from t5x_lite.data.targets import Number
 from t5x_lite.data.text_formats import Table
-from t5x_lite.errors import DataError
 from t5x_lite.tasks.metrics import Metric, accuracy, f1, matthews, pearson, spearman
 from t5x_lite.tasks.published import Published
 
@@ -191,7 +190,6 @@ def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:
 
     predictions: the predicted texts, in the order of the test file. An invalid prediction becomes the first label, or
         the score 0.
-    Raises DataError if a predicted score is not finite, because then the model is broken.
     """
     name = task.removeprefix("glue_")
     glue = SUITE[name]
