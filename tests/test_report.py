@@ -51,6 +51,24 @@ def test_results_go_by_step_and_the_later_evaluation_of_a_step_counts():
     assert (loss["last"], loss["best"], loss["best step"]) == (1.0, 1.0, 20)
 
 
+def test_a_step_with_only_invalid_answers_is_best_only_if_all_steps_are_such():
+    """An untrained model that writes no label has an ece of 0, because it is sure of nothing and right in nothing."""
+    values = {0: (100.0, 0.0, 0.0), 10: (100.0, 0.1, 0.0), 20: (40.0, 30.0, 20.0), 30: (0.0, 12.0, 80.0)}
+    names = ("invalid", "ece", "wrong")  # of these, lower is better
+    rows = [{"step": 0} | {f"{results.LOWER}t{way}/{name}": 1.0 for name in names for way in ("", "/beam")}]
+    for way in ("", "/beam"):
+        rows += [
+            {"step": s} | dict(zip((f"eval/t{way}/{n}" for n in names), v, strict=True)) for s, v in values.items()
+        ]
+    for way in ("", "/beam"):
+        assert results.best_step(rows, f"t{way}/ece", saved=tuple(values)) == 30
+        assert results.best_step(rows, f"t{way}/wrong", saved=tuple(values)) == 20
+        assert results.best_step(rows, f"t{way}/ece", saved=(0, 10)) == 0
+    assert {row["best step"] for row in results.results(rows) if row["metric"] == "ece"} == {30}
+    no_labels = [{"step": 0, "eval/t/loss": 1.0}, {"step": 5, "eval/t/loss": 2.0}]  # training only did harm
+    assert results.best_step(no_labels, "t/loss", saved=(0, 5)) == 0
+
+
 def test_words_intervals_and_glue_s_average_stand_in_both_reports(tmp_path):
     row = {"step": 3, "baseline/glue_cola/matthews": 0.0, "words/glue_cola/matthews": 12.0}
     row |= {"low/glue_cola/matthews": 31.0, "high/glue_cola/matthews": 49.0}

@@ -1,5 +1,7 @@
 """Checks scores of predictions with worked examples, and that a wrong answer always lowers the score."""
 
+import functools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,19 @@ from t5x_lite.tasks.span_metrics import spans
 def test_accuracy_and_exact_match():
     assert metrics.accuracy([1, 0, 1, 1], [1, 1, -1, None]) == {"accuracy": 25.0}
     assert metrics.exact_match(["a  b", "c", "d"], [" a b", "C", None]) == {"exact_match": pytest.approx(100 / 3)}
+
+
+def test_a_metric_keeps_its_direction_inside_a_partial_and_in_groups():
+    @metrics.lower_is_better
+    def errors(targets, predictions, scale=1):
+        return {"errors": scale * (100 - metrics.accuracy(targets, predictions)["accuracy"])}
+
+    wrapped = functools.partial(functools.partial(errors), scale=2)
+    assert all(map(metrics.is_lower_better, (errors, wrapped, metrics.of_groups(wrapped))))
+    plain = (metrics.accuracy, metrics.f1(), metrics.of_groups(metrics.f1()), metrics.of_groups(metrics.accuracy))
+    assert not any(map(metrics.is_lower_better, plain))
+    marked = metrics.lower_is_better(functools.partial(metrics.accuracy))
+    assert metrics.is_lower_better(marked) and not metrics.is_lower_better(metrics.accuracy)
 
 
 def test_f1_counts_an_invalid_answer_against_its_target():

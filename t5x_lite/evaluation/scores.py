@@ -14,7 +14,7 @@ from t5x_lite.data.registry import Task, label_names
 from t5x_lite.data.targets import Number
 from t5x_lite.errors import ConfigError
 from t5x_lite.reports import confidence
-from t5x_lite.tasks.metrics import percent
+from t5x_lite.tasks.metrics import is_lower_better, percent
 
 
 def reference(task: Task, example: Mapping) -> Any:
@@ -41,7 +41,7 @@ def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: 
     for metric in task.metrics:
         values = measured(task, metric, references, predictions)
         scores |= values
-        lower |= values.keys() if getattr(metric, "lower_is_better", False) else set()
+        lower |= values.keys() if is_lower_better(metric) else set()
     if isinstance(task.target, Number):
         scores["invalid"] = percent([predicted is None for predicted in predictions])
     if task.target.several:

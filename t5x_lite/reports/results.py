@@ -69,20 +69,28 @@ def lower_is_better(rows: list[dict]) -> Callable[[str], bool]:
     return names.__contains__ if names else lambda name: name.endswith(LOWER_BY_NAME)
 
 
-def best(points: Iterable[tuple[int, float]], lower: bool) -> tuple[int, float] | None:
-    """Returns the best (step, value) of a metric's points, or None if no value is finite.
+def best(rows: list[dict], key: str, lower: bool, saved: Collection[int] | None = None) -> tuple[int, float] | None:
+    """Returns the best (step, value) of `eval/KEY`, or None if no value is finite. Of equal values, the first is best.
 
-    Of equal values, the earliest is the best.
+    Steps where all answers of the task are invalid count only if there are no others. There, many metrics are at an
+    extreme that means nothing: an untrained model that never writes a label has a perfect calibration error (ece).
+    lower: whether lower values are better.  saved: only these steps count; None: all steps.
     """
-    numbers = [point for point in points if math.isfinite(point[1])]
-    return (min if lower else max)(numbers, key=lambda point: point[1], default=None)
+    points = [(s, v) for s, v in _points(rows, f"eval/{key}") if math.isfinite(v) and (saved is None or s in saved)]
+    invalid = dict(_points(rows, f"eval/{key.rpartition('/')[0]}/invalid"))
+    valid = [point for point in points if invalid.get(point[0], 0.0) < 100]
+    return (min if lower else max)(valid or points, key=lambda point: point[1], default=None)
 
 
 def best_step(rows: list[dict], key: str, saved: Collection[int]) -> int | None:
-    """Returns the step in `saved` with the best `eval/KEY`, or None if no value is finite. Prefers earlier steps."""
-    points = curves(rows, f"eval/{key}").get(f"eval/{key}", ())
-    point = best([(step, value) for step, value in points if step in saved], lower_is_better(rows)(key))
+    """Returns the step in `saved` that is best by the metric `key` ("task/loss"), as `best` chooses it."""
+    point = best(rows, key, lower_is_better(rows)(key), saved)
     return None if point is None else point[0]
+
+
+def _points(rows: list[dict], key: str) -> list[tuple[int, float]]:
+    """Returns the (step, value) pairs of `key` in step order. If a step has several values, the last one counts."""
+    return sorted({row["step"]: row[key] for row in rows if key in row}.items())
 
 
 def was_evaluated(rows: list[dict], step: int, tasks: Iterable[str]) -> bool:
@@ -107,7 +115,7 @@ def results(rows: list[dict]) -> list[dict]:
     for key, points in sorted(curves(rows, "eval/").items()):
         name = key.removeprefix("eval/")
         untrained = next((value for step, value in points if step == 0), None)
-        step_of_best, best_value = best(points, lower(name)) or points[-1]
+        step_of_best, best_value = best(rows, name, lower(name)) or points[-1]
         task, _, metric = name.rpartition("/")
         line = {"task": task, "metric": metric, "baseline": columns["baseline"].get(name)}
         line |= {"words": columns["words"].get(name)} if columns["words"] else {}

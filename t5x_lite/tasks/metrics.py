@@ -30,6 +30,13 @@ def lower_is_better(metric: AnyMetric) -> AnyMetric:
     return metric
 
 
+def is_lower_better(metric: Callable) -> bool:
+    """Returns whether `lower_is_better` marks the metric, or the metric that a functools.partial or of_groups wraps."""
+    if isinstance(metric, functools.partial) and not hasattr(metric, "lower_is_better"):
+        return is_lower_better(metric.args[0] if metric.func is _of_groups else metric.func)
+    return getattr(metric, "lower_is_better", False)
+
+
 def accuracy(targets: Sequence, predictions: Sequence) -> dict[str, float]:
     """Returns the share of predictions equal to their target.
 
