@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 import absl.logging
 
@@ -64,13 +65,22 @@ def run(argv: list[str]) -> int:
 
 def _speak() -> None:
     """Logs our messages to stderr, but not Orbax's: Orbax would log a whole traceback for errors that we shorten."""
-    logging.basicConfig(stream=sys.stderr, format="t5x-lite: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(console.SafeFormatter("t5x-lite: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("t5x_lite").setLevel(logging.INFO)
     absl.logging.set_verbosity(absl.logging.FATAL)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose error messages are safe to show."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(console.safe(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="t5x-lite",
         description="Train and evaluate BERT, GPT and T5 models on JAX in one loop.",
         epilog="Every config key can be set with --config.KEY=VALUE, for example --config.train.total_steps=100.",

@@ -308,7 +308,7 @@ def _print(description: dict[str, Any], terminal: Console) -> None:
                 if name != "task":
                     shown = f"underline {style}" if "target" in name else style
                     head = f"{example['task']} {segment}  {name}  " if name in ("encoder", "decoder") else f"  {name}  "
-                    terminal.print(Text(head, style="bold").append(str(text), style=shown))
+                    terminal.print(Text(console.safe(head), style="bold").append(console.safe(text), style=shown))
 
 
 def _plan_table(description: dict[str, Any]) -> Table:

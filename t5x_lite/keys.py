@@ -12,6 +12,7 @@ from typing import Any
 from t5x_lite import own_code
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
+from t5x_lite.redaction import has_secret, redact
 
 # What happens if a run resumes with a different value.
 REFUSE = "refuse"  # the run does not resume, because the steps already made depend on the value
@@ -75,9 +76,17 @@ class Key:
             object.__setattr__(self, "kind", kind)
 
     def check(self, name: str, value: Any) -> None:
-        """Raises ConfigError if `value` is not allowed. name: the key's name, for the error message."""
+        """Raises ConfigError if `value` is not allowed. name: the key's name, for the error message.
+
+        No value may hold a secret, because config.json, reports and loggers show the values of all keys.
+        """
         if value is None:
             return
+        if has_secret(str(value)):
+            raise ConfigError(
+                f"{name} holds a password or token, which the run's files would show: {redact(str(value))!r:.200}; "
+                "remove it, and give it as an environment variable (HF_TOKEN, WANDB_API_KEY, …) or in ~/.netrc"
+            )
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name}={value}: must be a finite number")
         if isinstance(self.allowed, Range):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5x_lite import console
 from t5x_lite.errors import CheckpointError, ConfigError, of_the_disk
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _verify(arguments: argparse.Namespace, overrides: Overrides) -> None:
     if not problems:
         raise CheckpointError(f"no checkpoint in {arguments.workdir!r}; give the --workdir of a `t5x-lite train`")
     for step, problem in problems.items():
-        print(f"{step}: {problem or 'intact'}")
+        console.say(f"{step}: {problem or 'intact'}")
     corrupted = [step for step, problem in problems.items() if problem]
     if corrupted:
         raise CheckpointError(
@@ -282,8 +283,8 @@ def _vocab(arguments: argparse.Namespace, overrides: Overrides) -> None:
     vocabulary = vocabularies.train_sentencepiece(
         files=[Path(f) for f in arguments.input], size=arguments.size, output=Path(arguments.output)
     )
-    print(f"{arguments.output}: {vocabulary.size} ids, fingerprint {vocabulary.fingerprint}")
-    print(f"use it with --config.data.vocabulary={arguments.output}")
+    console.say(f"{arguments.output}: {vocabulary.size} ids, fingerprint {vocabulary.fingerprint}")
+    console.say(f"use it with --config.data.vocabulary={arguments.output}")
 
 
 # ----------------------------------------------------------------------------------------------------- models
@@ -310,8 +311,8 @@ def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
     source = download.fetch(arguments.source) if is_remote else Path(arguments.source)
     allow = tuple(name for name in arguments.allow.split(",") if name)
     report = interchange.import_directory(source, out, allow=allow, vocab_size=arguments.vocab_size)
-    print("\n".join(report.lines()) if arguments.verbose else report)
-    print(f"{out}: start from it with --config.model.preset={out} --config.init.checkpoint={out}")
+    console.say("\n".join(report.lines()) if arguments.verbose else report)
+    console.say(f"{out}: start from it with --config.model.preset={out} --config.init.checkpoint={out}")
 
 
 def _export_flags(parser: argparse.ArgumentParser) -> None:
@@ -331,7 +332,9 @@ def _export(arguments: argparse.Namespace, overrides: Overrides) -> None:
     loaded = model.load(arguments.workdir, arguments.checkpoint)
     write = interchange.export_adapter if arguments.adapter else interchange.export_model
     family = write(loaded, Path(arguments.output), family=arguments.family)
-    print(f"{arguments.output}: {family} in {'the format of peft' if arguments.adapter else 'Hugging Face format'}")
+    console.say(
+        f"{arguments.output}: {family} in {'the format of peft' if arguments.adapter else 'Hugging Face format'}"
+    )
 
 
 def _attention_flags(parser: argparse.ArgumentParser) -> None:
@@ -354,7 +357,7 @@ def _attention(arguments: argparse.Namespace, overrides: Overrides) -> None:
     maps = model.load(arguments.workdir, arguments.checkpoint).attention(arguments.text, arguments.second)
     output = Path(arguments.output or Path(arguments.workdir) / "attention.html")
     atomic.write(output, attention_page.page(maps, f"{arguments.text[:80]} ({arguments.workdir})"))
-    print(f"see {output}")
+    console.say(f"see {output}")
 
 
 VERBS = (

@@ -20,7 +20,6 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -85,7 +84,7 @@ def run(
         params = load_model(workdir, step, on_devices.abstract_params())
         predictor = predict.Predictor(experiment, on_devices)
         progress = closing.enter_context(_progress())
-        bar = progress.add_task(output.name, total=len(examples), completed=done)
+        bar = progress.add_task(console.safe(output.name), total=len(examples), completed=done)
         truncated = 0
         for begin in range(done, len(examples), cfg.eval.batch_rows):
             end = min(begin + cfg.eval.batch_rows, len(examples))
@@ -99,10 +98,9 @@ def run(
             truncated += sum(result_of[i]["truncated"] for i in range(begin, end))
             progress.update(bar, completed=end)
     if out is not None:
-        with console.optional(sys.stdout):
-            print(f"{len(examples)} lines in {output}" + (f", {done} of them from an earlier run" if done else ""))
-            if truncated:
-                print(f"{truncated} of them truncated: longer than the run's rows (--config.data.length)")
+        console.say(f"{len(examples)} lines in {output}" + (f", {done} of them from an earlier run" if done else ""))
+        if truncated:
+            console.say(f"{truncated} of them truncated: longer than the run's rows (--config.data.length)")
 
 
 def _results(
@@ -146,11 +144,10 @@ def _rounded(number: float) -> float | None:
 
 def _progress():
     """Returns a progress bar on stderr. It shows only on process 0, and only if stderr is a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    terminal = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    terminal = console.plain(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=terminal, disable=not terminal.is_terminal or jax.process_index() > 0)
 
 

@@ -5,6 +5,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from t5x_lite import console
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -45,8 +47,8 @@ def curves(
     for name, points in points_of.items():
         steps, values = zip(*points, strict=True)
         marker, width = ("", 1) if name in unmarked else ("o", 1.6)
-        axes.plot(steps, values, label=name, linewidth=width, marker=marker, markersize=4)
-    axes.set(xlabel="step", ylabel=ylabel)
+        axes.plot(steps, values, label=console.safe(name), linewidth=width, marker=marker, markersize=4)
+    axes.set(xlabel="step", ylabel=console.safe(ylabel))
     axes.grid(alpha=0.3)
     if points_of:
         axes.legend(frameon=False)
@@ -81,8 +83,8 @@ def confusion(rows: Sequence[Mapping], labels: Sequence[str]) -> bytes:
     for y, line in enumerate(counts):
         for x, n in enumerate(line):
             axes.text(x, y, str(n), ha="center", va="center", color="white" if n > sum(line) / 2 else "black")
-    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(columns)), list(map(console.safe, columns)), rotation=40, ha="right")
+    axes.set_yticks(range(len(labels)), list(map(console.safe, labels)))
     axes.set(xlabel="prediction", ylabel="target")
     return png_of(figure)
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from t5x_lite import atomic, console
 from t5x_lite.own_code import name_of
+from t5x_lite.redaction import redact, redacted
 from t5x_lite.reports.results import METRICS_FILE, read_lines
 
 WANDB_TIMEOUT_S = 15  # the time that wandb has to start
@@ -59,8 +60,8 @@ class Loggers:
         own: Sequence[Callable[..., Any]] = (),
     ):
         self.loggers: dict[str, Logger] = {}
-        self._workdir, self._run_name, self._config, self._active = workdir, run_name, config, active
-        self._own = own
+        self._workdir, self._run_name, self._config = workdir, redact(run_name), redacted(config)
+        self._active, self._own = active, own
         self._open_all(resume_step)
 
     def _open_all(self, resume_step: int | None) -> None:
@@ -88,7 +89,7 @@ class Loggers:
 
     def table(self, step: int, name: str, rows: list[dict]) -> None:
         """Logs a small table of examples to wandb and the user's loggers. Files in the workdir hold all examples."""
-        self._each("table", step, name, rows)
+        self._each("table", step, name, redacted(rows))
 
     def rewind(self, step: int) -> None:
         """Drops the values of steps after `step`, because these steps run again."""

@@ -23,9 +23,9 @@ class Terminal:
         self._began_s = time.monotonic()
         if active and self._console.is_terminal:
             bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"),
+                TextColumn("step {task.completed}/{task.total}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.description}  ETA"),
+                TextColumn("{task.description}  ETA", markup=False),
                 TimeRemainingColumn(),
                 console=self._console,
             )
