@@ -33,14 +33,15 @@ from t5x_lite import atomic, console
 from t5x_lite.cluster import lock
 from t5x_lite.errors import RESTART_ME, ConfigError
 from t5x_lite.lookup import lookup, unknown
+from t5x_lite.redaction import has_secret
 from t5x_lite.reports import sweep_page
 from t5x_lite.reports.results import read_metrics
+from t5x_lite.reports.sweep_page import SWEEP_EXIT
 
 if TYPE_CHECKING:
     import numpy as np
 
 SEED = "config.seed"  # points that differ only in this parameter share a row of the table
-DONE = "sweep_exit.txt"
 KEYS = ("command", "description", "method", "metric", "name", "parameters", "program", "project", "entity", "run_cap")
 POLL_S = 0.2
 MOST_BYTES = 1 << 20
@@ -197,6 +198,8 @@ def _checked(name: str, given: Any) -> dict[str, Any]:
         "values" in given and not (isinstance(given["values"], list) and given["values"])
     ):
         raise ConfigError(f"parameter {name!r}: {given!r}; write value: X, values: [X, …], or min: X and max: Y")
+    if has_secret(str(given)):
+        raise ConfigError(f"parameter {name!r} holds a password or token; give it as an environment variable")
     return given
 
 
@@ -231,7 +234,7 @@ def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, ter
             for process in [p for p in running if p.poll() is not None]:
                 point = running.pop(process)
                 workdir = output / run_id(point)
-                atomic.write(workdir / DONE, str(process.returncode))
+                atomic.write(workdir / SWEEP_EXIT, str(process.returncode))
                 if process.returncode:
                     failed = failed or process.returncode
                     terminal.print(f"{workdir.name}  exit {process.returncode}; see {workdir / 'output.txt'}")
@@ -268,7 +271,7 @@ def _end_with(sweep_pid: int) -> None:
 
 
 def _is_done(workdir: Path) -> bool:
-    return (workdir / DONE).is_file() and (workdir / DONE).read_text() == "0"
+    return (workdir / SWEEP_EXIT).is_file() and (workdir / SWEEP_EXIT).read_text() == "0"
 
 
 def equivalents(file: Path, output: Path, points: int, jobs: int) -> list[str]:

@@ -1,8 +1,11 @@
 """Checks a run's pages and tables, and that a user's text never becomes markup in them."""
 
 import json
+import re
 
-from t5x_lite.reports import figures, page, results, run_page
+import pytest
+
+from t5x_lite.reports import attention_page, figures, page, results, run_page, sweep_page
 from t5x_lite.reports.terminal import Terminal
 
 
@@ -129,3 +132,47 @@ def test_text_on_the_terminal_is_text(capsys):
     terminal.show(results.results_table([{"step": 3, f"eval/a/{MARKUP}": 1.0}], 3))
     out = capsys.readouterr().out
     assert f"line {MARKUP}\n" in out and out.count(MARKUP) == 2
+
+
+def test_metrics_have_curves_and_wrong_answers_a_mark(tmp_path):
+    values = {"accuracy": 50.0, "ece": 9.0, "loss": 1.0, "nsp_loss": 1.0, "perplexity": 3.0}
+    rows = [{"step": s} | {f"eval/{task}/{n}": v for n, v in values.items() for task in "ab"} for s in (0, 5)]
+    rows.append({"step": 5, "eval/a/rouge1": 1.0})  # a single value is no curve
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"name": "n", "model": {"preset": "p"}, "data": {"mixture": "m"}, "train": {"total_steps": 5}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "predictions" / "step_5").mkdir(parents=True)
+    answers = [{"inputs": "x", "target": f"{i}", "prediction": f"{i % 2}", "score": -0.1} for i in range(3)]
+    (tmp_path / "predictions" / "step_5" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    whole = run_page.write(tmp_path, 3).read_text()
+    assert re.findall('<img alt="(.*?)"', whole)[:4] == ["loss curve", "accuracy", "ece", "perplexity"]
+    assert "rouge1" not in re.sub("<td.*?</td>", "", whole) and whole.count("✓ yes") == 2 and whole.count("✗ no") == 1
+
+
+def test_a_page_follows_the_reader_s_screen_and_colours():
+    """Only the page's own variables name colours, so a dark page has no dark text; only boxes scroll sideways."""
+    whole = page.shell("t", page.table([{"a": 1}], ""))
+    assert "<meta name=viewport" in whole and "prefers-color-scheme: dark" in whole
+    assert whole.count('<div class="wide"><table>') == whole.count("<table") == 1
+    light, dark = (set(re.findall(r"(--\w+): #", block)) for block in whole.split("@media")[0:2])
+    assert light == dark == set(re.findall(r"var\((--\w+)\)", whole)) | {"--dim", "--accent", "--right", "--wrong"}
+    attention = attention_page.page(attention_page.AttentionMaps({}, {}), "t").split("<script>")[0]
+    for style in (page.STYLE, sweep_page.STYLE, attention):
+        others = re.sub(r":root \{.*?\}", "", style, flags=re.DOTALL)
+        assert not re.search(r"#[0-9a-f]{3}([0-9a-f]{3})?\b|: ?(white|black)\b(?!-)", others)
+
+
+def test_a_sweep_of_one_parameter_is_a_scatter_plot():
+    def rows(**points):
+        names = list(points)
+        settings = [dict(zip(names, values, strict=True)) for values in zip(*points.values(), strict=True)]
+        return [{"point": p, "mean": float(i), "sd": None, "runs": ["r"]} for i, p in enumerate(settings)]
+
+    rates = (0.001, 0.01, 0.1)
+    one = sweep_page.drawing("m", rows(**{"config.optimizer.learning_rate": rates, "config.seed": (0, 0, 0)}))
+    assert one.count("<circle") == 3 and "<path" not in one and ">optimizer.learning_rate<" in one
+    xs, ys = (list(map(float, re.findall(rf'c{axis}="(.*?)"', one))) for axis in "xy")
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2) and ys == sorted(ys, reverse=True)
+    two = sweep_page.drawing("m", rows(**{"config.optimizer.learning_rate": rates, "config.seed": (0, 1, 2)}))
+    assert two.count("<path") == 3 and "<circle" not in two
+    assert sweep_page.drawing("m", rows(**{"config.seed": (0,)})) == sweep_page.drawing("m", []) == ""

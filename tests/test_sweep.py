@@ -176,6 +176,27 @@ def test_compare_shows_what_differs(tmp_path, capsys):
     assert cli.run(["compare", os.fspath(tmp_path)]) == 2
 
 
+def test_compare_skips_what_is_no_run_and_names_a_sweep_s_runs_by_their_settings(tmp_path, capsys):
+    for number, name in enumerate(("1a2b3c4d", "5e6f7a8b")):
+        (tmp_path / name).mkdir()
+        cfg = config.base()
+        cfg.optimizer.learning_rate = 0.1 + number
+        (tmp_path / name / "config.json").write_text(config.to_json(cfg))
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+        (tmp_path / name / "sweep_exit.txt").write_text("0")
+    (tmp_path / "sweep.html").touch()
+    everything, page = sorted(map(str, tmp_path.iterdir())), tmp_path / "page.html"
+    assert cli.run(["compare", *everything, f"--output={page}"]) == 0
+    said = capsys.readouterr()
+    assert f"skipped, because they are not workdirs of runs: {tmp_path / 'sweep.html'}\n" in said.err
+    title = "learning_rate=0.1 · learning_rate=1.1"
+    assert f"<title>{title}</title>" in page.read_text() and "1a2b3c4d" in said.out  # where its files are
+    (tmp_path / "5e6f7a8b" / "sweep_exit.txt").unlink()
+    assert cli.run(["compare", *everything, f"--output={page}"]) == 0
+    assert "<title>1a2b3c4d · 5e6f7a8b</title>" in page.read_text()
+    assert cli.run(["compare", str(tmp_path / "sweep.html")]) == 2
+
+
 def test_runs_that_differ_in_their_seed_alone_have_a_mean_and_a_deviation(tmp_path):
     runs = [tmp_path / name for name in ("a0", "a1", "b0", "a2")]
     for run, value in zip(runs, (70.0, 72.0, 50.0, 74.0), strict=True):

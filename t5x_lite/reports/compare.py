@@ -14,19 +14,29 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.reports import figures, glue_average
 from t5x_lite.reports.page import Markup, image, shell, table, tag
 from t5x_lite.reports.results import curves, read_metrics, values_of_steps
+from t5x_lite.reports.sweep_page import SWEEP_EXIT
+
+LONGEST_NAME = 60  # characters of a run's name that is made of settings
 
 
 def run(workdirs: list[Path], output: Path | None) -> None:
     """Prints the tables of `differences` and `results`. With `output`, also writes a page with the tables and curves.
 
-    If the runs have several of GLUE's tasks, also shows GLUE's average over their last evaluations.
-    Raises ConfigError if a directory does not hold a run.
+    If the runs have several of GLUE's tasks, also shows GLUE's average over their last evaluations. Skips paths that
+    are not workdirs of runs, such as the sweep.html beside a sweep's runs. Raises ConfigError if no path is left.
     """
-    for workdir in workdirs:
-        if not (workdir / "config.json").is_file():
-            raise ConfigError(f"no run in {str(workdir)!r}; give workdirs of `t5x-lite train`")
+    others = [workdir for workdir in workdirs if not (workdir / "config.json").is_file()]
+    workdirs = [workdir for workdir in workdirs if workdir not in others]
+    listed = ", ".join(map(str, others[:5])) + (f", … {len(others)} in all" if len(others) > 5 else "")
+    if not workdirs:
+        raise ConfigError(f"no run in {listed}; give workdirs of `t5x-lite train`")
+    if others:
+        console.tell(f"skipped, because they are not workdirs of runs: {listed}")
     names = _names(workdirs)
-    tables = {"Config": differences(workdirs, names), "Results": results(workdirs, names)}
+    config = differences(workdirs, names)
+    if len(workdirs) > 1:
+        config.insert(0, {"key": "(workdir)", **dict(zip(names, map(str, workdirs), strict=True))})
+    tables = {"Config": config, "Results": results(workdirs, names)}
     terminal = console.plain()
     for title, rows in tables.items():
         terminal.print(_on_terminal(title, rows) if rows else f"{title}: nothing differs")
@@ -96,9 +106,20 @@ def _mean_and_deviation(values: list[float]) -> str:
 
 
 def _names(workdirs: list[Path]) -> list[str]:
-    """Returns the names of the runs' directories. If two names are equal, returns the directories' paths instead."""
-    short = [workdir.resolve().name for workdir in workdirs]
-    return short if len(set(short)) == len(short) else [str(workdir) for workdir in workdirs]
+    """Returns the names of the runs' directories. If two names are equal, returns the directories' paths instead.
+
+    A sweep names the directories of its runs by hashes. Its runs are named by the settings in which they differ, unless
+    these are too long or the same for two runs.
+    """
+    names = [workdir.resolve().name for workdir in workdirs]
+    if len(set(names)) < len(names):
+        return [str(workdir) for workdir in workdirs]
+    if not all((workdir / SWEEP_EXIT).is_file() for workdir in workdirs):
+        return names
+    rows = differences(workdirs, names)
+    settings = [" ".join(f"{row['key'].rpartition('.')[2]}={row[name]}" for row in rows) for name in names]
+    are_names = len(set(settings)) == len(names) and 0 < max(map(len, settings)) <= LONGEST_NAME
+    return settings if are_names else names
 
 
 def _curves(workdirs: list[Path], names: list[str]) -> Iterator[Markup]:

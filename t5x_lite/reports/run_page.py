@@ -1,10 +1,11 @@
 """Writes `loss_curve.png`, `report.html` and `report.md` from the files of a workdir."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from t5x_lite import atomic
+from t5x_lite import atomic, console
 from t5x_lite.reports import figures, goodput
 from t5x_lite.reports.page import Markup, image, shell, table, tag
 from t5x_lite.reports.results import averages, curves, perplexities, read_metrics, results, title
@@ -30,6 +31,7 @@ def write(workdir: Path, predictions_shown: int) -> Path:
         table(seen(rows), "No step yet."),
         tag("h2", "Loss"),
         image("loss curve", loss_curve),
+        *_metric_curves(rows),
         tag("h2", "Time"),
         table(goodput.table(rows), "No step yet."),
         tag("h2", "Predictions"),
@@ -46,14 +48,21 @@ def markdown(workdir: Path) -> str:
     """Returns the results as a Markdown table, with the run's name as heading."""
     rows = read_metrics(workdir)
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-    lines = [f"## {title(config, workdir)}", ""]
+    lines = [f"## {_plain(title(config, workdir))}", ""]
     if metrics := results(rows):
         cells = [
-            ["–" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()]
+            ["–" if v is None else f"{v:.2f}" if isinstance(v, float) else _plain(str(v)) for v in row.values()]
             for row in metrics
         ]
         lines += [f"| {' | '.join(row)} |" for row in (list(metrics[0]), ["---"] * len(metrics[0]), *cells)]
     return "\n".join([*lines, "", "\n\n".join([*perplexities(rows), *averages(rows)])]).rstrip() + "\n"
+
+
+def _plain(text: str) -> str:
+    """Returns a text as Markdown that is shown as this text, on one line. Escapes it unless it is an ordinary name."""
+    line = " ".join(console.safe(text).split())
+    is_name = re.fullmatch(r"[A-Za-z0-9]([\w ./:=-]*[A-Za-z0-9])?", line)
+    return line if is_name else re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", line)
 
 
 def seen(rows: list[dict]) -> list[dict]:
@@ -100,6 +109,22 @@ def _loss_curve(rows: list[dict]) -> bytes:
     return figures.curves(evaluated | trained, "loss (nats per target token)", 4.7, unmarked=trained)
 
 
+def _metric_curves(rows: list[dict]) -> Iterator[Markup]:
+    """Yields a heading, and one figure per evaluation metric that has values at several steps. Leaves out losses.
+
+    A figure has one line per task.
+    """
+    points_of: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name, points in sorted(curves(rows, "eval/").items()):
+        task, _, metric = name.removeprefix("eval/").rpartition("/")
+        if len(points) > 1 and not f"_{metric}".endswith("_loss"):
+            points_of.setdefault(metric, {})[task] = points
+    if points_of:
+        yield tag("h2", "Metrics")
+    for metric, of_tasks in points_of.items():
+        yield image(metric, figures.curves(of_tasks, metric, 2.8))
+
+
 def _predictions(workdir: Path, shown: int) -> Iterator[Markup]:
     """Yields the figures of each task's newest predictions, and a table of the first `shown` of them."""
     steps = sorted((workdir / "predictions").glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
@@ -114,12 +139,13 @@ def _predictions(workdir: Path, shown: int) -> Iterator[Markup]:
 
 
 def _prediction(row: dict) -> dict[str, Markup]:
-    """Returns a row of a predictions file as cells of a table. A correct prediction is green."""
+    """Returns a row of a predictions file as cells of a table. A mark and a colour show whether it is correct."""
     inputs = row["inputs"] if len(row["inputs"]) < 600 else row["inputs"][:600] + " …"
-    style = "passage right" if row["target"] == row["prediction"] else "passage"
+    mark, style = ("✓ yes", "right") if row["target"] == row["prediction"] else ("✗ no", "wrong")
     prediction = row["prediction"] if row["prediction"] != "" else tag("i", "(empty)")
     return {
         "input": tag("div", inputs, class_="passage"),
         "target": tag("div", row["target"], class_="passage"),
-        "prediction": tag("div", prediction, class_=style),
+        "prediction": tag("div", prediction, class_="passage"),
+        "equal": tag("span", mark, class_=style),
     }

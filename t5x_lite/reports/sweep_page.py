@@ -1,4 +1,4 @@
-"""Makes the page of a sweep: all its settings as parallel coordinates and as a table.
+"""Makes the page of a sweep: all its settings as a drawing and as a table.
 
 A row is one setting with the runs of all its seeds. It is a dict:
     point   {parameter: value}; the same parameters in all rows
@@ -11,12 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from t5x_lite.reports.page import Markup, shell, table, tag, together
+from t5x_lite.reports.page import Markup, shell, table, tag, together, wide
 
+SWEEP_EXIT = "sweep_exit.txt"  # in the workdir of a sweep's run: the exit status of the run
 STYLE = Markup("""<style>
-svg { width: 100%; font-size: 12px } path { fill: none; stroke-width: 2; opacity: .75 }
-path:hover { stroke-width: 5; opacity: 1 } line { stroke: #999 }
-text { paint-order: stroke; stroke: white; stroke-width: 4px }
+svg { width: 100%; min-width: 600px; font-size: 12px } path { fill: none; stroke-width: 2; opacity: .75 }
+path:hover { stroke-width: 5; opacity: 1 } line { stroke: var(--dim) }
+circle { fill: var(--accent) } text { fill: var(--text); paint-order: stroke; stroke: var(--page); stroke-width: 4px }
 </style>""")  # the outline keeps texts readable where lines cross them
 WIDTH, HEIGHT, TOP, SIDE = 960, 360, 30, 80  # sizes of the drawing and its margins, in the view box's pixels
 
@@ -38,11 +39,45 @@ def page(title: str, metric: str, maximize: bool, rows: Sequence[dict[str, Any]]
         title,
         STYLE,
         tag("p", f"{metric}, {better} is better; {len(rows)} settings, {runs} of {points} runs."),
-        parallel_coordinates(metric, [row for row in rows if row["mean"] is not None]),
+        drawing(metric, [row for row in rows if row["mean"] is not None]),
         tag("h2", "Settings"),
         table(settings_table, "No runs yet."),
         tag("p", common_settings(rows)),
     )
+
+
+def drawing(metric: str, rows: Sequence[dict[str, Any]]) -> Markup:
+    """Returns a scatter plot if one parameter varies, parallel coordinates if several do, and nothing if none does."""
+    names = varying(rows)
+    if not names:
+        return Markup()
+    return wide(scatter(metric, rows, names[0]) if len(names) == 1 else parallel_coordinates(metric, rows))
+
+
+def scatter(metric: str, rows: Sequence[dict[str, Any]], name: str) -> Markup:
+    """Returns an SVG with one point per setting: the parameter `name` to the right, the metric upwards."""
+    left, right, bottom = SIDE, WIDTH - SIDE, TOP + HEIGHT
+
+    def x_of(share: float) -> float:  # the outer points do not lie on the axis
+        return left + (0.05 + 0.9 * share) * (right - left)
+
+    def y_of(share: float) -> float:
+        return bottom - (0.05 + 0.9 * share) * HEIGHT
+
+    (x_shares, x_ticks), (y_shares, y_ticks) = (
+        scale(values) for values in ([row["point"][name] for row in rows], [row["mean"] for row in rows])
+    )
+    parts = [tag("line", x1=left, x2=right, y1=bottom, y2=bottom), tag("line", x1=left, x2=left, y1=TOP, y2=bottom)]
+    for row, x, y in zip(rows, x_shares, y_shares, strict=True):
+        tip = tag("title", f"{settings_text(row['point'])}: {row['mean']:.4g}")
+        parts.append(tag("circle", tip, cx=f"{x_of(x):.1f}", cy=f"{y_of(y):.1f}", r=5))
+    for text, share in x_ticks:
+        parts.append(tag("text", text, x=f"{x_of(share):.0f}", y=bottom + 18, text_anchor="middle"))
+    for text, share in y_ticks:
+        parts.append(tag("text", text, x=left - 8, y=f"{y_of(share) + 4:.0f}", text_anchor="end"))
+    parts.append(tag("text", metric, x=0, y=TOP - 12))
+    parts.append(tag("text", short_name(name), x=right, y=bottom + 36, text_anchor="end"))
+    return tag("svg", together(*parts), viewBox=f"0 0 {WIDTH} {bottom + TOP + 12}")
 
 
 def parallel_coordinates(metric: str, rows: Sequence[dict[str, Any]]) -> Markup:
@@ -50,8 +85,6 @@ def parallel_coordinates(metric: str, rows: Sequence[dict[str, Any]]) -> Markup:
 
     A line's colour shows the metric, from blue (low) to red (high).
     """
-    if not rows:
-        return Markup()
     columns = {short_name(name): [row["point"][name] for row in rows] for name in varying(rows)}
     columns[metric] = [row["mean"] for row in rows]
     step = (WIDTH - 2 * SIDE) / max(len(columns) - 1, 1)
