@@ -114,6 +114,8 @@ def run(
                 elif evaluation.is_due(begin.step) and not evaluation.is_done(begin.step):
                     evaluation(state.params, begin.step)  # the last process died between saving and evaluating
             guard.pause()  # compiling the step may take any time
+            if span == "compile" and begin.step < total_steps:
+                terminal.compiling()
             clock.steps_begin()
             step, stop, again = begin.step, guard.stops(), None  # if it stops here: nothing new to save
 
@@ -233,9 +235,9 @@ def _descriptions(cfg: Any, on_devices: Runtime, training: Training) -> list[str
     """Returns one or two lines about the model's size and the devices."""
     size, trainable = training.parameter_counts()
     lines = [f"{trainable:,} parameters are trainable, {trainable / size:.2%} of all"] if trainable < size else []
-    devices = (
-        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(on_devices.layout.mesh.shape)}"
-    )
+    count, sizes = jax.device_count(), on_devices.layout.mesh.shape
+    split = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+    devices = f"{count} {jax.devices()[0].device_kind} device{'s' * (count > 1)}" + (f", mesh {split}" if split else "")
     return [
         *lines,
         f"{cfg.model.preset}: {size:,} parameters on {devices}; {cfg.data.mixture} in rows of {cfg.data.length}",

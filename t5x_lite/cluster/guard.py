@@ -135,9 +135,13 @@ class Guard:
 
 
 def _say(text: str) -> None:
-    """Writes a line to stderr. Avoids Python's buffers, whose lock a stuck thread may hold. Ignores a lost console."""
+    """Writes a line to stderr. Avoids Python's buffers, whose lock a stuck thread may hold. Ignores a lost console.
+
+    On a terminal, begins a new line, because the cursor stands behind the progress bar or an echoed ^C.
+    """
     with contextlib.suppress(OSError):
-        os.write(STDERR, f"t5x-lite: {text}\n".encode())
+        begin = "\n" if os.isatty(STDERR) else ""
+        os.write(STDERR, f"{begin}t5x-lite: {text}\n".encode())
 
 
 def _dump(why: str) -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from t5x_lite.reports import glue_average
-
 METRICS_FILE = "metrics.jsonl"
 LOWER = "lower_is_better/"  # a run's rows have the key LOWER + TASK/METRIC if lower values of the metric are better
 STRIDED = "perplexity_stride_"  # with the stride behind it: the name of the perplexity over rows that overlap
@@ -137,6 +135,8 @@ def values_of_steps(rows: list[dict]) -> dict[int, dict[str, dict[str, float]]]:
 
 def averages(rows: list[dict]) -> list[str]:
     """Returns one line: GLUE's average over the tasks' best steps. Returns no line unless all tasks were evaluated."""
+    from t5x_lite.reports import glue_average  # only pages need it
+
     average = glue_average.average(values_of_steps(rows).values())
     return [] if average is None else [f"GLUE average, each task at its best step: {average:.2f}"]
 

@@ -17,10 +17,10 @@ class Terminal:
 
     def __init__(self, total_steps: int, start_step: int, active: bool = True):
         self.active = active
-        self._total, self._start = total_steps, start_step
+        self._total = total_steps
         self._console = console.plain(soft_wrap=True)
         self._bar: Progress | None = None
-        self._began_s = time.monotonic()
+        self._first: tuple[int, float] | None = None  # the first step that was done, and when
         if active and self._console.is_terminal:
             bar = Progress(
                 TextColumn("step {task.completed}/{task.total}", markup=False),
@@ -34,18 +34,37 @@ class Terminal:
                 bar.start()
             self._bar = bar
 
+    def compiling(self) -> None:
+        """Says that the training step is being compiled, until the first step is done."""
+        if self._bar:
+            self._bar.update(self._task, description="compiling the training step")
+        else:
+            self.line("compiling the training step")
+
     def advance(self, step: int) -> None:
-        """Moves the progress bar to `step`, if there is one."""
+        """Moves the progress bar to `step`, if there is one. The time left is estimated from the steps after the first,
+        because the first one includes compilation."""
+        if self._first is None:
+            self._first = step, time.monotonic()
+            if self._bar:
+                self._bar.update(self._task, description="training")
         if self._bar:
             self._bar.update(self._task, completed=step)
 
     def train(self, step: int, loss: float, tokens_per_s: float, padding: float) -> None:
+        """Shows the metrics of the steps up to `step`. The caller has called `advance(step)` before."""
         text = f"loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s  padding {100 * padding:.1f}%"
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
         else:
-            left_s = (time.monotonic() - self._began_s) / max(step - self._start, 1) * (self._total - step)
-            self.line(f"step {step}/{self._total}  {text}  ETA {int(left_s // 60)}:{int(left_s % 60):02d}")
+            self.line(f"step {step}/{self._total}  {text}{self._time_left(step)}")
+
+    def _time_left(self, step: int) -> str:
+        first_step, first_s = self._first or (step, 0.0)
+        if step <= first_step:
+            return ""
+        left_s = (time.monotonic() - first_s) / (step - first_step) * (self._total - step)
+        return f"  ETA {int(left_s // 60)}:{int(left_s % 60):02d}"
 
     def line(self, text: str = "") -> None:
         """Prints a line above the progress bar."""
