@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: "str | Path", which: str = "latest") -> "Model":
+def load(path: "str | Path", which: "str | int" = "latest", special_tokens: bool | None = None) -> "Model":
     """Loads a model from a workdir, a checkpoint, or an imported or Hugging Face directory; see hub/model.py."""
     from t5x_lite.hub import model  # imported here, so that importing the package stays fast
 
-    return model.load(path, which)
+    return model.load(path, which, special_tokens)
 
 
 def pipeline(task: str, model: "str | Path | Model", **options: "Any") -> "Pipeline":

@@ -13,6 +13,7 @@ from t5x_lite.data.vocabulary import (
     before_eos,
     character_places,
     digest,
+    places_with_names,
     read_file,
     text_with_names,
     too_few_sentinels,
@@ -31,14 +32,18 @@ class SentencePieceVocabulary:
     pieces `<extra_id_0>`, … (as mT5's and a variant of T5's have), these are its sentinels, and `extra_ids` is ignored.
     [CLS], [SEP] and [MASK] must be pieces of the model (`t5x-lite vocab` adds them). The file is read on first use. If
     it does not exist by then and `build` is given, `build(path)` makes it.
+
+    special_tokens: whether the name of a special token in a text becomes the token's id. The text between two names is
+        encoded like a text of its own, as T5's tokenizer does.
     """
 
     path: Path
     extra_ids: int = 100
     build: Callable[[Path], Any] | None = dataclasses.field(default=None, compare=False)
+    special_tokens: bool = False
 
     def __getstate__(self) -> dict:  # without the processor: each worker process reads the file itself
-        return {"path": self.path, "extra_ids": self.extra_ids, "build": self.build}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -80,6 +85,14 @@ class SentencePieceVocabulary:
         return {i: k for k, i in enumerate(self._sentinels)}
 
     @functools.cached_property
+    def _names(self) -> dict[str, int]:
+        """Returns {name: id} of the special tokens: the model's control pieces, its unknown piece, and the sentinels."""
+        processor = self.processor
+        pieces = [i for i in range(len(processor)) if processor.is_control(i) or processor.is_unknown(i)]
+        sentinels = {f"<extra_id_{k}>": i for k, i in enumerate(self._sentinels)}
+        return {processor.id_to_piece(i): i for i in pieces} | sentinels
+
+    @functools.cached_property
     def _count(self) -> int:
         return max([len(self.processor), *(i + 1 for i in self._sentinels)])
 
@@ -113,9 +126,12 @@ class SentencePieceVocabulary:
 
     @property
     def fingerprint(self) -> str:
-        return digest(self.processor.serialized_model_proto() + str(self.extra_ids).encode())
+        more = b" special tokens" * self.special_tokens
+        return digest(self.processor.serialized_model_proto() + str(self.extra_ids).encode() + more)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self.special_tokens:
+            return [self.places(text)[0] for text in texts]
         try:  # one thread: starting more would cost more than encoding a few texts
             return self.processor.encode(list(texts), num_threads=1, return_type="numpy")
         except (UnicodeEncodeError, TypeError, ValueError):
@@ -124,6 +140,9 @@ class SentencePieceVocabulary:
             raise
 
     def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return places_with_names(text, self._names, self._places) if self.special_tokens else self._places(text)
+
+    def _places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         utf8(text)  # raises DataError for half of a surrogate pair
         pieces = self.processor.encode(text, return_type="proto").pieces
         places_T2 = np.array([(piece.begin, piece.end) for piece in pieces], np.int64).reshape(-1, 2)

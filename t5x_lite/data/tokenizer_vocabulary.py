@@ -73,12 +73,16 @@ class TokenizerVocabulary:
     The token of a role is the one given in a tokenizer_config.json or special_tokens_map.json beside the file; else the
     usual one (ROLE_TOKENS); else the token of a different role (STAND_INS). Sentinels are the tokens `<extra_id_k>`.
     The file is read on first use.
+
+    special_tokens: whether the name of a special token in a text becomes the token's id. It does not if
+        tokenizer_config.json sets `split_special_tokens`.
     """
 
     path: Path
+    special_tokens: bool = False
 
     def __getstate__(self) -> dict:  # without the tokenizer: each worker process reads the file itself
-        return {"path": self.path}
+        return {"path": self.path, "special_tokens": self.special_tokens}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -125,7 +129,9 @@ class TokenizerVocabulary:
                     )
             tokenizer.no_truncation()
             tokenizer.no_padding()
-            tokenizer.encode_special_tokens = True
+            tokenizer.encode_special_tokens = not self.special_tokens or bool(
+                self._settings.get("split_special_tokens")
+            )
             # Some files load, but lack parts that encoding needs.
             tokenizer.encode("a \x00 é 1", add_special_tokens=False)
         except (ConfigError, KeyboardInterrupt, SystemExit):
@@ -321,6 +327,8 @@ class TokenizerVocabulary:
         more = [json.dumps(extra, sort_keys=True).encode() for extra in (self._added, self._overruled) if extra]
         if Path(self.path).suffix == ".txt" and self._normalization:
             more.append(json.dumps(self._normalization, sort_keys=True).encode())
+        if self.special_tokens:
+            more.append(b"special tokens")
         return digest(b"\0".join([*self._contents.values(), settings.encode(), *more]))
 
     @functools.cached_property

@@ -50,30 +50,34 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"t5x_lite.data.{LATE[name]}"), name)
 
 
-def load(spec: str) -> Vocabulary:
+def load(spec: str, special_tokens: bool = False) -> Vocabulary:
     """Loads the vocabulary that a config names: "bytes", a SentencePiece `.model`, a `tokenizer.json`, a `vocab.txt`, a
     `vocab.json` with its `merges.txt`, or a directory that holds one of these.
 
     A SentencePiece model gets 100 extra ids. In a directory, it gets them only if the directory's model is of T5's
-    family. The directory of a ByT5 model needs no vocabulary file, because ByT5's vocabulary is bytes. Raises
-    ConfigError if the vocabulary cannot be loaded.
+    family. The directory of a ByT5 model needs no vocabulary file, because ByT5's vocabulary is bytes.
+
+    special_tokens: whether the name of a special token in a text becomes the token's id, as in transformers. Leave it
+        off for training data from strangers.
+
+    Raises ConfigError if the vocabulary cannot be loaded.
     """
     if spec == "bytes":
-        return ByteVocabulary()
+        return ByteVocabulary(special_tokens=special_tokens)
     path, extra_ids = Path(spec).expanduser(), 100
     if path.is_dir():
         model = _described_model(path)
         if model.tokenizer.startswith("ByT5"):
-            return ByteVocabulary()
+            return ByteVocabulary(special_tokens=special_tokens)
         path, extra_ids = _file_in(path, model), 100 if model.is_t5 else 0
     if path.suffix == ".model":
         from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
 
-        vocabulary = SentencePieceVocabulary(path, extra_ids)
+        vocabulary = SentencePieceVocabulary(path, extra_ids, special_tokens=special_tokens)
     elif path.suffix in (".json", ".txt"):
         from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
 
-        vocabulary = TokenizerVocabulary(path)
+        vocabulary = TokenizerVocabulary(path, special_tokens)
     else:
         near = suggest(spec, ["bytes"])
         what = f"{spec!r} does not exist" if "/" in spec and not path.exists() else f"unknown vocabulary {spec!r}"

@@ -2,13 +2,18 @@
 bytes.
 
 Code asks for special ids by role: `pad_id`, `eos_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `sentinel(k)`. Only
-the vocabulary knows their numbers. A text that spells "[MASK]" or "</s>" never becomes the special id.
+the vocabulary knows their numbers.
+
+A text that spells "[MASK]" or "</s>" does not become the special id, because training data may come from strangers. Each
+class of vocabulary has the field `special_tokens`. If it is true, the name of a special token in a text becomes the
+token's id, as in transformers. Then whoever writes the text can end it, hide parts of it, or write the marks of a chat.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,6 +110,7 @@ class ByteVocabulary:
     """
 
     extra_ids: int = 0
+    special_tokens: bool = False
     pad_id = 0
     eos_id = 1
     unk_id = 2
@@ -118,13 +124,23 @@ class ByteVocabulary:
 
     @property
     def fingerprint(self) -> str:
-        return digest(f"bytes {self.extra_ids}".encode())
+        return digest(f"bytes {self.extra_ids}".encode() + b" special tokens" * self.special_tokens)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.frombuffer(utf8(text), np.uint8).astype(np.int32) + 3 for text in texts]
+        return [self.places(text)[0] for text in texts] if self.special_tokens else list(map(self._bytes, texts))
 
     def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        (ids,) = self.encode([text])
+        if not self.special_tokens:
+            return self._places(text)
+        sentinels = {f"<extra_id_{k}>": self.sentinel(k) for k in range(self.extra_ids or 62)}
+        names = {"<pad>": self.pad_id, "</s>": self.eos_id, "<unk>": self.unk_id} | sentinels
+        return places_with_names(text, names, self._places)
+
+    def _bytes(self, text: str) -> np.ndarray:
+        return np.frombuffer(utf8(text), np.uint8).astype(np.int32) + 3
+
+    def _places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        ids = self._bytes(text)
         begins_T = np.arange(len(ids))
         return ids, character_places(text, np.stack([begins_T, begins_T + 1], axis=1))
 
@@ -185,6 +201,27 @@ def character_places(text: str, bytes_T2: np.ndarray) -> np.ndarray:
     begun = np.cumsum((np.frombuffer(utf8(text) + b"\0", np.uint8) & 0xC0) != 0x80)
     begins, ends = bytes_T2.T
     return np.stack([begun[begins] - 1, np.where(ends > 0, begun[ends - 1], 0)], axis=1)
+
+
+def places_with_names(
+    text: str, ids: Mapping[str, int], places: Callable[[str], tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids of a text (int32 [T]) and their places (int64 [T, 2]). Each name in `ids` becomes its id.
+
+    places: returns the same two arrays for the text between two names.
+    """
+    longest_first = "|".join(map(re.escape, sorted(ids, key=len, reverse=True)))
+    parts = re.split(f"({longest_first})", text) if ids else [text]
+    all_ids, all_places, begin = [], [], 0
+    for number, part in enumerate(parts):
+        if number % 2:  # re.split puts the names between the other parts
+            part_ids, places_T2 = np.array([ids[part]], np.int32), np.array([[0, len(part)]])
+        else:
+            part_ids, places_T2 = places(part)
+        all_ids.append(part_ids)
+        all_places.append(places_T2 + begin)
+        begin += len(part)
+    return np.concatenate(all_ids), np.concatenate(all_places)
 
 
 def utf8(text: str) -> bytes:

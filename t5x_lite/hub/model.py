@@ -60,7 +60,7 @@ class Model:
         return self._forward(self.params, batch)
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Batch:
-        """Returns a batch for the model, with one text in each row.
+        """Returns a batch for the model, with one text in each row. `load` says how it reads special tokens in texts.
 
         pairs: the second text of each row, if the model is an encoder that reads two.
 
@@ -74,7 +74,7 @@ class Model:
         return self.prompts(examples, len(examples))
 
     def generate(self, texts: Sequence[str], max_tokens: int = 64) -> list[str]:
-        """Returns one generated text per input text. Decoding is greedy.
+        """Returns one generated text per input text. Decoding is greedy. `load` says how special tokens are read.
 
         max_tokens: the maximum number of new tokens in a generated text.
 
@@ -293,8 +293,12 @@ class Model:
         return convert.DecoderOnly(length=read, start_id=self.start_id)
 
 
-def load(path: str | Path, which: str | int = "latest") -> Model:
+def load(path: str | Path, which: str | int = "latest", special_tokens: bool | None = None) -> Model:
     """Loads the model in a directory.
+
+    A special token typed in a text, such as "<extra_id_0>", "[MASK]" or "</s>", can be read in two ways. As a special
+    token, it becomes the token's id, which lets T5 fill a gap: `load("t5").generate(["A <extra_id_0> walks."])`. As
+    text, it is spelled with ordinary tokens, so whoever writes the text cannot end it or write the marks of a chat.
 
     Shards the parameters over all devices if the number of devices divides the model's widths. Otherwise every device
     holds all parameters.
@@ -302,6 +306,9 @@ def load(path: str | Path, which: str | int = "latest") -> Model:
     path: a workdir, a directory `checkpoints/STEP` in a workdir, an imported directory, or a directory in Hugging Face
         format.
     which: for a workdir, the checkpoint to load: latest, best or a step.
+    special_tokens: whether texts are read with special tokens. By default, they are read as the model was trained:
+        with special tokens for an imported directory or one in Hugging Face format, as in transformers; without for a
+        workdir, because training never reads a special token in a text. The verb `infer` reads as a workdir does.
 
     Raises CheckpointError or ConfigError if the path has no model, or if the model cannot be used.
     """
@@ -309,25 +316,27 @@ def load(path: str | Path, which: str | int = "latest") -> Model:
     if (path / "params").is_dir():
         path, which = path.absolute().parent.parent, path.name
     if (path / stored.FILE).is_file():
-        return _stored(path)
+        return _stored(path, special_tokens is not False)
     settings = mapping.read_json(path / "config.json")
-    return _downloaded(path) if "model_type" in settings else _trained(path, which)
+    if "model_type" in settings:
+        return _downloaded(path, special_tokens is not False)
+    return _trained(path, which, special_tokens is True)
 
 
-def _stored(path: Path) -> Model:
-    config = stored.read(path)
-    return Model(config, _restored(path, 0, config), vocabularies.load(str(path)), _labels(path, config), path)
+def _stored(path: Path, special_tokens: bool) -> Model:
+    config, vocabulary = stored.read(path), vocabularies.load(str(path), special_tokens)
+    return Model(config, _restored(path, 0, config), vocabulary, _labels(path, config), path)
 
 
-def _downloaded(path: Path) -> Model:
+def _downloaded(path: Path, special_tokens: bool) -> Model:
     opened = parameters.open_directory(path)
-    vocabulary = vocabularies.load(str(path))
+    vocabulary = vocabularies.load(str(path), special_tokens)
     config = parameters.with_marks_of(opened.config, vocabulary)
     params, _ = parameters.load(opened, config, parameters.layout_for(config))
     return Model(config, params, vocabulary, _class_names(opened.settings, config), path)
 
 
-def _trained(path: Path, which: str) -> Model:
+def _trained(path: Path, which: str, special_tokens: bool) -> Model:
     cfg = configs.from_json(path / "config.json")
     resolved = saved_run.resolve(cfg, path)
     best = best_step(read_metrics(path), cfg.checkpoint.keep_best, checkpoint.saved_steps(path))
@@ -338,8 +347,14 @@ def _trained(path: Path, which: str) -> Model:
     features = next((task.features for task in resolved.tasks if not task.is_corpus), None)
     origins = (saved_run.directory_of(path), Path(cfg.model.preset))
     origin = next((o for o in origins if o and (o / stored.SETTINGS).is_file()), None)
-    params = _restored(path, step, resolved.model)
-    return Model(resolved.model, params, resolved.vocabulary, labels, origin, features)
+    params, vocabulary = _restored(path, step, resolved.model), resolved.vocabulary
+    if special_tokens:
+        if not hasattr(vocabulary, "special_tokens"):
+            raise ConfigError(
+                f"special_tokens=True: {type(vocabulary).__name__} has no such field; omit special_tokens"
+            )
+        vocabulary = dataclasses.replace(vocabulary, special_tokens=True)  # type: ignore[type-var]
+    return Model(resolved.model, params, vocabulary, labels, origin, features)
 
 
 def _restored(path: Path, step: int, config: ModelConfig) -> Any:

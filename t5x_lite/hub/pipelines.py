@@ -99,7 +99,9 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
     {'label': 'equivalent', 'score': 0.98}
 
     task: a name in TASKS or ALIASES, or translation_XX_to_YY.
-    model: a Model, or a path for `t5x_lite.load`.
+    model: a Model, or a path for `t5x_lite.load`. Special tokens typed in a text are read as `load` says: with their
+        own ids if the model comes from Hugging Face, as in transformers. To read them as text, pass
+        `load(path, special_tokens=False)`.
     options: keyword arguments of the task's function in TASKS. If you omit a generation option, its value comes from
         the model's directory (hub/generation.py), or else is the default of transformers.
 
