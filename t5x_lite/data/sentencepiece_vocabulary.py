@@ -85,8 +85,8 @@ class SentencePieceVocabulary:
         return {i: k for k, i in enumerate(self._sentinels)}
 
     @functools.cached_property
-    def _names(self) -> dict[str, int]:
-        """Returns {name: id} of the special tokens: the model's control pieces, its unknown piece, and the sentinels."""
+    def special_ids(self) -> dict[str, int]:
+        """Returns {name: id} of the model's control pieces, its unknown piece, and the sentinels."""
         processor = self.processor
         pieces = [i for i in range(len(processor)) if processor.is_control(i) or processor.is_unknown(i)]
         sentinels = {f"<extra_id_{k}>": i for k, i in enumerate(self._sentinels)}
@@ -140,7 +140,7 @@ class SentencePieceVocabulary:
             raise
 
     def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        return places_with_names(text, self._names, self._places) if self.special_tokens else self._places(text)
+        return places_with_names(text, self.special_ids, self._places) if self.special_tokens else self._places(text)
 
     def _places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         utf8(text)  # raises DataError for half of a surrogate pair
@@ -149,7 +149,8 @@ class SentencePieceVocabulary:
         return np.array([piece.id for piece in pieces], np.int32), character_places(text, places_T2)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [self.processor.id_to_piece(i) for i in ids]
+        names = self._index_of_sentinel
+        return [f"<extra_id_{names[i]}>" if i in names else self.processor.id_to_piece(i) for i in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         hidden = {self.pad_id, *(self.processor.piece_to_id(s) for s in CONTROL_SYMBOLS)} - {self.unk_id}

@@ -4,38 +4,24 @@ import dataclasses
 import functools
 import itertools
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from t5x_lite.data import tokenizer_files, tokenizer_settings
 from t5x_lite.data.vocabulary import (
     HOW_TO_GET_ONE,
     WHITE_SPACE,
     before_eos,
-    decoded,
     digest,
-    json_object,
     read_file,
     text_with_names,
     too_few_sentinels,
     utf8,
 )
 from t5x_lite.errors import ConfigError, DataError
-
-ADDED = "added_tokens.json"
-# Tokenizers of transformers that cut texts as BERT's does, given a vocab.txt, or as GPT-2's, given a vocab.json.
-WORD_PIECE_CLASSES = (
-    "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "SqueezeBertTokenizer",
-    "MPNetTokenizer", "LayoutLMTokenizer", "RetriBertTokenizer", "DPRQuestionEncoderTokenizer",
-    "DPRContextEncoderTokenizer", "DPRReaderTokenizer", "PreTrainedTokenizer",
-)  # fmt: skip
-BYTE_PAIR_CLASSES = (
-    "GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "CodeGenTokenizer", "LEDTokenizer",
-    "DebertaTokenizer", "PreTrainedTokenizer",
-)  # fmt: skip
 
 # The usual tokens of each role, for tokenizers without a tokenizer_config.json that names them.
 ROLE_TOKENS = {
@@ -88,14 +74,14 @@ class TokenizerVocabulary:
         self.__dict__.update(state)
 
     @functools.cached_property
-    def _settings(self) -> dict[str, Any]:
-        """Returns the entries of special_tokens_map.json and tokenizer_config.json beside the tokenizer's file."""
-        settings: dict[str, Any] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            beside = Path(self.path).parent / name
-            if beside.is_file():
-                settings |= json_object(beside, read_file(beside))
-        return settings
+    def settings(self) -> tokenizer_settings.TokenizerSettings:
+        """Returns what the files beside the tokenizer's file say."""
+        settings = tokenizer_settings.read(Path(self.path).parent)
+        if Path(self.path).suffix == ".txt" or Path(self.path).name == "vocab.json":
+            return settings
+        # As in transformers: the marks in a tokenizer.json overrule these keys.
+        entries = {k: v for k, v in settings.entries.items() if k not in ("add_bos_token", "add_eos_token")}
+        return dataclasses.replace(settings, entries=entries)
 
     @functools.cached_property
     def _contents(self) -> dict[Path, bytes]:
@@ -103,35 +89,21 @@ class TokenizerVocabulary:
         paths = [path, path.with_name("merges.txt")] if path.name == "vocab.json" else [path]
         return {p: read_file(p) for p in paths}
 
-    @functools.cached_property
+    @property
     def tokenizer(self):
         """Returns the `tokenizers.Tokenizer`. Raises ConfigError if the file holds no usable tokenizer."""
-        import tokenizers
+        return self._loaded[0]
 
+    @functools.cached_property
+    def _loaded(self) -> tuple[Any, dict[str, Any]]:
+        """Returns the tokenizer, and what the settings change of the tokenizer that the file alone describes."""
         path, contents = Path(self.path), list(self._contents.values())
         try:
-            if path.suffix == ".txt":
-                self._require_class("vocab.txt", WORD_PIECE_CLASSES)
-                tokenizer = self._word_piece(decoded(path, contents[0]))
-            elif path.name == "vocab.json":
-                self._require_class("vocab.json", BYTE_PAIR_CLASSES)
-                tokenizer = self._byte_pairs(json_object(path, contents[0]), decoded(path, contents[1]))
-            else:
-                tokenizer = tokenizers.Tokenizer.from_str(decoded(path, contents[0]))
-                if overruled := self._overruled:
-                    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(**overruled)
-            for token, i in self._added.items():
-                special = token in self._special_names
-                tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=not special, special=special)])
-                if tokenizer.token_to_id(token) != i:
-                    raise ConfigError(
-                        f"{path.with_name(ADDED)} gives {token[:40]!r} the id {i}; it must follow the ids before it"
-                    )
+            tokenizer, changes = tokenizer_files.load(path, contents, self.settings)
             tokenizer.no_truncation()
             tokenizer.no_padding()
-            tokenizer.encode_special_tokens = not self.special_tokens or bool(
-                self._settings.get("split_special_tokens")
-            )
+            splits = bool(self.settings.entries.get("split_special_tokens"))
+            tokenizer.encode_special_tokens = splits or not self.special_tokens
             # Some files load, but lack parts that encoding needs.
             tokenizer.encode("a \x00 é 1", add_special_tokens=False)
         except (ConfigError, KeyboardInterrupt, SystemExit):
@@ -142,100 +114,30 @@ class TokenizerVocabulary:
                 f"{path} ({len(contents[0])} bytes, sha256 {digest(contents[0])}) is not a usable tokenizer: "
                 f"{reason}. Get it again; {HOW_TO_GET_ONE}"
             ) from error
-        return tokenizer
-
-    def _word_piece(self, text: str):
-        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-        pieces = text.removesuffix("\n").split("\n")
-        ids = {piece.rstrip("\r"): i for i, piece in enumerate(pieces)}
-        unknown = self._settings.get("unk_token", "[UNK]")
-        if unknown not in ids:
-            raise ConfigError(
-                f"{self.path} ({len(pieces)} lines) is not a BERT vocabulary: it has no line {unknown!r}; "
-                "give a vocab.txt with one piece a line, or a tokenizer.json"
-            )
-        is_cased = any(p != p.lower() for p in ids if not re.fullmatch(r"\[.*\]|<.*>", p))
-        tokenizer = Tokenizer(models.WordPiece(ids, unk_token=unknown))
-        options = {"lowercase": self._settings.get("do_lower_case", not is_cased)} | self._normalization
-        tokenizer.normalizer = normalizers.BertNormalizer(**options)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        return tokenizer
-
-    def _byte_pairs(self, ids: dict[str, Any], merges: str):
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-        if missing := set(pre_tokenizers.ByteLevel.alphabet()) - set(ids):
-            raise ConfigError(
-                f"{self.path} is not byte-level BPE: it lacks {len(missing)} of the 256 bytes; give its tokenizer.json"
-            )
-        lines = [line for line in merges.split("\n") if line.strip() and not line.startswith("#version")]
-        pairs = [tuple(line.rstrip("\r").split(" ")) for line in lines]
-        if wrong := [n for n, pair in enumerate(pairs) if len(pair) != 2 or pair[0] + pair[1] not in ids]:
-            raise ConfigError(
-                f"{Path(self.path).with_name('merges.txt')}: merge {wrong[0] + 1}, {lines[wrong[0]][:40]!r}, is "
-                "not two pieces whose concatenation is in vocab.json; do both files belong to the same model?"
-            )
-        tokenizer = Tokenizer(models.BPE(ids, pairs))  # type: ignore[arg-type]
-        spaced = bool(self._settings.get("add_prefix_space", False))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
-        tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)  # a word's place begins after its space
-        return tokenizer
-
-    def _require_class(self, file: str, classes: Sequence[str]) -> None:
-        """Raises ConfigError if the settings name a tokenizer that cuts texts differently from the one of this file."""
-        cuts = self._settings.get("word_tokenizer_type", "basic")
-        if (self._class and self._class not in classes) or cuts != "basic":
-            raise ConfigError(
-                f"{Path(self.path).with_name('tokenizer_config.json')}: tokenizer_class={self._class!r} (words: "
-                f"{cuts}) cannot be read from a {file}; give a tokenizer.json, or a {file} of {', '.join(classes)}"
-            )
-
-    @property
-    def _class(self) -> str:
-        """Returns the name of the tokenizer's class in transformers, without Fast; "" if no file names it."""
-        return str(self._settings.get("tokenizer_class") or "").removesuffix("Fast")
+        return tokenizer, changes
 
     @functools.cached_property
-    def _normalization(self) -> dict[str, Any]:
-        """Returns the settings of BERT's normalizer, besides lowercasing, that the files beside the tokenizer set."""
-        names = {"strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
-        return {ours: self._settings[name] for name, ours in names.items() if self._settings.get(name) is not None}
+    def _reader(self):
+        """Returns the tokenizer that encodes texts.
 
-    @functools.cached_property
-    def _overruled(self) -> dict[str, Any]:
-        """Returns the settings of BERT's normalizer that the files beside a tokenizer.json change, as in transformers.
-
-        Returns {} if they change none, or if the tokenizer is not BERT's.
+        The pieces of a Unigram model include the special tokens, which a text could spell. If texts are read without
+        special tokens, these pieces of the reader begin with a space, because no word does. Their score is 0; the score
+        of a piece of text is the logarithm of a probability.
         """
-        path = Path(self.path)
-        if path.suffix != ".json" or path.name == "vocab.json":
-            return {}
-        inside = json_object(path, self._contents[path]).get("normalizer") or {}
-        if inside.get("type") != "BertNormalizer":
-            return {}
-        own = {key: inside[key] for key in ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")}
-        is_named = self._class in WORD_PIECE_CLASSES and self._class != "PreTrainedTokenizer"  # lowercase by default
-        lower = self._settings.get("do_lower_case", True if is_named else None)
-        wanted = own | self._normalization | ({} if lower is None else {"lowercase": lower})
-        return wanted if wanted != own else {}
+        from tokenizers import Tokenizer
 
-    @functools.cached_property
-    def _added(self) -> dict[str, int]:
-        """Returns {token: id} of the added_tokens.json beside a vocab.txt or vocab.json, in the order of the ids."""
-        beside = Path(self.path).with_name(ADDED)
-        if Path(self.path).name not in ("vocab.txt", "vocab.json") or not beside.is_file():
-            return {}
-        return dict(sorted(json_object(beside, read_file(beside)).items(), key=lambda item: item[1]))
-
-    @functools.cached_property
-    def _special_names(self) -> set[str]:
-        """Returns the tokens that the settings name as special."""
-        named = [value for key, value in self._settings.items() if key.endswith("_token")]
-        named += self._settings.get("additional_special_tokens") or []
-        return {str(_content(value)) for value in named}
+        tokenizer = self.tokenizer
+        if not tokenizer.encode_special_tokens or type(tokenizer.model).__name__ != "Unigram":
+            return tokenizer
+        described, special = json.loads(tokenizer.to_str()), self._specials.keys() | self._sentinels.keys()
+        vocab = described["model"]["vocab"]
+        described["model"]["vocab"] = [
+            [" " * (i in special and score == 0) + piece, score] for i, (piece, score) in enumerate(vocab)
+        ]
+        described["added_tokens"] = [t for t in described["added_tokens"] if t["id"] >= len(vocab) or not t["special"]]
+        reader = Tokenizer.from_str(json.dumps(described))
+        reader.encode_special_tokens = True
+        return reader
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
@@ -246,8 +148,8 @@ class TokenizerVocabulary:
         """Returns {role: id} for the roles for which the tokenizer has a token (its own or a stand-in)."""
         own: dict[str, int] = {}
         for role, usual in ROLE_TOKENS.items():
-            named = _content(self._settings.get(f"{role}_token"))
-            candidates = (named, *usual) if isinstance(named, str) else usual
+            named = self.settings.text(f"{role}_token")
+            candidates = (named, *usual) if named else usual
             token = next((token for token in candidates if token in self._ids), None)
             if token is not None:
                 own[role] = self._ids[token]
@@ -303,6 +205,23 @@ class TokenizerVocabulary:
         between = [i for i in encoding.ids[1:-1] if i == self._roles.get("sep", self._roles.get("eos"))]
         return len(between) > 1 if between else None
 
+    @functools.cached_property
+    def unusual_marks(self) -> str:
+        """Returns the tokens that the tokenizer makes of two texts, as "token:type token:type …".
+
+        Returns "" if they are [CLS] A [SEP] B [SEP], with B and the last [SEP] of type 1, or [CLS] A [SEP] [SEP] B
+        [SEP], or if the tokenizer adds no marks.
+        """
+        single, pair = self.tokenizer.encode("a"), self.tokenizer.encode("a", "a")
+        text = self.tokenizer.encode("a", add_special_tokens=False).ids
+        if single.ids == text or not {"cls", "sep"} <= self._roles.keys():
+            return ""
+        first, last = [self.cls_id, *text, self.sep_id], [*text, self.sep_id]
+        usual = (first + last, [0] * len(first) + [1] * len(last)), (first + last[-1:] + last, [0] * len(pair.ids))
+        if single.ids == first and (pair.ids, pair.type_ids) in usual:
+            return ""
+        return " ".join(f"{token}:{kind}" for token, kind in zip(pair.tokens, pair.type_ids, strict=True))
+
     @property
     def unk_id(self) -> int:
         return self._role("unk")
@@ -321,12 +240,12 @@ class TokenizerVocabulary:
 
     @property
     def fingerprint(self) -> str:
-        keys = ("do_lower_case", "add_prefix_space", *(f"{role}_token" for role in ROLE_TOKENS))
-        settings = json.dumps({key: self._settings.get(key) for key in keys}, sort_keys=True)
+        entries = self.settings.of_0_1
+        keys = (*tokenizer_files.IN_EVERY_FINGERPRINT, *(f"{role}_token" for role in ROLE_TOKENS))
+        settings = json.dumps({key: entries.get(key) for key in keys}, sort_keys=True)
         # Only where they apply: a fingerprint of 0.1, which did not read them, stays valid everywhere else.
-        more = [json.dumps(extra, sort_keys=True).encode() for extra in (self._added, self._overruled) if extra]
-        if Path(self.path).suffix == ".txt" and self._normalization:
-            more.append(json.dumps(self._normalization, sort_keys=True).encode())
+        changes = self._loaded[1]
+        more = [json.dumps(changes, sort_keys=True).encode()] if changes else []
         if self.special_tokens:
             more.append(b"special tokens")
         return digest(b"\0".join([*self._contents.values(), settings.encode(), *more]))
@@ -339,7 +258,7 @@ class TokenizerVocabulary:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
-            encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = self._reader.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
             for text in texts:
                 utf8(text)  # the error names the text
@@ -348,8 +267,11 @@ class TokenizerVocabulary:
 
     def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         utf8(text)  # raises DataError for half of a surrogate pair
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        return np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
+        encoding = self._reader.encode(text, add_special_tokens=False)
+        # The place of a word begins after the space, which may belong to the word's piece.
+        spaces = [len(text[b:e]) - len(text[b:e].lstrip()) if text[b:e].strip() else 0 for b, e in encoding.offsets]
+        places = [(begin + space, end) for (begin, end), space in zip(encoding.offsets, spaces, strict=True)]
+        return np.asarray(encoding.ids, np.int32), np.asarray(places, np.int64).reshape(-1, 2)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self.tokenizer.id_to_token(i) or "" for i in ids]  # "" for an id without a token
@@ -412,8 +334,3 @@ class TokenizerVocabulary:
                 f'name it in a tokenizer_config.json beside it, {{"{role}_token": "…"}}, or use a different vocabulary'
             )
         return self._roles[role]
-
-
-def _content(token: Any) -> Any:
-    """Returns the text of a token in a JSON file, which may hold it with its settings: {"content": text, …}."""
-    return token.get("content") if isinstance(token, dict) else token

@@ -4,22 +4,21 @@ vocabulary.py defines the interface and the byte vocabulary; sentencepiece_vocab
 define the other kinds. All of their classes can be imported from here.
 """
 
-import dataclasses
 import importlib
 import io
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5x_lite import atomic
-from t5x_lite.data.vocabulary import ByteVocabulary, Vocabulary, json_object, read_file
+from t5x_lite.data.vocabulary import ByteVocabulary, Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 
 if TYPE_CHECKING:
     from t5x_lite.data.sentencepiece_vocabulary import CONTROL_SYMBOLS, SentencePieceVocabulary
+    from t5x_lite.data.tokenizer_settings import TokenizerSettings
     from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
 
 # Each kind's module is imported on first use: a run needs only one kind.
@@ -41,6 +40,9 @@ TOKENIZER_FILES = (  # of directories in Hugging Face format; the first eight ho
     "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "tokenizer.json", "vocab.txt", "vocab.json",
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
 )  # fmt: skip
+T5_CLASSES = ("T5Tokenizer", "MT5Tokenizer")
+# Other classes of transformers that read a SentencePiece model as the library itself does.
+SENTENCEPIECE_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
 T5_MODELS = ("t5", "mt5", "umt5")  # their sentinels follow the pieces of a SentencePiece model, or are pieces of it
 
 
@@ -64,20 +66,11 @@ def load(spec: str, special_tokens: bool = False) -> Vocabulary:
     """
     if spec == "bytes":
         return ByteVocabulary(special_tokens=special_tokens)
-    path, extra_ids = Path(spec).expanduser(), 100
+    path = Path(spec).expanduser()
     if path.is_dir():
-        model = _described_model(path)
-        if model.tokenizer.startswith("ByT5"):
-            return ByteVocabulary(special_tokens=special_tokens)
-        path, extra_ids = _file_in(path, model), 100 if model.is_t5 else 0
-    if path.suffix == ".model":
-        from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
-
-        vocabulary = SentencePieceVocabulary(path, extra_ids, special_tokens=special_tokens)
-    elif path.suffix in (".json", ".txt"):
-        from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
-
-        vocabulary = TokenizerVocabulary(path, special_tokens)
+        vocabulary = _in_directory(path, special_tokens)
+    elif path.suffix in (".model", ".json", ".txt"):
+        vocabulary = _in_file(path, 100, special_tokens)
     else:
         near = suggest(spec, ["bytes"])
         what = f"{spec!r} does not exist" if "/" in spec and not path.exists() else f"unknown vocabulary {spec!r}"
@@ -90,51 +83,83 @@ def load(spec: str, special_tokens: bool = False) -> Vocabulary:
     return vocabulary
 
 
-@dataclasses.dataclass(frozen=True)
-class _DescribedModel:
-    """Holds what the JSON files in a model's directory say about the model.
+def _in_file(path: Path, extra_ids: int, special_tokens: bool) -> Vocabulary:
+    if path.suffix == ".model":
+        from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
 
-    tokenizer: the name of its tokenizer class in transformers; "" if no file names one.
-    is_t5: whether the model is of T5's family. Also true if no file describes the model, as for models that `t5x-lite
-        vocab` trains.
-    """
+        return SentencePieceVocabulary(path, extra_ids, special_tokens=special_tokens)
+    from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
 
-    tokenizer: str
-    is_t5: bool
+    return TokenizerVocabulary(path, special_tokens)
 
 
-def _described_model(directory: Path) -> _DescribedModel:
-    names = ("config.json", "huggingface.json", "special_tokens_map.json", "tokenizer_config.json")
-    paths = [directory / name for name in names if (directory / name).is_file()]
-    entries = {key: value for path in paths for key, value in json_object(path, read_file(path)).items()}
-    tokenizer = str(entries.get("tokenizer_class") or "")
-    if "model_type" in entries:
-        return _DescribedModel(tokenizer, entries["model_type"] in T5_MODELS)
-    is_ours = not tokenizer and not any(path.name in names[2:] for path in paths)
-    special_tokens = [entries.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
-    has_sentinels = "<extra_id_" in json.dumps(special_tokens)
-    return _DescribedModel(tokenizer, has_sentinels or tokenizer.startswith(("T5", "MT5")) or is_ours)
-
-
-def _file_in(directory: Path, model: _DescribedModel) -> Path:
-    """Returns the path of the vocabulary's file in a model's directory. Raises ConfigError if there is none.
+def _in_directory(directory: Path, special_tokens: bool) -> Vocabulary:
+    """Returns the vocabulary in a model's directory. Raises ConfigError if it has none, or one that cannot be read.
 
     T5's SentencePiece model encodes four times as fast as its tokenizer.json. For other models, the SentencePiece file
     does only part of the tokenizer's work: ALBERT's tokenizer also lowercases.
     """
-    is_equivalent = model.is_t5 and (not model.tokenizer or model.tokenizer.startswith(("T5", "MT5")))
+    from t5x_lite.data import tokenizer_settings
+
+    settings = tokenizer_settings.read(directory)
+    if settings.kind.startswith("ByT5"):
+        return ByteVocabulary(special_tokens=special_tokens)
+    is_t5 = _is_t5(settings)
+    is_equivalent = is_t5 and (settings.kind in T5_CLASSES or not settings.named)
     preferred = ("spiece.model", "tokenizer.json") if is_equivalent else ("tokenizer.json", "spiece.model")
-    for name in (*preferred, "vocab.json", "vocab.txt"):
-        if (directory / name).is_file():
-            return directory / name
+    files = [directory / name for name in (*preferred, "vocab.json", "vocab.txt") if (directory / name).is_file()]
     models = sorted(directory.glob("*.model"))
-    if len(models) == 1:
-        return models[0]
-    names = ", ".join(path.name for path in models) or "no vocabulary file"
-    raise ConfigError(
-        f"the directory {directory} has {names}; it must have a spiece.model, tokenizer.json, vocab.json with "
-        "merges.txt, or vocab.txt. Give the file itself"
-    )
+    if not files and len(models) != 1:
+        names = ", ".join(path.name for path in models) or "no vocabulary file"
+        raise ConfigError(
+            f"the directory {directory} has {names}; it must have a spiece.model, tokenizer.json, vocab.json with "
+            "merges.txt, or vocab.txt. Give the file itself"
+        )
+    path = files[0] if files else models[0]
+    if path.suffix != ".model":
+        return _in_file(path, 0, special_tokens)
+    from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
+
+    extra_ids = int(settings.entries.get("extra_ids", 100)) if is_t5 else 0
+    are_read = special_tokens and not settings.entries.get("split_special_tokens")
+    vocabulary = SentencePieceVocabulary(path, extra_ids, special_tokens=are_read)
+    reason = _needs_tokenizer_json(settings, vocabulary)
+    if reason and (directory / "tokenizer.json").is_file():
+        return _in_file(directory / "tokenizer.json", 0, special_tokens)
+    if reason:
+        raise ConfigError(
+            f"{directory}: {reason} cannot be read from a SentencePiece model; give its tokenizer.json, which "
+            "`transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes"
+        )
+    return vocabulary
+
+
+def _is_t5(settings: "TokenizerSettings") -> bool:
+    """Returns whether a directory's model is of T5's family.
+
+    Also returns True if no file describes the model, as for models that `t5x-lite vocab` trains.
+    """
+    if settings.model_type:
+        return settings.model_type in T5_MODELS
+    names = [token["content"] for token in settings.special()]
+    is_described = settings.named or any((settings.directory / name).is_file() for name in TOKENIZER_FILES[7:9])
+    return settings.kind in T5_CLASSES or any("<extra_id_" in name for name in names) or not is_described
+
+
+def _needs_tokenizer_json(settings: "TokenizerSettings", vocabulary: "SentencePieceVocabulary") -> str:
+    """Returns the setting that a SentencePiece model alone does not follow; "" if there is none."""
+    if settings.kind not in ("", *T5_CLASSES, *SENTENCEPIECE_CLASSES):
+        return f"tokenizer_class={settings.kind!r}"
+    if settings.kind not in T5_CLASSES and settings.entries.get("legacy") is False:
+        return "legacy=false"
+    special = [token["content"] for token in settings.special()] if vocabulary.special_tokens else []
+    if others := [name for name in special if name not in vocabulary.special_ids]:
+        return f"the special token {others[0][:40]!r}"
+    for i, token in settings.added.items():
+        own = vocabulary.special_ids.get(token["content"], vocabulary.processor.piece_to_id(token["content"]))
+        if own != i or token["single_word"]:
+            return f"the added token {token['content'][:40]!r} (added_tokens_decoder or added_tokens.json)"
+    return ""
 
 
 def train_sentencepiece(

@@ -4,9 +4,10 @@ bytes.
 Code asks for special ids by role: `pad_id`, `eos_id`, `unk_id`, `cls_id`, `sep_id`, `mask_id` and `sentinel(k)`. Only
 the vocabulary knows their numbers.
 
-A text that spells "[MASK]" or "</s>" does not become the special id, because training data may come from strangers. Each
-class of vocabulary has the field `special_tokens`. If it is true, the name of a special token in a text becomes the
-token's id, as in transformers. Then whoever writes the text can end it, hide parts of it, or write the marks of a chat.
+A text that spells "[MASK]" or "</s>" does not become the special id, because training data may come from strangers.
+Each class of vocabulary has the field `special_tokens`. If it is true, the name of a special token in a text becomes
+the token's id, as in transformers. Then whoever writes the text can end it, hide parts of it, or write the marks of a
+chat.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ from t5x_lite import batch as batches
 from t5x_lite import models
 from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import Layout
-from t5x_lite.errors import CheckpointError
+from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, HEADS
 from t5x_lite.hub import mapping
 from t5x_lite.hub.family import Family
@@ -81,10 +81,16 @@ def with_marks_of(config: ModelConfig, vocabulary: Any) -> ModelConfig:
     """Returns an encoder's config with the marks between two texts that its tokenizer puts there itself.
 
     A tokenizer may belong to a different family than the model: multilingual MiniLM is a BERT with XLM-R's tokenizer.
+    Raises ConfigError if the tokenizer's marks are neither BERT's nor RoBERTa's.
     """
     doubled = getattr(vocabulary, "doubles_sep", None)
     if config.architecture != "encoder_only" or doubled is None:
         return config
+    if vocabulary.unusual_marks:
+        raise ConfigError(
+            f"{vocabulary.path}: the post_processor makes {vocabulary.unusual_marks!r} of two texts (token:type); an "
+            "encoder needs [CLS] A [SEP] B [SEP] with B of type 1, or <s> A </s> </s> B </s> with one type"
+        )
     return dataclasses.replace(config, fairseq_marks=doubled)
 
 
