@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 
-from t5x_lite import atomic, runtime, saved_run
+from t5x_lite import atomic, runtime
 from t5x_lite import config as configs
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.checkpoints.checkpoint import Checkpoints
@@ -274,6 +274,8 @@ def _restore(
 
 def _write_config(experiment: "Experiment", workdir: Path) -> None:
     try:
+        from t5x_lite import saved_run  # what other verbs need of a workdir is not a part of training
+
         saved_run.write(experiment, workdir)
         atomic.write(workdir / "config.json", configs.to_json(experiment.cfg, experiment.code()))
     except OSError as error:
