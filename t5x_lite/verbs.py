@@ -74,7 +74,7 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", default="latest", metavar="WHICH", help="latest, best, all or a step")
     parser.add_argument("--tasks", default="", metavar="A,B", help="tasks to evaluate on; default: the run's")
     parser.add_argument(
-        "--submission", default="", metavar="FILE.zip", help="also write test predictions for GLUE's server"
+        "--submission", default="", metavar="FILE.zip", help="add the test predictions to a file for GLUE's server"
     )
     parser.add_argument("--config", default="", metavar="FILE.py", help=DEFINES_TASKS)
 
