@@ -1,9 +1,15 @@
 """Rounds the sizes of batches and texts up to a few values, so that few programs are compiled."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 from t5x_lite import batch as batches
 from t5x_lite.batch import Batch
 from t5x_lite.cluster import processes
 from t5x_lite.heads import ENCODER_HEADS
+
+MOST_PROGRAMS = 32  # of one function; with the sizes rounded up, a model of 1,024 positions has about 15 lengths
 
 
 def bucket(number: int) -> int:
@@ -25,6 +31,21 @@ def power_of_two(number: int) -> int:
     [1, 1, 2, 4, 8]
     """
     return 1 << max(number - 1, 0).bit_length()
+
+
+def bounded(jitted: Callable) -> Callable:
+    """Returns a jitted function that drops its compiled programs when it has MOST_PROGRAMS of them.
+
+    A process that answers requests of all sizes and settings would otherwise collect programs without end.
+    """
+
+    @functools.wraps(jitted)
+    def call(*arguments: Any) -> Any:
+        if jitted._cache_size() >= MOST_PROGRAMS:  # type: ignore[attr-defined]
+            jitted.clear_cache()  # type: ignore[attr-defined]
+        return jitted(*arguments)
+
+    return call
 
 
 def cut_to_bucket(batch: Batch, architecture: str) -> Batch:

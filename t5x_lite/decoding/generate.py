@@ -21,7 +21,7 @@ from jax import lax
 
 from t5x_lite import own_code
 from t5x_lite.decoding import beam, logit_rules
-from t5x_lite.decoding.buckets import bucket
+from t5x_lite.decoding.buckets import bounded, bucket
 from t5x_lite.decoding.constraint import PrefixTree
 from t5x_lite.decoding.logit_rules import History
 from t5x_lite.decoding.strategy import Strategy
@@ -55,7 +55,7 @@ def generate(
     seed: int = 0,
     row_ids: Any = None,
     limits: tuple[np.ndarray, np.ndarray] | None = None,
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """Generates texts for each row of a batch of prompts.
 
     A text ends with an end token (`eos_id` or one of `strategy.other_ends`) or after `strategy.max_tokens` tokens.
@@ -70,7 +70,8 @@ def generate(
     the strategy's max_tokens stays the upper bound for every row.
     The program is compiled once per batch shape, strategy, and bucket (see `buckets.bucket`) of max_tokens.
 
-    Returns N = strategy.texts texts per row, the best first:
+    Returns N = strategy.texts texts per row, the best first, as numpy arrays (jax.Arrays if the batch is split over
+    processes):
         tokens    int32 [B, N, max_tokens], the text's tokens and its end, then `eos_id` in the rest
         lengths   int32 [B, N], tokens before the end; max_tokens if the text has no end
         logprobs  float32 [B, N, max_tokens], the model's natural log-probability of each token and of the end, before
@@ -122,9 +123,12 @@ def generate(
         np.uint32(seed % 2**32),
         jnp.arange(rows) if row_ids is None else row_ids,
     )
-    return {n: x[:, :, : strategy.max_tokens] if x.ndim == 3 else x for n, x in out.items()}
+    # On the host, because each length would be a program on the devices.
+    here = {name: np.asarray(x) if x.is_fully_addressable else x for name, x in out.items()}
+    return {name: x[:, :, : strategy.max_tokens] if x.ndim == 3 else x for name, x in here.items()}
 
 
+@bounded
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _generate(
     module: Any,
@@ -229,7 +233,7 @@ def _one_by_one(
 
 def greedy(
     module: nn.Module, params: Any, batch: Mapping[str, Any], *, max_tokens: int, eos_id: int, start_id: int = 0
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """Generates one text per row, with the most probable token at each step.
 
     Returns `generate`'s arrays without the axis N; "logprob", [B], replaces "score".

@@ -223,11 +223,15 @@ def _target_logprobs(outputs: Any, batch: Mapping[str, Any]) -> tuple[jax.Array,
     return logprobs_BE, jnp.einsum("BL,BLE->BE", weights_BL, is_of_BLE)
 
 
+def _same(tree: Any) -> Any:  # not a lambda inside `_local`, which would be compiled at every call
+    return tree
+
+
 def _local(tree: Any, layout: Layout) -> Any:
     """Returns the tree with its global arrays [B, …] as numpy arrays that have only the rows of this process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    by_rows = jax.jit(lambda tree: tree, out_shardings=layout.batch_sharding)(tree)
+    by_rows = jax.jit(_same, out_shardings=layout.batch_sharding)(tree)
 
     def local_rows(array: jax.Array) -> np.ndarray:
         parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}  # each row once

@@ -23,7 +23,7 @@ from t5x_lite.data.fields import Encoded
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.decoding import generate
-from t5x_lite.decoding.buckets import bucket, power_of_two
+from t5x_lite.decoding.buckets import bounded, bucket, power_of_two
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.hub.checks import require_text
@@ -184,7 +184,7 @@ class Model:
 
     @functools.cached_property
     def _look(self) -> Callable:
-        return jax.jit(lambda params, batch: intermediates.apply(self.module, params, batch)[1].attention)
+        return bounded(jax.jit(lambda params, batch: intermediates.apply(self.module, params, batch)[1].attention))
 
     @functools.cached_property
     def module(self) -> Any:
@@ -192,7 +192,7 @@ class Model:
 
     @functools.cached_property
     def _forward(self) -> Callable:
-        return jax.jit(lambda params, batch: self.module.apply({"params": params}, batch))
+        return bounded(jax.jit(lambda params, batch: self.module.apply({"params": params}, batch)))
 
     @functools.cached_property
     def _score(self) -> Callable:
@@ -201,7 +201,7 @@ class Model:
             losses_BL, _ = token_losses(logits_BLV, batch["decoder_target_tokens"])
             return -jnp.sum(losses_BL * batch["decoder_loss_weights"], axis=1)
 
-        return jax.jit(score)
+        return bounded(jax.jit(score))
 
     @functools.cached_property
     def _hidden(self) -> Callable:
@@ -211,7 +211,7 @@ class Model:
             headless = models.build(dataclasses.replace(self.config, heads=(), num_classes=0))
             return headless.apply({"params": params}, batch)["hidden"]  # type: ignore[index]
 
-        return jax.jit(hidden)
+        return bounded(jax.jit(hidden))
 
     @functools.cached_property
     def _embed(self) -> Callable:
@@ -220,7 +220,7 @@ class Model:
             real_BS1 = (batch["encoder_segment_ids"] > 0)[..., None]
             return jnp.sum(hidden_BSD * real_BS1, axis=1) / jnp.maximum(jnp.sum(real_BS1, axis=1), 1)
 
-        return jax.jit(embed)
+        return bounded(jax.jit(embed))
 
     @property
     def start_id(self) -> int:
