@@ -69,7 +69,7 @@ KEYS: dict[str, Key] = {
     "data.split": Key("", "data.files: 'validation=1000,test=5%' or a field that names the split; '': by hash"),
     "data.metrics": Key((), "data.files: metrics, such as accuracy,matthews; (): those usual for the targets", FREE),
     "data.max_bad_fraction": Key(0.0, "share of a task's records that may be bad; skips and counts them", FREE, SHARE),
-    "data.vocabulary": Key("", "bytes, a .model, tokenizer.json or vocab.txt, or a directory with one; '': the tasks'"),
+    "data.vocabulary": Key("", "bytes, a .model, tokenizer.json, vocab.txt or directory; '': the tasks' or model's"),
     "data.batch_rows": Key(32, "rows of the global batch", REFUSE, AT_LEAST_ONE),
     "data.length": Key(512, "tokens per row; text-to-text: per row of the encoder", REFUSE, AT_LEAST_ONE),
     "data.targets_length": Key(114, "tokens per row of the decoder; text-to-text only", REFUSE, AT_LEAST_ONE),

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from t5x_lite import own_code
@@ -17,7 +18,7 @@ from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.heads import ENCODER_HEADS
 from t5x_lite.lookup import lookup, unknown
-from t5x_lite.models import presets
+from t5x_lite.models import presets, stored
 from t5x_lite.models.config import ModelConfig
 
 VOCABULARY_MULTIPLE = 128  # tables are padded to a multiple of it, as in T5 (32 100 → 32 128), to split evenly
@@ -122,12 +123,14 @@ def resolve_again(cfg: Config) -> Experiment:
 def _with_files(cfg: Config) -> Config:
     """Makes a task from `data.files`, registers it, and returns a copy of the config with this task as its mixture.
 
-    Logs the choices it makes. If the config names no vocabulary, the task's vocabulary is bytes.
+    Logs the choices it makes. If the config names no vocabulary, the copy names the vocabulary of the imported model
+    that the run starts from. If there is none, the task's vocabulary is bytes.
     """
     from t5x_lite.tasks import files
 
     cfg = copy.deepcopy(cfg)
     data, log = cfg.data, logging.getLogger(__name__)
+    data.vocabulary = data.vocabulary or _vocabulary_of_model(cfg)
     vocabulary = None if data.vocabulary else vocabularies.ByteVocabulary()
     labels = tuple(data.labels) if data.labels is not None else None
     task = files.task_from_files(
@@ -159,14 +162,29 @@ def _all_tasks() -> dict[str, Task]:
     return {name: entry for name, entry in registry.REGISTRY.items() if isinstance(entry, Task)}
 
 
-def _vocabulary(cfg: Config, tasks: tuple[Task, ...]) -> Vocabulary:
-    """Returns the vocabulary that the config names. If it names none, returns the one that the tasks' features share.
+def _vocabulary_of_model(cfg: Config) -> str:
+    """Returns the imported directory that the run's model or its parameters come from, if it has a vocabulary; else "".
 
-    Raises ConfigError if the config names none, and the features have no vocabulary or different ones.
+    Logs the directory.
+    """
+    for name in (cfg.model.preset, cfg.init.checkpoint):
+        if name and (Path(name) / stored.FILE).is_file() and vocabularies.has_vocabulary(Path(name)):
+            logging.getLogger(__name__).info("vocabulary: that of %s; config.data.vocabulary overrides it", name)
+            return name
+    return ""
+
+
+def _vocabulary(cfg: Config, tasks: tuple[Task, ...]) -> Vocabulary:
+    """Returns the vocabulary that the config names. If it names none, returns the one that the tasks' features share,
+    or else the one of the imported model that the run starts from.
+
+    Raises ConfigError if there is none, or if the features have different ones.
     """
     if cfg.data.vocabulary:
         return vocabularies.load(cfg.data.vocabulary)
     own = {f.vocabulary for task in tasks for f in task.features.values() if f.vocabulary is not None}
+    if not own and (directory := _vocabulary_of_model(cfg)):
+        return vocabularies.load(directory)
     if len(own) != 1:
         count = "none" if not own else f"{len(own)} different ones"
         raise ConfigError(

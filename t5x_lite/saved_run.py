@@ -22,6 +22,7 @@ from t5x_lite.data import vocabularies
 from t5x_lite.data.registry import Example, Feature, Rated, Task
 from t5x_lite.data.targets import Target
 from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabulary import read_file
 from t5x_lite.errors import CheckpointError, DataError
 from t5x_lite.models import stored
 
@@ -133,9 +134,11 @@ def _read(directory: Path) -> tuple[tuple[Rated, ...], Vocabulary]:
 def _files(experiment: "Experiment") -> Iterator[tuple[str, bytes]]:
     """Yields (name in WORKDIR/model, content) of the vocabulary's files and of an imported model's settings."""
     if (path := getattr(experiment.vocabulary, "path", None)) is not None:
-        beside = [Path(path).with_name(name) for name in vocabularies.TOKENIZER_FILES]
+        # The type of the model decides how some tokenizers read.
+        names = (*vocabularies.TOKENIZER_FILES, *vocabularies.MODEL_FILES)
+        beside = [Path(path).with_name(name) for name in names]
         for file in {Path(path): None} | {file: None for file in beside if file.is_file()}:
-            yield f"{VOCABULARY}/{file.name}", vocabularies.read_file(file)
+            yield f"{VOCABULARY}/{file.name}", read_file(file)
     origin = Path(experiment.cfg.model.preset)
     if (origin / stored.FILE).is_file():
         for name in IMPORTED:

@@ -269,6 +269,9 @@ def _restore(
         params, report = initial_params.load(cfg.init.checkpoint, state.params, experiment.classes)
         state = dataclasses.replace(state, params=params)
         terminal.line(f"from {cfg.init.checkpoint}: {report}")
+    elif not cfg.model.preset.endswith("_tiny"):
+        terminal.line(f"random weights: model.preset={cfg.model.preset} gives only the sizes of the model")
+        terminal.line("to start from trained weights, set init.checkpoint to a directory that `t5x-lite import` made")
     return state, first_data_state
 
 

@@ -66,6 +66,9 @@ def test_a_moved_run_works_without_its_data_and_vocabulary(tmp_path, monkeypatch
 
     after = t5x_lite.load("moved")
     assert after.labels == ("bad", "fine", "good")
+    mask = after.vocabulary.mask_id  # read in a text only on request, as training did not
+    assert mask not in after.tokenize(["a [MASK]"])["encoder_input_tokens"]
+    assert mask in t5x_lite.load("moved", special_tokens=True).tokenize(["a [MASK]"])["encoder_input_tokens"]
     assert (after.classify(["title: No 5"]) if is_encoder else after.generate(["title: No 5"], 4)) == answers
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
     assert cli.run(["export", "moved", "hf"]) == 0

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from t5x_lite.data.vocabularies import MODEL_FILES
 from t5x_lite.data.vocabulary import json_object, read_file
 from t5x_lite.errors import ConfigError
 
 CONFIG, TOKENS, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-MODEL_FILES = ("config.json", "huggingface.json")  # a directory's own and an imported one
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # the order in which transformers adds their tokens
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 # {model_type: tokenizer class}, for directories that name no class. Other models read tokenizer.json as it is.

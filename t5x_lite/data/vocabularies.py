@@ -18,7 +18,6 @@ from t5x_lite.lookup import suggest
 
 if TYPE_CHECKING:
     from t5x_lite.data.sentencepiece_vocabulary import CONTROL_SYMBOLS, SentencePieceVocabulary
-    from t5x_lite.data.tokenizer_settings import TokenizerSettings
     from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
 
 # Each kind's module is imported on first use: a run needs only one kind.
@@ -40,10 +39,7 @@ TOKENIZER_FILES = (  # of directories in Hugging Face format; the first eight ho
     "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "tokenizer.json", "vocab.txt", "vocab.json",
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
 )  # fmt: skip
-T5_CLASSES = ("T5Tokenizer", "MT5Tokenizer")
-# Other classes of transformers that read a SentencePiece model as the library itself does.
-SENTENCEPIECE_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
-T5_MODELS = ("t5", "mt5", "umt5")  # their sentinels follow the pieces of a SentencePiece model, or are pieces of it
+MODEL_FILES = ("config.json", "huggingface.json")  # describe a directory's model, if it has one
 
 
 def __getattr__(name: str) -> Any:
@@ -68,9 +64,11 @@ def load(spec: str, special_tokens: bool = False) -> Vocabulary:
         return ByteVocabulary(special_tokens=special_tokens)
     path = Path(spec).expanduser()
     if path.is_dir():
-        vocabulary = _in_directory(path, special_tokens)
+        from t5x_lite.data import vocabulary_directory
+
+        vocabulary = vocabulary_directory.load(path, special_tokens)
     elif path.suffix in (".model", ".json", ".txt"):
-        vocabulary = _in_file(path, 100, special_tokens)
+        vocabulary = in_file(path, 100, special_tokens)
     else:
         near = suggest(spec, ["bytes"])
         what = f"{spec!r} does not exist" if "/" in spec and not path.exists() else f"unknown vocabulary {spec!r}"
@@ -83,7 +81,13 @@ def load(spec: str, special_tokens: bool = False) -> Vocabulary:
     return vocabulary
 
 
-def _in_file(path: Path, extra_ids: int, special_tokens: bool) -> Vocabulary:
+def has_vocabulary(directory: Path) -> bool:
+    """Returns whether a model's directory has a file of a vocabulary."""
+    return any((directory / name).is_file() for name in TOKENIZER_FILES[:8])
+
+
+def in_file(path: Path, extra_ids: int, special_tokens: bool) -> Vocabulary:
+    """Returns the vocabulary in a file. `extra_ids` is for a SentencePiece model."""
     if path.suffix == ".model":
         from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
 
@@ -91,75 +95,6 @@ def _in_file(path: Path, extra_ids: int, special_tokens: bool) -> Vocabulary:
     from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
 
     return TokenizerVocabulary(path, special_tokens)
-
-
-def _in_directory(directory: Path, special_tokens: bool) -> Vocabulary:
-    """Returns the vocabulary in a model's directory. Raises ConfigError if it has none, or one that cannot be read.
-
-    T5's SentencePiece model encodes four times as fast as its tokenizer.json. For other models, the SentencePiece file
-    does only part of the tokenizer's work: ALBERT's tokenizer also lowercases.
-    """
-    from t5x_lite.data import tokenizer_settings
-
-    settings = tokenizer_settings.read(directory)
-    if settings.kind.startswith("ByT5"):
-        return ByteVocabulary(special_tokens=special_tokens)
-    is_t5 = _is_t5(settings)
-    is_equivalent = is_t5 and (settings.kind in T5_CLASSES or not settings.named)
-    preferred = ("spiece.model", "tokenizer.json") if is_equivalent else ("tokenizer.json", "spiece.model")
-    files = [directory / name for name in (*preferred, "vocab.json", "vocab.txt") if (directory / name).is_file()]
-    models = sorted(directory.glob("*.model"))
-    if not files and len(models) != 1:
-        names = ", ".join(path.name for path in models) or "no vocabulary file"
-        raise ConfigError(
-            f"the directory {directory} has {names}; it must have a spiece.model, tokenizer.json, vocab.json with "
-            "merges.txt, or vocab.txt. Give the file itself"
-        )
-    path = files[0] if files else models[0]
-    if path.suffix != ".model":
-        return _in_file(path, 0, special_tokens)
-    from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
-
-    extra_ids = int(settings.entries.get("extra_ids", 100)) if is_t5 else 0
-    are_read = special_tokens and not settings.entries.get("split_special_tokens")
-    vocabulary = SentencePieceVocabulary(path, extra_ids, special_tokens=are_read)
-    reason = _needs_tokenizer_json(settings, vocabulary)
-    if reason and (directory / "tokenizer.json").is_file():
-        return _in_file(directory / "tokenizer.json", 0, special_tokens)
-    if reason:
-        raise ConfigError(
-            f"{directory}: {reason} cannot be read from a SentencePiece model; give its tokenizer.json, which "
-            "`transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes"
-        )
-    return vocabulary
-
-
-def _is_t5(settings: "TokenizerSettings") -> bool:
-    """Returns whether a directory's model is of T5's family.
-
-    Also returns True if no file describes the model, as for models that `t5x-lite vocab` trains.
-    """
-    if settings.model_type:
-        return settings.model_type in T5_MODELS
-    names = [token["content"] for token in settings.special()]
-    is_described = settings.named or any((settings.directory / name).is_file() for name in TOKENIZER_FILES[7:9])
-    return settings.kind in T5_CLASSES or any("<extra_id_" in name for name in names) or not is_described
-
-
-def _needs_tokenizer_json(settings: "TokenizerSettings", vocabulary: "SentencePieceVocabulary") -> str:
-    """Returns the setting that a SentencePiece model alone does not follow; "" if there is none."""
-    if settings.kind not in ("", *T5_CLASSES, *SENTENCEPIECE_CLASSES):
-        return f"tokenizer_class={settings.kind!r}"
-    if settings.kind not in T5_CLASSES and settings.entries.get("legacy") is False:
-        return "legacy=false"
-    special = [token["content"] for token in settings.special()] if vocabulary.special_tokens else []
-    if others := [name for name in special if name not in vocabulary.special_ids]:
-        return f"the special token {others[0][:40]!r}"
-    for i, token in settings.added.items():
-        own = vocabulary.special_ids.get(token["content"], vocabulary.processor.piece_to_id(token["content"]))
-        if own != i or token["single_word"]:
-            return f"the added token {token['content'][:40]!r} (added_tokens_decoder or added_tokens.json)"
-    return ""
 
 
 def train_sentencepiece(
@@ -179,7 +114,7 @@ def train_sentencepiece(
 
     extra_ids: the number of sentinels that the returned vocabulary adds to the pieces.
     model_type: the kind of SentencePiece model: "unigram", "bpe", …
-    Raises DataError if there is no text or too little, ConfigError if `size` is too large for the text.
+    Raises DataError if there is no text, ConfigError if `size` is too small or too large for the text.
     """
     import sentencepiece
 
@@ -197,7 +132,7 @@ def train_sentencepiece(
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,
-            vocab_size=size,
+            vocab_size=max(size, 16),  # below that, the error would not say the smallest possible size
             model_type=model_type,
             pad_id=0,
             eos_id=1,
@@ -216,10 +151,12 @@ def train_sentencepiece(
                 f"a vocabulary of size {size} is too large for this text; the largest possible is {largest[1]}. "
                 "Use that, or give more text"
             ) from None
-        raise DataError(
-            f"cannot train {size} pieces: {reason}. Give more text, or a --size between 300 (256 bytes and the "
-            "special pieces) and the limit in this message"
-        ) from error
+        if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
+            raise ConfigError(
+                f"a vocabulary of size {size} is too small; the smallest possible is {smallest[1]}: 256 bytes, the "
+                "special pieces, and the characters of this text. Use that or more"
+            ) from None
+        raise DataError(f"cannot train {size} pieces: {reason}. Give other text") from error
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(output, model.getvalue())

@@ -172,7 +172,7 @@ def _vocabulary(source: Path, config: ModelConfig) -> Vocabulary | None:
 
     Raises ConfigError if it has more ids than the model has embedding rows.
     """
-    if not any((source / name).is_file() for name in vocabularies.TOKENIZER_FILES[:8]):
+    if not vocabularies.has_vocabulary(source):
         return None
     vocabulary = vocabularies.load(str(source))
     size = vocabulary.size
