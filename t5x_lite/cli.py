@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
     verb: Verb = arguments.verb
     _speak()
     try:
-        return verb.run(arguments, _overrides(rest, allowed=verb.takes_config)) or 0
+        return verb.run(arguments, _overrides(rest, verb)) or 0
     except UserError as error:
         console.tell(str(error))
         return error.exit_code
@@ -93,17 +93,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
+def _overrides(rest: list[str], verb: Verb) -> dict[str, str]:
     """Returns the arguments `--config.KEY=VALUE` as {KEY: VALUE}; raises ConfigError for any other argument."""
     out = {}
-    for argument in rest:
-        key, equals, value = argument.partition("=")
-        if not (allowed and key.startswith("--config.")):
-            raise ConfigError(f"unknown argument {argument!r}; `t5x-lite VERB --help` lists the flags")
+    # An argument without "=" comes first: what follows it is its value, and would be called unknown.
+    for argument in sorted(rest, key=lambda argument: not (argument.startswith("--config.") and "=" not in argument)):
+        name, equals, value = argument.partition("=")
+        if not (verb.takes_config and name.startswith("--config.")):
+            raise ConfigError(f"unknown argument {argument!r}; {_hint(name, verb)}")
         if not equals:
-            raise ConfigError(f"{argument!r} has no value; write {argument}=VALUE")
-        out[key.removeprefix("--config.")] = value
+            raise ConfigError(f"{name} has no value; write {name}=VALUE, with = and without spaces")
+        out[name.removeprefix("--config.")] = value
     return out
+
+
+def _hint(name: str, verb: Verb) -> str:
+    """Returns what to do about an argument that `verb` does not know."""
+    listed = f"`t5x-lite {verb.name} --help` lists the flags of {verb.name}"
+    if not verb.takes_config or not name.startswith("--"):
+        return listed
+    from t5x_lite import config
+
+    key = config.key_for(name.removeprefix("--").replace("-", "_"))
+    return f"did you mean --config.{key}=VALUE? {listed}" if key else listed
 
 
 def _exec_with_huge_pages(argv: list[str]) -> None:

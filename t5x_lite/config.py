@@ -4,6 +4,7 @@ An experiment is a Python file whose `get_config()` starts from `base()` and cha
 misspelt key or a value of the wrong type raises an error. The error for a misspelt key suggests the right one.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -152,37 +153,6 @@ KEYS: dict[str, Key] = {
 }
 
 
-# {name in other frameworks: our key}. The names are without their section.
-ELSEWHERE = {
-    **dict.fromkeys(("lr", "peak_lr", "base_lr"), "optimizer.learning_rate"),
-    **dict.fromkeys(("batch_size", "train_batch_size", "per_device_train_batch_size"), "data.batch_rows"),
-    **dict.fromkeys(("max_steps", "num_steps", "epochs", "num_train_epochs"), "train.total_steps"),
-    **dict.fromkeys(("warmup", "warmup_ratio", "num_warmup_steps"), "schedule.warmup_steps"),
-    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler"), "schedule.name"),
-    **dict.fromkeys(("eval_steps", "eval_every", "eval_interval"), "eval.every_steps"),
-    **dict.fromkeys(("save_steps", "save_every", "save_interval"), "checkpoint.every_steps"),
-    **dict.fromkeys(("save_total_limit", "max_to_keep"), "checkpoint.keep_last"),
-    **dict.fromkeys(("logging_steps", "log_every", "log_interval"), "train.log_every_steps"),
-    **dict.fromkeys(("gradient_accumulation_steps", "grad_accum", "accumulate_grad_batches"), "train.microbatches"),
-    **dict.fromkeys(("max_grad_norm", "grad_clip", "gradient_clip_val"), "optimizer.clip_norm"),
-    **dict.fromkeys(("beta1", "adam_beta1"), "optimizer.b1"),
-    **dict.fromkeys(("beta2", "adam_beta2"), "optimizer.b2"),
-    **dict.fromkeys(("eps", "adam_epsilon"), "optimizer.epsilon"),
-    **dict.fromkeys(("max_length", "max_seq_length", "seq_length", "seq_len", "block_size"), "data.length"),
-    **dict.fromkeys(("max_target_length", "target_length"), "data.targets_length"),
-    **dict.fromkeys(("train_file", "data_files"), "data.files"),
-    **dict.fromkeys(("dataset", "dataset_name", "task"), "data.mixture"),
-    **dict.fromkeys(("tokenizer", "tokenizer_name"), "data.vocabulary"),
-    **dict.fromkeys(("model_name", "model_name_or_path"), "model.preset"),
-    **dict.fromkeys(("fp16", "bf16", "precision", "mixed_precision"), "model.dtype"),
-    **dict.fromkeys(("dropout", "hidden_dropout_prob"), "model.dropout_rate"),
-    **dict.fromkeys(("gradient_checkpointing", "checkpointing"), "model.remat"),
-    **dict.fromkeys(("num_beams", "beam_size"), "eval.beams"),
-    **dict.fromkeys(("max_new_tokens", "generation_max_length"), "eval.max_decode_tokens"),
-    **dict.fromkeys(("report_to", "use_wandb"), "wandb.mode"),
-}
-
-
 def base() -> Config:
     """Returns a config with all keys at their defaults. A key may stay None if its meaning mentions "unset"."""
     cfg: Config = ConfigDict()
@@ -247,9 +217,7 @@ def load(spec: str) -> Config:
     path, _, argument = spec.partition(":")
     file = Path(path)
     if not file.is_file():
-        near = suggest(file.stem, [p.stem for p in file.parent.glob("*.py")]) if file.parent.is_dir() else []
-        hint = f"; did you mean {file.parent / (near[0] + '.py')}?" if near else "; give the path of a Python file"
-        raise ConfigError(f"no config file {path!r}{hint}")
+        raise ConfigError(f"no config file {path!r}; {_config_files(file)}")
     loader_spec = importlib.util.spec_from_file_location(f"{own_code.CONFIG_MODULE}{file.stem}", file)
     if loader_spec is None or loader_spec.loader is None:
         raise ConfigError(f"config file {path!r} is not a Python file; its name must end in .py")
@@ -275,6 +243,23 @@ def load(spec: str) -> Config:
         raise ConfigError(f"config file {path!r}, line {number}: " + _unknown_key(name)) from None
     except Exception as error:
         raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _config_files(missing: Path) -> str:
+    """Returns a hint: the config files that lie where `missing` was sought, and in the directory `configs` there."""
+    places = (missing.parent, missing.parent / "configs") if missing.parent.is_dir() else ()
+    files = [file for place in places for file in sorted(place.glob("*.py")) if _defines_config(file)]
+    near = suggest(missing.stem, [file.stem for file in files], count=1)
+    if near:
+        return f"did you mean {next(file for file in files if file.stem == near[0])}?"
+    listed = ", ".join(map(str, files[:20])) + (f", … {len(files)} in all" if len(files) > 20 else "")
+    return f"there are {listed}" if files else "give the path of a Python file with get_config()"
+
+
+def _defines_config(file: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return file.is_file() and b"def get_config(" in file.read_bytes()
+    return False
 
 
 def _key_in_source(leaf: str, file: Path, error: Exception) -> tuple[str, int]:
@@ -427,12 +412,24 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _unknown_key(name: str) -> str:
-    """Returns the message for an unknown key. It suggests keys whose full name, or else last part, is similar."""
-    last = {key.rpartition(".")[2]: key for key in reversed(KEYS)}
+def key_for(name: str) -> str:
+    """Returns the only key with this last part, or the key that a different framework calls so; "" if there is none.
+
+    >>> key_for("lr"), key_for("training.total_steps"), key_for("colour")
+    ('optimizer.learning_rate', 'train.total_steps', '')
+    """
+    from t5x_lite import elsewhere  # only for messages
+
     leaf = name.rpartition(".")[2].lower()
-    if leaf in ELSEWHERE:
-        return f"unknown key config.{name}; use config.{ELSEWHERE[leaf]}: {KEYS[ELSEWHERE[leaf]].meaning}"
+    same = [key for key in KEYS if key.rpartition(".")[2] == leaf]
+    return elsewhere.NAMES.get(leaf) or (same[0] if len(same) == 1 else "")
+
+
+def _unknown_key(name: str) -> str:
+    """Returns the message for an unknown key. It suggests the key that `key_for` finds, or else similar ones."""
+    if key := key_for(name):
+        return f"unknown key config.{name}; use config.{key}: {KEYS[key].meaning}"
+    last = {key.rpartition(".")[2]: key for key in reversed(KEYS)}
     near = suggest(name, KEYS) or [last[leaf] for leaf in suggest(name.rpartition(".")[2], last)]
     hint = (
         f"; did you mean {' or '.join('config.' + key for key in near)}?"

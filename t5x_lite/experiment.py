@@ -15,7 +15,7 @@ from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
 from t5x_lite.data.registry import Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.heads import ENCODER_HEADS
 from t5x_lite.lookup import lookup, unknown
 from t5x_lite.models import presets, stored
@@ -181,17 +181,36 @@ def _vocabulary(cfg: Config, tasks: tuple[Task, ...]) -> Vocabulary:
     Raises ConfigError if there is none, or if the features have different ones.
     """
     if cfg.data.vocabulary:
-        return vocabularies.load(cfg.data.vocabulary)
+        try:
+            return vocabularies.load(cfg.data.vocabulary)
+        except ConfigError as error:
+            _require_data(tasks)
+            raise ConfigError(f"data.vocabulary: {error}") from error
     own = {f.vocabulary for task in tasks for f in task.features.values() if f.vocabulary is not None}
     if not own and (directory := _vocabulary_of_model(cfg)):
         return vocabularies.load(directory)
     if len(own) != 1:
+        _require_data(tasks)
         count = "none" if not own else f"{len(own)} different ones"
         raise ConfigError(
             f"a run needs one vocabulary; the tasks {', '.join(dict.fromkeys(t.name for t in tasks))} have {count}: "
             'set config.data.vocabulary to "bytes" or a SentencePiece model (`t5x-lite vocab` makes one)'
         )
     return own.pop()
+
+
+def _require_data(tasks: tuple[Task, ...]) -> None:
+    """Raises DataError if the training data of a task cannot be found, so that a user first hears of the data.
+
+    Leaves all other errors for later.
+    """
+    for task in tasks:
+        try:
+            task.source.split("train")
+        except DataError:
+            raise
+        except Exception:  # for example a task without this split, or a source of the user's own
+            continue
 
 
 def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> ModelConfig:

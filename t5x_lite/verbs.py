@@ -291,7 +291,7 @@ def _vocab(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _import_flags(parser: argparse.ArgumentParser) -> None:
-    source = "with config.json, model.safetensors and tokenizer files; or hf://OWNER/NAME@COMMIT; or a T5X checkpoint"
+    source = "with config.json, model.safetensors and tokenizer files; or hf://OWNER/NAME[@COMMIT]; or a T5X checkpoint"
     parser.add_argument("source", metavar="DIR", help=source)
     parser.add_argument("output", metavar="OUT", help="a new directory that runs can start from")
     parser.add_argument(
@@ -304,13 +304,19 @@ def _import_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from t5x_lite import atomic
     from t5x_lite.hub import download, interchange
 
     out = Path(arguments.output)
     is_remote = arguments.source.startswith(download.PREFIX)
-    source = download.fetch(arguments.source) if is_remote else Path(arguments.source)
+    name = download.pinned(arguments.source) if is_remote else arguments.source
+    if name != arguments.source:
+        console.say(f"{arguments.source} is now at {name.rpartition('@')[2]}; {name} will always be the same model")
+    source = download.fetch(name) if is_remote else Path(name)
     allow = tuple(name for name in arguments.allow.split(",") if name)
     report = interchange.import_directory(source, out, allow=allow, vocab_size=arguments.vocab_size)
+    if is_remote:
+        atomic.write(out / interchange.SOURCE, f"{name}\n")
     console.say("\n".join(report.lines()) if arguments.verbose else report)
     console.say(f"{out}: start from it with --config.model.preset={out} --config.init.checkpoint={out}")
 

@@ -1,6 +1,7 @@
 """A user's mistake ends with a message that says what, got, allowed and fix, and with the right exit status."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,11 @@ def get_config(preset="t5_tiny"):
         (["--config.optimizer.epsilon=0"], 2, "optimizer.epsilon=0.0: must be above 0"),
         (["--config.loss.z_loss=nan"], 2, "loss.z_loss=nan: must be a finite number"),
         (["--config.checkpoint.keep_best=tiny_animals/accuracy"], 2, "did you mean 'tiny_animal'"),
-        (["--verbose"], 2, "unknown argument '--verbose'"),
+        (["--verbose"], 2, "unknown argument '--verbose'; `t5x-lite train --help` lists the flags of train"),
+        (["--learning-rate=1"], 2, "did you mean --config.optimizer.learning_rate=VALUE?"),
+        (["--num_train_epochs", "3"], 2, "did you mean --config.train.total_steps=VALUE?"),
         (["--config.train.total_steps"], 2, "has no value"),
+        (["--config.train.total_steps", "10"], 2, "config.train.total_steps has no value; write --config.train.total_"),
     ],
 )
 def test_a_wrong_flag(tmp_path, capsys, flags, status, message):
@@ -216,3 +220,35 @@ def test_a_broken_line_for_infer(tmp_path, capsys):
         assert code == 65
         assert message in capsys.readouterr().err
     assert json.loads((workdir / "config.json").read_text())["seed"] == 0
+
+
+def test_a_task_without_data_is_told_of_the_data_first(tmp_path, capsys):
+    """Without its data, a vocabulary would not help."""
+    for vocabulary in ("", str(tmp_path / "missing")):
+        flags = [f"--config.data.dir={tmp_path}", f"--config.data.vocabulary={vocabulary}"]
+        flags += ["--config.data.mixture=glue_mrpc", f"--workdir={tmp_path / 'run'}"]
+        assert cli.run(["train", f"--config={CONFIG}", *flags]) == 65
+        assert "no file for split 'train' of MRPC" in capsys.readouterr().err
+    assert cli.run(["train", f"--config={CONFIG}", f"--workdir={tmp_path}", "--config.data.vocabulary=/missing"]) == 2
+    assert "data.vocabulary: '/missing' does not exist" in capsys.readouterr().err
+
+
+def test_a_directory_without_a_model_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["export", ".", "out"]) == 74
+    assert f"{tmp_path} holds no model, because it has no config.json; give the workdir" in capsys.readouterr().err
+
+
+def test_config_files_that_exist_are_listed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    for name in ("small", "large"):
+        (tmp_path / "configs" / f"{name}.py").write_text("def get_config(): ...")
+    (tmp_path / "other.py").write_text("")
+    os.mkfifo(tmp_path / "pipe.py")
+    for given, hint in (("smal", "did you mean configs/small.py?"), ("x", "there are configs/large.py, configs/small")):
+        assert cli.run(["train", f"--config={given}", "--workdir=run"]) == 2
+        assert f"no config file '{given}'; {hint}" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "configs" / "..")
+    assert cli.run(["train", "--config=nowhere/x.py", "--workdir=run"]) == 2
+    assert "give the path of a Python file with get_config()" in capsys.readouterr().err

@@ -2,9 +2,11 @@
 
 import dataclasses
 import fnmatch
+import http.server
 import json
 import shutil
 import struct
+import threading
 import weakref
 from pathlib import Path
 
@@ -406,7 +408,7 @@ def test_the_tokenizer_decides_the_marks_between_two_texts(good, tmp_path, betwe
 
 
 def test_what_is_not_imported_yet_is_told_how(tmp_path):
-    with pytest.raises(CheckpointError, match=r"in Hugging Face format .*hf://OWNER/NAME@COMMIT OUT"):
+    with pytest.raises(CheckpointError, match=r"in Hugging Face format .*hf://OWNER/NAME OUT"):
         t5x_lite.load(tmp_path / "bert-base-uncased")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"import it: `t5x-lite import .* OUT`"):
@@ -498,6 +500,49 @@ def test_downloads_are_pinned_and_hold_no_pickle(tmp_path, monkeypatch):
     assert asked["revision"] == revision
     assert not any(fnmatch.fnmatch(name, p) for name in ("a.bin", "a.pt", "a.py") for p in asked["allow_patterns"])
     assert (tmp_path / "out" / "checkpoints" / "0").is_dir()
-    for source in ("hf://google-bert/bert", "hf://google-bert/bert@main", "hf://bert/a/b@" + revision):
-        with pytest.raises(ConfigError, match="hf://OWNER/NAME@REVISION"):
+    assert (tmp_path / "out" / "source.txt").read_text() == f"hf://google-bert/bert@{revision}\n"
+    for source in ("hf://google-bert/bert", "hf://google-bert/bert@main"):
+        with pytest.raises(ConfigError, match="names no commit"):
             download.fetch(source)
+    for source in ("hf://bert", "hf://bert/a/b@" + revision, "hf://a/b@", "hf://../../x/y"):
+        with pytest.raises(ConfigError, match="must be hf://OWNER/NAME, or"):
+            download.pinned(source)
+
+
+def test_a_name_on_the_hub_is_pinned_to_its_newest_commit(tmp_path, monkeypatch, capsys):
+    """A server of our own answers in place of the hub."""
+    hub = pytest.importorskip("huggingface_hub", reason="the extra `hub`")
+    commit, asked, directory = "0123456789" * 4, [], theirs(tmp_path)[0]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            content = json.dumps({"id": "a/b", "sha": commit}).encode()
+            self.send_response(404 if "missing" in self.path else 200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    downloads = []
+    monkeypatch.setattr(hub, "snapshot_download", lambda *a, **options: downloads.append(options) or str(directory))
+    assert download.pinned("hf://a/b") == download.pinned("hf://a/b@v1.0") == f"hf://a/b@{commit}"
+    assert [path.split("?")[0] for path in asked if "/models/" in path] == [
+        "/api/models/a/b",
+        "/api/models/a/b/revision/v1.0",
+    ]
+    assert cli.run(["import", "hf://a/b", str(tmp_path / "out")]) == 0
+    assert f"hf://a/b is now at {commit}; hf://a/b@{commit} will always be" in capsys.readouterr().out
+    assert downloads[0]["revision"] == commit
+    assert (tmp_path / "out" / "source.txt").read_text() == f"hf://a/b@{commit}\n"
+    with pytest.raises(CheckpointError, match="cannot ask the hub for the commit of hf://a/missing"):
+        download.pinned("hf://a/missing")
+    server.shutdown()
+    with pytest.raises(CheckpointError, match="cannot ask the hub"):
+        server.server_close()
+        download.pinned("hf://a/b")

@@ -7,6 +7,7 @@ An imported directory DIR holds the files below. A run can start from them with 
     tokenizer.json …   the tokenizer's files, unchanged             --config.data.vocabulary=DIR
     huggingface.json   the original config.json, from which export copies the settings that our models do not use
     import.json        what the import did with every tensor
+    source.txt         hf://OWNER/NAME@COMMIT, if the model came from the hub
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from t5x_lite.hub.model import Model
 from t5x_lite.models import lora, stored
 from t5x_lite.models.config import ModelConfig
 
+SOURCE = "source.txt"
 # Export does not copy these keys of the original config.json. They describe the original tensors and tokenizer.
 OF_THE_ORIGIN = (
     "architectures", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "tokenizer_class",

@@ -47,7 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has {path.stat().st_size} bytes; the limit is {LARGEST_JSON}")
         value = json.loads(path.read_bytes())
     except OSError as error:
-        hint = "" if path.parent.is_dir() else " (`t5x-lite import hf://OWNER/NAME@COMMIT OUT` downloads one)"
+        hint = "" if path.parent.is_dir() else " (`t5x-lite import hf://OWNER/NAME OUT` downloads one)"
         raise CheckpointError(
             f"cannot read {path}: {error.strerror}; pass a directory in Hugging Face format{hint}"
         ) from None

@@ -317,6 +317,11 @@ def load(path: str | Path, which: str | int = "latest", special_tokens: bool | N
         path, which = path.absolute().parent.parent, path.name
     if (path / stored.FILE).is_file():
         return _stored(path, special_tokens is not False)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise CheckpointError(
+            f"{path.absolute()} holds no model, because it has no config.json; give the workdir of a run, a directory "
+            "that `t5x-lite import` made, or a directory in Hugging Face format"
+        )
     settings = mapping.read_json(path / "config.json")
     if "model_type" in settings:
         return _downloaded(path, special_tokens is not False)

@@ -51,7 +51,13 @@ class Published:
             if name not in self.files:
                 raise ConfigError(unknown(f"split of {self.folder}", name, self.files))
             return Mapped(self._rows(name), self.of_file)
-        return Mapped(self.tfds.split(name), self.of_tfds)
+        try:
+            return Mapped(self.tfds.split(name), self.of_tfds)
+        except DataError as error:
+            raise DataError(
+                f"{error}. Or give the published files with --config.data.dir=DIR, where DIR/{self.folder} holds "
+                f"{self.files['train' if 'train' in self.files else next(iter(self.files))][0]}"
+            ) from error
 
     def fingerprint(self, split: str) -> str:
         """Returns a text that changes whenever any example changes."""
