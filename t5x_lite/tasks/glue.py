@@ -125,11 +125,12 @@ def fifths(score: float) -> str:
 
 
 def number(text: str) -> float | None:
-    """Returns the number that the text spells; None if it spells no number."""
+    """Returns the finite number that the text spells; None if it spells none."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def _rows(glue: Glue) -> Table | Callable[[str], Sequence[Example]]:
@@ -197,9 +198,7 @@ def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:
     for index, text in enumerate(predictions):
         answer = text.strip()
         if not glue.labels:
-            value = number(answer)
-            score = value if value is not None and math.isfinite(value) else 0.0
-            answer = f"{min(max(score, 0.0), 5.0):.3f}"
+            answer = f"{min(max(number(answer) or 0.0, 0.0), 5.0):.3f}"
         else:
             answer = answer if answer in glue.labels else glue.labels[0]  # the server rejects other texts
             answer = answer if name in NAMED_LABELS else str(glue.labels.index(answer))
