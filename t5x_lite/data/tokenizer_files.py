@@ -111,6 +111,10 @@ def _of_file(path: Path, settings: TokenizerSettings, text: str) -> tuple[Tokeni
     if kind not in CLASSES or (kind == "LlamaTokenizer" and by_bytes):
         return _with_added(path, settings, tokenizer, settings.added), alone
     model = type(tokenizer.model).__name__
+    if model != CLASSES[kind].model and not settings.named:
+        text = f"{path} is a {model} tokenizer, which is read as it is; transformers would make a {kind} of it"
+        warnings.warn(f"{text}. Set tokenizer_class in tokenizer_config.json", stacklevel=2)
+        return _with_added(path, settings, tokenizer, settings.added), alone
     if model != CLASSES[kind].model:
         raise ConfigError(
             f"{path} is a {model} tokenizer, but the tokenizer_class is {kind!r}, which needs "
