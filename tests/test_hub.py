@@ -398,7 +398,9 @@ def test_the_tokenizer_decides_the_marks_between_two_texts(good, tmp_path, betwe
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair=f"[CLS] $A {between} $B [SEP]", special_tokens=[("[CLS]", 42), ("[SEP]", 43)]
+        single="[CLS] $A [SEP]",
+        pair=f"[CLS] $A {between} " + ("$B [SEP]" if doubled else "$B:1 [SEP]:1"),
+        special_tokens=[("[CLS]", 42), ("[SEP]", 43)],
     )
     made.save(str(tmp_path / "hf" / "tokenizer.json"))
     interchange.import_directory(tmp_path / "hf", tmp_path / "imported")
