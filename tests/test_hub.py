@@ -41,6 +41,8 @@ def tiny(name: str, **changes):
         sizes["embedding_dim"] = 8
     if base.rotary_dim:
         sizes["rotary_dim"] = 4
+    if base.decoder_start_id >= sizes["vocab_size"]:
+        sizes["decoder_start_id"] = -1
     return dataclasses.replace(base, **(sizes | changes)).validate()
 
 
@@ -311,7 +313,8 @@ HOSTILE = {
     "a tensor too many": (edited(num_hidden_layers=1), "tensors that bert does not have, first .*encoder.layer.1"),
     "layers without end": (edited(num_hidden_layers=10**9), "has 1000000000 layers"),
     "a size that is text": (edited(hidden_size="large"), "must be of type int"),
-    "a size without end": (edited(hidden_size=10**12, num_attention_heads=2), "has the shape"),
+    "a size without end": (edited(hidden_size=10**12, num_attention_heads=2), "hidden_size=10+: must be"),
+    "a size that the files do not have": (edited(hidden_size=10**9), r"has the shape .*hidden_size=1000000000"),
     "no heads": (edited(num_attention_heads=0), "must be at least 1"),
     "an activation we lack": (edited(hidden_act="mish"), "not supported; allowed: gelu"),
     "a position we lack": (edited(position_embedding_type="relative_key"), "allowed: absolute"),

@@ -1,11 +1,12 @@
 """Defines the families of decoder_only models: GPT-2, GPT-Neo, GPT-J, Llama."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from t5x_lite.hub.family import ACTIVATIONS, ONLY_FALSE, QKV_O, QKV_OUT, Family, Key, each
+from t5x_lite.hub.family import ACTIVATIONS, ONLY_FALSE, QKV_O, QKV_OUT, Family, Key, each, setting
 from t5x_lite.models import presets
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import MODEL_KEYS, ModelConfig
 
 # GPT-2, GPT-Neo, GPT-J ------------------------------------------------------------------------------------------------
 
@@ -25,10 +26,21 @@ _GPT_SETTINGS = {
     "tie_embeddings": "tie_word_embeddings",
     "decoder_start_id": "bos_token_id",
 }
+_GPT_ALIASES = {
+    "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}  # fmt: skip
+
+
+def _read_gpt(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns d_ff if config.json does not set it: four times the width."""
+    return {} if settings.get("n_inner") is not None else {"d_ff": 4 * settings["n_embd"]}
+
+
 _GPT_LAYER = "transformer.h.{i}"
 GPT2 = Family(
     model_type="gpt2",
-    base=presets.PRESETS["gpt2"],
+    base=dataclasses.replace(presets.PRESETS["gpt2"], decoder_start_id=50256),
     settings=_GPT_SETTINGS,
     also={"embd_pdrop": "resid_pdrop"},
     choices={
@@ -37,7 +49,9 @@ GPT2 = Family(
         "scale_attn_by_inverse_layer_idx": ONLY_FALSE,
         "add_cross_attention": ONLY_FALSE,
     },
-    classes={"GPT2LMHeadModel": ()},
+    aliases=_GPT_ALIASES,
+    read=_read_gpt,
+    classes={"GPT2LMHeadModel": (), "GPT2Model": ()},
     modules={
         "token_embedding": "transformer.wte",
         "decoder/position_embedding": "transformer.wpe",
@@ -61,17 +75,29 @@ GPT2 = Family(
 
 
 def _read_gpt_neo(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our field `local_window`, which is 0 if all layers attend globally.
+    """Returns our field `local_window`, which is 0 if all layers attend globally, and d_ff if config.json lacks it.
 
     Their attention_types gives the kind of each layer: [[["global", "local"], 12]] means a global layer and then a
     local layer, twelve times.
+
+    Raises ValueError if attention_types has a different form or order, or does not describe all layers.
     """
-    kinds = [kind for pattern, times in settings.get("attention_types") or () for kind in list(pattern) * times]
-    if set(kinds) <= {"global"}:
-        return {"local_window": 0}
-    if kinds != [("global", "local")[i % 2] for i in range(len(kinds))]:
-        raise ValueError(f"attention_types={settings['attention_types']!r}: global and local layers must alternate")
-    return {"local_window": settings.get("window_size", 256)}
+    given = settings.get("attention_types")
+    types, layers = [[["global", "local"], 12]] if given is None else given, settings["num_layers"]
+    try:
+        if any(len(pattern) * times > layers or times < 0 for pattern, times in types):
+            raise ValueError("too many layers")
+        kinds = [kind for pattern, times in types for kind in list(pattern) * times]
+    except (TypeError, ValueError):
+        kinds = []
+    alternate = [("global", "local")[i % 2] for i in range(len(kinds))]
+    if len(kinds) != layers or kinds not in (alternate, ["global"] * len(kinds)):
+        raise ValueError(
+            f"attention_types={str(given)[:80]} with num_layers={layers}: it must describe every layer, and either all "
+            'layers are global, or global and local layers alternate: [[["global", "local"], layers / 2]]'
+        )
+    wide = {} if settings.get("intermediate_size") is not None else {"d_ff": 4 * settings["hidden_size"]}
+    return {"local_window": setting(settings, "window_size", 256) if "local" in kinds else 0} | wide
 
 
 def _write_gpt_neo(config: ModelConfig) -> dict[str, Any]:
@@ -83,7 +109,7 @@ def _write_gpt_neo(config: ModelConfig) -> dict[str, Any]:
 
 GPT_NEO = Family(
     model_type="gpt_neo",
-    base=presets.PRESETS["gpt_neo_125m"],
+    base=dataclasses.replace(presets.PRESETS["gpt_neo_125m"], decoder_start_id=50256),
     settings={
         "vocab_size": "vocab_size",
         "d_model": "hidden_size",
@@ -100,9 +126,10 @@ GPT_NEO = Family(
     },
     also={"embed_dropout": "resid_dropout"},
     choices={"activation_function": ACTIVATIONS},
+    aliases={"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     read=_read_gpt_neo,
     write=_write_gpt_neo,
-    classes={"GPTNeoForCausalLM": ()},
+    classes={"GPTNeoForCausalLM": (), "GPTNeoModel": ()},
     modules={
         **{k: v for k, v in GPT2.modules.items() if "self_attention/" not in k},
         **each("decoder/layers_{i}/self_attention", f"{_GPT_LAYER}.attn.attention.*_proj", **QKV_OUT),
@@ -114,11 +141,13 @@ GPT_NEO = Family(
 
 GPT_J = Family(
     model_type="gptj",
-    base=presets.PRESETS["gpt_j_6b"],
+    base=dataclasses.replace(presets.PRESETS["gpt_j_6b"], decoder_start_id=50256),
     settings={**_GPT_SETTINGS, "rotary_dim": "rotary_dim"},
     also={"embd_pdrop": "resid_pdrop"},
     choices={"activation_function": ACTIVATIONS},
-    classes={"GPTJForCausalLM": ()},
+    aliases=_GPT_ALIASES,
+    read=_read_gpt,
+    classes={"GPTJForCausalLM": (), "GPTJModel": ()},
     modules={
         "token_embedding": "transformer.wte",
         "decoder/final_norm": "transformer.ln_f",
@@ -139,25 +168,44 @@ GPT_J = Family(
 
 
 def _read_llama(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our rotary fields and num_kv_heads.
+    """Returns our rotary fields, num_kv_heads, and head_dim if config.json does not set it.
 
-    transformers 5 keeps the rotary settings in rope_parameters; older versions use rope_theta and rope_scaling.
+    transformers 5 keeps the rotary settings in rope_parameters; older versions use rope_theta and rope_scaling. If both
+    are there, transformers reads rope_scaling.
+
+    Raises ValueError if a setting is not supported.
     """
-    rope = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
+    name = "rope_scaling" if settings.get("rope_scaling") else "rope_parameters"
+    rope = setting(settings, name, {})
+    heads = settings["num_attention_heads"]
+    shared = setting(settings, "num_key_value_heads", heads)
+    if shared < 1 or heads % shared:
+        raise ValueError(f"num_key_value_heads={shared}: must divide num_attention_heads={heads}")
+    theta = setting(rope, "rope_theta", setting(settings, "rope_theta", 10000.0))
+    MODEL_KEYS["rotary_base"].check("rope_theta", theta)
+    fields: dict[str, Any] = {"rotary_base": theta, "num_kv_heads": 0 if shared == heads else shared}
+    if settings.get("head_dim") is None:
+        fields["head_dim"] = settings["hidden_size"] // heads
     kind = rope.get("rope_type", rope.get("type", "default"))
-    shared = settings.get("num_key_value_heads")
-    fields = {
-        "rotary_base": float(rope.get("rope_theta", settings.get("rope_theta", 10000.0))),
-        "num_kv_heads": 0 if shared in (None, settings.get("num_attention_heads")) else shared,
-    }
-    if kind == "llama3" and (rope.get("low_freq_factor"), rope.get("high_freq_factor")) == (1, 4):
-        return fields | {
-            "rotary_factor": float(rope["factor"]),
-            "rotary_original_positions": rope["original_max_position_embeddings"],
-        }
-    if kind != "default":
-        raise ValueError(f"rope_type={kind!r} with {rope}; allowed: default, or llama3 with frequency factors 1 and 4")
-    return fields
+    for where in (rope, settings):
+        if where.get("partial_rotary_factor") not in (None, 1):
+            raise ValueError(f"partial_rotary_factor={where['partial_rotary_factor']!r} is not supported; allowed: 1")
+    if kind == "default":
+        return fields
+    if kind != "llama3":
+        raise ValueError(f"{name}: rope_type={str(kind)[:80]!r} is not supported; allowed: default, llama3")
+    for key, only in (("low_freq_factor", 1), ("high_freq_factor", 4)):
+        if rope.get(key) != only:
+            raise ValueError(f"{name}: {key}={str(rope.get(key))[:80]} is not supported; allowed: {only}")
+    if rope.get("factor") is None:
+        raise ValueError(f"{name}: factor is missing; llama3 needs it")
+    factor = setting(rope, "factor", 1.0)
+    MODEL_KEYS["rotary_factor"].check(f"{name}: factor", factor)
+    original = setting(settings, "max_position_embeddings", LLAMA.base.max_positions)
+    for where in (rope, settings):  # as in transformers, a key outside of rope_parameters wins
+        original = setting(where, "original_max_position_embeddings", original)
+    MODEL_KEYS["rotary_original_positions"].check("original_max_position_embeddings", original)
+    return fields | {"rotary_factor": factor, "rotary_original_positions": original}
 
 
 def _write_llama(config: ModelConfig) -> dict[str, Any]:
@@ -182,7 +230,7 @@ def _write_llama(config: ModelConfig) -> dict[str, Any]:
 _LLAMA_LAYER = "model.layers.{i}"
 LLAMA = Family(
     model_type="llama",
-    base=presets.PRESETS["llama_2_7b"],
+    base=dataclasses.replace(presets.PRESETS["llama_2_7b"], norm_epsilon=1e-6, max_positions=2048, decoder_start_id=1),
     settings={
         "vocab_size": "vocab_size",
         "d_model": "hidden_size",
@@ -202,7 +250,7 @@ LLAMA = Family(
     choices={"hidden_act": ACTIVATIONS},
     read=_read_llama,
     write=_write_llama,
-    classes={"LlamaForCausalLM": ()},
+    classes={"LlamaForCausalLM": (), "LlamaModel": ()},
     modules={
         "token_embedding": "model.embed_tokens",
         "decoder/final_norm": "model.norm",

@@ -1,9 +1,10 @@
 """Defines the families of encoder_only models: BERT, RoBERTa, DistilBERT, ALBERT."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from t5x_lite.hub.family import ACTIVATIONS, ONLY_FALSE, QKV_OUT, Family, Key, each
+from t5x_lite.hub.family import ACTIVATIONS, ONLY_FALSE, QKV_OUT, Family, Key, each, setting
 from t5x_lite.models import presets
 
 POSITION_IDS = {r"(.*\.)?position_ids": "the numbers 0, 1, 2, …"}
@@ -109,16 +110,25 @@ def _read_roberta(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our fields for positions.
 
     RoBERTa's first position is pad_token_id + 1. max_position_embeddings also counts the unused positions before it.
+
+    Raises ValueError if these keys leave no position.
     """
-    offset = settings.get("pad_token_id", 1) + 1
-    return {"position_offset": offset, "max_positions": settings.get("max_position_embeddings", 514) - offset}
+    offset = setting(settings, "pad_token_id", 1) + 1
+    rows = setting(settings, "max_position_embeddings", 512)
+    if not 0 <= offset < rows:
+        raise ValueError(
+            f"pad_token_id={offset - 1}, max_position_embeddings={rows}: the first position is pad_token_id + 1, which "
+            "must be at least 0 and below max_position_embeddings"
+        )
+    return {"position_offset": offset, "max_positions": rows - offset}
 
 
 ROBERTA = Family(
     model_type="roberta",
-    base=presets.PRESETS["roberta_base"],
+    base=dataclasses.replace(presets.PRESETS["roberta_base"], norm_epsilon=1e-12, type_vocab_size=2),
     settings={k: v for k, v in _BERT_SETTINGS.items() if k != "max_positions"},
-    choices=_BERT_CHOICES,
+    # transformers always uses gelu in the masked-token head, and our models have one activation for head and layers.
+    choices={**_BERT_CHOICES, "hidden_act": {"gelu": ACTIVATIONS["gelu"]}},
     read=_read_roberta,
     write=lambda config: {
         "max_position_embeddings": config.max_positions + config.position_offset,
@@ -176,6 +186,7 @@ DISTILBERT = Family(
         "initializer_stddev": "initializer_range",
     },
     choices={"activation": ACTIVATIONS, "sinusoidal_pos_embds": {False: {}, True: {}}},
+    aliases={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
     classes={
         "DistilBertForMaskedLM": ("mlm",),
         "DistilBertForSequenceClassification": ("classification",),
@@ -209,7 +220,7 @@ DISTILBERT = Family(
 _ALBERT_LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 ALBERT = Family(
     model_type="albert",
-    base=presets.PRESETS["albert_base"],
+    base=presets.PRESETS["albert_xxlarge"],
     settings={
         **_BERT_SETTINGS,
         "embedding_dim": "embedding_size",

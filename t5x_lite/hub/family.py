@@ -4,10 +4,15 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from t5x_lite.models.config import ModelConfig
+
+T = TypeVar("T")
+LARGEST_INTEGER = 2**31 - 1  # larger sizes and ids overflow the integers of jax
+LARGEST_FLOAT = 3.4e38  # larger numbers are infinite in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +38,10 @@ class Family:
 
     In this list, `a -> b` describes a mapping: a is its key, b its value.
 
-    base: a published model of the family. A field has its value from `base` if config.json does not set it.
+    base: the model that transformers assumes. A field has its value from `base` if config.json does not set it.
     settings: our field -> the key of config.json that has the same value.
     also: further key of config.json that export writes -> the key whose value export copies there.
+    aliases: another name that transformers accepts for a key of config.json -> the key.
     choices: key of config.json -> allowed value -> our fields for that value. Import refuses other values.
     read: a function that takes config.json. It returns those of our fields that need more than `settings` and
         `choices`.
@@ -59,6 +65,7 @@ class Family:
     modules: Mapping[str, str | Key]
     choices: Mapping[str, Mapping[Any, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
     also: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda settings: {}
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
     heads: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -67,6 +74,11 @@ class Family:
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def keys(self) -> frozenset[str]:
+        """The keys of config.json that import reads, without `aliases`."""
+        return frozenset((*self.settings.values(), *self.also, *self.choices, *self.write(self.base)))
 
     def ties(self, with_logits: bool = True) -> dict[str, str]:
         """Returns {name of a tied tensor: name of the tensor that it equals}.
@@ -90,6 +102,25 @@ ACTIVATIONS: Mapping[Any, Mapping[str, Any]] = {
 ONLY_FALSE: Mapping[Any, Mapping[str, Any]] = {False: {}}
 QKV_O = {"query": "q", "key": "k", "value": "v", "out": "o"}
 QKV_OUT = QKV_O | {"out": "out"}
+
+
+def setting(settings: Mapping[str, Any], key: str, default: T) -> T:
+    """Returns the value of a key of config.json, or `default` if the key is missing or null.
+
+    Raises ValueError, which names the key, if the value does not have the type of `default`, or is a number that is not
+    finite or too large for our arrays.
+    """
+    value = settings.get(key)
+    if value is None:
+        return default
+    largest = LARGEST_INTEGER if type(value) is int else LARGEST_FLOAT
+    if type(value) in (int, float) and not -largest <= value <= largest:
+        raise ValueError(f"{key}={str(value)[:40]}: must be a finite number of at most {largest:,}")
+    if type(value) is int and type(default) is float:
+        return float(value)  # type: ignore[return-value]
+    if type(value) is not type(default):
+        raise ValueError(f"{key}={str(value)[:80]!r}: must be of type {type(default).__name__}")
+    return value
 
 
 def each(ours: str, theirs: str, **names: str) -> dict[str, str | Key]:

@@ -19,19 +19,14 @@ from t5x_lite.decoding.buckets import power_of_two
 from t5x_lite.decoding.strategy import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub import mapping
+from t5x_lite.hub.family import LARGEST_INTEGER
+from t5x_lite.hub.generation_keys import HONOURED, NEUTRAL, NO_EFFECT, UNSUPPORTED
 from t5x_lite.hub.model import Model, in_batches
 from t5x_lite.models.stored import SETTINGS
 
 NEW_TOKENS = 256
 LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))  # two ways to give the same limit
 DEFAULT_MAX_LENGTH = 20  # transformers 4 wrote its default into every file, even if nobody had chosen it
-UNSUPPORTED = (
-    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "force_words_ids", "constraints",
-    "diversity_penalty", "num_beam_groups", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
-    "exponential_decay_length_penalty", "guidance_scale", "renormalize_logits", "penalty_alpha", "dola_layers",
-    "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "watermarking_config", "stop_strings", "max_time",
-)  # fmt: skip
-NEUTRAL = (None, False, 0, 1, [])  # values with which an unsupported option has no effect
 
 
 # ----------------------------------------------------------------------------------------------------- options
@@ -128,7 +123,8 @@ def _listed(ids: int | list | None) -> list:
 
 _OF_LENGTHS = {field.name: (field.type, field.default) for field in dataclasses.fields(Lengths)}
 _OF_STRATEGY = {name: (p.annotation, p.default) for name, p in inspect.signature(strategy).parameters.items()}
-OPTIONS: dict[str, tuple[Any, Any]] = _OF_LENGTHS | _OF_STRATEGY  # {name: (type, default)}
+_OF_START = {"decoder_start_token_id": (int | None, None)}  # None: the id in config.json
+OPTIONS: dict[str, tuple[Any, Any]] = _OF_LENGTHS | _OF_STRATEGY | _OF_START  # {name: (type, default)}
 
 
 def over(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,11 +150,13 @@ def settings(model: Model, task: str) -> dict[str, Any]:
     generation_config.json, or from config.json if there is no generation_config.json. The key task_specific_params of
     config.json may have values for `task` (T5 has a prefix and num_beams); these override the others.
 
-    Warns if UNSUPPORTED options are set. Raises ConfigError if the prefix is not a string.
+    Warns if UNSUPPORTED options are set, or if generation_config.json has keys that generation_keys.py does not list.
+    Raises ConfigError if the prefix is not a string.
     """
     # A model that was imported has its config.json under another name.
     config = _read(model.origin, "config.json") or _read(model.origin, SETTINGS)
-    general = {"prefix": config.get("prefix")} | (_read(model.origin, "generation_config.json") or config)
+    own = _read(model.origin, "generation_config.json")
+    general = {"prefix": config.get("prefix")} | (own or config)
     if general.get("max_length") == DEFAULT_MAX_LENGTH:
         del general["max_length"]
     tasks = config.get("task_specific_params")
@@ -168,11 +166,19 @@ def settings(model: Model, task: str) -> dict[str, Any]:
     if ignored:
         text = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
         warnings.warn(f"{model.origin}: ignoring unsupported generation options: {text[:200]}", stacklevel=3)
+    strange = [name for name in own if name not in (*HONOURED, *UNSUPPORTED, *NO_EFFECT)]
+    if strange:
+        text = ", ".join(strange)[:200]
+        warnings.warn(f"{model.origin}: generation_config.json has unknown keys, which are ignored: {text}", stacklevel=3)
     values = {name: stored[name] for name in ("prefix", *OPTIONS) if stored.get(name) is not None}
     values = {n: value[0] if isinstance(value, list) and len(value) == 1 else value for n, value in values.items()}
-    ends, own = _listed(values.pop("eos_token_id", None)), model.vocabulary.eos_id
-    if own in ends and len(ends) > 1:  # a list that lacks the vocabulary's own end is for a different vocabulary
-        values["eos_token_id"] = [end for end in ends if end != own]
+    ends, end = _listed(values.pop("eos_token_id", None)), model.vocabulary.eos_id
+    if end in ends and len(ends) > 1:  # a list that lacks the vocabulary's own end is for a different vocabulary
+        values["eos_token_id"] = [other for other in ends if other != end]
+    start = model.config.decoder_start_id
+    trained_with_another = config.get("decoder_start_token_id") not in (None, start)
+    if trained_with_another or values.get("decoder_start_token_id") == start:
+        values.pop("decoder_start_token_id", None)
     if values.get("num_beams", 1) != 1:
         values.setdefault("do_sample", False)
     if not isinstance(values.get("prefix", ""), str):
@@ -194,6 +200,10 @@ def _check(options: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={value!r}, passed or from the model's generation_config.json: must be {kind}")
         if isinstance(value, list) and not all(isinstance(one, int) for one in value):
             raise ConfigError(f"{name}={value!r}, passed or from the model's generation_config.json: must be token ids")
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise ConfigError(
+                f"{name}={value}, passed or from the model's generation_config.json: must be at most {LARGEST_INTEGER}"
+            )
 
 
 # ----------------------------------------------------------------------------------------------------- writing
@@ -210,11 +220,13 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
     Raises ConfigError if an option is invalid, or if a text leaves no room for new tokens.
     """
     _check(options)
+    config = model.config
     lengths = Lengths(**{name: options.pop(name) for name in _OF_LENGTHS if name in options})
-    chosen_strategy, config = strategy(**options), model.config
-    for name in ("forced_bos_token_id", "forced_eos_token_id", "eos_token_id"):
+    for name in ("forced_bos_token_id", "forced_eos_token_id", "eos_token_id", "decoder_start_token_id"):
         if not all(0 <= token < config.vocab_size for token in _listed(options.get(name))):
             raise ConfigError(f"{name}={options[name]}: must be token ids from 0 to {config.vocab_size - 1}")
+    start_id = options.pop("decoder_start_token_id", None)
+    chosen_strategy = strategy(**options)
     # Llama's tokenizer puts <s> before a text. GPT-2's adds nothing, so the model continues the bare text.
     begins = not isinstance(model.vocabulary, TokenizerVocabulary) or model.vocabulary.begins_with_bos
     bare = config.architecture == "decoder_only" and not begins and model.features is None
@@ -239,7 +251,7 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
             batch,
             dataclasses.replace(chosen_strategy, max_tokens=int(most_B.max())),
             eos_id=model.vocabulary.eos_id,
-            start_id=model.start_id,
+            start_id=model.start_id if start_id is None else start_id,
             seed=seed,
             row_ids=row_ids,
             limits=(least_B, most_B),

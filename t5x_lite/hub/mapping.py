@@ -5,6 +5,7 @@ The tables in families.py say what corresponds to what. This module does not imp
 
 import dataclasses
 import json
+import logging
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,10 +16,11 @@ import numpy as np
 
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.heads import HEADS
+from t5x_lite.hub import config_keys
 from t5x_lite.hub.families import FAMILIES
-from t5x_lite.hub.family import Family, Key
+from t5x_lite.hub.family import Family, Key, setting
 from t5x_lite.lookup import lookup
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import MODEL_KEYS, ModelConfig
 
 REQUIRED = ("vocab_size", "d_model", "num_heads", "num_encoder_layers", "num_decoder_layers")
 # A config.json may lack these fields, because they decide how a model is trained or run, but not what it computes.
@@ -85,33 +87,52 @@ def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> Mod
 
     Raises CheckpointError if a value is missing, has the wrong type, or is not supported by our models.
     """
-    fields: dict[str, Any] = {}
     try:
-        for field, key in family.settings.items():
-            value, default = settings.get(key), getattr(family.base, field)
-            if value is None:
-                if field in REQUIRED and default and key not in ("num_decoder_layers",):
-                    raise ValueError(f"{key} is missing")
-            elif type(value) is not type(default) and not (type(default) is float and type(value) is int):
-                raise ValueError(f"{key}={value!r}: must be of type {type(default).__name__}")
-            else:
-                fields[field] = type(default)(value)
+        settings = config_keys.checked(settings, family)
+        fields = _same_values(settings, family)
         for key, table in family.choices.items():
-            if settings.get(key) is not None:
-                if not isinstance(settings[key], str | int | float) or settings[key] not in table:
-                    raise ValueError(f"{key}={settings[key]!r} is not supported; allowed: {', '.join(map(str, table))}")
-                fields |= table[settings[key]]
+            if (value := settings.get(key)) is not None:
+                if not isinstance(value, str | int | float) or value not in table:
+                    allowed = ", ".join(map(str, table))
+                    raise ValueError(f"{key}={str(value)[:80]!r} is not supported; allowed: {allowed}")
+                fields |= table[value]
         field_of = {key: field for field, key in family.settings.items()}
         for key, source in family.also.items():
-            value, other = (settings.get(name, getattr(family.base, field_of[source])) for name in (key, source))
+            value, other = (setting(settings, name, getattr(family.base, field_of[source])) for name in (key, source))
             if value != other:
                 raise ValueError(f"{key}={value!r} and {source}={other!r} differ; our models have one value for both")
         fields |= family.read(settings)
-        fields.setdefault("head_dim", fields["d_model"] // max(1, fields["num_heads"]))
-        fields.setdefault("d_ff", 4 * fields["d_model"])
+        if "head_dim" not in family.settings:
+            fields["head_dim"] = fields["d_model"] // fields["num_heads"]
         return dataclasses.replace(family.base, **({"heads": (), "num_classes": 0} | fields)).validate()
-    except (ValueError, TypeError, KeyError, ConfigError) as error:
-        raise CheckpointError(f"{where}: {error}") from None
+    except (ValueError, ConfigError) as error:
+        text = re.sub(r"model\.(\w+)", lambda field: family.settings.get(field[1], field[0]), str(error))
+        raise CheckpointError(f"{where}: {text}") from None
+
+
+def _same_values(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Returns those of our fields that have the same value as a key of config.json.
+
+    Raises ValueError or ConfigError, which name the key, if the value is not valid, or if a necessary key is missing.
+    """
+    fields: dict[str, Any] = {}
+    for field, key in family.settings.items():
+        default = getattr(family.base, field)
+        if settings.get(key) is not None:
+            value = fields[field] = setting(settings, key, default)
+            MODEL_KEYS[field].check(key, value)
+            if value < 0:  # -1 would mean to our models that the value is not set
+                raise ValueError(f"{key}={value}: must be at least 0")
+        elif field == "decoder_start_id" and key in settings:  # null, so transformers has no such id
+            fields[field] = -1
+        elif field in REQUIRED and default and key != "num_decoder_layers":
+            raise ValueError(f"{key} is missing")
+    start = fields.get("decoder_start_id", family.base.decoder_start_id)
+    if start >= fields["vocab_size"]:  # GPT-2's id, left in the config.json of a model with a smaller vocabulary
+        if settings.get(key := family.settings["decoder_start_id"]) is not None:
+            logging.getLogger(__name__).warning("%s=%d is ignored: vocab_size=%d", key, start, fields["vocab_size"])
+        fields["decoder_start_id"] = -1
+    return fields
 
 
 def write_config(

@@ -21,7 +21,7 @@ from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, HEADS
-from t5x_lite.hub import mapping
+from t5x_lite.hub import config_keys, mapping
 from t5x_lite.hub.family import Family
 from t5x_lite.hub.import_report import ImportReport, Row
 from t5x_lite.hub.mapping import Binding
@@ -53,11 +53,13 @@ def open_directory(path: Path) -> Found:
     where = path / "config.json"
     settings = mapping.read_json(where)
     family = mapping.family_of(settings, where)
+    config_keys.check_class(settings, family, where)
     config = mapping.read_config(settings, family, where)
     weights = Weights(path)
     if config.num_layers > len(weights.shapes):
+        keys = config_keys.that_give(("num_encoder_layers", "num_decoder_layers"), settings, family)
         raise CheckpointError(
-            f"{where} has {config.num_layers} layers, but the files hold only {len(weights.shapes)} tensors"
+            f"{where} has {config.num_layers} layers ({keys}), but the files hold only {len(weights.shapes)} tensors"
         )
     names = mapping.canonical_names(weights.shapes, family)
     is_tied = config.tie_embeddings and settings.get("tie_word_embeddings") is not False
@@ -74,7 +76,12 @@ def open_directory(path: Path) -> Found:
         ):
             raise CheckpointError(f"{where} has tie_word_embeddings=false, but the tensor lm_head.weight is missing")
         config = dataclasses.replace(config, tie_embeddings=tied)
-    return Found(path, settings, family, _with_heads(config, family, weights, names, settings), weights, names)
+    config = _with_heads(config, family, weights, names, settings)
+    if "mlm" in config.heads and settings.get("tie_word_embeddings") is False:
+        table = f"{family.modules['token_embedding']}.weight"
+        if lacking := [copy for copy, source in family.tied.items() if source == table and copy not in names]:
+            raise CheckpointError(f"{where} has tie_word_embeddings=false, but the tensor {lacking[0]} is missing")
+    return Found(path, settings, family, config, weights, names)
 
 
 def with_marks_of(config: ModelConfig, vocabulary: Any) -> ModelConfig:
@@ -133,7 +140,8 @@ def load(
             theirs[part] = on_disk if part == path else on_disk[1:]
     bound = {binding.path: binding for binding in mapping.bindings(found.family, theirs)}
     names = found.names
-    rows = _account(found, config, bound, names, allow)
+    part_axes = {part: axes for path, (_, axes) in shapes.items() for part in parts[path]}
+    rows = _account(found, config, bound, names, allow, part_axes)
     fresh = [path for path in shapes if any(bound[part].key not in names for part in parts[path])]
     values = _fresh(config, fresh)
     flat: dict[str, Any] = {}
@@ -228,6 +236,7 @@ def _with_heads(
     heads, num_classes = list(head_of.values()), 0
     for head in [name for name in heads if HEADS[name].has_classes]:
         num_classes = weights.shapes[names[family.heads[head]]][0]
+        config_keys.check_classes(settings, num_classes, weights.path)
         if head == "classification" and num_classes == 1:
             heads[heads.index(head)], num_classes = "regression", 0
         elif head == "classification" and settings.get("problem_type") == "multi_label_classification":
@@ -238,9 +247,16 @@ def _with_heads(
 
 
 def _account(
-    found: Found, config: ModelConfig, bound: Mapping[str, Binding], names: Mapping[str, str], allow: Sequence[str]
+    found: Found,
+    config: ModelConfig,
+    bound: Mapping[str, Binding],
+    names: Mapping[str, str],
+    allow: Sequence[str],
+    axes: Mapping[str, Sequence[str | None]],
 ) -> list[Row]:
     """Returns one Row per tensor, and one per parameter that has no tensor.
+
+    axes: {path: logical axes} of our parameters, without the axis of scanned layers.
 
     Raises CheckpointError if a tensor has the wrong shape, or if a tied copy differs from its original. Also raises it
     if a parameter or tensor has no counterpart, unless the family explains this or `allow` permits it.
@@ -251,9 +267,11 @@ def _account(
         if binding.key in names:
             got = shapes[names[binding.key]]
             if got != binding.their_shape:
+                fields = (field for axis in axes[binding.path] for field in config_keys.FIELDS_OF_AXIS.get(axis, ()))
                 raise CheckpointError(
                     f"{found.path}: {names[binding.key]} has the shape {list(got)}; config.json makes it "
-                    f"{list(binding.their_shape)}. The files belong to different models, or are corrupted"
+                    f"{list(binding.their_shape)} ({config_keys.that_give(fields, found.settings, family)}). The files "
+                    "belong to different models, or are corrupted"
                 )
             used.setdefault(binding.key, []).append(binding)
             continue
@@ -266,11 +284,12 @@ def _account(
             rows.append(Row("", binding.shape, "fresh", binding.path, "zeros, as in transformers"))
         else:
             missing.append(binding)
+    parts = config_keys.that_give(config_keys.FIELDS_OF_PARTS, found.settings, family)
     if missing:
         b = missing[0]
         raise CheckpointError(
             f"{found.path} lacks {len(missing)} tensors, first {b.key} (our {b.path}): files are missing, or "
-            f"config.json belongs to a different model. --allow={b.path} initializes that parameter fresh"
+            f"config.json belongs to a different model ({parts}). --allow={b.path} initializes that parameter fresh"
         )
     any_head = re.compile("|".join(mapping.patterns(family)))
     unexplained = []
@@ -285,7 +304,8 @@ def _account(
                 found.weights.read(original), found.weights.read(names[source])
             ):
                 raise CheckpointError(
-                    f"{found.path}: {original} differs from {source}; the two are tied in {family.model_type}"
+                    f"{found.path}: {original} differs from {source}; in our {family.model_type} models the two are "
+                    "tied (tie_word_embeddings)"
                 )
             rows.append(Row(original, shape, "tied", reason=f"the same as {source}"))
         elif _allowed(original, allow):
@@ -297,7 +317,7 @@ def _account(
     if unexplained:
         raise CheckpointError(
             f"{found.path} has {len(unexplained)} tensors that {family.model_type} does not have, first "
-            f"{unexplained[0]}. --allow={unexplained[0]} skips it"
+            f"{unexplained[0]} ({parts}). --allow={unexplained[0]} skips it"
         )
     return rows
 

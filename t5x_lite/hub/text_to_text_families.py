@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from t5x_lite.hub.family import ACTIVATIONS, ONLY_FALSE, QKV_O, QKV_OUT, Family, Key, each
+from t5x_lite.hub.family import ACTIVATIONS, ONLY_FALSE, QKV_O, QKV_OUT, Family, Key, each, setting
 from t5x_lite.models import presets
 from t5x_lite.models.config import ModelConfig
 
@@ -17,13 +17,11 @@ def _read_t5(settings: Mapping[str, Any]) -> dict[str, Any]:
     In transformers 5, the key scale_decoder_outputs says whether logits are scaled. Older versions scale logits if and
     only if embeddings are tied.
     """
-    layers = settings.get("num_decoder_layers") or settings.get("num_layers")
-    scaled = settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings") is not False)
-    dropout = settings.get("dropout_rate", 0.1)
+    scaled = setting(settings, "scale_decoder_outputs", settings.get("tie_word_embeddings") is not False)
     return {
         "logits_scale": "rsqrt_d_model" if scaled else "none",
-        "attention_dropout_rate": dropout,
-        **({"num_decoder_layers": layers} if layers else {}),
+        "attention_dropout_rate": setting(settings, "dropout_rate", 0.1),
+        "num_decoder_layers": setting(settings, "num_decoder_layers", settings["num_layers"]),
     }
 
 
@@ -59,9 +57,15 @@ T5 = Family(
             "gated-relu": {"activation": "relu", "gated_mlp": True},
         },
     },
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    },
     read=_read_t5,
     write=_write_t5,
-    classes={"T5ForConditionalGeneration": ()},
+    classes={"T5ForConditionalGeneration": (), "T5Model": (), "T5WithLMHeadModel": ()},
     modules={
         "token_embedding": "shared",
         "{s}/relative_bias": Key("{s}.block.0.layer.0.SelfAttention.relative_attention_bias", turned=True),
@@ -85,8 +89,8 @@ T5 = Family(
 MT5 = dataclasses.replace(  # transformers never scales mT5's logits, even if the embeddings are tied
     T5,
     model_type="mt5",
-    base=presets.PRESETS["mt5_small"],
-    classes={"MT5ForConditionalGeneration": ()},
+    base=dataclasses.replace(presets.PRESETS["mt5_small"], dropout_rate=0.1, attention_dropout_rate=0.1, decoder_start_id=0),
+    classes={"MT5ForConditionalGeneration": (), "MT5Model": ()},
     read=lambda settings: _read_t5(settings) | {"logits_scale": "none"},
     write=lambda config: {"tie_word_embeddings": config.tie_embeddings},
 )
@@ -122,7 +126,12 @@ BART = Family(
         "normalize_embedding": {True: {}},
         "static_position_embeddings": ONLY_FALSE,
     },
-    classes={"BartForConditionalGeneration": ()},
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    },
+    classes={"BartForConditionalGeneration": (), "BartModel": ()},
     modules={
         "token_embedding": "model.shared",
         "{s}/position_embedding": "model.{s}.embed_positions",

@@ -18,6 +18,7 @@ HOW_TO_CONVERT = (
     "if you trust it, convert it: `python -c \"from transformers import AutoModel as M; M.from_pretrained('DIR')"
     ".save_pretrained('OUT')\"` with the model's own class writes safetensors"
 )
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of safetensors whose values are the parameters
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
 METADATA = {"format": "pt"}  # older versions of transformers refuse a file without this metadata
 SHARD_BYTES = 5_000_000_000
@@ -48,9 +49,15 @@ class Weights:
                     )
                 self._file_of[name] = opened
         self.shapes = {name: tuple(f.get_slice(name).get_shape()) for name, f in self._file_of.items()}
+        self._dtypes = {name: f.get_slice(name).get_dtype() for name, f in self._file_of.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Returns one tensor as float32. Raises CheckpointError if the tensor cannot be read."""
+        """Returns one tensor as float32. Raises CheckpointError if the tensor cannot be read, or is quantized."""
+        if self._dtypes[name] not in FLOATS:
+            raise CheckpointError(
+                f"{self.path}: {name!r} is quantized ({self._dtypes[name]}); allowed: {', '.join(FLOATS)}. Dequantize "
+                "the model with transformers and save it again"
+            )
         try:
             return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
         except Exception as error:  # safetensors and numpy raise different classes

@@ -1,0 +1,203 @@
+"""Every key of config.json: changed or removed, it has the same effect here as in transformers, or is refused by name.
+
+For each family, the tests change and remove each key of a tiny random model, one at a time, and load the directory with
+transformers and with our import. Each change is one case. Most cases are slow; the default run has a fixed sample.
+"""
+
+import copy
+import functools
+import json
+import logging
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from t5x_lite.errors import UserError
+from t5x_lite.hub import config_keys, mapping, parameters
+from t5x_lite.hub.families import FAMILIES
+from t5x_lite.models import build, intermediates
+
+torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
+transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
+
+from test_hub_parity import MODELS, comparable, outputs_of, random_batch, reference  # noqa: E402 (needs torch)
+
+TINY = {
+    "t5": ("t5", "t5_1_1"),
+    "mt5": ("mt5",),
+    "bert": ("bert_pretraining", "bert_classifier"),
+    "roberta": ("roberta_mlm",),
+    "distilbert": ("distilbert_mlm", "distilbert_classifier"),
+    "albert": ("albert_pretraining",),
+    "gpt2": ("gpt2", "gpt2_untied"),
+    "gpt_neo": ("gpt_neo",),
+    "gptj": ("gpt_j",),
+    "llama": ("llama", "llama3"),
+    "bart": ("bart",),
+}
+REMOVED = "removed"
+MEANINGLESS = {"model_type"}  # its change makes a different family
+OTHER = {  # values that a rule by type would not find
+    "attention_types": [[[["global"], 3]], [[["local"], 3]], [[["global", "local"], 2]]],
+    "architectures": [["NoSuchModel"], ["BertForMultipleChoice"], []],
+    "problem_type": ["multi_label_classification", "regression"],
+    "id2label": [{"0": "no", "1": "yes"}, {str(i): str(i) for i in range(5)}],
+    "label2id": [{"no": 0, "yes": 1}],
+    "dtype": ["bfloat16"],
+    "feed_forward_proj": ["gated-gelu", "gated-silu", "gated-relu", "gelu", "relu"],
+    "attention_layers": [["global"] * 3],
+    "rope_parameters": [None, {"rope_type": "default", "rope_theta": 77.0}],
+    "rope_type": ["default", "linear", "dynamic", "yarn", "llama3"],
+    "summary_activation": ["tanh"],
+    "num_labels": [5],
+}
+FURTHER = {  # keys that no config of transformers writes today, but that change or changed models
+    "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "pruned_heads": {"0": [1]},
+    "per_layer_config": {"0": {"rms_norm_eps": 0.5, "layer_norm_eps": 0.5, "layer_norm_epsilon": 0.5}},
+    "num_labels": 5,
+    "rope_theta": 50.0,
+    "rope_scaling": {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                     "original_max_position_embeddings": 16},
+    "partial_rotary_factor": 0.5,
+    "original_max_position_embeddings": 16,
+    "scale_decoder_outputs": False,
+    "n_ctx": 4,
+    "their_own": [1, 2],
+    "torch_dtype": "float16",
+    "output_attentions": True,
+    "gradient_checkpointing": True,
+}  # fmt: skip
+
+
+@functools.cache
+def directory(name: str) -> Path:
+    """Returns a directory of the tiny model with this name, saved by transformers."""
+    path = Path(tempfile.mkdtemp(prefix="keys_"))
+    reference(name).save_pretrained(path)
+    return path
+
+
+@functools.cache
+def config_of(name: str):
+    kind, settings = MODELS[name]
+    return getattr(transformers, kind).config_class(**settings)
+
+
+def others(key: str, value) -> list:
+    """Returns other valid values for a key that has this value."""
+    if key in OTHER:
+        return [other for other in OTHER[key] if other != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value * 2, value + 1, value // 2]
+    if isinstance(value, float):
+        return [0.25, value * 4]
+    if isinstance(value, str):
+        activation = value in transformers.activations.ACT2FN
+        return [v for v in ("relu", "gelu_new", "gelu", "silu", "tanh") if v != value] if activation else ["other"]
+    return [3] if value is None else []
+
+
+def cases() -> list:
+    out = []
+    for family, names in TINY.items():
+        for name in names:
+            full = json.loads(json.dumps(config_of(name).to_dict()))
+            changes = [((key,), value) for key, value in full.items() if key not in MEANINGLESS]
+            changes += [(("rope_parameters", key), value) for key, value in full.get("rope_parameters", {}).items()]
+            found = [(path, REMOVED) for path, _ in changes]
+            found += [(path, other) for path, value in changes for other in others(path[-1], value)]
+            found += [((alias,), full[key] + more) for alias, key in FAMILIES[family].aliases.items() for more in (0, 1)]
+            found += [((key,), value) for key, value in FURTHER.items()]
+            for path, value in found:
+                label = f"{name}-{'.'.join(path)}-{json.dumps(value)[:60]}"
+                marks = () if zlib.crc32(label.encode()) % 20 == 0 else pytest.mark.slow
+                out.append(pytest.param(name, path, value, id=label, marks=marks))
+    return out
+
+
+def changed(settings: dict, path: tuple[str, ...], value) -> dict:
+    """Returns a copy of `settings` with one key set to `value`, or without it."""
+    out = inner = copy.deepcopy(settings)
+    for key in path[:-1]:
+        inner = inner[key]
+    if value == REMOVED:
+        inner.pop(path[-1], None)
+    else:
+        inner[path[-1]] = value
+    return out
+
+
+def theirs(name: str, path: Path):
+    """Returns what transformers computes with a directory: {output: array}. None if it does not load all of it."""
+    try:
+        model, info = getattr(transformers, MODELS[name][0]).from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+        if info["missing_keys"] or info["mismatched_keys"]:
+            return None
+        model.eval().config.return_dict = True
+        config = parameters.open_directory(directory(name)).config
+        with torch.no_grad():
+            return {output: array.numpy() for output, array in outputs_of(model, config, random_batch(config)).items()}
+    except Exception:  # any: transformers has no class for them
+        return None
+
+
+@functools.cache
+def compiled(config):
+    return jax.jit(lambda params, batch: intermediates.apply(build(config), params, batch))
+
+
+def ours(path: Path, batch) -> dict:
+    opened = parameters.open_directory(path)
+    params, _ = parameters.load(opened, opened.config, parameters.layout_for(opened.config))
+    outputs, (hidden, attention) = compiled(opened.config)(params, batch)
+    return outputs | {f"hidden {k}": x for k, x in hidden.items()} | {f"attention {k}": x for k, x in attention.items()}
+
+
+@pytest.mark.parametrize(("name", "path", "value"), cases())
+def test_a_changed_or_removed_key_is_honoured_or_refused_by_name(name, path, value, tmp_path, caplog):
+    shutil.copy(directory(name) / "model.safetensors", tmp_path)
+    full = json.loads(json.dumps(config_of(name).to_dict())) | {"architectures": [MODELS[name][0]]}
+    (tmp_path / "config.json").write_text(json.dumps(changed(full, path, value)))
+    batch = random_batch(parameters.open_directory(directory(name)).config)
+    expected = theirs(name, tmp_path)
+    try:
+        got = ours(tmp_path, batch)
+    except UserError as error:
+        assert path[-1] in str(error), f"the message does not name the key: {error}"
+        return
+    if expected is None:
+        assert f" {path[-1]}" in caplog.text, "transformers refuses it, or lacks parameters; no warning names the key"
+        return
+    for output, values in expected.items():
+        a, b = (comparable(output, np.asarray(x), batch) for x in (got[output], values))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=output)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_key_of_transformers_is_listed(name, caplog):
+    settings = json.loads(json.dumps(transformers.AutoConfig.for_model(name).to_dict()))
+    with caplog.at_level(logging.WARNING):
+        assert config_keys.checked(settings, FAMILIES[name]) == settings
+    assert not caplog.records
+    config_keys.checked(settings | {"their_own": 1}, FAMILIES[name])
+    assert "their_own" in caplog.text
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_key_that_is_missing_has_transformers_default(name):
+    family = FAMILIES[name]
+    settings = json.loads(json.dumps(transformers.AutoConfig.for_model(name).to_dict()))
+    necessary = {family.settings[field] for field in mapping.REQUIRED if field in family.settings}
+    bare = {key: value for key, value in settings.items() if key in necessary}
+    assert mapping.read_config(bare, family, Path()) == mapping.read_config(settings, family, Path())
+    assert family.aliases == transformers.AutoConfig.for_model(name).attribute_map
