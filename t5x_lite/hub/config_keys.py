@@ -5,7 +5,7 @@ skipped too, with a warning.
 """
 
 import logging
-import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from t5x_lite.hub import generation_keys
 from t5x_lite.hub.family import Family
 from t5x_lite.lookup import suggest
 
+log = logging.getLogger(__name__)
+
 # Keys that other modules read: parameters.py (heads and tied tensors), model.py (labels), generation.py.
 READ_ELSEWHERE = (
-    "model_type", "architectures", "problem_type", "tie_word_embeddings", "id2label", "num_labels", "task_specific_params", "prefix",
-    *generation_keys.HONOURED, *generation_keys.UNSUPPORTED,
+    "model_type", "architectures", "problem_type", "tie_word_embeddings", "id2label", "num_labels",
+    "task_specific_params", "prefix", *generation_keys.HONOURED, *generation_keys.UNSUPPORTED,
 )  # fmt: skip
 
 _ORIGIN = "says where the files come from"
@@ -52,8 +54,8 @@ NO_EFFECT: Mapping[str, str] = {
     **dict.fromkeys(
         ("is_encoder_decoder", "is_decoder", "add_cross_attention", "cross_attention_hidden_size", "rotary"), _FIXED
     ),
-    **dict.fromkeys(("dense_act_fn", "is_gated_act"), "follows from feed_forward_proj"),
-    "attention_layers": "follows from attention_types",
+    **dict.fromkeys(("dense_act_fn", "is_gated_act"), "T5's import checks that it agrees with feed_forward_proj"),
+    "attention_layers": "GPT-Neo's import checks that it agrees with attention_types",
     **dict.fromkeys(
         ("qa_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "classif_dropout"), _TRAINING
     ),
@@ -85,15 +87,22 @@ REFUSED: Mapping[str, tuple[tuple, str]] = {
 # Logical axis -> the fields of ModelConfig that decide its size.
 FIELDS_OF_AXIS = {
     "vocab": ("vocab_size",), "embed": ("d_model", "embedding_dim"), "mlp": ("d_ff",), "types": ("type_vocab_size",),
-    "heads": ("num_heads", "num_kv_heads"), "kv": ("head_dim", "d_model", "num_heads"), "norm": ("d_model",),
-    "positions": ("max_positions",), "relative_buckets": ("relative_buckets",),
+    "heads": ("num_heads", "num_kv_heads"), "kv": ("head_dim", "d_model", "num_heads"),
+    "norm": ("d_model", "embedding_dim"), "positions": ("max_positions",), "relative_buckets": ("relative_buckets",),
+    "classes": ("num_classes",),
 }  # fmt: skip
 # The fields that decide which parameters a model has.
 FIELDS_OF_PARTS = (
     "num_encoder_layers", "num_decoder_layers", "attention_bias", "mlp_bias", "gated_mlp", "type_vocab_size",
     "embedding_dim",
 )  # fmt: skip
-READ_BY_NAME = {"max_positions": "max_position_embeddings", "num_kv_heads": "num_key_value_heads"}
+# Tensors of heads that have one output for each label of config.json.
+SIZED_BY_LABELS = (
+    "classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight", "sop_classifier.classifier.weight",
+)  # fmt: skip
+READ_BY_NAME = {
+    "max_positions": "max_position_embeddings", "num_kv_heads": "num_key_value_heads", "num_classes": "architectures",
+}  # fmt: skip
 
 
 def checked(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -116,7 +125,9 @@ def checked(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
         names = [f"{key[:40]} (did you mean {keys[0]}?)" if keys else key[:40] for key, keys in near.items()]
         more = f" and {len(strange) - 8} more" if len(strange) > 8 else ""
         logging.getLogger(__name__).warning(
-            "config.json has keys that %s does not have. They are ignored: %s", family.model_type, ", ".join(names) + more
+            "config.json has keys that %s does not have. They are ignored: %s",
+            family.model_type,
+            ", ".join(names) + more,
         )
     return out
 
@@ -130,16 +141,14 @@ def check_class(settings: Mapping[str, Any], family: Family, where: Path) -> Non
     names = [str(name) for name in given] if isinstance(given, list) else []
     if not names or any(name in family.classes for name in names):
         return
-    if any(name.startswith(os.path.commonprefix(list(family.classes))) for name in names):
+    first_part = re.split("For|LMHead", next(iter(family.classes)))[0]  # such as Bert
+    if any(name.startswith(first_part) for name in names):
         raise CheckpointError(
             f"{where}: architectures={', '.join(names)[:80]} is not supported; allowed: {', '.join(family.classes)}. "
             "If the files have the tensors of one of these classes, write its name there"
         )
-    logging.getLogger(__name__).warning(
-        "%s: architectures=%s is unknown; the names of the tensors decide which heads the model has",
-        where,
-        ", ".join(names)[:80],
-    )
+    text = ", ".join(names)[:80]
+    log.warning("%s: architectures=%s is unknown; the tensors' names decide which heads the model has", where, text)
 
 
 def check_classes(settings: Mapping[str, Any], outputs: int, where: Path) -> None:
@@ -147,19 +156,28 @@ def check_classes(settings: Mapping[str, Any], outputs: int, where: Path) -> Non
 
     Warns if config.json has no names for other than two classes; transformers then assumes two.
     """
-    names, count = settings.get("id2label"), settings.get("num_labels")
-    key, given = ("id2label", len(names)) if isinstance(names, dict) else ("num_labels", count)
-    if given is None and outputs != 2:
-        logging.getLogger(__name__).warning("%s: id2label is missing; the %d classes have no names", where, outputs)
-    elif given not in (None, outputs):
-        raise CheckpointError(f"{where}: config.json has {given} classes ({key}), but the classifier {outputs} outputs")
+    names = settings.get("id2label")
+    given = {"id2label": len(names) if isinstance(names, dict) else None, "num_labels": settings.get("num_labels")}
+    for key, count in given.items():
+        if count not in (None, outputs):
+            raise CheckpointError(
+                f"{where}: {key} of config.json is for {str(count)[:40]} classes; the classifier has {outputs} outputs"
+            )
+    if outputs != 2 and set(given.values()) == {None}:
+        log.warning("%s: id2label is missing; the %d classes have no names", where, outputs)
+
+
+def fields_of(axes: Iterable[str | None]) -> list[str]:
+    """Returns the fields of ModelConfig that decide the sizes of these logical axes."""
+    return [field for axis in axes for field in FIELDS_OF_AXIS.get(axis or "", ())]
 
 
 def that_give(fields: Iterable[str], settings: Mapping[str, Any], family: Family) -> str:
     """Returns the keys of config.json that decide these fields, with their values, such as `n_embd=64, n_head=3`."""
     keys: list[str] = []
+    known = {*family.keys, "architectures"}
     for field in fields:
-        keys += [key for key in (family.settings.get(field), READ_BY_NAME.get(field)) if key in family.keys]
+        keys += [table[field] for table in (family.settings, READ_BY_NAME) if table.get(field) in known]
         keys += [key for key, table in family.choices.items() if any(field in values for values in table.values())]
-    values = {key: settings.get(key) for key in keys}
+    values = {key: settings.get(key) for key in keys}  # each key once
     return ", ".join(f"{k} is missing" if v is None else f"{k}={str(v)[:40]}" for k, v in values.items())

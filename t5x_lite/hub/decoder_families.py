@@ -96,8 +96,12 @@ def _read_gpt_neo(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"attention_types={str(given)[:80]} with num_layers={layers}: it must describe every layer, and either all "
             'layers are global, or global and local layers alternate: [[["global", "local"], layers / 2]]'
         )
+    if settings.get("attention_layers") not in (None, kinds):
+        raise ValueError("attention_layers contradicts attention_types; remove attention_layers")
+    window = setting(settings, "window_size", 256)
+    MODEL_KEYS["local_window"].check("window_size", window)
     wide = {} if settings.get("intermediate_size") is not None else {"d_ff": 4 * settings["hidden_size"]}
-    return {"local_window": setting(settings, "window_size", 256) if "local" in kinds else 0} | wide
+    return {"local_window": window if "local" in kinds else 0} | wide
 
 
 def _write_gpt_neo(config: ModelConfig) -> dict[str, Any]:
@@ -181,8 +185,10 @@ def _read_llama(settings: Mapping[str, Any]) -> dict[str, Any]:
     shared = setting(settings, "num_key_value_heads", heads)
     if shared < 1 or heads % shared:
         raise ValueError(f"num_key_value_heads={shared}: must divide num_attention_heads={heads}")
-    theta = setting(rope, "rope_theta", setting(settings, "rope_theta", 10000.0))
-    MODEL_KEYS["rotary_base"].check("rope_theta", theta)
+    theta = 10000.0
+    for where in (settings, rope):
+        theta = setting(where, "rope_theta", theta)
+        MODEL_KEYS["rotary_base"].check("rope_theta", theta)
     fields: dict[str, Any] = {"rotary_base": theta, "num_kv_heads": 0 if shared == heads else shared}
     if settings.get("head_dim") is None:
         fields["head_dim"] = settings["hidden_size"] // heads
@@ -196,9 +202,10 @@ def _read_llama(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{name}: rope_type={str(kind)[:80]!r} is not supported; allowed: default, llama3")
     for key, only in (("low_freq_factor", 1), ("high_freq_factor", 4)):
         if rope.get(key) != only:
-            raise ValueError(f"{name}: {key}={str(rope.get(key))[:80]} is not supported; allowed: {only}")
+            given = str(rope.get(key))[:80]
+            raise ValueError(f"{name}: {key}={given} with rope_type={kind!r} is not supported; allowed: {only}")
     if rope.get("factor") is None:
-        raise ValueError(f"{name}: factor is missing; llama3 needs it")
+        raise ValueError(f"{name}: factor is missing; rope_type={kind!r} needs it")
     factor = setting(rope, "factor", 1.0)
     MODEL_KEYS["rotary_factor"].check(f"{name}: factor", factor)
     original = setting(settings, "max_position_embeddings", LLAMA.base.max_positions)

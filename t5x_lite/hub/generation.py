@@ -19,6 +19,7 @@ from t5x_lite.decoding.buckets import power_of_two
 from t5x_lite.decoding.strategy import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub import mapping
+from t5x_lite.hub.checks import require_positive
 from t5x_lite.hub.family import LARGEST_INTEGER
 from t5x_lite.hub.generation_keys import HONOURED, NEUTRAL, NO_EFFECT, UNSUPPORTED
 from t5x_lite.hub.model import Model, in_batches
@@ -101,6 +102,8 @@ def strategy(
         raise ConfigError(f"num_beams={num_beams} with do_sample=True: set num_beams=1 or do_sample=False")
     if do_sample and not temperature > 0:
         raise ConfigError(f"temperature={temperature} with do_sample: must be above 0, or set do_sample=False")
+    for name, count in (("num_beams", num_beams), ("num_return_sequences", num_return_sequences)):
+        require_positive(name, count)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
     return Strategy(
         beams=num_beams,
@@ -169,7 +172,9 @@ def settings(model: Model, task: str) -> dict[str, Any]:
     strange = [name for name in own if name not in (*HONOURED, *UNSUPPORTED, *NO_EFFECT)]
     if strange:
         text = ", ".join(strange)[:200]
-        warnings.warn(f"{model.origin}: generation_config.json has unknown keys, which are ignored: {text}", stacklevel=3)
+        warnings.warn(
+            f"{model.origin}: generation_config.json has unknown keys, which are ignored: {text}", stacklevel=3
+        )
     values = {name: stored[name] for name in ("prefix", *OPTIONS) if stored.get(name) is not None}
     values = {n: value[0] if isinstance(value, list) and len(value) == 1 else value for n, value in values.items()}
     ends, end = _listed(values.pop("eos_token_id", None)), model.vocabulary.eos_id

@@ -33,6 +33,7 @@ SILENT = (
 # These heads and `classification` share a class in transformers. The key problem_type of config.json tells them apart.
 PROBLEMS = {name: head.problem_type for name, head in HEADS.items() if head.problem_type}
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+ADAPTER = "adapter_config.json"  # peft's; none of its keys is read
 LARGEST_JSON = 10_000_000  # bytes; a config.json has a few thousand
 
 
@@ -60,6 +61,16 @@ def read_json(path: Path) -> dict[str, Any]:
             f"cannot read {path}: it holds a {type(value).__name__}, not an object; download the file again"
         )
     return value
+
+
+def refuse_adapter(directory: Path) -> None:
+    """Raises CheckpointError if the directory has peft's adapter_config.json. transformers would add the adapter."""
+    if (directory / ADAPTER).is_file():
+        raise CheckpointError(
+            f"{directory} has an {ADAPTER}: adapters of peft cannot be imported. Merge it into its base model, and "
+            "import the result: `model.merge_and_unload().save_pretrained(OUT)` in Python. If the weights here are "
+            f"merged already, remove {ADAPTER}"
+        )
 
 
 def family_of(settings: Mapping[str, Any], where: Path) -> Family:

@@ -317,6 +317,7 @@ def load(path: str | Path, which: str | int = "latest", special_tokens: bool | N
         path, which = path.absolute().parent.parent, path.name
     if (path / stored.FILE).is_file():
         return _stored(path, special_tokens is not False)
+    mapping.refuse_adapter(path)
     if path.is_dir() and not (path / "config.json").exists():
         raise CheckpointError(
             f"{path.absolute()} holds no model, because it has no config.json; give the workdir of a run, a directory "

@@ -22,7 +22,7 @@ from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, HEADS
 from t5x_lite.hub import config_keys, mapping
-from t5x_lite.hub.family import Family
+from t5x_lite.hub.family import Family, setting
 from t5x_lite.hub.import_report import ImportReport, Row
 from t5x_lite.hub.mapping import Binding
 from t5x_lite.hub.weights import Weights
@@ -50,6 +50,7 @@ def open_directory(path: Path) -> Found:
 
     Raises CheckpointError if config.json or the tensors cannot be used.
     """
+    mapping.refuse_adapter(path)
     where = path / "config.json"
     settings = mapping.read_json(where)
     family = mapping.family_of(settings, where)
@@ -62,22 +63,19 @@ def open_directory(path: Path) -> Found:
             f"{where} has {config.num_layers} layers ({keys}), but the files hold only {len(weights.shapes)} tensors"
         )
     names = mapping.canonical_names(weights.shapes, family)
-    is_tied = config.tie_embeddings and settings.get("tie_word_embeddings") is not False
+    says_untied = not setting(settings, "tie_word_embeddings", family.base.tie_embeddings)
+    is_tied = config.tie_embeddings and not says_untied
     for copy, source in family.ties(is_tied).items():
         if source not in names and copy in names:  # a file may have any of the tied names
             names[source] = names.pop(copy)
     head_table = names.get("lm_head.weight")
     tied = head_table is None or (config.tie_embeddings and _same(weights, names, "token_embedding", family))
     if config.architecture != "encoder_only":
-        if (
-            head_table is None
-            and settings.get("tie_word_embeddings") is False
-            and family.model_type not in ("t5", "mt5")
-        ):
+        if head_table is None and says_untied and family.model_type not in ("t5", "mt5"):
             raise CheckpointError(f"{where} has tie_word_embeddings=false, but the tensor lm_head.weight is missing")
         config = dataclasses.replace(config, tie_embeddings=tied)
     config = _with_heads(config, family, weights, names, settings)
-    if "mlm" in config.heads and settings.get("tie_word_embeddings") is False:
+    if "mlm" in config.heads and says_untied:
         table = f"{family.modules['token_embedding']}.weight"
         if lacking := [copy for copy, source in family.tied.items() if source == table and copy not in names]:
             raise CheckpointError(f"{where} has tie_word_embeddings=false, but the tensor {lacking[0]} is missing")
@@ -236,11 +234,12 @@ def _with_heads(
     heads, num_classes = list(head_of.values()), 0
     for head in [name for name in heads if HEADS[name].has_classes]:
         num_classes = weights.shapes[names[family.heads[head]]][0]
-        config_keys.check_classes(settings, num_classes, weights.path)
         if head == "classification" and num_classes == 1:
             heads[heads.index(head)], num_classes = "regression", 0
         elif head == "classification" and settings.get("problem_type") == "multi_label_classification":
             heads[heads.index(head)] = "multi_label"
+    for tensor in (tensor for tensor in head_of if tensor in config_keys.SIZED_BY_LABELS):
+        config_keys.check_classes(settings, weights.shapes[names[tensor]][0], weights.path)
     if "pooled" in heads and any(HEADS[name].reads == EXAMPLES for name in heads if name != "pooled"):
         heads.remove("pooled")
     return dataclasses.replace(config, heads=tuple(heads), num_classes=num_classes)
@@ -267,11 +266,10 @@ def _account(
         if binding.key in names:
             got = shapes[names[binding.key]]
             if got != binding.their_shape:
-                fields = (field for axis in axes[binding.path] for field in config_keys.FIELDS_OF_AXIS.get(axis, ()))
+                keys = config_keys.that_give(config_keys.fields_of(axes[binding.path]), found.settings, family)
                 raise CheckpointError(
                     f"{found.path}: {names[binding.key]} has the shape {list(got)}; config.json makes it "
-                    f"{list(binding.their_shape)} ({config_keys.that_give(fields, found.settings, family)}). The files "
-                    "belong to different models, or are corrupted"
+                    f"{list(binding.their_shape)} ({keys}). The files belong to different models, or are corrupted"
                 )
             used.setdefault(binding.key, []).append(binding)
             continue

@@ -1,4 +1,8 @@
-"""Writes the LoRA matrices and heads of a model, without its other parameters, in the file format of peft."""
+"""Writes the LoRA matrices and heads of a model, without its other parameters, in the file format of peft.
+
+Adapters are only written, not read. transformers reads an adapter_config.json wherever there is one, even beside the
+weights of a whole model, so a directory that has one is refused.
+"""
 
 import json
 import re
@@ -14,7 +18,7 @@ from t5x_lite.hub.family import Family
 from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, SETTINGS = "adapter_model.safetensors", mapping.ADAPTER
 PREFIX = "base_model.model."  # peft wraps the model in two modules; their names are base_model and model
 ONE_VECTOR = tuple(name for name in SUPERVISED if HEADS[name].reads == EXAMPLES)  # heads that read one per example
 TRAINED_WHOLE = ("pooler/", *(f"{name}/" for name in SUPERVISED))

@@ -11,12 +11,22 @@ from t5x_lite.models.config import ModelConfig
 # T5 -------------------------------------------------------------------------------------------------------------------
 
 
-def _read_t5(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _read_t5(settings: Mapping[str, Any], feed_forward: str = "relu") -> dict[str, Any]:
     """Returns those of our fields that Family.settings and Family.choices do not cover.
 
     In transformers 5, the key scale_decoder_outputs says whether logits are scaled. Older versions scale logits if and
     only if embeddings are tied.
+
+    feed_forward: the default of feed_forward_proj.
+
+    Raises ValueError if dense_act_fn or is_gated_act contradicts feed_forward_proj. transformers would read these two.
     """
+    feed_forward = setting(settings, "feed_forward_proj", feed_forward)
+    gated, activation = feed_forward.startswith("gated-"), feed_forward.removeprefix("gated-")
+    expected = {"dense_act_fn": "gelu_new" if activation == "gelu" else activation, "is_gated_act": gated}
+    for key, value in expected.items():
+        if settings.get(key) not in (None, value):
+            raise ValueError(f"{key}={settings[key]!r} contradicts feed_forward_proj={feed_forward!r}; remove {key}")
     scaled = setting(settings, "scale_decoder_outputs", settings.get("tie_word_embeddings") is not False)
     return {
         "logits_scale": "rsqrt_d_model" if scaled else "none",
@@ -56,6 +66,7 @@ T5 = Family(
             "gated-silu": {"activation": "silu", "gated_mlp": True},
             "gated-relu": {"activation": "relu", "gated_mlp": True},
         },
+        "is_encoder_decoder": {True: {}},
     },
     aliases={
         "hidden_size": "d_model",
@@ -89,9 +100,11 @@ T5 = Family(
 MT5 = dataclasses.replace(  # transformers never scales mT5's logits, even if the embeddings are tied
     T5,
     model_type="mt5",
-    base=dataclasses.replace(presets.PRESETS["mt5_small"], dropout_rate=0.1, attention_dropout_rate=0.1, decoder_start_id=0),
+    base=dataclasses.replace(
+        presets.PRESETS["mt5_small"], dropout_rate=0.1, attention_dropout_rate=0.1, decoder_start_id=0
+    ),
     classes={"MT5ForConditionalGeneration": (), "MT5Model": ()},
-    read=lambda settings: _read_t5(settings) | {"logits_scale": "none"},
+    read=lambda settings: _read_t5(settings, "gated-gelu") | {"logits_scale": "none"},
     write=lambda config: {"tie_word_embeddings": config.tie_embeddings},
 )
 
@@ -125,6 +138,7 @@ BART = Family(
         "add_final_layer_norm": ONLY_FALSE,
         "normalize_embedding": {True: {}},
         "static_position_embeddings": ONLY_FALSE,
+        "is_encoder_decoder": {True: {}},
     },
     aliases={
         "hidden_size": "d_model",
