@@ -1,6 +1,7 @@
 """Two runs in one workdir: the second fails and names the first; a dead run keeps nobody out."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 import time
 
 import pytest
+from waiting import wait_until
 
 from t5x_lite.cluster import lock
 from t5x_lite.errors import CheckpointError, ConfigError
@@ -31,6 +33,81 @@ def test_a_living_run_keeps_others_out_and_a_killed_one_does_not(tmp_path):
         pass
     with lock.held(tmp_path):
         pass
+
+
+NO_FLOCK = "import errno, fcntl\ndef flock(*_): raise OSError(errno.{}, 'no locks on this disk')\nfcntl.flock = flock\n"
+
+
+def without_flock(monkeypatch, number: int) -> None:
+    def flock(*_):
+        raise OSError(number, "no locks on this disk")
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("error", ["ENOTSUP", "ENOLCK"])
+def test_without_file_locks_a_living_process_keeps_others_out_and_a_dead_one_does_not(tmp_path, monkeypatch, error):
+    """The lock file names the process; a new process that got the same pid started at another time."""
+    without_flock(monkeypatch, getattr(errno, error))
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 600)  # nothing here waits for a heartbeat
+    code = NO_FLOCK.format(error) + HOLD
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match=f"in use by a run \\(process {process.pid} on "), lock.held(tmp_path):
+        pass
+    process.kill()
+    wait_until(lambda: not lock._started(process.pid))  # killed but not waited for: a zombie
+    with lock.held(tmp_path), pytest.raises(ConfigError, match=f"process {os.getpid()} "), lock.held(tmp_path):
+        pass
+    process.wait()
+    with lock.held(tmp_path):
+        named = json.loads((tmp_path / lock.NAME).read_text())
+    (tmp_path / lock.NAME).write_text(json.dumps(named | {"started": "1"}))
+    with lock.held(tmp_path):
+        pass
+
+
+def test_without_file_locks_and_proc_the_heartbeat_tells(tmp_path, monkeypatch):
+    """Also where another container on this host has pids of its own."""
+    without_flock(monkeypatch, errno.ENOLCK)
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(lock, "_pid_namespace", lambda: "pid:[1]")
+    with lock.held(tmp_path):
+        monkeypatch.setattr(lock, "_pid_namespace", lambda: "pid:[2]")
+        with pytest.raises(ConfigError, match=f"process {os.getpid()} "), lock.held(tmp_path):
+            pass
+        left = (tmp_path / lock.NAME).read_text()
+    (tmp_path / lock.NAME).write_text(left)
+    with lock.held(tmp_path):
+        pass
+
+
+def test_without_file_locks_one_of_two_runs_that_start_together_has_the_workdir(tmp_path, monkeypatch):
+    without_flock(monkeypatch, errno.ENOLCK)
+    both_looked, both_know, results = threading.Barrier(2), threading.Barrier(2), []
+    look, this_process = lock._wait_for_holder, lock._this_process
+
+    def look_together(*arguments):
+        look(*arguments)
+        both_looked.wait(60)
+
+    def run():
+        try:
+            with lock.held(tmp_path):
+                results.append("held")
+                both_know.wait(60)
+        except ConfigError as error:
+            results.append(str(error))
+            both_know.wait(60)
+
+    monkeypatch.setattr(lock, "_wait_for_holder", look_together)
+    monkeypatch.setattr(lock, "_this_process", lambda: this_process() | {"pid": threading.get_ident()})
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "in use by a run" in sorted(results)[0] and sorted(results)[1] == "held"
 
 
 def test_another_hosts_run_is_told_by_its_heartbeat(tmp_path, monkeypatch):
