@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from t5x_lite.errors import writing
+
 
 @contextlib.contextmanager
 def file(path: Path) -> Iterator[BinaryIO]:
@@ -15,7 +17,7 @@ def file(path: Path) -> Iterator[BinaryIO]:
 
     So nobody else ever sees a partial file at `path`. The directory must exist. Raises OSError.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    partial = partial_path(path)
     try:
         with partial.open("xb") as out:
             yield out
@@ -27,10 +29,25 @@ def file(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def partial_path(path: Path) -> Path:
+    """Returns a new hidden path beside `path`. Its name fits on the disk even if that of `path` is very long."""
+    return path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex}")  # 50 characters are at most 200 bytes of 255
+
+
 def write(path: Path, content: bytes | str) -> None:
     """Writes `content` (text as UTF-8) completely or not at all. Raises OSError."""
     with file(path) as out:
         out.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_output(path: Path, content: bytes | str) -> None:
+    """Writes a file that the user asked for, like `write`, after making its directory if needed.
+
+    Raises CheckpointError if it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, content)
 
 
 def sync(path: Path) -> None:

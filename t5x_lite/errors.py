@@ -91,6 +91,17 @@ def of_the_disk(directory: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns every OSError of the block into a CheckpointError that says that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        in_its_place = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in the place of its directory" if in_its_place else error.strerror or first_line(error)
+        raise CheckpointError(f"cannot write {path}: {reason}; make it writable, or use a different path") from error
+
+
 def one_line(error: BaseException) -> str:
     """Returns an error's text as one line of at most 200 characters; if it has no text, the name of its class."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from t5x_lite import atomic, console
 from t5x_lite.cluster import lock
-from t5x_lite.errors import RESTART_ME, ConfigError
+from t5x_lite.errors import RESTART_ME, ConfigError, writing
 from t5x_lite.lookup import lookup, unknown
 from t5x_lite.redaction import has_secret
 from t5x_lite.reports import sweep_page
@@ -85,14 +85,15 @@ def run(file: Path, output: Path, jobs: int, point: int | None, only_print: bool
     chosen = sweep.points if point is None else sweep.points[point : point + 1]
     if shutil.which(sweep.command[0]) is None:
         raise ConfigError(f"{file}: program {sweep.command[0]!r} does not exist; install it or correct its path")
-    output.mkdir(parents=True, exist_ok=True)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
     waiting = [p for p in chosen if not _is_done(output / run_id(p))]
     terminal.print(f"{len(chosen)} points, {len(chosen) - len(waiting)} of them done; {jobs} at a time")
     failed = _run_all(sweep, waiting, output, jobs, terminal)
     rows = collect(sweep, output)
     _print(sweep.metric, rows, terminal)
     page = sweep_page.page(file.stem, sweep.metric, sweep.maximize, rows, len(sweep.points))
-    atomic.write(output / "sweep.html", page)
+    atomic.write_output(output / "sweep.html", page)
     terminal.print(f"see {output / 'sweep.html'}")
     return failed
 
@@ -234,7 +235,7 @@ def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, ter
             for process in [p for p in running if p.poll() is not None]:
                 point = running.pop(process)
                 workdir = output / run_id(point)
-                atomic.write(workdir / SWEEP_EXIT, str(process.returncode))
+                atomic.write_output(workdir / SWEEP_EXIT, str(process.returncode))
                 if process.returncode:
                     failed = failed or process.returncode
                     terminal.print(f"{workdir.name}  exit {process.returncode}; see {workdir / 'output.txt'}")
@@ -247,12 +248,14 @@ def _run_all(sweep: Sweep, waiting: Sequence[dict], output: Path, jobs: int, ter
 def _start(sweep: Sweep, point: dict[str, Any], output: Path) -> subprocess.Popen:
     workdir = output / run_id(point)
     again = {lock.AGAIN: "1"} if workdir.exists() else {}  # if a sweep was killed, its point may still be saving there
-    workdir.mkdir(exist_ok=True)
+    with writing(workdir):
+        workdir.mkdir(exist_ok=True)
+        log = (workdir / "output.txt").open("ab")
     arguments = [f"--{name}={value}" for name, value in point.items()]
     command = [one for part in sweep.command for one in (arguments if part == "${args}" else [part])]
     command = [part.replace("$WANDB_RUN_ID", workdir.name) for part in command]
     command = [f"--workdir={workdir}" if part.startswith("--workdir=") else part for part in command]
-    with (workdir / "output.txt").open("ab") as log:
+    with log:
         return subprocess.Popen(
             command,
             env=os.environ | again,

@@ -362,7 +362,7 @@ def _attention(arguments: argparse.Namespace, overrides: Overrides) -> None:
         _config(arguments.config, overrides)  # running the file registers its tasks
     maps = model.load(arguments.workdir, arguments.checkpoint).attention(arguments.text, arguments.second)
     output = Path(arguments.output or Path(arguments.workdir) / "attention.html")
-    atomic.write(output, attention_page.page(maps, f"{arguments.text[:80]} ({arguments.workdir})"))
+    atomic.write_output(output, attention_page.page(maps, f"{arguments.text[:80]} ({arguments.workdir})"))
     console.say(f"see {output}")
 
 

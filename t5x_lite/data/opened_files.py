@@ -88,7 +88,7 @@ def plain(file: File) -> Path:
         return Path(file.name)
     if not is_packed and file.version.startswith(FETCHED):
         return fetch(file.name)[0]
-    copy = cache_dir() / "files" / f"{file.key}-{Path(file.name.removesuffix('.gz')).name}"
+    copy = cache_dir() / "files" / f"{file.key}-{Path(file.name.removesuffix('.gz')).name[-50:]}"
     if copy.exists():
         return copy
     with atomic_file(copy) as out:

@@ -115,6 +115,10 @@ def train_sentencepiece(
     extra_ids: the number of sentinels that the returned vocabulary adds to the pieces.
     model_type: the kind of SentencePiece model: "unigram", "bpe", …
     Raises DataError if there is no text, ConfigError if `size` is too small or too large for the text.
+=======
+    Raises DataError if there is no text or too little, ConfigError if `size` is too large for the text,
+    CheckpointError if `output` cannot be written.
+>>>>>>> 2d2600c (Report outputs that cannot be written in one line from every verb)
     """
     import sentencepiece
 
@@ -158,8 +162,7 @@ def train_sentencepiece(
             ) from None
         raise DataError(f"cannot train {size} pieces: {reason}. Give other text") from error
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(output, model.getvalue())
+    atomic.write_output(output, model.getvalue())
     return SentencePieceVocabulary(output, extra_ids)
 
 

@@ -24,7 +24,7 @@ from t5x_lite.data.eval_batches import eval_batches, prompt_batches
 from t5x_lite.data.reader import text_examples
 from t5x_lite.data.registry import Task
 from t5x_lite.data.targets import Text
-from t5x_lite.errors import DataError
+from t5x_lite.errors import DataError, writing
 from t5x_lite.evaluation import predict, scores
 from t5x_lite.evaluation import submission as submissions
 from t5x_lite.evaluation.baselines import word_baselines
@@ -200,9 +200,10 @@ class Evaluator:
 
     def _write(self, step: int, task: str, rows: list[dict]) -> None:
         directory = _directory(self.workdir, step)
-        directory.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (directory / f"{task}.jsonl").write_text(text, encoding="utf-8")
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / f"{task}.jsonl").write_text(text, encoding="utf-8")
 
 
 def run(experiment: Experiment, workdir: Path, which: str, submission: Path | None = None) -> None:

@@ -326,7 +326,7 @@ def _require_same(path: Path, settings: dict) -> None:
     """Raises ConfigError if the output `path` was written with other settings. If it is empty, stores the settings."""
     settings_file = path.with_name(f"{path.name}.settings.json")
     if not path.stat().st_size:
-        atomic.write(settings_file, json.dumps(settings, indent=1))
+        atomic.write_output(settings_file, json.dumps(settings, indent=1))
         return
     try:
         settings_before = json.loads(settings_file.read_bytes())

@@ -8,7 +8,7 @@ from pathlib import Path
 from t5x_lite import atomic
 from t5x_lite.data import registry
 from t5x_lite.data.registry import Task
-from t5x_lite.errors import ConfigError, DivergedError
+from t5x_lite.errors import ConfigError, DivergedError, writing
 from t5x_lite.experiment import Experiment
 from t5x_lite.tasks import glue
 
@@ -57,7 +57,7 @@ def write(path: Path, rows_of: Mapping[str, Sequence[Mapping]]) -> str:
                 )
         name, content = glue.submission(task, [row["prediction"] for row in rows])
         files[name] = content.encode()
-    with atomic.file(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with writing(path), atomic.file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, content in sorted(files.items()):
             archive.writestr(name, content)
     missing = [f"{name}.tsv (glue_{task})" for task, name in glue.SUBMISSION.items() if f"{name}.tsv" not in files]

@@ -14,13 +14,13 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
+from t5x_lite import atomic
 from t5x_lite.checkpoints import checkpoint, manifest
 from t5x_lite.data import convert, vocabularies
 from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary
@@ -194,7 +194,7 @@ def _new_directory(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} already exists; choose a new directory")
-    partial = out.absolute().with_name(f".{out.name}.{uuid.uuid4().hex}")
+    partial = atomic.partial_path(out.absolute())
     try:
         partial.mkdir(parents=True)
         yield partial

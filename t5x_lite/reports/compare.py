@@ -47,7 +47,7 @@ def run(workdirs: list[Path], output: Path | None) -> None:
         parts = [part for title, rows in tables.items() for part in (tag("h2", title), table(rows, "Nothing differs."))]
         parts += [tag("p", average)] if average else []
         page = shell(" · ".join(names), *parts, tag("h2", "Curves"), *_curves(workdirs, names))
-        atomic.write(output, page)
+        atomic.write_output(output, page)
         terminal.print(f"see {output}")
 
 

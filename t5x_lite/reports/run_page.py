@@ -14,12 +14,13 @@ from t5x_lite.reports.results import averages, curves, perplexities, read_metric
 def write(workdir: Path, predictions_shown: int) -> Path:
     """Writes the loss curve, report.html and report.md (only the results). Returns the path of report.html.
 
-    Reads only files in the workdir. The page shows the first `predictions_shown` predictions of each task.
+    Reads only files in the workdir. The page shows the first `predictions_shown` predictions of each task. Raises
+    CheckpointError if a file cannot be written.
     """
     rows = read_metrics(workdir)
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     loss_curve = _loss_curve(rows)
-    atomic.write(workdir / "loss_curve.png", loss_curve)
+    atomic.write_output(workdir / "loss_curve.png", loss_curve)
     path = workdir / "report.html"
     page = shell(
         title(config, workdir),
@@ -39,8 +40,8 @@ def write(workdir: Path, predictions_shown: int) -> Path:
         tag("h2", "Config"),
         tag("pre", json.dumps(config, indent=2)),
     )
-    atomic.write(path, page)
-    atomic.write(workdir / "report.md", markdown(workdir))
+    atomic.write_output(path, page)
+    atomic.write_output(workdir / "report.md", markdown(workdir))
     return path
 
 
