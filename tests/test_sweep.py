@@ -190,7 +190,8 @@ def test_compare_skips_what_is_no_run_and_names_a_sweep_s_runs_by_their_settings
     said = capsys.readouterr()
     assert f"skipped, because they are not workdirs of runs: {tmp_path / 'sweep.html'}\n" in said.err
     title = "learning_rate=0.1 · learning_rate=1.1"
-    assert f"<title>{title}</title>" in page.read_text() and "1a2b3c4d" in said.out  # where its files are
+    shown = page.read_text()
+    assert f"<title>{title}</title>" in shown and str(tmp_path / "1a2b3c4d") in shown  # where the run's files are
     (tmp_path / "5e6f7a8b" / "sweep_exit.txt").unlink()
     assert cli.run(["compare", *everything, f"--output={page}"]) == 0
     assert "<title>1a2b3c4d · 5e6f7a8b</title>" in page.read_text()
