@@ -122,7 +122,7 @@ def cases() -> list:
             found += [((key,), value) for key, value in FURTHER.items()]
             for path, value in found:
                 label = f"{name}-{'.'.join(path)}-{json.dumps(value)[:60]}"
-                marks = () if zlib.crc32(label.encode()) % 20 == 0 else pytest.mark.slow
+                marks = () if zlib.crc32(label.encode()) % 40 == 0 else pytest.mark.slow
                 out.append(pytest.param(name, path, value, id=label, marks=marks))
     return out
 
