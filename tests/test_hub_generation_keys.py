@@ -36,7 +36,7 @@ HONOURED = {
     "decoder_start_token_id": {"decoder_start_token_id": 11},
 }
 SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "num_return_sequences"}  # test_decoding_strategies has these
-HELD_FAST = ("decoder_start_token_id", "forced_bos_token_id")
+HELD_FAST = ("decoder_start_token_id",)
 WITHOUT_EFFECT = {
     "use_cache": False, "output_scores": True, "output_logits": True, "output_attentions": True,
     "output_hidden_states": True, "pad_token_id": 2, "bos_token_id": 5, "low_memory": True,
