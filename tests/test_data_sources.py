@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from t5x_lite.data import preprocess, records, registry, remote_files, sources
+from t5x_lite.data import json_documents, opened_files, preprocess, records, registry, remote_files, sources
 from t5x_lite.data.registry import Mixture, Task, proportional
 from t5x_lite.errors import ConfigError, DataError
 
@@ -335,6 +335,36 @@ def test_compressed_files(tmp_path):
         sources.Text({"train": write(tmp_path, "b.txt.gz", gzip.compress(b""))}).split("train")
     with pytest.raises(DataError, match=r"c\.txt\.gz:2: byte 0xff"):
         sources.Text({"train": write(tmp_path, "c.txt.gz", gzip.compress(b"a\n\xff\n"))}).split("train")
+
+
+@pytest.mark.parametrize("content", [bytes(1 << 25), b"\n" + b"a" * (1 << 25), b"{}\n" * 9 + b"1" * (1 << 25)])
+def test_a_compressed_file_with_an_endless_line_is_refused_before_it_fills_the_cache(tmp_path, monkeypatch, content):
+    unpacked, read = [0], gzip.GzipFile.read
+
+    def counted(self, size):
+        block = read(self, size)
+        unpacked[0] += len(block)
+        return block
+
+    monkeypatch.setattr(gzip.GzipFile, "read", counted)
+    monkeypatch.setattr(opened_files, "MAX_RECORD_BYTES", 1 << 22)
+    monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path / "cache"))
+    opened = [sources.Text, sources.Jsonl, sources.Csv, lambda files: json_documents.document(files["train"])]
+    for name, source in zip(("a.txt.gz", "a.jsonl.gz", "a.csv.gz", "a.json.gz"), opened, strict=True):
+        path, unpacked[0] = write(tmp_path, name, gzip.compress(content, 1)), 0
+        with pytest.raises(DataError, match=rf"{name}: a line longer than 4 MB"):
+            source({"train": path}).split("train")
+        assert 1 << 22 <= unpacked[0] <= 6 << 20
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+
+
+def test_a_compressed_json_value_too_long_to_parse_does_not_stay_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_documents, "MOST_BYTES", 1000)
+    monkeypatch.setenv("T5X_LITE_CACHE", str(tmp_path / "cache"))
+    path = write(tmp_path, "a.json.gz", gzip.compress(b"[\n" + b'"text",\n' * 1000 + b'""]'))
+    with pytest.raises(DataError, match=r"one JSON value of over .* too long to parse"):
+        json_documents.document(path)
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
 
 
 def test_wildcards_are_one_file_after_the_other(tmp_path):

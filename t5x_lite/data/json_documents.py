@@ -90,7 +90,7 @@ def document(name: str) -> JsonDocument | None:
 
 
 def _layout_in(file: File) -> list[str] | None:
-    lines = (line.text for line in read_lines(plain(file), file.name) if line.text.strip())
+    lines = (line.text for line in read_lines(plain(file, is_text=True), file.name) if line.text.strip())
     first = next(lines, "")
     try:
         is_record = isinstance(_decode(first), dict)
@@ -113,8 +113,10 @@ def _layout_in(file: File) -> list[str] | None:
 
 
 def _parsed(file: File) -> Any:
-    path = plain(file)
+    path = plain(file, is_text=True)
     if path.stat().st_size > MOST_BYTES:
+        if path != Path(file.name):
+            path.unlink(missing_ok=True)  # the copy of a file that is refused would only fill the cache
         raise DataError(f"{file.name} is one JSON value of over {MOST_BYTES >> 20:,} MB, too long to parse; {LINES}")
     try:
         return _decode(path.read_bytes().decode("utf-8-sig"))

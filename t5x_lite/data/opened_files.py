@@ -18,6 +18,7 @@ from t5x_lite.lookup import suggest
 
 VERSION = 1  # part of every key; raise it when a format reads a file differently
 OPEN_FILES = 128
+MAX_RECORD_BYTES = 1 << 28  # a longer line is not text, and would fill the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +78,12 @@ def braces(pattern: str) -> dict[str, str]:
     return {part: parts[1] + part + parts[3] for part in parts[2].split(",")} if parts else {}
 
 
-def plain(file: File) -> Path:
+def plain(file: File, is_text: bool = False) -> Path:
     """Returns the path of a local, uncompressed file with the contents of `file`: `file` itself, or a copy in the
     cache.
 
+    is_text: whether to refuse a line of MAX_RECORD_BYTES or more while the copy is made. So a small compressed file
+        cannot fill the disk with what is refused afterwards.
     Raises DataError if the file is broken or empty, or if the copy cannot be written.
     """
     is_packed = file.name.endswith(".gz")
@@ -92,13 +95,16 @@ def plain(file: File) -> Path:
     if copy.exists():
         return copy
     with atomic_file(copy) as out:
-        written = 0
+        written = line_bytes = 0
         try:
             with open_remote(file.name, file.version) if is_remote(file.name) else open_file(file.name) as raw:
                 source = gzip.GzipFile(fileobj=raw) if is_packed else raw  # type: ignore[call-overload]
                 while block := source.read(BLOCK_BYTES):
                     out.write(block)
                     written += len(block)
+                    line_bytes = len(block) - ends - 1 if (ends := block.rfind(b"\n")) >= 0 else line_bytes + len(block)
+                    if is_text and line_bytes >= MAX_RECORD_BYTES:
+                        raise too_long_line(file.name)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
                 f"{file.name}: corrupted after {written} bytes of text ({error}); get the file again"
@@ -144,6 +150,11 @@ def require_unchanged(path: Path | io.FileIO, version: tuple[int, int], file: Fi
         raise cannot_read(file.name, error) from None
     if (stat.st_mtime_ns, stat.st_size) != version:
         raise DataError(f"{file.name} changed while it was being read; start again, and do not modify it meanwhile")
+
+
+def too_long_line(where: str) -> DataError:
+    """Returns the error for a line of MAX_RECORD_BYTES or more. where: the file, with the line's number if known."""
+    return DataError(f"{where}: a line longer than {MAX_RECORD_BYTES >> 20} MB; is it a text file?")
 
 
 def cannot_read(name: str, error: OSError) -> DataError:

@@ -26,7 +26,7 @@ class OfLines:
     """Implements what text formats share: a record is a run of bytes in a plain local file."""
 
     def local(self, file: File) -> Path:
-        return plain(file)
+        return plain(file, is_text=True)
 
     def reader(self, path: Path, file: File) -> Read:
         version = version_of(path, file)

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from t5x_lite.data.opened_files import File, cannot_read, open_file, plain
+from t5x_lite.data.opened_files import MAX_RECORD_BYTES, File, cannot_read, open_file, plain, too_long_line
 from t5x_lite.errors import DataError
 
-MAX_RECORD_BYTES = 1 << 28  # a longer line is not text, and would fill the memory
 # For files that are not text, although their names say so: {first bytes of the file: its kind and what to do}.
 BEGINNINGS = {
     b"PAR1": "a Parquet file; rename it to end in .parquet",
@@ -43,7 +42,7 @@ def read_lines(path: Path, name: str) -> Iterator[Line]:
                 return
             end = begin + len(raw)
             if len(raw) == MAX_RECORD_BYTES:
-                raise DataError(f"{name}:{number}: a line longer than {MAX_RECORD_BYTES >> 20} MB; is it a text file?")
+                raise too_long_line(f"{name}:{number}")
             wrong = None
             try:
                 text = raw.decode("utf-8")
@@ -74,7 +73,7 @@ def lines_of(name: str) -> Iterator[str]:
 
     Raises DataError if the file cannot be read.
     """
-    return (line.text for line in read_lines(plain(File.of(name)), name))
+    return (line.text for line in read_lines(plain(File.of(name), is_text=True), name))
 
 
 def bare(line: str) -> str:
