@@ -10,16 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import FAMILIES, random_params
 from waiting import wait_until
 
+from t5x_lite import cli
 from t5x_lite.checkpoints import checkpoint, manifest
 from t5x_lite.checkpoints.checkpoint import Checkpoints, newest_good, saved_steps
 from t5x_lite.checkpoints.loading import load_model, load_params
 from t5x_lite.checkpoints.mirror import Mirror
 from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.hub import interchange
 from t5x_lite.reports import results
 from t5x_lite.training.step import TrainState
 
+TINY = Path(__file__).parent / "experiments" / "tiny.py"
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -168,7 +172,23 @@ def test_a_checkpoint_of_every_release_is_restored(tmp_path, archive):
     assert "it is the checkpoint of step 7" in checkpoint.verify(tmp_path)[8]
 
 
-NAMES = ["a b", "a[b", "a]b", "a{b}", "a%20b", "a:b,c", "ünï", "x" * 200, "-a", "#~$&!'\"", "a\nb"]
+NAMES = [
+    "a b",
+    "a[b",
+    "a]b",
+    "a{b}",
+    "a%20b",
+    "a:b,c",
+    "ünï",
+    "x" * 255,
+    "ü" * 127,
+    "-a",
+    "#~$&!'\"",
+    "a\nb",
+    " a ",
+    "[",
+    "gs:a",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -189,9 +209,14 @@ def test_whatever_a_path_has_in_it_a_sealed_step_restores(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("name", ["run[1]", "a*", "a?", "a\\b"])
-def test_a_path_that_orbax_cannot_save_to_is_refused_and_never_sealed(tmp_path, name):
+def test_a_path_that_orbax_cannot_save_to_is_refused_and_never_sealed(tmp_path, capsys, name):
     with pytest.raises(ConfigError, match="checkpoints cannot be written below a path with"):
         checkpoint.check_path(tmp_path / name)
+    for verb in (["train", f"--config={TINY}:bert_tiny", "--workdir"], ["import", str(tmp_path)]):
+        out = str(tmp_path / name / "run")
+        assert cli.run([*verb[:-1], f"{verb[-1]}={out}"] if verb[0] == "train" else [*verb, out]) == 2
+        assert f"{out}: checkpoints cannot be written below a path with" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
     if name in ("run[1]", "a\\b"):
         (tmp_path / name).mkdir()
         checkpoints = Checkpoints(tmp_path / name, keep_last=1)
@@ -199,6 +224,30 @@ def test_a_path_that_orbax_cannot_save_to_is_refused_and_never_sealed(tmp_path, 
         with pytest.raises(CheckpointError, match=r"Orbax opens 0 of 2 arrays of params; missing: float32\[3\]"):
             checkpoints.wait()
         assert saved_steps(tmp_path / name) == []
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*", "a?", "**", "a\\b"])
+def test_a_checkpoint_that_was_moved_below_such_a_path_is_read_or_refused_in_plain_words(tmp_path, name):
+    checkpoints = Checkpoints(tmp_path / "run", keep_last=1)
+    save(checkpoints, 1)
+    checkpoints.close()
+    (tmp_path / "run").rename(tmp_path / name)
+    assert whole_steps(tmp_path / name) == [1]
+    for source in (tmp_path / name, tmp_path / name / "checkpoints" / "1"):
+        if "\\" in name:
+            with pytest.raises(CheckpointError, match="below a path with a backslash; rename the directory"):
+                load_params(source, state(0).params)
+        else:
+            assert load_params(source, state(0).params)[0]["layer"]["kernel"][0, 0] == 1
+
+
+def test_imported_weights_are_sealed_only_if_they_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "check_path", lambda path: None)
+    config = FAMILIES["bert"]
+    interchange.export_directory(config, random_params(config), tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=r"Orbax opens 0 of \d+ arrays of params"):
+        interchange.import_directory(tmp_path / "hf", tmp_path / "a[1]")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
 def test_a_random_key_in_the_optimizer_is_saved(tmp_path):

@@ -108,7 +108,7 @@ class Checkpoints:
                     config=ocp.args.JsonSave(json.loads(config_json)),
                 ),
             )
-        arrays = {"params": _kinds(state.params), "optimizer": _kinds(state.opt_state)}
+        arrays = {"params": kinds_of(state.params), "optimizer": kinds_of(state.opt_state)}
         steps = [*self._steps, step]
         dropped = [old for old in steps[: -self.keep_last] if old not in keep]
         self._steps = [kept for kept in steps if kept not in dropped]
@@ -124,8 +124,7 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
             if jax.process_index():
                 return
-            _check_arrays(self._staging / str(step), arrays)
-            manifest.write(self._staging / str(step), step)
+            seal(self._staging / str(step), step, arrays)
             (self._staging / str(step)).rename(self.directory / str(step))
             atomic.sync(self.directory)  # the new step must survive a power failure before an older one is removed
             for old in dropped:  # renamed first, so that a partly removed step never has the name of a step
@@ -210,19 +209,19 @@ class Checkpoints:
             ) from error
 
 
-def check_path(workdir: Path) -> None:
-    """Raises ConfigError if Orbax cannot save below `workdir`, because its path contains […], *, ? or a backslash.
+def check_path(directory: Path) -> None:
+    """Raises ConfigError if Orbax cannot save below `directory`, because its path contains […], *, ? or a backslash.
 
     Orbax reads its own paths as glob patterns, and TensorStore takes a backslash for a slash.
     """
-    if wrong := re.search(r"\[[^\]]*\]|[*?\\]", str(workdir.absolute())):
+    if wrong := re.search(r"\[[^\]]*\]|[*?\\]", str(directory.absolute())):
         raise ConfigError(
-            f"--workdir={workdir}: checkpoints cannot be written below a path with {wrong[0]}; give a path without "
-            "[…], *, ? and backslashes"
+            f"{directory}: checkpoints cannot be written below a path with {wrong[0]}; give a path without […], *, ? "
+            "and backslashes"
         )
 
 
-def _kinds(tree: Any) -> Counter:
+def kinds_of(tree: Any) -> Counter:
     """Returns {(shape, dtype): number of such arrays in a tree}."""
 
     def kind(leaf: Any) -> tuple[tuple[int, ...], str]:
@@ -233,18 +232,23 @@ def _kinds(tree: Any) -> Counter:
     return Counter(kind(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
 
 
-def _check_arrays(directory: Path, arrays: Mapping[str, Counter]) -> None:
-    """Raises CheckpointError unless Orbax can open every saved array. (Orbax itself only warns of some faults.)"""
+def seal(directory: Path, step: int, arrays: Mapping[str, Counter]) -> None:
+    """Writes the manifest of a step's directory, after checking that every saved array can be read.
+
+    arrays: {name of a part: kinds_of(its tree)}. Raises CheckpointError unless Orbax opens all of them. (Orbax itself
+    only warns of some faults.)
+    """
     for name, expected in arrays.items():
         with ocp.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(directory / name).item_metadata
-        opened = _kinds(metadata.tree) if metadata else Counter()  # pyright: ignore[reportAttributeAccessIssue]
+        opened = kinds_of(metadata.tree) if metadata else Counter()  # pyright: ignore[reportAttributeAccessIssue]
         if opened != expected:
             raise CheckpointError(
                 f"cannot save to {directory}: Orbax opens {opened.total()} of {expected.total()} arrays of {name}; "
                 f"missing: {', '.join(f'{dtype}{list(shape)}' for shape, dtype in (expected - opened)) or 'none'}. "
                 "Is the disk in order? The checkpoints before it are intact"
             )
+    manifest.write(directory, step)
 
 
 def fetch(workdir: Path, mirror: "Mirror") -> int | None:
@@ -335,6 +339,8 @@ def find(source: str | Path) -> Path:
     Raises CheckpointError if there is no such step.
     """
     path = Path(source).absolute()
+    if "\\" in str(path):
+        raise CheckpointError(f"{path}: checkpoints cannot be read below a path with a backslash; rename the directory")
     if (path / "params").is_dir():
         return path
     if path.parent.name == DIRECTORY and path.name.isdigit():

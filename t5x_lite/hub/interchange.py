@@ -21,7 +21,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from t5x_lite import atomic
-from t5x_lite.checkpoints import checkpoint, manifest
+from t5x_lite.checkpoints import checkpoint
 from t5x_lite.data import convert, vocabularies
 from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary
 from t5x_lite.errors import CheckpointError, ConfigError
@@ -47,8 +47,9 @@ def import_directory(source: Path, out: Path, *, allow: Sequence[str] = (), voca
     vocab_size: the new number of rows of the embedding table; 0: the number stays the same.
 
     Raises CheckpointError if the source cannot be read or `out` cannot be written; ConfigError if `out` is not empty,
-    or if the tokenizer is too large for the model.
+    if its path cannot hold checkpoints (`checkpoint.check_path`), or if the tokenizer is too large for the model.
     """
+    checkpoint.check_path(out)
     if t5x.is_directory(source) or (source.is_file() and source.suffix not in (*weights.PICKLES, ".safetensors")):
         config, params, report = t5x.load(source)
         with _new_directory(out) as directory:
@@ -72,7 +73,7 @@ def _write_checkpoint(directory: Path, config: ModelConfig, params: Any, report:
     step = directory / checkpoint.DIRECTORY / "0"
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save((step / "params").absolute(), params)
-    manifest.write(step, 0)
+    checkpoint.seal(step, 0, {"params": checkpoint.kinds_of(params)})
     _write_json(directory / stored.FILE, dataclasses.asdict(config))
     (directory / "import.json").write_text(report.to_json(), encoding="utf-8")
 
