@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
-from t5x_lite import own_code
+from t5x_lite import own_code, side_files
 from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.errors import ConfigError
 from t5x_lite.keys import AT_LEAST_ONE, FREE, INNER_SHARE, NOT_NEGATIVE, POSITIVE, REFUSE, SHARE, WARN, Key, Range
@@ -357,9 +357,9 @@ def _has_reference(value: Any) -> bool:
 
 def _stored(path: Path) -> dict[str, Any]:
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = side_files.read_json(path)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error}; is this the workdir of a run?") from error
+        raise ConfigError(f"cannot read {path}: {side_files.why(error)}; is this the workdir of a run?") from error
     if not isinstance(stored, dict):
         raise ConfigError(f"cannot read {path}: not a JSON object; is this the workdir of a run?")
     return stored

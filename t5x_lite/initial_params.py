@@ -4,14 +4,13 @@ For example, a run whose task lists (entailment, neutral, contradiction) may sta
 neutral, entailment). Then the classes in the classifier's head are put in the run's order.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from t5x_lite import saved_run
+from t5x_lite import saved_run, side_files
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.checkpoints.loading import load_params
 from t5x_lite.errors import CheckpointError
@@ -69,10 +68,10 @@ def classes_of(directory: Path) -> tuple[str, ...]:
     if (of_run := saved_run.directory_of(directory)) is not None:
         return saved_run.classes_of(of_run)
     file = directory / stored.SETTINGS
-    if not file.is_file():
+    if not side_files.is_there(file):
         return ()
     try:
-        names = json.loads(file.read_bytes()).get("id2label") or {}
+        names = side_files.read_json(file).get("id2label") or {}
         return tuple(str(names.get(str(number), f"LABEL_{number}")) for number in range(len(names)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{file} is corrupted ({error}); import the model again") from None
+        raise CheckpointError(f"{file} is corrupted ({side_files.why(error)}); import the model again") from None

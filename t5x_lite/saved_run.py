@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5x_lite import atomic
+from t5x_lite import atomic, side_files
 from t5x_lite import config as configs
 from t5x_lite.config import Config
 from t5x_lite.data import vocabularies
@@ -93,7 +93,7 @@ def directory_of(workdir: Path) -> Path | None:
     the vocabulary.
     """
     directory = workdir / stored.DIRECTORY
-    return directory if (directory / TASKS).is_file() and (directory / stored.FILE).is_file() else None
+    return directory if all(side_files.is_there(directory / name) for name in (TASKS, stored.FILE)) else None
 
 
 def resolve(cfg: Config, workdir: Path) -> "Experiment":
@@ -123,11 +123,12 @@ def classes_of(directory: Path) -> tuple[str, ...]:
 def _read(directory: Path) -> tuple[tuple[Rated, ...], Vocabulary]:
     """Reads what `write` wrote. Raises CheckpointError if it is corrupted."""
     try:
-        described = json.loads((directory / TASKS).read_bytes())
+        described = side_files.read_json(directory / TASKS)
         return tuple(_task(entry) for entry in described["tasks"]), _vocabulary(described["vocabulary"], directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{directory / TASKS} is corrupted ({error}); remove {directory} to resolve the run's config instead"
+            f"{directory / TASKS} is corrupted ({side_files.why(error)}); remove {directory} to resolve the run's "
+            "config instead"
         ) from None
 
 
@@ -137,13 +138,13 @@ def _files(experiment: "Experiment") -> Iterator[tuple[str, bytes]]:
         # The type of the model decides how some tokenizers read.
         names = (*vocabularies.TOKENIZER_FILES, *vocabularies.MODEL_FILES)
         beside = [Path(path).with_name(name) for name in names]
-        for file in {Path(path): None} | {file: None for file in beside if file.is_file()}:
+        for file in {Path(path): None} | {file: None for file in beside if side_files.is_there(file)}:
             yield f"{VOCABULARY}/{file.name}", read_file(file)
     origin = Path(experiment.cfg.model.preset)
     if (origin / stored.FILE).is_file():
         for name in IMPORTED:
-            if (origin / name).is_file():
-                yield name, (origin / name).read_bytes()
+            if side_files.is_there(origin / name):
+                yield name, vocabularies.read_file(origin / name)
 
 
 def _of_vocabulary(vocabulary: Any) -> dict[str, Any]:

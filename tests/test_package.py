@@ -145,7 +145,7 @@ def test_listing_and_inspecting_tasks_brings_no_jax(tmp_path):
 
 def test_reports_need_neither_jax_nor_tasks():
     """Reports read only a run's files; functions that draw or compute import their libraries themselves."""
-    grounds = {"errors", "atomic", "console", "lookup", "config", "own_code", "redaction", "reports"}
+    grounds = {"errors", "atomic", "console", "lookup", "config", "own_code", "side_files", "redaction", "reports"}
     reports = [file for file in FILES if module_name(file).startswith("reports.")]
     for file in reports:
         assert own_parts(imports(file)) <= grounds, file

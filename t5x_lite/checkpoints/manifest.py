@@ -5,6 +5,8 @@ silently.) The hash is xxh3_128, which is faster than a disk. It protects agains
 """
 
 import json
+import os
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -12,7 +14,7 @@ import orbax.checkpoint
 import xxhash
 
 import t5x_lite
-from t5x_lite import atomic
+from t5x_lite import atomic, side_files
 from t5x_lite.errors import CheckpointError
 
 NAME = "MANIFEST.json"
@@ -40,9 +42,10 @@ def identity(directory: Path) -> str:
     Raises CheckpointError if the manifest cannot be read.
     """
     try:
-        return json.loads((directory / NAME).read_bytes())["xxh3_128"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory / NAME} cannot be read ({error}); use a different checkpoint") from error
+        return side_files.read_json(directory / NAME)["xxh3_128"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = side_files.why(error)
+        raise CheckpointError(f"{directory / NAME} cannot be read ({reason}); use a different checkpoint") from error
 
 
 def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -51,10 +54,12 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
     Several processes can share the work: each reads only every `parts`-th file, beginning with file number `part`.
     """
     try:
-        body = json.loads((directory / NAME).read_bytes())
+        body = side_files.read_json(directory / NAME)
         own_hash = body.pop("xxh3_128")
         if own_hash != _hash_of(body):
             return f"{NAME} does not match its own hash"
+        if part == 0 and (reason := _misplaced(directory, body["files"].keys())):
+            return reason
         for name in sorted(body["files"])[part::parts]:
             expected = body["files"][name]
             size = (directory / name).stat().st_size
@@ -69,7 +74,7 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
     except FileNotFoundError as error:
         return f"{Path(error.filename).relative_to(directory)} is missing"
     except OSError as error:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {side_files.why(error)}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{NAME} is not a valid manifest"
     return None
@@ -78,12 +83,32 @@ def problem(directory: Path, part: int = 0, parts: int = 1) -> str | None:
 def _step_inside(directory: Path) -> int | None:
     """Returns the step in progress/metadata, because manifests of version 0.1 lack it; None for imported weights."""
     file = directory / "progress" / "metadata"
-    return int(json.loads(file.read_bytes())["step"]) if file.exists() else None
+    return int(side_files.read_json(file)["step"]) if side_files.is_there(file) else None
+
+
+def _misplaced(directory: Path, names: Collection[str]) -> str | None:
+    """Returns the first difference between the names in a manifest and the files below `directory`, or None.
+
+    Orbax would wait for a FIFO, and read files that no hash protects. Ignores hidden files, which systems leave behind
+    (.DS_Store, .nfs…).
+    """
+    root = directory.resolve()
+    for name in sorted(names):
+        if not (directory / name).resolve().is_relative_to(root):
+            return f"{NAME} names {name[:80]!r}, which is outside of the checkpoint"
+    for parent, directories, files in os.walk(directory):
+        for file in (Path(parent) / name for name in files if not name.startswith(".")):
+            if file.relative_to(directory).as_posix() not in {*names, NAME}:
+                return f"{file.relative_to(directory)} is not in {NAME}"
+        for link in (Path(parent) / name for name in directories):
+            if not link.resolve().is_relative_to(root):
+                return f"{link.relative_to(directory)} is a link to outside of the checkpoint"
+    return None
 
 
 def _hash(file: Path) -> str:
     digest = xxhash.xxh3_128()
-    with file.open("rb") as data:
+    with side_files.opened(file) as data:
         while block := data.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()

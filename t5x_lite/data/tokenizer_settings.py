@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from t5x_lite import side_files
 from t5x_lite.data.vocabularies import MODEL_FILES
 from t5x_lite.data.vocabulary import json_object, read_file
 from t5x_lite.errors import ConfigError
@@ -168,7 +169,7 @@ def _known(token: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return json_object(path, read_file(path)) if path.is_file() else {}
+    return json_object(path, read_file(path)) if side_files.is_there(path) else {}
 
 
 def _check(directory: Path, entries: Mapping[str, Any]) -> None:

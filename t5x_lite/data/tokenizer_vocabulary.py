@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from t5x_lite.data.vocabulary import (
     too_few_sentinels,
     utf8,
 )
-from t5x_lite.errors import ConfigError, DataError
+from t5x_lite.errors import ConfigError, DataError, one_line
 
 # The usual tokens of each role, for tokenizers without a tokenizer_config.json that names them.
 ROLE_TOKENS = {
@@ -44,6 +44,25 @@ STAND_INS = {
     "sep": ("eos",),
     "mask": (),
 }
+
+
+def _with_our_errors(method: Callable) -> Callable:
+    """Returns a method of TokenizerVocabulary that raises ConfigError where the library fails on a text.
+
+    A tokenizer.json that loads can still make the library panic, for example by a regular expression that takes
+    exponential time (the library gives up after 0.3 s). The class of a panic is a BaseException and cannot be imported.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self: "TokenizerVocabulary", *arguments: Any) -> Any:
+        try:
+            return method(self, *arguments)
+        except BaseException as error:
+            if type(error) is not Exception and type(error).__name__ != "PanicException":
+                raise
+            raise ConfigError(f"{self.path}: the tokenizer fails on a text: {one_line(error)}; get it again") from None
+
+    return wrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +136,7 @@ class TokenizerVocabulary:
         return tokenizer, changes
 
     @functools.cached_property
+    @_with_our_errors
     def _reader(self):
         """Returns the tokenizer that encodes texts.
 
@@ -190,12 +210,14 @@ class TokenizerVocabulary:
         return self._role("bos")
 
     @property
+    @_with_our_errors
     def begins_with_bos(self) -> bool:
         """Returns whether the tokenizer puts `bos_id` before a text. (Llama's does, GPT-2's does not.)"""
         ids = self.tokenizer.encode("a", add_special_tokens=True).ids
         return len(ids) > 1 and ids[0] == self._roles.get("bos")
 
     @functools.cached_property
+    @_with_our_errors
     def doubles_sep(self) -> bool | None:
         """Returns whether the tokenizer puts two [SEP] between two texts, as RoBERTa's does.
 
@@ -206,6 +228,7 @@ class TokenizerVocabulary:
         return len(between) > 1 if between else None
 
     @functools.cached_property
+    @_with_our_errors
     def unusual_marks(self) -> str:
         """Returns the tokens that the tokenizer makes of two texts, as "token:type token:type …".
 
@@ -256,6 +279,7 @@ class TokenizerVocabulary:
         normalizer = json.loads(self.tokenizer.to_str())["normalizer"] or {}
         return normalizer.get("type") == "BertNormalizer" and bool(normalizer["lowercase"])
 
+    @_with_our_errors
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
             encodings = self._reader.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -265,6 +289,7 @@ class TokenizerVocabulary:
             raise
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
+    @_with_our_errors
     def places(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         utf8(text)  # raises DataError for half of a surrogate pair
         encoding = self._reader.encode(text, add_special_tokens=False)
@@ -276,6 +301,7 @@ class TokenizerVocabulary:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self.tokenizer.id_to_token(i) or "" for i in ids]  # "" for an id without a token
 
+    @_with_our_errors
     def join(self, pieces: Sequence[str]) -> str:
         """Returns the text of `pieces`. Strings that are not pieces stay unchanged."""
         decoder = self.tokenizer.decoder
@@ -324,6 +350,7 @@ class TokenizerVocabulary:
         marks = tuple(chr(256 + ord(c)) for c in WHITE_SPACE) if by_bytes else ("▁",)
         return np.array([piece.startswith(marks) for piece in pieces])
 
+    @_with_our_errors
     def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode([i for i in ids if i < self.size], skip_special_tokens=False)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5x_lite import atomic
+from t5x_lite import atomic, side_files
 from t5x_lite.data.vocabulary import ByteVocabulary, Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
@@ -83,7 +83,7 @@ def load(spec: str, special_tokens: bool = False) -> Vocabulary:
 
 def has_vocabulary(directory: Path) -> bool:
     """Returns whether a model's directory has a file of a vocabulary."""
-    return any((directory / name).is_file() for name in TOKENIZER_FILES[:8])
+    return any(side_files.is_there(directory / name) for name in TOKENIZER_FILES[:8])
 
 
 def in_file(path: Path, extra_ids: int, special_tokens: bool) -> Vocabulary:
@@ -107,18 +107,18 @@ def train_sentencepiece(
     model_type: str = "unigram",
 ) -> "SentencePieceVocabulary":
     """Trains a SentencePiece model of `size` pieces on `texts` and on the contents of `files`, and writes it to
-    `output`.
+        `output`.
 
-    Its ids are pad 0, eos 1 and unk 2, as in T5, then [CLS], [SEP] and [MASK]. Unseen characters are encoded as bytes.
-    The same texts give the same model. The file is written atomically.
+        Its ids are pad 0, eos 1 and unk 2, as in T5, then [CLS], [SEP] and [MASK]. Unseen characters are encoded as bytes.
+        The same texts give the same model. The file is written atomically.
 
-    extra_ids: the number of sentinels that the returned vocabulary adds to the pieces.
-    model_type: the kind of SentencePiece model: "unigram", "bpe", …
-    Raises DataError if there is no text, ConfigError if `size` is too small or too large for the text.
-=======
-    Raises DataError if there is no text or too little, ConfigError if `size` is too large for the text,
-    CheckpointError if `output` cannot be written.
->>>>>>> 2d2600c (Report outputs that cannot be written in one line from every verb)
+        extra_ids: the number of sentinels that the returned vocabulary adds to the pieces.
+        model_type: the kind of SentencePiece model: "unigram", "bpe", …
+        Raises DataError if there is no text, ConfigError if `size` is too small or too large for the text.
+    =======
+        Raises DataError if there is no text or too little, ConfigError if `size` is too large for the text,
+        CheckpointError if `output` cannot be written.
+    >>>>>>> 2d2600c (Report outputs that cannot be written in one line from every verb)
     """
     import sentencepiece
 

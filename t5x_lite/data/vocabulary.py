@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from t5x_lite import side_files
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.lookup import suggest
 
@@ -289,11 +290,11 @@ def text_with_names(
 def read_file(path: Path) -> bytes:
     """Returns the contents of a vocabulary's file. Raises ConfigError if it cannot be read."""
     try:
-        return path.read_bytes()
+        return side_files.read(path)
     except OSError as error:
         near = suggest(path.name, [p.name for p in path.parent.glob(f"*{path.suffix}")]) if path.parent.is_dir() else []
         hint = f"did you mean {path.parent / near[0]}?" if near else HOW_TO_GET_ONE
-        raise ConfigError(f"cannot read the vocabulary {path}: {error.strerror}; {hint}") from error
+        raise ConfigError(f"cannot read the vocabulary {path}: {side_files.why(error)}; {hint}") from error
 
 
 def decoded(path: Path, data: bytes) -> str:

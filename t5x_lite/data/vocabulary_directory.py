@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from t5x_lite import side_files
 from t5x_lite.data import tokenizer_settings
 from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
 from t5x_lite.data.tokenizer_settings import TokenizerSettings
@@ -27,7 +28,9 @@ def load(directory: Path, special_tokens: bool) -> Vocabulary:
     is_t5 = _is_t5(settings)
     is_equivalent = is_t5 and (settings.kind in T5_CLASSES or not settings.named)
     preferred = ("spiece.model", "tokenizer.json") if is_equivalent else ("tokenizer.json", "spiece.model")
-    files = [directory / name for name in (*preferred, "vocab.json", "vocab.txt") if (directory / name).is_file()]
+    files = [
+        directory / name for name in (*preferred, "vocab.json", "vocab.txt") if side_files.is_there(directory / name)
+    ]
     models = sorted(directory.glob("*.model"))
     if not files and len(models) != 1:
         names = ", ".join(path.name for path in models) or "no vocabulary file"
@@ -42,7 +45,7 @@ def load(directory: Path, special_tokens: bool) -> Vocabulary:
     are_read = special_tokens and not settings.entries.get("split_special_tokens")
     vocabulary = SentencePieceVocabulary(path, extra_ids, special_tokens=are_read)
     reason = _needs_tokenizer_json(settings, vocabulary)
-    if reason and (directory / "tokenizer.json").is_file():
+    if reason and side_files.is_there(directory / "tokenizer.json"):
         return in_file(directory / "tokenizer.json", 0, special_tokens)
     if reason:
         raise ConfigError(
@@ -60,7 +63,9 @@ def _is_t5(settings: TokenizerSettings) -> bool:
     if settings.model_type:
         return settings.model_type in T5_MODELS
     names = [token["content"] for token in settings.special()]
-    is_described = settings.named or any((settings.directory / name).is_file() for name in TOKENIZER_FILES[7:9])
+    is_described = settings.named or any(
+        side_files.is_there(settings.directory / name) for name in TOKENIZER_FILES[7:9]
+    )
     return settings.kind in T5_CLASSES or any("<extra_id_" in name for name in names) or not is_described
 
 

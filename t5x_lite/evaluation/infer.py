@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 import jax
 
-from t5x_lite import atomic, console, runtime
+from t5x_lite import atomic, console, runtime, side_files
 from t5x_lite.checkpoints import manifest
 from t5x_lite.checkpoints.checkpoint import DIRECTORY
 from t5x_lite.checkpoints.loading import load_model
@@ -329,8 +329,8 @@ def _require_same(path: Path, settings: dict) -> None:
         atomic.write_output(settings_file, json.dumps(settings, indent=1))
         return
     try:
-        settings_before = json.loads(settings_file.read_bytes())
-    except (OSError, ValueError):
+        settings_before = side_files.read_json(settings_file)
+    except (OSError, ValueError, RecursionError):
         raise ConfigError(
             f"{path} is not empty, and {settings_file.name}, which names its settings, is missing or not readable; "
             "use another --output, or remove the file"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from t5x_lite import side_files
 from t5x_lite.data.vocabularies import TokenizerVocabulary
 from t5x_lite.decoding import generate
 from t5x_lite.decoding.buckets import power_of_two
@@ -193,7 +194,7 @@ def settings(model: Model, task: str) -> dict[str, Any]:
 
 def _read(directory: Path | None, name: str) -> dict[str, Any]:
     path = directory / name if directory else None
-    return mapping.read_json(path) if path and path.is_file() else {}
+    return mapping.read_json(path) if path and side_files.is_there(path) else {}
 
 
 def _check(options: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from t5x_lite import atomic
+from t5x_lite import atomic, side_files
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.data import convert, vocabularies
 from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary
@@ -101,7 +101,7 @@ def export_directory(
     fails.
     """
     settings: dict[str, Any] = {}
-    if origin is not None and (origin / stored.SETTINGS).is_file():
+    if origin is not None and side_files.is_there(origin / stored.SETTINGS):
         settings = mapping.read_json(origin / stored.SETTINGS)
     chosen = mapping.family_for(config, family or settings.get("model_type", ""))
     ids = token_ids(config, vocabulary) if vocabulary is not None else {}
@@ -129,7 +129,7 @@ def export_directory(
                 settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": vocabulary.lowercases}  # type: ignore[attr-defined]
                 _write_json(directory / "tokenizer_config.json", settings)
             if file.suffix == ".model" and file.name not in vocabularies.TOKENIZER_FILES:
-                shutil.copyfile(file, directory / "spiece.model")
+                (directory / "spiece.model").write_bytes(side_files.read(file))
     return chosen.model_type
 
 
@@ -210,8 +210,8 @@ def _new_directory(out: Path) -> Iterator[Path]:
 
 def _copy_tokenizer(source: Path, directory: Path) -> None:
     for name in vocabularies.TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
+        if side_files.is_there(source / name):
+            (directory / name).write_bytes(side_files.read(source / name))
 
 
 def _write_json(path: Path, value: dict) -> None:

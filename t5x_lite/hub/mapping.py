@@ -4,7 +4,6 @@ The tables in families.py say what corresponds to what. This module does not imp
 """
 
 import dataclasses
-import json
 import logging
 import math
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from t5x_lite import side_files
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.heads import HEADS
 from t5x_lite.hub import config_keys
@@ -46,16 +46,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises CheckpointError if the file cannot be read, is too large, or holds something other than an object.
     """
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"it has {path.stat().st_size} bytes; the limit is {LARGEST_JSON}")
-        value = json.loads(path.read_bytes())
+        value = side_files.read_json(path, LARGEST_JSON)
     except OSError as error:
         hint = "" if path.parent.is_dir() else " (`t5x-lite import hf://OWNER/NAME OUT` downloads one)"
         raise CheckpointError(
-            f"cannot read {path}: {error.strerror}; pass a directory in Hugging Face format{hint}"
+            f"cannot read {path}: {side_files.why(error)}; pass a directory in Hugging Face format{hint}"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {str(error)[:200]}; download the file again") from None
+        raise CheckpointError(f"cannot read {path}: {side_files.why(error)}; download the file again") from None
     if not isinstance(value, dict):
         raise CheckpointError(
             f"cannot read {path}: it holds a {type(value).__name__}, not an object; download the file again"

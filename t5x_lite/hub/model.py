@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite import config as configs
-from t5x_lite import models, saved_run
+from t5x_lite import models, saved_run, side_files
 from t5x_lite.batch import Batch
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.checkpoints.loading import load_model
@@ -315,7 +315,7 @@ def load(path: str | Path, which: str | int = "latest", special_tokens: bool | N
     path, which = Path(path), str(which)
     if (path / "params").is_dir():
         path, which = path.absolute().parent.parent, path.name
-    if (path / stored.FILE).is_file():
+    if side_files.is_there(path / stored.FILE):
         return _stored(path, special_tokens is not False)
     mapping.refuse_adapter(path)
     if path.is_dir() and not (path / "config.json").exists():
@@ -345,14 +345,15 @@ def _downloaded(path: Path, special_tokens: bool) -> Model:
 def _trained(path: Path, which: str, special_tokens: bool) -> Model:
     cfg = configs.from_json(path / "config.json")
     resolved = saved_run.resolve(cfg, path)
-    best = best_step(read_metrics(path), cfg.checkpoint.keep_best, checkpoint.saved_steps(path))
+    saved = checkpoint.saved_steps(path)
+    best = best_step(read_metrics(path), cfg.checkpoint.keep_best, saved) if which == "best" else None
     step = checkpoint.choose(path, which, best)[-1]
     classes = list(dict.fromkeys(task.classes for task in resolved.tasks if task.classes))
     writes_several = len(classes) > 1 and resolved.model.architecture != "encoder_only"
     labels = classes[0] if classes and not writes_several else ()
     features = next((task.features for task in resolved.tasks if not task.is_corpus), None)
     origins = (saved_run.directory_of(path), Path(cfg.model.preset))
-    origin = next((o for o in origins if o and (o / stored.SETTINGS).is_file()), None)
+    origin = next((o for o in origins if o and side_files.is_there(o / stored.SETTINGS)), None)
     params, vocabulary = _restored(path, step, resolved.model), resolved.vocabulary
     if special_tokens:
         if not hasattr(vocabulary, "special_tokens"):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from t5x_lite.errors import CheckpointError, ConfigError
-from t5x_lite.hub import parameters
+from t5x_lite.hub import parameters, weights
 from t5x_lite.hub.import_report import ImportReport, Row
 from t5x_lite.models import paths, presets
 from t5x_lite.models.config import ModelConfig
@@ -63,7 +63,7 @@ def load(path: Path) -> tuple[ModelConfig, dict[str, Any], ImportReport]:
         array = flat[ours[name]]
         if array.size != math.prod(shape):
             raise CheckpointError(f"{path}: {ours[name]} has the shape {list(array.shape)}; expected {list(shape)}")
-        value = np.asarray(array, np.float32).reshape(shape)
+        value = weights.finite(np.asarray(array, np.float32), ours[name], path).reshape(shape)
         params[name] = jax.device_put(value, layout.sharding(axes))
     rows = (Row(ours[name], flat[ours[name]].shape, "loaded", name) for name in shapes)
     return config, paths.unflatten(params), ImportReport(tuple(rows))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from t5x_lite import side_files
 from t5x_lite.errors import CheckpointError, first_line
 from t5x_lite.hub.mapping import read_json
 
@@ -52,16 +53,30 @@ class Weights:
         self._dtypes = {name: f.get_slice(name).get_dtype() for name, f in self._file_of.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Returns one tensor as float32. Raises CheckpointError if the tensor cannot be read, or is quantized."""
+        """Returns one tensor as float32.
+
+        Raises CheckpointError if it cannot be read, is quantized, or has a value that is not finite.
+        """
         if self._dtypes[name] not in FLOATS:
             raise CheckpointError(
                 f"{self.path}: {name!r} is quantized ({self._dtypes[name]}); allowed: {', '.join(FLOATS)}. Dequantize "
                 "the model with transformers and save it again"
             )
         try:
-            return np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
+            tensor = np.asarray(self._file_of[name].get_tensor(name)).astype(np.float32)
         except Exception as error:  # safetensors and numpy raise different classes
             raise CheckpointError(f"{self.path}: cannot read {name!r}: {first_line(error)}") from error
+        return finite(tensor, name, self.path)
+
+
+def finite(tensor: np.ndarray, name: str, path: Path) -> np.ndarray:
+    """Returns `tensor`. Raises CheckpointError if it has a NaN or infinite value, which makes every output NaN."""
+    if (wrong := tensor.size - np.count_nonzero(np.isfinite(tensor))) > 0:
+        raise CheckpointError(
+            f"{path}: {wrong:,} of the {tensor.size:,} values of {name} are not finite as float32 (NaN or infinite); "
+            "the file is corrupted or its training diverged. Download it again, or use a different checkpoint"
+        )
+    return tensor
 
 
 def write(directory: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -110,13 +125,13 @@ def _files(path: Path) -> dict[Path, list[str] | None]:
     """
     if path.suffix in PICKLES:
         raise CheckpointError(f"{path} is refused because reading it may run code; {HOW_TO_CONVERT}")
-    if path.is_file():
+    if not path.is_dir() and side_files.is_there(path):
         return {path: None}
-    if (path / SINGLE).is_file():  # preferred to an index, as in transformers: the index may be from an older save
-        if (path / INDEX).is_file():
+    if side_files.is_there(path / SINGLE):  # preferred, as in transformers: an index may be from an older save
+        if side_files.is_there(path / INDEX):
             logging.getLogger(__name__).warning("%s: %s is read; %s is not used", path, SINGLE, INDEX)
         return {path / SINGLE: None}
-    if (path / INDEX).is_file():
+    if side_files.is_there(path / INDEX):
         file_of = read_json(path / INDEX).get("weight_map")
         if not isinstance(file_of, dict) or not file_of or not all(isinstance(f, str) for f in file_of.values()):
             raise CheckpointError(f"{path / INDEX} has no weight_map of tensors to files; download it again")
@@ -140,7 +155,7 @@ def _open(file: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with file.open("rb") as raw:
+        with side_files.opened(file) as raw:
             start = raw.read(9)
         # A safetensors file begins with 8 bytes for the length of its header; the ninth byte is "{". If the length
         # is 1,152, the first bytes look like those of a pickle. But the ninth byte of a pickle is not "{".
@@ -149,4 +164,4 @@ def _open(file: Path) -> Any:
         return safe_open(file, framework="numpy")
     except (OSError, SafetensorError) as error:
         size = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
-        raise CheckpointError(f"cannot read {file} ({size}): {first_line(error)}; download it again") from error
+        raise CheckpointError(f"cannot read {file} ({size}): {side_files.why(error)}; download it again") from error

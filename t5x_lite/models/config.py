@@ -14,13 +14,14 @@ from typing import Any
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, TOKENS
-from t5x_lite.keys import AT_LEAST_ONE, FREE, NOT_NEGATIVE, POSITIVE, SHARE, WARN, field, keys_of
+from t5x_lite.keys import AT_LEAST_ONE, FREE, NOT_NEGATIVE, POSITIVE, SHARE, WARN, Range, field, keys_of
 from t5x_lite.lookup import unknown
 
 ARCHITECTURES = ("text_to_text", "encoder_only", "decoder_only")
 BODIES = ("transformer", "cbow", "elmo")
 ATTENTION = ("auto", "reference", "blockwise")
 REMAT = ("none", "full", "attention", "dots", "dots_no_batch")
+LAYERS = Range(at_least=0, at_most=1000)  # DeepNet, the deepest published transformer, has 1,000
 LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 
 
@@ -34,8 +35,8 @@ class ModelConfig:
     d_ff: int = field(MISSING, "width of the MLPs", AT_LEAST_ONE)
     num_heads: int = field(MISSING, "attention heads (of queries)", AT_LEAST_ONE)
     head_dim: int = field(MISSING, "width of an attention head", AT_LEAST_ONE)
-    num_encoder_layers: int = field(0, "layers of the encoder", NOT_NEGATIVE)
-    num_decoder_layers: int = field(0, "layers of the decoder", NOT_NEGATIVE)
+    num_encoder_layers: int = field(0, "layers of the encoder", LAYERS)
+    num_decoder_layers: int = field(0, "layers of the decoder", LAYERS)
     # parts
     module: Any = field(None, "a Flax module in place of the family's own", (), takes=("config", "constrain"))  # noqa: RUF009
     body: str = field("transformer", "cbow, elmo: BERT's ancestors for comparison, encoder_only", BODIES)

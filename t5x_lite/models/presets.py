@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from t5x_lite import side_files
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup, unknown
 from t5x_lite.models import stored
@@ -349,7 +350,7 @@ def find(name: str) -> ModelConfig:
 
     Raises ConfigError if neither exists, or if the stored one is invalid.
     """
-    if (Path(name) / stored.FILE).is_file():
+    if side_files.is_there(Path(name) / stored.FILE):
         return stored.read(Path(name))
     if name not in PRESETS and Path(name).is_dir():
         raise ConfigError(

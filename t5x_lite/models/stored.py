@@ -1,9 +1,9 @@
 """Reads `model.json`, the configuration of a model. `t5x-lite import` and every run write it to their directory."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from t5x_lite import side_files
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.config import ModelConfig
 
@@ -16,8 +16,8 @@ def read(directory: Path) -> ModelConfig:
     """Returns the configuration in a directory's model.json. Raises ConfigError if the file is missing or invalid."""
     path = directory / FILE
     try:
-        items = json.loads(path.read_text(encoding="utf-8")).items()
+        items = side_files.read_json(path).items()
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
         return ModelConfig(**fields).validate()
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error}; `t5x-lite import` writes this file") from None
+        raise ConfigError(f"cannot read {path}: {side_files.why(error)}; `t5x-lite import` writes this file") from None

@@ -7,8 +7,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from t5x_lite import side_files
+from t5x_lite.errors import CheckpointError
+
 METRICS_FILE = "metrics.jsonl"
 LOWER = "lower_is_better/"  # a run's rows have the key LOWER + TASK/METRIC if lower values of the metric are better
+LARGEST_METRICS = 1_000_000_000  # bytes
 STRIDED = "perplexity_stride_"  # with the stride behind it: the name of the perplexity over rows that overlap
 # Runs of version 0.1.0 lack such keys. There, lower is better for metrics whose names end like this.
 LOWER_BY_NAME = ("loss", "perplexity", "bits_per_byte", "invalid", "ece")
@@ -23,11 +27,17 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 def read_lines(workdir: Path) -> tuple[list[dict], int]:
-    """Returns (the rows, the number of corrupted lines). Does not count an unfinished last line."""
+    """Returns (the rows, the number of corrupted lines). Does not count an unfinished last line.
+
+    Raises CheckpointError if the file cannot be read.
+    """
     path = Path(workdir) / METRICS_FILE
-    if not path.exists():
+    if not side_files.is_there(path):
         return [], 0
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = side_files.read(path, LARGEST_METRICS).split(b"\n")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {side_files.why(error)}; move it away") from error
     rows = [_row(line) for line in lines]
     corrupted = sum(row is None and line.strip() != b"" for line, row in zip(lines[:-1], rows, strict=False))
     return [row for row in rows if row is not None], corrupted

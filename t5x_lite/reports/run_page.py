@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from t5x_lite import atomic, console
+from t5x_lite import atomic, console, side_files
 from t5x_lite.reports import figures, goodput
 from t5x_lite.reports.page import Markup, image, shell, table, tag
 from t5x_lite.reports.results import averages, curves, perplexities, read_metrics, results, title
@@ -18,7 +18,7 @@ def write(workdir: Path, predictions_shown: int) -> Path:
     CheckpointError if a file cannot be written.
     """
     rows = read_metrics(workdir)
-    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    config = side_files.read_json(workdir / "config.json")
     loss_curve = _loss_curve(rows)
     atomic.write_output(workdir / "loss_curve.png", loss_curve)
     path = workdir / "report.html"
@@ -48,7 +48,7 @@ def write(workdir: Path, predictions_shown: int) -> Path:
 def markdown(workdir: Path) -> str:
     """Returns the results as a Markdown table, with the run's name as heading."""
     rows = read_metrics(workdir)
-    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    config = side_files.read_json(workdir / "config.json")
     lines = [f"## {_plain(title(config, workdir))}", ""]
     if metrics := results(rows):
         cells = [
