@@ -311,7 +311,7 @@ HOSTILE = {
     "another shape": (reshaped, r"has the shape \[16, 8\]; config.json makes it \[16, 16\]"),
     "a missing tensor": (renamed(NORM, "bert.pooler.position_ids"), f"lacks 1 tensors, first {NORM}"),
     "a tensor too many": (edited(num_hidden_layers=1), "tensors that bert does not have, first .*encoder.layer.1"),
-    "layers without end": (edited(num_hidden_layers=10**9), "num_encoder_layers=1000000000.*at most 1000"),
+    "layers without end": (edited(num_hidden_layers=10**9), "num_hidden_layers=1000000000.*at most 1000"),
     "a size that is text": (edited(hidden_size="large"), "must be of type int"),
     "a size without end": (edited(hidden_size=10**12, num_attention_heads=2), "hidden_size=10+: must be"),
     "a size that the files do not have": (edited(hidden_size=10**9), r"has the shape .*hidden_size=1000000000"),
