@@ -30,7 +30,11 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Runs one verb and returns 0. If it fails, prints the error's message and returns its exit status (errors.py)."""
+    """Runs one verb and returns 0. If it fails, prints the error's message and returns its exit status (errors.py).
+
+    Most errors in the user's own code have a message of their own. Any other error is taken for one of the user's code
+    if it passed through that code, and for a bug of t5x_lite if it did not.
+    """
     # argparse would take --config.KEY=VALUE for a positional argument if VALUE contains a space, so these bypass it.
     arguments, rest = _parser().parse_known_args([a for a in argv if not a.startswith("--config.")])
     rest += [a for a in argv if a.startswith("--config.")]
@@ -56,6 +60,11 @@ def run(argv: list[str]) -> int:
     except Exception as error:
         if verb.only_prints and isinstance(error, BrokenPipeError):  # `t5x-lite tasks | head`
             return 0
+        from t5x_lite import own_code
+
+        if own_code.own_lines(error):
+            console.tell(f"your own code failed {own_code.where(error)}\n{traceback.format_exc()}")
+            return ConfigError.exit_code
         console.tell(f"this is a bug in t5x_lite; please report it with this traceback\n{traceback.format_exc()}")
         return INTERNAL
     finally:

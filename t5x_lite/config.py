@@ -238,11 +238,16 @@ def load(spec: str) -> Config:
     except (AttributeError, KeyError) as error:  # ml_collections raises these for an unknown key
         match = re.search(r'"([\w.]+)" does not exist', str(error))
         if match is None:
-            raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
+            raise _failed(path, error) from error
         name, number = _key_in_source(match[1], file, error)
         raise ConfigError(f"config file {path!r}, line {number}: " + _unknown_key(name)) from None
     except Exception as error:
-        raise ConfigError(f"config file {path!r} failed: {type(error).__name__}: {error}") from error
+        raise _failed(path, error) from error
+
+
+def _failed(path: str, error: Exception) -> ConfigError:
+    what = f"config file {path!r} failed: {type(error).__name__}: {error}"
+    return ConfigError(what if isinstance(error, SyntaxError) else f"{what} ({own_code.where(error)})")
 
 
 def _config_files(missing: Path) -> str:

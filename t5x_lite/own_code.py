@@ -10,13 +10,16 @@ import functools
 import hashlib
 import inspect
 import re
+import sysconfig
 import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, UserError
 
+PACKAGES = ("site-packages", "dist-packages")  # directories of installed libraries
 CONFIG_MODULE = "t5x_lite_config_"  # + the file's stem: the name of the module that a config file becomes
 REFERENCE = re.compile(r"[\w./-]+:.+#([0-9a-f]{8}|\?)")
 
@@ -60,15 +63,32 @@ def check_call(what: str, function: Any, arguments: Sequence[str]) -> None:
 
 
 def called(what: str, function: Callable, *arguments: Any) -> Any:
-    """Returns function(*arguments). If it fails, raises ConfigError, which names `what` (KEY=NAME) and the line."""
+    """Returns function(*arguments). If it fails, raises ConfigError, which names `what` (KEY=NAME) and the lines."""
     try:
         return function(*arguments)
-    except ConfigError:
+    except UserError:
         raise
     except Exception as error:
+        raise ConfigError(f"{what} failed with {type(error).__name__}: {error} ({where(error)})") from error
+
+
+def where(error: BaseException) -> str:
+    """Returns the lines of the user's own code that an error passed through, outermost first; at most the last five.
+
+    If it passed through none, returns the line that raised it.
+    """
+    lines = own_lines(error)
+    if not lines:
         *_, frame = traceback.extract_tb(error.__traceback__)
-        where = f"{frame.filename}, line {frame.lineno}"
-        raise ConfigError(f"{what} failed with {type(error).__name__}: {error} ({where})") from error
+        return f"{frame.filename}, line {frame.lineno}"
+    return f"in your {' → '.join(lines[-5:])}"
+
+
+def own_lines(error: BaseException) -> list[str]:
+    """Returns "FILE, line NUMBER" for each frame of an error's traceback that is neither this package nor a library."""
+    libraries = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
+    return [f"{f.filename}, line {f.lineno}" for f in frames if not {*PACKAGES} & {*Path(f.filename).parts}]
 
 
 def name_of(thing: Any) -> str:

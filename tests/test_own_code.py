@@ -2,11 +2,16 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
 from t5x_lite import cli, config
+from t5x_lite.data.registry import Task
+from t5x_lite.data.sources import Function
+from t5x_lite.errors import ConfigError
+from t5x_lite.evaluation import scores
 from t5x_lite.reports import results
 
 EXAMPLES = Path(__file__).parents[1] / "configs" / "examples"
@@ -141,6 +146,51 @@ def test_wrong_own_code_is_one_clear_error(name, old, new, message, tmp_path, ca
     assert "Traceback" not in said
     if name != "metric":  # a metric's values are checked at the end
         assert not (tmp_path / "run" / "checkpoints" / "2").exists()
+
+
+RATE = 'from t5x_lite.data.registry import Mixture\nadd(Mixture("sums", {"source_files": lambda size: size / 0}))\n\ndef get_c'
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        (
+            "metric",
+            "Function(sums), ",
+            "Function(sums), (lambda example: {**example, 'inputs': 1 / 0},), ",
+            r"the preprocessor <lambda> failed with ZeroDivisionError: .*it was given the fields inputs, targets",
+        ),
+        ("metric", "cfg = config.base()", "cfg = config.base(1 / 0)", r"config file .* failed: ZeroDivisionError"),
+        ("source", 'wanted = name != "train"', "wanted = {}[name]", r"your own code failed"),
+        ("source", "[number % 10 == 0 for", "[number % 0 for", r"your own code failed"),
+        ("source", "def get_c", RATE, r"your own code failed"),
+    ],
+)
+def test_own_code_that_fails_at_run_time_is_named_with_its_lines(name, old, new, message, tmp_path, capsys):
+    """Also where only user code calls a library that raises; no such error is called a bug of t5x_lite."""
+    file = copy(name, tmp_path, (old, new))
+    mixture = ["--config.data.mixture=sums"] if new == RATE else []
+    assert train(file, tmp_path / "run", "--config.train.total_steps=2", *mixture) in (2, 65)
+    said = capsys.readouterr().err
+    number = file.read_text()[: file.read_text().index(new.splitlines()[0])].count("\n") + 1
+    assert re.search(message, said), said
+    assert re.search(rf"in your .*{re.escape(str(file))}, line {number + (new == RATE)}\b", said), said
+    assert ("Traceback" in said) == (message == "your own code failed") and "a bug in t5x_lite" not in said
+
+
+def test_a_task_s_own_function_that_fails_in_an_evaluation_is_named_with_its_lines():
+    def fails(*_):
+        return statistics.fmean([])  # the library's line is not the one to show
+
+    source, example = Function(lambda split: []), {"inputs": "a", "targets": "b"}
+    for part in ({"postprocess": fails}, {"reference": fails}, {"metrics": (fails,)}):
+        task = Task("t", source, **({"metrics": (lambda targets, predictions: {},)} | part))
+        line = fails.__code__.co_firstlineno + 1
+        with pytest.raises(ConfigError) as caught:
+            scores.of_guesses(task, [example], ["b"])
+        what = rf"task 't': {next(iter(part))}=.*fails failed with StatisticsError: .*"
+        what += rf"in your {re.escape(__file__)}, line {line}\)"
+        assert re.fullmatch(what, str(caught.value)), caught.value
 
 
 def test_a_logger_that_fails_is_switched_off_and_the_run_goes_on(tmp_path, capsys):

@@ -7,13 +7,12 @@ and caches unusable.
 import functools
 import inspect
 import re
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from t5x_lite import own_code
 from t5x_lite.errors import ConfigError, DataError, UserError
 from t5x_lite.own_code import identity
 
@@ -75,11 +74,9 @@ def apply(functions, example: Example, rng: Callable[[], np.random.Generator]) -
         except UserError:
             raise
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
             raise DataError(
-                f"the preprocessor {identity(function).split('#')[0]} failed ({Path(frame.filename).name}:"
-                f"{frame.lineno}) with {type(error).__name__}: {error}; it was given the fields "
-                f"{', '.join(map(str, example))}"
+                f"the preprocessor {identity(function).split('#')[0]} failed with {type(error).__name__}: {error} "
+                f"({own_code.where(error)}); it was given the fields {', '.join(map(str, example))}"
             ) from error
         if result is None:
             return None

@@ -18,8 +18,18 @@ from t5x_lite.tasks.metrics import is_lower_better, percent
 
 
 def reference(task: Task, example: Mapping) -> Any:
-    """Returns an example's reference, with which metrics compare the prediction."""
-    return task.reference(example) if task.reference else task.postprocess(example["targets"])
+    """Returns an example's reference, with which metrics compare the prediction. Raises ConfigError if the task's own
+    function fails."""
+    if task.reference is None:
+        return postprocessed(task, example["targets"])
+    return own_code.called(f"task {task.name!r}: reference={own_code.name_of(task.reference)}", task.reference, example)
+
+
+def postprocessed(task: Task, text: str) -> Any:
+    """Returns the value of a target or predicted text that the task's metrics compare. Raises ConfigError, which names
+    the function, if the task's `postprocess` fails."""
+    what = f"task {task.name!r}: postprocess={own_code.name_of(task.postprocess)}"
+    return own_code.called(what, task.postprocess, text)
 
 
 class Scores(NamedTuple):
@@ -36,7 +46,7 @@ def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: 
     label, also adds `ece`, the expected calibration error of the labels' probabilities, × 100. Raises ConfigError as
     `measured` does.
     """
-    predictions = [task.postprocess(row[field]) for row in rows]
+    predictions = [postprocessed(task, row[field]) for row in rows]
     scores, lower = {}, set()
     for metric in task.metrics:
         values = measured(task, metric, references, predictions)
@@ -56,7 +66,7 @@ def scores_of(task: Task, rows: Sequence[Mapping], references: Sequence, field: 
 
 def of_guesses(task: Task, examples: Sequence[Mapping], guesses: Sequence[str]) -> dict[str, float]:
     """Returns the values of the task's metrics on `guesses` (one per example). Raises ConfigError like `measured`."""
-    references, answers = [reference(task, e) for e in examples], [task.postprocess(guess) for guess in guesses]
+    references, answers = [reference(task, e) for e in examples], [postprocessed(task, guess) for guess in guesses]
     values: dict[str, float] = {}
     for metric in task.metrics:
         values |= measured(task, metric, references, answers)
@@ -86,7 +96,7 @@ def intervals(tasks: Sequence[Task], split: str, predictions: Path) -> dict[str,
         if task.is_corpus or not path.exists():
             continue
         with path.open(encoding="utf-8") as lines:
-            answers = [task.postprocess(json.loads(line)["prediction"]) for line in lines]
+            answers = [postprocessed(task, json.loads(line)["prediction"]) for line in lines]
         examples = itertools.islice(text_examples(task, split), len(answers))
         references = [reference(task, example) for _, example in examples]
         for metric in task.metrics:
