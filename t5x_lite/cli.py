@@ -26,7 +26,19 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 def main() -> None:
     """Runs the command `t5x-lite` and exits with the status of `run`."""
     _exec_with_huge_pages(sys.argv)
+    sys.unraisablehook = show_unraisable
     sys.exit(run(sys.argv[1:]))
+
+
+def show_unraisable(error: "sys.UnraisableHookArgs") -> None:
+    """Shows an error that no code can catch, as Python does, unless it repeats an error that is shown already.
+
+    If one array of a checkpoint cannot be written, Orbax raises the error and closes its event loop. Each write that
+    ends later, in a thread of TensorStore, then fails to report to that loop. Closing the checkpointer or waiting for
+    it does not help, because neither knows of those writes.
+    """
+    if not (isinstance(error.exc_value, RuntimeError) and str(error.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(error)
 
 
 def run(argv: list[str]) -> int:

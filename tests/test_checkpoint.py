@@ -4,6 +4,8 @@ import dataclasses
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -392,6 +394,42 @@ def test_a_full_disk_says_so_at_the_next_step_and_the_old_checkpoint_stays(tmp_p
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.exit_code == 74 and "\n" not in str(caught.value)
     assert whole_steps(tmp_path) == [1]
+
+
+FAILS_TO_SAVE = """
+import pathlib, resource, sys
+import numpy as np
+from t5x_lite import cli
+from t5x_lite.checkpoints.checkpoint import Checkpoints
+from t5x_lite.training.step import TrainState
+
+class Fails:
+    def __del__(self):
+        raise RuntimeError("another error that no code can catch")
+
+def run(argv):
+    cli._speak()
+    Fails()
+    params = {str(i): np.random.default_rng(i).random((300, 300)) for i in range(60)}
+    checkpoints = Checkpoints(pathlib.Path(argv[0]), keep_last=1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
+    checkpoints.save(TrainState(np.int32(1), params, ({"count": np.int32(1)},)), {}, "{}")
+    try:
+        checkpoints.wait()
+    except Exception as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+cli.run = run
+cli.main()
+"""
+
+
+def test_the_many_writes_of_a_save_that_failed_print_no_tracebacks(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FAILS_TO_SAVE, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 74 and "is the disk full or read-only?" in done.stderr, done.stderr
+    assert "Event loop is closed" not in done.stderr
+    assert done.stderr.count("Traceback") == done.stderr.count("another error that no code can catch") == 1
 
 
 def test_a_disk_too_small_is_an_error_before_the_first_step(tmp_path, monkeypatch):
