@@ -70,6 +70,8 @@ def write(experiment: "Experiment", workdir: Path) -> None:
         described = {"vocabulary": _of_vocabulary(vocabulary), "tasks": [_of_task(rated) for rated in tasks]}
         atomic.write(partial / TASKS, json.dumps(described, indent=1))
         atomic.write(partial / stored.FILE, json.dumps(dataclasses.asdict(experiment.model), indent=1))
+    if directory.is_file():
+        directory.unlink()
     shutil.rmtree(directory, ignore_errors=True)  # until the rename, `resolve` resolves the run's config
     if is_described:
         partial.rename(directory)
@@ -144,7 +146,7 @@ def _files(experiment: "Experiment") -> Iterator[tuple[str, bytes]]:
     if (origin / stored.FILE).is_file():
         for name in IMPORTED:
             if side_files.is_there(origin / name):
-                yield name, vocabularies.read_file(origin / name)
+                yield name, read_file(origin / name)
 
 
 def _of_vocabulary(vocabulary: Any) -> dict[str, Any]:

@@ -80,6 +80,17 @@ def events(workdir: Path) -> list:
     return found
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_something_else_in_the_place_of_a_log_switches_it_off_and_stops_no_run(tmp_path, capsys, name):
+    place = tmp_path / name
+    place.mkdir() if name == "metrics.jsonl" else place.write_text("")
+    out = loggers(tmp_path)
+    assert " is off: " in capsys.readouterr().err
+    out.scalars(1, {"train/loss": 1.0})
+    out.close()
+    assert read_metrics(tmp_path) == ([] if name == "metrics.jsonl" else [{"step": 1, "train/loss": 1.0}])
+
+
 def test_tensorboard_has_the_numbers_and_is_told_what_a_resume_takes_back(tmp_path):
     out = loggers(tmp_path)
     out.scalars(3, {"train/loss": 2.5})

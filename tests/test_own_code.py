@@ -148,7 +148,7 @@ def test_wrong_own_code_is_one_clear_error(name, old, new, message, tmp_path, ca
         assert not (tmp_path / "run" / "checkpoints" / "2").exists()
 
 
-RATE = "from t5x_lite.data.registry import Mixture\nadd(Mixture('sums', {'source_files': lambda size: 1 / 0}))\n\ndef get_c"
+RATE = "from t5x_lite.data import registry\nadd(registry.Mixture('sums', {'source_files': lambda n: 1 / 0}))\ndef get_c"
 
 
 @pytest.mark.parametrize(

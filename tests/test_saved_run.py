@@ -122,6 +122,11 @@ def test_every_run_in_a_workdir_replaces_the_definitions_of_the_one_before(tmp_p
     assert initial_params.classes_of(tmp_path / "run") == ("a", "b", "c")
     assert not (tmp_path / "run" / "model" / "huggingface.json").exists()
 
+    shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "run" / "model").write_text("damaged")
+    resolved_run(tmp_path / "run", first)
+    assert initial_params.classes_of(tmp_path / "run") == ("yes", "no")
+
     class Own(ByteVocabulary):
         pass
 

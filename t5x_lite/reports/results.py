@@ -32,7 +32,7 @@ def read_lines(workdir: Path) -> tuple[list[dict], int]:
     Raises CheckpointError if the file cannot be read.
     """
     path = Path(workdir) / METRICS_FILE
-    if not side_files.is_there(path):
+    if not path.is_file():
         return [], 0
     try:
         lines = side_files.read(path, LARGEST_METRICS).split(b"\n")
