@@ -4,6 +4,7 @@
     WORKDIR/model/tasks.json   the tasks (targets, segments, templates) and the class of the vocabulary
     WORKDIR/model/vocabulary/  the vocabulary's files
     WORKDIR/model/…            the model's settings, if it was imported
+    WORKDIR/model/MANIFEST.json  the hashes of these files, so that a damaged one is noticed
 
 `load`, `infer`, `export` and `attention` read these files, never the training data or files outside the workdir.
 """
@@ -58,6 +59,8 @@ def write(experiment: "Experiment", workdir: Path) -> None:
     vocabulary.
     Raises OSError if a file cannot be written, and ConfigError if a file of the vocabulary cannot be read.
     """
+    from t5x_lite.checkpoints import manifest
+
     directory, partial = workdir / stored.DIRECTORY, workdir / f".{stored.DIRECTORY}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     vocabulary, tasks = experiment.vocabulary, experiment.mixture
@@ -70,6 +73,7 @@ def write(experiment: "Experiment", workdir: Path) -> None:
         described = {"vocabulary": _of_vocabulary(vocabulary), "tasks": [_of_task(rated) for rated in tasks]}
         atomic.write(partial / TASKS, json.dumps(described, indent=1))
         atomic.write(partial / stored.FILE, json.dumps(dataclasses.asdict(experiment.model), indent=1))
+        manifest.write(partial)
     if directory.is_file():
         directory.unlink()
     shutil.rmtree(directory, ignore_errors=True)  # until the rename, `resolve` resolves the run's config
@@ -124,14 +128,16 @@ def classes_of(directory: Path) -> tuple[str, ...]:
 
 def _read(directory: Path) -> tuple[tuple[Rated, ...], Vocabulary]:
     """Reads what `write` wrote. Raises CheckpointError if it is corrupted."""
+    from t5x_lite.checkpoints import manifest
+
+    how = f"restore it from a copy, or remove {directory} to resolve the run's config instead"
+    if side_files.is_there(directory / manifest.NAME) and (problem := manifest.problem(directory)):
+        raise CheckpointError(f"{directory} is corrupted: {problem}; {how}")
     try:
         described = side_files.read_json(directory / TASKS)
         return tuple(_task(entry) for entry in described["tasks"]), _vocabulary(described["vocabulary"], directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{directory / TASKS} is corrupted ({side_files.why(error)}); remove {directory} to resolve the run's "
-            "config instead"
-        ) from None
+        raise CheckpointError(f"{directory / TASKS} is corrupted ({side_files.why(error)}); {how}") from None
 
 
 def _files(experiment: "Experiment") -> Iterator[tuple[str, bytes]]:

@@ -210,7 +210,8 @@ def _verify(arguments: argparse.Namespace, overrides: Overrides) -> None:
     corrupted = [step for step, problem in problems.items() if problem]
     if corrupted:
         raise CheckpointError(
-            f"{len(corrupted)} of {len(problems)} checkpoints are corrupted; the run resumes from an intact one"
+            f"{len(corrupted)} of {len(problems)} checkpoints of {arguments.workdir} are corrupted; the run resumes "
+            "from an intact one"
         )
 
 

@@ -22,8 +22,8 @@ READ_BYTES = 1 << 22
 OF_STEPS = ("checkpoints", "saving")  # in these directories, a step's directory is named after the step
 
 
-def write(directory: Path, step: int) -> None:
-    """Writes the manifest of `directory`, which holds the checkpoint of `step`. Waits until all files are on disk."""
+def write(directory: Path, step: int | None = None) -> None:
+    """Writes the manifest of `directory`. Waits until all files are on disk. step: of the checkpoint that it holds."""
     for path in directory.rglob("*"):
         atomic.sync(path)
     files = {
@@ -32,7 +32,7 @@ def write(directory: Path, step: int) -> None:
         if file.is_file()
     }
     versions = {"t5x_lite": t5x_lite.__version__, "jax": jax.__version__, "orbax": orbax.checkpoint.__version__}
-    body = {"step": step, "files": files, "versions": versions}
+    body = ({} if step is None else {"step": step}) | {"files": files, "versions": versions}
     atomic.write(directory / NAME, json.dumps(body | {"xxh3_128": _hash_of(body)}, separators=(",", ":")))
 
 
@@ -92,18 +92,22 @@ def _misplaced(directory: Path, names: Collection[str]) -> str | None:
     Orbax would wait for a FIFO, and read files that no hash protects. Ignores hidden files, which systems leave behind
     (.DS_Store, .nfs…).
     """
-    root = directory.resolve()
+    root = _target(directory)
     for name in sorted(names):
-        if not (directory / name).resolve().is_relative_to(root):
+        if not _target(directory / name).is_relative_to(root):
             return f"{NAME} names {name[:80]!r}, which is outside of the checkpoint"
     for parent, directories, files in os.walk(directory):
         for file in (Path(parent) / name for name in files if not name.startswith(".")):
             if file.relative_to(directory).as_posix() not in {*names, NAME}:
                 return f"{file.relative_to(directory)} is not in {NAME}"
         for link in (Path(parent) / name for name in directories):
-            if not link.resolve().is_relative_to(root):
+            if not _target(link).is_relative_to(root):
                 return f"{link.relative_to(directory)} is a link to outside of the checkpoint"
     return None
+
+
+def _target(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for a loop of links
 
 
 def _hash(file: Path) -> str:

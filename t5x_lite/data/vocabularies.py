@@ -109,8 +109,8 @@ def train_sentencepiece(
     """Trains a SentencePiece model of `size` pieces on `texts` and on the contents of `files`, and writes it to
         `output`.
 
-        Its ids are pad 0, eos 1 and unk 2, as in T5, then [CLS], [SEP] and [MASK]. Unseen characters are encoded as bytes.
-        The same texts give the same model. The file is written atomically.
+        Its ids are pad 0, eos 1 and unk 2, as in T5, then [CLS], [SEP] and [MASK]. Unseen characters are encoded as
+        bytes. The same texts give the same model. The file is written atomically.
 
         extra_ids: the number of sentinels that the returned vocabulary adds to the pieces.
         model_type: the kind of SentencePiece model: "unigram", "bpe", …

@@ -24,6 +24,7 @@ from t5x_lite import atomic, side_files
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.data import convert, vocabularies
 from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary
+from t5x_lite.data.vocabulary import read_file
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.hub import mapping, parameters, peft, t5x, weights
 from t5x_lite.hub.import_report import ImportReport
@@ -129,7 +130,7 @@ def export_directory(
                 settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": vocabulary.lowercases}  # type: ignore[attr-defined]
                 _write_json(directory / "tokenizer_config.json", settings)
             if file.suffix == ".model" and file.name not in vocabularies.TOKENIZER_FILES:
-                (directory / "spiece.model").write_bytes(side_files.read(file))
+                (directory / "spiece.model").write_bytes(read_file(file))
     return chosen.model_type
 
 
@@ -211,7 +212,7 @@ def _new_directory(out: Path) -> Iterator[Path]:
 def _copy_tokenizer(source: Path, directory: Path) -> None:
     for name in vocabularies.TOKENIZER_FILES:
         if side_files.is_there(source / name):
-            (directory / name).write_bytes(side_files.read(source / name))
+            (directory / name).write_bytes(read_file(source / name))
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -162,6 +162,6 @@ def _open(file: Path) -> Any:
         if start.startswith((b"PK", b"\x80")) and not start.endswith(b"{"):
             raise CheckpointError(f"{file} is a pickle under a different name and is refused; {HOW_TO_CONVERT}")
         return safe_open(file, framework="numpy")
-    except (OSError, SafetensorError) as error:
+    except (OSError, MemoryError, SafetensorError) as error:  # MemoryError: the file cannot be mapped
         size = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
         raise CheckpointError(f"cannot read {file} ({size}): {side_files.why(error)}; download it again") from error

@@ -19,5 +19,7 @@ def read(directory: Path) -> ModelConfig:
         items = side_files.read_json(path).items()
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
         return ModelConfig(**fields).validate()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {side_files.why(error)}; `t5x-lite import` writes this file") from None
