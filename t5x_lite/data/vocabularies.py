@@ -106,19 +106,15 @@ def train_sentencepiece(
     extra_ids: int = 100,
     model_type: str = "unigram",
 ) -> "SentencePieceVocabulary":
-    """Trains a SentencePiece model of `size` pieces on `texts` and on the contents of `files`, and writes it to
-        `output`.
+    """Trains a SentencePiece model of `size` pieces on `texts` and on the contents of `files`, and writes it to `output`.
 
-        Its ids are pad 0, eos 1 and unk 2, as in T5, then [CLS], [SEP] and [MASK]. Unseen characters are encoded as
-        bytes. The same texts give the same model. The file is written atomically.
+    Its ids are pad 0, eos 1 and unk 2, as in T5, then [CLS], [SEP] and [MASK]. Unseen characters are encoded as bytes.
+    The same texts give the same model. The file is written atomically.
 
-        extra_ids: the number of sentinels that the returned vocabulary adds to the pieces.
-        model_type: the kind of SentencePiece model: "unigram", "bpe", …
-        Raises DataError if there is no text, ConfigError if `size` is too small or too large for the text.
-    =======
-        Raises DataError if there is no text or too little, ConfigError if `size` is too large for the text,
-        CheckpointError if `output` cannot be written.
-    >>>>>>> 2d2600c (Report outputs that cannot be written in one line from every verb)
+    extra_ids: the number of sentinels that the returned vocabulary adds to the pieces.
+    model_type: the kind of SentencePiece model: "unigram", "bpe", …
+    Raises DataError if there is no text, ConfigError if `size` is too small or too large for the text, and
+    CheckpointError if `output` cannot be written.
     """
     import sentencepiece
 
