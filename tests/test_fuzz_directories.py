@@ -172,7 +172,7 @@ def grow_sparse(file, rng):
 
 
 def swap(file, rng):
-    other = rng.choice([f for f in sorted(file.parent.iterdir()) if f.is_file() and f.name != manifest.NAME])
+    other = rng.choice([f for f in sorted(file.parent.iterdir()) if f.is_file() and f.name != manifest.NAME] or [file])
     data = file.read_bytes()
     file.write_bytes(other.read_bytes())
     other.write_bytes(data)

@@ -206,5 +206,5 @@ def test_a_run_from_an_imported_model_keeps_its_settings(tmp_path, no_tables):
     with pytest.raises(DataError, match="python_docs_classify' is not in the workdir"):
         again.tasks[0].source.split("train")
     (tmp_path / "run" / "model" / "tasks.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"tasks.json is corrupted"):
+    with pytest.raises(CheckpointError, match=r"is corrupted: tasks.json"):
         saved_run.resolve(cfg, tmp_path / "run")
