@@ -106,7 +106,7 @@ def train_sentencepiece(
     extra_ids: int = 100,
     model_type: str = "unigram",
 ) -> "SentencePieceVocabulary":
-    """Trains a SentencePiece model of `size` pieces on `texts` and on the contents of `files`, and writes it to `output`.
+    """Trains a SentencePiece model of `size` pieces on `texts` and the contents of `files`, and writes it to `output`.
 
     Its ids are pad 0, eos 1 and unk 2, as in T5, then [CLS], [SEP] and [MASK]. Unseen characters are encoded as bytes.
     The same texts give the same model. The file is written atomically.
