@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_models import FAMILIES, OTHERS, forward, random_batch, random_params
 
 from t5x_lite.models import attention_blockwise, build
+from t5x_lite.models.attention_pallas import BACKENDS
 from t5x_lite.models.layers import dropout, random_bits
 from t5x_lite.models.transformer import stack_layers, unstack_layers
 
@@ -119,10 +120,22 @@ def test_scan_and_remat_change_no_number_in_training(family, remat, scan_layers)
     assert_trees_close((value, unstack_layers(grads)), expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("family", ["t5", "bert", "llama", "gpt_neo", "t5_decoder"])
-def test_attention_in_blocks_changes_no_number_in_training(monkeypatch, family, scan_layers):
+@pytest.mark.parametrize(
+    ("family", "kernel", "scan_layers"),
+    [
+        *(
+            (family, "blockwise", scan)
+            for family in ("t5", "bert", "llama", "gpt_neo", "t5_decoder")
+            for scan in (False, True)
+        ),
+        ("t5", "pallas", True),
+        ("gpt2", "pallas", True),
+        *(pytest.param(family, "pallas", False, marks=pytest.mark.slow) for family in FAMILIES),
+    ],
+)
+def test_a_kernel_of_attention_changes_no_number_in_training(monkeypatch, family, kernel, scan_layers):
     monkeypatch.setattr(attention_blockwise, "BLOCK", 4)
+    monkeypatch.setitem(BACKENDS, "default", BACKENDS["default"]._replace(block=4))
     config = (FAMILIES | OTHERS)[family]
     config = dataclasses.replace(config, attention_dropout_rate=0.2, scan_layers=scan_layers, attention="reference")
     params, batch, key = random_params(config), random_batch(config), jax.random.key(8, impl="unsafe_rbg")
@@ -131,7 +144,7 @@ def test_attention_in_blocks_changes_no_number_in_training(monkeypatch, family, 
         changed = dataclasses.replace(config, attention=attention)
         return jax.jit(jax.value_and_grad(lambda p: loss(changed, p, batch, key)))(params)
 
-    assert_trees_close(step("blockwise"), step("reference"), rtol=1e-4, atol=2e-5)
+    assert_trees_close(step(kernel), step("reference"), rtol=1e-4, atol=2e-5)
 
 
 def test_remat_attention_recomputes_all_but_attention(monkeypatch):

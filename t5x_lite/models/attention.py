@@ -40,6 +40,7 @@ class KeyValue(TypedDict):
 KERNELS = {
     "reference": "t5x_lite.models.attention_reference",
     "blockwise": "t5x_lite.models.attention_blockwise",
+    "pallas": "t5x_lite.models.attention_pallas",
 }
 
 

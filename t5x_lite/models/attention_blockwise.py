@@ -7,6 +7,7 @@ Source: Dao 2023, FlashAttention-2, §3.1.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -94,12 +95,8 @@ def attend(
     A query that may attend to no key (padding) gets 0.
     """
     (scope, bias_HO), (B, L, H, K) = shared, query_BLHK.shape
-    words = None if dropout_key is None or not dropout_rate else jax.random.key_data(dropout_key)
-    if words is not None and dropout_broadcasts_queries:  # then the mask may multiply the values instead
-        key_BGMK, value_BGMK = (of_query_heads(x, query_BLHK) for x in (key_BGMK, value_BGMK))
-        kept_BH1M = is_kept(words, dropout_rate, (B, H, 1, value_BGMK.shape[2]))
-        value_BGMK = jnp.where(kept_BH1M.swapaxes(2, 3), value_BGMK / (1.0 - dropout_rate), 0)
-        words = None
+    dropout = dropout_rate, dropout_key, dropout_broadcasts_queries
+    key_BGMK, value_BGMK, words = folded_dropout(query_BLHK, key_BGMK, value_BGMK, *dropout)
     G, M = key_BGMK.shape[1:3]
     rules = Rules((L, M), scope.causal, 0, 0.0 if words is None else dropout_rate)
     inputs = Inputs(
@@ -111,14 +108,42 @@ def attend(
         _pad(scope.key_segment_ids_BM, 1, -2),
         words,
     )
-    local, whole = (functools.partial(_attend, rules._replace(window=window)) for window in (scope.window, 0))
-    if not scope.window:
-        heads_BGRLK: Any = whole(inputs)
-    elif isinstance(is_local, jax.Array):  # scanned layers
-        heads_BGRLK = lax.cond(is_local, local, whole, inputs)
-    else:
-        heads_BGRLK = (local if is_local else whole)(inputs)
+    heads_BGRLK = by_layer(lambda window: functools.partial(_attend, rules._replace(window=window)), scope, is_local)(
+        inputs
+    )
     return heads_BGRLK[:, :, :, :L].reshape(B, H, L, K).swapaxes(1, 2)
+
+
+def folded_dropout(
+    query_BLHK: jax.Array,
+    key_BGMK: jax.Array,
+    value_BGMK: jax.Array,
+    rate: float,
+    key: jax.Array | None,
+    broadcasts_queries: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns (keys, values, the data of the dropout key; None if no dropout of weights is left to do).
+
+    If all queries share a dropout mask, the mask multiplies the values instead of the weights. Then keys and values
+    have as many heads as queries.
+    """
+    if key is None or not rate:
+        return key_BGMK, value_BGMK, None
+    words = jax.random.key_data(key)
+    if not broadcasts_queries:
+        return key_BGMK, value_BGMK, words
+    key_BHMK, value_BHMK = (of_query_heads(x, query_BLHK) for x in (key_BGMK, value_BGMK))
+    kept_BH1M = is_kept(words, rate, (*value_BHMK.shape[:2], 1, value_BHMK.shape[2]))
+    return key_BHMK, jnp.where(kept_BH1M.swapaxes(2, 3), value_BHMK / (1.0 - rate), 0), None
+
+
+def by_layer(attend: Callable[[int], Callable[[Any], jax.Array]], scope: Scope, is_local: Any):
+    """Returns the function of inputs that attends in a layer: attend(window), with window 0 if the layer has none."""
+    if not scope.window:
+        return attend(0)
+    if isinstance(is_local, jax.Array):  # scanned layers
+        return lambda inputs: lax.cond(is_local, attend(scope.window), attend(0), inputs)
+    return attend(scope.window if is_local else 0)
 
 
 KERNEL = Kernel(prepare, attend)

@@ -19,7 +19,7 @@ from t5x_lite.lookup import unknown
 
 ARCHITECTURES = ("text_to_text", "encoder_only", "decoder_only")
 BODIES = ("transformer", "cbow", "elmo")
-ATTENTION = ("auto", "reference", "blockwise")
+ATTENTION = ("auto", "reference", "blockwise", "pallas")
 REMAT = ("none", "full", "attention", "dots", "dots_no_batch")
 LAYERS = Range(at_least=0, at_most=1000)  # DeepNet, the deepest published transformer, has 1,000
 LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
