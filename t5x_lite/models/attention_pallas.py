@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton
+from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_lite.models import pallas_kernels
 from t5x_lite.models.attention_blockwise import by_layer, folded_dropout
@@ -26,9 +28,9 @@ from t5x_lite.models.positions import toeplitz
 
 # Compiled for an H200 and for a TPU v5e, not yet run on them.
 BACKENDS = {
-    "cuda": Backend(64, {"compiler_params": triton.CompilerParams(num_warps=4, num_stages=2)}),
-    "tpu": Backend(256, {}, is_mosaic=True),
-    "default": Backend(64, {"interpret": True}),
+    "cuda": Backend(64, triton.CompilerParams(num_warps=4, num_stages=2)),
+    "tpu": Backend(256, is_mosaic=True),
+    "default": Backend(64, interpret=True),
 }
 
 
@@ -44,7 +46,8 @@ class Inputs(NamedTuple):
     """Holds the arrays that attention reads. There are H = G · R heads of queries; R of them share a head of keys.
 
     bias_HO: float32 [H, L + M − 1], the bias of relative position o − (L − 1), o from 0.
-    words: the data of the dropout key.
+    words: the two words of the dropout key that `random_bits` reads; None without dropout.
+    rows_B, heads_H: the numbers of the rows and of the query heads, of which one device may have only some.
     """
 
     query_BLHK: jax.Array
@@ -54,6 +57,12 @@ class Inputs(NamedTuple):
     query_ids_BL: jax.Array
     key_ids_BM: jax.Array
     words: jax.Array | None
+    rows_B: jax.Array | None
+    heads_H: jax.Array | None
+
+
+# The axes of the arrays that the kernels read and write. b, h and g may be split over devices.
+AXES: Any = Inputs(*("blhk", "bmgk", "bmgk", "ho", "bl", "bm", "w", "b", "h"))  # pyright: ignore[reportArgumentType]
 
 
 def prepare(scope: Scope) -> tuple[Scope, jax.Array | None]:
@@ -81,21 +90,15 @@ def attend(
     dropout = dropout_rate, dropout_key, dropout_broadcasts_queries
     key_BGMK, value_BGMK, words = folded_dropout(query_BLHK, key_BGMK, value_BGMK, *dropout)
     ids = scope.query_segment_ids_BL, scope.key_segment_ids_BM
-    inputs = Inputs(query_BLHK, key_BGMK.swapaxes(1, 2), value_BGMK.swapaxes(1, 2), bias_HO, *ids, words)
+    inputs = Inputs(query_BLHK, key_BGMK.swapaxes(1, 2), value_BGMK.swapaxes(1, 2), bias_HO, *ids, None, None, None)
+    if words is not None:
+        rows_B, heads_H = (jnp.arange(size) for size in (query_BLHK.shape[0], query_BLHK.shape[2]))
+        inputs = inputs._replace(words=jnp.stack([words[0], words[-1]]), rows_B=rows_B, heads_H=heads_H)
     rules = Rules(scope.causal, 0, 0.0 if words is None else dropout_rate)
     return by_layer(lambda window: functools.partial(_attend, rules._replace(window=window)), scope, is_local)(inputs)
 
 
 KERNEL = Kernel(prepare, attend)
-
-
-def _by_platform(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Returns function(backend, *arguments) with the backend of the platform for which the program is lowered.
-
-    `jax.default_backend()` would not do: a program may be compiled for a GPU or TPU on a machine without one.
-    """
-    branches = {platform: functools.partial(function, backend) for platform, backend in BACKENDS.items()}
-    return lax.platform_dependent(*arguments, **branches)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -105,7 +108,7 @@ def _attend(rules: Rules, inputs: Inputs) -> jax.Array:
 
 def _forward(rules: Rules, inputs: Inputs):
     """Returns (heads [B, L, H, K], what the backward pass needs)."""
-    heads, log_totals = _by_platform(functools.partial(_heads, rules), inputs)
+    heads, log_totals = _on_each_device(_heads, rules, (inputs,), (AXES,), ("blhk", "bhl"))
     heads, log_totals = checkpoint_name(heads, SAVED), checkpoint_name(log_totals, SAVED)
     return heads, (inputs, heads, log_totals)
 
@@ -115,11 +118,64 @@ def _backward(rules: Rules, kept, d_heads_BLHK: jax.Array):
     # Σ_m weight · d_weight, for the gradient of softmax
     means_BLH = (d_heads_BLHK.astype(jnp.float32) * heads_BLHK.astype(jnp.float32)).sum(-1)
     arrays = inputs, d_heads_BLHK, log_totals_BHL, means_BLH.swapaxes(1, 2)
-    d_query, d_key, d_value, d_bias = _by_platform(functools.partial(_gradients, rules), *arrays)
-    return (Inputs(d_query, d_key, d_value, d_bias, None, None, None),)  # pyright: ignore[reportArgumentType]
+    axes = AXES, "blhk", "bhl", "bhl"
+    outputs = AXES[: 3 if inputs.bias_HO is None else 4]
+    gradients = _on_each_device(_gradients, rules, arrays, axes, outputs)
+    return (Inputs(*gradients, *[None] * (len(AXES) - len(gradients))),)
 
 
 _attend.defvjp(_forward, _backward)
+
+
+# Devices and platforms ------------------------------------------------------------------------------------------------
+
+
+def _on_each_device(function: Callable[..., Any], rules: Rules, arguments: Any, axes: Any, outputs: Any) -> Any:
+    """Returns function(rules, backend, *arguments). Each device computes its rows and heads.
+
+    axes, outputs: the axes of the arrays, as in AXES.
+    """
+    arrays, tree = jax.tree.flatten(arguments)
+    axes = jax.tree.leaves(jax.tree.map(lambda names, array: None if array is None else names, axes, arguments))
+    inputs: Inputs = arguments[0]
+    group = inputs.query_BLHK.shape[2] // inputs.key_BMGK.shape[2]
+    return _divided(function, rules, tuple(BACKENDS.items()), tree, tuple(axes), outputs, group)(*arrays)
+
+
+@functools.cache  # so that layers of the same sizes are traced and lowered once
+def _divided(function, rules: Rules, backends, tree, axes: tuple[str, ...], outputs: tuple[str, ...], group: int):
+    """Returns a jitted function of the leaves of `tree` that XLA can divide over devices by rows and heads.
+
+    axes, outputs: of the leaves and of the results. A result without the axis b is a sum over rows.
+    """
+
+    def whole(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        # Not `jax.default_backend()`: a program may be compiled for a GPU or TPU on a machine without one.
+        branches = {platform: functools.partial(function, rules, backend) for platform, backend in backends}
+        return lax.platform_dependent(*jax.tree.unflatten(tree, arrays), **branches)
+
+    def partition(mesh, shapes, _):
+        rows, _, heads, _ = shapes[0].sharding.spec
+        places = {"b": rows, "h": heads, "g": heads}
+
+        def of(names: str) -> NamedSharding:
+            return NamedSharding(mesh, PartitionSpec(*(places.get(name) for name in names)))
+
+        def divided(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+            results = zip(whole(*arrays), outputs, strict=True)
+            return tuple(lax.psum(x, rows) if rows and "b" not in names else x for x, names in results)
+
+        return mesh, divided, tuple(of(names) for names in outputs), tuple(of(names) for names in axes)
+
+    def rule(names: str) -> str:
+        return " ".join(names).replace("g", "h") if group == 1 else " ".join(names).replace("h", "(g r)")
+
+    call = custom_partitioning(jax.jit(whole))  # jit, because custom_partitioning takes no constants
+    text = f"{', '.join(map(rule, axes))} -> {', '.join(map(rule, outputs))}"
+    sizes: Any = {"r": group} if group > 1 else {}
+    undivided = tuple(dict.fromkeys(axis for axis in text if axis in "lmkowr"))
+    call.def_partition(partition, sharding_rule=text, need_replication_factors=undivided, **sizes)
+    return jax.jit(call)
 
 
 # One backend ----------------------------------------------------------------------------------------------------------
@@ -138,8 +194,8 @@ def _heads(rules: Rules, backend: Backend, inputs: Inputs) -> tuple[jax.Array, j
     return _restored(backend, heads, inputs.query_BLHK), log_totals[:, :, :length, 0]
 
 
-def _gradients(rules: Rules, backend: Backend, inputs: Inputs, d_heads, log_totals, means):
-    """Returns the gradients of queries, keys, values and biases (None without biases)."""
+def _gradients(rules: Rules, backend: Backend, inputs: Inputs, d_heads, log_totals, means) -> tuple[jax.Array, ...]:
+    """Returns the gradients of queries, keys, values and (if there are any) biases."""
     call, arrays = _call(rules, backend, inputs)
     (B, _, _, H, G, _), (X, Y), C = call.sizes, call.blocks, backend.block
     arrays["d_heads"] = _arranged(backend, d_heads)
@@ -154,20 +210,24 @@ def _gradients(rules: Rules, backend: Backend, inputs: Inputs, d_heads, log_tota
     read = reads(call, arrays, "key", group=H // G)
     d_key, d_value = call.run(pallas_kernels.d_key_value, grid, read, [output, output], products=4)
 
-    d_bias_HO = None
-    if inputs.bias_HO is not None:
-        call = call._replace(grid="hxb" if backend.is_mosaic else call.grid)
-        grid = {"b": B // call.rows_at_once, "h": H, "x": call.diagonals}
-        sums = 1 if backend.is_mosaic else grid["b"]
-        spec = call.spec((None, None, None, C, C), lambda b, h, x: (0 if backend.is_mosaic else b, h, x, 0, 0))
-        output = (sums, H, call.diagonals, C, C), jnp.float32, spec
-        read = reads(call, arrays, "", rows=call.rows_at_once)
-        (d_tiles,) = call.run(pallas_kernels.d_bias, grid, read, [output], products=2)
-        of_bias = jax.linear_transpose(functools.partial(_tiles, call), inputs.bias_HO)
-        (d_bias_HO,) = of_bias(d_tiles.sum(0).swapaxes(2, 3))
     d_query = _restored(backend, d_query, inputs.query_BLHK)
     d_key, d_value = (_restored(backend, x, inputs.key_BMGK) for x in (d_key, d_value))
-    return d_query, d_key, d_value, d_bias_HO
+    if inputs.bias_HO is None:
+        return d_query, d_key, d_value
+    return d_query, d_key, d_value, _d_bias(call, arrays, inputs.bias_HO)
+
+
+def _d_bias(call: Call, arrays: dict[str, Any], bias_HO: jax.Array) -> jax.Array:
+    """Returns the gradient of the biases, [H, L + M − 1]."""
+    (B, _, _, H, _, _), C = call.sizes, call.backend.block
+    is_mosaic = call.backend.is_mosaic
+    call = call._replace(grid="hxb" if is_mosaic else call.grid)
+    grid = {"b": B // call.rows_at_once, "h": H, "x": call.diagonals}
+    spec = call.spec((None, None, None, C, C), lambda b, h, x: (0 if is_mosaic else b, h, x, 0, 0))
+    output = (1 if is_mosaic else grid["b"], H, call.diagonals, C, C), jnp.float32, spec
+    read = reads(call, arrays, "", rows=call.rows_at_once)
+    (d_tiles,) = call.run(pallas_kernels.d_bias, grid, read, [output], products=2)
+    return jax.linear_transpose(functools.partial(_tiles, call), bias_HO)(d_tiles.sum(0).swapaxes(2, 3))[0]
 
 
 def _call(rules: Rules, backend: Backend, inputs: Inputs) -> tuple[Call, dict[str, Any]]:
@@ -180,6 +240,7 @@ def _call(rules: Rules, backend: Backend, inputs: Inputs) -> tuple[Call, dict[st
     call = Call(backend, *rules, sizes, (L, M), "bhx" if backend.is_mosaic else "xhb")
     tiles = None if inputs.bias_HO is None else _tiles(call, inputs.bias_HO)
     arrays = {"query": query, "key": key, "value": value, "tiles": tiles, "words": inputs.words}
+    arrays |= {"rows": inputs.rows_B, "heads": inputs.heads_H}
     return call, arrays | {"query_ids": query_ids, "key_ids": key_ids, "visible": _visible(call, query_ids, key_ids)}
 
 

@@ -31,13 +31,13 @@ class Backend(NamedTuple):
     """Holds what differs between the compilers of Pallas.
 
     block: C, the number of queries and of keys in a block.
-    options: of `pallas_call`.
     is_mosaic: whether programs run one after another and read arrays as [B, H, L, K]. Otherwise they run in parallel
         and read arrays as the layers compute them, [B, L, H, K].
     """
 
     block: int
-    options: dict[str, Any]
+    compiler_params: Any = None
+    interpret: bool = False
     is_mosaic: bool = False
 
 
@@ -114,7 +114,8 @@ class Call(NamedTuple):
             out_shape=shapes,
             cost_estimate=cost,
             name=kernel.__name__,
-            **self.backend.options,
+            compiler_params=self.backend.compiler_params,
+            interpret=self.backend.interpret,
         )({name: array for name, (array, _) in inputs.items()})
 
 
@@ -143,17 +144,16 @@ def reads(
         return lines, call.spec((*leading, *lines.shape[-3:]), lambda *at: (*at[: len(leading)], 0, 0, 0))
 
     of_queries = slots(call, C if own == "query" else L, group, rows, lambda b, h, x: (b, x * (own == "query"), h))
-    head_of_keys = (lambda h: h) if group else (lambda h: h // (H // G))
+    shared = np.int32(1 if group else H // G)  # heads of the grid that share a head of keys
     of_keys = slots(
-        call, C if own == "key" else M, None, rows, lambda b, h, x: (b, x * (own == "key"), head_of_keys(h))
+        call, C if own == "key" else M, None, rows, lambda b, h, x: (b, x * (own == "key"), lax.div(h, shared))
     )
     read = {name: (arrays[name], of_queries) for name in ("query", "d_heads") if name in arrays}
     read |= {name: (arrays[name], of_keys) for name in ("key", "value")}
     read |= {"query_ids": vector("query_ids", "query", False), "key_ids": vector("key_ids", "key", False)}
     read |= {name: vector(name, "query", True) for name in ("log_totals", "means") if name in arrays}
     read["ranges"] = scalars(call, _ranges(call, arrays["visible"], own))
-    if arrays["words"] is not None:
-        read["words"] = scalars(call, arrays["words"][np.array([0, -1])])  # those that `random_bits` reads
+    read |= {name: scalars(call, arrays[name]) for name in ("words", "rows", "heads") if arrays[name] is not None}
     if arrays["tiles"] is not None:
         tiles = arrays["tiles"] if own == "query" else arrays["tiles"].swapaxes(2, 3)
         spec = call.spec((group, call.diagonals if own else None, C, C), lambda b, h, x: (h, 0 if own else x, 0, 0))
@@ -256,9 +256,9 @@ def drop(call: Call, refs: dict[str, Array], values: list[jax.Array], b, h, x, y
     if "words" not in refs:
         return values
     B, _, _, H, _, _ = call.sizes
-    words = refs["words"][0], refs["words"][1]
-    shape = (B, H, *call.lengths)
-    keeps = is_kept(words, call.rate, shape, [b, h, *slots_of(call, x, y, axis)])  # pyright: ignore[reportArgumentType]
+    words: Any = refs["words"][0], refs["words"][1]
+    index = refs["rows"][b], refs["heads"][h], *slots_of(call, x, y, axis)
+    keeps = is_kept(words, call.rate, (B, H, *call.lengths), index)
     return [jnp.where(keeps, value / (1.0 - call.rate), 0.0) for value in values]
 
 
