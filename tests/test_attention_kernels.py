@@ -1,5 +1,6 @@
 """Every kernel of attention equals the reference, and the texts packed in a row never read each other."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -8,10 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from t5x_lite.costs import flops
+from t5x_lite.errors import ConfigError
 from t5x_lite.models import attention, attention_blockwise, attention_pallas
 from t5x_lite.models.attention_scope import Scope
 from t5x_lite.models.positions import BiasTable
+from t5x_lite.models.presets import preset
 
 KERNELS = [name for name in attention.KERNELS if name != "reference"]
 REFERENCE = importlib.import_module(attention.KERNELS["reference"]).KERNEL
@@ -27,10 +32,10 @@ PROGRAMS = {
     "t5_encoder": (13, 13, False, 0, 4, True, 0.3, True, "float32"),
     "t5_decoder": (9, 9, True, 0, 4, True, 0.0, True, "float32"),
     "t5_cross": (7, 18, False, 0, 4, False, 0.2, True, "float32"),
-    "grouped_biases": (12, 12, True, 6, 1, True, 0.2, False, "float32"),
+    "grouped_biases": (12, 12, True, 6, 2, True, 0.2, False, "float32"),
     "one_query": (1, 5, False, 0, 4, False, 0.0, False, "float32"),
     "t5_bfloat16": (13, 13, False, 0, 4, True, 0.3, True, "bfloat16"),
-    "llama_bfloat16": (11, 11, True, 0, 2, False, 0.1, False, "bfloat16"),
+    "llama_bfloat16": (11, 11, True, 0, 1, False, 0.1, False, "bfloat16"),
 }
 
 
@@ -131,3 +136,59 @@ def test_a_text_s_gradient_into_others_is_exactly_0(kernel, programs, data, seed
     assert not gradients["query"][query_ids != 1].any()
     for array in ("key", "value"):
         assert not gradients[array].swapaxes(1, 2)[key_ids != 1].any()
+
+
+def test_devices_compute_their_own_rows_and_heads():
+    """By the results, and because no device gathers an array."""
+    if jax.device_count() < 4:
+        pytest.skip("needs 4 devices")
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    arrays, query_ids, key_ids, key, cotangent, _ = example("grouped_biases", np.random.default_rng(0))
+    rows, keys = PartitionSpec("data", None, "tensor"), PartitionSpec("data", "tensor")
+    places = {"query": rows, "key": keys, "value": keys, "bias": PartitionSpec("tensor")}
+    places = places, PartitionSpec("data"), PartitionSpec("data"), PartitionSpec(), rows
+    places = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), places, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    divided = jax.device_put((arrays, query_ids, key_ids, key, cotangent), places)
+    compiled = program(attention_pallas.KERNEL, "grouped_biases").lower(*divided).compile()
+    assert "all-gather" not in str(compiled.as_text())
+    ours, expected = compiled(*divided), result("pallas", "grouped_biases", arrays, query_ids, key_ids, key, cotangent)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
+
+
+def test_the_flops_of_pallas_kernels_count():
+    """Two kernels of the backward pass compute the logits and the gradients of the weights: 9 products, not 7."""
+    *arguments, _ = example("bert", np.random.default_rng(0))
+    kernels = (importlib.import_module(attention.KERNELS[name]).KERNEL for name in ("pallas", "reference"))
+    ours, reference = (flops.count(program(kernel, "bert").trace(*arguments).jaxpr) for kernel in kernels)
+    assert ours == reference * 9 / 6
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "head_dim", "chosen"),
+    [
+        ("cpu", 512, 64, "reference"),
+        ("cpu", 1024, 64, "blockwise"),
+        ("gpu", 64, 64, "reference"),
+        ("gpu", 128, 64, "pallas"),
+        ("gpu", 128, 256, "reference"),
+        ("tpu", 1024, 64, "pallas"),
+        ("tpu", 16384, 64, "blockwise"),
+    ],
+)
+def test_auto_and_the_named_kernel_agree_on_what_pallas_accepts(monkeypatch, platform, length, head_dim, chosen):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    config = preset("t5_1_1_small", head_dim=head_dim)
+    ids = jnp.ones((1, length), jnp.int32)
+    scope = Scope(ids, ids, ids, ids)
+    kernel = importlib.import_module(attention.KERNELS[chosen]).KERNEL
+    assert attention.prepare(config, scope).kernel is kernel
+    named = dataclasses.replace(config, attention="pallas")
+    if attention_pallas.refusal(scope, head_dim):
+        with pytest.raises(ConfigError, match=r"model.attention='pallas'.*(256|16384).*use auto or blockwise"):
+            attention.prepare(named, scope)
+    else:
+        assert attention.prepare(named, scope).kernel is attention_pallas.KERNEL

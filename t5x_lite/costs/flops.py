@@ -16,7 +16,7 @@ def count(jaxpr: Any) -> int:
     them. At realistic sizes, norms, softmax and the optimizer have under 1 % of the FLOPs of the matrix products.
     Rematerialised products count twice, because they run twice. A causal mask does not halve the FLOPs of attention,
     because the masked half is computed, too. Of the branches of a `cond`, the one with the most FLOPs counts. The
-    number of iterations of a `while` loop is unknown, so its body counts once.
+    number of iterations of a `while` loop is unknown, so its body counts once. A Pallas kernel says its FLOPs itself.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # also of a ClosedJaxpr
     return sum(_equation(equation) for equation in jaxpr.eqns)
@@ -28,6 +28,8 @@ def _equation(equation: Any) -> int:
         (contracted, _), _ = params["dimension_numbers"]
         lhs = equation.invars[0].aval.shape
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[d] for d in contracted)
+    if name == "pallas_call":  # it loops over blocks as the data says
+        return params["cost_estimate"].flops
     if name == "scan":
         return params["length"] * count(params["jaxpr"])
     if name == "cond":

@@ -12,6 +12,7 @@ import jax
 from flax import struct
 from jax import lax
 
+from t5x_lite.errors import ConfigError
 from t5x_lite.models.attention_reference import attention_weights, mask_of
 from t5x_lite.models.attention_scope import Kernel, Scope
 from t5x_lite.models.config import ModelConfig
@@ -21,6 +22,9 @@ from t5x_lite.models.positions import Rotation, rotate
 # `auto` computes attention in blocks from this L · M. On 2 CPU cores, it then takes at most 1.2 of the reference's time
 # (0.7 with a causal mask, 0.6 at 2,048 tokens, 0.4 at 4,096) and a sixth of its memory.
 BLOCKWISE_FROM = 2**20
+# On a GPU or TPU, `auto` uses Pallas from this L · M, if its kernels accept the shape. In smaller rows, most of a block
+# would be padding. The kernels are compiled for an H200 and a v5e, but not yet run, so this is not measured.
+PALLAS_FROM = 2**14
 INTERMEDIATES = "intermediates"  # flax's collection of hidden states and attention maps (models/intermediates.py)
 
 
@@ -56,15 +60,29 @@ def prepare(config: ModelConfig, scope: Scope, records_weights: bool = False) ->
     """Returns a scope that is prepared by the kernel for its lengths.
 
     records_weights: whether the caller wants attention maps, which only the reference kernel computes.
+    Raises ConfigError if `config` names a kernel that cannot compute attention here.
     """
-    L, M = scope.query_segment_ids_BL.shape[1], scope.key_segment_ids_BM.shape[1]
     name = config.attention
-    if name == "auto":
-        name = "blockwise" if L * M >= BLOCKWISE_FROM else "reference"
     if records_weights or scope.visible_BLM is not None or not scope.rows_are_positions:
         name = "reference"
-    kernel: Kernel = importlib.import_module(KERNELS[name]).KERNEL
+    elif name == "auto":
+        name = _fastest(scope, config.head_dim)
+    kernel = _kernel(name)
+    if reason := kernel.refusal(scope, config.head_dim):
+        raise ConfigError(f"model.attention={name!r}: {reason}; use auto or blockwise")
     return Prepared(kernel.prepare(scope), kernel)
+
+
+def _fastest(scope: Scope, head_dim: int) -> str:
+    """Returns the name of the kernel that `auto` means."""
+    size = scope.query_segment_ids_BL.shape[1] * scope.key_segment_ids_BM.shape[1]
+    if jax.default_backend() != "cpu" and size >= PALLAS_FROM and not _kernel("pallas").refusal(scope, head_dim):
+        return "pallas"
+    return "blockwise" if size >= BLOCKWISE_FROM else "reference"
+
+
+def _kernel(name: str) -> Kernel:
+    return importlib.import_module(KERNELS[name]).KERNEL
 
 
 class Attention(nn.Module):

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.experimental.pallas import tpu as mosaic
 from jax.experimental.pallas import triton
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -29,9 +30,11 @@ from t5x_lite.models.positions import toeplitz
 # Compiled for an H200 and for a TPU v5e, not yet run on them.
 BACKENDS = {
     "cuda": Backend(64, triton.CompilerParams(num_warps=4, num_stages=2)),
-    "tpu": Backend(256, is_mosaic=True),
+    "tpu": Backend(256, mosaic.CompilerParams(vmem_limit_bytes=2**26), is_mosaic=True),
     "default": Backend(64, interpret=True),
 }
+GPU_HEAD_DIM = 128  # with 256, blocks of 64 take 262 kB of an H200's 232 kB of shared memory
+TPU_LENGTH = 8192  # a program holds all keys and values of a head
 
 
 class Rules(NamedTuple):
@@ -98,7 +101,22 @@ def attend(
     return by_layer(lambda window: functools.partial(_attend, rules._replace(window=window)), scope, is_local)(inputs)
 
 
-KERNEL = Kernel(prepare, attend)
+def refusal(scope: Scope, head_dim: int) -> str:
+    """Returns why the kernels cannot run on the devices of this process; "" if they can."""
+    platform, longest = (
+        jax.default_backend(),
+        max(scope.query_segment_ids_BL.shape[1], scope.key_segment_ids_BM.shape[1]),
+    )
+    if platform == "gpu" and head_dim > GPU_HEAD_DIM:
+        return f"model.head_dim={head_dim} does not fit a GPU's shared memory; the most is {GPU_HEAD_DIM}"
+    if platform == "tpu" and longest > TPU_LENGTH:
+        return f"rows of {longest} tokens do not fit a TPU's vector memory; the most is {TPU_LENGTH}"
+    if platform == "tpu" and jax.device_count() > 1:
+        return f"on TPUs it computes on one device, and there are {jax.device_count()}"
+    return ""
+
+
+KERNEL = Kernel(prepare, attend, refusal)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -232,12 +250,12 @@ def _d_bias(call: Call, arrays: dict[str, Any], bias_HO: jax.Array) -> jax.Array
 
 def _call(rules: Rules, backend: Backend, inputs: Inputs) -> tuple[Call, dict[str, Any]]:
     """Returns what the kernels know when they are compiled, and the arrays that they read, padded to whole blocks."""
-    (B, L, H, _), (M, G) = inputs.query_BLHK.shape, inputs.key_BMGK.shape[1:3]
+    (B, L, H, K), (M, G) = inputs.query_BLHK.shape, inputs.key_BMGK.shape[1:3]
     query, key, value = (_arranged(backend, x) for x in (inputs.query_BLHK, inputs.key_BMGK, inputs.value_BMGK))
     query_ids = _padded(backend, inputs.query_ids_BL, 1, -1)  # slots up to whole blocks attend to no key
     key_ids = _padded(backend, inputs.key_ids_BM, 1, -2)
     sizes = (B, query_ids.shape[1], key_ids.shape[1], H, G, query.shape[-1])
-    call = Call(backend, *rules, sizes, (L, M), "bhx" if backend.is_mosaic else "xhb")
+    call = Call(backend, *rules, sizes, (L, M), K, "bhx" if backend.is_mosaic else "xhb")
     tiles = None if inputs.bias_HO is None else _tiles(call, inputs.bias_HO)
     arrays = {"query": query, "key": key, "value": value, "tiles": tiles, "words": inputs.words}
     arrays |= {"rows": inputs.rows_B, "heads": inputs.heads_H}

@@ -43,13 +43,20 @@ class Scope:
 SAVED = "attention"  # names the arrays of a kernel that the remat policy of this name keeps
 
 
+def accepts(scope: Scope, head_dim: int) -> str:
+    """Returns "": the kernel computes attention of every scope on every platform."""
+    return ""
+
+
 class Kernel(NamedTuple):
-    """Holds the two functions that compute attention.
+    """Holds the functions of one way to compute attention.
 
     prepare: Scope -> `shared`, the masks and biases that all layers of a stack share.
     attend: (query_BLHK, key_BHMK, value_BHMK, shared, is_local, dropout_rate=…, dropout_key=…,
         dropout_broadcasts_queries=…) -> [B, L, H, K]. is_local: whether the scope's window applies to this layer.
+    refusal: (Scope, head_dim) -> why the kernel cannot compute attention here; "" if it can.
     """
 
     prepare: Callable[[Scope], Any]
     attend: Callable[..., jax.Array]
+    refusal: Callable[[Scope, int], str] = accepts

@@ -96,7 +96,7 @@ class ModelConfig:
     # execution: the same model at a different cost
     dtype: str = field("float32", "dtype of computation; parameters stay float32", ("float32", "bfloat16"), WARN)
     scan_layers: bool = field(False, "compiles one layer; parameters are stacked along a leading axis")
-    attention: str = field("auto", "how attention is computed; auto: by the rows' lengths", ATTENTION, WARN)
+    attention: str = field("auto", "how attention is computed; auto: by platform and rows' lengths", ATTENTION, WARN)
     remat: str = field("none", "activations to recompute in the backward pass", REMAT, FREE)
 
     @property

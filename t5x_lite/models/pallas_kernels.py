@@ -45,7 +45,7 @@ class Call(NamedTuple):
     """Holds what kernels know when they are compiled.
 
     sizes: B, L, M, H, G, K. L and M are multiples of a block.
-    lengths: L and M before padding.
+    lengths, head_dim: L and M, and K, before padding.
     grid: the order of the grid's axes: b (rows), h (heads) and x (blocks).
     """
 
@@ -55,6 +55,7 @@ class Call(NamedTuple):
     rate: float  # of dropout
     sizes: tuple[int, int, int, int, int, int]
     lengths: tuple[int, int]
+    head_dim: int
     grid: str
 
     @property
@@ -86,6 +87,13 @@ class Call(NamedTuple):
         after = (most >= 0) | (not self.causal)
         return after & ((least < self.window) & (most > -self.window) | (not self.window))
 
+    def visible_slots(self) -> int:
+        """Returns the number of pairs of a query and a key that `causal` and `window` do not hide."""
+        (L, M), slots = self.lengths, np.arange(self.lengths[0])
+        first = np.maximum(slots - self.window + 1, 0) if self.window else 0
+        last = slots + 1 if self.causal else slots + self.window if self.window else np.full(L, M)
+        return int(np.maximum(np.minimum(last, M) - first, 0).sum())
+
     def spec(self, block: tuple[int | None, ...], index: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
         """Returns the spec of an array of which program (b, h, x) reads or writes block number index(b, h, x)."""
         places = [self.grid.index(axis) for axis in "bhx"]
@@ -101,11 +109,11 @@ class Call(NamedTuple):
         inputs: {name: (array, spec)}.  outputs: [(shape, dtype, spec)].
         products: the number of matrix products for a pair of blocks.
         """
-        (B, _, _, H, _, K), block = self.sizes, self.backend.block
-        entries = B * H * int(self.visible().sum()) * block**2
+        entries = self.sizes[0] * self.sizes[3] * self.visible_slots()
+        flops = 2 * products * entries * self.head_dim
         shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs]
         moved = sum(x.size * x.dtype.itemsize for x in [*shapes, *(array for array, _ in inputs.values())])
-        cost = pl.CostEstimate(flops=2 * products * entries * K, transcendentals=entries, bytes_accessed=moved)
+        cost = pl.CostEstimate(flops=flops, transcendentals=entries, bytes_accessed=moved)
         return pl.pallas_call(
             functools.partial(kernel, self),
             grid=tuple(grid[axis] for axis in self.grid),
