@@ -158,6 +158,17 @@ def test_devices_compute_their_own_rows_and_heads():
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
 
 
+def test_a_tpu_s_kernels_equal_the_reference(monkeypatch):
+    """They read arrays in another layout, and sum the biases' gradients in another order."""
+    interpreter = attention_pallas.BACKENDS["default"]
+    monkeypatch.setitem(attention_pallas.BACKENDS, "default", interpreter._replace(is_mosaic=True))
+    *arguments, _ = example("grouped_biases", np.random.default_rng(1))
+    ours = program(attention_pallas.KERNEL, "grouped_biases")(*arguments)
+    expected = result("reference", "grouped_biases", *arguments)
+    for a, b in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1.0, np.abs(b).max()))
+
+
 def test_the_flops_of_pallas_kernels_count():
     """Two kernels of the backward pass compute the logits and the gradients of the weights: 9 products, not 7."""
     *arguments, _ = example("bert", np.random.default_rng(0))

@@ -103,10 +103,10 @@ def attend(
 
 def refusal(scope: Scope, head_dim: int) -> str:
     """Returns why the kernels cannot run on the devices of this process; "" if they can."""
-    platform, longest = (
-        jax.default_backend(),
-        max(scope.query_segment_ids_BL.shape[1], scope.key_segment_ids_BM.shape[1]),
-    )
+    platform = jax.default_backend()
+    longest = max(ids.shape[1] for ids in (scope.query_segment_ids_BL, scope.key_segment_ids_BM))
+    if "rocm" in jax.devices()[0].client.platform_version:
+        return "its kernels were only compiled for CUDA, not for ROCm"
     if platform == "gpu" and head_dim > GPU_HEAD_DIM:
         return f"model.head_dim={head_dim} does not fit a GPU's shared memory; the most is {GPU_HEAD_DIM}"
     if platform == "tpu" and longest > TPU_LENGTH:
