@@ -182,6 +182,15 @@ def test_a_tpu_s_kernels_equal_the_reference(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1.0, np.abs(b).max()))
 
 
+@pytest.mark.parametrize(("platform", "target"), [("cuda", "__gpu$xla.gpu.triton"), ("tpu", "tpu_custom_call")])
+@pytest.mark.parametrize("name", QUICK)
+def test_pallas_lowers_for_gpus_and_tpus(name, platform, target):
+    """Needs no such device. The kernels are heads, d_query, d_key_value and, with biases, d_bias."""
+    *arguments, _ = example(name, np.random.default_rng(0))
+    text = program(attention_pallas.KERNEL, name).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count(f"custom_call @{target}") == 3 + PROGRAMS[name][5]
+
+
 def test_the_flops_of_pallas_kernels_count():
     """Two kernels of the backward pass compute the logits and the gradients of the weights: 9 products, not 7."""
     *arguments, _ = example("bert", np.random.default_rng(0))
