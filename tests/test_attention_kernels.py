@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from t5x_lite.costs import flops
 from t5x_lite.errors import ConfigError
@@ -182,12 +182,17 @@ def test_a_tpu_s_kernels_equal_the_reference(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1.0, np.abs(b).max()))
 
 
-@pytest.mark.parametrize(("platform", "target"), [("cuda", "__gpu$xla.gpu.triton"), ("tpu", "tpu_custom_call")])
+@pytest.mark.parametrize(
+    ("platform", "target", "device"),
+    [("cuda", "__gpu$xla.gpu.triton", ("NVIDIA H200", None, "gpu")), ("tpu", "tpu_custom_call", ("TPU v5e", 1, "tpu"))],
+)
 @pytest.mark.parametrize("name", QUICK)
-def test_pallas_lowers_for_gpus_and_tpus(name, platform, target):
+def test_pallas_lowers_for_gpus_and_tpus(name, platform, target, device):
     """Needs no such device. The kernels are heads, d_query, d_key_value and, with biases, d_bias."""
     *arguments, _ = example(name, np.random.default_rng(0))
-    text = program(attention_pallas.KERNEL, name).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    mesh = AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=AbstractDevice(*device))
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = program(attention_pallas.KERNEL, name).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
     assert text.count(f"custom_call @{target}") == 3 + PROGRAMS[name][5]
 
 
