@@ -27,8 +27,8 @@ from t5x_lite.models.attention_scope import SAVED, Kernel, Scope
 from t5x_lite.models.pallas_kernels import Backend, Call, reads, slots
 from t5x_lite.models.positions import toeplitz
 
-# Compiled for an H200 and for a TPU v5e, not yet run on them. Lowered with jax 0.10 to 0.12. From 0.11 on, jax warns that
-# it will remove Triton from Pallas.
+# Compiled for an H200 and for a TPU v5e, not yet run on them. jax 0.11 and 0.12 warn that a later version will remove
+# Triton from Pallas.
 BACKENDS = {
     "cuda": Backend(64, triton.CompilerParams(num_warps=4, num_stages=2)),
     "tpu": Backend(256, mosaic.CompilerParams(vmem_limit_bytes=2**26), is_mosaic=True),
