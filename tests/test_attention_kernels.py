@@ -205,28 +205,29 @@ def test_the_flops_of_pallas_kernels_count():
 
 
 @pytest.mark.parametrize(
-    ("platform", "length", "head_dim", "chosen"),
+    ("platform", "length", "head_dim", "automatic", "accepted"),
     [
-        ("cpu", 512, 64, "reference"),
-        ("cpu", 1024, 64, "blockwise"),
-        ("gpu", 64, 64, "reference"),
-        ("gpu", 128, 64, "pallas"),
-        ("gpu", 128, 256, "reference"),
-        ("tpu", 1024, 64, "pallas"),
-        ("tpu", 16384, 64, "blockwise"),
+        ("cpu", 512, 64, "reference", True),
+        ("cpu", 1024, 64, "blockwise", True),
+        ("gpu", 128, 64, "reference", True),
+        ("gpu", 128, 256, "reference", False),
+        ("tpu", 1024, 64, "blockwise", True),
+        ("tpu", 16384, 64, "blockwise", False),
     ],
 )
-def test_auto_and_the_named_kernel_agree_on_what_pallas_accepts(monkeypatch, platform, length, head_dim, chosen):
+def test_auto_goes_by_length_and_a_named_kernel_may_refuse(
+    monkeypatch, platform, length, head_dim, automatic, accepted
+):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     config = preset("t5_1_1_small", head_dim=head_dim)
     ids = jnp.ones((1, length), jnp.int32)
     scope = Scope(ids, ids, ids, ids)
-    kernel = importlib.import_module(attention.KERNELS[chosen]).KERNEL
+    kernel = importlib.import_module(attention.KERNELS[automatic]).KERNEL
     assert attention.prepare(config, scope).kernel is kernel
     named = dataclasses.replace(config, attention="pallas")
-    if attention_pallas.refusal(scope, head_dim):
+    if accepted:
+        assert attention.prepare(named, scope).kernel is attention_pallas.KERNEL
+    else:
         with pytest.raises(ConfigError, match=r"model.attention='pallas'.*(256|16384).*use auto or blockwise"):
             attention.prepare(named, scope)
-    else:
-        assert attention.prepare(named, scope).kernel is attention_pallas.KERNEL

@@ -20,11 +20,9 @@ from t5x_lite.models.layers import Constrain, Dense, unconstrained
 from t5x_lite.models.positions import Rotation, rotate
 
 # `auto` computes attention in blocks from this L · M. On 2 CPU cores, it then takes at most 1.2 of the reference's time
-# (0.7 with a causal mask, 0.6 at 2,048 tokens, 0.4 at 4,096) and a sixth of its memory.
+# (0.7 with a causal mask, 0.6 at 2,048 tokens, 0.4 at 4,096) and a sixth of its memory. `auto` never takes Pallas'
+# kernels, because they have not yet run on a GPU or TPU.
 BLOCKWISE_FROM = 2**20
-# On a GPU or TPU, `auto` uses Pallas from this L · M, if its kernels accept the shape. In smaller rows, most of a block
-# would be padding. The kernels are compiled for an H200 and a v5e, but not yet run, so this is not measured.
-PALLAS_FROM = 2**14
 INTERMEDIATES = "intermediates"  # flax's collection of hidden states and attention maps (models/intermediates.py)
 
 
@@ -66,19 +64,12 @@ def prepare(config: ModelConfig, scope: Scope, records_weights: bool = False) ->
     if records_weights or scope.visible_BLM is not None or not scope.rows_are_positions:
         name = "reference"
     elif name == "auto":
-        name = _fastest(scope, config.head_dim)
+        size = scope.query_segment_ids_BL.shape[1] * scope.key_segment_ids_BM.shape[1]
+        name = "blockwise" if size >= BLOCKWISE_FROM else "reference"
     kernel = _kernel(name)
     if reason := kernel.refusal(scope, config.head_dim):
         raise ConfigError(f"model.attention={name!r}: {reason}; use auto or blockwise")
     return Prepared(kernel.prepare(scope), kernel)
-
-
-def _fastest(scope: Scope, head_dim: int) -> str:
-    """Returns the name of the kernel that `auto` means."""
-    size = scope.query_segment_ids_BL.shape[1] * scope.key_segment_ids_BM.shape[1]
-    if jax.default_backend() != "cpu" and size >= PALLAS_FROM and not _kernel("pallas").refusal(scope, head_dim):
-        return "pallas"
-    return "blockwise" if size >= BLOCKWISE_FROM else "reference"
 
 
 def _kernel(name: str) -> Kernel:
