@@ -13,7 +13,7 @@ from typing import NoReturn
 import absl.logging
 
 from t5x_lite import console
-from t5x_lite.errors import INTERNAL, ConfigError, UserError
+from t5x_lite.errors import INTERNAL, CheckpointError, ConfigError, UserError
 from t5x_lite.verbs import VERBS, Verb
 
 # Without huge pages, XLA's CPU backend spends a fifth of a step in page faults on its fresh output buffers
@@ -77,6 +77,9 @@ def run(argv: list[str]) -> int:
         if own_code.own_lines(error):
             console.tell(f"your own code failed {own_code.where(error)}\n{traceback.format_exc()}")
             return ConfigError.exit_code
+        if isinstance(error, OSError) and error.filename is not None:
+            console.tell(f"{error.filename}: {error.strerror}; check the path and its permissions")
+            return CheckpointError.exit_code
         console.tell(f"this is a bug in t5x_lite; please report it with this traceback\n{traceback.format_exc()}")
         return INTERNAL
     finally:

@@ -99,7 +99,7 @@ def directory_of(workdir: Path) -> Path | None:
     the vocabulary.
     """
     directory = workdir / stored.DIRECTORY
-    return directory if all(side_files.is_there(directory / name) for name in (TASKS, stored.FILE)) else None
+    return directory if side_files.is_there(directory) else None
 
 
 def resolve(cfg: Config, workdir: Path) -> "Experiment":

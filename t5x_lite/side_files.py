@@ -8,6 +8,7 @@ OSErrors that name the file (`filename`) and say what is wrong (`strerror`), or 
 import errno
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,16 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file or directory to NAME.corrupt, and returns the new path. Replaces an older one.
+
+    Raises OSError if it cannot be renamed.
+    """
+    target = path.with_name(f"{path.name}.corrupt")
+    shutil.rmtree(target, ignore_errors=True)
+    return path.rename(target)
 
 
 def is_there(path: Path) -> bool:

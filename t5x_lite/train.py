@@ -194,25 +194,32 @@ def _where_to_begin(experiment: "Experiment", workdir: Path, mirror: "Mirror | N
     if mirror and (fetched := processes.on_first(lambda: checkpoint.fetch(workdir, mirror))):
         notes.append(f"fetched checkpoint {fetched} from {cfg.checkpoint.mirror}")
     first_step = checkpoint.newest_good(workdir, notes.append) or 0
-    notes += processes.on_first(lambda: _changes(experiment, workdir) if first_step else [])
+    notes += processes.on_first(lambda: _changes(experiment, workdir, first_step) if first_step else [])
     return BeginAt(first_step), notes
 
 
-def _changes(experiment: "Experiment", workdir: Path) -> list[str]:
+def _changes(experiment: "Experiment", workdir: Path, step: int) -> list[str]:
     """Returns warnings about config keys that changed since the run began.
 
+    If config.json is damaged, reads the copy in the checkpoint of `step`, which does not list the user's own code.
     Raises ConfigError if the changes would have led to different steps.
     """
-    file = workdir / "config.json"
-    changes = configs.changes(configs.from_json(file), experiment.cfg)
-    for line in differences(configs.code_in(file), experiment.code()):
+    file, notes = workdir / "config.json", []
+    try:
+        old, code = configs.from_json(file), configs.code_in(file)
+    except ConfigError as error:
+        old = configs.from_json(workdir / checkpoint.DIRECTORY / str(step) / "config" / "metadata")
+        code = experiment.code()
+        notes.append(f"{error}. The config in checkpoint {step} is used, and config.json is written again")
+    changes = configs.changes(old, experiment.cfg)
+    for line in differences(code, experiment.code()):
         changes["warn" if line.startswith("metric") else "refuse"].append(line)
     if changes["refuse"]:
         raise ConfigError(
             f"{workdir} holds a run with a different config ({'; '.join(changes['refuse'][:5])}). "
             "Use the old values to resume it, or a different --workdir to start a new run"
         )
-    return [f"continuing with a different config: {'; '.join(changes['warn'])}"] if changes["warn"] else []
+    return notes + [f"continuing with a different config: {'; '.join(changes['warn'])}"] * bool(changes["warn"])
 
 
 def _train_batches(experiment: "Experiment", on_devices: Runtime) -> TrainBatches:

@@ -325,7 +325,7 @@ HOSTILE = {
     "a list": (raw("config.json", b"[]"), "holds a list, not an object"),
     "a tokenizer of another size": (
         large_tokenizer,
-        "65 ids, the model 48 embedding rows; add rows with --vocab-size=128",
+        "65 ids, the model 48 embedding rows; import it with --vocab-size=128",
     ),
     "a broken tokenizer": (raw("tokenizer.json", b"{"), "is not a usable tokenizer"),
 }

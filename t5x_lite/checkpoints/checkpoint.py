@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from t5x_lite import atomic
+from t5x_lite import atomic, side_files
 from t5x_lite.checkpoints import manifest
 from t5x_lite.cluster import processes
 from t5x_lite.errors import CheckpointError, ConfigError, first_line
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = "checkpoints"
 STAGING = "saving"
+STEP = re.compile("0|[1-9][0-9]{0,18}")  # the name of a step's directory
 LOOK_S = 10.0  # how often to check whether a save makes progress
 BARRIER_S = 24 * 3600  # time for all processes to finish writing; the guard ends a hanging process sooner
 
@@ -322,15 +323,13 @@ def _problem(directory: Path) -> str | None:
 
 def _set_aside(root: Path, steps: list[int]) -> None:
     for step in steps:
-        target = root / f"{step}.corrupt"
-        shutil.rmtree(target, ignore_errors=True)
-        (root / str(step)).rename(target)
+        side_files.set_aside(root / str(step))
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
     """Returns the steps saved in a workdir, oldest first."""
     root = Path(workdir) / DIRECTORY
-    return sorted(int(d.name) for d in root.iterdir() if re.fullmatch(r"\d+", d.name)) if root.is_dir() else []
+    return sorted(int(d.name) for d in root.iterdir() if STEP.fullmatch(d.name)) if root.is_dir() else []
 
 
 def find(source: str | Path) -> Path:
@@ -343,7 +342,7 @@ def find(source: str | Path) -> Path:
         raise CheckpointError(f"{path}: checkpoints cannot be read below a path with a backslash; rename the directory")
     if (path / "params").is_dir():
         return path
-    if path.parent.name == DIRECTORY and path.name.isdigit():
+    if path.parent.name == DIRECTORY and STEP.fullmatch(path.name):
         steps = ", ".join(map(str, saved_steps(path.parents[1]))) or "none"
         raise CheckpointError(f"{path} is not there; a run beside may have dropped it. Steps now there: {steps}")
     return path / DIRECTORY / str(choose(source, "latest", None)[0])
@@ -369,7 +368,7 @@ def choose(workdir: str | Path, which: str, best: int | None) -> list[int]:
                 "--config.checkpoint.keep_best=TASK/METRIC"
             )
         which = str(best)
-    if not which.isdigit() or int(which) not in steps:
+    if not STEP.fullmatch(which) or int(which) not in steps:
         raise CheckpointError(
             f"no checkpoint {which!r}; use a step ({', '.join(map(str, steps))}), latest, best or all"
         )

@@ -7,10 +7,12 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from t5x_lite import side_files
 from t5x_lite.checkpoints.checkpoint import DIRECTORY, abstract, check, find
 from t5x_lite.cluster import processes
 from t5x_lite.errors import CheckpointError, first_line
 from t5x_lite.models import paths
+from t5x_lite.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,24 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
         reshaped=shapes_differ,
     )
     return paths.unflatten(model | values), report
+
+
+def check_layers(workdir: Path, step: int, model: ModelConfig) -> None:
+    """Raises CheckpointError if a checkpoint has fewer arrays than `model` has layers.
+
+    A corrupted model.json may ask for many layers. `load_model` finds that, too, but only after the model was traced,
+    which takes seconds per hundred layers.
+    """
+    try:
+        file = workdir / DIRECTORY / str(step) / "params" / "_METADATA"
+        arrays = len(side_files.read_json(file)["tree_metadata"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # `load_model` says what is wrong
+    if not (model.scan_layers or model.share_layers) and model.num_layers > arrays:
+        raise CheckpointError(
+            f"step {step} of {workdir} has {arrays} arrays, but its model has {model.num_layers} layers; is its config "
+            "corrupted?"
+        )
 
 
 def load_model(workdir: Path, step: int, params: Any) -> Any:

@@ -3,14 +3,17 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from t5x_lite import side_files
 from t5x_lite.errors import ConfigError, cannot_write
 
 NAME = "run.lock"
@@ -61,6 +64,10 @@ def _take(workdir: Path, until_s: float) -> int:
 
     Raises ConfigError if the workdir is still in use at the time `until_s` (of time.monotonic).
     """
+    if os.path.lexists(workdir / NAME) and not stat.S_ISREG((workdir / NAME).lstat().st_mode):
+        target = side_files.set_aside(workdir / NAME)
+        what = "%s is not a regular file and was renamed to %s"
+        logging.getLogger(__name__).warning(what, workdir / NAME, target.name)
     descriptor = os.open(workdir / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         has_lock = _lock(workdir, descriptor, until_s)
@@ -165,7 +172,7 @@ def boot_id() -> str:
 def _holder(descriptor: int) -> dict:
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

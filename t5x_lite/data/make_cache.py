@@ -292,8 +292,11 @@ def _is_complete(job: Job, shard: int) -> bool:
     data, counts = job.path(shard, ".safetensors"), job.path(shard, ".json")
     if not (data.exists() and counts.exists()):
         return False
-    expected = read_json(counts)
-    if data.stat().st_size != expected["bytes"]:
+    try:
+        expected = read_json(counts)
+    except DataError:  # corrupted, so that the shard is made again
+        return False
+    if data.stat().st_size != expected.get("bytes"):
         return False
     if not (job.directory / "manifest.json").exists():
         return True

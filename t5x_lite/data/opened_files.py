@@ -18,6 +18,9 @@ from t5x_lite.lookup import suggest
 
 VERSION = 1  # part of every key; raise it when a format reads a file differently
 OPEN_FILES = 128
+# gzip packs text to a third or a tenth, but zeros to a thousandth, so that a small file could fill the disk.
+LARGEST_RATIO = 200
+UNPACKED_BYTES = 1 << 29  # up to this size, any ratio is allowed
 MAX_RECORD_BYTES = 1 << 28  # a longer line is not text, and would fill the memory
 
 
@@ -84,7 +87,8 @@ def plain(file: File, is_text: bool = False) -> Path:
 
     is_text: whether to refuse a line of MAX_RECORD_BYTES or more while the copy is made. So a small compressed file
         cannot fill the disk with what is refused afterwards.
-    Raises DataError if the file is broken or empty, or if the copy cannot be written.
+    Raises DataError if the file is broken or empty, if it unpacks to a suspicious size, or if the copy cannot be
+    written. Then no part of the copy stays.
     """
     is_packed = file.name.endswith(".gz")
     if not is_remote(file.name) and not is_packed:
@@ -103,6 +107,11 @@ def plain(file: File, is_text: bool = False) -> Path:
                     out.write(block)
                     written += len(block)
                     line_bytes = len(block) - ends - 1 if (ends := block.rfind(b"\n")) >= 0 else line_bytes + len(block)
+                    if is_packed and written > max(UNPACKED_BYTES, LARGEST_RATIO * file.size):
+                        raise DataError(
+                            f"{file.name} unpacks to more than {LARGEST_RATIO} times its {file.size:,} bytes, as no "
+                            "text does; if you trust it, unpack it yourself"
+                        )
                     if is_text and line_bytes >= MAX_RECORD_BYTES:
                         raise too_long_line(file.name)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -17,7 +17,7 @@ import jax
 from t5x_lite import config as configs
 from t5x_lite import console, runtime
 from t5x_lite.checkpoints.checkpoint import choose, saved_steps
-from t5x_lite.checkpoints.loading import load_model
+from t5x_lite.checkpoints.loading import check_layers, load_model
 from t5x_lite.cluster import processes, sharding
 from t5x_lite.data import convert
 from t5x_lite.data.eval_batches import eval_batches, prompt_batches
@@ -216,6 +216,7 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     split has no examples, and DivergedError if a prediction for the submission is not finite.
     """
     steps = chosen_steps(workdir, which, experiment.cfg.checkpoint.keep_best)
+    check_layers(workdir, steps[-1], experiment.model)
     submitted = []
     if submission:
         submissions.check(submission)

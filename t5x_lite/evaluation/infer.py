@@ -15,8 +15,10 @@ output file; it never changes such a file.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
+import logging
 import math
 import os
 import re
@@ -29,7 +31,7 @@ import jax
 from t5x_lite import atomic, console, runtime, side_files
 from t5x_lite.checkpoints import manifest
 from t5x_lite.checkpoints.checkpoint import DIRECTORY
-from t5x_lite.checkpoints.loading import load_model
+from t5x_lite.checkpoints.loading import check_layers, load_model
 from t5x_lite.cluster import processes, sharding
 from t5x_lite.data import convert, guessed_format, json_documents, preprocess, registry
 from t5x_lite.data.eval_batches import prompt_batch
@@ -75,8 +77,10 @@ def run(
     (step,) = chosen_steps(workdir, which, cfg.checkpoint.keep_best)
     settings = _settings(experiment, workdir / DIRECTORY / str(step), mode, task, results)
     added = {"step": step, **dict.fromkeys(results)}
+    check_layers(workdir, step, experiment.model)
     with contextlib.ExitStack() as closing:
         is_first = jax.process_index() == 0
+        processes.on_first(lambda: set_aside_damaged(output))
         out = processes.on_each(lambda: closing.enter_context(open_output(output)) if is_first else None)
         processes.on_first(lambda: _require_same(output, settings))
         done = processes.on_first(lambda: resume(output, examples, added, cfg.eval.batch_rows))
@@ -293,8 +297,11 @@ def open_output(path: Path) -> TextIO:
     """
     try:
         file = path.open("a+", encoding="utf-8")
+        if not path.is_file():  # a device, of which no line can be read back
+            file.close()
+            raise OSError(errno.EINVAL, "it is not a regular file")
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; use another --output") from error
+        raise ConfigError(f"cannot write {path}: {side_files.why(error)}; use another --output") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -322,9 +329,27 @@ def _settings(experiment: Experiment, checkpoint: Path, mode: str, task: Task, r
     return json.loads(json.dumps(settings))
 
 
+def _settings_file(output: Path) -> Path:
+    return output.with_name(f"{output.name}.settings.json")
+
+
+def set_aside_damaged(output: Path) -> None:
+    """If the file of an output's settings is damaged, renames both files, so that all lines are computed again."""
+    file = _settings_file(output)
+    try:
+        side_files.read_json(file)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        damaged = [path for path in (file, output) if side_files.is_there(path)]
+        targets = " and ".join(side_files.set_aside(path).name for path in damaged)
+        reason = side_files.why(error)
+        logging.getLogger(__name__).warning("%s is damaged (%s): starting again; see %s", file, reason, targets)
+
+
 def _require_same(path: Path, settings: dict) -> None:
     """Raises ConfigError if the output `path` was written with other settings. If it is empty, stores the settings."""
-    settings_file = path.with_name(f"{path.name}.settings.json")
+    settings_file = _settings_file(path)
     if not path.stat().st_size:
         atomic.write_output(settings_file, json.dumps(settings, indent=1))
         return

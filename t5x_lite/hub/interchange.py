@@ -102,9 +102,10 @@ def export_directory(
     fails.
     """
     settings: dict[str, Any] = {}
-    if origin is not None and side_files.is_there(origin / stored.SETTINGS):
-        settings = mapping.read_json(origin / stored.SETTINGS)
-    chosen = mapping.family_for(config, family or settings.get("model_type", ""))
+    if origin is not None and side_files.is_there(where := origin / stored.SETTINGS):
+        settings = mapping.read_json(where)
+        family = family or mapping.family_of(settings, where).model_type
+    chosen = mapping.family_for(config, family)
     ids = token_ids(config, vocabulary) if vocabulary is not None else {}
     new = mapping.write_config(config, chosen, labels, ids)
     if settings.get("model_type") == chosen.model_type:
@@ -179,12 +180,7 @@ def _vocabulary(source: Path, config: ModelConfig) -> Vocabulary | None:
     if not vocabularies.has_vocabulary(source):
         return None
     vocabulary = vocabularies.load(str(source))
-    size = vocabulary.size
-    if size > config.vocab_size:
-        raise ConfigError(
-            f"the tokenizer of {source} has {size} ids, the model {config.vocab_size} embedding rows; add rows with "
-            f"--vocab-size={-(-size // 128) * 128}, or use the model's own tokenizer"
-        )
+    parameters.require_rows(config, vocabulary, source)
     return vocabulary
 
 

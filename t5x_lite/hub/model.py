@@ -15,7 +15,7 @@ from t5x_lite import config as configs
 from t5x_lite import models, saved_run, side_files
 from t5x_lite.batch import Batch
 from t5x_lite.checkpoints import checkpoint
-from t5x_lite.checkpoints.loading import load_model
+from t5x_lite.checkpoints.loading import check_layers, load_model
 from t5x_lite.data import convert, vocabularies
 from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.eval_batches import example_batch, prompt_batch
@@ -331,12 +331,14 @@ def load(path: str | Path, which: str | int = "latest", special_tokens: bool | N
 
 def _stored(path: Path, special_tokens: bool) -> Model:
     config, vocabulary = stored.read(path), vocabularies.load(str(path), special_tokens)
+    parameters.require_rows(config, vocabulary, path)
     return Model(config, _restored(path, 0, config), vocabulary, _labels(path, config), path)
 
 
 def _downloaded(path: Path, special_tokens: bool) -> Model:
     opened = parameters.open_directory(path)
     vocabulary = vocabularies.load(str(path), special_tokens)
+    parameters.require_rows(opened.config, vocabulary, path)
     config = parameters.with_marks_of(opened.config, vocabulary)
     params, _ = parameters.load(opened, config, parameters.layout_for(config))
     return Model(config, params, vocabulary, _class_names(opened.settings, config), path)
@@ -365,15 +367,15 @@ def _trained(path: Path, which: str, special_tokens: bool) -> Model:
 
 
 def _restored(path: Path, step: int, config: ModelConfig) -> Any:
+    check_layers(path, step, config)
     layout = parameters.layout_for(config)
     return load_model(path, step, parameters.targets(config, layout))
 
 
 def _labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
-    try:
-        return _class_names(mapping.read_json(path / stored.SETTINGS), config)
-    except CheckpointError:
-        return tuple(f"LABEL_{i}" for i in range(config.num_classes))
+    # Only models imported from T5X have no settings. They have no classes.
+    has_settings = config.has_classes or side_files.is_there(path / stored.SETTINGS)
+    return _class_names(mapping.read_json(path / stored.SETTINGS) if has_settings else {}, config)
 
 
 def _class_names(settings: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:

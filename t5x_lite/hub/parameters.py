@@ -99,6 +99,16 @@ def with_marks_of(config: ModelConfig, vocabulary: Any) -> ModelConfig:
     return dataclasses.replace(config, fairseq_marks=doubled)
 
 
+def require_rows(config: ModelConfig, vocabulary: Any, source: Path) -> None:
+    """Raises ConfigError if the vocabulary in the directory `source` has more ids than the model has embedding rows."""
+    size = vocabulary.size
+    if size > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer of {source} has {size} ids, the model {config.vocab_size} embedding rows; import it with "
+            f"--vocab-size={-(-size // 128) * 128} to add rows, or use the model's own tokenizer"
+        )
+
+
 def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
     """Returns {path: (shape, logical axes)} of the parameters. Layers are scanned or unrolled as in `config`."""
     scanned = dataclasses.replace(config, scan_layers=True)

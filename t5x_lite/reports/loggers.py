@@ -120,6 +120,8 @@ class _Jsonl:
             if corrupted:
                 console.tell(f"{path}: {corrupted} corrupted line(s) are dropped")
             atomic.write(path, "".join(json.dumps(row) + "\n" for row in rows if 0 < resume_step >= row["step"]))
+        if os.path.lexists(path) and not path.is_file():  # opening a FIFO would wait for ever
+            raise OSError(f"{path} is not a regular file")
         self._file = path.open("a", encoding="utf-8")
         if _ends_within_a_line(path):  # a process died while it wrote this line
             self._file.write("\n")

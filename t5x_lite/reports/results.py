@@ -1,9 +1,13 @@
 """Reads a run's `metrics.jsonl` and computes the run's curves, best steps and table of results."""
 
+import contextlib
+import itertools
 import json
+import logging
 import math
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -41,6 +45,27 @@ def read_lines(workdir: Path) -> tuple[list[dict], int]:
     rows = [_row(line) for line in lines]
     corrupted = sum(row is None and line.strip() != b"" for line, row in zip(lines[:-1], rows, strict=False))
     return [row for row in rows if row is not None], corrupted
+
+
+def read_predictions(file: Path, count: int | None = None) -> list[dict]:
+    """Returns the first `count` rows of a file of predictions (None: all). Leaves out corrupted lines.
+
+    Warns if the file cannot be read, and returns no rows.
+    """
+    rows: list[Any] = []
+    try:
+        with side_files.opened(file) as lines:
+            for line in itertools.islice(lines, count):
+                with contextlib.suppress(ValueError, RecursionError):
+                    rows.append(json.loads(line))
+    except OSError as error:
+        logging.getLogger(__name__).warning("%s cannot be read: %s", file, side_files.why(error))
+    return [row for row in rows if isinstance(row, dict) and _is_prediction(row)]
+
+
+def _is_prediction(row: dict) -> bool:
+    texts = all(isinstance(row.get(name), str) for name in ("inputs", "target", "prediction"))
+    return texts and type(row.get("score")) in (int, float)
 
 
 def _row(line: bytes) -> dict | None:
@@ -187,13 +212,11 @@ def sample_lines(workdir: Path, step: int, count: int) -> list[str]:
     """Returns the first `count` predictions of each task at `step`, as lines for the console."""
     lines = []
     for file in sorted((workdir / "predictions" / f"step_{step}").glob("*.jsonl")):
-        with file.open(encoding="utf-8") as rows:
-            for _, line in zip(range(count), rows, strict=False):
-                row = json.loads(line)
-                inputs = " ".join(row["inputs"].split())
-                lines += [
-                    f"{file.stem}  {inputs[:100]}{'…' if len(inputs) > 100 else ''}",
-                    f"    target      {row['target']}",
-                    f"    prediction  {row['prediction']}",
-                ]
+        for row in read_predictions(file, count):
+            inputs = " ".join(row["inputs"].split())
+            lines += [
+                f"{file.stem}  {inputs[:100]}{'…' if len(inputs) > 100 else ''}",
+                f"    target      {row['target']}",
+                f"    prediction  {row['prediction']}",
+            ]
     return lines

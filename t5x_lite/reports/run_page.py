@@ -8,7 +8,7 @@ from pathlib import Path
 from t5x_lite import atomic, console, side_files
 from t5x_lite.reports import figures, goodput
 from t5x_lite.reports.page import Markup, image, shell, table, tag
-from t5x_lite.reports.results import averages, curves, perplexities, read_metrics, results, title
+from t5x_lite.reports.results import averages, curves, perplexities, read_metrics, read_predictions, results, title
 
 
 def write(workdir: Path, predictions_shown: int) -> Path:
@@ -128,12 +128,13 @@ def _metric_curves(rows: list[dict]) -> Iterator[Markup]:
 
 def _predictions(workdir: Path, shown: int) -> Iterator[Markup]:
     """Yields the figures of each task's newest predictions, and a table of the first `shown` of them."""
-    steps = sorted((workdir / "predictions").glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
+    found = (re.fullmatch(r"step_([0-9]+)", path.name) for path in (workdir / "predictions").glob("step_*"))
+    steps = sorted(int(match[1]) for match in found if match)
     if not steps:
         yield tag("p", "No predictions yet.")
-    for file in sorted(steps[-1].glob("*.jsonl")) if steps else []:
-        with file.open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
+    newest = workdir / "predictions" / f"step_{steps[-1]}" if steps else None
+    for file in sorted(newest.glob("*.jsonl")) if newest else []:
+        rows = read_predictions(file)
         yield tag("h3", file.stem)
         yield from (image(name, png) for name, png in (figures.of_predictions(rows) if rows else {}).items())
         yield table([_prediction(row) for row in rows[:shown]], "No predictions shown.")
