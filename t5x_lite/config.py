@@ -38,6 +38,9 @@ OBJECTIVES = {  # explained in data/denoise.py
     "encoder_only": ("mlm", "mlm_sentence_order"),  # they differ in what the head nsp predicts: next sentence, or order
 }
 ANY_OBJECTIVE = ("", *dict.fromkeys(name for names in OBJECTIVES.values() for name in names))
+# Keys below data. that say how data.files are read and used.
+READING = ("header", "delimiter", "text_record", "line_pattern", "split")
+OF_FILES = ("inputs", "targets", "text", "labels", *READING, "metrics")
 TEXT_RECORDS = ("", "line", "paragraph", "file")  # explained in data/guessed_format.py
 ON_LONG = ("truncate", "skip", "error")  # explained in data/convert.py
 NEED_LABELS = ("constrained", "rank")  # answers that work only for tasks with labels
@@ -200,7 +203,7 @@ def validate(cfg: Config) -> None:
         raise ConfigError(
             "data.mixture is empty; set it to a task or mixture (`t5x-lite tasks` lists them), or set data.files"
         )
-    for name in (name for name, key in KEYS.items() if key.meaning.startswith("data.files:")):
+    for name in (f"data.{name}" for name in OF_FILES):
         if cfg[name] not in (None, "", ()) and not cfg.data.files:
             raise ConfigError(f"{name}={cfg[name]!r} needs data.files, which is empty; set data.files, too")
 

@@ -37,8 +37,7 @@ IMPORTED = (stored.SETTINGS, "generation_config.json")  # settings of a model th
 # Keys that decide what a model is and what it reads. If one of them is changed, `resolve` does not use the stored files
 # but resolves the names in the config.
 OF_DATA = ("mixture", "files", "inputs", "targets", "text", "labels", "vocabulary", "dir")
-READING = ("header", "delimiter", "text_record", "line_pattern", "split")
-DECIDES = ("model.", *(f"data.{name}" for name in (*OF_DATA, *READING)))
+DECIDES = ("model.", *(f"data.{name}" for name in (*OF_DATA, *configs.READING)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,7 @@ def read_json(path: Path, largest: int = LARGEST) -> Any:
     Raises OSError as `read` does; ValueError or RecursionError if the file is not JSON in UTF-8, or if an object has
     the same key twice. (Python would keep the last value, and other readers the first.)
     """
-    return json.loads(read(path, largest).decode("utf-8-sig"), object_pairs_hook=_object)
+    return json.loads(read(path, largest).decode("utf-8-sig"), object_pairs_hook=unique_keys)
 
 
 def why(error: BaseException) -> str:
@@ -82,12 +82,12 @@ def why(error: BaseException) -> str:
     return " ".join(text.split())[:200] or type(error).__name__
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object's pairs as a dict. Raises ValueError if a key is repeated."""
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it has the key {twice[:80]!r} twice")
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)[:80]!r} is repeated")
     return value
 
 

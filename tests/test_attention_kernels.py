@@ -1,7 +1,6 @@
 """Every kernel of attention equals the reference, and the texts packed in a row never read each other."""
 
 import dataclasses
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,13 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, 
 from t5x_lite.costs import flops
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import attention, attention_blockwise, attention_pallas
-from t5x_lite.models.attention_scope import Scope
+from t5x_lite.models.attention_scope import Dropout, Scope
+from t5x_lite.models.config import KERNELS
 from t5x_lite.models.positions import BiasTable
 from t5x_lite.models.presets import preset
 
-KERNELS = [name for name in attention.KERNELS if name != "reference"]
-REFERENCE = importlib.import_module(attention.KERNELS["reference"]).KERNEL
+OTHERS = [name for name in KERNELS if name != "reference"]
+REFERENCE = attention.kernel("reference")
 B, H, K = 2, 4, 8
 # (queries, keys, causal, window, heads of keys, has biases, dropout rate, whether queries share a dropout mask, dtype)
 PROGRAMS = {
@@ -41,7 +41,7 @@ PROGRAMS = {
 
 # Pallas' interpreter takes seconds to compile a program, so the fast tests have few of its programs.
 QUICK = ("two_sided_window", "grouped_biases", "t5_cross", "t5_bfloat16")
-CASES = [(kernel, QUICK if kernel == "pallas" else tuple(PROGRAMS)) for kernel in KERNELS]
+CASES = [(kernel, QUICK if kernel == "pallas" else tuple(PROGRAMS)) for kernel in OTHERS]
 CASES.append(pytest.param("pallas", tuple(PROGRAMS), marks=pytest.mark.slow))  # pyright: ignore[reportArgumentType]
 
 
@@ -62,9 +62,8 @@ def program(kernel, name: str):
         bias = BiasTable(arrays["bias"], not causal, 16) if has_bias else None
         positions = (jnp.broadcast_to(jnp.arange(n), (B, n)) for n in (L, M))
         scope = Scope(query_ids, key_ids, *positions, bias=bias, causal=causal, window=window)
-        options = {"dropout_rate": rate, "dropout_key": key, "dropout_broadcasts_queries": broadcasts}
         read = arrays["query"], arrays["key"], arrays["value"], kernel.prepare(scope)
-        return kernel.attend(*read, bool(window), **options)
+        return kernel.attend(*read, bool(window), Dropout(rate, key, broadcasts))
 
     @jax.jit
     def run(arrays, query_ids, key_ids, key, cotangent):
@@ -79,7 +78,7 @@ COMPILED = {}
 
 def result(kernel: str, name: str, *arguments):
     if (kernel, name) not in COMPILED:
-        COMPILED[kernel, name] = program(importlib.import_module(attention.KERNELS[kernel]).KERNEL, name)
+        COMPILED[kernel, name] = program(attention.kernel(kernel), name)
     return jax.device_get(COMPILED[kernel, name](*arguments))
 
 
@@ -199,7 +198,7 @@ def test_pallas_lowers_for_gpus_and_tpus(name, platform, target, device):
 def test_the_flops_of_pallas_kernels_count():
     """Two kernels of the backward pass compute the logits and the gradients of the weights: 9 products, not 7."""
     *arguments, _ = example("bert", np.random.default_rng(0))
-    kernels = (importlib.import_module(attention.KERNELS[name]).KERNEL for name in ("pallas", "reference"))
+    kernels = (attention.kernel(name) for name in ("pallas", "reference"))
     ours, reference = (flops.count(program(kernel, "bert").trace(*arguments).jaxpr) for kernel in kernels)
     assert ours == reference * 9 / 6
 
@@ -223,7 +222,7 @@ def test_auto_goes_by_length_and_a_named_kernel_may_refuse(
     config = preset("t5_1_1_small", head_dim=head_dim)
     ids = jnp.ones((1, length), jnp.int32)
     scope = Scope(ids, ids, ids, ids)
-    kernel = importlib.import_module(attention.KERNELS[automatic]).KERNEL
+    kernel = attention.kernel(automatic)
     assert attention.prepare(config, scope).kernel is kernel
     named = dataclasses.replace(config, attention="pallas")
     if accepted:

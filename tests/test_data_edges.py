@@ -165,7 +165,10 @@ def broken(example):
 BAD_EXAMPLES = {
     "label": ({"targets": "z"}, r"label 'z' is not one of x, y"),
     "field": ({"more": None}, r"the field 'more' is null"),
-    "bug": ({"more": 7}, r"the preprocessor broken failed with TypeError: .*test_data_edges.py, line \d+\); it was given"),
+    "bug": (
+        {"more": 7},
+        r"preprocessor broken failed with TypeError: .*test_data_edges.py, line \d+\); it was given",
+    ),
 }
 
 

@@ -75,9 +75,8 @@ def _take(workdir: Path, until_s: float) -> int:
         me = _this_process() | {"since": time.strftime("%F %T")}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(me).encode(), 0)
-        if (
-            not has_lock
-        ):  # a run that started at the same moment wrote its name too; the last one that did has the workdir
+        # Without file locks, a run that started at the same moment wrote its name, too; the last one gets the workdir.
+        if not has_lock:
             time.sleep(SETTLES_S)
             if (holder := _holder(descriptor)) != me:
                 raise ConfigError(_taken(workdir, holder))
@@ -146,10 +145,10 @@ def _runs(holder: dict) -> bool | None:
 def _started(pid: int) -> str:
     """Returns when a process started, in clock ticks since boot; "" if there is no such process, or no /proc."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return ""
-    state, *fields = stat.rpartition(")")[2].split()  # the name before the parenthesis may contain spaces
+    state, *fields = text.rpartition(")")[2].split()  # the name before the parenthesis may contain spaces
     return "" if state in "ZX" else fields[18]  # a zombie has ended; field 22 of proc(5)
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from t5x_lite.data.divide import split_of
 from t5x_lite.data.opened_files import File, digest, plain
 from t5x_lite.data.records import Example
-from t5x_lite.data.text_formats import JsonLines, unique_keys
+from t5x_lite.data.text_formats import JsonLines
 from t5x_lite.data.text_lines import read_lines
 from t5x_lite.data.user_cache import atomic_file, cache_dir, remembered
 from t5x_lite.errors import DataError, one_line
+from t5x_lite.side_files import unique_keys
 
 VERSION = 1  # of the cached layouts; raise it when `_layout_of` changes
 MOST_BYTES = 1 << 30  # of a file; parsing needs several times as much memory

@@ -6,6 +6,7 @@ evaluation/read_heads.py reads the head's output.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from t5x_lite.errors import ConfigError
@@ -88,6 +89,19 @@ class Number(Target):
 
     def identity(self) -> dict[str, Any]:
         return {"regression": True}
+
+
+def number_in(text: str) -> float | None:
+    """Returns the finite number that a text spells; None if it spells none.
+
+    >>> number_in("3.8"), number_in("nan"), number_in("four")
+    (3.8, None, None)
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 @dataclasses.dataclass(frozen=True)

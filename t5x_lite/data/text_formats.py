@@ -11,12 +11,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from t5x_lite.data.opened_files import File, braces, open_file, open_handle, plain, require_unchanged, version_of
 from t5x_lite.data.records import Example, OnBad, Read, Records, Scanned, open_records
 from t5x_lite.data.text_lines import MAX_RECORD_BYTES, Line, bare, read_lines
 from t5x_lite.errors import DataError, one_line
+from t5x_lite.side_files import unique_keys
 
 BLOCK_BYTES = 1 << 20  # read at a time
 LIST_TO_LINES = "write one object a line (jq -c .[] FILE > FILE.jsonl converts a list of objects)"
@@ -161,15 +161,6 @@ def json_record(text: str, where: str) -> Example:
         raise DataError(f"{where}: a JSON list; {LIST_TO_LINES}")
     if not isinstance(row, dict):
         raise DataError(f'{where}: a JSON {type(row).__name__}; write an object such as {{"text": "…"}}')
-    return row
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object's pairs as a dict. Raises ValueError if a key is repeated."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is repeated")
     return row
 
 

@@ -241,11 +241,11 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
                     loggers.table(step, f"predictions/{task}", rows)
                 with console.optional(sys.stdout):
                     console.plain().print(results.results_table(read_metrics(workdir), step))
-                    for hint in evaluator.hints(values):
-                        print(hint)
+                for hint in evaluator.hints(values):
+                    console.say(hint)
         predictions = {task.name: evaluator.predict(params, task, "test") for task in submitted}
         if submission is not None and first:
-            print(submissions.write(submission, predictions))
+            console.say(submissions.write(submission, predictions))
     finally:
         loggers.close()
     if first:

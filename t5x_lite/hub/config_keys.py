@@ -124,7 +124,7 @@ def checked(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
         near = {key: suggest(key, family.keys - out.keys(), 1) for key in strange[:8]}
         names = [f"{key[:40]} (did you mean {keys[0]}?)" if keys else key[:40] for key, keys in near.items()]
         more = f" and {len(strange) - 8} more" if len(strange) > 8 else ""
-        logging.getLogger(__name__).warning(
+        log.warning(
             "config.json has keys that %s does not have. They are ignored: %s",
             family.model_type,
             ", ".join(names) + more,

@@ -63,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def refuse_adapter(directory: Path) -> None:
     """Raises CheckpointError if the directory has peft's adapter_config.json. transformers would add the adapter."""
-    if (directory / ADAPTER).is_file():
+    if side_files.is_there(directory / ADAPTER):
         raise CheckpointError(
             f"{directory} has an {ADAPTER}: adapters of peft cannot be imported. Merge it into its base model, and "
             "import the result: `model.merge_and_unload().save_pretrained(OUT)` in Python. If the weights here are "

@@ -1,7 +1,8 @@
 """Multi-head attention: the layer, and the kernels that compute attention.
 
-KERNELS lists the kernels. A kernel gets queries, keys, values and a `Scope`, which holds segment ids, positions, the
-window and the table of relative biases. If the kernel needs a mask or biases, it makes them from the scope.
+A kernel is the KERNEL of a module attention_NAME.py. It gets queries, keys, values and a `Scope`, which holds segment
+ids, positions, the window and the table of relative biases. A kernel that needs a mask or biases makes them from the
+scope.
 """
 
 import importlib
@@ -14,7 +15,7 @@ from jax import lax
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.attention_reference import attention_weights, mask_of
-from t5x_lite.models.attention_scope import Kernel, Scope
+from t5x_lite.models.attention_scope import Dropout, Kernel, Scope
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, unconstrained
 from t5x_lite.models.positions import Rotation, rotate
@@ -38,14 +39,6 @@ class KeyValue(TypedDict):
     value: jax.Array
 
 
-# {value of model.attention: module with KERNEL}. A module is imported when its kernel is first used.
-KERNELS = {
-    "reference": "t5x_lite.models.attention_reference",
-    "blockwise": "t5x_lite.models.attention_blockwise",
-    "pallas": "t5x_lite.models.attention_pallas",
-}
-
-
 @struct.dataclass
 class Prepared:
     """Holds what a kernel prepared from a Scope, and the kernel itself."""
@@ -66,14 +59,15 @@ def prepare(config: ModelConfig, scope: Scope, records_weights: bool = False) ->
     elif name == "auto":
         size = scope.query_segment_ids_BL.shape[1] * scope.key_segment_ids_BM.shape[1]
         name = "blockwise" if size >= BLOCKWISE_FROM else "reference"
-    kernel = _kernel(name)
-    if reason := kernel.refusal(scope, config.head_dim):
+    chosen = kernel(name)
+    if reason := chosen.refusal(scope, config.head_dim):
         raise ConfigError(f"model.attention={name!r}: {reason}; use auto or blockwise")
-    return Prepared(kernel.prepare(scope), kernel)
+    return Prepared(chosen.prepare(scope), chosen)
 
 
-def _kernel(name: str) -> Kernel:
-    return importlib.import_module(KERNELS[name]).KERNEL
+def kernel(name: str) -> Kernel:
+    """Returns the kernel called `name`, one of KERNELS of models/config.py. Imports its module at the first call."""
+    return importlib.import_module(f"t5x_lite.models.attention_{name}").KERNEL
 
 
 class Attention(nn.Module):
@@ -131,9 +125,7 @@ class Attention(nn.Module):
             key_value["value"],
             scope.shared,
             is_local,
-            dropout_rate=config.attention_dropout_rate,
-            dropout_key=dropout_key,
-            dropout_broadcasts_queries=config.dropout_broadcasts_length,
+            Dropout(config.attention_dropout_rate, dropout_key, config.dropout_broadcasts_length),
         )
         heads_BLHK = heads_BLHK.reshape(query_BLHK.shape)
         return self.out(self.constrain(heads_BLHK, ("batch", "length", "heads", "kv")))

@@ -7,7 +7,6 @@ Source: Dao 2023, FlashAttention-2, §3.1.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +15,8 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from t5x_lite.models.attention_reference import of_query_heads
-from t5x_lite.models.attention_scope import MASKED, SAVED, Kernel, Scope
+from t5x_lite.models.attention_parts import by_layer, folded, padded, visible_blocks, with_biases
+from t5x_lite.models.attention_scope import MASKED, SAVED, Dropout, Kernel, Scope
 from t5x_lite.models.layers import is_kept
 from t5x_lite.models.positions import toeplitz
 
@@ -40,20 +39,13 @@ class Rules(NamedTuple):
     @property
     def blocks(self) -> tuple[int, int]:
         """Returns the numbers of queries and keys in a block."""
-        return _padded(self.lengths[0])[1], _padded(self.lengths[1])[1]
+        return min(BLOCK, self.lengths[0]), min(BLOCK, self.lengths[1])
 
     def pairs(self) -> np.ndarray:
-        """Returns the pairs of blocks with at least one visible pair of slots: int32 [P, 2], (first query, first key).
-
-        All queries of a segment are in consecutive slots, so that the difference of slots is that of positions.
-        """
-        Q, C = self.blocks
-        starts = ((q, m) for q in range(0, self.lengths[0], Q) for m in range(0, self.lengths[1], C))
-        return np.array([(q, m) for q, m in starts if self._is_visible(q - m - C + 1, q + Q - 1 - m)], np.int32)
-
-    def _is_visible(self, least: int, most: int) -> bool:
-        """Returns whether a key may be visible if the query's slot minus the key's is between `least` and `most`."""
-        return (most >= 0 or not self.causal) and (not self.window or (least < self.window and most > -self.window))
+        """Returns the pairs of blocks with a visible pair of slots: int32 [P, 2], (first query, first key)."""
+        (L, M), (Q, C) = self.lengths, self.blocks
+        visible = visible_blocks((-(-L // Q), -(-M // C)), (Q, C), self.causal, self.window)
+        return (np.argwhere(visible) * (Q, C)).astype(np.int32)
 
 
 class Inputs(NamedTuple):
@@ -65,18 +57,10 @@ class Inputs(NamedTuple):
     query_BGRLK: jax.Array
     key_BGMK: jax.Array
     value_BGMK: jax.Array
-    bias_HO: jax.Array | None  # the bias of relative position o − (L − 1), o from 0
+    bias_HO: jax.Array | None  # as `with_biases` returns it
     query_segment_ids_BL: jax.Array
     key_segment_ids_BM: jax.Array
-    dropout_key: jax.Array | None
-
-
-def prepare(scope: Scope) -> tuple[Scope, jax.Array | None]:
-    """Returns the scope and the biases by relative position, [H, L + M − 1] for padded L and M; None without biases."""
-    if scope.bias is None:
-        return scope, None
-    L, M = (_padded(ids.shape[1])[0] for ids in (scope.query_segment_ids_BL, scope.key_segment_ids_BM))
-    return scope, scope.bias.at(np.arange(1 - L, M))
+    words: jax.Array | None  # the data of the dropout key
 
 
 def attend(
@@ -84,69 +68,35 @@ def attend(
     key_BGMK: jax.Array,
     value_BGMK: jax.Array,
     shared: tuple[Scope, jax.Array | None],
-    is_local: Any = False,
-    *,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
-    dropout_broadcasts_queries: bool = False,
+    is_local: Any,
+    dropout: Dropout,
 ) -> jax.Array:
     """Returns softmax(q·kᵀ + bias)·v, [B, L, H, K], as `attention_reference.attend` does, with the same dropout.
 
     A query that may attend to no key (padding) gets 0.
     """
     (scope, bias_HO), (B, L, H, K) = shared, query_BLHK.shape
-    dropout = dropout_rate, dropout_key, dropout_broadcasts_queries
-    key_BGMK, value_BGMK, words = folded_dropout(query_BLHK, key_BGMK, value_BGMK, *dropout)
+    key_BGMK, value_BGMK, words = folded(dropout, query_BLHK, key_BGMK, value_BGMK)
     G, M = key_BGMK.shape[1:3]
-    rules = Rules((L, M), scope.causal, 0, 0.0 if words is None else dropout_rate)
+    rules = Rules((L, M), scope.causal, 0, 0.0 if words is None else dropout.rate)
+    Q, C = rules.blocks
+    if bias_HO is not None:
+        bias_HO = jnp.pad(bias_HO, ((0, 0), (-L % Q, -M % C)))  # of padding, which no query sees
     inputs = Inputs(
-        _pad(query_BLHK.swapaxes(1, 2).reshape(B, G, H // G, L, K), 3),
-        _pad(key_BGMK, 2),
-        _pad(value_BGMK, 2),
+        padded(query_BLHK.swapaxes(1, 2).reshape(B, G, H // G, L, K), 3, Q),
+        padded(key_BGMK, 2, C),
+        padded(value_BGMK, 2, C),
         bias_HO,
-        _pad(scope.query_segment_ids_BL, 1, -1),
-        _pad(scope.key_segment_ids_BM, 1, -2),
+        padded(scope.query_segment_ids_BL, 1, Q, -1),
+        padded(scope.key_segment_ids_BM, 1, C, -2),
         words,
     )
-    heads_BGRLK = by_layer(lambda window: functools.partial(_attend, rules._replace(window=window)), scope, is_local)(
-        inputs
-    )
+    layer = by_layer(lambda window: functools.partial(_attend, rules._replace(window=window)), scope, is_local)
+    heads_BGRLK = layer(inputs)
     return heads_BGRLK[:, :, :, :L].reshape(B, H, L, K).swapaxes(1, 2)
 
 
-def folded_dropout(
-    query_BLHK: jax.Array,
-    key_BGMK: jax.Array,
-    value_BGMK: jax.Array,
-    rate: float,
-    key: jax.Array | None,
-    broadcasts_queries: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Returns (keys, values, the data of the dropout key; None if no dropout of weights is left to do).
-
-    If all queries share a dropout mask, the mask multiplies the values instead of the weights. Then keys and values
-    have as many heads as queries.
-    """
-    if key is None or not rate:
-        return key_BGMK, value_BGMK, None
-    words = jax.random.key_data(key)
-    if not broadcasts_queries:
-        return key_BGMK, value_BGMK, words
-    key_BHMK, value_BHMK = (of_query_heads(x, query_BLHK) for x in (key_BGMK, value_BGMK))
-    kept_BH1M = is_kept(words, rate, (*value_BHMK.shape[:2], 1, value_BHMK.shape[2]))
-    return key_BHMK, jnp.where(kept_BH1M.swapaxes(2, 3), value_BHMK / (1.0 - rate), 0), None
-
-
-def by_layer(attend: Callable[[int], Callable[[Any], jax.Array]], scope: Scope, is_local: Any):
-    """Returns the function of inputs that attends in a layer: attend(window), with window 0 if the layer has none."""
-    if not scope.window:
-        return attend(0)
-    if isinstance(is_local, jax.Array):  # scanned layers
-        return lambda inputs: lax.cond(is_local, attend(scope.window), attend(0), inputs)
-    return attend(scope.window if is_local else 0)
-
-
-KERNEL = Kernel(prepare, attend)
+KERNEL = Kernel(with_biases, attend)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -207,7 +157,8 @@ def _backward(rules: Rules, kept, d_heads: jax.Array):
         ]
         places = [(3, q), (2, m), (2, m)]
         if inputs.bias_HO is not None:
-            of_offsets = jax.linear_transpose(functools.partial(toeplitz, length=Q), _offsets(H, Q, C))
+            offsets = jax.ShapeDtypeStruct((H, Q + C - 1), jnp.float32)
+            of_offsets = jax.linear_transpose(functools.partial(toeplitz, length=Q), offsets)
             new += of_offsets(d_logits.sum(0).reshape(H, Q, C))
             places.append((1, m - q + L - Q))
         added = [
@@ -250,33 +201,14 @@ def _logits(rules: Rules, inputs: Inputs, q: jax.Array, m: jax.Array) -> jax.Arr
 
 def _dropout(rules: Rules, inputs: Inputs, x: jax.Array, q: jax.Array, m: jax.Array) -> jax.Array:
     """Applies the dropout of weights to one pair's weights or to their gradient, [B, G, R, Q, C]."""
-    if inputs.dropout_key is None:
+    if inputs.words is None:
         return x
     B, G, R, Q, C = x.shape
     index = [np.arange(B), np.arange(G * R), q + np.arange(Q), m + np.arange(C)]
     shapes = (B, 1, 1, 1, 1), (1, G, R, 1, 1), (1, 1, 1, Q, 1), (1, 1, 1, 1, C)
     index = [indices.reshape(shape) for indices, shape in zip(index, shapes, strict=True)]
-    keeps = is_kept(inputs.dropout_key, rules.rate, (B, G * R, *rules.lengths), index)
+    keeps = is_kept(inputs.words, rules.rate, (B, G * R, *rules.lengths), index)
     return jnp.where(keeps, x / (1.0 - rules.rate), 0)
-
-
-def _offsets(num_heads: int, Q: int, C: int) -> jax.ShapeDtypeStruct:
-    """Returns the type of the biases that one pair reads."""
-    return jax.ShapeDtypeStruct((num_heads, Q + C - 1), jnp.float32)
-
-
-def _padded(length: int) -> tuple[int, int]:
-    """Returns (the length padded to a multiple of a block, the length of a block)."""
-    block = min(BLOCK, length)
-    return -(-length // block) * block, block
-
-
-def _pad(x: jax.Array, axis: int, value: int = 0) -> jax.Array:
-    """Returns x, padded with `value` along `axis` to a multiple of a block."""
-    length = x.shape[axis]
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, _padded(length)[0] - length)
-    return jnp.pad(x, widths, constant_values=value)
 
 
 def _block(x: jax.Array, axis: int, start: jax.Array, size: int) -> jax.Array:

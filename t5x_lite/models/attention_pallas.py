@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.custom_partitioning import custom_partitioning
@@ -22,8 +21,8 @@ from jax.experimental.pallas import triton
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_lite.models import pallas_kernels
-from t5x_lite.models.attention_blockwise import by_layer, folded_dropout
-from t5x_lite.models.attention_scope import SAVED, Kernel, Scope
+from t5x_lite.models.attention_parts import by_layer, folded, padded, visible_blocks, with_biases
+from t5x_lite.models.attention_scope import SAVED, Dropout, Kernel, Scope
 from t5x_lite.models.pallas_kernels import Backend, Call, reads, slots
 from t5x_lite.models.positions import toeplitz
 
@@ -49,7 +48,7 @@ class Rules(NamedTuple):
 class Inputs(NamedTuple):
     """Holds the arrays that attention reads. There are H = G · R heads of queries; R of them share a head of keys.
 
-    bias_HO: float32 [H, L + M − 1], the bias of relative position o − (L − 1), o from 0.
+    bias_HO: as `with_biases` returns it.
     words: the two words of the dropout key that `random_bits` reads; None without dropout.
     rows_B, heads_H: the numbers of the rows and of the query heads, of which one device may have only some.
     """
@@ -69,36 +68,26 @@ class Inputs(NamedTuple):
 AXES: Any = Inputs(*("blhk", "bmgk", "bmgk", "ho", "bl", "bm", "w", "b", "h"))  # pyright: ignore[reportArgumentType]
 
 
-def prepare(scope: Scope) -> tuple[Scope, jax.Array | None]:
-    """Returns the scope and the biases by relative position, [H, L + M − 1]; None without biases."""
-    L, M = scope.query_segment_ids_BL.shape[1], scope.key_segment_ids_BM.shape[1]
-    return scope, None if scope.bias is None else scope.bias.at(np.arange(1 - L, M))
-
-
 def attend(
     query_BLHK: jax.Array,
     key_BGMK: jax.Array,
     value_BGMK: jax.Array,
     shared: tuple[Scope, jax.Array | None],
-    is_local: Any = False,
-    *,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
-    dropout_broadcasts_queries: bool = False,
+    is_local: Any,
+    dropout: Dropout,
 ) -> jax.Array:
     """Returns softmax(q·kᵀ + bias)·v, [B, L, H, K], as `attention_reference.attend` does, with the same dropout.
 
     A query that may attend to no key gets 0.
     """
     scope, bias_HO = shared
-    dropout = dropout_rate, dropout_key, dropout_broadcasts_queries
-    key_BGMK, value_BGMK, words = folded_dropout(query_BLHK, key_BGMK, value_BGMK, *dropout)
+    key_BGMK, value_BGMK, words = folded(dropout, query_BLHK, key_BGMK, value_BGMK)
     ids = scope.query_segment_ids_BL, scope.key_segment_ids_BM
     inputs = Inputs(query_BLHK, key_BGMK.swapaxes(1, 2), value_BGMK.swapaxes(1, 2), bias_HO, *ids, None, None, None)
     if words is not None:
         rows_B, heads_H = (jnp.arange(size) for size in (query_BLHK.shape[0], query_BLHK.shape[2]))
         inputs = inputs._replace(words=jnp.stack([words[0], words[-1]]), rows_B=rows_B, heads_H=heads_H)
-    rules = Rules(scope.causal, 0, 0.0 if words is None else dropout_rate)
+    rules = Rules(scope.causal, 0, 0.0 if words is None else dropout.rate)
     return by_layer(lambda window: functools.partial(_attend, rules._replace(window=window)), scope, is_local)(inputs)
 
 
@@ -117,7 +106,7 @@ def refusal(scope: Scope, head_dim: int) -> str:
     return ""
 
 
-KERNEL = Kernel(prepare, attend, refusal)
+KERNEL = Kernel(with_biases, attend, refusal)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -218,7 +207,7 @@ def _gradients(rules: Rules, backend: Backend, inputs: Inputs, d_heads, log_tota
     call, arrays = _call(rules, backend, inputs)
     (B, _, _, H, G, _), (X, Y), C = call.sizes, call.blocks, backend.block
     arrays["d_heads"] = _arranged(backend, d_heads)
-    arrays |= {"log_totals": _padded(backend, log_totals, 2), "means": _padded(backend, means, 2)}
+    arrays |= {"log_totals": padded(log_totals, 2, backend.block), "means": padded(means, 2, backend.block)}
 
     output = arrays["query"].shape, inputs.query_BLHK.dtype, slots(call, C)
     grid = {"b": B, "h": H, "x": X}
@@ -253,8 +242,8 @@ def _call(rules: Rules, backend: Backend, inputs: Inputs) -> tuple[Call, dict[st
     """Returns what the kernels know when they are compiled, and the arrays that they read, padded to whole blocks."""
     (B, L, H, K), (M, G) = inputs.query_BLHK.shape, inputs.key_BMGK.shape[1:3]
     query, key, value = (_arranged(backend, x) for x in (inputs.query_BLHK, inputs.key_BMGK, inputs.value_BMGK))
-    query_ids = _padded(backend, inputs.query_ids_BL, 1, -1)  # slots up to whole blocks attend to no key
-    key_ids = _padded(backend, inputs.key_ids_BM, 1, -2)
+    query_ids = padded(inputs.query_ids_BL, 1, backend.block, -1)  # slots up to whole blocks attend to no key
+    key_ids = padded(inputs.key_ids_BM, 1, backend.block, -2)
     sizes = (B, query_ids.shape[1], key_ids.shape[1], H, G, query.shape[-1])
     call = Call(backend, *rules, sizes, (L, M), K, "bhx" if backend.is_mosaic else "xhb")
     tiles = None if inputs.bias_HO is None else _tiles(call, inputs.bias_HO)
@@ -272,7 +261,8 @@ def _visible(call: Call, query_ids_BL: jax.Array, key_ids_BM: jax.Array) -> jax.
     query_ids, key_ids = (jnp.where(ids == 0, most - 1, ids) for ids in (query_ids_BL, key_ids_BM))
     query_ids, key_ids = query_ids.reshape(B, L // C, 1, C), key_ids.reshape(B, 1, -1, C)
     first_query, first_key = (jnp.where(ids < 0, most, ids).min(-1) for ids in (query_ids, key_ids))
-    return (first_query <= key_ids.max(-1)) & (first_key <= query_ids.max(-1)) & call.visible()[None]
+    meet = (first_query <= key_ids.max(-1)) & (first_key <= query_ids.max(-1))
+    return meet & visible_blocks(call.blocks, (C, C), call.causal, call.window)[None]
 
 
 def _tiles(call: Call, bias_HO: jax.Array) -> jax.Array:
@@ -293,7 +283,7 @@ def _arranged(backend: Backend, x_BLHK: jax.Array) -> jax.Array:
     """
     K = x_BLHK.shape[3]
     width = max(16, 2 ** (K - 1).bit_length())
-    x_BLHK = jnp.pad(_padded(backend, x_BLHK, 1), ((0, 0), (0, 0), (0, 0), (0, width - K)))
+    x_BLHK = jnp.pad(padded(x_BLHK, 1, backend.block), ((0, 0), (0, 0), (0, 0), (0, width - K)))
     return x_BLHK.swapaxes(1, 2) if backend.is_mosaic else x_BLHK
 
 
@@ -301,10 +291,3 @@ def _restored(backend: Backend, x: jax.Array, like_BLHK: jax.Array) -> jax.Array
     """Returns what `_arranged` arranged, without padding, in the shape of like_BLHK."""
     x_BLHK = x.swapaxes(1, 2) if backend.is_mosaic else x
     return x_BLHK[:, : like_BLHK.shape[1], :, : like_BLHK.shape[3]]
-
-
-def _padded(backend: Backend, x: jax.Array, axis: int, value: int = 0) -> jax.Array:
-    """Returns x, padded with `value` along `axis` to whole blocks."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % backend.block)
-    return jnp.pad(x, widths, constant_values=value)

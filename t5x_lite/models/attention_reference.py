@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from t5x_lite.models.attention_scope import MASKED, Kernel, Scope
-from t5x_lite.models.layers import dropout
+from t5x_lite.models import layers
+from t5x_lite.models.attention_parts import of_query_heads
+from t5x_lite.models.attention_scope import MASKED, Dropout, Kernel, Scope
 from t5x_lite.models.positions import bias_between, bias_of_rows
 
 
@@ -77,11 +78,8 @@ def attend(
     key_BHMK: jax.Array,
     value_BHMK: jax.Array,
     shared: Shared,
-    is_local: Any = False,
-    *,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
-    dropout_broadcasts_queries: bool = False,
+    is_local: Any,
+    dropout: Dropout,
 ) -> jax.Array:
     """Returns softmax(q·kᵀ + bias)·v, [B, L, H, K]. Logits and softmax are float32 for inputs of any dtype.
 
@@ -90,7 +88,8 @@ def attend(
     """
     weights_BHLM = attention_weights(query_BLHK, key_BHMK, mask_of(shared, is_local), shared.bias)
     weights_BHLM = weights_BHLM.astype(value_BHMK.dtype)
-    weights_BHLM = dropout(weights_BHLM, dropout_rate, dropout_key, 2 if dropout_broadcasts_queries else None)
+    shared_axis = 2 if dropout.broadcasts_queries else None
+    weights_BHLM = layers.dropout(weights_BHLM, dropout.rate, dropout.key, shared_axis)
     value_BHMK = of_query_heads(value_BHMK, query_BLHK)
     return jnp.einsum("BHLM,BHMK->BHLK", weights_BHLM, value_BHMK).swapaxes(1, 2)
 
@@ -101,13 +100,6 @@ def mask_of(shared: Shared, is_local: Any) -> jax.Array:
 
 
 KERNEL = Kernel(prepare, attend)
-
-
-def of_query_heads(x_BHMK: jax.Array, query_BLHK: jax.Array) -> jax.Array:
-    """Returns keys or values with as many heads as the queries: each head is repeated for every query head of its
-    group."""
-    groups = query_BLHK.shape[2] // x_BHMK.shape[1]
-    return jnp.repeat(x_BHMK, groups, axis=1) if groups > 1 else x_BHMK
 
 
 @jax.custom_vjp

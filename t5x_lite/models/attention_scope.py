@@ -43,7 +43,19 @@ class Scope:
 SAVED = "attention"  # names the arrays of a kernel that the remat policy of this name keeps
 
 
-def accepts(scope: Scope, head_dim: int) -> str:
+class Dropout(NamedTuple):
+    """Holds the dropout of attention's weights. broadcasts_queries: whether all queries share one mask (T5)."""
+
+    rate: float = 0.0
+    key: jax.Array | None = None
+    broadcasts_queries: bool = False
+
+    @property
+    def is_on(self) -> bool:
+        return self.key is not None and self.rate > 0
+
+
+def no_refusal(scope: Scope, head_dim: int) -> str:
     """Returns "": the kernel computes attention of every scope on every platform."""
     return ""
 
@@ -52,11 +64,11 @@ class Kernel(NamedTuple):
     """Holds the functions of one way to compute attention.
 
     prepare: Scope -> `shared`, the masks and biases that all layers of a stack share.
-    attend: (query_BLHK, key_BHMK, value_BHMK, shared, is_local, dropout_rate=…, dropout_key=…,
-        dropout_broadcasts_queries=…) -> [B, L, H, K]. is_local: whether the scope's window applies to this layer.
+    attend: (query_BLHK, key_BHMK, value_BHMK, shared, is_local, dropout) -> [B, L, H, K]. is_local: whether the scope's
+        window applies to this layer.
     refusal: (Scope, head_dim) -> why the kernel cannot compute attention here; "" if it can.
     """
 
     prepare: Callable[[Scope], Any]
     attend: Callable[..., jax.Array]
-    refusal: Callable[[Scope, int], str] = accepts
+    refusal: Callable[[Scope, int], str] = no_refusal

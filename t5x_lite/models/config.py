@@ -19,7 +19,8 @@ from t5x_lite.lookup import unknown
 
 ARCHITECTURES = ("text_to_text", "encoder_only", "decoder_only")
 BODIES = ("transformer", "cbow", "elmo")
-ATTENTION = ("auto", "reference", "blockwise", "pallas")
+KERNELS = ("reference", "blockwise", "pallas")  # of attention; kernel NAME is in attention_NAME.py
+ATTENTION = ("auto", *KERNELS)
 REMAT = ("none", "full", "attention", "dots", "dots_no_batch")
 LAYERS = Range(at_least=0, at_most=1000)  # DeepNet, the deepest published transformer, has 1,000
 LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
@@ -96,7 +97,7 @@ class ModelConfig:
     # execution: the same model at a different cost
     dtype: str = field("float32", "dtype of computation; parameters stay float32", ("float32", "bfloat16"), WARN)
     scan_layers: bool = field(False, "compiles one layer; parameters are stacked along a leading axis")
-    attention: str = field("auto", "how attention is computed; auto: by platform and rows' lengths", ATTENTION, WARN)
+    attention: str = field("auto", "how attention is computed; auto: by the rows' lengths", ATTENTION, WARN)
     remat: str = field("none", "activations to recompute in the backward pass", REMAT, FREE)
 
     @property

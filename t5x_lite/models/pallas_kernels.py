@@ -76,17 +76,6 @@ class Call(NamedTuple):
         """Returns the number of rows of which a program of d_bias sums the gradients."""
         return 1 if self.backend.is_mosaic else int(np.gcd(self.sizes[0], 8))
 
-    def visible(self) -> np.ndarray:
-        """Returns which pairs of blocks `causal` and `window` do not hide whole: bool [query blocks, key blocks].
-
-        All queries of a segment are in consecutive slots, so that the difference of slots is that of positions.
-        """
-        X, Y = self.blocks
-        difference = (np.arange(X)[:, None] - np.arange(Y)[None, :]) * self.backend.block
-        least, most = difference - self.backend.block + 1, difference + self.backend.block - 1
-        after = (most >= 0) | (not self.causal)
-        return after & ((least < self.window) & (most > -self.window) | (not self.window))
-
     def visible_slots(self) -> int:
         """Returns the number of pairs of a query and a key that `causal` and `window` do not hide."""
         (L, M), slots = self.lengths, np.arange(self.lengths[0])

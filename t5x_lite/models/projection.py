@@ -14,8 +14,8 @@ from jax import lax
 class Projection:
     """Holds hidden states and the matrix whose product with them gives logits over the vocabulary.
 
-    A loss can compute the product for a few tokens at a time (training/losses.py), so that the logits of a whole batch,
-    its largest array, never exist.
+    A loss can compute the product for a few tokens at a time (training/cross_entropy.py). Then the logits of a whole
+    batch, its largest array, never exist.
 
     x: […, D].  matrix: float32, [V, D] (a token table) if `is_table`, else [D, V].  bias: [V], or None.
     dtype: of the operands; the sums are float32.  constrain: see `models.build`.
@@ -27,10 +27,6 @@ class Projection:
     is_table: bool = struct.field(pytree_node=False, default=True)
     dtype: str = struct.field(pytree_node=False, default="float32")
     constrain: Any = struct.field(pytree_node=False, default=lambda x, axes: x)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.matrix.shape[0 if self.is_table else 1]
 
     def logits(self, decoding: bool = False) -> jax.Array:
         """Returns the logits, float32 […, V].

@@ -21,7 +21,7 @@ from t5x_lite.models.positions import RelativeBias, Rotation, rotation, sinusoid
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),  # does not compute attention in blocks again
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),  # of the kernels that name them
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }

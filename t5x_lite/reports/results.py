@@ -48,19 +48,24 @@ def read_lines(workdir: Path) -> tuple[list[dict], int]:
 
 
 def read_predictions(file: Path, count: int | None = None) -> list[dict]:
-    """Returns the first `count` rows of a file of predictions (None: all). Leaves out corrupted lines.
+    """Returns the rows in the first `count` lines of a file of predictions (None: all).
 
-    Warns if the file cannot be read, and returns no rows.
+    Leaves out corrupted lines, and returns no rows if the file cannot be read. Warns of both.
     """
-    rows: list[Any] = []
     try:
-        with side_files.opened(file) as lines:
-            for line in itertools.islice(lines, count):
-                with contextlib.suppress(ValueError, RecursionError):
-                    rows.append(json.loads(line))
+        with side_files.opened(file) as opened:
+            lines = list(itertools.islice(opened, count))
     except OSError as error:
         logging.getLogger(__name__).warning("%s cannot be read: %s", file, side_files.why(error))
-    return [row for row in rows if isinstance(row, dict) and _is_prediction(row)]
+        return []
+    rows: list[Any] = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            rows.append(json.loads(line))
+    rows = [row for row in rows if isinstance(row, dict) and _is_prediction(row)]
+    if len(rows) < len(lines):
+        logging.getLogger(__name__).warning("%s: left out %d corrupted lines", file, len(lines) - len(rows))
+    return rows
 
 
 def _is_prediction(row: dict) -> bool:

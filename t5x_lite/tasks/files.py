@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from t5x_lite.data.local_files import Found, find
 from t5x_lite.data.preprocess import pieces, root, value_of
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Files
-from t5x_lite.data.targets import Classes, Number, Target, Text
+from t5x_lite.data.targets import Classes, Number, Target, Text, number_in
 from t5x_lite.data.user_cache import cache_dir, remembered
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -232,7 +231,7 @@ def _kind_of_targets(
     if kind == "text":
         return free
     if kind == "fractions" or (kind == "numbers" and len(counts) > MOST_NUMBERED):
-        return {"target": Number(), "metrics": ("pearson", "spearman"), "postprocess": _number}, "numbers"
+        return {"target": Number(), "metrics": ("pearson", "spearman"), "postprocess": number_in}, "numbers"
     if len(counts) == 1 and total > 1:
         raise DataError(
             f"{files}: all {total} targets are {next(iter(counts))!r}; there is nothing to learn. Check the template "
@@ -268,7 +267,7 @@ def _looked_at(source: Filled, splits: Sequence[str], max_bad_fraction: float) -
             if len(counts) <= MOST_LABELS:
                 counts[target] += 1
             if all_numbers:
-                number = _number(target)
+                number = number_in(target)
                 all_numbers, some_fraction = number is not None, some_fraction or "." in target
             if not all_numbers and (len(counts) > MOST_LABELS or len(target) > LONGEST_LABEL):
                 return {}, total, "text"
@@ -281,14 +280,6 @@ def _looked_at(source: Filled, splits: Sequence[str], max_bad_fraction: float) -
 
 def _classes(labels: Sequence[str]) -> dict:
     return {"target": Classes(tuple(labels)), "metrics": ("accuracy", "macro_f1"), "baseline": "majority"}
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _name(spec: str, source: Files) -> str:

@@ -7,7 +7,6 @@ CoLA/train.tsv and so on.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ from t5x_lite.data import registry
 from t5x_lite.data.records import Example
 from t5x_lite.data.registry import UNLABELLED, Mixture, Task
 from t5x_lite.data.sources import Files, Tfds
-from t5x_lite.data.targets import Number
+from t5x_lite.data.targets import Number, number_in
 from t5x_lite.data.text_formats import Table
 from t5x_lite.tasks.metrics import Metric, accuracy, f1, matthews, pearson, spearman
 from t5x_lite.tasks.published import Published
@@ -124,15 +123,6 @@ def fifths(score: float) -> str:
     return f"{np.round(np.float32(score) * 5) / 5:.1f}"  # half to even, in float32, as TensorFlow rounds
 
 
-def number(text: str) -> float | None:
-    """Returns the finite number that the text spells; None if it spells none."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _rows(glue: Glue) -> Table | Callable[[str], Sequence[Example]]:
     table = Table("\t", quoting=False, drops_short_rows=True)  # QQP has a few short rows
     if glue.folder != "CoLA":
@@ -167,7 +157,7 @@ def _task(name: str, glue: Glue) -> Task:
     )
     kind: dict = {"labels": glue.labels, "baseline": "majority"}
     if not glue.labels:
-        kind = {"target": Number(), "postprocess": number, "reference": exact_number}
+        kind = {"target": Number(), "postprocess": number_in, "reference": exact_number}
     prefix = glue.prefix or name
     return Task(
         f"glue_{name}", source, (as_text(prefix, glue.labels),), segments=tuple(glue.columns), metrics=glue.metrics,
@@ -198,7 +188,7 @@ def submission(task: str, predictions: Sequence[str]) -> tuple[str, str]:
     for index, text in enumerate(predictions):
         answer = text.strip()
         if not glue.labels:
-            answer = f"{min(max(number(answer) or 0.0, 0.0), 5.0):.3f}"
+            answer = f"{min(max(number_in(answer) or 0.0, 0.0), 5.0):.3f}"
         else:
             answer = answer if answer in glue.labels else glue.labels[0]  # the server rejects other texts
             answer = answer if name in NAMED_LABELS else str(glue.labels.index(answer))
