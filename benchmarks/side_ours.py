@@ -3,19 +3,16 @@
 train_step.py runs this file; worker.py lists the commands.
 """
 
-import json
-import sys
-
 import numpy as np
 from shapes import Shape, batch
-from worker import PEAK_SIZE, serve
+from worker import ACCELERATOR_PEAK_SIZE, PEAK_SIZE, arguments, serve
 
 
-def model_config(shape: Shape):
+def model_config(shape: Shape, **changes):
     from t5x_lite.models import presets
 
     sizes = (shape.d_model, shape.num_heads, shape.num_layers)
-    changes = {"vocab_size": shape.vocab_size, "dropout_rate": 0.0, "attention_dropout_rate": 0.0}
+    changes |= {"vocab_size": shape.vocab_size, "dropout_rate": 0.0, "attention_dropout_rate": 0.0}
     if shape.family == "t5":
         gelu = {"gated_mlp": True, "activation": "gelu_tanh"}
         return presets.t5(*sizes, shape.head_dim, shape.d_ff, **gelu, **changes)
@@ -34,33 +31,35 @@ def main() -> None:
     from t5x_lite.training import optim
     from t5x_lite.training.step import abstract_params, abstract_state, init_state, make_train_step
 
-    shape = Shape(**json.loads(sys.argv[1]))
-    layout = sharding.Layout(sharding.make_mesh())
-    module, arrays = build(model_config(shape), layout.constrain), batch(shape)
+    asked = arguments()
+    shape, layout = asked.shape, sharding.Layout(sharding.make_mesh())
+    config = model_config(shape, dtype=asked.dtype, attention=asked.attention or "auto")
+    module, arrays = build(config, layout.constrain), batch(shape)
     schedule = optim.make_schedule("constant", 1e-4)
     axes = sharding.param_axes(abstract_params(module, arrays))
     optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.01)
     train_step = make_train_step(module, optimizer, schedule, layout, abstract_state(module, optimizer, layout, arrays))
     state = init_state(module, optimizer, layout, arrays)
 
-    def step() -> float:
+    def step() -> jax.Array:
         nonlocal state
         state, metrics = train_step(state, arrays)
-        return float(metrics["loss"])
+        return metrics["loss"]
 
     def save(path: str) -> None:
         np.savez(path, **{name: np.asarray(value) for name, value in flatten_dict(state.params, sep="/").items()})
 
-    matrix = jnp.asarray(np.random.default_rng(0).standard_normal((PEAK_SIZE, PEAK_SIZE), np.float32))
+    size = PEAK_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_PEAK_SIZE
+    matrix = jnp.asarray(np.random.default_rng(0).standard_normal((size, size), np.float32), asked.dtype)
     multiply = jax.jit(jnp.matmul)
 
     def product() -> float:
         multiply(matrix, matrix).block_until_ready()
         return 0.0
 
-    first_loss = step()
+    first_loss = float(step())
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
-    serve(first_loss, parameters, {"step": step, "product": product, "save": save})
+    serve(first_loss, parameters, {"step": step, "product": product, "save": save}, size)
 
 
 if __name__ == "__main__":

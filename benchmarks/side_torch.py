@@ -1,19 +1,19 @@
-"""The torch side of `train_step.py`: transformers, sdpa attention, fused AdamW, torch.compile unless --eager.
+"""The torch side of `train_step.py`: transformers, fused AdamW, torch.compile unless --eager.
+
+--attention is transformers' attn_implementation (default: sdpa). With --dtype=bfloat16, products run under autocast;
+parameters and AdamW stay in float32. A GPU is used if there is one.
 
 train_step.py runs this file; worker.py lists the commands.
 """
-
-import json
-import sys
 
 import numpy as np
 import torch
 import transformers
 from shapes import Shape, batch
-from worker import PEAK_SIZE, serve
+from worker import ACCELERATOR_PEAK_SIZE, PEAK_SIZE, arguments, serve
 
 
-def build(shape: Shape, arrays: dict[str, np.ndarray]):
+def build(shape: Shape, arrays: dict[str, np.ndarray], attention: str):
     """Returns (model, the keyword arguments with which a step calls it)."""
     tensors = {name: torch.from_numpy(a.astype(np.int64)) for name, a in arrays.items() if a.dtype == np.int32}
     if shape.family == "t5":
@@ -21,7 +21,7 @@ def build(shape: Shape, arrays: dict[str, np.ndarray]):
             vocab_size=shape.vocab_size, d_model=shape.d_model, d_kv=shape.head_dim, d_ff=shape.d_ff,
             num_layers=shape.num_layers, num_decoder_layers=shape.num_layers, num_heads=shape.num_heads,
             dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=True, use_cache=False,
-            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, attn_implementation="sdpa",
+            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, attn_implementation=attention,
         )  # fmt: skip
         return transformers.T5ForConditionalGeneration(config), {
             "input_ids": tensors["encoder_input_tokens"],
@@ -32,7 +32,7 @@ def build(shape: Shape, arrays: dict[str, np.ndarray]):
         config = transformers.BertConfig(
             vocab_size=shape.vocab_size, hidden_size=shape.d_model, num_hidden_layers=shape.num_layers,
             num_attention_heads=shape.num_heads, intermediate_size=shape.d_ff, hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
+            attention_probs_dropout_prob=0.0, attn_implementation=attention,
         )  # fmt: skip
         labels = torch.full_like(tensors["encoder_input_tokens"], -100)
         labels.scatter_(1, tensors["mlm_positions"], tensors["mlm_targets"])
@@ -44,7 +44,7 @@ def build(shape: Shape, arrays: dict[str, np.ndarray]):
     config = transformers.GPT2Config(
         vocab_size=shape.vocab_size, n_positions=1024, n_embd=shape.d_model, n_layer=shape.num_layers,
         n_head=shape.num_heads, n_inner=shape.d_ff, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
     )  # fmt: skip
     ids = tensors["decoder_input_tokens"]
     return transformers.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids}
@@ -126,18 +126,21 @@ def translate(shape: Shape, ours: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def main() -> None:
-    shape = Shape(**json.loads(sys.argv[1]))
-    model, inputs = build(shape, batch(shape))
-    model.train()
+    asked = arguments()
+    shape, device, dtype = asked.shape, "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, asked.dtype)
+    torch.backends.cuda.matmul.allow_tf32 = True  # as in JAX's default on a GPU
+    model, inputs = build(shape, batch(shape), asked.attention or "sdpa")
+    model, inputs = model.train().to(device), {name: tensor.to(device) for name, tensor in inputs.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
-    forward = model if "--eager" in sys.argv else torch.compile(model)
+    forward = model if asked.eager else torch.compile(model)
 
-    def step() -> float:
-        loss = forward(**inputs).loss
+    def step() -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = forward(**inputs).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss.detach()
 
     def load(path: str) -> None:
         with np.load(path) as ours:
@@ -149,14 +152,15 @@ def main() -> None:
             for name, value in state.items():
                 own[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
-    matrix = torch.randn(PEAK_SIZE, PEAK_SIZE)
+    size = PEAK_SIZE if device == "cpu" else ACCELERATOR_PEAK_SIZE
+    matrix = torch.randn(size, size, dtype=dtype, device=device)
 
-    def product() -> float:
-        torch.mm(matrix, matrix)
-        return 0.0
+    def product() -> torch.Tensor:
+        return torch.mm(matrix, matrix)[0, 0]
 
-    first_loss = step()
-    serve(first_loss, sum(p.numel() for p in model.parameters()), {"step": step, "product": product, "load": load})
+    first_loss = step().item()
+    commands = {"step": step, "product": product, "load": load}
+    serve(first_loss, sum(p.numel() for p in model.parameters()), commands, size)
 
 
 if __name__ == "__main__":

@@ -53,8 +53,9 @@ class Side:
         print(command, file=self.process.stdin, flush=True)
         return self._answer()
 
-    def run(self, steps: int) -> None:
-        answer = self.ask(f"run {steps}")
+    def run(self, samples: int, steps: int = 1) -> None:
+        """Takes `samples` samples, each of `steps` steps."""
+        answer = self.ask(f"run {samples} {steps}")
         for name, values in self.samples.items():
             values += answer[name]
         self.rss_mb = answer["rss_mb"]
@@ -111,14 +112,14 @@ def compare(model: str, arguments: argparse.Namespace, scratch: Path) -> None:
         print(json.dumps(ratio), flush=True)
 
 
-def agree(model: str, ours: Side, theirs: Side, path: Path) -> None:
-    """Exits if the two sides do not compute the same loss from the same parameters."""
+def agree(model: str, ours: Side, theirs: Side, path: Path, tolerance: float = 1e-5) -> None:
+    """Exits if the two sides do not compute the same loss from the same parameters, up to a relative `tolerance`."""
     ours.ask(f"save {path}")
     theirs.ask(f"load {path}")
     path.unlink()
     losses = ours.ask("run 1")["loss"], theirs.ask("run 1")["loss"]
     parameters = ours.first["parameters"], theirs.first["parameters"]
-    if abs(losses[0] - losses[1]) > 1e-5 * abs(losses[0]) or parameters[0] != parameters[1]:
+    if abs(losses[0] - losses[1]) > tolerance * abs(losses[0]) or parameters[0] != parameters[1]:
         raise SystemExit(f"{model}: the sides disagree: losses {losses}, parameters {parameters}")
     print(json.dumps({"model": model, "same_parameters": parameters[0], "losses": losses}), flush=True)
 
