@@ -104,6 +104,30 @@ def test_another_key_is_named_in_a_warning(model, key):
         generation.settings(model[3], "")
 
 
+NOT_NEUTRAL = {
+    "encoder_no_repeat_ngram_size": 1, "penalty_alpha": 1, "min_p": 1.0, "top_h": 1.0, "diversity_penalty": 1.0,
+    "max_time": 1.0, "token_healing": True, "renormalize_logits": True, "encoder_repetition_penalty": 0.5,
+    "guidance_scale": 0, "typical_p": 0.0, "num_beam_groups": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NOT_NEUTRAL)
+def test_a_value_that_is_neutral_for_another_key_is_named_in_a_warning(model, key):
+    configured(model[0], **{key: NOT_NEUTRAL[key]})
+    with pytest.warns(UserWarning, match=key):
+        generation.settings(model[3], "")
+
+
+def test_the_defaults_of_transformers_cause_no_warning(model):
+    old = {"diversity_penalty": 0.0, "num_beam_groups": 1, "typical_p": 1.0, "encoder_no_repeat_ngram_size": 0}
+    old |= {"remove_invalid_values": False, "renormalize_logits": False, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+    old |= {"encoder_repetition_penalty": 1.0, "guidance_scale": 1.0, "token_healing": False, "bad_words_ids": []}
+    (model[0] / "generation_config.json").write_text(json.dumps(dict.fromkeys(generation_keys.UNSUPPORTED) | old))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generation.settings(model[3], "")
+
+
 def test_every_key_is_listed_once():
     listed = [*generation_keys.HONOURED, *generation_keys.UNSUPPORTED, *generation_keys.NO_EFFECT]
     assert len(listed) == len(set(listed))

@@ -22,7 +22,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.hub import mapping
 from t5x_lite.hub.checks import require_positive
 from t5x_lite.hub.family import LARGEST_INTEGER
-from t5x_lite.hub.generation_keys import HONOURED, NEUTRAL, NO_EFFECT, UNSUPPORTED
+from t5x_lite.hub.generation_keys import HONOURED, NO_EFFECT, UNSUPPORTED
 from t5x_lite.hub.model import Model, in_batches
 from t5x_lite.models.stored import SETTINGS
 
@@ -166,7 +166,7 @@ def settings(model: Model, task: str) -> dict[str, Any]:
     tasks = config.get("task_specific_params")
     of_task = tasks.get(task) if isinstance(tasks, dict) else None
     stored = over(general, of_task if isinstance(of_task, dict) else {})
-    ignored = {name: stored[name] for name in UNSUPPORTED if stored.get(name) not in NEUTRAL}
+    ignored = {k: stored[k] for k, neutral in UNSUPPORTED.items() if stored.get(k) not in (None, *neutral)}
     if ignored:
         text = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
         warnings.warn(f"{model.origin}: ignoring unsupported generation options: {text[:200]}", stacklevel=3)

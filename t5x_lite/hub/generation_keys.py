@@ -12,15 +12,24 @@ HONOURED = (
     "forced_eos_token_id", "eos_token_id", "num_return_sequences", "decoder_start_token_id",
 )  # fmt: skip
 
-# These change texts in transformers, but not here; a warning names those that are set.
-UNSUPPORTED = (
-    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "force_words_ids", "constraints",
-    "diversity_penalty", "num_beam_groups", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
-    "exponential_decay_length_penalty", "guidance_scale", "renormalize_logits", "penalty_alpha", "dola_layers",
-    "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "watermarking_config", "stop_strings", "max_time",
-    "token_healing", "remove_invalid_values", "assistant_ensemble_weight",
-)  # fmt: skip
-NEUTRAL = (None, False, 0, 1, [])  # values with which an unsupported key has no effect
+# These change texts in transformers, but not here; a warning names those that are set. Key -> values, besides null,
+# with which it has no effect.
+UNSUPPORTED: Mapping[str, tuple] = {
+    **dict.fromkeys(
+        ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "force_words_ids", "constraints",
+         "stop_strings"), ([], {}),
+    ),
+    **dict.fromkeys(
+        ("exponential_decay_length_penalty", "dola_layers", "top_h", "watermarking_config", "max_time",
+         "assistant_ensemble_weight"), (),
+    ),
+    **dict.fromkeys(("renormalize_logits", "token_healing", "remove_invalid_values"), (False,)),
+    **dict.fromkeys(
+        ("diversity_penalty", "encoder_no_repeat_ngram_size", "penalty_alpha", "min_p", "epsilon_cutoff", "eta_cutoff"),
+        (0,),
+    ),
+    **dict.fromkeys(("num_beam_groups", "encoder_repetition_penalty", "guidance_scale", "typical_p"), (1,)),
+}  # fmt: skip
 
 _CACHE = "decides how transformers computes the same texts"
 _DRAFTS = "drafts texts that the model then verifies; the texts are those of decoding without drafts"
