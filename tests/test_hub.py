@@ -362,6 +362,32 @@ def test_a_single_file_wins_over_an_index_that_an_older_save_left(good, tmp_path
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
 
+def test_shared_layers_may_be_more_than_the_tensors(tmp_path):
+    directory, _, _ = theirs(tmp_path, "albert", num_encoder_layers=40)
+    assert len(parameters.open_directory(directory).weights.shapes) < 40
+    params_of(directory)
+
+
+def test_export_drops_what_the_original_says_of_its_own_heads_and_tensors(tmp_path):
+    """The exported model has three classes and no tensor of its own for the output layer."""
+    origin, config, _ = theirs(tmp_path, "bert", heads=("mlm",))
+    tensors = load_file(origin / "model.safetensors")
+    table = tensors["bert.embeddings.word_embeddings.weight"]
+    save_file(tensors | {"cls.predictions.decoder.weight": table}, origin / "model.safetensors")
+    edited(num_labels=2, _num_labels=2, tie_word_embeddings=False)(origin)
+    interchange.import_directory(origin, tmp_path / "imported")
+    for heads, classes in ((("mlm",), 0), (("classification",), 3)):
+        config = dataclasses.replace(config, heads=heads, num_classes=classes)
+        out = tmp_path / heads[0]
+        interchange.export_directory(config, random_params(config), out, origin=tmp_path / "imported")
+        again = parameters.open_directory(out).config
+        assert (again.heads, again.num_classes) == (heads, classes)
+        assert (
+            not {"num_labels", "_num_labels", "tie_word_embeddings"}
+            & json.loads((out / "config.json").read_text()).keys()
+        )
+
+
 @pytest.mark.parametrize("family", ["t5", "bert", "gpt2"])
 def test_any_one_of_several_tied_names_serves(family, tmp_path):
     config = dataclasses.replace(TINY[family], heads=("mlm",) if family == "bert" else ())

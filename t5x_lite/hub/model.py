@@ -145,11 +145,14 @@ class Model:
 
         The probabilities sum to 1, unless a text may have several classes.
 
-        Raises ConfigError if the model has neither the head `classification` nor `multi_label`.
+        Raises ConfigError if the model has neither the head `classification` nor `multi_label`, or if two classes have
+        the same name.
         """
         head = next((name for name in ("classification", "multi_label") if name in self.config.heads), None)
         if head is None:
             raise ConfigError(f"classifying needs the head `classification`; this model's heads: {self.config.heads}")
+        if twice := next((name for name in self.labels if self.labels.count(name) > 1), None):
+            raise ConfigError(f"several classes have the name {twice!r}; give them different names in id2label")
         if not len(texts):
             return []
         logits_BC = np.asarray(self(self.tokenize(texts, pairs))[head])[:, 0].astype(np.float64)

@@ -57,7 +57,7 @@ def open_directory(path: Path) -> Found:
     config_keys.check_class(settings, family, where)
     config = mapping.read_config(settings, family, where)
     weights = Weights(path)
-    if config.num_layers > len(weights.shapes):
+    if config.num_layers > len(weights.shapes) and not config.share_layers:
         keys = config_keys.that_give(("num_encoder_layers", "num_decoder_layers"), settings, family)
         raise CheckpointError(
             f"{where} has {config.num_layers} layers ({keys}), but the files hold only {len(weights.shapes)} tensors"
