@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -500,6 +501,24 @@ def test_a_tokenizer_that_cuts_texts_otherwise_is_refused(tmp_path):
     (tmp_path / "gap" / "added_tokens.json").write_text(json.dumps({"<user>": 99}))
     with pytest.raises(ConfigError, match=r"added_tokens.json gives '<user>' the id 99; it must follow"):
         load(str(tmp_path / "gap"))
+
+
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens", "extra_ids", "add_prefix_space"])
+@pytest.mark.parametrize("value", [-1, 10**12, 0.5, float("inf"), "abc"])
+def test_an_absurd_setting_is_refused_by_name(tmp_path, key, value):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(ConfigError, match=rf"\b{key}="):
+        vocabularies.load(str(tmp_path))
+
+
+def test_a_number_of_sentinels_that_is_null_is_the_usual_one(tmp_path, trained):
+    shutil.copy(trained.path, tmp_path / "spiece.model")
+    sizes = set()
+    for settings in ({}, {"extra_ids": None}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"} | settings))
+        sizes.add(vocabularies.load(str(tmp_path)).size)
+    assert len(sizes) == 1
 
 
 def test_the_place_of_a_word_begins_after_its_space(tmp_path):

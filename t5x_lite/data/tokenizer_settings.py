@@ -37,6 +37,16 @@ HONOURED = (
     "split_special_tokens", "do_lower_case", "strip_accents", "tokenize_chinese_chars",
     "keep_accents", "add_prefix_space", "add_bos_token", "add_eos_token", "legacy", "extra_ids",
 )  # fmt: skip
+SWITCHES = (
+    "split_special_tokens", "do_lower_case", "strip_accents", "tokenize_chinese_chars", "keep_accents",
+    "add_prefix_space", "add_bos_token", "add_eos_token", "legacy",
+)  # fmt: skip
+TYPES: Mapping[str, tuple[type, ...]] = {  # {key: allowed types of its value, besides null}
+    **dict.fromkeys(SWITCHES, (bool,)),
+    **dict.fromkeys(("additional_special_tokens", "extra_special_tokens"), (list, dict)),
+    "extra_ids": (int,),
+}
+MOST_EXTRA_IDS = 100_000  # T5 has 100
 # {key: values that change nothing}. Any other value is refused.
 REFUSED: Mapping[str, tuple] = {
     "word_tokenizer_type": (None, "basic"),
@@ -174,6 +184,13 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _check(directory: Path, entries: Mapping[str, Any]) -> None:
     """Raises ConfigError for a setting that cannot be honoured. Warns about keys that are not in the tables."""
+    for key, types in TYPES.items():
+        if (value := entries.get(key)) is not None and type(value) not in types:
+            names = " or ".join(kind.__name__ for kind in types)
+            raise ConfigError(f"{directory / CONFIG}: {key}={str(value)[:80]!r}: must be of type {names}")
+    if not 0 <= (entries.get("extra_ids") or 0) <= MOST_EXTRA_IDS:
+        extra_ids = str(entries["extra_ids"])[:40]
+        raise ConfigError(f"{directory / CONFIG}: extra_ids={extra_ids}: must be from 0 to {MOST_EXTRA_IDS:,}")
     for key, harmless in REFUSED.items():
         if entries.get(key) not in harmless:
             raise ConfigError(

@@ -41,7 +41,8 @@ def load(directory: Path, special_tokens: bool) -> Vocabulary:
     path = files[0] if files else models[0]
     if path.suffix != ".model":
         return in_file(path, 0, special_tokens)
-    extra_ids = int(settings.entries.get("extra_ids", 100)) if is_t5 else 0
+    named = settings.entries.get("extra_ids")
+    extra_ids = 0 if not is_t5 else 100 if named is None else named
     are_read = special_tokens and not settings.entries.get("split_special_tokens")
     vocabulary = SentencePieceVocabulary(path, extra_ids, special_tokens=are_read)
     reason = _needs_tokenizer_json(settings, vocabulary)
