@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 from t5x_lite.redaction import redact
 
-_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters, except tab and newline
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all control characters but tab and newline
 
 
 def safe(text: object) -> str:
     """Returns a text as people may see it: without secrets, and with control characters written out.
 
-    A terminal would obey control characters: move the cursor, change its title, delete lines.
+    A terminal would obey control characters: move the cursor, change its title, delete lines. Lone surrogates, which
+    stand for the bytes of a file name that are not UTF-8, cannot be printed.
 
     >>> safe("\x1b[2Jpassword=hunter2")
     '\\\\x1b[2Jpassword=[redacted]'

@@ -265,3 +265,7 @@ def test_no_file_of_a_sweep_holds_a_secret(tmp_path):
     assert not any(map(leaked, contents)) and len(files) > 20
     logs = "".join(file.read_text() for file in files if file.name == "output.txt")
     assert "cannot score: [redacted]" in logs and "cannot connect: [redacted]" in logs
+
+
+def test_a_file_name_that_is_not_utf_8_can_be_printed():
+    assert console.safe(b"run\xff".decode(errors="surrogateescape")) == r"run\xdcff"

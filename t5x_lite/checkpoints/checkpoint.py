@@ -234,10 +234,10 @@ def kinds_of(tree: Any) -> Counter:
 
 
 def seal(directory: Path, step: int, arrays: Mapping[str, Counter]) -> None:
-    """Writes the manifest of a step's directory, after checking that every saved array can be read.
+    """Writes the manifest of a step's directory, after checking that Orbax opens every saved array.
 
-    arrays: {name of a part: kinds_of(its tree)}. Raises CheckpointError unless Orbax opens all of them. (Orbax itself
-    only warns of some faults.)
+    Opening an array reads its shape and dtype, not its values. arrays: {name of a part: kinds_of(its tree)}. Raises
+    CheckpointError if an array is missing. (Orbax itself only warns of some faults.)
     """
     for name, expected in arrays.items():
         with ocp.PyTreeCheckpointer() as checkpointer:
