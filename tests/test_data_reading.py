@@ -446,6 +446,23 @@ def test_the_names_of_a_class_label_are_the_labels_in_their_order(tmp_path, suff
     assert {(e["inputs"] + " q O B -1", as_names[e["targets"]]) for e in numbers.source.split("train")} == rows
 
 
+def test_a_file_of_one_record_is_described_as_it_is(tmp_path):
+    """The hash decides which split has the record; of 40 such files, each split has some."""
+    where = set()
+    for n in range(40):
+        path = tmp_path / f"{n}.jsonl"
+        path.write_text(json.dumps({"words": ["a", str(n)], "label": "good", "none": "-1"}))
+        made = discover(str(path), inputs="{words}", targets="{label}")
+        (split,) = [name for name in records.PERCENT if len(made.task.source.split(name))]
+        where.add(split)
+        assert not any("left out" in note for note in made.notes), split
+        assert any("{words} is a list" in note for note in made.notes), split
+        if split == "test":  # without labels, it is no test set
+            with pytest.raises(DataError, match="no record has a target"):
+                discover(str(path), inputs="{words}", targets="{none}")
+    assert where == set(records.PERCENT)
+
+
 def test_names_that_no_template_uses_leave_runs_as_they_were(tmp_path):
     rows = [{"text": f"{n}", "label": n % 2, **OTHERS} for n in range(40)]
     write_arrow(tmp_path / "a.arrow", rows)

@@ -70,10 +70,12 @@ class FilledRecords(Sequence[Example]):
         return self._fill(name, self._rows[place], place)
 
     def is_unlabelled(self) -> bool:
-        """Returns whether the split has no labels: every target is empty, or -1 as in Hugging Face's test sets."""
+        """Returns whether the split has records, but no labels: every target is empty, or -1 as in Hugging Face's test
+        sets."""
         template = self._templates.get("targets")
         with contextlib.suppress(ValueError):
-            return template is not None and all(fill(template, row).strip() in ("", "-1") for row in self._rows)
+            if template is not None and len(self):
+                return all(fill(template, row).strip() in ("", "-1") for row in self._rows)
         return False
 
     def where(self, place: int) -> str:

@@ -161,7 +161,7 @@ def _without_test(guess: Found) -> Found:
 
 def _joined(guess: Found, templates: Mapping[str, str]) -> list[str]:
     """Returns a note for each list in the first record that a template joins to one text."""
-    record = guess.source.split("train")[0]
+    record = next((rows[0] for rows in map(guess.source.split, guess.splits) if len(rows)), {})
     fields = dict.fromkeys(field for template in templates.values() for _, field in pieces(template) if field)
     lists = []
     for field in fields:
@@ -218,7 +218,7 @@ def _kind_of_targets(
     """Returns the arguments of Task that depend on the targets (metrics by name), and a note that describes the targets
     to the user. Reads every target, unless `labels` says what they are.
 
-    Raises DataError if all targets are equal.
+    Raises DataError if there is no target, or if all targets are equal.
     """
     if labels:
         return _classes(labels), f"the {len(labels)} labels {', '.join(labels)}"
@@ -228,6 +228,8 @@ def _kind_of_targets(
     key = repr((VERSION, [source.fingerprint(split) for split in splits], max_bad_fraction))
     path = cache_dir() / "targets" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     counts, total, kind = remembered(path, lambda: _looked_at(source, splits, max_bad_fraction))
+    if not total:
+        raise DataError(f"{files}: no record has a target; check the template data.targets, or add labelled records")
     if kind == "text":
         return free
     if kind == "fractions" or (kind == "numbers" and len(counts) > MOST_NUMBERED):
