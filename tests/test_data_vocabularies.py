@@ -167,6 +167,26 @@ def test_load_says_what_is_wrong(tmp_path, trained):
             load(str(tmp_path / "english.model"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("added_tokens_decoder", {"5": {}}),
+        ("added_tokens_decoder", {"5": {"content": ["a"]}}),
+        ("added_tokens_decoder", {"9" * 5000: {"content": "a"}}),
+        ("additional_special_tokens", 5),
+        ("extra_special_tokens", "abc"),
+        ("extra_ids", "abc"),
+        ("extra_ids", -5),
+        ("extra_ids", 10**12),
+    ],
+)
+def test_settings_of_another_type_or_size_are_refused(tmp_path, trained, key, value):
+    (tmp_path / "spiece.model").write_bytes(trained.path.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", key: value}))
+    with pytest.raises(ConfigError, match=rf"tokenizer_config\.json: {key}"):
+        load(str(tmp_path))
+
+
 @needs_shared
 def test_t5s_own_vocabulary():
     t5 = load(str(T5_MODEL))

@@ -5,6 +5,7 @@ cause a warning with their names.
 """
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,7 +150,7 @@ def _added(settings: TokenizerSettings) -> dict[int, dict[str, Any]]:
     directory = settings.directory
     if settings.from_config:
         listed = settings.entries["added_tokens_decoder"]
-        if not isinstance(listed, dict) or not all(i.isdecimal() and isinstance(t, dict) for i, t in listed.items()):
+        if not isinstance(listed, dict) or not all(map(_is_added, listed, listed.values())):
             raise ConfigError(
                 f'{directory / CONFIG}: added_tokens_decoder: must be {{"ID": {{"content": TEXT, …}}, …}}'
             )
@@ -164,6 +165,11 @@ def _added(settings: TokenizerSettings) -> dict[int, dict[str, Any]]:
             for text, i in entries.items()
         }
     return {i: dict.fromkeys(FLAGS, False) | _known(token) for i, token in sorted(by_id.items())}
+
+
+def _is_added(i: str, token: Any) -> bool:
+    """Returns whether an entry of added_tokens_decoder has an id and a token."""
+    return re.fullmatch("[0-9]{1,9}", i) is not None and isinstance(token, dict) and isinstance(content(token), str)
 
 
 def _token(token: Any) -> dict[str, Any]:
