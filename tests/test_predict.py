@@ -19,7 +19,7 @@ from waiting import wait_until
 
 from t5x_lite import cli, experiment, runtime
 from t5x_lite import config as configs
-from t5x_lite.data import registry
+from t5x_lite.data import guessed_format, registry
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Function
 from t5x_lite.errors import ConfigError, DataError
@@ -106,8 +106,17 @@ def test_a_submission_has_every_test_prediction_and_what_was_in_it(ready, tmp_pa
     task = dataclasses.replace(registry.get("answers"), name="glue_sst2", labels=("negative", "positive"))
     with pytest.raises(ConfigError, match="--submission is for GLUE's tasks"):
         submission.tasks_of(experiment)
-    for name, message in (("nowhere/glue.zip", "no directory"), ("text.zip", "not a zip file")):
-        (tmp_path / "text.zip").write_text("text")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as sound:
+        sound.writestr("CoLA.tsv", "index\tprediction\n" * 1000)
+    damaged = bytearray(path.read_bytes())
+    damaged[45:60] = b"\xff" * 15  # of the compressed data
+    (tmp_path / "damaged.zip").write_bytes(damaged)
+    (tmp_path / "text.zip").write_text("text")
+    for name, message in (
+        ("nowhere/glue.zip", "no directory"),
+        ("text.zip", "not a zip file"),
+        ("damaged.zip", "not a zip file that can be read"),
+    ):
         with pytest.raises(ConfigError, match=message):
             submission.check(tmp_path / name)
 
@@ -223,3 +232,13 @@ def test_what_infer_reads(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises((ConfigError, DataError), match=message):
             infer.read_input(tmp_path / name, (needed,), ("step", "prediction", "score"), {})
+
+
+@pytest.mark.parametrize(("group", "templates"), [("inputs", {}), ("text", {"inputs": "read: {text}"})])
+def test_infer_refuses_a_line_without_the_needed_group_before_it_starts(tmp_path, group, templates):
+    reading = guessed_format.Reading(header=True, line_pattern=f"(IN: (?P<{group}>.*)|OUT: (?P<other>.*))")
+    (tmp_path / "a.txt").write_text("IN: one\nIN: two\n")
+    assert len(infer.read_input(tmp_path / "a.txt", ("inputs",), ("step",), templates, reading)) == 2
+    (tmp_path / "b.txt").write_text("IN: one\n\nOUT: two\n")
+    with pytest.raises(DataError, match=r"b\.txt:3: .*null"):
+        infer.read_input(tmp_path / "b.txt", ("inputs",), ("step",), templates, reading)

@@ -36,6 +36,7 @@ from t5x_lite.cluster import processes, sharding
 from t5x_lite.data import convert, guessed_format, json_documents, preprocess, registry
 from t5x_lite.data.eval_batches import prompt_batch
 from t5x_lite.data.guessed_format import Reading
+from t5x_lite.data.records import Records
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sources import Files
 from t5x_lite.data.text_lines import Line, read_lines
@@ -178,9 +179,9 @@ def _task(experiment: Experiment, name: str) -> Task:
     return next(iter(supervised.values()))
 
 
-def filled(row: dict, templates: Mapping[str, str]) -> dict:
+def filled(row: Mapping, templates: Mapping[str, str]) -> dict:
     """Returns a row with its missing fields, made by `templates`. Raises ValueError if a template fails."""
-    return row | {name: preprocess.fill(text, row) for name, text in templates.items() if name not in row}
+    return dict(row) | {name: preprocess.fill(text, row) for name, text in templates.items() if name not in row}
 
 
 def read_input(
@@ -212,6 +213,8 @@ def read_input(
                 raise DataError(f"{path} has the columns {', '.join(rows[0])}; a column {missing[0]!r} is needed")
             _require_fields(rows[0], needed, templates, f"{path} has the columns {', '.join(rows[0])}")
             _require_free(added, rows[0], str(path))
+            if kind == "text":
+                _require_groups(rows, needed, templates)  # type: ignore[arg-type]
     if not len(rows):
         raise DataError(f"{path} has no lines")
     return rows
@@ -241,6 +244,18 @@ def _require_fields(row: dict, needed: tuple[str, ...], templates: Mapping[str, 
     if missing := [name for name in needed if name not in example]:
         raise DataError(f'{where}: no text field {missing[0]!r}; write {{"{missing[0]}": "…"}}')
     return example
+
+
+def _require_groups(rows: Records, needed: tuple[str, ...], templates: Mapping[str, str]) -> None:
+    """Raises DataError at the first line that lacks a needed text, because a group of the pattern takes no part in its
+    match."""
+    for number, row in enumerate(rows):
+        try:
+            example = filled(row, templates)
+            if absent := [name for name in needed if not isinstance(example[name], str)]:
+                raise ValueError(f"the needed field {absent[0]!r} is null")
+        except ValueError as error:
+            raise DataError(f"{rows.where(number)}: {error}; correct the line, or data.line_pattern") from None
 
 
 def _require_free(added: tuple[str, ...], row: dict, where: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,5 +72,7 @@ def _files(path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(path) as old:
             return {name: old.read(name) for name in old.namelist()}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"--submission={path} exists and is not a zip file ({error}); use another name") from error
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: it is encrypted
+        raise ConfigError(
+            f"--submission={path} exists and is not a zip file that can be read ({error}); use another name"
+        ) from error
