@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 def _overrides(rest: list[str], verb: Verb) -> dict[str, str]:
     """Returns the arguments `--config.KEY=VALUE` as {KEY: VALUE}; raises ConfigError for any other argument."""
     out = {}
-    # An argument without "=" comes first: what follows it is its value, and would be called unknown.
+    # Arguments without "=" come first, so that the error names them, and not the value that follows them.
     for argument in sorted(rest, key=lambda argument: not (argument.startswith("--config.") and "=" not in argument)):
         name, equals, value = argument.partition("=")
         if not (verb.takes_config and name.startswith("--config.")):
@@ -134,11 +134,11 @@ def _overrides(rest: list[str], verb: Verb) -> dict[str, str]:
 def _hint(name: str, verb: Verb) -> str:
     """Returns what to do about an argument that `verb` does not know."""
     listed = f"`t5x-lite {verb.name} --help` lists the flags of {verb.name}"
-    if not verb.takes_config or not name.startswith("--"):
+    if not verb.takes_config:
         return listed
     from t5x_lite import config
 
-    key = config.key_for(name.removeprefix("--").replace("-", "_"))
+    key = config.key_for(name.lstrip("-").replace("-", "_"))
     return f"did you mean --config.{key}=VALUE? {listed}" if key else listed
 
 

@@ -188,8 +188,8 @@ def validate(cfg: Config) -> None:
     if cfg.schedule.name in ("linear", "cosine") and cfg.schedule.warmup_steps >= cfg.train.total_steps:
         raise ConfigError(
             f"schedule.warmup_steps={cfg.schedule.warmup_steps}: must be below "
-            f"train.total_steps={cfg.train.total_steps}; "
-            f"otherwise the {cfg.schedule.name} decay never begins"
+            f"train.total_steps={cfg.train.total_steps}, or the {cfg.schedule.name} decay never begins; "
+            f"set --config.schedule.warmup_steps={cfg.train.total_steps // 10}, for example"
         )
     if cfg.data.batch_rows % cfg.train.microbatches:
         divisors = [m for m in range(1, cfg.data.batch_rows + 1) if cfg.data.batch_rows % m == 0]

@@ -51,7 +51,7 @@ def read_lines(path: Path, name: str) -> Iterator[Line]:
                 other = "utf-16" if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
                 wrong = DataError(
                     f"{name}:{number}: byte 0x{raw[error.start]:02x} at offset {begin + error.start} is not UTF-8; "
-                    f"convert the file (if it is {other}: iconv -f {other} -t utf-8)"
+                    f"check that it is a text file, and convert it (if it is {other}: iconv -f {other} -t utf-8)"
                 )
             if "\0" in text:
                 text = text.replace("\0", "")
