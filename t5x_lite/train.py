@@ -127,7 +127,7 @@ def run(
                     batch = next(data)
                 with clock.span(span):
                     batch = sharding.put_batch(batch, on_devices.layout)
-                    profile.count(training.step, state, batch)
+                    profile.count(experiment, batch)
                     state, metrics = training.step(state, batch)
                 span = "step"
                 due, stop = evaluation.is_due(step), guard.stops()  # a request after this call waits for the next step

@@ -17,8 +17,6 @@ from t5x_lite.errors import CheckpointError, ConfigError, of_the_disk
 if TYPE_CHECKING:
     from t5x_lite.config import Config
 
-# With the default stack size of its fibers, libtpu 0.0.42 crashes when it compiles GPT-2.
-LIBTPU_STACKS = f"--fibers_default_thread_stack_size={1 << 20}"  # bytes
 WHICH = "latest, best or a step"
 DEFINES_TASKS = "the run's config file, if it defines tasks or a model"
 
@@ -139,10 +137,13 @@ def _plan_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mesh", default="", metavar="AXIS=N,…", help="same as --config.mesh, e.g. fsdp=64,tensor=4")
     parser.add_argument("--devices", type=int, default=0, metavar="N", help="default: the product of the mesh's sizes")
     parser.add_argument(
-        "--device", default="", metavar="NAME", help="accelerator to predict time and memory for: v5e, …"
+        "--device", default="", metavar="NAME", help="accelerator whose memory the step must fit in: v5e, h200, …"
     )
     parser.add_argument(
-        "--topology", default="", metavar="v5e:4x8", help="use the TPU's compiler (needs t5x-lite[tpu])"
+        "--topology",
+        default="",
+        metavar="v5e:4x8",
+        help="use the compiler of a TPU or GPU (h200:8; needs t5x-lite[tpu] or [gpu]), and predict the step's time",
     )
     parser.add_argument("--all", action="store_true", help="list every array")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
@@ -155,7 +156,6 @@ def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
     count = arguments.devices or _mesh_devices(cfg.mesh)
     os.environ["JAX_PLATFORMS"] = "cpu"  # opening an accelerator would take it away from a run
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    os.environ["LIBTPU_INIT_ARGS"] = f"{LIBTPU_STACKS} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip()
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     from t5x_lite import experiment
     from t5x_lite.costs import plan

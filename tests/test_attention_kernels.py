@@ -1,6 +1,7 @@
 """Every kernel of attention equals the reference, and the texts packed in a row never read each other."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -192,7 +193,9 @@ def test_pallas_lowers_for_gpus_and_tpus(name, platform, target, device):
     mesh = AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=AbstractDevice(*device))
     with jax.sharding.use_abstract_mesh(mesh):
         text = program(attention_pallas.KERNEL, name).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
-    assert text.count(f"custom_call @{target}") == 3 + PROGRAMS[name][5]
+    kernels = 3 + PROGRAMS[name][5]
+    assert text.count(f"custom_call @{target}") == kernels
+    assert len(set(re.findall(r"(heads|d_query|d_key_value|d_bias)_flops_[1-9]", text))) == kernels  # for the roofline
 
 
 def test_the_flops_of_pallas_kernels_count():

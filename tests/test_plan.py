@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,9 +13,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from training import start, with_dropout
 
-from t5x_lite import cli, config, experiment
+from t5x_lite import cli, config, experiment, runtime
 from t5x_lite.cluster.sharding import make_mesh
-from t5x_lite.costs import accelerators, collectives, flops, plan
+from t5x_lite.costs import accelerators, collectives, flops, hlo, model_flops, plan
 
 CONFIG = Path(__file__).parent / "experiments" / "tiny.py"
 
@@ -31,7 +34,7 @@ def test_argument_bytes_are_the_compiled_programs_own(family, mesh):
     sizes = found["bytes"]
     assert sizes["peak"] >= sizes["arguments"]
     assert sizes["parameters"] + sizes["optimizer"] + sizes["batch"] + 4 == sizes["arguments"]  # 4: the step
-    assert found["fits"] and 0 < found["mfu"] < 1 and found["seconds"]["step"] == max(found["seconds"].values())
+    assert found["fits"] and found["seconds"].keys() == {"compute", "links"}  # no kernels of the accelerator are known
 
 
 def test_gradients_are_of_what_learns():
@@ -63,6 +66,23 @@ def test_flops_are_those_of_arithmetic_and_of_the_unrolled_program():
     assert counted[False, 1] < flops.of_step(remat.train_step, remat.state, remat.batch) < 4 / 3 * counted[False, 1]
 
 
+def test_useful_flops_do_not_depend_on_how_the_step_computes():
+    ways = [
+        {},
+        {"model__remat": "full", "model__scan_layers": "true"},
+        {"model__attention": "blockwise", "train__microbatches": "2", "mesh": "data=2,fsdp=2,tensor=2"},
+        {"loss__chunk_logits": "10000", "model__dtype": "bfloat16"},
+    ]
+    counted = set()
+    for way in ways:
+        run = tiny("gpt2_tiny", **way)
+        batch = plan.abstract_batch(run, runtime.start(run).layout)
+        counted.add(model_flops.of_step(run, batch))
+    assert len(counted) == 1
+    expected = gpt2_flops(run.model, run.cfg.data.batch_rows, run.cfg.data.length)
+    assert counted.pop() == pytest.approx(expected, rel=0.01)
+
+
 def test_flops_of_branches_and_loops():
     x = jnp.ones((4, 4))  # a product of two: 128
 
@@ -92,12 +112,12 @@ def test_collectives_in_a_loop_count_as_often_as_it_turns():
         return looped(x)
 
     text = jax.jit(program).lower(jax.ShapeDtypeStruct((32,), jnp.float32)).compile().as_text()
-    assert collectives.count(text, 8) == {
+    assert collectives.count(hlo.parse(text), 8) == {
         "all-reduce": {"count": 6, "bytes": 6 * 128, "sent_bytes": 6 * 128 * 2 * 7 / 8}
     }
     gather = jax.jit(lambda x: x * 2, in_shardings=split, out_shardings=NamedSharding(mesh, whole))
     text = gather.lower(jax.ShapeDtypeStruct((64,), jnp.bfloat16)).compile().as_text()
-    (kind,) = collectives.count(text, 8).items()
+    (kind,) = collectives.count(hlo.parse(text), 8).items()
     assert kind[0] == "all-gather" and kind[1]["count"] == 1
     assert kind[1]["sent_bytes"] == pytest.approx(kind[1]["bytes"] * 7 / 8)
 
@@ -114,6 +134,19 @@ def test_the_verb_names_levers_where_memory_does_not_suffice(monkeypatch, capsys
     assert [task["task"] for task in found["tasks"]] == ["tiny_animal", "tiny_corpus"]
     assert cli.run([*command[:3], "--device=v5"]) == 2
     assert "unknown device 'v5'; did you mean 'v5" in capsys.readouterr().err
+
+
+def test_importing_the_package_gives_a_tpus_compiler_the_stack_it_needs():
+    """The verbs, `load` and `pipeline` all import it, before jax opens the devices. A user's own size wins."""
+    code = "import os, t5x_lite; print(os.environ['LIBTPU_INIT_ARGS'])"
+    for before, after in {
+        "": "--fibers_default_thread_stack_size=1048576",
+        "--xla_a=1": "--xla_a=1 --fibers_default_thread_stack_size=1048576",
+        "--fibers_default_thread_stack_size=7 --xla_a=1": "--fibers_default_thread_stack_size=7 --xla_a=1",
+    }.items():
+        environment = os.environ | {"LIBTPU_INIT_ARGS": before}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == after
 
 
 def test_the_devices_are_found_by_the_name_jax_gives_them():

@@ -16,6 +16,15 @@ class Accelerator:
     link_bytes_per_s: float  # to its neighbours, over all links together, in one direction
     kinds: tuple[str, ...]  # prefixes of `jax.Device.device_kind`
     float32_flops: float  # per second, in JAX's default precision: TF32 on a GPU, one bfloat16 pass on a TPU
+    measured_flops: float = 0.0  # per second, bfloat16, of large products; 0: not measured
+
+    def rate(self, dtype: str) -> float:
+        """Returns the FLOPs per second that large products of `dtype` reach: measured, or the data sheet's.
+
+        dtype: in JAX's spelling or in XLA's.
+        """
+        share = self.measured_flops / self.flops if self.measured_flops else 1.0
+        return share * (self.float32_flops if dtype in ("float32", "f32", "float64", "f64") else self.flops)
 
 
 GB, TB, T = 1e9, 1e12, 1e12
@@ -30,7 +39,7 @@ ACCELERATORS = {
     "v6e": Accelerator(918 * T, 32 * GIB, 1.640 * TB, 200 * GB, ("TPU v6 lite", "TPU v6e"), 918 * T),
     "a100": Accelerator(312 * T, 80 * GB, 2.039 * TB, 300 * GB, ("NVIDIA A100",), 156 * T),
     "h100": Accelerator(989 * T, 80 * GB, 3.35 * TB, 450 * GB, ("NVIDIA H100",), 494 * T),
-    "h200": Accelerator(989 * T, 141 * GB, 4.8 * TB, 450 * GB, ("NVIDIA H200",), 494 * T),
+    "h200": Accelerator(989 * T, 141 * GB, 4.8 * TB, 450 * GB, ("NVIDIA H200",), 494 * T, 790 * T),
 }
 
 

@@ -1,11 +1,15 @@
 """Traces a few steps for xprof, and measures what share of the devices' peak FLOPs the steps reach."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from t5x_lite.costs import accelerators, flops
+from t5x_lite.costs import accelerators
+
+if TYPE_CHECKING:
+    from t5x_lite.experiment import Experiment
 
 
 class Profile:
@@ -32,16 +36,18 @@ class Profile:
         elif self._begins and step == self._begins + self._steps:
             self.close()
 
-    def count(self, train_step: Any, *arguments: Any) -> None:
+    def count(self, experiment: "Experiment", batch: Mapping[str, Any]) -> None:
         """Counts the FLOPs of the step if the devices' peak is known. After the first count, calls do nothing."""
         if self._accelerator and not self.flops:
-            self.flops = flops.of_step(train_step, *arguments)
+            from t5x_lite.costs import model_flops
+
+            self.flops = model_flops.of_step(experiment, batch)
 
     def rates(self, steps_per_s: float) -> dict[str, float]:
         """Returns {"mfu": model FLOP utilisation}, or {} if the devices' peak is unknown.
 
-        The utilisation is the number of FLOPs per second in matrix products, divided by the bfloat16 peak of all
-        devices together.
+        The utilisation is the number of FLOPs per second in the matrix products that the model needs (model_flops.py),
+        divided by the bfloat16 peak of all devices together. What the backward pass recomputes does not count.
         """
         if not self.flops or self._accelerator is None:
             return {}

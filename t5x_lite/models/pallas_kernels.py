@@ -10,7 +10,6 @@ A pair of blocks has C queries and C keys. The logits of a pair exist only on th
 No kernel uses atomics, so the results are the same in every run. Source: Dao 2023, FlashAttention-2, §3.1.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,14 +102,21 @@ class Call(NamedTuple):
         shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs]
         moved = sum(x.size * x.dtype.itemsize for x in [*shapes, *(array for array, _ in inputs.values())])
         cost = pl.CostEstimate(flops=flops, transcendentals=entries, bytes_accessed=moved)
+
+        def program(*refs):
+            kernel(self, *refs)
+
+        # Triton drops the estimate, and XLA a scope's name where it divides the kernel over devices. costs/roofline.py
+        # reads this name.
+        program.__name__ = f"{kernel.__name__}_flops_{flops}"
         return pl.pallas_call(
-            functools.partial(kernel, self),
+            program,
             grid=tuple(grid[axis] for axis in self.grid),
             in_specs=[{name: spec for name, (_, spec) in inputs.items()}],
             out_specs=[spec for _, _, spec in outputs],
             out_shape=shapes,
             cost_estimate=cost,
-            name=kernel.__name__,
+            name=program.__name__,
             compiler_params=self.backend.compiler_params,
             interpret=self.backend.interpret,
         )({name: array for name, (array, _) in inputs.items()})
