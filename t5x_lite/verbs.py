@@ -156,6 +156,7 @@ def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
     count = arguments.devices or _mesh_devices(cfg.mesh)
     os.environ["JAX_PLATFORMS"] = "cpu"  # opening an accelerator would take it away from a run
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # a compiler alone need not wait for a run that holds the TPU
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     from t5x_lite import experiment
     from t5x_lite.costs import plan

@@ -125,7 +125,7 @@ def test_collectives_in_a_loop_count_as_often_as_it_turns():
 def test_the_verb_names_levers_where_memory_does_not_suffice(monkeypatch, capsys):
     small = dataclasses.replace(accelerators.ACCELERATORS["v5e"], memory_bytes=1000)
     monkeypatch.setitem(accelerators.ACCELERATORS, "v5e", small)
-    for name in ("XLA_FLAGS", "JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY"):
+    for name in ("XLA_FLAGS", "JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "")
     command = ["plan", f"--config={CONFIG}:bert_tiny", "--mesh=fsdp=8", "--device=v5e", "--json"]
     assert cli.run([*command, "--config.model.scan_layers=true"]) == 0
