@@ -158,6 +158,8 @@ def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # a compiler alone need not wait for a run that holds the TPU
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    if arguments.topology:  # jax can store such a program, but not read it again
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     from t5x_lite import experiment
     from t5x_lite.costs import plan
 
