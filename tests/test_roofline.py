@@ -1,6 +1,7 @@
 """A roofline's bytes and FLOPs are those computed by hand, and the compiler's descriptions of GPUs are accepted."""
 
 import importlib.util
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +156,8 @@ def test_a_program_that_xla_compiled():
     measured = roofline.measure(hlo.parse(text), H200)
     assert measured["flops"] == 5 * 2 * 256**3 and not measured["uncounted"]
     assert measured["bytes"] >= 5 * 3 * 4 * 256**2
-    assert any(__file__ in sink["source"] for sink in measured["sinks"])
+    # A compilation cache may hold the program of another checkout, so only the file's name is certain.
+    assert any(Path(__file__).name in sink["source"] for sink in measured["sinks"])
 
 
 # The compilers of accelerators ---------------------------------------------------------------------------------------
