@@ -50,7 +50,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
     config = presets.preset(arguments.preset, **changes)
     arrays = random_batch(config, arguments.rows, arguments.length)
     layout = sharding.Layout(sharding.make_mesh())
-    module = build(config, layout.constrain)
+    module = build(config, layout)
     boxed = abstract_params(module, arrays)
     trained = trainable.select("", boxed, has_added=config.has_added)
     schedule = optim.make_schedule("constant", 1e-4)

@@ -34,7 +34,7 @@ def main() -> None:
     asked = arguments()
     shape, layout = asked.shape, sharding.Layout(sharding.make_mesh())
     config = model_config(shape, dtype=asked.dtype, attention=asked.attention or "auto")
-    module, arrays = build(config, layout.constrain), batch(shape)
+    module, arrays = build(config, layout), batch(shape)
     schedule = optim.make_schedule("constant", 1e-4)
     axes = sharding.param_axes(abstract_params(module, arrays))
     optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.01)

@@ -70,7 +70,7 @@ def start(experiment: "Experiment", devices: Sequence | None = None) -> Runtime:
     if experiment.model.architecture == "text_to_text":
         dims["L"] = cfg.data.targets_length
     example = batches.zeros(experiment.model.architecture, dims, experiment.model.heads)
-    return Runtime(layout, build(experiment.model, layout.constrain), example)
+    return Runtime(layout, build(experiment.model, layout), example)
 
 
 def check_mesh(experiment: "Experiment", rules: AxisRules, sizes: Mapping[str, int]) -> None:

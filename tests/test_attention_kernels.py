@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from t5x_lite.cluster.sharding import Layout, make_mesh
 from t5x_lite.costs import flops
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import attention, attention_blockwise, attention_pallas
 from t5x_lite.models.attention_scope import Dropout, Scope
 from t5x_lite.models.config import KERNELS
+from t5x_lite.models.layers import unconstrained
 from t5x_lite.models.positions import BiasTable
 from t5x_lite.models.presets import preset
 
@@ -55,14 +57,14 @@ def small_blocks():
         yield
 
 
-def program(kernel, name: str):
+def program(kernel, name: str, constrain=unconstrained):
     """Returns a jitted function of (arrays, query ids, key ids, dropout key, cotangent) -> (heads, gradients)."""
     L, M, causal, window, _, has_bias, rate, broadcasts, _ = PROGRAMS[name]
 
     def attend(arrays, query_ids, key_ids, key):
         bias = BiasTable(arrays["bias"], not causal, 16) if has_bias else None
         positions = (jnp.broadcast_to(jnp.arange(n), (B, n)) for n in (L, M))
-        scope = Scope(query_ids, key_ids, *positions, bias=bias, causal=causal, window=window)
+        scope = Scope(query_ids, key_ids, *positions, bias=bias, causal=causal, window=window, constrain=constrain)
         read = arrays["query"], arrays["key"], arrays["value"], kernel.prepare(scope)
         return kernel.attend(*read, bool(window), Dropout(rate, key, broadcasts))
 
@@ -155,16 +157,13 @@ def test_devices_compute_their_own_rows_and_heads():
     """By the results, and because no device gathers an array."""
     if jax.device_count() < 4:
         pytest.skip("needs 4 devices")
-    mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    layout = Layout(make_mesh(jax.devices()[:4], data=2, tensor=2))
     arrays, query_ids, key_ids, key, cotangent, _ = example("grouped_biases", np.random.default_rng(0))
-    rows, keys = PartitionSpec("data", None, "tensor"), PartitionSpec("data", "tensor")
-    places = {"query": rows, "key": keys, "value": keys, "bias": PartitionSpec("tensor")}
-    places = places, PartitionSpec("data"), PartitionSpec("data"), PartitionSpec(), rows
-    places = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), places, is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
-    divided = jax.device_put((arrays, query_ids, key_ids, key, cotangent), places)
-    compiled = program(attention_pallas.KERNEL, "grouped_biases").lower(*divided).compile()
+    rows, keys = layout.sharding(("batch", None, "heads")), layout.sharding(("batch", "heads"))
+    places = {"query": rows, "key": keys, "value": keys, "bias": layout.sharding(("heads",))}
+    ids = layout.sharding(("batch",))
+    divided = jax.device_put((arrays, query_ids, key_ids, key, cotangent), (places, ids, ids, layout.replicated, rows))
+    compiled = program(attention_pallas.KERNEL, "grouped_biases", layout).lower(*divided).compile()
     assert "all-gather" not in str(compiled.as_text())
     ours, expected = compiled(*divided), result("pallas", "grouped_biases", arrays, query_ids, key_ids, key, cotangent)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):

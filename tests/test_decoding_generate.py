@@ -132,7 +132,7 @@ def test_a_mesh_changes_no_text(family, strategies):
     config = FAMILIES[family]
     layout = sharding.Layout(sharding.make_mesh(data=2, fsdp=2, tensor=2))
     params, batch = random_params(config), prompts(config)
-    module = build(config, layout.constrain)
+    module = build(config, layout)
     boxed = jax.eval_shape(module.init, jax.random.key(0), batch)["params"]
     split = jax.device_put(params, sharding.shardings(boxed, layout))
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(split))

@@ -89,7 +89,7 @@ def start(
     drawn: fresh, with parameters drawn by numpy, so that no initialization is compiled.
     """
     layout = Layout(make_mesh(jax.devices()[: int(np.prod(mesh))], **dict(zip(AXES, mesh, strict=False))))
-    module = build(config, layout.constrain)
+    module = build(config, layout)
     batch = training_batch(config, rows)
     schedule = optim.make_schedule("linear", 0.01, total_steps=100)
     if isinstance(optimizer, str):

@@ -28,7 +28,7 @@ class MeshAxis:
 MESH_AXES: dict[str, MeshAxis] = {
     "data": MeshAxis("rows of the batch; every device holds all parameters", crosses_slices=True),
     "fsdp": MeshAxis("rows of the batch; parameters and optimizer state are split too, and gathered when used"),
-    "sequence": MeshAxis("the length of rows that are too long for one device; keys and values are gathered"),
+    "sequence": MeshAxis("the length of rows that are too long for one device; inside attention, the heads"),
     "tensor": MeshAxis("matrix products: heads, MLP width, vocabulary"),
 }
 
@@ -58,7 +58,6 @@ class AxisRules:
 
     batch: tuple[str, ...] = _axis("data", "fsdp")
     length: tuple[str, ...] = _axis("sequence")
-    keys: tuple[str, ...] = _axis()  # the length of the keys in attention
     embed: tuple[str, ...] = _axis("fsdp", factor=ROW, size="d_model")
     mlp: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="d_ff")
     heads: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="num_heads")

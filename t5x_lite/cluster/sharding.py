@@ -8,7 +8,7 @@ split evenly, an error says so before anything is compiled.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,49 +22,87 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
 from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
-
-Axes = Sequence[str | None]  # the logical axis of each dimension of an array; None: never split
+from t5x_lite.models.layers import Axis
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Holds a mesh and the axis rules. With these, an array's logical axes say where to place it."""
+    """Holds a mesh and the axis rules. With these, an array's logical axes say where to place it.
+
+    A model on the mesh takes the layout as its `constrain`.
+    """
 
     mesh: Mesh
     rules: AxisRules = DEFAULT_RULES
 
-    def spec(self, axes: Axes) -> PartitionSpec:
+    def spec(self, axes: Sequence[Axis]) -> PartitionSpec:
         """Returns the mesh axes of each dimension. Raises ConfigError for a logical axis that AxisRules lacks."""
         used: set[str] = set()
         entries: list[tuple[str, ...] | str | None] = []
-        for name in axes:
-            if name is None:
-                entries.append(None)
-                continue
-            if not hasattr(self.rules, name):
-                raise ConfigError(unknown("logical axis", name, [f.name for f in dataclasses.fields(self.rules)]))
-            free = tuple(axis for axis in getattr(self.rules, name) if axis not in used)
+        for axis in axes:
+            free = tuple(mesh_axis for mesh_axis in self._mesh_axes(axis) if mesh_axis not in used)
             used.update(free)
             entries.append(free if len(free) > 1 else free[0] if free else None)
         return PartitionSpec(*entries)
 
-    def sharding(self, axes: Axes) -> NamedSharding:
+    def _mesh_axes(self, axis: Axis) -> tuple[str, ...]:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        for name in names:
+            if not hasattr(self.rules, name):
+                raise ConfigError(unknown("logical axis", name, [f.name for f in dataclasses.fields(self.rules)]))
+        return tuple(dict.fromkeys(mesh_axis for name in names for mesh_axis in getattr(self.rules, name)))
+
+    def parts(self, axis: Axis) -> int:
+        """Returns the number of parts that a dimension with this axis is split into."""
+        return _parts(self._mesh_axes(axis), self.mesh.shape)
+
+    def sharding(self, axes: Sequence[Axis]) -> NamedSharding:
         """Returns the sharding of an array with these logical axes. Raises ConfigError as `spec` does."""
         return NamedSharding(self.mesh, self.spec(axes))
 
-    def constrain(self, array: jax.Array, axes: Axes) -> jax.Array:
+    def constrain(self, array: jax.Array, axes: Sequence[Axis]) -> jax.Array:
         """Returns the array with a sharding constraint for the compiler. On a mesh of one device, adds no constraint.
 
         axes: one logical axis per dimension of the array. Raises ValueError if there are more or fewer.
         """
         if len(axes) != array.ndim:
             raise ValueError(f"axes {tuple(axes)} name {len(axes)} dimensions; the array has shape {array.shape}")
-        parts = _parts(self.rules.length, self.mesh.shape)
+        parts = self.parts("length")
         if parts > 1:  # decoding reads one token at a time, a length that cannot be split
             sizes = zip(axes, array.shape, strict=True)
             axes = [None if name == "length" and size % parts else name for name, size in sizes]
         sharding = self.sharding(axes)
         return array if self.mesh.size == 1 else jax.lax.with_sharding_constraint(array, sharding)
+
+    __call__ = constrain
+
+    def divided(
+        self, function: Callable[..., Any], inputs: Sequence[Sequence[Axis]], outputs: Sequence[Sequence[Axis]]
+    ) -> Callable[..., Any]:
+        """Does what `models.layers.Constrain` promises. An axis that some array cannot be split along is not split."""
+        if self.mesh.size == 1:
+            return function
+
+        def on_mesh(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+            uneven = {
+                axis
+                for axes, array in zip(inputs, arrays, strict=True)
+                for axis, size in zip(axes, array.shape, strict=True)
+                if size % self.parts(axis)
+            }
+            specs = [self.spec([None if axis in uneven else axis for axis in axes]) for axes in (*inputs, *outputs)]
+            of_inputs, of_outputs = tuple(specs[: len(inputs)]), tuple(specs[len(inputs) :])
+            split = set().union(*map(_mesh_axes_of, of_inputs))
+
+            def on_device(*parts: jax.Array) -> tuple[jax.Array, ...]:
+                results = zip(function(*parts), of_outputs, strict=True)
+                return tuple(jax.lax.psum(x, tuple(sorted(split - _mesh_axes_of(spec)))) for x, spec in results)
+
+            # Pallas does not say over which mesh axes the results of a kernel vary, so that jax cannot check them.
+            mapped = jax.shard_map(on_device, mesh=self.mesh, in_specs=of_inputs, out_specs=of_outputs, check_vma=False)
+            return mapped(*arrays)
+
+        return on_mesh
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -225,6 +263,10 @@ def check_model(config: ModelConfig, mesh: Mapping[str, int], rules: AxisRules =
             raise ConfigError(
                 f"model.{field}={size} is not divisible by {by}; use {_nearest(size, parts)}, or a different mesh"
             )
+
+
+def _mesh_axes_of(spec: PartitionSpec) -> set[str]:
+    return {axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
 
 
 def _parts(axes: Sequence[str], mesh: Mapping[str, int]) -> int:

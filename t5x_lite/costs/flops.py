@@ -30,6 +30,8 @@ def _equation(equation: Any) -> int:
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[d] for d in contracted)
     if name == "pallas_call":  # it loops over blocks as the data says
         return params["cost_estimate"].flops
+    if name == "shard_map":  # its jaxpr is one device's
+        return params["mesh"].size * count(params["jaxpr"])
     if name == "scan":
         return params["length"] * count(params["jaxpr"])
     if name == "cond":

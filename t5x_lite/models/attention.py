@@ -14,6 +14,7 @@ from flax import struct
 from jax import lax
 
 from t5x_lite.errors import ConfigError
+from t5x_lite.models.attention_devices import by_heads, by_positions, with_biases_by_heads
 from t5x_lite.models.attention_reference import attention_weights, mask_of
 from t5x_lite.models.attention_scope import Dropout, Kernel, Scope
 from t5x_lite.models.config import ModelConfig
@@ -62,7 +63,7 @@ def prepare(config: ModelConfig, scope: Scope, records_weights: bool = False) ->
     chosen = kernel(name)
     if reason := chosen.refusal(scope, config.head_dim):
         raise ConfigError(f"model.attention={name!r}: {reason}; use auto or blockwise")
-    return Prepared(chosen.prepare(scope), chosen)
+    return Prepared(chosen.prepare(with_biases_by_heads(scope)), chosen)
 
 
 def kernel(name: str) -> Kernel:
@@ -90,7 +91,7 @@ class Attention(nn.Module):
     def key_value(self, x_BMD: jax.Array, rotation: Rotation | None = None) -> KeyValue:
         """Returns the keys and values of the sequence x_BMD, both [B, H, M, K]. The keys are rotated by `rotation`, if
         given."""
-        axes = ("batch", "heads", "keys", "kv")
+        axes = ("batch", "heads", "length", "kv")
         key_BHMK = rotate(self.key(x_BMD), rotation, self.config).swapaxes(1, 2)
         return {"key": self.constrain(key_BHMK, axes), "value": self.constrain(self.value(x_BMD).swapaxes(1, 2), axes)}
 
@@ -116,18 +117,14 @@ class Attention(nn.Module):
             query_BLHK *= config.head_dim**-0.5
         folded = query_BLHK.reshape(key_value["key"].shape[0], -1, *query_BLHK.shape[2:])
         folded = self.constrain(folded, ("batch", "length", "heads", "kv"))
+        arrays = by_heads(folded, key_value["key"], key_value["value"], self.constrain)
         if self.is_mutable_collection(INTERMEDIATES):
             mask_B1LM, bias = mask_of(scope.shared, is_local), scope.shared.bias
-            self.sow(INTERMEDIATES, "weights", attention_weights(folded, key_value["key"], mask_B1LM, bias))
-        heads_BLHK = scope.kernel.attend(
-            folded,
-            key_value["key"],
-            key_value["value"],
-            scope.shared,
-            is_local,
-            Dropout(config.attention_dropout_rate, dropout_key, config.dropout_broadcasts_length),
-        )
-        heads_BLHK = heads_BLHK.reshape(query_BLHK.shape)
+            weights_BHLM = attention_weights(*arrays[:2], mask_B1LM, bias)[:, : config.num_heads]
+            self.sow(INTERMEDIATES, "weights", weights_BHLM)
+        dropout = Dropout(config.attention_dropout_rate, dropout_key, config.dropout_broadcasts_length)
+        heads_BLHK = scope.kernel.attend(*arrays, scope.shared, is_local, dropout)
+        heads_BLHK = by_positions(heads_BLHK, config.num_heads, self.constrain).reshape(query_BLHK.shape)
         return self.out(self.constrain(heads_BLHK, ("batch", "length", "heads", "kv")))
 
 

@@ -8,21 +8,20 @@ it is slow, and is there for tests.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import tpu as mosaic
 from jax.experimental.pallas import triton
-from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_lite.models import pallas_kernels
+from t5x_lite.models.attention_devices import HEADS
 from t5x_lite.models.attention_parts import by_layer, folded, padded, visible_blocks, with_biases
 from t5x_lite.models.attention_scope import SAVED, Dropout, Kernel, Scope
+from t5x_lite.models.layers import Constrain
 from t5x_lite.models.pallas_kernels import Backend, Call, reads, slots
 from t5x_lite.models.positions import toeplitz
 
@@ -88,7 +87,11 @@ def attend(
         rows_B, heads_H = (jnp.arange(size) for size in (query_BLHK.shape[0], query_BLHK.shape[2]))
         inputs = inputs._replace(words=jnp.stack([words[0], words[-1]]), rows_B=rows_B, heads_H=heads_H)
     rules = Rules(scope.causal, 0, 0.0 if words is None else dropout.rate)
-    return by_layer(lambda window: functools.partial(_attend, rules._replace(window=window)), scope, is_local)(inputs)
+
+    def in_layer(window: int):
+        return functools.partial(_attend, scope.constrain, rules._replace(window=window))
+
+    return by_layer(in_layer, scope, is_local)(inputs)
 
 
 def refusal(scope: Scope, head_dim: int) -> str:
@@ -101,34 +104,32 @@ def refusal(scope: Scope, head_dim: int) -> str:
         return f"model.head_dim={head_dim} does not fit a GPU's shared memory; the most is {GPU_HEAD_DIM}"
     if platform == "tpu" and longest > TPU_LENGTH:
         return f"rows of {longest} tokens do not fit a TPU's vector memory; the most is {TPU_LENGTH}"
-    if platform == "tpu" and jax.device_count() > 1:
-        return f"on TPUs it computes on one device, and there are {jax.device_count()}"
     return ""
 
 
 KERNEL = Kernel(with_biases, attend, refusal)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(rules: Rules, inputs: Inputs) -> jax.Array:
-    return _forward(rules, inputs)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(constrain: Constrain, rules: Rules, inputs: Inputs) -> jax.Array:
+    return _forward(constrain, rules, inputs)[0]
 
 
-def _forward(rules: Rules, inputs: Inputs):
+def _forward(constrain: Constrain, rules: Rules, inputs: Inputs):
     """Returns (heads [B, L, H, K], what the backward pass needs)."""
-    heads, log_totals = _on_each_device(_heads, rules, (inputs,), (AXES,), ("blhk", "bhl"))
+    heads, log_totals = _on_each_device(_heads, constrain, rules, (inputs,), (AXES,), ("blhk", "bhl"))
     heads, log_totals = checkpoint_name(heads, SAVED), checkpoint_name(log_totals, SAVED)
     return heads, (inputs, heads, log_totals)
 
 
-def _backward(rules: Rules, kept, d_heads_BLHK: jax.Array):
+def _backward(constrain: Constrain, rules: Rules, kept, d_heads_BLHK: jax.Array):
     inputs, heads_BLHK, log_totals_BHL = kept
     # Σ_m weight · d_weight, for the gradient of softmax
     means_BLH = (d_heads_BLHK.astype(jnp.float32) * heads_BLHK.astype(jnp.float32)).sum(-1)
     arrays = inputs, d_heads_BLHK, log_totals_BHL, means_BLH.swapaxes(1, 2)
     axes = AXES, "blhk", "bhl", "bhl"
     outputs = AXES[: 3 if inputs.bias_HO is None else 4]
-    gradients = _on_each_device(_gradients, rules, arrays, axes, outputs)
+    gradients = _on_each_device(_gradients, constrain, rules, arrays, axes, outputs)
     return (Inputs(*gradients, *[None] * (len(AXES) - len(gradients))),)
 
 
@@ -138,52 +139,31 @@ _attend.defvjp(_forward, _backward)
 # Devices and platforms ------------------------------------------------------------------------------------------------
 
 
-def _on_each_device(function: Callable[..., Any], rules: Rules, arguments: Any, axes: Any, outputs: Any) -> Any:
+def _on_each_device(function, constrain: Constrain, rules: Rules, arguments: Any, axes: Any, outputs: Any) -> Any:
     """Returns function(rules, backend, *arguments). Each device computes its rows and heads.
 
     axes, outputs: the axes of the arrays, as in AXES.
     """
     arrays, tree = jax.tree.flatten(arguments)
     axes = jax.tree.leaves(jax.tree.map(lambda names, array: None if array is None else names, axes, arguments))
-    inputs: Inputs = arguments[0]
-    group = inputs.query_BLHK.shape[2] // inputs.key_BMGK.shape[2]
-    return _divided(function, rules, tuple(BACKENDS.items()), tree, tuple(axes), outputs, group)(*arrays)
+    return _divided(function, constrain, rules, tuple(BACKENDS.items()), tree, tuple(axes), outputs)(*arrays)
 
 
 @functools.cache  # so that layers of the same sizes are traced and lowered once
-def _divided(function, rules: Rules, backends, tree, axes: tuple[str, ...], outputs: tuple[str, ...], group: int):
-    """Returns a jitted function of the leaves of `tree` that XLA can divide over devices by rows and heads.
+def _divided(function, constrain: Constrain, rules: Rules, backends, tree, axes: tuple[str, ...], outputs):
+    """Returns a jitted function of the leaves of `tree`, which each device computes for its rows and heads.
 
     axes, outputs: of the leaves and of the results. A result without the axis b is a sum over rows.
     """
 
-    def whole(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    def on_device(*arrays: jax.Array) -> tuple[jax.Array, ...]:
         # Not `jax.default_backend()`: a program may be compiled for a GPU or TPU on a machine without one.
         branches = {platform: functools.partial(function, rules, backend) for platform, backend in backends}
         return lax.platform_dependent(*jax.tree.unflatten(tree, arrays), **branches)
 
-    def partition(mesh, shapes, _):
-        rows, _, heads, _ = shapes[0].sharding.spec
-        places = {"b": rows, "h": heads, "g": heads}
-
-        def of(names: str) -> NamedSharding:
-            return NamedSharding(mesh, PartitionSpec(*(places.get(name) for name in names)))
-
-        def divided(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-            results = zip(whole(*arrays), outputs, strict=True)
-            return tuple(lax.psum(x, rows) if rows and "b" not in names else x for x, names in results)
-
-        return mesh, divided, tuple(of(names) for names in outputs), tuple(of(names) for names in axes)
-
-    def rule(names: str) -> str:
-        return " ".join(names).replace("g", "h") if group == 1 else " ".join(names).replace("h", "(g r)")
-
-    call = custom_partitioning(jax.jit(whole))  # jit, because custom_partitioning takes no constants
-    text = f"{', '.join(map(rule, axes))} -> {', '.join(map(rule, outputs))}"
-    sizes: Any = {"r": group} if group > 1 else {}
-    undivided = tuple(dict.fromkeys(axis for axis in text if axis in "lmkowr"))
-    call.def_partition(partition, sharding_rule=text, need_replication_factors=undivided, **sizes)
-    return jax.jit(call)
+    logical = {"b": "batch", "h": HEADS, "g": HEADS}
+    inputs, outputs = ([[logical.get(name) for name in names] for names in each] for each in (axes, outputs))
+    return jax.jit(constrain.divided(on_device, inputs, outputs))
 
 
 # One backend ----------------------------------------------------------------------------------------------------------

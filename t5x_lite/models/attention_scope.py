@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
+from t5x_lite.models.layers import Constrain, unconstrained
 from t5x_lite.models.positions import BiasTable
 
 # The logit of a masked key. It is finite, so that a query that may attend to no key (padding) gets the mean of the
@@ -26,6 +27,7 @@ class Scope:
     bias: the table of biases, from which relative positions select what is added to the logits; None: no bias.
     rows_are_positions: whether l − m, for a query l and a key m of one segment, equals the difference of their
         positions. With a cache, it does not.
+    constrain: divides a kernel over devices.
     """
 
     query_segment_ids_BL: jax.Array
@@ -38,6 +40,7 @@ class Scope:
     window: int = struct.field(pytree_node=False, default=0)  # 0: no window
     causal: bool = struct.field(pytree_node=False, default=False)
     rows_are_positions: bool = struct.field(pytree_node=False, default=True)
+    constrain: Constrain = struct.field(pytree_node=False, default=unconstrained)
 
 
 SAVED = "attention"  # names the arrays of a kernel that the remat policy of this name keeps

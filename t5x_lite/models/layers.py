@@ -5,7 +5,7 @@ Parameters are float32 and carry the names of their axes; computation is in `con
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,30 @@ from t5x_lite.models import lora
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.projection import Projection
 
-Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+Axis = str | tuple[str, ...] | None  # logical axes that split a dimension of an array; None: it is never split
+
+
+class Constrain(Protocol):
+    """Places a model's arrays on devices, given the logical axes of each dimension. A `Layout` does so on a mesh."""
+
+    def __call__(self, array: jax.Array, axes: Sequence[Axis], /) -> jax.Array:
+        """Returns the array with a sharding constraint for the compiler."""
+        ...
+
+    def parts(self, axis: Axis) -> int:
+        """Returns the number of parts that a dimension is split into."""
+        ...
+
+    def divided(
+        self, function: Callable[..., Any], inputs: Sequence[Sequence[Axis]], outputs: Sequence[Sequence[Axis]]
+    ) -> Callable[..., Any]:
+        """Returns the function of arrays, which each device computes for its own parts of them.
+
+        inputs, outputs: the axes of the arrays that the function takes and of those in the tuple that it returns. An
+            output that is whole on devices with different inputs is the sum of their outputs.
+        """
+        ...
+
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -28,9 +51,18 @@ ACTIVATIONS = {
 }
 
 
-def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Returns `x` unchanged. Models on one device use this function as their `constrain`."""
-    return x
+class _OneDevice:
+    def __call__(self, array: jax.Array, axes: Sequence[Axis], /) -> jax.Array:
+        return array
+
+    def parts(self, axis: Axis) -> int:
+        return 1
+
+    def divided(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
+        return function
+
+
+unconstrained = _OneDevice()  # the `constrain` of models on one device
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: int | None = None) -> jax.Array:

@@ -161,11 +161,14 @@ class Stack(nn.Module):
             window=config.local_window,
             causal=self.causal,
             rows_are_positions=cache is None,
+            constrain=self.constrain,
         )
         encoded_scope = None
         if encoded_segment_ids_BS is not None:
             query_ids = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # samples share an encoder row
-            encoded_scope = Scope(query_ids, encoded_segment_ids_BS, rows_are_positions=cache is None)
+            encoded_scope = Scope(
+                query_ids, encoded_segment_ids_BS, rows_are_positions=cache is None, constrain=self.constrain
+            )
             encoded_scope = prepare(config, encoded_scope, records_weights)
         context = Context(
             scope=prepare(config, scope, records_weights),
