@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -22,7 +22,9 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import unknown
 from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layers import Axis
+
+if TYPE_CHECKING:
+    from t5x_lite.models.layers import Axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Layout:
     mesh: Mesh
     rules: AxisRules = DEFAULT_RULES
 
-    def spec(self, axes: Sequence[Axis]) -> PartitionSpec:
+    def spec(self, axes: "Sequence[Axis]") -> PartitionSpec:
         """Returns the mesh axes of each dimension. Raises ConfigError for a logical axis that AxisRules lacks."""
         used: set[str] = set()
         entries: list[tuple[str, ...] | str | None] = []
@@ -45,22 +47,22 @@ class Layout:
             entries.append(free if len(free) > 1 else free[0] if free else None)
         return PartitionSpec(*entries)
 
-    def _mesh_axes(self, axis: Axis) -> tuple[str, ...]:
+    def _mesh_axes(self, axis: "Axis") -> tuple[str, ...]:
         names = (axis,) if isinstance(axis, str) else axis or ()
         for name in names:
             if not hasattr(self.rules, name):
                 raise ConfigError(unknown("logical axis", name, [f.name for f in dataclasses.fields(self.rules)]))
         return tuple(dict.fromkeys(mesh_axis for name in names for mesh_axis in getattr(self.rules, name)))
 
-    def parts(self, axis: Axis) -> int:
+    def parts(self, axis: "Axis") -> int:
         """Returns the number of parts that a dimension with this axis is split into."""
         return _parts(self._mesh_axes(axis), self.mesh.shape)
 
-    def sharding(self, axes: Sequence[Axis]) -> NamedSharding:
+    def sharding(self, axes: "Sequence[Axis]") -> NamedSharding:
         """Returns the sharding of an array with these logical axes. Raises ConfigError as `spec` does."""
         return NamedSharding(self.mesh, self.spec(axes))
 
-    def constrain(self, array: jax.Array, axes: Sequence[Axis]) -> jax.Array:
+    def constrain(self, array: jax.Array, axes: "Sequence[Axis]") -> jax.Array:
         """Returns the array with a sharding constraint for the compiler. On a mesh of one device, adds no constraint.
 
         axes: one logical axis per dimension of the array. Raises ValueError if there are more or fewer.
@@ -77,7 +79,7 @@ class Layout:
     __call__ = constrain
 
     def divided(
-        self, function: Callable[..., Any], inputs: Sequence[Sequence[Axis]], outputs: Sequence[Sequence[Axis]]
+        self, function: Callable[..., Any], inputs: "Sequence[Sequence[Axis]]", outputs: "Sequence[Sequence[Axis]]"
     ) -> Callable[..., Any]:
         """Does what `models.layers.Constrain` promises. An axis that some array cannot be split along is not split."""
         if self.mesh.size == 1:
