@@ -93,3 +93,13 @@ def test_no_device_holds_whole_rows_for_all_heads(family, kernel, monkeypatch):
     assert "all-to-all" in text
     largest = max(arrays, key=math.prod)
     assert math.prod(largest) < min(L * H * K, L * L) / 2, largest
+
+
+def test_layers_gather_no_rows():
+    """Of several rows on one device, no layer puts the positions of all rows along one axis."""
+    config = dataclasses.replace(FAMILIES["gpt2"], **DECODER, attention="blockwise")
+    layout, batch = Layout(make_mesh(sequence=8)), random_batch(config, SEGMENTS)
+    shapes = jax.eval_shape(lambda: random_params(config))
+    text = str(loss_and_gradients(config, layout).lower(shapes, sharding.put_batch(batch, layout)).compile().as_text())
+    gathers = [line for line in text.splitlines() if " all-gather(" in line]
+    assert not [line for line in gathers if "layers_" in line]

@@ -5,6 +5,7 @@ ids, positions, the window and the table of relative biases. A kernel that needs
 scope.
 """
 
+import functools
 import importlib
 from typing import Any, TypedDict
 
@@ -81,12 +82,13 @@ class Attention(nn.Module):
         config = self.config
         shape, axes = (config.d_model, config.num_heads, config.head_dim), ("embed", "heads", "kv")
         key_shape, bias = (config.d_model, config.kv_heads, config.head_dim), config.attention_bias
-        self.query = Dense(config, shape, axes, "query", use_bias=bias)
-        self.key = Dense(config, key_shape, axes, "attention", use_bias=bias)
-        self.value = Dense(config, key_shape, axes, "attention", use_bias=bias)
+        dense = functools.partial(Dense, config, constrain=self.constrain)
+        self.query = dense(shape, axes, "query", use_bias=bias)
+        self.key = dense(key_shape, axes, "attention", use_bias=bias)
+        self.value = dense(key_shape, axes, "attention", use_bias=bias)
         shape, axes = (*shape[1:], config.d_model), (*axes[1:], "embed")
         bias = bias or config.attention_out_bias
-        self.out = Dense(config, shape, axes, "attention_out", inputs=2, use_bias=bias)
+        self.out = dense(shape, axes, "attention_out", inputs=2, use_bias=bias)
 
     def key_value(self, x_BMD: jax.Array, rotation: Rotation | None = None) -> KeyValue:
         """Returns the keys and values of the sequence x_BMD, both [B, H, M, K]. The keys are rotated by `rotation`, if

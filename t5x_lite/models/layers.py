@@ -3,6 +3,7 @@
 Parameters are float32 and carry the names of their axes; computation is in `config.dtype`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -173,6 +174,7 @@ class Dense(nn.Module):
     inputs: int = 1
     use_bias: bool = False
     dtype: str | None = None  # of the computation; None: config.dtype
+    constrain: Constrain = unconstrained
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -184,7 +186,8 @@ class Dense(nn.Module):
         # kernel [D, H, K] has the kernel's layout. With dot_general the gradient is transposed, and every pass of the
         # optimizer transposes it back: a T5-small step on a CPU took 1.2 times as long.
         leading, inputs = x.shape[: x.ndim - self.inputs], math.prod(self.shape[: self.inputs])
-        x_NI = x.astype(dtype).reshape(-1, inputs)
+        # But if devices split rows by length, XLA cannot split B · L, and would gather whole rows.
+        x_NI = x.astype(dtype).reshape(*((-1,) if self.constrain.parts("length") == 1 else leading), inputs)
         y = x_NI @ kernel.astype(dtype).reshape(inputs, -1)
         if self.config.lora_rank and self.name in self.config.lora_targets:
             y += lora.added(self, self.config, x_NI, self.shape, self.axes, self.inputs)
@@ -228,16 +231,16 @@ class Mlp(nn.Module):
         config = self.config
         activation = ACTIVATIONS[config.activation]
 
+        dense = functools.partial(Dense, config, use_bias=config.mlp_bias, constrain=self.constrain)
+
         def widen(name: str) -> jax.Array:
-            wide = (config.d_model, config.d_ff)
-            return Dense(config, wide, ("embed", "mlp"), "mlp", use_bias=config.mlp_bias, name=name)(x_BLD)
+            return dense((config.d_model, config.d_ff), ("embed", "mlp"), "mlp", name=name)(x_BLD)
 
         hidden_BLF = activation(widen("wi_0")) * widen("wi_1") if config.gated_mlp else activation(widen("wi"))
         hidden_BLF = self.constrain(hidden_BLF, ("batch", "length", "mlp"))
         if config.dropout_hidden:
             hidden_BLF = residual_dropout(hidden_BLF, config, key)
-        narrow = (config.d_ff, config.d_model)
-        return Dense(config, narrow, ("mlp", "embed"), "mlp_out", use_bias=config.mlp_bias, name="wo")(hidden_BLF)
+        return dense((config.d_ff, config.d_model), ("mlp", "embed"), "mlp_out", name="wo")(hidden_BLF)
 
 
 def residual_dropout(x_BLD: jax.Array, config: ModelConfig, key: jax.Array | None) -> jax.Array:
