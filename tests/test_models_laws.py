@@ -114,7 +114,7 @@ def test_scan_and_remat_change_no_number_in_training(family, remat, scan_layers)
     params, batch, key = random_params(config), random_batch(config), jax.random.key(8, impl="unsafe_rbg")
     inputs = stack_layers(params) if scan_layers else params
     step = jax.value_and_grad(lambda p: loss(changed, p, batch, key))
-    assert ("remat" in str(jax.make_jaxpr(step)(inputs))) == (remat != "none")
+    assert ("remat" in str(jax.make_jaxpr(step)(inputs))) == (remat != "none" or scan_layers)
     value, grads = jax.jit(step)(inputs)
     expected = jax.jit(jax.value_and_grad(lambda p: loss(config, p, batch, key)))(params)
     assert_trees_close((value, unstack_layers(grads)), expected, rtol=1e-4, atol=2e-5)
@@ -156,6 +156,24 @@ def test_remat_attention_recomputes_all_but_attention(monkeypatch):
         return gradient.lower(params).compile().as_text().count(" while(")
 
     assert loops("attention") == loops("none") == loops("full") - 1
+
+
+def test_scanned_layers_keep_products_and_attention_alone():
+    config = dataclasses.replace(FAMILIES["gpt2"], attention="blockwise", scan_layers=True, num_decoder_layers=3)
+    params, batch = random_params(config), random_batch(config)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss(config, p, batch)))(params).jaxpr
+    forward, _ = (scan for scan in equations(jaxpr, "scan") if scan.params["length"] == 3)
+    stacked = sum(out.aval.size for out in forward.outvars[forward.params["num_carry"] :])
+    D, F, H = config.d_model, config.d_ff, config.num_heads
+    # the layer's input; queries, keys, values, heads, log Σ exp; attention's last product; the MLP's first one
+    assert stacked == 3 * batch["decoder_input_tokens"].size * (D + (4 * D + H) + D + F)
+
+
+def equations(jaxpr, name: str) -> list:
+    """Returns the equations of a primitive, also those in calls."""
+    inner = (getattr(value, "jaxpr", None) for equation in jaxpr.eqns for value in equation.params.values())
+    own = [equation for equation in jaxpr.eqns if equation.primitive.name == name]
+    return own + [each for jaxpr in inner if hasattr(jaxpr, "eqns") for each in equations(jaxpr, name)]
 
 
 @pytest.mark.parametrize("family", ["t5", "bert", "gpt2"])
