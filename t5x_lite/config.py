@@ -23,7 +23,7 @@ from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.errors import ConfigError
 from t5x_lite.keys import AT_LEAST_ONE, FREE, INNER_SHARE, NOT_NEGATIVE, POSITIVE, REFUSE, SHARE, WARN, Key, Range
 from t5x_lite.lookup import suggest
-from t5x_lite.models.config import MODEL_KEYS
+from t5x_lite.models.config import MODEL_KEYS, upgraded
 
 CODE = "code"  # entry of config.json that is not a config key
 Config = Any  # an ml_collections.ConfigDict, which checks keys and types at run time
@@ -319,6 +319,10 @@ def from_json(path: Path) -> Config:
     """
     cfg, stored = base(), _stored(path)
     stored.pop(CODE, None)
+    if isinstance(stored.get("model"), dict):
+        stored["model"] = upgraded(stored["model"])
+    if isinstance(stored.get("rules"), dict):
+        stored["rules"].pop("keys", None)  # before 0.2, an axis of keys, which no mesh axis split by default
     for name, value in _flatten(stored).items():
         if name not in KEYS:
             raise ConfigError(f"{path}: " + _unknown_key(name))

@@ -6,23 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import BOTH, FAMILIES, NO_DROPOUT, SIZES, forward, random_batch, random_params
+from tiny_models import FAMILIES, OTHERS, forward, random_batch, random_params
 
 from t5x_lite.cluster import sharding
 from t5x_lite.decoding import generate
 from t5x_lite.decoding.strategy import Strategy
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
-from t5x_lite.models.presets import preset
 from t5x_lite.models.transformer import stack_layers
 
 pytestmark = pytest.mark.usefixtures("checked_texts")
 
 MAX_TOKENS = 6
-CACHED = FAMILIES | {
-    "bart": preset("bart_base", **SIZES, **BOTH, **NO_DROPOUT, max_positions=64),
-    "gpt_neo": preset("gpt_neo_125m", **SIZES, max_positions=64, local_window=3, num_decoder_layers=2),
-}
+CACHED = FAMILIES | OTHERS
 PROMPTS = ((7,), (3,), (0,), (5,))  # the third row is padding
 
 
@@ -72,6 +68,7 @@ def greedy_by_forward(config, params, batch, eos_id: int):
     [
         *(("t5", True), ("gpt2", True), ("t5_1_1", False), ("transformer", False), ("gpt2", False)),
         *(("t5_decoder", False), ("bart", True), ("gpt_neo", True), ("gpt_j", False), ("llama", False)),
+        *(("gemma_2", False), ("gemma_3", True), ("smollm_3", True), ("olmo_2", False)),
     ],
 )
 def test_greedy_equals_the_forward_pass_run_again(family, scan_layers):

@@ -33,14 +33,15 @@ def padded_left(tokens, mask):
     return np.stack(rolled), np.arange(LENGTH) >= LENGTH - lengths[:, None]
 
 
-@pytest.mark.parametrize("family", ["t5", "bart", "gpt2"])
+@pytest.mark.parametrize("family", ["t5", "bart", "gpt2", "qwen3", "gemma3"])
 def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monkeypatch):
     changes = {  # transformers' cache has as many layers as the encoder
         "t5": {"num_decoder_layers": 2},
         "bart": {"max_position_embeddings": 32, "decoder_layers": 2, "forced_eos_token_id": None},
         "gpt2": {"n_positions": 32},
     }
-    monkeypatch.setitem(MODELS, family, (MODELS[family][0], MODELS[family][1] | changes[family]))
+    monkeypatch.setitem(MODELS, family, (MODELS[family][0], MODELS[family][1] | changes.get(family, {})))
+    is_decoder = family not in ("t5", "bart")
     model = reference(family)
     if family == "bart":
         model.final_logits_bias *= 0.1  # at full size it alone decides
@@ -52,9 +53,9 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
     found = parameters.open_directory(tmp_path)
     params, _ = parameters.load(found, found.config, parameters.layout_for(found.config))
     module = build(found.config)
-    batch = prompts("decoder" if family == "gpt2" else "encoder")
+    batch = prompts("decoder" if is_decoder else "encoder")
     tokens, mask, _ = batch.values()
-    if family == "gpt2":
+    if is_decoder:
         tokens, mask = padded_left(tokens, mask)
     free = generate.generate(module, params, batch, Strategy(max_tokens=NEW), eos_id=-1)["tokens"]
     rows_with = [(np.asarray(free) == token).any(axis=(1, 2)).mean() for token in range(48)]
@@ -71,7 +72,7 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
         {"beams": 1, "other_ends": (other,), "min_tokens": 2},
         {**beams, "other_ends": (other, 30)},
     ]
-    if family != "gpt2":  # there transformers counts the padding before a prompt as text
+    if not is_decoder:  # there transformers counts the padding before a prompt as text
         ways += [{**beams, "repetition_penalty": 1.7}, {"beams": 1, "no_repeat_ngram_size": 1}]
         ways += [{**beams, "no_repeat_ngram_size": 2, "first_token": 7, "last_token": eos_id}]
     names = {
@@ -86,7 +87,7 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
             torch.from_numpy(tokens.astype(np.int64)), attention_mask=torch.from_numpy(mask.astype(np.int64)),
             max_new_tokens=NEW, do_sample=False, eos_token_id=ends, pad_token_id=0, decoder_start_token_id=0,
             **{name: value for name, value in options.items() if name},
-        ).numpy()[:, LENGTH if family == "gpt2" else 1 :]  # fmt: skip
+        ).numpy()[:, LENGTH if is_decoder else 1 :]  # fmt: skip
         out = generate.generate(module, params, batch, Strategy(max_tokens=NEW, **way), eos_id=eos_id)
         lengths = np.asarray(out["lengths"])[:, 0]
         for row, text in enumerate(expected):

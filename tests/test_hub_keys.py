@@ -40,6 +40,15 @@ TINY = {
     "gpt_neo": ("gpt_neo",),
     "gptj": ("gpt_j",),
     "llama": ("llama", "llama3"),
+    "modernbert": ("modernbert_mlm", "modernbert_classifier"),
+    "modernbert-decoder": ("modernbert_decoder",),
+    "mistral": ("mistral",),
+    "qwen2": ("qwen2", "qwen2_yarn"),
+    "qwen3": ("qwen3",),
+    "olmo2": ("olmo2",),
+    "smollm3": ("smollm3",),
+    "gemma2": ("gemma2",),
+    "gemma3_text": ("gemma3",),
     "bart": ("bart",),
 }
 REMOVED = "removed"

@@ -46,6 +46,24 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
+KINDS = ["full_attention", "sliding_attention", "full_attention"]
+GEMMA = LLAMA | {
+    "num_hidden_layers": 3, "head_dim": 8, "query_pre_attn_scalar": 5, "sliding_window": 3,
+    "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5,
+}  # fmt: skip
+GEMMA3 = GEMMA | {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "attn_logit_softcapping": None,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 300.0, "factor": 4.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+}
+MODERN = {
+    "vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "local_attention": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
+}  # fmt: skip
 BART = {
     "vocab_size": 48, "d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 24,
     "decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 12,
@@ -78,12 +96,31 @@ MODELS = {
     "albert_choice": ("AlbertForMultipleChoice", BERT | {"embedding_size": 8}),
     "albert_pretraining": ("AlbertForPreTraining", BERT | {"embedding_size": 8}),
     "albert_classifier": ("AlbertForSequenceClassification", BERT | {"embedding_size": 8, "num_labels": 3}),
+    "modernbert_mlm": ("ModernBertForMaskedLM", MODERN),
+    "modernbert_classifier": (
+        "ModernBertForSequenceClassification",
+        MODERN | {"num_labels": 3, "classifier_pooling": "mean", "norm_bias": True},
+    ),
+    "modernbert_tokens": ("ModernBertForTokenClassification", MODERN | {"num_labels": 3}),
+    "modernbert_span": ("ModernBertForQuestionAnswering", MODERN),
+    "modernbert_decoder": ("ModernBertDecoderForCausalLM", MODERN),
     "gpt2": ("GPT2LMHeadModel", GPT2),
     "gpt2_untied": ("GPT2LMHeadModel", GPT2 | {"tie_word_embeddings": False}),
     "gpt_neo": ("GPTNeoForCausalLM", NEO),
     "gpt_j": ("GPTJForCausalLM", GPTJ),
     "llama": ("LlamaForCausalLM", LLAMA),
     "llama3": ("LlamaForCausalLM", LLAMA | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "mistral": ("MistralForCausalLM", LLAMA | {"sliding_window": 3}),
+    "qwen2": (
+        "Qwen2ForCausalLM",
+        LLAMA | {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 3, "layer_types": KINDS},
+    ),
+    "qwen2_yarn": ("Qwen2ForCausalLM", LLAMA | {"rope_parameters": YARN, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3ForCausalLM", LLAMA | {"head_dim": 8}),
+    "olmo2": ("Olmo2ForCausalLM", LLAMA),
+    "smollm3": ("SmolLM3ForCausalLM", LLAMA | {"no_rope_layers": [1, 0], "pad_token_id": 0}),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA),
+    "gemma3": ("Gemma3ForCausalLM", GEMMA3),
     "bart": ("BartForConditionalGeneration", BART | {"scale_embedding": True}),
 }
 WITH_GRADIENTS = ("t5", "bert_pretraining", "gpt2")

@@ -47,6 +47,30 @@ PARAMETERS = {
     "gpt_j_6b": 6_050_882_784,
     "llama_2_7b": 6_738_415_616,
     "llama_3_1_8b": 8_030_261_248,
+    "llama_3_2_1b": 1_235_814_400,
+    "modernbert_base": 149_655_232,  # this and the following with the head of masked tokens, or the language model's
+    "modernbert_large": 395_881_664,
+    "ettin_decoder_17m": 16_913_600,
+    "ettin_decoder_1b": 1_031_314_112,
+    "mistral_7b": 7_241_732_096,
+    "qwen_2_5_0_5b": 494_032_768,
+    "qwen_2_5_1_5b": 1_543_714_304,
+    "qwen_2_5_7b": 7_615_616_512,
+    "qwen_3_0_6b": 596_049_920,
+    "qwen_3_1_7b": 1_720_574_976,
+    "qwen_3_4b": 4_022_468_096,
+    "qwen_3_8b": 8_190_735_360,
+    "olmo_2_1b": 1_484_916_736,
+    "olmo_2_7b": 7_298_617_344,
+    "smollm_2_135m": 134_515_008,
+    "smollm_2_360m": 361_821_120,
+    "smollm_2_1_7b": 1_711_376_384,
+    "smollm_3_3b": 3_075_098_624,
+    "gemma_2_2b": 2_614_341_888,
+    "gemma_2_9b": 9_241_705_984,
+    "gemma_3_270m": 268_098_176,
+    "gemma_3_1b": 999_885_952,
+    "gemma_3_4b": 3_880_099_328,
     "bart_base": 139_420_416 + 50265,  # with the logits' bias, which transformers keeps as a buffer
     "bart_large": 406_291_456 + 50265,
     "bert_base": 109_482_240,  # with the pooler, without the heads
@@ -68,8 +92,10 @@ def abstract_params(config):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts(name):
     # scanned: the same parameters as unrolled (test_models_laws), traced in a fraction of the time
-    params = abstract_params(dataclasses.replace(PRESETS[name], scan_layers=True))
-    leaves = [leaf for part in params if part not in ("mlm", "nsp") for leaf in jax.tree.leaves(params[part])]
+    scans = PRESETS[name].norm_position != "pre_but_first"
+    params = abstract_params(dataclasses.replace(PRESETS[name], scan_layers=scans))
+    without_heads = ("mlm", "nsp") if scans else ()
+    leaves = [leaf for part in params if part not in without_heads for leaf in jax.tree.leaves(params[part])]
     assert sum(leaf.size for leaf in leaves) == PARAMETERS[name]
 
 

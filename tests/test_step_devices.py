@@ -10,6 +10,7 @@ from training import assert_trees_close, start, with_dropout
 STEPS = 3
 ONE_LAYER = {"num_encoder_layers": 1, "num_decoder_layers": 1}
 DESCENT = optax.sgd(0.1)
+SHORT_STEPS = optax.sgd(0.001)  # for gradients of norm 20, with which longer steps amplify rounding from step to step
 HEADS = ("classification", "token_classification", "span", "multiple_choice")
 CASES = {
     # T5 only: elsewhere Adafactor divides gradients that are 0 in theory, such as keys' biases', by their own noise.
@@ -28,6 +29,11 @@ CASES = {
     "gpt_neo scanned": ("gpt_neo", {"scan_layers": True}, (2, 2, 2), DESCENT),
     "t5 decoder": ("t5_decoder", {"num_decoder_layers": 1}, (1, 4, 2), DESCENT),
     "bart": ("bart", ONE_LAYER, (2, 2, 2), DESCENT),
+    "modernbert": ("modernbert", {"heads": ("mlm", *HEADS), "num_classes": 3}, (2, 2, 2), DESCENT),
+    "gemma_2 scanned": ("gemma_2", {"scan_layers": True, "num_kv_heads": 2}, (2, 2, 2), SHORT_STEPS),
+    "gemma_3 scanned": ("gemma_3", {"scan_layers": True, "num_kv_heads": 2}, (1, 4, 2), SHORT_STEPS),
+    "olmo_2": ("olmo_2", {"num_decoder_layers": 1}, (2, 2, 2), DESCENT),
+    "smollm_3 scanned": ("smollm_3", {"scan_layers": True, "num_kv_heads": 2}, (2, 2, 2), DESCENT),
     "cbow": ("cbow", {}, (2, 2, 2), DESCENT),
     "elmo": ("elmo", {"num_encoder_layers": 1}, (1, 4, 2), DESCENT),
     "roberta": ("roberta", {"num_encoder_layers": 1}, (1, 4, 2), DESCENT),

@@ -39,6 +39,13 @@ OTHERS: dict[str, ModelConfig] = {
     "roberta": preset("roberta_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
     "distilbert": preset("distilbert_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
     "gpt_neo": preset("gpt_neo_125m", **SIZES, max_positions=64, local_window=3, num_decoder_layers=2),
+    "modernbert": preset("modernbert_base", **SIZES, local_window=3, pooling="mean", num_encoder_layers=2),
+    "gemma_2": preset("gemma_2_2b", **SIZES, query_dim=5, local_window=3, num_kv_heads=1, num_decoder_layers=3),
+    "gemma_3": preset(
+        "gemma_3_4b", **SIZES, query_dim=5, local_window=3, layer_pattern="lg", num_kv_heads=1, num_decoder_layers=3
+    ),
+    "olmo_2": preset("olmo_2_1b", **SIZES, num_decoder_layers=2),
+    "smollm_3": preset("smollm_3_3b", **SIZES, num_kv_heads=1, layer_pattern="gn", num_decoder_layers=2),
     "cbow": preset("cbow_tiny", **SIZES, **NO_DROPOUT, local_window=2),
     "elmo": preset("elmo_tiny", **SIZES, **NO_DROPOUT, num_encoder_layers=2),
     "bart": preset("bart_base", **SIZES, **BOTH, **NO_DROPOUT, max_positions=64),

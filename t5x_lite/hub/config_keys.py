@@ -45,6 +45,8 @@ NO_EFFECT: Mapping[str, str] = {
     **dict.fromkeys(
         ("chunk_size_feed_forward", "gradient_checkpointing", "torchscript", "attn_implementation",
          "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset", "pretraining_tp",
+         "deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction",
+         "sparse_pred_ignore_index",
          "experts_implementation", "_experts_implementation_internal", "reorder_and_upcast_attn", "xla_device"),
         _SPEED,
     ),
@@ -59,7 +61,9 @@ NO_EFFECT: Mapping[str, str] = {
     **dict.fromkeys(
         ("qa_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "classif_dropout"), _TRAINING
     ),
-    "initializer_factor": "scales initial parameters; the files have trained ones",
+    **dict.fromkeys(
+        ("initializer_factor", "initializer_cutoff_factor"), "scales initial parameters; the files have trained ones"
+    ),
     **dict.fromkeys(
         ("classifier_dropout", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
          "summary_first_dropout", "summary_last_dropout", "summary_hidden_size"), _OTHER_CLASS,
@@ -93,7 +97,7 @@ FIELDS_OF_AXIS = {
 }  # fmt: skip
 # The fields that decide which parameters a model has.
 FIELDS_OF_PARTS = (
-    "num_encoder_layers", "num_decoder_layers", "attention_bias", "mlp_bias", "gated_mlp", "type_vocab_size",
+    "num_encoder_layers", "num_decoder_layers", "norm", "attention_bias", "mlp_bias", "gated_mlp", "type_vocab_size",
     "embedding_dim",
 )  # fmt: skip
 # Tensors of heads that have one output for each label of config.json.

@@ -1,10 +1,10 @@
-"""Defines the families of decoder_only models: GPT-2, GPT-Neo, GPT-J, Llama."""
+"""Defines the families of GPT: GPT-2, GPT-Neo, GPT-J. rotary_families.py has the later decoders."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from t5x_lite.hub.family import ACTIVATIONS, ONLY_FALSE, QKV_O, QKV_OUT, Family, Key, each, setting
+from t5x_lite.hub.family import ACTIVATIONS, ONLY_FALSE, QKV_OUT, Family, Key, each, setting
 from t5x_lite.models import presets
 from t5x_lite.models.config import MODEL_KEYS, ModelConfig
 
@@ -57,7 +57,7 @@ GPT2 = Family(
         "decoder/position_embedding": "transformer.wpe",
         "decoder/final_norm": "transformer.ln_f",
         **{
-            f"decoder/layers_{{i}}/self_attention/{n}": Key(f"{_GPT_LAYER}.attn.c_attn", third=k)
+            f"decoder/layers_{{i}}/self_attention/{n}": Key(f"{_GPT_LAYER}.attn.c_attn", part=(k, 3))
             for k, n in enumerate(("query", "key", "value"))
         },
         "decoder/layers_{i}/self_attention/out": f"{_GPT_LAYER}.attn.c_proj",
@@ -165,111 +165,4 @@ GPT_J = Family(
     prefix="transformer.",
     ignored=_MASKS,
     constants={"bos_token_id": 50256, "eos_token_id": 50256},
-)
-
-
-# Llama ----------------------------------------------------------------------------------------------------------------
-
-
-def _read_llama(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our rotary fields, num_kv_heads, and head_dim if config.json does not set it.
-
-    transformers 5 keeps the rotary settings in rope_parameters; older versions use rope_theta and rope_scaling. If both
-    are there, transformers reads rope_scaling.
-
-    Raises ValueError if a setting is not supported.
-    """
-    name = "rope_scaling" if settings.get("rope_scaling") else "rope_parameters"
-    rope = setting(settings, name, {})
-    heads = settings["num_attention_heads"]
-    shared = setting(settings, "num_key_value_heads", heads)
-    if shared < 1 or heads % shared:
-        raise ValueError(f"num_key_value_heads={shared}: must divide num_attention_heads={heads}")
-    theta = 10000.0
-    for where in (settings, rope):
-        theta = setting(where, "rope_theta", theta)
-        MODEL_KEYS["rotary_base"].check("rope_theta", theta)
-    fields: dict[str, Any] = {"rotary_base": theta, "num_kv_heads": 0 if shared == heads else shared}
-    if settings.get("head_dim") is None:
-        fields["head_dim"] = settings["hidden_size"] // heads
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    for where in (rope, settings):
-        if where.get("partial_rotary_factor") not in (None, 1):
-            raise ValueError(f"partial_rotary_factor={where['partial_rotary_factor']!r} is not supported; allowed: 1")
-    if kind == "default":
-        return fields
-    if kind != "llama3":
-        raise ValueError(f"{name}: rope_type={str(kind)[:80]!r} is not supported; allowed: default, llama3")
-    for key, only in (("low_freq_factor", 1), ("high_freq_factor", 4)):
-        if rope.get(key) != only:
-            given = str(rope.get(key))[:80]
-            raise ValueError(f"{name}: {key}={given} with rope_type={kind!r} is not supported; allowed: {only}")
-    if rope.get("factor") is None:
-        raise ValueError(f"{name}: factor is missing; rope_type={kind!r} needs it")
-    factor = setting(rope, "factor", 1.0)
-    MODEL_KEYS["rotary_factor"].check(f"{name}: factor", factor)
-    original = setting(settings, "max_position_embeddings", LLAMA.base.max_positions)
-    for where in (rope, settings):  # as in transformers, a key outside of rope_parameters wins
-        original = setting(where, "original_max_position_embeddings", original)
-    MODEL_KEYS["rotary_original_positions"].check("original_max_position_embeddings", original)
-    return fields | {"rotary_factor": factor, "rotary_original_positions": original}
-
-
-def _write_llama(config: ModelConfig) -> dict[str, Any]:
-    scaling = None
-    if config.rotary_factor != 1:
-        scaling = {
-            "rope_type": "llama3",
-            "factor": config.rotary_factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": config.rotary_original_positions,
-        }
-    both = {"rope_theta": config.rotary_base, **(scaling or {"rope_type": "default"})}
-    return {
-        "rope_theta": config.rotary_base,
-        "rope_scaling": scaling,
-        "rope_parameters": both,
-        "num_key_value_heads": config.kv_heads,
-    }
-
-
-_LLAMA_LAYER = "model.layers.{i}"
-LLAMA = Family(
-    model_type="llama",
-    base=dataclasses.replace(presets.PRESETS["llama_2_7b"], norm_epsilon=1e-6, max_positions=2048, decoder_start_id=1),
-    settings={
-        "vocab_size": "vocab_size",
-        "d_model": "hidden_size",
-        "d_ff": "intermediate_size",
-        "num_heads": "num_attention_heads",
-        "head_dim": "head_dim",
-        "num_decoder_layers": "num_hidden_layers",
-        "max_positions": "max_position_embeddings",
-        "norm_epsilon": "rms_norm_eps",
-        "attention_bias": "attention_bias",
-        "mlp_bias": "mlp_bias",
-        "attention_dropout_rate": "attention_dropout",
-        "initializer_stddev": "initializer_range",
-        "tie_embeddings": "tie_word_embeddings",
-        "decoder_start_id": "bos_token_id",
-    },
-    choices={"hidden_act": ACTIVATIONS},
-    read=_read_llama,
-    write=_write_llama,
-    classes={"LlamaForCausalLM": (), "LlamaModel": ()},
-    modules={
-        "token_embedding": "model.embed_tokens",
-        "decoder/final_norm": "model.norm",
-        **each("decoder/layers_{i}/self_attention", f"{_LLAMA_LAYER}.self_attn.*_proj", **QKV_O),
-        "decoder/layers_{i}/self_attention_norm": f"{_LLAMA_LAYER}.input_layernorm",
-        "decoder/layers_{i}/mlp/wi_0": f"{_LLAMA_LAYER}.mlp.gate_proj",
-        "decoder/layers_{i}/mlp/wi_1": f"{_LLAMA_LAYER}.mlp.up_proj",
-        "decoder/layers_{i}/mlp/wo": f"{_LLAMA_LAYER}.mlp.down_proj",
-        "decoder/layers_{i}/mlp_norm": f"{_LLAMA_LAYER}.post_attention_layernorm",
-        "logits/dense": "lm_head",
-    },
-    prefix="model.",
-    ignored={r"(.*\.)?rotary_emb\.inv_freq": "follows from rope_theta"},
-    constants={"bos_token_id": 1, "eos_token_id": 2},
 )

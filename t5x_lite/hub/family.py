@@ -20,14 +20,14 @@ class Key:
     """Names the Hugging Face tensor or module for one of our parameters or modules, and says how it is stored.
 
     name: the name of the tensor or module. A module's name does not end with `.weight` or `.bias`.
-    third: None if the tensor holds only our parameter. The tensor may also hold three parameters side by side, such as
-        GPT-2's query, key and value. Then `third` is the place of our parameter among them: 0, 1 or 2.
+    part: None if the tensor holds only our parameter. The tensor may also hold several parameters side by side, such as
+        GPT-2's query, key and value. Then `part` is (the place of our parameter among them, from 0; their number).
     turned: if true, the tensor is stored transposed, whatever Family.kernels_turned says.
     leading: if true, the tensor has an extra first dimension of size 1.
     """
 
     name: str
-    third: int | None = None
+    part: tuple[int, int] | None = None
     turned: bool = False
     leading: bool = False
 

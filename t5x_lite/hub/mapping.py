@@ -25,7 +25,7 @@ from t5x_lite.models.config import MODEL_KEYS, ModelConfig
 REQUIRED = ("vocab_size", "d_model", "num_heads", "num_encoder_layers", "num_decoder_layers")
 # A config.json may lack these fields, because they decide how a model is trained or run, but not what it computes.
 SILENT = (
-    "dtype", "scan_layers", "remat", "initializer", "initializer_stddev", "scale_residual_init", "dropout_rate",
+    "dtype", "scan_layers", "remat", "initializer", "initializer_stddev", "dropout_rate",
     "attention_dropout_rate", "classifier_dropout_rate", "dropout_hidden", "dropout_broadcasts_length", "heads",
     "num_classes", "decoder_start_id", "fairseq_marks", "max_positions", "lora_rank", "lora_alpha", "lora_targets",
     "lora_dropout_rate",
@@ -115,7 +115,8 @@ def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> Mod
             fields["head_dim"] = fields["d_model"] // fields["num_heads"]
         return dataclasses.replace(family.base, **({"heads": (), "num_classes": 0} | fields)).validate()
     except (ValueError, ConfigError) as error:
-        text = re.sub(r"model\.(\w+)", lambda field: family.settings.get(field[1], field[0]), str(error))
+        names = {"head_dim": f"{family.settings['d_model']}/{family.settings['num_heads']}"} | dict(family.settings)
+        text = re.sub(r"model\.(\w+)", lambda field: names.get(field[1], field[0]), str(error))
         raise CheckpointError(f"{where}: {text}") from None
 
 
@@ -136,6 +137,11 @@ def _same_values(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
             fields[field] = -1
         elif field in REQUIRED and default and key != "num_decoder_layers":
             raise ValueError(f"{key} is missing")
+    pad = settings.get("pad_token_id", family.constants.get("pad_token_id"))
+    if type(pad) is int and pad >= fields["vocab_size"]:
+        logging.getLogger(__name__).warning(
+            "the default of pad_token_id, %d, is past vocab_size=%d", pad, fields["vocab_size"]
+        )
     start = fields.get("decoder_start_id", family.base.decoder_start_id)
     if start >= fields["vocab_size"]:  # GPT-2's id, left in the config.json of a model with a smaller vocabulary
         if settings.get(key := family.settings["decoder_start_id"]) is not None:
@@ -167,6 +173,8 @@ def write_config(
                 out[key] = value
                 break
     out |= {"torch_dtype": "float32"} | family.write(config)
+    if (out.get("pad_token_id") or 0) >= config.vocab_size:
+        out["pad_token_id"] = 0  # transformers refuses an id past the end of the table
     head = family.settings.get("classifier_dropout_rate")
     if head and out[head] == -1:
         out[head] = None if family.base.classifier_dropout_rate == -1 else config.dropout_rate
@@ -177,7 +185,7 @@ def write_config(
     differ = [
         f"{f.name}={getattr(config, f.name)!r} (config.json: {getattr(again, f.name)!r})"
         for f in dataclasses.fields(config)
-        if f.name not in SILENT and getattr(config, f.name) != getattr(again, f.name)
+        if f.name not in SILENT and _meaning(config, f.name) != _meaning(again, f.name)
     ]
     if differ:
         raise ConfigError(f"Hugging Face's {family.model_type} cannot express {', '.join(differ[:4])}")
@@ -193,6 +201,11 @@ def write_config(
         if head != "regression" or len(labels) != 1:  # a single output that has a name is a class
             out["problem_type"] = PROBLEMS[head]
     return out
+
+
+def _meaning(config: ModelConfig, field: str) -> Any:
+    """Returns the value of a field. Two patterns of layers mean the same if they give the same kinds."""
+    return config.layer_kinds(config.num_layers) if field == "layer_pattern" else getattr(config, field)
 
 
 def family_for(config: ModelConfig, name: str = "") -> Family:
@@ -223,14 +236,14 @@ class Binding:
 
     path, shape: the path and shape of our parameter.
     key: the name of their tensor.
-    third, leading: as in `Key`.
+    part, leading: as in `Key`.
     turned: if true, the tensor is stored transposed.
     """
 
     path: str
     shape: tuple[int, ...]
     key: str
-    third: int | None = None
+    part: tuple[int, int] | None = None
     turned: bool = False
     leading: bool = False
 
@@ -245,19 +258,25 @@ class Binding:
     @property
     def their_shape(self) -> tuple[int, ...]:
         """The shape of their tensor."""
-        shape = self._matrix[::-1] if self.turned else self._matrix
-        if self.third is not None:
-            shape = (*shape[:-1], 3 * shape[-1])
-        return (1, *shape) if self.leading else shape
+        shape = list(self._matrix[::-1] if self.turned else self._matrix)
+        if self.part is not None:
+            shape[self.outputs_axis] *= self.part[1]
+        return (1, *shape) if self.leading else tuple(shape)
+
+    @property
+    def outputs_axis(self) -> int:
+        """The axis along which a tensor of several parameters holds them side by side."""
+        return 0 if self.turned else -1
 
     def ours(self, tensor: np.ndarray) -> np.ndarray:
         """Converts their tensor to our parameter: from `their_shape` to `shape`."""
-        if self.third is not None:
-            tensor = np.split(tensor, 3, axis=-1)[self.third]
+        if self.part is not None:
+            place, count = self.part
+            tensor = np.split(tensor, count, axis=self.outputs_axis)[place]
         return (tensor.T if self.turned else tensor).reshape(self.shape)
 
     def theirs(self, parameter: np.ndarray) -> np.ndarray:
-        """Converts our parameter to their tensor. If the tensor holds three parameters, returns only our part."""
+        """Converts our parameter to their tensor. If the tensor holds several parameters, returns only our part."""
         tensor = parameter.reshape(self._matrix)
         return (tensor.T if self.turned else tensor)[(None,) if self.leading else ...]
 
@@ -287,7 +306,7 @@ def bindings(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Bind
         row = row if isinstance(row, Key) else Key(row)
         key = row.name.replace("{i}", layer[1] if layer else "").replace("{s}", side) + suffix
         turned = row.turned or (leaf == "kernel" and family.kernels_turned)
-        out.append(Binding(path, tuple(shape), key, row.third, turned, row.leading))
+        out.append(Binding(path, tuple(shape), key, row.part, turned, row.leading))
     return out
 
 

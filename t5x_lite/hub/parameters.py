@@ -111,12 +111,11 @@ def require_rows(config: ModelConfig, vocabulary: Any, source: Path) -> None:
 
 def abstract(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
     """Returns {path: (shape, logical axes)} of the parameters. Layers are scanned or unrolled as in `config`."""
-    scanned = dataclasses.replace(config, scan_layers=True)
     sizes = dict.fromkeys("BSLPEY", 1)
     example = batches.zeros(config.architecture, sizes, config.heads)
-    boxed = jax.eval_shape(models.build(scanned).init, jax.random.key(0), example)["params"]
-    shapes = {path: (tuple(box.value.shape), tuple(box.names)) for path, box in paths.flatten(boxed).items()}
-    return shapes if config.scan_layers else _unrolled(shapes)
+    module = models.build(config)
+    boxed = jax.eval_shape(lambda key: models.init_params(module, key, example), jax.random.key(0))
+    return {path: (tuple(box.value.shape), tuple(box.names)) for path, box in paths.flatten(boxed).items()}
 
 
 def targets(config: ModelConfig, layout: Layout) -> dict[str, Any]:
@@ -190,8 +189,9 @@ def tensors(
 
     def each() -> Iterator[tuple[str, np.ndarray]]:
         for key, group in grouped.items():
-            group = sorted(group, key=lambda binding: binding.third or 0)
-            yield key, np.concatenate([binding.theirs(value(binding)) for binding in group], axis=-1)
+            group = sorted(group, key=lambda binding: binding.part or (0, 1))
+            parts = [binding.theirs(value(binding)) for binding in group]
+            yield key, np.concatenate(parts, axis=group[0].outputs_axis)
 
     return {key: group[0].their_shape for key, group in grouped.items()}, each()
 

@@ -47,7 +47,7 @@ def write(directory: Path, config: ModelConfig, params: Any, family: Family) -> 
         module = binding.key.removesuffix(".weight")
         path = binding.path.removesuffix("kernel")
         if path + "lora_a" in arrays:
-            if binding.third is not None:
+            if binding.part is not None:
                 raise ConfigError(
                     f"{family.model_type} has query, key and value in one tensor; export it without --adapter (merged)"
                 )

@@ -45,7 +45,7 @@ def build(config: ModelConfig, constrain: "Constrain | None" = None) -> "nn.Modu
     return bodies.get(config.body, families[config.architecture])(config, constrain or unconstrained)
 
 
-def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, jax.Array]") -> Any:
+def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, Any]") -> Any:
     """Returns fresh boxed parameters for a module made by `build`.
 
     Scanned and unrolled layers get the same numbers. Parameters of `config.module` that have no logical axes are
@@ -62,9 +62,13 @@ def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, jax.
         what = f"model.module={own_code.name_of(type(module))}"
         return boxed(own_code.called(what, module.init, key, batch)["params"])
     config = module.config  # type: ignore[attr-defined]
-    scanned = build(dataclasses.replace(config, scan_layers=True), module.constrain)  # type: ignore[attr-defined]
-    params: Any = scanned.init(key, batch)["params"]
-    return params if config.scan_layers else unstack_layers(params)
+    lacks_norm = config.norm_position == "pre_but_first"  # in the first of its layers; so they are not scanned
+    drawn = dataclasses.replace(config, scan_layers=True, **({"norm_position": "pre"} if lacks_norm else {}))
+    params: Any = build(drawn, module.constrain).init(key, batch)["params"]  # type: ignore[attr-defined]
+    params = params if config.scan_layers else unstack_layers(params)
+    for stack in ("encoder", "decoder") if lacks_norm else ():
+        params.get(stack, {}).get("layers_0", {}).pop("self_attention_norm", None)
+    return params
 
 
 def boxed(tree: Any) -> Any:

@@ -97,6 +97,8 @@ def attend(
 def refusal(scope: Scope, head_dim: int) -> str:
     """Returns why the kernels cannot run on the devices of this process; "" if they can."""
     platform = jax.default_backend()
+    if scope.softcap:
+        return f"its kernels cannot bound logits, and model.attention_softcap={scope.softcap}"
     longest = max(ids.shape[1] for ids in (scope.query_segment_ids_BL, scope.key_segment_ids_BM))
     if "rocm" in jax.devices()[0].client.platform_version:
         return "its kernels were only compiled for CUDA, not for ROCm"

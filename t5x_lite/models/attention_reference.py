@@ -1,15 +1,17 @@
 """The reference kernel of attention. It computes the logits of all pairs of a query and a key at once, [B, H, L, M]."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 
 from t5x_lite.models import layers
 from t5x_lite.models.attention_parts import of_query_heads
 from t5x_lite.models.attention_scope import MASKED, Dropout, Kernel, Scope
 from t5x_lite.models.positions import bias_between, bias_of_rows
+from t5x_lite.models.projection import capped
 
 
 def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False, index=0) -> jax.Array:
@@ -25,7 +27,8 @@ def segment_mask(query_BL: jax.Array, key_BM: jax.Array, *, causal: bool = False
     return mask
 
 
-class Shared(NamedTuple):
+@struct.dataclass
+class Shared:
     """Holds the masks and biases that the reference kernel makes from a Scope, for every pair of a query and a key.
 
     mask_B1LM: the mask of layers without a window.  near_B1LM: the mask of layers with a window.
@@ -35,6 +38,7 @@ class Shared(NamedTuple):
     mask_B1LM: jax.Array
     bias: jax.Array | None = None
     near_B1LM: jax.Array | None = None
+    softcap: float = struct.field(pytree_node=False, default=0.0)
 
 
 def prepare(scope: Scope) -> Shared:
@@ -55,22 +59,21 @@ def prepare(scope: Scope) -> Shared:
         assert scope.query_positions_BL is not None and scope.key_positions_BM is not None
         distance_BLM = scope.query_positions_BL[:, :, None] - scope.key_positions_BM[:, None, :]
         near_B1LM = mask_B1LM & (jnp.abs(distance_BLM) < scope.window)[:, None]
-    return Shared(mask_B1LM, bias, near_B1LM)
+    return Shared(mask_B1LM, bias, near_B1LM, scope.softcap)
 
 
-def attention_weights(
-    query_BLHK: jax.Array, key_BHMK: jax.Array, mask_B1LM: jax.Array, bias: jax.Array | None = None
-) -> jax.Array:
+def attention_weights(query_BLHK: jax.Array, key_BHMK: jax.Array, shared: Shared, is_local: Any) -> jax.Array:
     """Returns the weights softmax(q·kᵀ + bias), [B, H, L, M]. They are float32 for inputs of any dtype.
 
-    mask_B1LM: bool, True where the query may attend to the key.  bias: [1, H, L, M] or [B, H, L, M].
     Keys may have fewer heads than queries, as in `attend`.
     """
+    bias = shared.bias
     query_BHLK, key_BHMK = query_BLHK.swapaxes(1, 2), of_query_heads(key_BHMK, query_BLHK)
     logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
     if bias is not None:
         logits_BHLM = add_shared_bias(logits_BHLM, bias) if bias.shape[0] == 1 else logits_BHLM + bias
-    return jax.nn.softmax(jnp.where(mask_B1LM, logits_BHLM, MASKED), axis=-1)
+    logits_BHLM = capped(logits_BHLM, shared.softcap)
+    return jax.nn.softmax(jnp.where(mask_of(shared, is_local), logits_BHLM, MASKED), axis=-1)
 
 
 def attend(
@@ -86,7 +89,7 @@ def attend(
     There may be fewer key and value heads than query heads. Each key and value head then serves a group of query heads
     (Ainslie et al. 2023).
     """
-    weights_BHLM = attention_weights(query_BLHK, key_BHMK, mask_of(shared, is_local), shared.bias)
+    weights_BHLM = attention_weights(query_BLHK, key_BHMK, shared, is_local)
     weights_BHLM = weights_BHLM.astype(value_BHMK.dtype)
     shared_axis = 2 if dropout.broadcasts_queries else None
     weights_BHLM = layers.dropout(weights_BHLM, dropout.rate, dropout.key, shared_axis)

@@ -39,6 +39,7 @@ class Scope:
     index: Any = 0
     window: int = struct.field(pytree_node=False, default=0)  # 0: no window
     causal: bool = struct.field(pytree_node=False, default=False)
+    softcap: float = struct.field(pytree_node=False, default=0.0)  # as in projection.capped; 0: no bound
     rows_are_positions: bool = struct.field(pytree_node=False, default=True)
     constrain: Constrain = struct.field(pytree_node=False, default=unconstrained)
 

@@ -9,6 +9,7 @@ The whole project uses these dimension letters as suffixes of array names:
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any
 
@@ -21,8 +22,21 @@ ARCHITECTURES = ("text_to_text", "encoder_only", "decoder_only")
 BODIES = ("transformer", "cbow", "elmo")
 KERNELS = ("reference", "blockwise", "pallas")  # of attention; kernel NAME is in attention_NAME.py
 ATTENTION = ("auto", *KERNELS)
+NORMS = ("rms", "rms_centered", "layer", "layer_unbiased")
+NORM_POSITIONS = ("pre", "post", "both", "output", "pre_but_first")
+ATTENTION_BIASES = ("none", "all", "qkv", "out")
+ROTARY_SCALINGS = ("llama3", "linear", "yarn")
+POOLINGS = ("first", "mean")
+INITIALIZERS = ("t5", "normal", "normal_residual", "glorot")
 REMAT = ("none", "full", "attention", "dots", "dots_no_batch")
 LAYERS = Range(at_least=0, at_most=1000)  # DeepNet, the deepest published transformer, has 1,000
+# Each layer's kind is a letter of `layer_pattern`, which repeats over a stack's layers.
+GLOBAL, LOCAL, UNPOSITIONED = "g", "l", "n"
+LAYER_KINDS = {
+    GLOBAL: "attends to the whole text",
+    LOCAL: "attends within local_window",
+    UNPOSITIONED: "attends to the whole text without positions",
+}
 LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 
 
@@ -41,14 +55,14 @@ class ModelConfig:
     # parts
     module: Any = field(None, "a Flax module in place of the family's own", (), takes=("config", "constrain"))  # noqa: RUF009
     body: str = field("transformer", "cbow, elmo: BERT's ancestors for comparison, encoder_only", BODIES)
-    norm: str = field("rms", "RMSNorm or LayerNorm", ("rms", "layer"))
-    norm_position: str = field("pre", "norm before each sublayer (pre) or after it (post)", ("pre", "post"))
+    norm: str = field("rms", "RMSNorm, with 1 + scale (Gemma), LayerNorm, without a bias (ModernBERT)", NORMS)
+    norm_position: str = field("pre", "where the norms of a block are (transformer.py: Block)", NORM_POSITIONS)
+    qk_norm: str = field("none", "a norm on queries and keys, of each head or of all heads", ("none", "head", "all"))
     norm_epsilon: float = field(1e-6, "added to the variance in norms", POSITIVE)
     activation: str = field("relu", "activation of the MLPs", ("relu", "gelu_tanh", "gelu_erf", "silu"))
     gated_mlp: bool = field(False, "activation(x·wi_0) * (x·wi_1) instead of activation(x·wi)")
     num_kv_heads: int = field(0, "key and value heads, shared by groups of queries (Llama); 0: num_heads", NOT_NEGATIVE)
-    attention_bias: bool = field(False, "biases in attention's dense layers")
-    attention_out_bias: bool = field(False, "a bias in attention's output layer alone (GPT-Neo)")
+    attention_bias: str = field("none", "attention's dense layers with biases; qkv: all but out", ATTENTION_BIASES)
     mlp_bias: bool = field(False, "biases in the MLPs")
     positions: str = field("relative", "kind of positions", ("relative", "learned", "sinusoidal", "rotary"))
     max_positions: int = field(0, "learned: rows of the table; rotary: longest text in training", NOT_NEGATIVE)
@@ -58,18 +72,25 @@ class ModelConfig:
     rotary_dim: int = field(0, "leading dimensions of a head that are rotated (GPT-J); 0: all", NOT_NEGATIVE)
     rotary_interleaved: bool = field(False, "rotates pairs of neighbours (GPT-J), not the two halves (Llama)")
     rotary_base: float = field(10000.0, "base of the wavelengths", POSITIVE)
-    rotary_factor: float = field(1.0, "Llama 3.1: factor that stretches the longest wavelengths", POSITIVE)
-    rotary_original_positions: int = field(8192, "Llama 3.1: longest text before stretching, in tokens", AT_LEAST_ONE)
-    local_window: int = field(0, "tokens; GPT-Neo: window of every second layer; cbow: on each side", NOT_NEGATIVE)
+    rotary_factor: float = field(1.0, "factor that stretches wavelengths, see rotary_scaling", POSITIVE)
+    rotary_original_positions: int = field(8192, "longest text before stretching, in tokens", AT_LEAST_ONE)
+    rotary_scaling: str = field("llama3", "rule by which rotary_factor stretches wavelengths", ROTARY_SCALINGS)
+    rotary_local_base: float = field(0.0, "rotary_base of the layers with a window; 0: rotary_base", NOT_NEGATIVE)
+    local_window: int = field(0, "tokens on each side, in layers of kind l (cbow: in all layers)", NOT_NEGATIVE)
+    layer_pattern: str = field("gl", "kinds of layers in turn: g global, l local, n global without positions")
     parallel_block: bool = field(False, "attention and MLP in parallel after one norm (GPT-J)")
     share_layers: bool = field(False, "all layers of a stack share their parameters (ALBERT)")
     embedding_dim: int = field(0, "width of the embedding tables (ALBERT); 0: d_model", NOT_NEGATIVE)
     scale_attention: bool = field(False, "divides q·k by sqrt(head_dim); T5's initializer does so instead")
+    query_dim: int = field(0, "scale_attention divides by sqrt(query_dim) (Gemma); 0: head_dim", NOT_NEGATIVE)
+    attention_softcap: float = field(
+        0.0, "bounds attention's logits to ± this, by tanh (Gemma 2); 0: no bound", NOT_NEGATIVE
+    )
     scale_embeddings: bool = field(False, "multiplies embeddings by sqrt(d_model) (Vaswani et al. 2017, §3.4)")
     embedding_norm: bool = field(False, "a norm on the sum of the embeddings (BERT)")
-    final_norm: bool = field(True, "a norm after the last layer of a pre-norm stack")
     tie_embeddings: bool = field(True, "computes logits with the input embedding table")
     logits_scale: str = field("none", "scales the hidden states before the logits", ("none", "rsqrt_d_model"))
+    logits_softcap: float = field(0.0, "bounds the logits to ± this, by tanh (Gemma 2); 0: no bound", NOT_NEGATIVE)
     logits_bias: bool = field(False, "a bias on each token's logit")
     decoder_start_id: int = field(-1, "first id the decoder reads; -1: the vocabulary's padding (T5). BART: 2")
     fairseq_marks: bool = field(False, "[CLS] before every text, two [SEP] between a pair (RoBERTa, BART)")
@@ -77,6 +98,8 @@ class ModelConfig:
     # encoder-only heads
     heads: tuple = field((), "heads of an encoder (heads.py); unset: those the tasks need", tuple(ENCODER_HEADS))
     num_classes: int = 0  # outputs of each head with classes; not a config key, because the tasks determine it
+    prediction_head: bool = field(False, "a dense layer and a norm before all heads, no pooler (ModernBERT)")
+    pooling: str = field("first", "states that heads of examples read: the first token's or the mean", POOLINGS)
     pooler_activation: str = field("tanh", "activation of the pooler", ("tanh", "relu"))
     # fine-tuning
     lora_rank: int = field(0, "rank of the LoRA matrices added to dense layers; 0: no LoRA", NOT_NEGATIVE)
@@ -91,9 +114,8 @@ class ModelConfig:
     classifier_dropout_rate: float = field(-1.0, "dropout of an example's pooled vector; -1: dropout_rate", None, WARN)
     dropout_hidden: bool = field(False, "dropout also inside the MLPs and after each stack (T5)", None, WARN)
     dropout_broadcasts_length: bool = field(False, "one dropout mask for all positions of a row (T5)", None, WARN)
-    initializer: str = field("t5", "distribution of the initial parameters", ("t5", "normal", "glorot"))
+    initializer: str = field("t5", "distribution of the initial parameters", INITIALIZERS)
     initializer_stddev: float = field(0.02, "standard deviation of the normal initializer", NOT_NEGATIVE)
-    scale_residual_init: bool = field(False, "divides residual output layers' stddev by sqrt(2·layers) (GPT-2)")
     # execution: the same model at a different cost
     dtype: str = field("float32", "dtype of computation; parameters stay float32", ("float32", "bfloat16"), WARN)
     scan_layers: bool = field(False, "compiles one layer; parameters are stacked along a leading axis")
@@ -103,6 +125,14 @@ class ModelConfig:
     @property
     def num_layers(self) -> int:
         return self.num_encoder_layers + self.num_decoder_layers
+
+    def kinds(self, layers: int) -> str:
+        """Returns the kinds of the layers of a stack with `layers` layers, one letter of LAYER_KINDS for each."""
+        return (self.layer_pattern * layers)[:layers]
+
+    def layer_kinds(self, layers: int) -> str:
+        """Returns `kinds`, with global layers in place of local ones if there is no window."""
+        return self.kinds(layers) if self.local_window else self.kinds(layers).replace(LOCAL, GLOBAL)
 
     @property
     def table_dim(self) -> int:
@@ -164,6 +194,21 @@ class ModelConfig:
             if self.lora_rank and target in (("wi",) if self.gated_mlp else ("wi_0", "wi_1")):
                 layers = "wi_0, wi_1 and wo" if self.gated_mlp else "wi and wo"
                 raise ConfigError(f"model.lora_targets has {target!r}; this model's MLPs have {layers}")
+        if not self.layer_pattern or set(self.layer_pattern) - set(LAYER_KINDS):
+            kinds = ", ".join(f"{letter} ({meaning})" for letter, meaning in LAYER_KINDS.items())
+            raise ConfigError(f"model.layer_pattern={self.layer_pattern!r}; it must consist of the letters {kinds}")
+        if UNPOSITIONED in self.layer_pattern and self.positions != "rotary":
+            raise ConfigError(
+                f"model.layer_pattern={self.layer_pattern!r} with model.positions={self.positions!r}; only rotary "
+                f"models can have layers without positions ({UNPOSITIONED})"
+            )
+        if self.norm_position == "pre_but_first" and self.scan_layers:
+            raise ConfigError(
+                "model.scan_layers=True with model.norm_position=pre_but_first: the first layer has no norm before "
+                "attention, and scanned layers all have the same parameters; set scan_layers=False"
+            )
+        if self.parallel_block and self.norm_position != "pre":
+            raise ConfigError(f"model.norm_position={self.norm_position!r}; it must be pre with model.parallel_block")
         if self.lora_rank and not self.lora_targets:
             raise ConfigError(
                 f"model.lora_rank={self.lora_rank}, but model.lora_targets is empty; name some layers of "
@@ -212,3 +257,22 @@ class ModelConfig:
 
 
 MODEL_KEYS = keys_of(ModelConfig)
+
+
+def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns stored fields of a ModelConfig, or stored keys of a run's model, under their present names.
+
+    Before 0.2, attention_bias and initializer had further booleans beside them, and final_norm was always true.
+
+    >>> upgraded({"attention_bias": False, "attention_out_bias": True, "initializer": "normal", "final_norm": True})
+    {'attention_bias': 'out', 'initializer': 'normal'}
+    """
+    out = dict(fields)
+    every, output = out.get("attention_bias"), out.pop("attention_out_bias", None)
+    if isinstance(every, bool) or output:
+        out["attention_bias"] = "all" if every else "out" if output else "none"
+    if out.pop("scale_residual_init", None) and out.get("initializer") == "normal":
+        out["initializer"] = "normal_residual"
+    if out.get("final_norm", False) in (True, None):
+        del out["final_norm"]
+    return out

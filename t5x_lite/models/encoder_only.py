@@ -14,6 +14,7 @@ from t5x_lite.models.layers import (
     Dense,
     Embedding,
     Norm,
+    PredictionHead,
     dropout,
     subkey,
     unconstrained,
@@ -63,13 +64,23 @@ class EncoderOnly(nn.Module):
         if not config.heads:
             return {"hidden": hidden_BSD.astype(jnp.float32)}
         outputs: dict[str, Any] = {}
+        shared = PredictionHead(config, name="prediction_head") if config.prediction_head else None
         if config.heads_that_read(MASKED):
+            masked_BPD = rows_at(hidden_BSD, batch["mlm_positions"])
             mlm = MaskedLanguageModelHead(config, self.constrain, name="mlm")
-            outputs["mlm"] = mlm(rows_at(hidden_BSD, batch["mlm_positions"]), token_embedding)
-        outputs |= head_outputs(config, TOKENS, hidden_BSD, config.dropout_rate, subkey(key, 2))
+            outputs["mlm"] = mlm(shared(masked_BPD) if shared else masked_BPD, token_embedding)
+        if config.heads_that_read(TOKENS):
+            states_BSD, rate = (
+                (shared(hidden_BSD), config.head_dropout_rate) if shared else (hidden_BSD, config.dropout_rate)
+            )
+            outputs |= head_outputs(config, TOKENS, states_BSD, rate, subkey(key, 2))
         if config.pooled_heads:
-            first_BED = rows_at(hidden_BSD, batch["pooled_positions"])
-            pooled_BED = ACTIVATIONS[config.pooler_activation](square_dense(config, "pooler")(first_BED))
+            states_BED = pooled_states(config, hidden_BSD, batch)
+            pooled_BED = (
+                shared(states_BED)
+                if shared
+                else ACTIVATIONS[config.pooler_activation](square_dense(config, "pooler")(states_BED))
+            )
             outputs |= example_outputs(config, pooled_BED, subkey(key, 1))
         return outputs
 
@@ -109,6 +120,7 @@ def example_outputs(config: ModelConfig, pooled_BED: jax.Array, key: jax.Array |
 class MaskedLanguageModelHead(nn.Module):
     """Maps states to logits over the vocabulary: a dense layer, a norm, the token table and a bias per entry.
 
+    With a `prediction_head`, the states already come from its dense layer and norm.
     Source: BERT, run_pretraining.py: get_masked_lm_output.
     """
 
@@ -119,14 +131,28 @@ class MaskedLanguageModelHead(nn.Module):
     def __call__(self, hidden_BPD: jax.Array, token_embedding: Embedding) -> Projection:
         """[B, P, D] → the logits [B, P, V] before they are computed."""
         config = self.config
-        shape = (config.d_model, config.table_dim)
-        transform = Dense(config, shape, ("embed", "mlp"), "head", use_bias=True, name="transform")
-        x_BPD = ACTIVATIONS[config.activation](transform(hidden_BPD))
+        x_BPD = hidden_BPD
+        if not config.prediction_head:
+            shape = (config.d_model, config.table_dim)
+            transform = Dense(config, shape, ("embed", "mlp"), "head", use_bias=True, name="transform")
+            x_BPD = Norm(config, name="norm")(ACTIVATIONS[config.activation](transform(hidden_BPD)))
         # Without this constraint, XLA (jax 0.10.2) splits x over `tensor`, contracts it with a table that is split over
         # `tensor` and `fsdp`, and returns a wrong gradient on meshes of data × fsdp × tensor
         # (tests/test_step_devices.py detects it).
-        x_BPD = self.constrain(Norm(config, name="norm")(x_BPD), ("batch", "length", "embed"))
+        x_BPD = self.constrain(x_BPD, ("batch", "length", "embed"))
         return token_embedding.projection(x_BPD, vocabulary_bias(self, config))
+
+
+def pooled_states(config: ModelConfig, hidden_BSD: jax.Array, batch) -> jax.Array:
+    """Returns the state that the heads of examples read, [B, E, D]: that of an example's first token, or the mean of
+    the states of its tokens."""
+    positions_BE, segment_ids_BS = batch["pooled_positions"], batch["encoder_segment_ids"]
+    if config.pooling == "first":
+        return rows_at(hidden_BSD, positions_BE)
+    segment_BE = jnp.take_along_axis(segment_ids_BS, positions_BE, axis=1)
+    is_own_BES = (segment_BE[:, :, None] == segment_ids_BS[:, None, :]).astype(jnp.float32)
+    total_BED = jnp.einsum("BES,BSD->BED", is_own_BES, hidden_BSD, preferred_element_type=jnp.float32)
+    return (total_BED / is_own_BES.sum(-1, keepdims=True)).astype(hidden_BSD.dtype)
 
 
 def rows_at(x_BSD: jax.Array, indices_BP: jax.Array) -> jax.Array:

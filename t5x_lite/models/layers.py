@@ -3,6 +3,7 @@
 Parameters are float32 and carry the names of their axes; computation is in `config.dtype`.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -137,11 +138,12 @@ def kernel_init(config: ModelConfig, role: str, inputs: int, ndim: int) -> Calla
         - t5 (t5x/examples/t5/layers.py): normal with variance 1/fan_in; truncated in the MLP and the logits layer. The
           query's variance is also divided by head_dim, which replaces the factor 1/sqrt(head_dim) in attention.
         - glorot: uniform with variance 2/(fan_in + fan_out).
-        - normal: normal with stddev `initializer_stddev`. If `scale_residual_init`, the stddev of layers that write to
-          the residual stream is divided by sqrt(2·layers) (GPT-2 paper, §2.3).
+        - normal: normal with stddev `initializer_stddev`.
+        - normal_residual: the same, but the stddev of layers that write to the residual stream is divided by
+          sqrt(2·layers) (GPT-2 paper, §2.3).
     """
-    if config.initializer == "normal":
-        residual = config.scale_residual_init and role in ("attention_out", "mlp_out")
+    if config.initializer.startswith("normal"):
+        residual = config.initializer == "normal_residual" and role in ("attention_out", "mlp_out")
         return nn.initializers.normal(config.initializer_stddev / (math.sqrt(2 * config.num_layers) if residual else 1))
     fans = {"in_axis": tuple(range(inputs)), "out_axis": tuple(range(inputs, ndim))}
     if config.initializer == "glorot":
@@ -154,11 +156,11 @@ def kernel_init(config: ModelConfig, role: str, inputs: int, ndim: int) -> Calla
 def embedding_init(config: ModelConfig) -> Callable[..., Any]:
     """Returns the initialiser of an embedding table: a normal distribution.
 
-    The stddev depends on `config.initializer`: 1 for t5, `initializer_stddev` for normal, 1/sqrt(d_model) for glorot.
-    (With glorot, `scale_embeddings` multiplies the embeddings that are read by sqrt(d_model), so their stddev is 1.)
+    The stddev depends on `config.initializer`: 1 for t5, 1/sqrt(d_model) for glorot, else `initializer_stddev`. (With
+    glorot, `scale_embeddings` multiplies the embeddings that are read by sqrt(d_model), so their stddev is 1.)
     """
-    stddev = {"t5": 1.0, "glorot": config.d_model**-0.5, "normal": config.initializer_stddev}
-    return nn.initializers.normal(stddev[config.initializer])
+    stddev = {"t5": 1.0, "glorot": config.d_model**-0.5}
+    return nn.initializers.normal(stddev.get(config.initializer, config.initializer_stddev))
 
 
 class Dense(nn.Module):
@@ -200,19 +202,27 @@ class Dense(nn.Module):
 
 
 class Norm(nn.Module):
-    """Computes RMSNorm, x / rms(x) · scale, or LayerNorm, (x − mean) / std · scale + bias. Statistics are float32."""
+    """Normalises the last axis of x. Statistics are float32. `config.norm` is
+
+    rms: x / rms(x) · scale
+    rms_centered: x / rms(x) · (1 + scale), so that decaying the scale to 0 keeps the norm (Gemma)
+    layer: (x − mean) / std · scale + bias
+    layer_unbiased: (x − mean) / std · scale
+    """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config, shape = self.config, x.shape[-1:]
-        scale = self.param("scale", named(nn.initializers.ones, ("norm",)), shape, jnp.float32)
+        is_centered, is_layer = config.norm == "rms_centered", config.norm.startswith("layer")
+        init = nn.initializers.zeros if is_centered else nn.initializers.ones
+        scale = self.param("scale", named(init, ("norm",)), shape, jnp.float32)
         y = x.astype(jnp.float32)
-        if config.norm == "layer":
+        if is_layer:
             y -= jnp.mean(y, axis=-1, keepdims=True)
         y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_epsilon)
-        y *= lax.broadcast_to_rank(scale, y.ndim)
+        y *= lax.broadcast_to_rank(1 + scale if is_centered else scale, y.ndim)
         if config.norm == "layer":
             bias = self.param("bias", named(nn.initializers.zeros, ("norm",)), shape, jnp.float32)
             y += lax.broadcast_to_rank(bias, y.ndim)
@@ -283,6 +293,22 @@ def vocabulary_bias(module: nn.Module, config: ModelConfig) -> jax.Array:
     return module.param("bias", named(nn.initializers.zeros, ("vocab",)), (config.vocab_size,), jnp.float32)
 
 
+class PredictionHead(nn.Module):
+    """Applies a dense layer without a bias, the activation and a norm before the heads' own layers.
+
+    Source: ModernBERT (Warner et al. 2024), whose checkpoints share these layers between heads.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[…, D] → […, D]."""
+        config = self.config
+        dense = Dense(config, (config.d_model, config.d_model), ("embed", "mlp"), "head", name="dense")
+        return Norm(config, name="norm")(ACTIVATIONS[config.activation](dense(x)))
+
+
 class OutputKernel(nn.Module):
     """Owns the kernel [D, V] of logits that do not share the token table."""
 
@@ -308,10 +334,14 @@ class LanguageModelLogits(nn.Module):
     def __call__(self, x: jax.Array, token_embedding: Embedding) -> Projection:
         """[B, L, D] → the logits [B, L, V] before they are computed, or [B, D] → [B, V]."""
         config = self.config
+        if config.prediction_head:
+            x = PredictionHead(config, name="prediction_head")(x)
         if config.logits_scale == "rsqrt_d_model":
             x *= config.d_model**-0.5
         bias = vocabulary_bias(self, config) if config.logits_bias else None
         if config.tie_embeddings:
-            return token_embedding.projection(x, bias)
-        kernel = OutputKernel(config, name="dense")()
-        return Projection(x, kernel, bias, False, "float32", self.constrain)
+            projection = token_embedding.projection(x, bias)
+        else:
+            kernel = OutputKernel(config, name="dense")()
+            projection = Projection(x, kernel, bias, False, "float32", self.constrain)
+        return dataclasses.replace(projection, softcap=config.logits_softcap)

@@ -1,5 +1,7 @@
 """Encodings of positions: T5's relative buckets, sinusoids, rotations."""
 
+import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import GLOBAL, LAYER_KINDS, LOCAL, UNPOSITIONED, ModelConfig
 from t5x_lite.models.layers import named
 
 
@@ -133,24 +135,54 @@ def rotary_frequencies(config: ModelConfig) -> np.ndarray:
     """Returns the frequency of each pair of dimensions in radians per position, float32 [R / 2] (Su et al. 2021,
     §3.2.2).
 
-    If `rotary_factor` is not 1, it divides the frequencies whose wavelengths are above `rotary_original_positions`.
-    Frequencies whose wavelengths are below a quarter of `rotary_original_positions` are kept, and those in between are
-    interpolated. (This is Llama 3.1's rule. Its configuration writes the two bounds as low_freq_factor 1 and
-    high_freq_factor 4: the number of wavelengths in `rotary_original_positions`.)
+    If `rotary_factor` is not 1, it divides the frequencies by the rule `rotary_scaling`. Let a pair's turns be the
+    number of its wavelengths in `rotary_original_positions`.
+
+    linear: all frequencies are divided (Chen et al. 2023, §2.3).
+    llama3: those with at most 1 turn are divided, those with at least 4 are kept. In between, the kept share grows
+        linearly with the turns. (Llama 3.1 calls the bounds low_freq_factor and high_freq_factor.)
+    yarn: those with at most 1 turn are divided, those with at least 32 are kept. In between, the kept share grows
+        linearly with the index of the pair, between the bounds' indices, rounded outwards (Peng et al. 2023, §3.2).
     """
     R = config.rotary_dim or config.head_dim
     frequencies = config.rotary_base ** -(np.arange(0, R, 2) / R)
-    if config.rotary_factor != 1:
-        turns = frequencies * config.rotary_original_positions / (2 * np.pi)  # full turns in the longest training text
-        kept = np.clip((turns - 1) / (4 - 1), 0, 1)
-        frequencies *= kept + (1 - kept) / config.rotary_factor
-    return frequencies.astype(np.float32)
+    if config.rotary_factor == 1:
+        return frequencies.astype(np.float32)
+    original = config.rotary_original_positions
+    kept: Any = 0.0
+    if config.rotary_scaling == "llama3":
+        kept = np.clip((frequencies * original / (2 * np.pi) - 1) / (4 - 1), 0, 1)
+    elif config.rotary_scaling == "yarn":
+        first, last = (
+            R * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(config.rotary_base)) for turns in (32, 1)
+        )
+        first, last = max(np.floor(first), 0), min(np.ceil(last), R - 1)
+        kept = 1 - np.clip((np.arange(R // 2) - first) / (last - first or 0.001), 0, 1)
+    return (frequencies * (kept + (1 - kept) / config.rotary_factor)).astype(np.float32)
 
 
-def rotation(positions_BL: jax.Array, config: ModelConfig) -> Rotation:
-    """Returns the rotation that `rotate` applies to queries and keys at positions_BL."""
-    angles = positions_BL[..., None, None].astype(jnp.float32) * rotary_frequencies(config)[None, None, None, :]
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
+def rotations(positions_BL: jax.Array, config: ModelConfig) -> dict[str, Rotation]:
+    """Returns, for each kind of layer, the rotation that `rotate` applies to queries and keys at positions_BL.
+
+    Layers with a window of their own base (`rotary_local_base`) are not stretched. With rotary_scaling=yarn, cosines
+    and sines are multiplied by 0.1·ln(rotary_factor) + 1, the square root of the temperature (Peng et al. 2023, §3.4).
+    """
+
+    def rotation(config: ModelConfig) -> Rotation:
+        angles = positions_BL[..., None, None].astype(jnp.float32) * rotary_frequencies(config)[None, None, None, :]
+        stretched = config.rotary_scaling == "yarn" and config.rotary_factor > 1
+        size = 0.1 * math.log(config.rotary_factor) + 1 if stretched else 1.0
+        return Rotation(size * jnp.cos(angles), size * jnp.sin(angles))
+
+    by_kind = dict.fromkeys(LAYER_KINDS, rotation(config))
+    if config.rotary_local_base:
+        own = dataclasses.replace(config, rotary_base=config.rotary_local_base, rotary_factor=1.0)
+        by_kind[LOCAL] = rotation(own)
+    if UNPOSITIONED in config.layer_pattern:
+        by_kind[UNPOSITIONED] = jax.tree.map(jnp.zeros_like, by_kind[GLOBAL])._replace(
+            cos=jnp.ones_like(by_kind[GLOBAL].cos)
+        )
+    return by_kind
 
 
 def rotate(x_BLHK: jax.Array, by: Rotation | None, config: ModelConfig) -> jax.Array:

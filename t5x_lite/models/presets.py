@@ -1,4 +1,7 @@
-"""Configurations of published models. Sizes and parameter counts are those of the released checkpoints."""
+"""Configurations of published models. Sizes are those of the released checkpoints.
+
+rotary_presets.py has the decoders from Llama on.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import Any
 from t5x_lite import side_files
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup, unknown
-from t5x_lite.models import stored
+from t5x_lite.models import rotary_presets, stored
 from t5x_lite.models.config import ModelConfig
 
 
@@ -61,7 +64,7 @@ def bert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
             "norm_position": "post",
             "norm_epsilon": 1e-12,
             "activation": "gelu_erf",
-            "attention_bias": True,
+            "attention_bias": "all",
             "mlp_bias": True,
             "positions": "learned",
             "max_positions": 512,
@@ -94,15 +97,14 @@ def gpt2(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
             "norm": "layer",
             "norm_epsilon": 1e-5,
             "activation": "gelu_tanh",
-            "attention_bias": True,
+            "attention_bias": "all",
             "mlp_bias": True,
             "positions": "learned",
             "max_positions": 1024,
             "scale_attention": True,
             "dropout_rate": 0.1,
             "attention_dropout_rate": 0.1,
-            "initializer": "normal",
-            "scale_residual_init": True,
+            "initializer": "normal_residual",
         }
         | changes
     )
@@ -146,6 +148,56 @@ def albert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelCon
     return bert(d_model, num_heads, num_layers, **(new | changes))
 
 
+def modernbert(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
+    """Returns ModernBERT (Warner et al. 2024): rotary positions, gated MLPs, no biases, norms before the sublayers.
+
+    One layer in three attends to the whole text, the others to 64 tokens on each side, with a base of rotary positions
+    of their own. The embeddings have a norm, and the first layer's attention has none.
+    """
+    return ModelConfig(
+        **{
+            "architecture": "encoder_only",
+            "vocab_size": 50368,
+            "d_model": d_model,
+            "d_ff": d_ff,
+            "num_heads": num_heads,
+            "head_dim": d_model // num_heads,
+            "num_encoder_layers": num_layers,
+            "norm": "layer_unbiased",
+            "norm_position": "pre_but_first",
+            "norm_epsilon": 1e-5,
+            "activation": "gelu_erf",
+            "gated_mlp": True,
+            "positions": "rotary",
+            "max_positions": 8192,
+            "rotary_base": 160000.0,
+            "rotary_local_base": 10000.0,
+            "local_window": 65,
+            "layer_pattern": "gll",
+            "scale_attention": True,
+            "embedding_norm": True,
+            "prediction_head": True,
+            "heads": ("mlm",),
+            "classifier_dropout_rate": 0.0,
+            "initializer": "normal",
+        }
+        | changes
+    )
+
+
+def ettin_decoder(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
+    """Returns the decoders of Ettin (Weller et al. 2025): ModernBERT as a language model."""
+    new = {
+        "architecture": "decoder_only",
+        "num_encoder_layers": 0,
+        "num_decoder_layers": num_layers,
+        "local_window": 64,
+        "logits_bias": True,
+        "heads": (),
+    }
+    return modernbert(d_model, num_heads, num_layers, d_ff, **(new | changes))
+
+
 def gpt_neo(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
     """Returns GPT-Neo (Black et al. 2021): every second layer attends only to the latest 256 tokens.
 
@@ -155,11 +207,10 @@ def gpt_neo(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelCo
         "max_positions": 2048,
         "local_window": 256,
         "scale_attention": False,
-        "attention_bias": False,
-        "attention_out_bias": True,
+        "attention_bias": "out",
         "dropout_rate": 0.0,
         "attention_dropout_rate": 0.0,
-        "scale_residual_init": False,
+        "initializer": "normal",
     }
     return gpt2(d_model, num_heads, num_layers, **(new | changes))
 
@@ -173,53 +224,14 @@ def gpt_j(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConf
         "rotary_dim": 64,
         "rotary_interleaved": True,
         "parallel_block": True,
-        "attention_bias": False,
+        "attention_bias": "none",
         "tie_embeddings": False,
         "logits_bias": True,
         "dropout_rate": 0.0,
         "attention_dropout_rate": 0.0,
-        "scale_residual_init": False,
+        "initializer": "normal",
     }
     return gpt2(d_model, num_heads, num_layers, **(new | changes))
-
-
-def llama(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
-    """Returns Llama (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, no biases, untied logits."""
-    return ModelConfig(
-        **{
-            "architecture": "decoder_only",
-            "vocab_size": 32000,
-            "d_model": d_model,
-            "d_ff": d_ff,
-            "num_heads": num_heads,
-            "head_dim": d_model // num_heads,
-            "num_decoder_layers": num_layers,
-            "norm_epsilon": 1e-5,
-            "activation": "silu",
-            "gated_mlp": True,
-            "positions": "rotary",
-            "max_positions": 4096,
-            "scale_attention": True,
-            "tie_embeddings": False,
-            "initializer": "normal",
-        }
-        | changes
-    )
-
-
-def llama3(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
-    """Returns Llama 3.1 or 3.2 (Grattafiori et al. 2024).
-
-    Groups of query heads share keys and values, and long wavelengths of the rotation are stretched for long texts.
-    """
-    new = {
-        "vocab_size": 128256,
-        "max_positions": 131072,
-        "num_kv_heads": 8,
-        "rotary_base": 500000.0,
-        "rotary_factor": 8.0,
-    }
-    return llama(d_model, num_heads, num_layers, d_ff, **(new | changes))
 
 
 def bart(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
@@ -241,7 +253,7 @@ def bart(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
             "norm_position": "post",
             "norm_epsilon": 1e-5,
             "activation": "gelu_erf",
-            "attention_bias": True,
+            "attention_bias": "all",
             "mlp_bias": True,
             "positions": "learned",
             "max_positions": 1024,
@@ -320,6 +332,20 @@ PRESETS: dict[str, ModelConfig] = {
     "albert_large": albert(1024, 16, 24),
     "albert_xlarge": albert(2048, 16, 24),
     "albert_xxlarge": albert(4096, 64, 12),
+    "modernbert_base": modernbert(768, 12, 22, 1152, pooling="mean"),
+    "modernbert_large": modernbert(1024, 16, 28, 2624, pooling="mean"),
+    "ettin_encoder_17m": modernbert(256, 4, 7, 384),
+    "ettin_decoder_17m": ettin_decoder(256, 4, 7, 384),
+    "ettin_encoder_32m": modernbert(384, 6, 10, 576),
+    "ettin_decoder_32m": ettin_decoder(384, 6, 10, 576),
+    "ettin_encoder_68m": modernbert(512, 8, 19, 768),
+    "ettin_decoder_68m": ettin_decoder(512, 8, 19, 768),
+    "ettin_encoder_150m": modernbert(768, 12, 22, 1152),
+    "ettin_decoder_150m": ettin_decoder(768, 12, 22, 1152),
+    "ettin_encoder_400m": modernbert(1024, 16, 28, 2624),
+    "ettin_decoder_400m": ettin_decoder(1024, 16, 28, 2624),
+    "ettin_encoder_1b": modernbert(1792, 28, 28, 3840),
+    "ettin_decoder_1b": ettin_decoder(1792, 28, 28, 3840),
     "gpt2": gpt2(768, 12, 12),
     "gpt2_medium": gpt2(1024, 16, 24),
     "gpt2_large": gpt2(1280, 20, 36),
@@ -328,9 +354,7 @@ PRESETS: dict[str, ModelConfig] = {
     "gpt_neo_1_3b": gpt_neo(2048, 16, 24),
     "gpt_neo_2_7b": gpt_neo(2560, 20, 32),
     "gpt_j_6b": gpt_j(4096, 16, 28),
-    "llama_2_7b": llama(4096, 32, 32, 11008),
-    "llama_3_1_8b": llama3(4096, 32, 32, 14336),
-    "llama_3_2_1b": llama3(2048, 32, 16, 8192, tie_embeddings=True, rotary_factor=32.0),
+    **rotary_presets.PRESETS,
     "bart_base": bart(768, 12, 6),
     "bart_large": bart(1024, 16, 12),
     "transformer_base": transformer(512, 8, 6, 2048),

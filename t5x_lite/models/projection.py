@@ -18,7 +18,8 @@ class Projection:
     batch, its largest array, never exist.
 
     x: […, D].  matrix: float32, [V, D] (a token table) if `is_table`, else [D, V].  bias: [V], or None.
-    dtype: of the operands; the sums are float32.  constrain: see `models.build`.
+    dtype: of the operands; the sums are float32.  softcap: bounds the logits, as in `capped`; 0: no bound.
+    constrain: see `models.build`.
     """
 
     x: jax.Array
@@ -27,6 +28,7 @@ class Projection:
     is_table: bool = struct.field(pytree_node=False, default=True)
     dtype: str = struct.field(pytree_node=False, default="float32")
     constrain: Any = struct.field(pytree_node=False, default=lambda x, axes: x)
+    softcap: float = struct.field(pytree_node=False, default=0.0)
 
     def logits(self, decoding: bool = False) -> jax.Array:
         """Returns the logits, float32 […, V].
@@ -46,7 +48,13 @@ class Projection:
         logits = product.reshape(*self.x.shape[:-1], -1)
         if self.bias is not None:
             logits += lax.broadcast_to_rank(self.bias, logits.ndim)
+        logits = capped(logits, self.softcap)
         return self.constrain(logits, ("batch", "length", "vocab") if logits.ndim == 3 else ("batch", "vocab"))
+
+
+def capped(logits: jax.Array, softcap: float) -> jax.Array:
+    """Returns softcap · tanh(logits / softcap), which is within ± softcap (Gemma 2, §2); 0: the logits themselves."""
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits
 
 
 def logits_of(outputs: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from t5x_lite import side_files
 from t5x_lite.errors import ConfigError
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import ModelConfig, upgraded
 
 FILE = "model.json"  # holds the ModelConfig
 SETTINGS = "huggingface.json"  # the config.json that a model was imported with
@@ -19,7 +19,7 @@ def read(directory: Path) -> ModelConfig:
     try:
         items = side_files.read_json(path).items()
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
-        config = ModelConfig(**fields)
+        config = ModelConfig(**upgraded(fields))
         for field in dataclasses.fields(config):
             _check_type(field, getattr(config, field.name))
         return config.validate()

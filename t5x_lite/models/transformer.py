@@ -4,6 +4,7 @@ Scanning and rematerialisation change the cost but never the numbers. Dropout ke
 so scanned and unrolled layers get the same keys.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,9 +16,9 @@ from jax import lax
 from t5x_lite.models.adapter import Adapter
 from t5x_lite.models.attention import INTERMEDIATES, Attention, Prepared, extend, prepare
 from t5x_lite.models.attention_scope import SAVED, Scope
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import LAYER_KINDS, LOCAL, ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, Embedding, Mlp, Norm, residual_dropout, subkey, unconstrained
-from t5x_lite.models.positions import RelativeBias, Rotation, rotation, sinusoids
+from t5x_lite.models.positions import RelativeBias, Rotation, rotations, sinusoids
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -41,44 +42,61 @@ class Context(NamedTuple):
     encoded: jax.Array | None = None  # [B, S, D]; None if the cache holds the encoder's keys and values
     encoded_scope: Prepared | None = None  # of attention to the encoder; None without an encoder
     index: Any = 0  # slot of the first query; 0 without a cache
-    rotation: Rotation | None = None  # of queries and new keys
+    rotations: Mapping[str, Rotation] | None = None  # of queries and new keys, for each kind of layer
 
 
 class Block(nn.Module):
-    """Applies self-attention, attention to an encoder (if `cross`) and an MLP, each on a residual branch."""
+    """Applies self-attention, attention to an encoder (if `cross`) and an MLP, each on a residual branch.
+
+    `config.norm_position` says where the norms of a branch are:
+
+    pre: x + f(norm(x))
+    pre_but_first: the same, but the first layer's attention has no norm (ModernBERT: the embeddings have one)
+    post: norm(x + f(x))
+    both: x + norm(f(norm(x))) (Gemma 2)
+    output: x + norm(f(x)) (OLMo 2)
+    """
 
     config: ModelConfig
     cross: bool = False
     constrain: Constrain = unconstrained
+    is_first: bool = False  # of an unrolled stack
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, context: Context, cache: Any, key: jax.Array | None, is_local: Any = False):
+    def __call__(self, x_BLD: jax.Array, context: Context, cache: Any, key: jax.Array | None, kind: Any = 0):
         """Returns (x_BLD after the block, this layer's new cache). The new cache is None if `cache` is None.
 
-        x_BLD: [B, L, D].  key: for dropout; None: no dropout.  is_local: whether `local_window` limits self-attention.
+        x_BLD: [B, L, D].  key: for dropout; None: no dropout.  kind: of this layer, an index of LAYER_KINDS.
         """
         config = self.config
-        pre = config.norm_position == "pre"
         self.sow(INTERMEDIATES, "hidden", x_BLD)
 
         def adapted(name: str, y_BLD: jax.Array) -> jax.Array:
             return Adapter(config, name=f"{name}_adapter")(y_BLD) if config.adapter_dim else y_BLD
 
         def branch(name: str, purpose: int, layer, x_BLD: jax.Array) -> jax.Array:
-            norm = Norm(config, name=f"{name}_norm")
-            y_BLD = adapted(name, layer(norm(x_BLD) if pre else x_BLD))
+            position, norm = config.norm_position, Norm(config, name=f"{name}_norm")
+            without = position == "pre_but_first" and self.is_first and name == "self_attention"
+            before = position in ("pre", "pre_but_first", "both") and not without
+            y_BLD = adapted(name, layer(norm(x_BLD) if before else x_BLD))
+            if position == "both":
+                y_BLD = Norm(config, name=f"{name}_output_norm")(y_BLD)
+            elif position == "output":
+                y_BLD = norm(y_BLD)
             y_BLD = residual_dropout(y_BLD, config, subkey(key, purpose))
-            x_BLD = x_BLD + y_BLD if pre else norm(x_BLD + y_BLD)
+            x_BLD = norm(x_BLD + y_BLD) if position == "post" else x_BLD + y_BLD
             return self.constrain(x_BLD, ("batch", "length", "embed"))
 
         new: Cache = {}
         attention = Attention(config, self.constrain, name="self_attention")
 
         def self_attention(x_BLD: jax.Array) -> jax.Array:
-            key_value = attention.key_value(x_BLD, context.rotation)
+            rotation = None if context.rotations is None else _of_kind(context.rotations, kind)
+            key_value = attention.key_value(x_BLD, rotation)
             if cache is not None:
                 key_value = new["self"] = extend(cache["self"], key_value, context.index)
-            return attention(x_BLD, key_value, context.scope, subkey(key, 0), context.rotation, is_local)
+            is_local = kind == list(LAYER_KINDS).index(LOCAL)
+            return attention(x_BLD, key_value, context.scope, subkey(key, 0), rotation, is_local)
 
         mlp = Mlp(config, self.constrain, name="mlp")
         if config.parallel_block:
@@ -103,6 +121,16 @@ class Block(nn.Module):
             x_BLD = branch("cross_attention", 3, attend_encoded, x_BLD)
         x_BLD = branch("mlp", 5, lambda x_BLD: mlp(x_BLD, subkey(key, 4)), x_BLD)
         return x_BLD, (None if cache is None else new)
+
+
+def _of_kind(rotations: Mapping[str, Rotation], kind: Any) -> Rotation:
+    """Returns the rotation of a layer. kind: as in `Block`; an array if layers are scanned."""
+    each = [rotations[name] for name in LAYER_KINDS]
+    if not isinstance(kind, jax.Array):
+        return each[kind]
+    if all(rotation is each[0] for rotation in each):
+        return each[0]
+    return jax.tree.map(lambda *arrays: lax.select_n(kind, *arrays), *each)
 
 
 class Stack(nn.Module):
@@ -165,6 +193,7 @@ class Stack(nn.Module):
             index,
             window=config.local_window,
             causal=self.causal,
+            softcap=config.attention_softcap,
             rows_are_positions=cache is None,
             constrain=self.constrain,
         )
@@ -172,7 +201,11 @@ class Stack(nn.Module):
         if encoded_segment_ids_BS is not None:
             query_ids = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # samples share an encoder row
             encoded_scope = Scope(
-                query_ids, encoded_segment_ids_BS, rows_are_positions=cache is None, constrain=self.constrain
+                query_ids,
+                encoded_segment_ids_BS,
+                softcap=config.attention_softcap,
+                rows_are_positions=cache is None,
+                constrain=self.constrain,
             )
             encoded_scope = prepare(config, encoded_scope, records_weights)
         context = Context(
@@ -180,11 +213,11 @@ class Stack(nn.Module):
             encoded=encoded_BSD,
             encoded_scope=encoded_scope,
             index=index,
-            rotation=rotation(positions_BL, config) if config.positions == "rotary" else None,
+            rotations=rotations(positions_BL, config) if config.positions == "rotary" else None,
         )
         layer_keys = None if key is None else jax.random.split(subkey(key, 1), self.num_layers)
         x_BLD, layer_caches = self.layers(x_BLD, context, None if cache is None else cache["layers"], layer_keys)
-        if config.norm_position == "pre" and config.final_norm:
+        if config.norm_position != "post":
             x_BLD = Norm(config, name="final_norm")(x_BLD)
         if config.dropout_hidden:
             x_BLD = residual_dropout(x_BLD, config, subkey(key, 2))
@@ -225,7 +258,7 @@ class Stack(nn.Module):
             # Inside a scan, the loop already keeps XLA from merging the recomputation with the original computation.
             policy = PRODUCTS if config.remat == "none" else REMAT_POLICIES[config.remat]
             block = nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
-        local = np.arange(self.num_layers) % 2 == 1
+        kinds = [list(LAYER_KINDS).index(kind) for kind in config.kinds(self.num_layers)]
         if config.scan_layers:
             stacked: dict[Any, Any] = {INTERMEDIATES: 0} | ({} if config.share_layers else {"params": 0})
             scanned = nn.scan(
@@ -238,13 +271,15 @@ class Stack(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             name = "shared_layer" if config.share_layers else "layers"
-            return scanned(config, self.cross, self.constrain, name=name)(x_BLD, context, caches, keys, local)
+            return scanned(config, self.cross, self.constrain, name=name)(
+                x_BLD, context, caches, keys, np.asarray(kinds)
+            )  # fmt: skip
         new_caches = []
         shared = block(config, self.cross, self.constrain, name="shared_layer") if config.share_layers else None
         for i in range(self.num_layers):
-            layer = shared or block(config, self.cross, self.constrain, name=f"layers_{i}")
+            layer = shared or block(config, self.cross, self.constrain, i == 0, name=f"layers_{i}")
             cache, key = (None if each is None else each[i] for each in (caches, keys))
-            x_BLD, cache = layer(x_BLD, context, cache, key, bool(local[i]))
+            x_BLD, cache = layer(x_BLD, context, cache, key, kinds[i])
             new_caches.append(cache)
         return x_BLD, (None if caches is None else tuple(new_caches))
 

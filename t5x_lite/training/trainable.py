@@ -15,7 +15,7 @@ from t5x_lite.models import paths
 Trainable = Callable[[str], bool]
 
 # Trainable by default in a model with added parameters (LoRA, adapters, a prompt): those parameters and the heads.
-ADDED = rf".*/lora_[ab]|.*_adapter/.*|prompt|({'|'.join(SUPERVISED)}|pooler)/.*"
+ADDED = rf".*/lora_[ab]|.*_adapter/.*|prompt|({'|'.join(SUPERVISED)}|pooler|prediction_head)/.*"
 
 
 def everything(path: str) -> bool:
