@@ -34,6 +34,8 @@ TINY = {
     "mt5": ("mt5",),
     "bert": ("bert_pretraining", "bert_classifier"),
     "roberta": ("roberta_mlm",),
+    "xlm-roberta": ("xlm_roberta_mlm",),
+    "camembert": ("camembert_mlm",),
     "distilbert": ("distilbert_mlm", "distilbert_classifier"),
     "albert": ("albert_pretraining",),
     "gpt2": ("gpt2", "gpt2_untied"),

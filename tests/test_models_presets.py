@@ -36,6 +36,10 @@ PARAMETERS = {
     "byt5_xxl": 12_906_899_328,
     "roberta_base": 124_645_632 - (768 + 1) * 768,  # published with a pooler
     "roberta_large": 355_359_744 - (1024 + 1) * 1024,
+    "xlm_roberta_base": 277_453_056,
+    "xlm_roberta_large": 558_840_832,
+    "camembert_base": 110_031_360,
+    "camembert_large": 335_611_904,
     "distilbert_base": 66_362_880,
     "albert_base": 11_683_584,
     "albert_large": 17_683_968,

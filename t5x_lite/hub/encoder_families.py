@@ -1,4 +1,4 @@
-"""Defines the families of encoder_only models: BERT, RoBERTa, DistilBERT, ALBERT."""
+"""Defines the families of encoder_only models: BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ALBERT."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -168,6 +168,17 @@ ROBERTA = Family(
     ignored={**POSITION_IDS, r"roberta\.pooler\.dense\..*": "RoBERTa was pre-trained without a pooler"},
     constants={"bos_token_id": 0, "eos_token_id": 2},
 )
+
+
+def _roberta_named(model_type: str, preset: str, name: str) -> Family:
+    """Returns RoBERTa under the model_type and the name (in classes of transformers) of a model with its parts."""
+    base = dataclasses.replace(ROBERTA.base, vocab_size=presets.PRESETS[preset].vocab_size)
+    classes = {key.replace("Roberta", name): heads for key, heads in ROBERTA.classes.items()}
+    return dataclasses.replace(ROBERTA, model_type=model_type, base=base, classes=classes)
+
+
+XLM_ROBERTA = _roberta_named("xlm-roberta", "xlm_roberta_base", "XLMRoberta")
+CAMEMBERT = _roberta_named("camembert", "camembert_base", "Camembert")
 
 _DISTILBERT_LAYER = "distilbert.transformer.layer.{i}"
 DISTILBERT = Family(

@@ -113,6 +113,8 @@ def gpt2(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
 def roberta(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
     """Returns RoBERTa (Liu et al. 2019): BERT without sentence types and without the next-sentence head.
 
+    XLM-RoBERTa (Conneau et al. 2020) and CamemBERT (Martin et al. 2020) differ from it only in texts and vocabulary.
+
     Its table of learned positions has two spare rows before position 0.
     """
     new = {"vocab_size": 50265, "norm_epsilon": 1e-5, "type_vocab_size": 1, "position_offset": 2, "heads": ("mlm",)}
@@ -327,6 +329,10 @@ PRESETS: dict[str, ModelConfig] = {
     "bert_large": bert(1024, 16, 24),
     "roberta_base": roberta(768, 12, 12),
     "roberta_large": roberta(1024, 16, 24),
+    "xlm_roberta_base": roberta(768, 12, 12, vocab_size=250002),
+    "xlm_roberta_large": roberta(1024, 16, 24, vocab_size=250002),
+    "camembert_base": roberta(768, 12, 12, vocab_size=32005),
+    "camembert_large": roberta(1024, 16, 24, vocab_size=32005),
     "distilbert_base": distilbert(768, 12, 6),
     "albert_base": albert(768, 12, 12),
     "albert_large": albert(1024, 16, 24),
