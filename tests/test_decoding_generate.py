@@ -69,6 +69,7 @@ def greedy_by_forward(config, params, batch, eos_id: int):
         *(("t5", True), ("gpt2", True), ("t5_1_1", False), ("transformer", False), ("gpt2", False)),
         *(("t5_decoder", False), ("bart", True), ("gpt_neo", True), ("gpt_j", False), ("llama", False)),
         *(("gemma_2", False), ("gemma_3", True), ("smollm_3", True), ("olmo_2", False)),
+        ("umt5", True),
     ],
 )
 def test_greedy_equals_the_forward_pass_run_again(family, scan_layers):

@@ -62,3 +62,11 @@ def test_sinusoids_as_in_the_paper():
         angle = positions / 10000 ** (2 * i / d_model)
         expected[..., 2 * i], expected[..., 2 * i + 1] = np.sin(angle), np.cos(angle)
     np.testing.assert_allclose(sinusoids(jnp.asarray(positions), d_model), expected, atol=2e-5)
+    halves = np.concatenate([expected[..., 0::2], expected[..., 1::2]], axis=-1)
+    np.testing.assert_allclose(sinusoids(jnp.asarray(positions), d_model, "sinusoidal_halves"), halves, atol=2e-5)
+
+
+def test_fairseq_s_wavelengths_reach_from_1_to_10000_radians():
+    angles = np.array([1.0, 0.01, 0.0001])  # of position 1
+    expected = np.concatenate([np.sin(angles), np.cos(angles)])
+    np.testing.assert_allclose(sinusoids(jnp.ones((1, 1)), 6, "sinusoidal_fairseq")[0, 0], expected, atol=1e-7)

@@ -34,6 +34,10 @@ PARAMETERS = {
     "byt5_large": 1_228_183_552,
     "byt5_xl": 3_737_801_728,
     "byt5_xxl": 12_906_899_328,
+    "umt5_small": 306_601_984,
+    "umt5_base": 592_043_520,
+    "umt5_xl": 3_768_356_864,
+    "umt5_xxl": 12_972_531_712,
     "roberta_base": 124_645_632 - (768 + 1) * 768,  # published with a pooler
     "roberta_large": 355_359_744 - (1024 + 1) * 1024,
     "xlm_roberta_base": 277_453_056,
@@ -77,6 +81,15 @@ PARAMETERS = {
     "gemma_3_4b": 3_880_099_328,
     "bart_base": 139_420_416 + 50265,  # with the logits' bias, which transformers keeps as a buffer
     "bart_large": 406_291_456 + 50265,
+    "pegasus_large": 568_699_904 + 96103,  # without the sinusoids, which transformers keeps as parameters
+    "opus_mt_en_de": 73_886_208 + 58101,
+    "mbart_large_cc25": 610_851_840 + 250027,
+    "mbart_large_50": 610_879_488 + 250054,
+    "m2m_100_418m": 483_905_536,
+    "m2m_100_1_2b": 1_239_470_080,
+    "nllb_600m": 615_073_792,
+    "nllb_1_3b": 1_370_638_336,
+    "nllb_3_3b": 3_344_863_232,
     "bert_base": 109_482_240,  # with the pooler, without the heads
     "bert_large": 335_141_888,
     "gpt2": 124_439_808,

@@ -48,6 +48,9 @@ OTHERS: dict[str, ModelConfig] = {
     "smollm_3": preset("smollm_3_3b", **SIZES, num_kv_heads=1, layer_pattern="gn", num_decoder_layers=2),
     "cbow": preset("cbow_tiny", **SIZES, **NO_DROPOUT, local_window=2),
     "elmo": preset("elmo_tiny", **SIZES, **NO_DROPOUT, num_encoder_layers=2),
+    "umt5": preset("umt5_small", **SIZES, **BOTH),
+    "marian": preset("opus_mt_en_de", **SIZES, **BOTH, **NO_DROPOUT, decoder_start_id=-1),
+    "m2m_100": preset("m2m_100_418m", **SIZES, **BOTH, **NO_DROPOUT),
     "bart": preset("bart_base", **SIZES, **BOTH, **NO_DROPOUT, max_positions=64),
 }
 

@@ -25,6 +25,15 @@ ATTENTION = ("auto", *KERNELS)
 NORMS = ("rms", "rms_centered", "layer", "layer_unbiased")
 NORM_POSITIONS = ("pre", "post", "both", "output", "pre_but_first")
 ATTENTION_BIASES = ("none", "all", "qkv", "out")
+POSITIONS = {
+    "relative": "biases on attention's logits by distance, one table for a stack (T5)",
+    "relative_per_layer": "the same, one table for each layer (umT5)",
+    "learned": "a table of vectors that are added to the embeddings",
+    "sinusoidal": "sines and cosines that are added to the embeddings, in turn (Vaswani et al. 2017, §3.5)",
+    "sinusoidal_halves": "the same, all sines before all cosines (Marian, Pegasus)",
+    "sinusoidal_fairseq": "as halves, with fairseq's wavelengths (M2M-100)",
+    "rotary": "rotations of queries and keys",
+}
 ROTARY_SCALINGS = ("llama3", "linear", "yarn")
 POOLINGS = ("first", "mean")
 INITIALIZERS = ("t5", "normal", "normal_residual", "glorot")
@@ -64,9 +73,11 @@ class ModelConfig:
     num_kv_heads: int = field(0, "key and value heads, shared by groups of queries (Llama); 0: num_heads", NOT_NEGATIVE)
     attention_bias: str = field("none", "attention's dense layers with biases; qkv: all but out", ATTENTION_BIASES)
     mlp_bias: bool = field(False, "biases in the MLPs")
-    positions: str = field("relative", "kind of positions", ("relative", "learned", "sinusoidal", "rotary"))
-    max_positions: int = field(0, "learned: rows of the table; rotary: longest text in training", NOT_NEGATIVE)
-    position_offset: int = field(0, "learned: rows of the table before position 0 (RoBERTa, BART: 2)", NOT_NEGATIVE)
+    positions: str = field("relative", "kind of positions, see POSITIONS", tuple(POSITIONS))
+    max_positions: int = field(0, "learned: rows of the table; others: longest text in training", NOT_NEGATIVE)
+    position_offset: int = field(
+        0, "learned, sinusoidal: what is added to positions (RoBERTa, BART, M2M-100: 2)", NOT_NEGATIVE
+    )
     relative_buckets: int = field(32, "relative: number of buckets; a multiple of 4", NOT_NEGATIVE)
     relative_max_distance: int = field(128, "relative: all distances from this on share a bucket", NOT_NEGATIVE)
     rotary_dim: int = field(0, "leading dimensions of a head that are rotated (GPT-J); 0: all", NOT_NEGATIVE)
@@ -230,7 +241,7 @@ class ModelConfig:
             )
         if self.positions == "learned" and self.max_positions < 1:
             raise ConfigError("model.max_positions=0; learned positions need a table of at least 1 row")
-        if self.positions == "relative" and (
+        if self.positions.startswith("relative") and (
             self.relative_buckets < 4
             or self.relative_buckets % 4
             or self.relative_max_distance <= self.relative_buckets // 2
@@ -239,8 +250,8 @@ class ModelConfig:
                 f"model.relative_buckets={self.relative_buckets}, relative_max_distance={self.relative_max_distance}; "
                 "relative_buckets must be a multiple of 4, and relative_max_distance above half of it (T5: 32, 128)"
             )
-        if self.positions == "sinusoidal" and self.d_model % 2:
-            raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even d_model")
+        if self.positions.startswith("sinusoidal") and (self.d_model % 2 or self.d_model < 4):
+            raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even d_model from 4 on")
         if self.body != "transformer" and (
             self.architecture != "encoder_only" or self.heads_that_read(TOKENS) or self.d_model % 2
         ):

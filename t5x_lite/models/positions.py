@@ -96,7 +96,7 @@ def bias_between(table: BiasTable, query_positions_BL: jax.Array, key_positions_
 
 
 class RelativeBias(nn.Module):
-    """Owns the parameters of T5's bias: one table for all layers of a stack."""
+    """Owns the parameters of T5's bias: one table for all layers of a stack, or for one layer (umT5)."""
 
     config: ModelConfig
     bidirectional: bool
@@ -110,15 +110,20 @@ class RelativeBias(nn.Module):
         return BiasTable(values_HN, self.bidirectional, self.config.relative_max_distance)
 
 
-def sinusoids(positions_BL: jax.Array, d_model: int) -> jax.Array:
-    """Returns float32 [B, L, D]. For position p, index 2i of D is sin(p / 10000^(2i/D)), and index 2i + 1 the cosine.
+def sinusoids(positions_BL: jax.Array, d_model: int, kind: str = "sinusoidal") -> jax.Array:
+    """Returns float32 [B, L, D]: for position p, sin(p·f) and cos(p·f) of each of D/2 frequencies f.
 
-    Source: Vaswani et al. 2017, §3.5.
+    sinusoidal: frequency i is 10000^(−2i/D). Its sine is at index 2i of D, its cosine at 2i + 1 (Vaswani et al. 2017,
+        §3.5).
+    sinusoidal_halves: the same numbers, but the sine is at index i, the cosine at i + D/2 (Marian, Pegasus).
+    sinusoidal_fairseq: as halves, but frequency i is 10000^(−i/(D/2 − 1)) (fairseq's SinusoidalPositionalEmbedding).
     """
-    frequencies = 10000.0 ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
+    half = d_model // 2
+    last = half - 1 if kind == "sinusoidal_fairseq" else half
+    frequencies = 10000.0 ** (-np.arange(half, dtype=np.float64) / last)
     angles = positions_BL[..., None].astype(jnp.float32) * frequencies.astype(np.float32)[None, None, :]
-    pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-    return pairs.reshape(*positions_BL.shape, -1)[..., :d_model]
+    pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1 if kind == "sinusoidal" else -2)
+    return pairs.reshape(*positions_BL.shape, d_model)
 
 
 class Rotation(NamedTuple):

@@ -1,6 +1,6 @@
 """Configurations of published models. Sizes are those of the released checkpoints.
 
-rotary_presets.py has the decoders from Llama on.
+rotary_presets.py has the decoders from Llama on, bart_presets.py has BART and the translators.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 from t5x_lite import side_files
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup, unknown
-from t5x_lite.models import rotary_presets, stored
+from t5x_lite.models import bart_presets, rotary_presets, stored
 from t5x_lite.models.config import ModelConfig
 
 
@@ -236,42 +236,6 @@ def gpt_j(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConf
     return gpt2(d_model, num_heads, num_layers, **(new | changes))
 
 
-def bart(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """Returns BART (Lewis et al. 2020): post-norm, and learned positions.
-
-    The table of positions has two spare rows before position 0. The decoder starts from the end-of-text id.
-    """
-    return ModelConfig(
-        **{
-            "architecture": "text_to_text",
-            "vocab_size": 50265,
-            "d_model": d_model,
-            "d_ff": 4 * d_model,
-            "num_heads": num_heads,
-            "head_dim": d_model // num_heads,
-            "num_encoder_layers": num_layers,
-            "num_decoder_layers": num_layers,
-            "norm": "layer",
-            "norm_position": "post",
-            "norm_epsilon": 1e-5,
-            "activation": "gelu_erf",
-            "attention_bias": "all",
-            "mlp_bias": True,
-            "positions": "learned",
-            "max_positions": 1024,
-            "position_offset": 2,
-            "scale_attention": True,
-            "embedding_norm": True,
-            "logits_bias": True,
-            "decoder_start_id": 2,
-            "fairseq_marks": True,
-            "dropout_rate": 0.1,
-            "initializer": "normal",
-        }
-        | changes
-    )
-
-
 def transformer(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
     """Returns the original Transformer (Vaswani et al. 2017): sinusoids and post-norm.
 
@@ -303,6 +267,7 @@ def transformer(d_model: int, num_heads: int, num_layers: int, d_ff: int, **chan
 # The initializer is T5's, which makes embeddings large. With BERT's initializer, the mean of a text's embeddings would
 # be close to 0, and a classifier would not learn from it.
 _ANCESTOR: dict[str, Any] = {"vocab_size": 4096, "heads": ("mlm",), "positions": "sinusoidal", "initializer": "t5"}
+_UMT5: dict[str, Any] = {"vocab_size": 256384, "positions": "relative_per_layer"}  # Chung et al. 2023
 PRESETS: dict[str, ModelConfig] = {
     "t5_small": t5(512, 8, 6, 64, 2048),
     "t5_base": t5(768, 12, 12, 64, 3072),
@@ -324,6 +289,10 @@ PRESETS: dict[str, ModelConfig] = {
     "byt5_large": t5_1_1(1536, 16, 36, 64, 3840, num_decoder_layers=12, vocab_size=384),
     "byt5_xl": t5_1_1(2560, 32, 36, 64, 6720, num_decoder_layers=12, vocab_size=384),
     "byt5_xxl": t5_1_1(4672, 64, 36, 64, 12352, num_decoder_layers=12, vocab_size=384),
+    "umt5_small": t5_1_1(512, 6, 8, 64, 1024, **_UMT5),
+    "umt5_base": t5_1_1(768, 12, 12, 64, 2048, **_UMT5),
+    "umt5_xl": t5_1_1(2048, 32, 24, 64, 5120, **_UMT5),
+    "umt5_xxl": t5_1_1(4096, 64, 24, 64, 10240, **_UMT5),
     "ul2": t5_1_1(4096, 16, 32, 256, 16384, activation="silu"),
     "bert_base": bert(768, 12, 12),
     "bert_large": bert(1024, 16, 24),
@@ -361,8 +330,7 @@ PRESETS: dict[str, ModelConfig] = {
     "gpt_neo_2_7b": gpt_neo(2560, 20, 32),
     "gpt_j_6b": gpt_j(4096, 16, 28),
     **rotary_presets.PRESETS,
-    "bart_base": bart(768, 12, 6),
-    "bart_large": bart(1024, 16, 12),
+    **bart_presets.PRESETS,
     "transformer_base": transformer(512, 8, 6, 2048),
     "transformer_big": transformer(1024, 16, 6, 4096, dropout_rate=0.3),
     # For a CPU: first steps and tests. Override vocab_size with the size of the data's vocabulary.

@@ -1,4 +1,4 @@
-"""Encoder-decoder models: T5, mT5, ByT5, UL2, BART, the original Transformer."""
+"""Encoder-decoder models: T5, BART, Pegasus, Marian, M2M-100, the original Transformer."""
 
 import flax.linen as nn
 import jax

@@ -4,6 +4,7 @@ Scanning and rematerialisation change the cost but never the numbers. Dropout ke
 so scanned and unrolled layers get the same keys.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ Cache = dict[str, Any]
 class Context(NamedTuple):
     """Holds the values that all layers of a stack share in one call."""
 
-    scope: Prepared  # of self-attention
+    scope: Prepared | Scope  # of self-attention; a Scope if each layer has its own table of biases
     encoded: jax.Array | None = None  # [B, S, D]; None if the cache holds the encoder's keys and values
     encoded_scope: Prepared | None = None  # of attention to the encoder; None without an encoder
     index: Any = 0  # slot of the first query; 0 without a cache
@@ -96,7 +97,13 @@ class Block(nn.Module):
             if cache is not None:
                 key_value = new["self"] = extend(cache["self"], key_value, context.index)
             is_local = kind == list(LAYER_KINDS).index(LOCAL)
-            return attention(x_BLD, key_value, context.scope, subkey(key, 0), rotation, is_local)
+            scope = context.scope
+            if isinstance(scope, Scope):
+                bias = RelativeBias(config, bidirectional=not scope.causal, name="relative_bias")()
+                scope = prepare(
+                    config, dataclasses.replace(scope, bias=bias), self.is_mutable_collection(INTERMEDIATES)
+                )
+            return attention(x_BLD, key_value, scope, subkey(key, 0), rotation, is_local)
 
         mlp = Mlp(config, self.constrain, name="mlp")
         if config.parallel_block:
@@ -209,7 +216,7 @@ class Stack(nn.Module):
             )
             encoded_scope = prepare(config, encoded_scope, records_weights)
         context = Context(
-            scope=prepare(config, scope, records_weights),
+            scope=scope if config.positions == "relative_per_layer" else prepare(config, scope, records_weights),
             encoded=encoded_BSD,
             encoded_scope=encoded_scope,
             index=index,
@@ -243,8 +250,9 @@ class Stack(nn.Module):
             rows = config.max_positions + config.position_offset
             table = Embedding(config, rows, "positions", constrain=self.constrain, name="position_embedding")
             return x_BLD + table(positions_BL + config.position_offset)
-        if config.positions == "sinusoidal":
-            return x_BLD + sinusoids(positions_BL, config.d_model).astype(x_BLD.dtype)
+        if config.positions.startswith("sinusoidal"):
+            places_BL = positions_BL + config.position_offset
+            return x_BLD + sinusoids(places_BL, config.d_model, config.positions).astype(x_BLD.dtype)
         return x_BLD
 
     def layers(self, x_BLD: jax.Array, context: Context, caches, keys):
