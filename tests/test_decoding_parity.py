@@ -12,6 +12,7 @@ from t5x_lite.models import build
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 
 PROMPTS, LENGTH, NEW = 100, 9, 12
+TEXT_TO_TEXT = ("t5", "umt5", "bart", "pegasus", "marian", "mbart", "m2m_100")
 
 
 def prompts(side: str):
@@ -33,22 +34,25 @@ def padded_left(tokens, mask):
     return np.stack(rolled), np.arange(LENGTH) >= LENGTH - lengths[:, None]
 
 
-@pytest.mark.parametrize("family", ["t5", "bart", "gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("family", [*TEXT_TO_TEXT, "gpt2", "qwen3", "gemma3"])
 def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monkeypatch):
-    changes = {  # transformers' cache has as many layers as the encoder
-        "t5": {"num_decoder_layers": 2},
-        "bart": {"max_position_embeddings": 32, "decoder_layers": 2, "forced_eos_token_id": None},
-        "gpt2": {"n_positions": 32},
-    }
+    # transformers' cache has as many layers as the encoder
+    like_bart = {"max_position_embeddings": 32, "decoder_layers": 2, "forced_eos_token_id": None}
+    changes = {name: {"num_decoder_layers": 2} if "t5" in name else like_bart for name in TEXT_TO_TEXT}
+    changes["gpt2"] = {"n_positions": 32}
     monkeypatch.setitem(MODELS, family, (MODELS[family][0], MODELS[family][1] | changes.get(family, {})))
-    is_decoder = family not in ("t5", "bart")
+    is_decoder = family not in TEXT_TO_TEXT
     model = reference(family)
-    if family == "bart":
+    if hasattr(model, "final_logits_bias"):
         model.final_logits_bias *= 0.1  # at full size it alone decides
     with torch.no_grad():  # otherwise each token predicts itself
+        if family == "pegasus":  # otherwise only positions decide
+            model.model.shared.weight.mul_(3)
+        if family == "m2m_100":  # never written: transformers gives this token no position
+            model.model.shared.weight[model.config.pad_token_id] = 0
         for name, parameter in model.named_parameters():
             of_a_layer = any(part.isdigit() for part in name.split("."))
-            parameter.mul_(3 if of_a_layer and parameter.ndim == 2 else 1)
+            parameter.mul_((12 if family == "pegasus" else 3) if of_a_layer and parameter.ndim == 2 else 1)
     model.save_pretrained(tmp_path)
     found = parameters.open_directory(tmp_path)
     params, _ = parameters.load(found, found.config, parameters.layout_for(found.config))

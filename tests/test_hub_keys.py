@@ -52,6 +52,11 @@ TINY = {
     "gemma2": ("gemma2",),
     "gemma3_text": ("gemma3",),
     "bart": ("bart",),
+    "umt5": ("umt5",),
+    "pegasus": ("pegasus",),
+    "marian": ("marian",),
+    "mbart": ("mbart",),
+    "m2m_100": ("m2m_100",),
 }
 REMOVED = "removed"
 MEANINGLESS = {"model_type"}  # its change makes a different family
@@ -274,6 +279,10 @@ def test_absurd_attention_types_are_refused_by_name(types):
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config is not supported"),
         ("bart", {"decoder_ffn_dim": 48}, "decoder_ffn_dim=48 and encoder_ffn_dim=24 differ"),
         ("bart", {"decoder_attention_heads": 4}, "decoder_attention_heads=4 and encoder_attention_heads=2 differ"),
+        ("marian", {"architectures": ["MarianForCausalLM"]}, "architectures=MarianForCausalLM is not supported"),
+        ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings='False'"),
+        ("marian", {"decoder_vocab_size": 50}, "decoder_vocab_size=50 and vocab_size=48 differ"),
+        ("mbart", {"normalize_before": False}, "normalize_before='False'"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_its_name(name, settings, named, tmp_path):
@@ -282,6 +291,32 @@ def test_what_is_not_supported_is_refused_by_its_name(name, settings, named, tmp
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=named):
         parameters.open_directory(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("name", ["pegasus", "marian"])
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_positions_that_are_not_sinusoids_are_refused(name, prefix, tmp_path):
+    shutil.copytree(directory(name), tmp_path / "hf")
+    model = parameters.open_directory(tmp_path / "hf")
+    table = model.family.computed["model.encoder.embed_positions.weight"](model.config)
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    tensors.pop("model.encoder.embed_positions.weight", None)
+
+    def load(table):
+        save_file(
+            tensors | {f"{prefix}encoder.embed_positions.weight": table},
+            tmp_path / "hf" / "model.safetensors",
+            {"format": "pt"},
+        )
+        opened = parameters.open_directory(tmp_path / "hf")
+        parameters.load(opened, opened.config, parameters.layout_for(opened.config))
+
+    load(table.astype(np.float16))
+    for wrong in (table + 0.01, np.roll(table, 1, axis=0)):
+        with pytest.raises(CheckpointError, match=r"encoder\.embed_positions\.weight is not sinusoidal_halves"):
+            load(wrong)
+    with pytest.raises(CheckpointError, match=r"config.json makes it \[12, 16\] \(.*max_position_embeddings=12"):
+        load(table[:-1])
 
 
 def test_quantized_tensors_and_adapters_are_refused(tmp_path):

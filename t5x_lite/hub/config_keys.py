@@ -73,7 +73,8 @@ NO_EFFECT: Mapping[str, str] = {
         ("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
          "pooler_size_per_head", "pooler_type", "n_ctx", "n_positions", "predict_special_tokens", "n_special",
          "net_structure_type", "gap_size", "num_memory_blocks", "down_scale_factor", "layers_to_keep", "tie_weights_",
-         "add_bias_logits", "save_step", "scale_attn_weights", "position_embedding_type", "max_sequence_length"), _OLD,
+         "add_bias_logits", "extra_pos_embeddings", "save_step", "scale_attn_weights", "position_embedding_type",
+         "max_sequence_length"), _OLD,
     ),
 }  # fmt: skip
 
@@ -145,7 +146,7 @@ def check_class(settings: Mapping[str, Any], family: Family, where: Path) -> Non
     names = [str(name) for name in given] if isinstance(given, list) else []
     if not names or any(name in family.classes for name in names):
         return
-    first_part = re.split("For|LMHead", next(iter(family.classes)))[0]  # such as Bert
+    first_part = re.split("For|LMHead|MTModel", next(iter(family.classes)))[0]  # such as Bert
     if any(name.startswith(first_part) for name in names):
         raise CheckpointError(
             f"{where}: architectures={', '.join(names)[:80]} is not supported; allowed: {', '.join(family.classes)}. "

@@ -8,6 +8,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from t5x_lite.models.config import ModelConfig
 
 T = TypeVar("T")
@@ -54,6 +56,8 @@ class Family:
     prefix: the prefix of most tensor names. Files of a model without heads, such as BertModel, lack the prefix.
     kernels_turned: if true, kernels are stored as [outputs, inputs], as in torch's Linear. False for GPT-2.
     tied: a copy among their tensors -> the tensor that it must equal. Import checks the copy, then skips it.
+    computed: a tensor that our models compute -> a function that takes our ModelConfig and returns its values. Import
+        checks the tensor if the file has it; export writes it.
     ignored: regular expression -> the reason why import skips tensors with matching names.
     constants: further key of config.json -> the value that export writes.
     """
@@ -72,6 +76,7 @@ class Family:
     prefix: str = ""
     kernels_turned: bool = True
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    computed: Mapping[str, Callable[[ModelConfig], np.ndarray]] = dataclasses.field(default_factory=dict)
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -83,8 +88,8 @@ class Family:
     def ties(self, with_logits: bool = True) -> dict[str, str]:
         """Returns {name of a tied tensor: name of the tensor that it equals}.
 
-        with_logits: if false, leaves out the tensors of the output layer. Then only T5 and BART have tied tensors: the
-            copies of the embedding table in the encoder and in the decoder.
+        with_logits: if false, leaves out the tensors of the output layer. Then only text_to_text models have tied
+            tensors: the copies of the embedding table in the encoder and in the decoder.
         """
         table = self.modules["token_embedding"]
         ties = {**self.tied, "lm_head.weight": f"{table}.weight"}

@@ -319,7 +319,8 @@ def canonical_names(names: Collection[str], family: Family) -> dict[str, str]:
 
     Raises CheckpointError if two names in the file stand for the same tensor.
     """
-    known = re.compile("|".join([*patterns(family), *map(re.escape, family.tied), *family.ignored]))
+    exact = map(re.escape, (*family.tied, *family.computed))
+    known = re.compile("|".join([*patterns(family), *exact, *family.ignored]))
     out: dict[str, str] = {}
     for name in names:
         new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))

@@ -71,7 +71,7 @@ def open_directory(path: Path) -> Found:
     head_table = names.get("lm_head.weight")
     tied = head_table is None or (config.tie_embeddings and _same(weights, names, "token_embedding", family))
     if config.architecture != "encoder_only":
-        if head_table is None and says_untied and family.model_type not in ("t5", "mt5"):
+        if head_table is None and says_untied and family.model_type not in ("t5", "mt5", "umt5"):
             raise CheckpointError(f"{where} has tie_word_embeddings=false, but the tensor lm_head.weight is missing")
         config = dataclasses.replace(config, tie_embeddings=tied)
     config = _with_heads(config, family, weights, names, settings)
@@ -187,13 +187,17 @@ def tensors(
         scanned, layer = re.sub(r"layers_(\d+)", "layers", binding.path), re.search(r"layers_(\d+)", binding.path)
         return np.asarray(flat[scanned][int(layer[1])])  # type: ignore[index]
 
+    computed = {key: values(config) for key, values in family.computed.items()}
+
     def each() -> Iterator[tuple[str, np.ndarray]]:
         for key, group in grouped.items():
             group = sorted(group, key=lambda binding: binding.part or (0, 1))
             parts = [binding.theirs(value(binding)) for binding in group]
             yield key, np.concatenate(parts, axis=group[0].outputs_axis)
+        yield from computed.items()
 
-    return {key: group[0].their_shape for key, group in grouped.items()}, each()
+    stored = {key: group[0].their_shape for key, group in grouped.items()}
+    return stored | {key: values.shape for key, values in computed.items()}, each()
 
 
 def layers_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -307,6 +311,9 @@ def _account(
             rows.append(_used(original, shape, used[name], config, found.config))
         elif reason := next((r for pattern, r in family.ignored.items() if re.fullmatch(pattern, name)), ""):
             rows.append(Row(original, shape, "skipped", reason=reason))
+        elif name in family.computed:
+            _check_computed(found, name, family.computed[name](found.config))
+            rows.append(Row(original, shape, "skipped", reason="our models compute it"))
         elif source := family.ties().get(name):
             if source not in names or not np.array_equal(
                 found.weights.read(original), found.weights.read(names[source])
@@ -328,6 +335,21 @@ def _account(
             f"{unexplained[0]} ({parts}). --allow={unexplained[0]} skips it"
         )
     return rows
+
+
+def _check_computed(found: Found, name: str, expected: np.ndarray) -> None:
+    """Raises CheckpointError if a tensor differs from what our models compute, by more than rounding to bfloat16."""
+    original = found.names[name]
+    if (got := found.weights.shapes[original]) != expected.shape:
+        keys = config_keys.that_give(("d_model", "max_positions"), found.settings, found.family)
+        raise CheckpointError(
+            f"{found.path}: {original} has the shape {list(got)}; config.json makes it {list(expected.shape)} ({keys})"
+        )
+    if not np.allclose(found.weights.read(original), expected, rtol=0, atol=4e-3):
+        raise CheckpointError(
+            f"{found.path}: {original} is not {found.config.positions}; our {found.family.model_type} models compute "
+            "these positions, and cannot read others"
+        )
 
 
 def _used(name: str, shape: tuple[int, ...], bound: list[Binding], config: ModelConfig, disk: ModelConfig) -> Row:

@@ -1,4 +1,4 @@
-"""Defines the families of text_to_text models: T5, mT5, BART."""
+"""Defines the families of text_to_text models: T5, mT5, umT5, BART. translation_families.py has those like BART."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -106,6 +106,19 @@ MT5 = dataclasses.replace(  # transformers never scales mT5's logits, even if th
     classes={"MT5ForConditionalGeneration": (), "MT5Model": ()},
     read=lambda settings: _read_t5(settings, "gated-gelu") | {"logits_scale": "none"},
     write=lambda config: {"tie_word_embeddings": config.tie_embeddings},
+)
+_UMT5_BIAS = Key("{s}.block.{i}.layer.0.SelfAttention.relative_attention_bias", turned=True)
+UMT5 = dataclasses.replace(  # it scales logits by T5's rule
+    T5,
+    model_type="umt5",
+    base=dataclasses.replace(
+        MT5.base, vocab_size=presets.PRESETS["umt5_small"].vocab_size, positions="relative_per_layer"
+    ),
+    classes={"UMT5ForConditionalGeneration": (), "UMT5Model": ()},
+    modules={k: v for k, v in T5.modules.items() if k != "{s}/relative_bias"}
+    | {"{s}/layers_{i}/relative_bias": _UMT5_BIAS},
+    read=lambda settings: _read_t5(settings, "gated-gelu"),
+    ignored={},
 )
 
 
