@@ -209,14 +209,12 @@ class ModelConfig:
             kinds = ", ".join(f"{letter} ({meaning})" for letter, meaning in LAYER_KINDS.items())
             raise ConfigError(f"model.layer_pattern={self.layer_pattern!r}; it must consist of the letters {kinds}")
         if UNPOSITIONED in self.layer_pattern and self.positions != "rotary":
-            raise ConfigError(
-                f"model.layer_pattern={self.layer_pattern!r} with model.positions={self.positions!r}; only rotary "
-                f"models can have layers without positions ({UNPOSITIONED})"
-            )
+            what = f"model.layer_pattern={self.layer_pattern!r} with model.positions={self.positions!r}"
+            raise ConfigError(f"{what}; only rotary models can have layers without positions ({UNPOSITIONED})")
         if self.norm_position == "pre_but_first" and self.scan_layers:
+            lacks = "its first layer lacks a norm, and scanned layers all have the same parameters"
             raise ConfigError(
-                "model.scan_layers=True with model.norm_position=pre_but_first: the first layer has no norm before "
-                "attention, and scanned layers all have the same parameters; set scan_layers=False"
+                f"model.scan_layers=True with norm_position=pre_but_first: {lacks}; set scan_layers=False"
             )
         if self.parallel_block and self.norm_position != "pre":
             raise ConfigError(f"model.norm_position={self.norm_position!r}; it must be pre with model.parallel_block")
