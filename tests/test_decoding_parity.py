@@ -12,6 +12,13 @@ from t5x_lite.models import build
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 
 PROMPTS, LENGTH, NEW = 100, 9, 12
+QUICK = (
+    "t5",
+    "bart",
+    "pegasus",
+    "gpt2",
+    "gemma3",
+)  # one for each kind of positions and cache; each takes half a minute
 TEXT_TO_TEXT = ("t5", "umt5", "bart", "pegasus", "marian", "mbart", "m2m_100")
 
 
@@ -34,7 +41,13 @@ def padded_left(tokens, mask):
     return np.stack(rolled), np.arange(LENGTH) >= LENGTH - lengths[:, None]
 
 
-@pytest.mark.parametrize("family", [*TEXT_TO_TEXT, "gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in QUICK else pytest.mark.slow)
+        for family in (*TEXT_TO_TEXT, "gpt2", "qwen3", "gemma3")
+    ],
+)
 def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monkeypatch):
     # transformers' cache has as many layers as the encoder
     like_bart = {"max_position_embeddings": 32, "decoder_layers": 2, "forced_eos_token_id": None}
