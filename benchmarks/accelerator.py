@@ -34,7 +34,8 @@ STEPS_PER_SAMPLE = 5
 TOLERANCE = 2e-3  # of losses whose products are in bfloat16
 # Two processes share the device's memory.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+DEVICE = "import jax; d = jax.devices(); print(d[0].device_kind, len(d), jax.__version__, sep='|', end='')"
 
 
 def show(**values) -> None:
@@ -106,8 +107,8 @@ def resume(arguments: argparse.Namespace, scratch: Path) -> None:
 
     def start(name: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "t5x_lite.cli", "train", config, f"--workdir={scratch / name}", *flags]
-        flags_of_xla = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC['XLA_FLAGS']}"
-        return subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": flags_of_xla}, stdout=subprocess.DEVNULL)
+        xla_flags = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
+        return subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": xla_flags}, stdout=subprocess.DEVNULL)
 
     def losses(name: str) -> dict[int, float]:
         file = scratch / name / "metrics.jsonl"
@@ -155,9 +156,6 @@ def main() -> None:
                     show(part=part, left_out=len(parts[part]) - number)
                     break
                 run()
-
-
-DEVICE = "import jax; d = jax.devices(); print(d[0].device_kind, len(d), jax.__version__, sep='|', end='')"
 
 
 if __name__ == "__main__":

@@ -185,12 +185,10 @@ def validate(cfg: Config) -> None:
             f"eval.min_decode_tokens={cfg.eval.min_decode_tokens}: must be below "
             f"eval.max_decode_tokens={cfg.eval.max_decode_tokens}"
         )
-    if cfg.schedule.name in ("linear", "cosine") and cfg.schedule.warmup_steps >= cfg.train.total_steps:
-        raise ConfigError(
-            f"schedule.warmup_steps={cfg.schedule.warmup_steps}: must be below "
-            f"train.total_steps={cfg.train.total_steps}, or the {cfg.schedule.name} decay never begins; "
-            f"set --config.schedule.warmup_steps={cfg.train.total_steps // 10}, for example"
-        )
+    steps, warmup_steps = cfg.train.total_steps, cfg.schedule.warmup_steps
+    if cfg.schedule.name in ("linear", "cosine") and warmup_steps >= steps:
+        limit = f"must be below train.total_steps={steps} (for example {steps // 10}), or the decay never begins"
+        raise ConfigError(f"schedule.warmup_steps={warmup_steps}: {limit}")
     if cfg.data.batch_rows % cfg.train.microbatches:
         divisors = [m for m in range(1, cfg.data.batch_rows + 1) if cfg.data.batch_rows % m == 0]
         near = sorted(divisors, key=lambda m: abs(m - cfg.train.microbatches))[:2]

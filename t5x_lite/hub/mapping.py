@@ -139,9 +139,7 @@ def _same_values(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
             raise ValueError(f"{key} is missing")
     pad = settings.get("pad_token_id", family.constants.get("pad_token_id"))
     if type(pad) is int and pad >= fields["vocab_size"]:
-        logging.getLogger(__name__).warning(
-            "the default of pad_token_id, %d, is past vocab_size=%d", pad, fields["vocab_size"]
-        )
+        logging.getLogger(__name__).warning("pad_token_id=%d is ignored: vocab_size=%d", pad, fields["vocab_size"])
     start = fields.get("decoder_start_id", family.base.decoder_start_id)
     if start >= fields["vocab_size"]:  # GPT-2's id, left in the config.json of a model with a smaller vocabulary
         if settings.get(key := family.settings["decoder_start_id"]) is not None:

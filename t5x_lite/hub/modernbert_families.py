@@ -1,7 +1,7 @@
 """Defines the families ModernBERT (Warner et al. 2024) and its decoder twin (Ettin, Weller et al. 2025)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from t5x_lite.hub.family import ACTIVATIONS, Family, Key, each
@@ -62,9 +62,21 @@ def _write(config: ModelConfig, own_slot: int) -> dict[str, Any]:
 _LAYER = "model.layers.{i}"
 
 
-def _family(model_type: str, base: ModelConfig, side: str, own_slot: int, **parts: Any) -> Family:
-    """Returns the family of the encoder or the decoder. side: the name of our stack."""
-    modules: dict[str, str | Key] = {
+def _family(
+    model_type: str,
+    base: ModelConfig,
+    side: str,
+    own_slot: int,
+    modules: Mapping[str, str | Key],
+    settings: Mapping[str, str],
+    choices: Mapping[str, Any],
+    **parts: Any,
+) -> Family:
+    """Returns the family of the encoder or the decoder. side: the name of our stack.  own_slot: as in `_read`.
+
+    modules, settings, choices, parts: what the other family does not have.
+    """
+    common: dict[str, str | Key] = {
         "token_embedding": "model.embeddings.tok_embeddings",
         f"{side}/embedding_norm": "model.embeddings.norm",
         f"{side}/final_norm": "model.final_norm",
@@ -75,7 +87,6 @@ def _family(model_type: str, base: ModelConfig, side: str, own_slot: int, **part
         f"{side}/layers_{{i}}/mlp/wo": f"{_LAYER}.mlp.Wo",
         f"{side}/layers_{{i}}/mlp_norm": f"{_LAYER}.mlp_norm",
     }
-    read: Callable[[Settings], Fields] = lambda settings: _read(settings, base, own_slot)  # noqa: E731
     return Family(
         model_type=model_type,
         base=base,
@@ -92,20 +103,20 @@ def _family(model_type: str, base: ModelConfig, side: str, own_slot: int, **part
             "attention_dropout_rate": "attention_dropout",
             "classifier_dropout_rate": "classifier_dropout",
             "initializer_stddev": "initializer_range",
-            **parts.pop("settings", {}),
+            **settings,
         },
         also={"mlp_dropout": "embedding_dropout"},
         choices={
             "hidden_activation": ACTIVATIONS,
-            "norm_bias": {False: {"norm": "layer_unbiased"}, True: {"norm": "layer"}},
+            "norm_bias": {False: {"norm": "layer_no_bias"}, True: {"norm": "layer"}},
             "decoder_bias": {True: {}},
             "classifier_bias": {False: {}},
             **BIASES,
-            **parts.pop("choices", {}),
+            **choices,
         },
-        read=read,
+        read=lambda settings: _read(settings, base, own_slot),
         write=lambda config: _write(config, own_slot),
-        modules=modules | parts.pop("modules"),
+        modules={**common, **modules},
         prefix="model.",
         tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
         constants={
@@ -121,6 +132,7 @@ MODERNBERT = _family(
     dataclasses.replace(presets.PRESETS["modernbert_base"], pooling="first"),
     "encoder",
     own_slot=1,
+    settings={},
     choices={"classifier_pooling": {"cls": {"pooling": "first"}, "mean": {"pooling": "mean"}}},
     classes={
         "ModernBertForMaskedLM": ("mlm",),
@@ -156,6 +168,7 @@ MODERNBERT_DECODER = _family(
     "decoder",
     own_slot=0,
     settings={"tie_embeddings": "tie_word_embeddings", "decoder_start_id": "bos_token_id"},
+    choices={},
     classes={"ModernBertDecoderForCausalLM": (), "ModernBertDecoderModel": ()},
     modules={
         **each(

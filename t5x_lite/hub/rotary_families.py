@@ -30,8 +30,8 @@ from t5x_lite.models.config import GLOBAL, LOCAL, MODEL_KEYS, UNPOSITIONED, Mode
 # Llama and its kin ----------------------------------------------------------------------------------------------------
 
 
-def _read_llama(settings: Settings) -> Fields:
-    return heads(settings) | rope_of(settings, LLAMA.base)
+def _write_llama(config: ModelConfig) -> dict[str, Any]:
+    return {"num_key_value_heads": config.kv_heads} | write_rope(config)
 
 
 _LAYER = "model.layers.{i}"
@@ -54,8 +54,8 @@ LLAMA = Family(
         "decoder_start_id": "bos_token_id",
     },
     choices={"hidden_act": ACTIVATIONS, **BIASES},
-    read=_read_llama,
-    write=write_rope,
+    read=lambda settings: heads(settings) | rope_of(settings, LLAMA.base),
+    write=_write_llama,
     classes={"LlamaForCausalLM": (), "LlamaModel": ()},
     modules={
         "token_embedding": "model.embed_tokens",
@@ -76,40 +76,39 @@ _NO_MLP_BIAS = {field: key for field, key in LLAMA.settings.items() if field != 
 _QK_NORMS = each("decoder/layers_{i}/self_attention", f"{_LAYER}.self_attn.*_norm", query_norm="q", key_norm="k")
 
 
-def _kin(model_type: str, base: ModelConfig, name: str, read: Callable[[Settings], Fields], **changes: Any) -> Family:
-    """Returns Llama's family with changes. name: the first part of its classes' names in transformers."""
+def _kin(model_type: str, base: ModelConfig, name: str, read: Callable[..., Fields], **changes: Any) -> Family:
+    """Returns Llama's family with changes.
+
+    name: the first part of its classes' names in transformers.  read: (settings, base) -> as `Family.read` returns.
+    """
     made = {
         "model_type": model_type,
         "base": base,
-        "read": read,
+        "read": lambda settings: read(settings, base),
         "classes": {f"{name}ForCausalLM": (), f"{name}Model": ()},
     }
     return dataclasses.replace(LLAMA, **made | changes)
 
 
 # Mistral (Jiang et al. 2023): all layers have a window.
-_MISTRAL = dataclasses.replace(
-    presets.PRESETS["mistral_7b"], norm_epsilon=1e-6, max_positions=131072, decoder_start_id=1
-)
 MISTRAL = _kin(
     "mistral",
-    dataclasses.replace(_MISTRAL, local_window=4096, layer_pattern=LOCAL),
+    dataclasses.replace(presets.PRESETS["mistral_7b"], norm_epsilon=1e-6, max_positions=131072, decoder_start_id=1),
     "Mistral",
-    lambda settings: (
-        heads(settings, 8) | rope_of(settings, MISTRAL.base)
+    lambda settings, base: (
+        heads(settings, 8) | rope_of(settings, base)
         | layer_types(settings, lambda layers: LOCAL * layers, window_of(settings))
     ),
     settings=_NO_MLP_BIAS,
     choices={"hidden_act": ACTIVATIONS},
-    write=lambda config: write_rope(config) | {"sliding_window": config.local_window or None},
+    write=lambda config: _write_llama(config) | {"sliding_window": config.local_window or None},
 )  # fmt: skip
 
 
 # Qwen 2 and 2.5 (biases of queries, keys and values), Qwen 3 (norms of queries and keys)
 
 
-def _read_qwen(settings: Settings, family: Callable[[], Family], head_dim: int) -> Fields:
-    base = family().base
+def _read_qwen(settings: Settings, base: ModelConfig, head_dim: int = 0) -> Fields:
     window = window_of(settings) if setting(settings, "use_sliding_window", False) else 0
     first = count(settings, "max_window_layers", 28, least=0)
     kinds = layer_types(settings, lambda layers: GLOBAL * min(first, layers) + LOCAL * max(layers - first, 0), window)
@@ -119,7 +118,7 @@ def _read_qwen(settings: Settings, family: Callable[[], Family], head_dim: int) 
 def _write_qwen(config: ModelConfig) -> dict[str, Any]:
     kinds = config.layer_kinds(config.num_decoder_layers)
     window = {"use_sliding_window": LOCAL in kinds, "max_window_layers": kinds.find(LOCAL) if LOCAL in kinds else 28}
-    return write_rope(config) | write_layer_types(config) | window
+    return _write_llama(config) | write_layer_types(config) | window
 
 
 _QWEN: dict[str, Any] = {
@@ -129,7 +128,7 @@ QWEN2 = _kin(
     "qwen2",
     dataclasses.replace(presets.PRESETS["qwen_2_5_0_5b"], **_QWEN),
     "Qwen2",
-    functools.partial(_read_qwen, family=lambda: QWEN2, head_dim=0),
+    _read_qwen,
     settings=_NO_MLP_BIAS,
     choices={"hidden_act": ACTIVATIONS},
     write=_write_qwen,
@@ -139,7 +138,7 @@ QWEN3 = _kin(
     "qwen3",
     dataclasses.replace(presets.PRESETS["qwen_3_0_6b"], **_QWEN),
     "Qwen3",
-    functools.partial(_read_qwen, family=lambda: QWEN3, head_dim=128),
+    functools.partial(_read_qwen, head_dim=128),
     settings=_NO_MLP_BIAS,
     write=_write_qwen,
     modules={**LLAMA.modules, **_QK_NORMS},
@@ -152,7 +151,7 @@ OLMO2 = _kin(
     "olmo2",
     dataclasses.replace(presets.PRESETS["olmo_2_7b"], norm_epsilon=1e-5, max_positions=2048, rotary_base=10000.0),
     "Olmo2",
-    lambda settings: heads(settings) | rope_of(settings, OLMO2.base),
+    lambda settings, base: heads(settings) | rope_of(settings, base),
     settings=_NO_MLP_BIAS,
     modules={
         **LLAMA.modules,
@@ -167,9 +166,9 @@ OLMO2 = _kin(
 # SmolLM 3: every fourth layer has no positions. (SmolLM 2 is Llama.)
 
 
-def _read_smollm3(settings: Settings) -> Fields:
-    """Raises ValueError if a layer has both a window and positions, or neither: our layers have no such kind."""
-    layers, base = settings["num_hidden_layers"], SMOLLM3.base
+def _read_smollm3(settings: Settings, base: ModelConfig) -> Fields:
+    """Raises ValueError if a layer has a window: in SmolLM 3, it has no positions, and our layers have no such kind."""
+    layers = settings["num_hidden_layers"]
     every = count(settings, "no_rope_layer_interval", 4)
     rotated = settings.get("no_rope_layers")
     if rotated is None:
@@ -183,9 +182,9 @@ def _read_smollm3(settings: Settings) -> Fields:
 
 
 def _write_smollm3(config: ModelConfig) -> dict[str, Any]:
-    rotated = [int(kind != UNPOSITIONED) for kind in config.kinds(config.num_decoder_layers)]
+    rotated = [int(kind != UNPOSITIONED) for kind in config.layer_kinds(config.num_decoder_layers)]
     written = {"no_rope_layers": rotated, "no_rope_layer_interval": 4, "use_sliding_window": False}
-    return write_rope(config) | write_layer_types(config) | written
+    return _write_llama(config) | write_layer_types(config) | written
 
 
 SMOLLM3 = _kin(
@@ -250,17 +249,17 @@ GEMMA2 = _kin(
     "gemma2",
     dataclasses.replace(presets.PRESETS["gemma_2_2b"], decoder_start_id=2),
     "Gemma2",
-    lambda settings: _read_gemma(settings, GEMMA2.base, 2) | rope_of(settings, GEMMA2.base),
+    lambda settings, base: _read_gemma(settings, base, 2) | rope_of(settings, base),
     write=lambda config: write_rope(config) | _write_gemma(config),
     **_GEMMA,
 )
 
 
-def _read_gemma3(settings: Settings) -> Fields:
+def _read_gemma3(settings: Settings, base: ModelConfig) -> Fields:
     if settings.get("attn_logit_softcapping") is not None:
         raise ValueError("attn_logit_softcapping is not supported: transformers ignores it in this family; remove it")
     every = count(settings, "sliding_window_pattern", count(settings, "_sliding_window_pattern", 6))
-    return _read_gemma(settings, GEMMA3.base, every) | ropes_of(settings, GEMMA3.base, **_GEMMA3_BASES)
+    return _read_gemma(settings, base, every) | ropes_of(settings, base, **_GEMMA3_BASES)
 
 
 def _write_gemma3(config: ModelConfig) -> dict[str, Any]:

@@ -67,8 +67,11 @@ def _scaling(settings: Settings, rope: Settings, name: str, base: ModelConfig) -
     only: Mapping[str, tuple] = {
         "llama3": {"low_freq_factor": (1,), "high_freq_factor": (4,)},
         "linear": {},
-        "yarn": {"beta_fast": (None, 32), "beta_slow": (None, 1), "truncate": (None, True)},
-    }[kind] | ({"mscale": (None,), "mscale_all_dim": (None,), "attention_factor": (None,)} if kind == "yarn" else {})
+        "yarn": {
+            **{"beta_fast": (None, 32), "beta_slow": (None, 1), "truncate": (None, True)},
+            **dict.fromkeys(("mscale", "mscale_all_dim", "attention_factor"), (None,)),
+        },
+    }[kind]
     for key, values in only.items():
         if rope.get(key) not in values:
             given = str(rope.get(key))[:80]
@@ -96,12 +99,7 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
         if config.rotary_scaling != "linear":
             scaling["original_max_position_embeddings"] = config.rotary_original_positions
     both = {"rope_theta": config.rotary_base, **(scaling or {"rope_type": "default"})}
-    return {
-        "rope_theta": config.rotary_base,
-        "rope_scaling": scaling,
-        "rope_parameters": both,
-        "num_key_value_heads": config.kv_heads,
-    }
+    return {"rope_theta": config.rotary_base, "rope_scaling": scaling, "rope_parameters": both}
 
 
 def ropes_of(settings: Settings, base: ModelConfig, global_base: str, local_base: str) -> Fields:

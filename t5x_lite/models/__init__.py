@@ -62,12 +62,14 @@ def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, Any]
         what = f"model.module={own_code.name_of(type(module))}"
         return boxed(own_code.called(what, module.init, key, batch)["params"])
     config = module.config  # type: ignore[attr-defined]
-    lacks_norm = config.norm_position == "pre_but_first"  # in the first of its layers; so they are not scanned
+    # A model whose first layer lacks a norm cannot be scanned. The stand-in has this norm, which is dropped.
+    lacks_norm = config.norm_position == "pre_but_first"
     drawn = dataclasses.replace(config, scan_layers=True, **({"norm_position": "pre"} if lacks_norm else {}))
     params: Any = build(drawn, module.constrain).init(key, batch)["params"]  # type: ignore[attr-defined]
     params = params if config.scan_layers else unstack_layers(params)
-    for stack in ("encoder", "decoder") if lacks_norm else ():
-        params.get(stack, {}).get("layers_0", {}).pop("self_attention_norm", None)
+    if lacks_norm:
+        for stack in params.keys() & {"encoder", "decoder"}:
+            del params[stack]["layers_0"]["self_attention_norm"]
     return params
 
 

@@ -89,7 +89,6 @@ class Attention(nn.Module):
         shape, axes = (*shape[1:], config.d_model), (*axes[1:], "embed")
         bias = config.attention_bias in ("all", "out")
         self.out = dense(shape, axes, "attention_out", inputs=2, use_bias=bias)
-
         if config.qk_norm != "none":
             self.query_norm, self.key_norm = Norm(config), Norm(config)
 
@@ -97,16 +96,18 @@ class Attention(nn.Module):
         """Returns the keys and values of the sequence x_BMD, both [B, H, M, K]. The keys are rotated by `rotation`, if
         given."""
         axes = ("batch", "heads", "length", "kv")
-        key_BMHK = self.key(x_BMD)
-        if self.config.qk_norm != "none":
-            key_BMHK = self._normed(key_BMHK, self.key_norm)
-        key_BHMK = rotate(key_BMHK, rotation, self.config).swapaxes(1, 2)
+        key_BHMK = rotate(self._normed(self.key(x_BMD), "key_norm"), rotation, self.config).swapaxes(1, 2)
         return {"key": self.constrain(key_BHMK, axes), "value": self.constrain(self.value(x_BMD).swapaxes(1, 2), axes)}
 
-    def _normed(self, x_BLHK: jax.Array, norm: Norm) -> jax.Array:
-        """Returns queries or keys after `qk_norm`: over each head's dimensions, or over those of all heads."""
+    def _normed(self, x_BLHK: jax.Array, norm: str) -> jax.Array:
+        """Returns queries or keys after `qk_norm`, which is over each head's dimensions, or over those of all heads.
+
+        norm: the name of the norm's module.
+        """
+        if self.config.qk_norm == "none":
+            return x_BLHK
         width = x_BLHK.shape[-1] if self.config.qk_norm == "head" else x_BLHK.shape[-2] * x_BLHK.shape[-1]
-        return norm(x_BLHK.reshape(*x_BLHK.shape[:2], -1, width)).reshape(x_BLHK.shape)
+        return getattr(self, norm)(x_BLHK.reshape(*x_BLHK.shape[:2], -1, width)).reshape(x_BLHK.shape)
 
     def __call__(
         self,
@@ -125,10 +126,7 @@ class Attention(nn.Module):
         scope: which keys each query may attend to.
         """
         config = self.config
-        query_BLHK = self.query(x_BLD)
-        if config.qk_norm != "none":
-            query_BLHK = self._normed(query_BLHK, self.query_norm)
-        query_BLHK = rotate(query_BLHK, rotation, config)
+        query_BLHK = rotate(self._normed(self.query(x_BLD), "query_norm"), rotation, config)
         if config.scale_attention:
             query_BLHK *= (config.query_dim or config.head_dim) ** -0.5
         folded = query_BLHK.reshape(key_value["key"].shape[0], -1, *query_BLHK.shape[2:])

@@ -67,10 +67,9 @@ def attention_weights(query_BLHK: jax.Array, key_BHMK: jax.Array, shared: Shared
 
     Keys may have fewer heads than queries, as in `attend`.
     """
-    bias = shared.bias
     query_BHLK, key_BHMK = query_BLHK.swapaxes(1, 2), of_query_heads(key_BHMK, query_BLHK)
     logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
-    if bias is not None:
+    if (bias := shared.bias) is not None:
         logits_BHLM = add_shared_bias(logits_BHLM, bias) if bias.shape[0] == 1 else logits_BHLM + bias
     logits_BHLM = capped(logits_BHLM, shared.softcap)
     return jax.nn.softmax(jnp.where(mask_of(shared, is_local), logits_BHLM, MASKED), axis=-1)

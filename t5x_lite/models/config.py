@@ -22,7 +22,7 @@ ARCHITECTURES = ("text_to_text", "encoder_only", "decoder_only")
 BODIES = ("transformer", "cbow", "elmo")
 KERNELS = ("reference", "blockwise", "pallas")  # of attention; kernel NAME is in attention_NAME.py
 ATTENTION = ("auto", *KERNELS)
-NORMS = ("rms", "rms_centered", "layer", "layer_unbiased")
+NORMS = ("rms", "rms_zero_centered", "layer", "layer_no_bias")
 NORM_POSITIONS = ("pre", "post", "both", "output", "pre_but_first")
 ATTENTION_BIASES = ("none", "all", "qkv", "out")
 POSITIONS = {
@@ -64,7 +64,7 @@ class ModelConfig:
     # parts
     module: Any = field(None, "a Flax module in place of the family's own", (), takes=("config", "constrain"))  # noqa: RUF009
     body: str = field("transformer", "cbow, elmo: BERT's ancestors for comparison, encoder_only", BODIES)
-    norm: str = field("rms", "RMSNorm, with 1 + scale (Gemma), LayerNorm, without a bias (ModernBERT)", NORMS)
+    norm: str = field("rms", "kind of norm (layers.py: Norm)", NORMS)
     norm_position: str = field("pre", "where the norms of a block are (transformer.py: Block)", NORM_POSITIONS)
     qk_norm: str = field("none", "a norm on queries and keys, of each head or of all heads", ("none", "head", "all"))
     norm_epsilon: float = field(1e-6, "added to the variance in norms", POSITIVE)
@@ -87,7 +87,9 @@ class ModelConfig:
     rotary_original_positions: int = field(8192, "longest text before stretching, in tokens", AT_LEAST_ONE)
     rotary_scaling: str = field("llama3", "rule by which rotary_factor stretches wavelengths", ROTARY_SCALINGS)
     rotary_local_base: float = field(0.0, "rotary_base of the layers with a window; 0: rotary_base", NOT_NEGATIVE)
-    local_window: int = field(0, "tokens on each side, in layers of kind l (cbow: in all layers)", NOT_NEGATIVE)
+    local_window: int = field(
+        0, "layers of kind l see tokens less than this far away (cbow: up to this far)", NOT_NEGATIVE
+    )
     layer_pattern: str = field("gl", "kinds of layers in turn: g global, l local, n global without positions")
     parallel_block: bool = field(False, "attention and MLP in parallel after one norm (GPT-J)")
     share_layers: bool = field(False, "all layers of a stack share their parameters (ALBERT)")
@@ -137,13 +139,11 @@ class ModelConfig:
     def num_layers(self) -> int:
         return self.num_encoder_layers + self.num_decoder_layers
 
-    def kinds(self, layers: int) -> str:
-        """Returns the kinds of the layers of a stack with `layers` layers, one letter of LAYER_KINDS for each."""
-        return (self.layer_pattern * layers)[:layers]
-
     def layer_kinds(self, layers: int) -> str:
-        """Returns `kinds`, with global layers in place of local ones if there is no window."""
-        return self.kinds(layers) if self.local_window else self.kinds(layers).replace(LOCAL, GLOBAL)
+        """Returns the kinds of the layers of a stack with `layers` layers, one letter of LAYER_KINDS for each. Without
+        a window, local layers are global."""
+        kinds = (self.layer_pattern * layers)[:layers]
+        return kinds if self.local_window else kinds.replace(LOCAL, GLOBAL)
 
     @property
     def table_dim(self) -> int:

@@ -64,23 +64,18 @@ class EncoderOnly(nn.Module):
         if not config.heads:
             return {"hidden": hidden_BSD.astype(jnp.float32)}
         outputs: dict[str, Any] = {}
-        shared = PredictionHead(config, name="prediction_head") if config.prediction_head else None
+        has_shared = config.prediction_head
+        shared = PredictionHead(config, name="prediction_head") if has_shared else (lambda x: x)
         if config.heads_that_read(MASKED):
-            masked_BPD = rows_at(hidden_BSD, batch["mlm_positions"])
             mlm = MaskedLanguageModelHead(config, self.constrain, name="mlm")
-            outputs["mlm"] = mlm(shared(masked_BPD) if shared else masked_BPD, token_embedding)
+            outputs["mlm"] = mlm(shared(rows_at(hidden_BSD, batch["mlm_positions"])), token_embedding)
         if config.heads_that_read(TOKENS):
-            states_BSD, rate = (
-                (shared(hidden_BSD), config.head_dropout_rate) if shared else (hidden_BSD, config.dropout_rate)
-            )
-            outputs |= head_outputs(config, TOKENS, states_BSD, rate, subkey(key, 2))
+            rate = config.head_dropout_rate if has_shared else config.dropout_rate
+            outputs |= head_outputs(config, TOKENS, shared(hidden_BSD), rate, subkey(key, 2))
         if config.pooled_heads:
-            states_BED = pooled_states(config, hidden_BSD, batch)
-            pooled_BED = (
-                shared(states_BED)
-                if shared
-                else ACTIVATIONS[config.pooler_activation](square_dense(config, "pooler")(states_BED))
-            )
+            pooled_BED = shared(pooled_states(config, hidden_BSD, batch))
+            if not has_shared:
+                pooled_BED = ACTIVATIONS[config.pooler_activation](square_dense(config, "pooler")(pooled_BED))
             outputs |= example_outputs(config, pooled_BED, subkey(key, 1))
         return outputs
 

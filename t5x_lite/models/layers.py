@@ -205,9 +205,9 @@ class Norm(nn.Module):
     """Normalises the last axis of x. Statistics are float32. `config.norm` is
 
     rms: x / rms(x) · scale
-    rms_centered: x / rms(x) · (1 + scale), so that decaying the scale to 0 keeps the norm (Gemma)
+    rms_zero_centered: x / rms(x) · (1 + scale), so that decaying the scale to 0 keeps the norm (Gemma)
     layer: (x − mean) / std · scale + bias
-    layer_unbiased: (x − mean) / std · scale
+    layer_no_bias: (x − mean) / std · scale
     """
 
     config: ModelConfig
@@ -215,7 +215,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config, shape = self.config, x.shape[-1:]
-        is_centered, is_layer = config.norm == "rms_centered", config.norm.startswith("layer")
+        is_centered, is_layer = config.norm == "rms_zero_centered", config.norm.startswith("layer")
         init = nn.initializers.zeros if is_centered else nn.initializers.ones
         scale = self.param("scale", named(init, ("norm",)), shape, jnp.float32)
         y = x.astype(jnp.float32)
@@ -240,7 +240,6 @@ class Mlp(nn.Module):
         """[B, L, D] → [B, L, D]. key: for dropout; None: no dropout."""
         config = self.config
         activation = ACTIVATIONS[config.activation]
-
         dense = functools.partial(Dense, config, use_bias=config.mlp_bias, constrain=self.constrain)
 
         def widen(name: str) -> jax.Array:

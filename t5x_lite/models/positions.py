@@ -169,8 +169,9 @@ def rotary_frequencies(config: ModelConfig) -> np.ndarray:
 def rotations(positions_BL: jax.Array, config: ModelConfig) -> dict[str, Rotation]:
     """Returns, for each kind of layer, the rotation that `rotate` applies to queries and keys at positions_BL.
 
-    Layers with a window of their own base (`rotary_local_base`) are not stretched. With rotary_scaling=yarn, cosines
-    and sines are multiplied by 0.1·ln(rotary_factor) + 1, the square root of the temperature (Peng et al. 2023, §3.4).
+    If layers with a window have a base of their own (`rotary_local_base`), their wavelengths are not stretched. With
+    rotary_scaling=yarn, cosines and sines are multiplied by 0.1·ln(rotary_factor) + 1, the square root of the
+    temperature (Peng et al. 2023, §3.4).
     """
 
     def rotation(config: ModelConfig) -> Rotation:
@@ -181,12 +182,10 @@ def rotations(positions_BL: jax.Array, config: ModelConfig) -> dict[str, Rotatio
 
     by_kind = dict.fromkeys(LAYER_KINDS, rotation(config))
     if config.rotary_local_base:
-        own = dataclasses.replace(config, rotary_base=config.rotary_local_base, rotary_factor=1.0)
-        by_kind[LOCAL] = rotation(own)
+        by_kind[LOCAL] = rotation(dataclasses.replace(config, rotary_base=config.rotary_local_base, rotary_factor=1.0))
     if UNPOSITIONED in config.layer_pattern:
-        by_kind[UNPOSITIONED] = jax.tree.map(jnp.zeros_like, by_kind[GLOBAL])._replace(
-            cos=jnp.ones_like(by_kind[GLOBAL].cos)
-        )
+        cos, sin = by_kind[GLOBAL]
+        by_kind[UNPOSITIONED] = Rotation(jnp.ones_like(cos), jnp.zeros_like(sin))
     return by_kind
 
 

@@ -165,7 +165,7 @@ def modernbert(d_model: int, num_heads: int, num_layers: int, d_ff: int, **chang
             "num_heads": num_heads,
             "head_dim": d_model // num_heads,
             "num_encoder_layers": num_layers,
-            "norm": "layer_unbiased",
+            "norm": "layer_no_bias",
             "norm_position": "pre_but_first",
             "norm_epsilon": 1e-5,
             "activation": "gelu_erf",

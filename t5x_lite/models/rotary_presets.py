@@ -93,7 +93,7 @@ def gemma2(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) 
         "max_positions": 8192,
         "head_dim": 256,
         "query_dim": 256,
-        "norm": "rms_centered",
+        "norm": "rms_zero_centered",
         "norm_epsilon": 1e-6,
         "norm_position": "both",
         "activation": "gelu_tanh",

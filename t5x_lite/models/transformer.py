@@ -33,6 +33,7 @@ REMAT_POLICIES = {
 # 519 GB with the policy and 798 GB without it, and needs 31 GB instead of 84 GB.
 PRODUCTS = jax.checkpoint_policies.save_from_both_policies(REMAT_POLICIES["dots"], REMAT_POLICIES["attention"])
 
+KINDS = list(LAYER_KINDS)
 Cache = dict[str, Any]
 
 
@@ -67,7 +68,7 @@ class Block(nn.Module):
     def __call__(self, x_BLD: jax.Array, context: Context, cache: Any, key: jax.Array | None, kind: Any = 0):
         """Returns (x_BLD after the block, this layer's new cache). The new cache is None if `cache` is None.
 
-        x_BLD: [B, L, D].  key: for dropout; None: no dropout.  kind: of this layer, an index of LAYER_KINDS.
+        x_BLD: [B, L, D].  key: for dropout; None: no dropout.  kind: of this layer, an index of KINDS.
         """
         config = self.config
         self.sow(INTERMEDIATES, "hidden", x_BLD)
@@ -96,7 +97,7 @@ class Block(nn.Module):
             key_value = attention.key_value(x_BLD, rotation)
             if cache is not None:
                 key_value = new["self"] = extend(cache["self"], key_value, context.index)
-            is_local = kind == list(LAYER_KINDS).index(LOCAL)
+            is_local = kind == KINDS.index(LOCAL)
             scope = context.scope
             if isinstance(scope, Scope):
                 bias = RelativeBias(config, bidirectional=not scope.causal, name="relative_bias")()
@@ -132,7 +133,7 @@ class Block(nn.Module):
 
 def _of_kind(rotations: Mapping[str, Rotation], kind: Any) -> Rotation:
     """Returns the rotation of a layer. kind: as in `Block`; an array if layers are scanned."""
-    each = [rotations[name] for name in LAYER_KINDS]
+    each = [rotations[name] for name in KINDS]
     if not isinstance(kind, jax.Array):
         return each[kind]
     if all(rotation is each[0] for rotation in each):
@@ -190,31 +191,15 @@ class Stack(nn.Module):
         if config.positions == "relative":
             bias = RelativeBias(config, bidirectional=not self.causal, name="relative_bias")()
         records_weights = self.is_mutable_collection(INTERMEDIATES)
-        scope = Scope(
-            segment_ids_BL,
-            key_segment_ids,
-            positions_BL,
-            key_positions,
-            visible_BLM,
-            bias,
-            index,
-            window=config.local_window,
-            causal=self.causal,
-            softcap=config.attention_softcap,
-            rows_are_positions=cache is None,
-            constrain=self.constrain,
-        )
+        shared: dict[str, Any] = {"softcap": config.attention_softcap, "constrain": self.constrain}
+        shared["rows_are_positions"] = cache is None
+        rules = {"window": config.local_window, "causal": self.causal} | shared
+        places = positions_BL, key_positions
+        scope = Scope(segment_ids_BL, key_segment_ids, *places, visible_BLM, bias, index, **rules)
         encoded_scope = None
         if encoded_segment_ids_BS is not None:
             query_ids = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # samples share an encoder row
-            encoded_scope = Scope(
-                query_ids,
-                encoded_segment_ids_BS,
-                softcap=config.attention_softcap,
-                rows_are_positions=cache is None,
-                constrain=self.constrain,
-            )
-            encoded_scope = prepare(config, encoded_scope, records_weights)
+            encoded_scope = prepare(config, Scope(query_ids, encoded_segment_ids_BS, **shared), records_weights)
         context = Context(
             scope=scope if config.positions == "relative_per_layer" else prepare(config, scope, records_weights),
             encoded=encoded_BSD,
@@ -266,7 +251,7 @@ class Stack(nn.Module):
             # Inside a scan, the loop already keeps XLA from merging the recomputation with the original computation.
             policy = PRODUCTS if config.remat == "none" else REMAT_POLICIES[config.remat]
             block = nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
-        kinds = [list(LAYER_KINDS).index(kind) for kind in config.kinds(self.num_layers)]
+        kinds = [KINDS.index(kind) for kind in config.layer_kinds(self.num_layers)]
         if config.scan_layers:
             stacked: dict[Any, Any] = {INTERMEDIATES: 0} | ({} if config.share_layers else {"params": 0})
             scanned = nn.scan(
@@ -279,9 +264,8 @@ class Stack(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             name = "shared_layer" if config.share_layers else "layers"
-            return scanned(config, self.cross, self.constrain, name=name)(
-                x_BLD, context, caches, keys, np.asarray(kinds)
-            )  # fmt: skip
+            stack = scanned(config, self.cross, self.constrain, name=name)
+            return stack(x_BLD, context, caches, keys, np.asarray(kinds))
         new_caches = []
         shared = block(config, self.cross, self.constrain, name="shared_layer") if config.share_layers else None
         for i in range(self.num_layers):
