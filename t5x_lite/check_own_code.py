@@ -1,6 +1,7 @@
 """Before a run, checks the shapes that the user's own module, optimizer, schedule and loss return.
 
-jax.eval_shape calls each of these functions, so nothing is computed and no device holds an array.
+jax.eval_shape calls each of these functions, so nothing is computed and no device holds an array. Before an evaluation,
+`take_objects` checks that the config file still has the objects of the run.
 """
 
 import functools
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from t5x_lite import config, own_code
+from t5x_lite.config import Config
 from t5x_lite.errors import ConfigError
 from t5x_lite.experiment import Experiment
 from t5x_lite.heads import EXAMPLES, MASKED, TOKENS, WITH_LOSS
@@ -129,3 +132,24 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, value)) or 'nothing'}"
     return f"an array of shape {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+
+
+def take_objects(cfg: Config, loaded: Config) -> None:
+    """Replaces each reference in a run's config by the object that `loaded` has for the same key.
+
+    loaded: the config that the run's config file returns now. Raises ConfigError if `loaded` has a different object
+    for a key, or if the source of an object has changed since the run began.
+    """
+    for name, key in config.KEYS.items():
+        if key.takes and cfg[name] != config.as_data(loaded[name]) and _has_reference(cfg[name]):
+            raise ConfigError(
+                f"the run was made with {name}={cfg[name]!r}; the config file has {config.as_data(loaded[name])!r}. "
+                "Restore the file to its old state"
+            )
+        if key.takes and _has_reference(cfg[name]):
+            section, _, leaf = name.rpartition(".")
+            (cfg[section] if section else cfg)[leaf] = loaded[name]
+
+
+def _has_reference(value: Any) -> bool:
+    return any(map(own_code.is_reference, value if isinstance(value, tuple) else (value,)))

@@ -136,9 +136,9 @@ def _hint(name: str, verb: Verb) -> str:
     listed = f"`t5x-lite {verb.name} --help` lists the flags of {verb.name}"
     if not verb.takes_config:
         return listed
-    from t5x_lite import config
+    from t5x_lite import config, elsewhere
 
-    key = config.key_for(name.lstrip("-").replace("-", "_"))
+    key = elsewhere.key_for(name.lstrip("-").replace("-", "_"), config.KEYS)
     return f"did you mean --config.{key}=VALUE? {listed}" if key else listed
 
 

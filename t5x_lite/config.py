@@ -4,13 +4,11 @@ An experiment is a Python file whose `get_config()` starts from `base()` and cha
 misspelt key or a value of the wrong type raises an error. The error for a misspelt key suggests the right one.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
 import re
 import sys
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from t5x_lite import own_code, side_files
 from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.errors import ConfigError
 from t5x_lite.keys import AT_LEAST_ONE, FREE, INNER_SHARE, NOT_NEGATIVE, POSITIVE, REFUSE, SHARE, WARN, Key, Range
-from t5x_lite.lookup import suggest
 from t5x_lite.models.config import MODEL_KEYS, upgraded
 
 CODE = "code"  # entry of config.json that is not a config key
@@ -79,6 +76,8 @@ KEYS: dict[str, Key] = {
     "data.targets_length": Key(114, "tokens per row of the decoder; text-to-text only", REFUSE, AT_LEAST_ONE),
     "data.on_long": Key("truncate", "action on examples (not corpora) that exceed a row; counted", REFUSE, ON_LONG),
     "data.pack": Key(True, "puts several examples in a row"),
+    "data.join_documents": Key(True, "a corpus's rows run on from one document to the next; encoders' never do"),
+    "data.documents_per_step": Key(0, "documents in each step, whatever they fill; 0: as fit", REFUSE, NOT_NEGATIVE),
     "data.max_examples_per_row": Key(16, "most examples packed in a row; encoder-only", REFUSE, AT_LEAST_ONE),
     "data.window_stride": Key(128, "tokens from one window's start to the next's; encoder-only", REFUSE, AT_LEAST_ONE),
     "data.objective": Key("", "objective for corpora; '': the architecture's first one above", REFUSE, ANY_OBJECTIVE),
@@ -142,6 +141,7 @@ KEYS: dict[str, Key] = {
     "checkpoint.mirror": Key("", "gs://bucket/run: copy of every checkpoint; an empty workdir resumes from it", FREE),
     "checkpoint.keep_best": Key("", "TASK/METRIC: also keeps the checkpoint that is best by this metric", FREE),
     "init.checkpoint": Key("", "workdir, or DIR/checkpoints/STEP, whose parameters the run starts from", WARN),
+    "init.adapt": Key(False, "whether init.checkpoint may be of another architecture (adapted_params.py)", WARN),
     "mesh": Key("data=-1", "sizes of the mesh axes: data=2,fsdp=2,tensor=2; -1: all remaining devices", WARN),
     **{
         f"rules.{field.name}": Key(field.default, f"mesh axes that the logical axis {field.name} is sharded over", WARN)
@@ -212,13 +212,14 @@ def load(spec: str) -> Config:
     First registers the built-in tasks, then the tasks that the file defines. The file is the user's own code and always
     local. Raises ConfigError if the file does not exist, fails, or does not return a config.
     """
+    from t5x_lite import config_file_errors as errors  # only for messages
     from t5x_lite.tasks import builtin
 
     builtin.register()
     path, _, argument = spec.partition(":")
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"no config file {path!r}; {_config_files(file)}")
+        raise ConfigError(f"no config file {path!r}; {errors.config_files(file)}")
     loader_spec = importlib.util.spec_from_file_location(f"{own_code.CONFIG_MODULE}{file.stem}", file)
     if loader_spec is None or loader_spec.loader is None:
         raise ConfigError(f"config file {path!r} is not a Python file; its name must end in .py")
@@ -239,40 +240,11 @@ def load(spec: str) -> Config:
     except (AttributeError, KeyError) as error:  # ml_collections raises these for an unknown key
         match = re.search(r'"([\w.]+)" does not exist', str(error))
         if match is None:
-            raise _failed(path, error) from error
-        name, number = _key_in_source(match[1], file, error)
-        raise ConfigError(f"config file {path!r}, line {number}: " + _unknown_key(name)) from None
+            raise errors.failed(path, error) from error
+        name, number = errors.key_in_source(match[1], file, error)
+        raise ConfigError(f"config file {path!r}, line {number}: " + unknown_key(name)) from None
     except Exception as error:
-        raise _failed(path, error) from error
-
-
-def _failed(path: str, error: Exception) -> ConfigError:
-    what = f"config file {path!r} failed: {type(error).__name__}: {error}"
-    return ConfigError(what if isinstance(error, SyntaxError) else f"{what} ({own_code.where(error)})")
-
-
-def _config_files(missing: Path) -> str:
-    """Returns a hint: the config files that lie where `missing` was sought, and in the directory `configs` there."""
-    places = (missing.parent, missing.parent / "configs") if missing.parent.is_dir() else ()
-    files = [file for place in places for file in sorted(place.glob("*.py")) if _defines_config(file)]
-    near = suggest(missing.stem, [file.stem for file in files], count=1)
-    if near:
-        return f"did you mean {next(file for file in files if file.stem == near[0])}?"
-    listed = ", ".join(map(str, files[:20])) + (f", … {len(files)} in all" if len(files) > 20 else "")
-    return f"there are {listed}" if files else "give the path of a Python file with get_config()"
-
-
-def _defines_config(file: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return file.is_file() and b"def get_config(" in file.read_bytes()
-    return False
-
-
-def _key_in_source(leaf: str, file: Path, error: Exception) -> tuple[str, int]:
-    """Returns (the wrong key with its section, its line in the config file). leaf: the key's last part."""
-    frame = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file][-1]
-    match = re.search(rf"\w+\.((?:\w+\.)*{re.escape(leaf)})\b", frame.line or "")
-    return (match[1] if match else leaf), frame.lineno or 0
+        raise errors.failed(path, error) from error
 
 
 def override(cfg: Config, key: str, text: str) -> None:
@@ -281,7 +253,7 @@ def override(cfg: Config, key: str, text: str) -> None:
     Raises ConfigError if the key is unknown (the error suggests similar keys), or if `text` is not of the key's type.
     """
     if key not in KEYS:
-        raise ConfigError(_unknown_key(key))
+        raise ConfigError(unknown_key(key))
     section, _, leaf = key.rpartition(".")
     holder: Any = cfg[section] if section else cfg
     wanted = holder.get_type(leaf)
@@ -323,7 +295,7 @@ def from_json(path: Path) -> Config:
         stored["rules"].pop("keys", None)  # before 0.2, an axis of keys, which no mesh axis split by default
     for name, value in _flatten(stored).items():
         if name not in KEYS:
-            raise ConfigError(f"{path}: " + _unknown_key(name))
+            raise ConfigError(f"{path}: " + unknown_key(name))
         section, _, leaf = name.rpartition(".")
         try:
             (cfg[section] if section else cfg)[leaf] = tuple(value) if isinstance(value, list) else value
@@ -337,32 +309,11 @@ def code_in(path: Path) -> dict[str, str]:
     return dict(_stored(path).get(CODE, {}))
 
 
-def take_objects(cfg: Config, loaded: Config) -> None:
-    """Replaces each reference in a run's config by the object that `loaded` has for the same key.
-
-    loaded: the config that the run's config file returns now. Raises ConfigError if `loaded` has a different object
-    for a key, or if the source of an object has changed since the run began.
-    """
-    for name, key in KEYS.items():
-        if key.takes and cfg[name] != as_data(loaded[name]) and _has_reference(cfg[name]):
-            raise ConfigError(
-                f"the run was made with {name}={cfg[name]!r}; the config file has {as_data(loaded[name])!r}. Restore "
-                "the file to its old state"
-            )
-        if key.takes and _has_reference(cfg[name]):
-            section, _, leaf = name.rpartition(".")
-            (cfg[section] if section else cfg)[leaf] = loaded[name]
-
-
 def as_data(value: Any) -> Any:
     """Returns a key's value as config.json stores it: a function or class becomes its reference."""
     if isinstance(value, tuple):
         return tuple(map(as_data, value))
     return own_code.reference(value) if callable(value) else value
-
-
-def _has_reference(value: Any) -> bool:
-    return any(map(own_code.is_reference, value if isinstance(value, tuple) else (value,)))
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -422,28 +373,8 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def key_for(name: str) -> str:
-    """Returns the only key with this last part, or the key that a different framework calls so; "" if there is none.
-
-    >>> key_for("lr"), key_for("training.total_steps"), key_for("colour")
-    ('optimizer.learning_rate', 'train.total_steps', '')
-    """
+def unknown_key(name: str) -> str:
+    """Returns the message for an unknown key, which suggests the right one."""
     from t5x_lite import elsewhere  # only for messages
 
-    leaf = name.rpartition(".")[2].lower()
-    same = [key for key in KEYS if key.rpartition(".")[2] == leaf]
-    return elsewhere.NAMES.get(leaf) or (same[0] if len(same) == 1 else "")
-
-
-def _unknown_key(name: str) -> str:
-    """Returns the message for an unknown key. It suggests the key that `key_for` finds, or else similar ones."""
-    if key := key_for(name):
-        return f"unknown key config.{name}; use config.{key}: {KEYS[key].meaning}"
-    last = {key.rpartition(".")[2]: key for key in reversed(KEYS)}
-    near = suggest(name, KEYS) or [last[leaf] for leaf in suggest(name.rpartition(".")[2], last)]
-    hint = (
-        f"; did you mean {' or '.join('config.' + key for key in near)}?"
-        if near
-        else "; t5x_lite/config.py lists all keys"
-    )
-    return f"unknown key config.{name}{hint}"
+    return elsewhere.unknown_key(name, KEYS)

@@ -1,5 +1,11 @@
-"""Lists the names that other frameworks give to our config keys, for error messages. Names are without section."""
+"""Finds the config key that a user means by an unknown name: ours with a typing error, or another framework's."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from t5x_lite.lookup import suggest
+
+# The names that other frameworks give to our keys, without section.
 NAMES = {
     **dict.fromkeys(("lr", "peak_lr", "base_lr"), "optimizer.learning_rate"),
     **dict.fromkeys(("batch_size", "train_batch_size", "per_device_train_batch_size"), "data.batch_rows"),
@@ -28,3 +34,31 @@ NAMES = {
     **dict.fromkeys(("max_new_tokens", "generation_max_length"), "eval.max_decode_tokens"),
     **dict.fromkeys(("report_to", "use_wandb"), "wandb.mode"),
 }
+
+
+def key_for(name: str, keys: Mapping[str, Any]) -> str:
+    """Returns the only key with this last part, or the key that a different framework calls so; "" if there is none.
+
+    keys: all config keys, by full name.
+
+    >>> keys = {"train.total_steps": 1, "optimizer.learning_rate": 2}
+    >>> key_for("lr", keys), key_for("training.total_steps", keys), key_for("colour", keys)
+    ('optimizer.learning_rate', 'train.total_steps', '')
+    """
+    leaf = name.rpartition(".")[2].lower()
+    same = [key for key in keys if key.rpartition(".")[2] == leaf]
+    return NAMES.get(leaf) or (same[0] if len(same) == 1 else "")
+
+
+def unknown_key(name: str, keys: Mapping[str, Any]) -> str:
+    """Returns the message for an unknown key. It suggests the key that `key_for` finds, or else similar ones."""
+    if key := key_for(name, keys):
+        return f"unknown key config.{name}; use config.{key}: {keys[key].meaning}"
+    last = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    near = suggest(name, keys) or [last[leaf] for leaf in suggest(name.rpartition(".")[2], last)]
+    hint = (
+        f"; did you mean {' or '.join('config.' + key for key in near)}?"
+        if near
+        else "; t5x_lite/config.py lists all keys"
+    )
+    return f"unknown key config.{name}{hint}"

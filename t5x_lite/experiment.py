@@ -268,6 +268,8 @@ def _check_stride(cfg: Config, converter: convert.Converter, eval_tasks: Sequenc
         problem = "needs a decoder-only model with data.objective=full_lm, which predicts each token from all before it"
     elif cfg.eval.stride > converter.length:
         problem = f"must be at most data.length={converter.length}; otherwise tokens between two rows are not scored"
+    elif not converter.join_documents:
+        problem = "is for documents that are joined to one stream: set data.join_documents=True"
     elif not any(task.is_corpus for task in eval_tasks):
         problem = f"is for corpora, but the run evaluates {', '.join(task.name for task in eval_tasks)}"
     if problem:
@@ -349,10 +351,13 @@ def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> conver
             start_id=model.decoder_start_id,
             fairseq_marks=model.fairseq_marks,
             prompt_tokens=model.prompt_tokens,
+            join_documents=data.join_documents,
         )
     if model.architecture == "decoder_only":
         denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()
-        return convert.DecoderOnly(data.length, denoisers, data.on_long, start_id=model.decoder_start_id)
+        return convert.DecoderOnly(
+            data.length, denoisers, data.on_long, model.decoder_start_id, join_documents=data.join_documents
+        )
     from t5x_lite.data.convert_encoder import EncoderOnly
 
     return EncoderOnly(

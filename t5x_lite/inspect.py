@@ -115,7 +115,7 @@ def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Bat
                 side = "decoder" if "decoder_segment_ids" in batch else "encoder"
                 yield batch | {f"{side}_task_ids": number * (batch[f"{side}_segment_ids"] > 0).astype(np.int32)}, {}
         return
-    hosts = pipeline.stream_count(cfg.data.batch_rows)
+    hosts = 1 if cfg.data.documents_per_step else pipeline.stream_count(cfg.data.batch_rows)
     while hosts > 1 and cfg.data.batch_rows // hosts < rows:
         hosts //= 2
     stream = pipeline.train_batches(
@@ -126,6 +126,7 @@ def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Bat
         prefetch_batches=0,
         cache_dir=cfg.data.cache_dir,
         task_ids=True,
+        documents_per_step=cfg.data.documents_per_step,
         **common,
     )
     of_batch = cfg.data.batch_rows // hosts

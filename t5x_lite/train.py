@@ -125,6 +125,8 @@ def run(
                 profile.at(step)
                 with clock.span("input"):
                     batch = next(data)
+                    if data.documents:
+                        _note_documents(loggers, step, data)
                 with clock.span(span):
                     batch = sharding.put_batch(batch, on_devices.layout)
                     profile.count(experiment, batch)
@@ -235,7 +237,16 @@ def _train_batches(experiment: "Experiment", on_devices: Runtime) -> TrainBatche
         prefetch_batches=cfg.data.prefetch_batches,
         cache_dir=cfg.data.cache_dir,
         task_ids=len(experiment.tasks) > 1,
+        documents_per_step=cfg.data.documents_per_step,
     )
+
+
+def _note_documents(loggers: Loggers, step: int, data: TrainBatches) -> None:
+    """Writes to metrics.jsonl which documents the batch of a step was made from, over all processes."""
+    from t5x_lite.data import document_steps
+
+    documents = document_steps.summed(processes.gather([data.documents]))
+    loggers.note(step, {f"documents/{name}": number for name, number in documents.items()})
 
 
 def _descriptions(cfg: Any, on_devices: Runtime, training: Training) -> list[str]:

@@ -436,7 +436,9 @@ def _workdir_config(workdir: str, spec: str, overrides: Overrides) -> "Config":
     loaded = config.load(spec) if spec else None  # registers the tasks it defines
     cfg = config.from_json(Path(workdir) / "config.json")
     if loaded is not None:
-        config.take_objects(cfg, loaded)
+        from t5x_lite import check_own_code
+
+        check_own_code.take_objects(cfg, loaded)
     for key, text in overrides.items():
         config.override(cfg, key, text)
     config.validate(cfg)

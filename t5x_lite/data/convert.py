@@ -27,7 +27,7 @@ TEXT, WHICH = "text", "which_denoiser"  # of a corpus's pieces before `denoise`:
 
 
 class Converter(Protocol):
-    """Defines the methods of a converter. A converter is a frozen dataclass; its repr is its fingerprint."""
+    """Defines the methods of a converter. A converter is a frozen dataclass."""
 
     @property
     def on_long(self) -> str:
@@ -115,6 +115,7 @@ class TextToText:
     start_id: int = -1  # the first id that the decoder reads; -1: the vocabulary's pad
     fairseq_marks: bool = False  # inputs and targets begin with [CLS] (BART's <s>)
     prompt_tokens: int = 0  # pads at the start of the inputs; a trainable prompt replaces their embeddings
+    join_documents: bool = dataclasses.field(default=True, repr=False)  # of a corpus: cuts them into examples together
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("text_to_text")
@@ -123,7 +124,7 @@ class TextToText:
         return {"S": self.length, "L": self.targets_length}
 
     def corpus(self, texts, vocabulary, rng):
-        return _texts(texts, self._plan(vocabulary), vocabulary, rng)
+        return _texts(texts, self._plan(vocabulary), self.join_documents, vocabulary, rng)
 
     def denoise(self, texts, vocabulary, rng):
         inputs, targets = _corrupted(texts, self.denoisers, vocabulary, rng)
@@ -197,6 +198,7 @@ class DecoderOnly:
     denoisers: tuple[Denoiser, ...] = ()  # for a corpus; all are equally frequent; (): every token is a target
     on_long: str = "truncate"
     start_id: int = -1  # the first id that the model reads; -1: the vocabulary's pad
+    join_documents: bool = dataclasses.field(default=True, repr=False)  # of a corpus: cuts them into examples together
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("decoder_only")
@@ -206,14 +208,16 @@ class DecoderOnly:
 
     def corpus(self, texts, vocabulary, rng):
         if self.denoisers:
-            return _texts(texts, self._plan(vocabulary), vocabulary, rng)
-        rows = chunks(self.joined(texts, vocabulary), [self.length], rng)[0]
+            return _texts(texts, self._plan(vocabulary), self.join_documents, vocabulary, rng)
+        rows = _cut_up(self._documents(texts, vocabulary), [self.length], self.join_documents, rng)[0]
         return _shifted(rows, 1.0, start(self.start_id, vocabulary))
 
     def joined(self, texts: Sequence, vocabulary: Vocabulary) -> np.ndarray:
         """Returns the tokens of a corpus's texts, int32 [tokens], with an EOS behind each text that is not empty."""
-        documents = ragged.of([ids for ids in ids_of(texts, vocabulary) if len(ids)])
-        return ragged.append(documents, vocabulary.eos_id).values
+        return self._documents(texts, vocabulary).values
+
+    def _documents(self, texts: Sequence, vocabulary: Vocabulary) -> Ragged:
+        return ragged.append(ragged.of([ids for ids in ids_of(texts, vocabulary) if len(ids)]), vocabulary.eos_id)
 
     def overlapping(self, rows: Sequence[np.ndarray], context: Sequence[int], vocabulary: Vocabulary) -> Examples:
         """Returns rows of a corpus as features in which only some tokens count in the loss.
@@ -261,11 +265,29 @@ class DecoderOnly:
         return {"L": max(self.length - max_new_tokens, self.length // 2)}
 
 
-def _texts(texts: Sequence[str], plan: tuple[int, ...], vocabulary: Vocabulary, rng: np.random.Generator) -> Examples:
-    """Joins documents end to end and cuts the result into pieces. For each piece, a denoiser is drawn at random; the
-    piece has the length that `plan` gives for this denoiser."""
-    pieces, which = chunks(ragged.of(ids_of(texts, vocabulary)).values, plan, rng)
+def fingerprint(converter: Converter) -> str:
+    """Returns a text that changes whenever the converter makes other examples."""
+    is_joined = getattr(converter, "join_documents", True)  # an encoder's examples never join documents
+    return repr(converter) + ("" if is_joined else ", documents apart")
+
+
+def _texts(
+    texts: Sequence, plan: tuple[int, ...], join: bool, vocabulary: Vocabulary, rng: np.random.Generator
+) -> Examples:
+    """Cuts documents into pieces. For each piece, a denoiser is drawn at random; the piece has the length that `plan`
+    gives for this denoiser. join: as in `_cut_up`."""
+    pieces, which = _cut_up(ragged.of(ids_of(texts, vocabulary)), plan, join, rng)
     return {TEXT: pieces, WHICH: ragged.singles(which)}
+
+
+def _cut_up(
+    documents: Ragged, lengths: Sequence[int], join: bool, rng: np.random.Generator
+) -> tuple[Ragged, np.ndarray]:
+    """Cuts documents into pieces, as `chunks` does. join: whether a piece may run on into the next document."""
+    if join or not len(documents):
+        return chunks(documents.values, lengths, rng)
+    pieces, which = zip(*(chunks(documents[n], lengths, rng) for n in range(len(documents))), strict=True)
+    return ragged.concatenate(pieces), np.concatenate(which)
 
 
 def _corrupted(

@@ -42,20 +42,20 @@ def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
     epochs, index = np.divmod(np.asarray(places, np.int64), size)
     width = math.isqrt(size - 1) + 1
     height, width = np.uint64(-(-size // width)), np.uint64(width)
-    keys = _mix(epochs.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(seed))
+    keys = mixed(epochs.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(seed))
     out = index.astype(np.uint64)
     outside = np.arange(len(out))
     while len(outside):
         (row, column), row_keys = np.divmod(out[outside], width), keys[outside]
         for number in range(1, _ROUNDS + 1, 2):
-            row = (row + _mix(row_keys + column + np.uint64(number * _GOLDEN % 2**64)) % height) % height
-            column = (column + _mix(row_keys + row + np.uint64((number + 1) * _GOLDEN % 2**64)) % width) % width
+            row = (row + mixed(row_keys + column + np.uint64(number * _GOLDEN % 2**64)) % height) % height
+            column = (column + mixed(row_keys + row + np.uint64((number + 1) * _GOLDEN % 2**64)) % width) % width
         out[outside] = row * width + column
         outside = outside[out[outside] >= size]
     return out.astype(np.int64)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mixed(x: np.ndarray) -> np.ndarray:
     """Applies the finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection of uint64 with random-looking values.
 
     x: uint64 [any shape].

@@ -128,13 +128,18 @@ def pack_rows(
     pack: whether a row may hold several examples.
     shuffle: puts the rows in random order; None keeps their order.
     """
-    row_of = np.arange(count(examples))
-    if pack:
-        row_of = assign(lengths_of(examples, specs, "".join(sizes)), np.array(list(sizes.values())))
+    row_of = rows_of(examples, specs, sizes, pack)
     rows = int(row_of.max()) + 1
     if shuffle is not None:
         row_of = shuffle.permutation(rows)[row_of]
     return fill(examples, row_of, rows, specs, sizes), row_of
+
+
+def rows_of(examples: Examples, specs: Mapping[str, ArraySpec], sizes: Mapping[str, int], pack: bool) -> np.ndarray:
+    """Returns the row of each example, int64 [examples]. pack: whether a row may hold several examples."""
+    if not pack:
+        return np.arange(count(examples))
+    return assign(lengths_of(examples, specs, "".join(sizes)), np.array(list(sizes.values())))
 
 
 def _numbered(sorted_rows: np.ndarray) -> np.ndarray:

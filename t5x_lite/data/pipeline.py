@@ -22,7 +22,7 @@ import numpy as np
 from t5x_lite import batch as batches
 from t5x_lite.batch import Batch
 from t5x_lite.data import registry
-from t5x_lite.data.convert import Converter
+from t5x_lite.data.convert import Converter, fingerprint
 from t5x_lite.data.order import key
 from t5x_lite.data.prefetch import Prefetcher
 from t5x_lite.data.reader import Reader
@@ -57,7 +57,14 @@ class TrainBatches:
         self._numbers = range(shard_index * per_host, (shard_index + 1) * per_host)
         self.tasks = tuple(sorted(rates))
         readers = [Reader(rated.task, "train") for rated in sorted(mixture, key=lambda rated: rated.task.name)]
-        self._streams = {number: Stream(readers, rates, setting, number) for number in self._numbers}
+        identities = {rated.task.name: registry.identity(rated.task) for rated in mixture}
+        if setting.documents:
+            from t5x_lite.data.document_steps import DocumentStream  # few runs read whole documents
+
+            self._streams = {n: DocumentStream(*readers, setting, n, identities[self.tasks[0]]) for n in self._numbers}
+        else:
+            self._streams = {number: Stream(readers, rates, setting, number) for number in self._numbers}
+        self.documents: dict[str, int] = {}  # of the last batch, on this host, if data.documents_per_step is set
         self._rows_per_stream = batch_rows // setting.streams
         self._before = no_counts(len(rates))  # this host's share of the counts in the restored state
         self._state = self._stream_states()
@@ -65,14 +72,15 @@ class TrainBatches:
         self._prefetcher: Prefetcher | None = None
         self._fingerprint = {
             "mixture": {name: round(rate, 9) for name, rate in rates.items()},
-            "tasks": {rated.task.name: _brief(registry.identity(rated.task)) for rated in mixture},
-            "converter": repr(setting.converter),
+            "tasks": {name: _brief(identity) for name, identity in identities.items()},
+            "converter": fingerprint(setting.converter),
             "vocabulary": setting.vocabulary.fingerprint,
             "format": 4,  # version of the state and of the order of the data
             "seed": setting.seed,
             "batch_rows": batch_rows,
             "pack": setting.pack,
             "streams": setting.streams,
+            **({"documents": setting.documents} if setting.documents else {}),
         }
 
     def __iter__(self) -> "TrainBatches":
@@ -82,7 +90,7 @@ class TrainBatches:
         if self._prefetch_batches and self._prefetcher is None:
             self._prefetcher = Prefetcher(self._produce, self._prefetch_batches)
         produced = self._prefetcher.next() if self._prefetcher else self._produce()
-        batch, self._state, self._counters = produced
+        batch, self._state, self._counters, self.documents = produced
         return batch
 
     def get_state(self) -> dict:
@@ -172,12 +180,17 @@ class TrainBatches:
             stream.set_state(states[number])
         self._state = self._stream_states()
 
-    def _produce(self) -> tuple[Batch, dict[int, StreamState], list]:
-        """Makes the next batch and returns it with the state and the counters after it."""
+    def _produce(self) -> tuple[Batch, dict[int, StreamState], list, dict[str, int]]:
+        """Makes the next batch and returns it with the state and the counters after it, and with its documents."""
         pieces = [piece for stream in self._streams.values() for piece in stream.take(self._rows_per_stream)]
         batch = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         batches.check(batch, self._setting.converter.specs(), self._setting.vocabulary.size)
-        return batch, self._stream_states(), [stream.counter() for stream in self._streams.values()]
+        streams, documents = self._streams.values(), {}
+        if self._setting.documents:
+            from t5x_lite.data import document_steps
+
+            documents = document_steps.summed([stream.documents for stream in streams])
+        return batch, self._stream_states(), [stream.counter() for stream in streams], documents
 
     def _stream_states(self) -> dict[int, StreamState]:
         return {number: stream.get_state() for number, stream in self._streams.items()}
@@ -196,6 +209,7 @@ def train_batches(
     prefetch_batches: int = 2,
     cache_dir: str = "",
     task_ids: bool = False,
+    documents_per_step: int = 0,
 ) -> TrainBatches:
     """Returns an iterator over the training batches of a mixture.
 
@@ -206,10 +220,16 @@ def train_batches(
         are the same but are made faster.
     task_ids: adds the feature decoder_task_ids [BL] (encoder-only: encoder_task_ids [BS]). It is 0 on padding and 1, 2,
         … for the tasks in the order of `TrainBatches.tasks`.
+    documents_per_step: if above 0, each global batch holds the next so many documents of the only task, however many
+        rows they fill (document_steps.py).
     Raises ConfigError if the streams cannot be divided evenly among the hosts, DataError if a task has no training
     example.
     """
     streams = stream_count(batch_rows)
+    if documents_per_step:
+        from t5x_lite.data import document_steps
+
+        streams = document_steps.stream_count(batch_rows, documents_per_step, mixture)
     if streams % shard_count:
         fitting = [rows for rows in range(batch_rows, 64 * MAX_STREAMS) if stream_count(rows) % shard_count == 0]
         raise ConfigError(
@@ -223,7 +243,7 @@ def train_batches(
         from t5x_lite.data import cache
 
         caches = cache.open_all([rated.task for rated in mixture], converter, vocabulary, cache_dir)
-    setting = Setting(converter, vocabulary, seed, streams, pack, caches, task_ids)
+    setting = Setting(converter, vocabulary, seed, streams, pack, caches, task_ids, documents_per_step // streams)
     return TrainBatches(mixture, setting, batch_rows, shard_index, shard_count, prefetch_batches)
 
 

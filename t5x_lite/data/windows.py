@@ -42,6 +42,7 @@ class Setting:
     pack: bool
     caches: Mapping[str, "Cache"] = dataclasses.field(default_factory=dict)  # by task; other tasks are read from source
     task_ids: bool = False
+    documents: int = 0  # of a step, in each stream (document_steps.py); 0: as many as fill the rows
 
 
 class Position(NamedTuple):
@@ -78,7 +79,7 @@ class Feed:
         self.task, self._reader, self._setting, self._stream = reader.task, reader, setting, stream
         if not len(reader):
             raise DataError(f"task {self.task.name!r} has no training example; check the train split of its source")
-        self._window_size = max(FEWEST_TEXTS_PER_WINDOW, round(TEXTS_PER_WINDOW * share))
+        self._window_size = setting.documents or max(FEWEST_TEXTS_PER_WINDOW, round(TEXTS_PER_WINDOW * share))
         self._seed = key(setting.seed, self.task.name, "order")
         self._survives = False
         self._ordered = -1  # the block of windows whose `_places` and `_indices` are computed
@@ -103,7 +104,7 @@ class Feed:
         self._load(1)
         if self._offset:
             return self._offset in self._loaded[0].epoch_ends
-        place, size = self._elements(self._window)[0][0], len(self._reader)
+        place, size = self.elements(self._window)[0][0], len(self._reader)
         return (place - self._setting.streams) // size < place // size
 
     def epoch_ends(self, count: int) -> np.ndarray:
@@ -152,7 +153,7 @@ class Feed:
         on_long is "error".
         """
         setting, task = self._setting, self.task
-        places, indices = self._elements(window)
+        places, indices = self.elements(window)
         bad = self._reader.bad
         if task.name in setting.caches:
             examples = setting.caches[task.name].read(indices)
@@ -217,7 +218,7 @@ class Feed:
             return []
         return (np.flatnonzero((np.array(places) + streams) // size > np.array(places) // size) + 1).tolist()
 
-    def _elements(self, window: int) -> tuple[list[int], list[int]]:
+    def elements(self, window: int) -> tuple[list[int], list[int]]:
         """Returns the places of a window's elements in the task's order, and their indices in the source.
 
         It computes ORDERED_WINDOWS windows at once, which takes hardly more time than one.
