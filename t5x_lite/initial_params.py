@@ -4,6 +4,7 @@ For example, a run whose task lists (entailment, neutral, contradiction) may sta
 neutral, entailment). Then the classes in the classifier's head are put in the run's order.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,39 @@ from t5x_lite.checkpoints.loading import load_params
 from t5x_lite.errors import CheckpointError
 from t5x_lite.heads import HEADS
 from t5x_lite.models import paths, stored
+from t5x_lite.models.config import ModelConfig
 
 
-def load(source: str, params: Any, classes: tuple[str, ...]) -> tuple[Any, str]:
-    """Returns (`params` with the parameters that the checkpoint `source` has, a report of what was loaded).
+def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...], adapt: bool) -> tuple[Any, str, dict]:
+    """Returns (`params` with the parameters that the checkpoint `source` has, a report of what was loaded, the same for
+    each parameter).
 
-    classes: the run's classes, in the order of its heads' outputs. Raises CheckpointError as `load_params` does.
+    model: the run's.  classes: the run's classes, in the order of its heads' outputs.
+    adapt: whether the checkpoint may be of a model of another architecture (adapted_params.py).
+    Raises CheckpointError as `load_params` does, or if the architectures differ and `adapt` is false.
     """
-    loaded, report = load_params(source, params)
-    old_classes = classes_of(checkpoint.find(source).parents[1])
-    loaded, note = align(loaded, params, old_classes, classes)
-    return loaded, f"{report}; {note}" if note else str(report)
+    directory = checkpoint.find(source).parents[1]
+    old, origins = _model_of(directory), None
+    if old is not None and old.architecture != model.architecture:
+        if not adapt:
+            raise CheckpointError(
+                f"the model in {source} is {old.architecture}, but the run's is {model.architecture}; set "
+                "init.adapt=True to continue the one as the other"
+            )
+        from t5x_lite import adapted_params
+
+        origins = functools.partial(adapted_params.origins, old, model)
+    loaded, report = load_params(source, params, origins)
+    loaded, note = align(loaded, params, classes_of(directory), classes)
+    return loaded, f"{report}; {note}" if note else str(report), report.of_each()
+
+
+def _model_of(directory: Path) -> ModelConfig | None:
+    """Returns the model of a workdir or imported directory; None if it has no description."""
+    for place in (saved_run.directory_of(directory), directory):
+        if place is not None and side_files.is_there(place / stored.FILE):
+            return stored.read(place)
+    return None
 
 
 def align(loaded: Any, fresh: Any, old: tuple[str, ...], new: tuple[str, ...]) -> tuple[Any, str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -284,8 +285,12 @@ def _restore(
     if cfg.init.checkpoint:
         from t5x_lite import initial_params  # only for runs that start from a different model
 
-        params, report = initial_params.load(cfg.init.checkpoint, state.params, experiment.classes)
+        params, report, of_each = initial_params.load(
+            cfg.init.checkpoint, state.params, experiment.model, experiment.classes, cfg.init.adapt
+        )
         state = dataclasses.replace(state, params=params)
+        file = checkpoints.directory.parent / "initial_params.json"
+        processes.on_first(lambda: atomic.write(file, json.dumps(of_each, indent=1)))
         terminal.line(f"from {cfg.init.checkpoint}: {report}")
     elif not cfg.model.preset.endswith("_tiny"):
         terminal.line(f"random weights: model.preset={cfg.model.preset} gives only the sizes of the model")

@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from t5x_lite import side_files
@@ -16,16 +18,32 @@ from t5x_lite.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """Says from which array of a checkpoint a parameter comes.
+
+    path: the path of the array.  how: what is different about the parameter; "" if nothing is.
+    change: returns the parameter from the array.
+    """
+
+    path: str
+    how: str = ""
+    change: Callable[[jax.Array], jax.Array] = lambda array: array
+
+
+@dataclasses.dataclass(frozen=True)
 class LoadReport:
     """Tells which parameters were loaded from another run's checkpoint. Each list has paths of parameters."""
 
     loaded: list[str]
+    adapted: dict[str, str]  # {path: how}: from an array with another meaning
     fresh: list[str]  # in the model but not in the checkpoint: newly initialized
     skipped: list[str]  # in the checkpoint but not in the model
     reshaped: list[str]  # in both, with different shapes: newly initialized
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} parameters loaded"]
+        hows = list(self.adapted.values())
+        lines += [f"{hows.count(how)} adapted: {how}" for how in dict.fromkeys(hows)]
         kinds = {"fresh": "fresh", "skipped": "skipped", "reshaped": "fresh, because their shapes differ"}
         for kind, words in kinds.items():
             names = getattr(self, kind)
@@ -33,12 +51,22 @@ class LoadReport:
                 lines.append(f"{len(names)} {words}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
         return "; ".join(lines)
 
+    def of_each(self) -> dict[str, str]:
+        """Returns {path of a parameter: "loaded", "adapted: HOW" or "fresh"} for all parameters of the model."""
+        adapted = {path: f"adapted: {how}" for path, how in self.adapted.items()}
+        fresh = dict.fromkeys(self.fresh, "fresh") | dict.fromkeys(self.reshaped, "fresh, because the shapes differ")
+        return dict(sorted((dict.fromkeys(self.loaded, "loaded") | adapted | fresh).items()))
 
-def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
+
+def load_params(
+    source: str | Path, params: Any, origins: Callable[[Iterable[str], Iterable[str]], dict[str, Origin]] | None = None
+) -> tuple[Any, LoadReport]:
     """Returns `params`, in which each array is replaced by the checkpoint's array with the same path and shape, if any.
 
     source: a workdir (its newest step is used), or `WORKDIR/checkpoints/STEP`.
     params: a tree of arrays, or of ShapeDtypeStructs.
+    origins: (paths of the model, paths of the checkpoint) -> {path of a parameter: its Origin}. None: each parameter
+        comes from the array with the same path.
     Raises CheckpointError if there is no checkpoint, if it is corrupted, or if none of its arrays fits. Also raises it
     if the layers have different shapes, because then the checkpoint belongs to another model. Tables and heads may have
     different shapes, because the vocabulary or the classes may differ.
@@ -53,8 +81,10 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
         stored = paths.flatten(metadata.tree)  # pyright: ignore  (None: corrupted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it corrupted?") from error
-    shapes_differ = [p for p in model if p in stored and tuple(stored[p].shape) != model[p].shape]
-    loaded = [p for p in model if p in stored and p not in shapes_differ]
+    comes = {p: Origin(p) for p in model if p in stored} if origins is None else origins(model, stored)
+    shape_of = {p: _shape(stored[origin.path], origin) for p, origin in comes.items()}
+    shapes_differ = [p for p in comes if shape_of[p] != model[p].shape]
+    loaded = [p for p in comes if p not in shapes_differ]
     if not loaded:
         raise CheckpointError(
             f"{directory} and this model share no parameter; the checkpoint has for example "
@@ -62,27 +92,46 @@ def load_params(source: str | Path, params: Any) -> tuple[Any, LoadReport]:
             "Use a checkpoint of the same family with the same model.scan_layers"
         )
     if inner := [p for p in shapes_differ if re.search(r"(^|/)layers(_\d+)?/", p)]:
-        stored_shape, shape = list(stored[inner[0]].shape), list(model[inner[0]].shape)
+        stored_shape, shape = list(shape_of[inner[0]]), list(model[inner[0]].shape)
         raise CheckpointError(
             f"{directory} is of a different model: {len(inner)} parameters of its layers have different shapes, for "
             f"example {inner[0]}: {stored_shape} in the checkpoint, {shape} in the model. "
             "Use the model.preset and sizes of the checkpoint"
         )
-    wanted = paths.unflatten({p: abstract(model[p]) for p in loaded})
+    used = {comes[p].path: p for p in loaded}
+    wanted = {
+        path: jax.ShapeDtypeStruct(stored[path].shape, model[p].dtype, sharding=abstract(model[p]).sharding)
+        for path, p in used.items()
+    }
     arguments = ocp.args.PyTreeRestore(
-        item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        item=paths.unflatten(wanted),
+        restore_args=ocp.checkpoint_utils.construct_restore_args(paths.unflatten(wanted)),
+        partial_restore=True,
     )
     try:
-        values = paths.flatten(checkpointer.restore(directory, args=arguments))
+        arrays = paths.flatten(checkpointer.restore(directory, args=arguments))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot read {directory}: {first_line(error)}; is it corrupted?") from error
+    values = {p: _changed(arrays[comes[p].path], comes[p], model[p]) for p in loaded}
     report = LoadReport(
-        loaded,
-        fresh=[p for p in model if p not in stored],
-        skipped=[p for p in stored if p not in model],
+        [p for p in loaded if not comes[p].how],
+        {p: comes[p].how for p in loaded if comes[p].how},
+        fresh=[p for p in model if p not in comes],
+        skipped=[p for p in stored if p not in {origin.path for origin in comes.values()}],
         reshaped=shapes_differ,
     )
     return paths.unflatten(model | values), report
+
+
+def _shape(array: Any, origin: Origin) -> tuple[int, ...]:
+    """Returns the shape of a parameter that is made from `array` of a checkpoint's metadata."""
+    if not origin.how:
+        return tuple(array.shape)
+    return jax.eval_shape(origin.change, jax.ShapeDtypeStruct(array.shape, array.dtype)).shape
+
+
+def _changed(array: jax.Array, origin: Origin, parameter: Any) -> jax.Array:
+    return jax.device_put(origin.change(array), parameter.sharding) if origin.how else array
 
 
 def check_layers(workdir: Path, step: int, model: ModelConfig) -> None:
