@@ -215,12 +215,13 @@ def test_a_run_continues_another_architecture_only_if_asked(decoder, tmp_path, c
         *("train", f"--config={TINY}:bert_tiny", f"--workdir={tmp_path / 'encoder'}", *SIX, *like_gpt2),
         *(f"--config.init.checkpoint={decoder}", "--config.train.total_steps=1", "--config.schedule.warmup_steps=0"),
         *("--config.model.embedding_norm=False", "--config.optimizer.learning_rate=0"),
+        "--config.model.num_encoder_layers=2",  # both from one layer of the decoder
     ]
     assert cli.run(run) != 0
     assert "is decoder_only, but the run's is encoder_only; set init.adapt=True" in capsys.readouterr().err
     assert cli.run([*run, "--config.init.adapt=True"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    assert "adapted: encoder from decoder" in out and "fresh: " in out
+    assert "adapted: encoder from decoder, 2 layers from 1" in out and "fresh: " in out
     each = json.loads((tmp_path / "encoder" / "initial_params.json").read_text())
-    assert each["encoder/layers_0/mlp/wi/kernel"] == "adapted: encoder from decoder"
+    assert each["encoder/layers_0/mlp/wi/kernel"] == "adapted: encoder from decoder, 2 layers from 1"
     assert each["token_embedding/embedding"] == "loaded" and each["mlm/bias"] == "fresh"

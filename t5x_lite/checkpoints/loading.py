@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from t5x_lite import side_files
@@ -131,7 +132,10 @@ def _shape(array: Any, origin: Origin) -> tuple[int, ...]:
 
 
 def _changed(array: jax.Array, origin: Origin, parameter: Any) -> jax.Array:
-    return jax.device_put(origin.change(array), parameter.sharding) if origin.how else array
+    if not origin.how:
+        return array
+    # A copy: several parameters may come from one array, and a training step donates each parameter's memory.
+    return jax.device_put(jnp.copy(origin.change(array)), parameter.sharding)
 
 
 def check_layers(workdir: Path, step: int, model: ModelConfig) -> None:

@@ -21,7 +21,7 @@ from t5x_lite.data.windows import Feed, Position, Setting, denoised
 from t5x_lite.errors import ConfigError
 
 HASHES = 2**48  # a sum of hashes modulo this number is exact in JSON's numbers
-FEWEST_ROWS_PER_STREAM = 8  # with fewer, the documents of a stream fill its rows too unevenly
+FEWEST_ROWS_PER_STREAM = 16  # with fewer, the documents of a stream fill its rows too unevenly
 
 
 class DocumentStream:
