@@ -150,8 +150,8 @@ def test_a_step_s_documents_are_those_of_one_task():
             registry.mixture("two"), CONVERTERS["decoder_only"], VOCABULARY,
             batch_rows=16, seed=0, documents_per_step=8,
         )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"data.batch_rows=16 has 2 streams of rows, and 2 is not divisible by the 4"):
-        train("decoder_only", rows=16, shard_count=4)
+    with pytest.raises(ConfigError, match=r"data.batch_rows=32 has 2 streams of rows, and 2 is not divisible by the 4"):
+        train("decoder_only", rows=32, shard_count=4)
 
 
 # ----------------------------------------------------------------------------------------------- documents apart
