@@ -369,3 +369,21 @@ def test_a_hung_process_ends_and_says_where_it_hung(tmp_path):
     assert process.returncode == 75, output
     assert "no progress for" in output and "(train.hang_s) after step" in output
     assert "run_recording_batches.py" in output and "in recorded" in output  # the stacks
+
+
+@pytest.mark.slow
+def test_two_processes_read_the_documents_of_one(tmp_path):
+    """Each process reads half of a step's documents; metrics.jsonl has the hash of all."""
+    flags = ["--config.data.mixture=tiny_corpus", "--config.data.batch_rows=32", "--config.data.documents_per_step=8"]
+    flags.append("--config.train.total_steps=3")
+    assert cli.run(["train", CONFIG, *FLAGS, *flags, f"--workdir={tmp_path / 'one'}"]) == 0
+    process = two(tmp_path / "two", tmp_path / "log", *flags)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    found = []
+    for name in ("one", "two"):
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        found.append(
+            [(row["step"], row["documents/count"], row["documents/hash"]) for row in rows if "documents/hash" in row]
+        )
+    assert found[0] == found[1] and [(step, count) for step, count, _ in found[0]] == [(1, 8), (2, 8), (3, 8)]
