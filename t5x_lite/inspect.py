@@ -77,7 +77,7 @@ def describe(experiment: Experiment, rows: int, split: str) -> dict[str, Any]:
     first, counts = batches[0][0], batches[-1][1]
     sides = [name for name in first if name.endswith("segment_ids")]
     stacked = {name: np.concatenate([batch[name] for batch, _ in batches]) for name in sides}
-    filled = stacked[sides[0]].any(axis=1)  # the last batch of an evaluation has empty rows
+    filled = stacked[sides[0]].any(axis=1) | (split == "train")  # the last batch of an evaluation has empty rows
     segments = [array[filled] for array in stacked.values()]
     per_row = float(segments[0].max(axis=1).mean())
     shown = itertools.islice(((batch, row) for batch, _ in batches for row in range(len(batch[sides[0]]))), rows)
@@ -141,7 +141,8 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
 
     rate: the task's share of the examples.
     length: {side (encoder, decoder): percentiles of the tokens per example}.
-    padding: share of padding; a row's padding is divided among its examples in proportion to their tokens.
+    padding: share of padding; a row's padding is divided among its examples in proportion to their tokens, that of
+        empty rows (data.documents_per_step) among the tasks by their rates.
     run: the examples, the epochs and the tokens (encoder plus decoder) of this task in all steps of the run.
     """
     cfg, mixture = experiment.cfg, sorted(experiment.mixture, key=lambda rated: rated.task.name)
@@ -154,10 +155,11 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
         both = np.sum(list(length_of.values()), axis=0)
         room = sum(batch[f"{side}_segment_ids"].shape[1] for side in sides)
         part = (room - both.sum(axis=1, keepdims=True)) * both / np.maximum(both.sum(axis=1, keepdims=True), 1)
-        for number, (task, _) in enumerate(mixture, 1):
+        empty = room * int((both.sum(axis=1) == 0).sum())
+        for number, (task, rate) in enumerate(mixture, 1):
             is_of = task_of == number
             tokens[task.name] += int(both[is_of].sum())
-            padding[task.name] += float(part[is_of].sum())
+            padding[task.name] += float(part[is_of].sum()) + rate * empty
             for side in sides:
                 lengths[task.name][side] += length_of[side][is_of].tolist()
     total_examples = cfg.train.total_steps * cfg.data.batch_rows * per_row

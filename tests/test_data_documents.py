@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from t5x_lite import cli
+from t5x_lite import cli, config, experiment, inspect
 from t5x_lite.data import document_steps, pipeline, registry, sources
 from t5x_lite.data.convert import DecoderOnly, TextToText
 from t5x_lite.data.convert_encoder import EncoderOnly
@@ -223,3 +223,16 @@ def test_a_run_writes_the_documents_of_each_step_also_after_a_resume(tmp_path, c
     assert rows["whole"] == rows["parts"]
     assert [row["step"] for row in rows["whole"]] == [1, 2, 3, 4, 5]
     assert all(row["documents/count"] == 8 and row["documents/left_out"] == 0 for row in rows["whole"])
+
+
+def test_inspect_counts_the_epochs_of_documents_and_the_padding_of_empty_rows():
+    cfg = config.base()
+    cfg.model.preset, cfg.data.mixture, cfg.data.vocabulary = "gpt2_tiny", "letters", "bytes"
+    cfg.data.batch_rows, cfg.data.length, cfg.data.documents_per_step = 64, 48, DOCUMENTS
+    cfg.train.total_steps = 15
+    description = inspect.describe(experiment.resolve(cfg), 1, "train")
+    (task,) = description["tasks"]
+    assert task["run"]["epochs"] == pytest.approx(15 * DOCUMENTS / SIZE, rel=0.1)
+    tokens = sum(len(ids) + 1 for ids in VOCABULARY.encode([d["text"] for d in documents("train")]))
+    filled = tokens / SIZE * DOCUMENTS / (64 * 48)
+    assert description["padding"] == pytest.approx(1 - filled, abs=0.1) == task["padding"]
