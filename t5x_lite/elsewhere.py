@@ -54,7 +54,7 @@ def unknown_key(name: str, keys: Mapping[str, Any]) -> str:
     """Returns the message for an unknown key. It suggests the key that `key_for` finds, or else similar ones."""
     if key := key_for(name, keys):
         return f"unknown key config.{name}; use config.{key}: {keys[key].meaning}"
-    last = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    last = {key.rpartition(".")[2]: key for key in reversed(list(keys))}
     near = suggest(name, keys) or [last[leaf] for leaf in suggest(name.rpartition(".")[2], last)]
     hint = (
         f"; did you mean {' or '.join('config.' + key for key in near)}?"

@@ -58,12 +58,14 @@ class TrainBatches:
         self.tasks = tuple(sorted(rates))
         readers = [Reader(rated.task, "train") for rated in sorted(mixture, key=lambda rated: rated.task.name)]
         identities = {rated.task.name: registry.identity(rated.task) for rated in mixture}
-        if setting.documents:
-            from t5x_lite.data.document_steps import DocumentStream  # few runs read whole documents
+        self._streams: dict[int, Any] = {}  # of Stream or of DocumentStream
+        for number in self._numbers:
+            if setting.documents:
+                from t5x_lite.data.document_steps import DocumentStream  # few runs read whole documents
 
-            self._streams = {n: DocumentStream(*readers, setting, n, identities[self.tasks[0]]) for n in self._numbers}
-        else:
-            self._streams = {number: Stream(readers, rates, setting, number) for number in self._numbers}
+                self._streams[number] = DocumentStream(readers[0], setting, number, identities[self.tasks[0]])
+            else:
+                self._streams[number] = Stream(readers, rates, setting, number)
         self.documents: dict[str, int] = {}  # of the last batch, on this host, if data.documents_per_step is set
         self._rows_per_stream = batch_rows // setting.streams
         self._before = no_counts(len(rates))  # this host's share of the counts in the restored state
