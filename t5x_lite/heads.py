@@ -106,6 +106,7 @@ HEADS: dict[str, Head] = {
         positions="span_starts",
         dropout=False,
     ),
+    "rtd": Head(reads=TOKENS, is_supervised=False),  # a logit per token: was it replaced? (ELECTRA) No loss yet.
     "nsp": Head(
         outputs=2,
         arrays=POOLED

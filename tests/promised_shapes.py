@@ -18,6 +18,7 @@ OUTPUTS = {  # of models, by head, and the arrays of a batch that give their siz
     "lm": Float32[Array, "B L V"],
     "mlm": Float32[Array, "B P V"],
     "token_classification": Float32[Array, "B S C"],
+    "rtd": Float32[Array, "B S"],
     "span": Float32[Array, "B S 2"],
     "nsp": Float32[Array, "B E 2"],
     "classification": Float32[Array, "B E C"],

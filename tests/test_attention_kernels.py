@@ -233,5 +233,5 @@ def test_auto_goes_by_length_and_a_named_kernel_may_refuse(
     if accepted:
         assert attention.prepare(named, scope).kernel is attention_pallas.KERNEL
     else:
-        with pytest.raises(ConfigError, match=r"model.attention='pallas'.*(256|16384).*use auto or blockwise"):
+        with pytest.raises(ConfigError, match=r"model.attention='pallas'.*(256|16384).*use auto"):
             attention.prepare(named, scope)

@@ -28,11 +28,11 @@ def loss(config, params, batch, key=None):
     return sum(jnp.sum(x * jnp.sin(jnp.arange(x.size)).reshape(x.shape)) for x in outputs.values())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "deberta"])
 def test_who_sees_whom(family):
     """By gradient: output l depends on token m iff both are in one segment and, in a decoder, m ≤ l."""
     # every position reads its own row of the table, and the table makes no logits
-    config = dataclasses.replace(FAMILIES[family], vocab_size=64, tie_embeddings=False, heads=())
+    config = dataclasses.replace((FAMILIES | OTHERS)[family], vocab_size=64, tie_embeddings=False, heads=())
     batch = random_batch(config, segments=((5, 3),))
     length = batch["encoder_segment_ids"].shape[1]
     batch["encoder_input_tokens"] = np.arange(length, dtype=np.int32)[None]
@@ -60,7 +60,7 @@ def test_who_sees_whom(family):
         np.testing.assert_array_equal(seen_LV[real][:, :length], same)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "gemma_2", "gemma_3", "m2m_100", "umt5"])
+@pytest.mark.parametrize("family", [*FAMILIES, "deberta", "gemma_2", "gemma_3", "m2m_100", "umt5"])
 def test_packed_equals_unpacked(family):
     config = dataclasses.replace((FAMILIES | OTHERS)[family], heads=())
     params = random_params(config)
@@ -87,7 +87,7 @@ def test_pooled_heads_packed_equal_unpacked(family):
         np.testing.assert_allclose(a[head][0, :2], b[head][:, 0], rtol=1e-5, atol=1e-5, err_msg=head)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "gemma_3", "smollm_3", "umt5"])
+@pytest.mark.parametrize("family", [*FAMILIES, "deberta", "electra", "gemma_3", "smollm_3", "umt5"])
 def test_scanned_equals_unrolled(family):
     config = (FAMILIES | OTHERS)[family]
     scanned = dataclasses.replace(config, scan_layers=True)
@@ -106,11 +106,12 @@ def test_scanned_equals_unrolled(family):
         ("bert", "dots_no_batch", False),
         ("gpt2", "dots", True),
         ("gpt2", "none", True),
+        ("deberta", "full", True),
     ],
 )
 def test_scan_and_remat_change_no_number_in_training(family, remat, scan_layers):
     """Values and gradients with dropout equal the plain model's."""
-    config = dataclasses.replace(FAMILIES[family], dropout_rate=0.3, attention_dropout_rate=0.2)
+    config = dataclasses.replace((FAMILIES | OTHERS)[family], dropout_rate=0.3, attention_dropout_rate=0.2)
     attention = "blockwise" if remat == "attention" else "reference"
     changed = dataclasses.replace(config, remat=remat, scan_layers=scan_layers, attention=attention)
     params, batch, key = random_params(config), random_batch(config), jax.random.key(8, impl="unsafe_rbg")
@@ -235,9 +236,9 @@ def test_random_bits_are_even_and_independent_of_neighbours_rows_and_keys():
     assert 0.5 < (z**2).mean() < 1.6
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "deberta"])
 def test_bfloat16_stays_close_and_returns_float32(family):
-    config = dataclasses.replace(FAMILIES[family], scan_layers=family != "t5")
+    config = dataclasses.replace((FAMILIES | OTHERS)[family], scan_layers=family != "t5")
     params, batch = random_params(config), random_batch(config)
     exact = forward(config, params, batch)
     rough = forward(dataclasses.replace(config, dtype="bfloat16"), params, batch)

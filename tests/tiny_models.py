@@ -38,6 +38,10 @@ FAMILIES: dict[str, ModelConfig] = {
 OTHERS: dict[str, ModelConfig] = {
     "roberta": preset("roberta_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
     "distilbert": preset("distilbert_base", **SIZES, **NO_DROPOUT, max_positions=32, num_encoder_layers=2),
+    "electra": preset("electra_small_discriminator", **SIZES, **NO_DROPOUT, embedding_dim=8, num_encoder_layers=2),
+    "deberta": preset(
+        "deberta_v3_base", **SIZES, **NO_DROPOUT, relative_buckets=6, relative_max_distance=5, num_encoder_layers=2
+    ),
     "gpt_neo": preset("gpt_neo_125m", **SIZES, max_positions=64, local_window=3, num_decoder_layers=2),
     "modernbert": preset("modernbert_base", **SIZES, local_window=3, pooling="mean", num_encoder_layers=2),
     "gemma_2": preset("gemma_2_2b", **SIZES, query_dim=5, local_window=3, num_kv_heads=1, num_decoder_layers=3),

@@ -11,11 +11,13 @@ from typing import Any, TypedDict
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.attention_devices import by_heads, by_positions, with_biases_by_heads
+from t5x_lite.models.attention_disentangled import DisentangledBias
 from t5x_lite.models.attention_reference import attention_weights
 from t5x_lite.models.attention_scope import Dropout, Kernel, Scope
 from t5x_lite.models.config import ModelConfig
@@ -60,10 +62,11 @@ def prepare(config: ModelConfig, scope: Scope, records_weights: bool = False) ->
         name = "reference"
     elif name == "auto":
         size = scope.query_segment_ids_BL.shape[1] * scope.key_segment_ids_BM.shape[1]
-        name = "blockwise" if size >= BLOCKWISE_FROM else "reference"
+        is_long = size >= BLOCKWISE_FROM and not kernel("blockwise").refusal(scope, config.head_dim)
+        name = "blockwise" if is_long else "reference"
     chosen = kernel(name)
     if reason := chosen.refusal(scope, config.head_dim):
-        raise ConfigError(f"model.attention={name!r}: {reason}; use auto or blockwise")
+        raise ConfigError(f"model.attention={name!r}: {reason}; use auto")
     return Prepared(chosen.prepare(with_biases_by_heads(scope)), chosen)
 
 
@@ -99,6 +102,25 @@ class Attention(nn.Module):
         key_BHMK = rotate(self._normed(self.key(x_BMD), "key_norm"), rotation, self.config).swapaxes(1, 2)
         return {"key": self.constrain(key_BHMK, axes), "value": self.constrain(self.value(x_BMD).swapaxes(1, 2), axes)}
 
+    def queries(self, x_BLD: jax.Array, rotation: Rotation | None = None) -> jax.Array:
+        """Returns the queries of the sequence x_BLD, [B, L, H, K], rotated and scaled.
+
+        With disentangled positions, a logit is the sum of three products, and sqrt(3) divides it, too.
+        """
+        config = self.config
+        query_BLHK = rotate(self._normed(self.query(x_BLD), "query_norm"), rotation, config)
+        if config.scale_attention:
+            products = 3 if config.positions == "disentangled" else 1
+            query_BLHK *= (products * (config.query_dim or config.head_dim)) ** -0.5
+        return query_BLHK
+
+    def of_distances(self, vectors_ND: jax.Array) -> DisentangledBias:
+        """Returns what the layer's queries and keys of tokens multiply, given the vectors of N buckets of distances."""
+        query_1NHK, key_1NHK = self.queries(vectors_ND[None]), self._normed(self.key(vectors_ND[None]), "key_norm")
+        key_1NHK = jnp.repeat(key_1NHK, self.config.num_heads // self.config.kv_heads, axis=2)
+        query_HNK, key_HNK = (x_1NHK[0].swapaxes(0, 1) for x_1NHK in (query_1NHK, key_1NHK))
+        return DisentangledBias(query_HNK, key_HNK, self.config.relative_max_distance)
+
     def _normed(self, x_BLHK: jax.Array, norm: str) -> jax.Array:
         """Returns queries or keys after `qk_norm`, which is over each head's dimensions, or over those of all heads.
 
@@ -126,9 +148,7 @@ class Attention(nn.Module):
         scope: which keys each query may attend to.
         """
         config = self.config
-        query_BLHK = rotate(self._normed(self.query(x_BLD), "query_norm"), rotation, config)
-        if config.scale_attention:
-            query_BLHK *= (config.query_dim or config.head_dim) ** -0.5
+        query_BLHK = self.queries(x_BLD, rotation)
         folded = query_BLHK.reshape(key_value["key"].shape[0], -1, *query_BLHK.shape[2:])
         folded = self.constrain(folded, ("batch", "length", "heads", "kv"))
         arrays = by_heads(folded, key_value["key"], key_value["value"], self.constrain)

@@ -16,7 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from t5x_lite.models.attention_parts import by_layer, folded, padded, visible_blocks, with_biases
-from t5x_lite.models.attention_scope import MASKED, SAVED, Dropout, Kernel, Scope
+from t5x_lite.models.attention_scope import MASKED, SAVED, Dropout, Kernel, Scope, no_vectors
 from t5x_lite.models.layers import is_kept
 from t5x_lite.models.positions import toeplitz
 from t5x_lite.models.projection import capped
@@ -98,7 +98,7 @@ def attend(
     return heads_BGRLK[:, :, :, :L].reshape(B, H, L, K).swapaxes(1, 2)
 
 
-KERNEL = Kernel(with_biases, attend)
+KERNEL = Kernel(with_biases, attend, no_vectors)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -44,9 +44,9 @@ def by_positions(heads_BLHK: jax.Array, H: int, constrain: Constrain) -> jax.Arr
 
 
 def with_biases_by_heads(scope: Scope) -> Scope:
-    """Returns the scope with a table of biases for the heads that `by_heads` returns, split as they are."""
-    if scope.bias is None:
-        return scope
-    values_HN = padded(scope.bias.values_HN, 0, scope.constrain.parts(HEADS))
-    bias = dataclasses.replace(scope.bias, values_HN=scope.constrain(values_HN, (HEADS, None)))
-    return dataclasses.replace(scope, bias=bias)
+    """Returns the scope with biases for the heads that `by_heads` returns, split as they are."""
+
+    def of_heads(x: jax.Array) -> jax.Array:
+        return scope.constrain(padded(x, 0, scope.constrain.parts(HEADS)), (HEADS, *[None] * (x.ndim - 1)))
+
+    return dataclasses.replace(scope, bias=jax.tree.map(of_heads, scope.bias))

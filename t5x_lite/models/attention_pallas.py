@@ -20,7 +20,7 @@ from jax.experimental.pallas import triton
 from t5x_lite.models import pallas_kernels
 from t5x_lite.models.attention_devices import HEADS
 from t5x_lite.models.attention_parts import by_layer, folded, padded, visible_blocks, with_biases
-from t5x_lite.models.attention_scope import SAVED, Dropout, Kernel, Scope
+from t5x_lite.models.attention_scope import SAVED, Dropout, Kernel, Scope, no_vectors
 from t5x_lite.models.layers import Constrain
 from t5x_lite.models.pallas_kernels import Backend, Call, reads, slots
 from t5x_lite.models.positions import toeplitz
@@ -97,6 +97,8 @@ def attend(
 def refusal(scope: Scope, head_dim: int) -> str:
     """Returns why the kernels cannot run on the devices of this process; "" if they can."""
     platform = jax.default_backend()
+    if reason := no_vectors(scope, head_dim):
+        return reason
     if scope.softcap:
         return f"its kernels cannot bound logits, and model.attention_softcap={scope.softcap}"
     longest = max(ids.shape[1] for ids in (scope.query_segment_ids_BL, scope.key_segment_ids_BM))

@@ -10,6 +10,7 @@ from jax import lax
 
 from t5x_lite.models.attention_scope import Dropout, Scope
 from t5x_lite.models.layers import is_kept
+from t5x_lite.models.positions import BiasTable
 
 
 def of_query_heads(x_BHMK: jax.Array, query_BLHK: jax.Array) -> jax.Array:
@@ -52,7 +53,7 @@ def with_biases(scope: Scope) -> tuple[Scope, jax.Array | None]:
     Entry o is the bias of relative position o − (L − 1).
     """
     L, M = scope.query_segment_ids_BL.shape[1], scope.key_segment_ids_BM.shape[1]
-    return scope, None if scope.bias is None else scope.bias.at(np.arange(1 - L, M))
+    return scope, scope.bias.at(np.arange(1 - L, M)) if isinstance(scope.bias, BiasTable) else None
 
 
 def visible_blocks(counts: tuple[int, int], sizes: tuple[int, int], causal: bool, window: int) -> np.ndarray:

@@ -8,9 +8,10 @@ from flax import struct
 from jax import lax
 
 from t5x_lite.models import layers
+from t5x_lite.models.attention_disentangled import DisentangledBias
 from t5x_lite.models.attention_parts import of_query_heads
 from t5x_lite.models.attention_scope import MASKED, Dropout, Kernel, Scope
-from t5x_lite.models.positions import bias_between, bias_of_rows
+from t5x_lite.models.positions import BiasTable, bias_between, bias_of_rows
 from t5x_lite.models.projection import capped
 
 
@@ -32,21 +33,22 @@ class Shared:
     """Holds the masks and biases that the reference kernel makes from a Scope, for every pair of a query and a key.
 
     mask_B1LM: the mask of layers without a window.  near_B1LM: the mask of layers with a window.
-    bias: [1, H, L, M], or [B, H, L, M] if the rows of the batch differ (cached decoding).
+    bias: [1, H, L, M], or [B, H, L, M] if the rows of the batch differ (cached decoding); or a DisentangledBias, from
+        which queries and keys make it.
     """
 
     mask_B1LM: jax.Array
-    bias: jax.Array | None = None
+    bias: jax.Array | DisentangledBias | None = None
     near_B1LM: jax.Array | None = None
     softcap: float = struct.field(pytree_node=False, default=0.0)
 
 
 def prepare(scope: Scope) -> Shared:
     """Returns the masks and the bias of a scope."""
-    bias = None
-    if scope.bias is not None and scope.rows_are_positions:
+    bias: Any = scope.bias
+    if isinstance(scope.bias, BiasTable) and scope.rows_are_positions:
         bias = bias_of_rows(scope.bias, scope.query_segment_ids_BL.shape[1], scope.key_segment_ids_BM.shape[1])
-    elif scope.bias is not None:
+    elif isinstance(scope.bias, BiasTable):
         assert scope.query_positions_BL is not None and scope.key_positions_BM is not None
         bias = bias_between(scope.bias, scope.query_positions_BL, scope.key_positions_BM)
     if scope.visible_BLM is None:
@@ -69,7 +71,9 @@ def attention_weights(query_BLHK: jax.Array, key_BHMK: jax.Array, shared: Shared
     """
     query_BHLK, key_BHMK = query_BLHK.swapaxes(1, 2), of_query_heads(key_BHMK, query_BLHK)
     logits_BHLM = jnp.einsum("BHLK,BHMK->BHLM", query_BHLK, key_BHMK, preferred_element_type=jnp.float32)
-    if (bias := shared.bias) is not None:
+    if isinstance(shared.bias, DisentangledBias):
+        logits_BHLM += shared.bias.between(query_BLHK, key_BHMK)
+    elif (bias := shared.bias) is not None:
         logits_BHLM = add_shared_bias(logits_BHLM, bias) if bias.shape[0] == 1 else logits_BHLM + bias
     logits_BHLM = capped(logits_BHLM, shared.softcap)
     return jax.nn.softmax(jnp.where(mask_of(shared, is_local), logits_BHLM, MASKED), axis=-1)

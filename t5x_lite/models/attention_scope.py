@@ -1,4 +1,4 @@
-"""What a kernel of attention gets: segment ids, positions, the window and the table of relative biases."""
+"""What a kernel of attention gets: segment ids, positions, the window and the relative biases."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
+from t5x_lite.models.attention_disentangled import DisentangledBias
 from t5x_lite.models.layers import Constrain, unconstrained
 from t5x_lite.models.positions import BiasTable
 
@@ -24,7 +25,8 @@ class Scope:
 
     visible_BLM: bool, True where a query may attend to a slot. If given, it replaces the rules for segments and
         `causal`. Beam search needs it if beams share a cache.
-    bias: the table of biases, from which relative positions select what is added to the logits; None: no bias.
+    bias: what is added to the logits; None: nothing. A BiasTable has a number for each relative position. A
+        DisentangledBias has vectors, which the layer's queries and keys multiply.
     rows_are_positions: whether l − m, for a query l and a key m of one segment, equals the difference of their
         positions. With a cache, it does not.
     constrain: divides a kernel over devices.
@@ -35,7 +37,7 @@ class Scope:
     query_positions_BL: jax.Array | None = None
     key_positions_BM: jax.Array | None = None
     visible_BLM: jax.Array | None = None
-    bias: BiasTable | None = None
+    bias: BiasTable | DisentangledBias | None = None
     index: Any = 0
     window: int = struct.field(pytree_node=False, default=0)  # 0: no window
     causal: bool = struct.field(pytree_node=False, default=False)
@@ -61,6 +63,13 @@ class Dropout(NamedTuple):
 
 def no_refusal(scope: Scope, head_dim: int) -> str:
     """Returns "": the kernel computes attention of every scope on every platform."""
+    return ""
+
+
+def no_vectors(scope: Scope, head_dim: int) -> str:
+    """Returns why a kernel that adds only biases from a table cannot compute attention of the scope; "" if it can."""
+    if isinstance(scope.bias, DisentangledBias):
+        return "it cannot add model.positions=disentangled, which depend on queries and keys"
     return ""
 
 

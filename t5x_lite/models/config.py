@@ -33,8 +33,10 @@ POSITIONS = {
     "sinusoidal_halves": "the same, all sines before all cosines (Marian, Pegasus)",
     "sinusoidal_fairseq": "as halves, with fairseq's wavelengths (M2M-100)",
     "rotary": "rotations of queries and keys",
+    "disentangled": "vectors of distances, which queries and keys multiply as they multiply tokens (DeBERTa)",
 }
 ROTARY_SCALINGS = ("llama3", "linear", "yarn")
+ACTIVATIONS = ("relu", "gelu_tanh", "gelu_erf", "silu")
 POOLINGS = ("first", "mean")
 INITIALIZERS = ("t5", "normal", "normal_residual", "glorot")
 REMAT = ("none", "full", "attention", "dots", "dots_no_batch")
@@ -68,18 +70,16 @@ class ModelConfig:
     norm_position: str = field("pre", "where the norms of a block are (transformer.py: Block)", NORM_POSITIONS)
     qk_norm: str = field("none", "a norm on queries and keys, of each head or of all heads", ("none", "head", "all"))
     norm_epsilon: float = field(1e-6, "added to the variance in norms", POSITIVE)
-    activation: str = field("relu", "activation of the MLPs", ("relu", "gelu_tanh", "gelu_erf", "silu"))
+    activation: str = field("relu", "activation of the MLPs", ACTIVATIONS)
     gated_mlp: bool = field(False, "activation(x·wi_0) * (x·wi_1) instead of activation(x·wi)")
     num_kv_heads: int = field(0, "key and value heads, shared by groups of queries (Llama); 0: num_heads", NOT_NEGATIVE)
     attention_bias: str = field("none", "attention's dense layers with biases; qkv: all but out", ATTENTION_BIASES)
     mlp_bias: bool = field(False, "biases in the MLPs")
     positions: str = field("relative", "kind of positions, see POSITIONS", tuple(POSITIONS))
     max_positions: int = field(0, "learned: rows of the table; others: longest text in training", NOT_NEGATIVE)
-    position_offset: int = field(
-        0, "learned, sinusoidal: what is added to positions (RoBERTa, BART, M2M-100: 2)", NOT_NEGATIVE
-    )
-    relative_buckets: int = field(32, "relative: number of buckets; a multiple of 4", NOT_NEGATIVE)
-    relative_max_distance: int = field(128, "relative: all distances from this on share a bucket", NOT_NEGATIVE)
+    position_offset: int = field(0, "learned, sinusoidal: added to positions (RoBERTa, BART, M2M-100: 2)", NOT_NEGATIVE)
+    relative_buckets: int = field(32, "relative: number of buckets, a multiple of 4; disentangled: even", NOT_NEGATIVE)
+    relative_max_distance: int = field(128, "all distances from this on share a relative bucket", NOT_NEGATIVE)
     rotary_dim: int = field(0, "leading dimensions of a head that are rotated (GPT-J); 0: all", NOT_NEGATIVE)
     rotary_interleaved: bool = field(False, "rotates pairs of neighbours (GPT-J), not the two halves (Llama)")
     rotary_base: float = field(10000.0, "base of the wavelengths", POSITIVE)
@@ -87,18 +87,14 @@ class ModelConfig:
     rotary_original_positions: int = field(8192, "longest text before stretching, in tokens", AT_LEAST_ONE)
     rotary_scaling: str = field("llama3", "rule by which rotary_factor stretches wavelengths", ROTARY_SCALINGS)
     rotary_local_base: float = field(0.0, "rotary_base of the layers with a window; 0: rotary_base", NOT_NEGATIVE)
-    local_window: int = field(
-        0, "layers of kind l see tokens less than this far away (cbow: up to this far)", NOT_NEGATIVE
-    )
+    local_window: int = field(0, "layers of kind l see tokens nearer than this (cbow: up to this far)", NOT_NEGATIVE)
     layer_pattern: str = field("gl", "kinds of layers in turn: g global, l local, n global without positions")
     parallel_block: bool = field(False, "attention and MLP in parallel after one norm (GPT-J)")
     share_layers: bool = field(False, "all layers of a stack share their parameters (ALBERT)")
     embedding_dim: int = field(0, "width of the embedding tables (ALBERT); 0: d_model", NOT_NEGATIVE)
     scale_attention: bool = field(False, "divides q·k by sqrt(head_dim); T5's initializer does so instead")
     query_dim: int = field(0, "scale_attention divides by sqrt(query_dim) (Gemma); 0: head_dim", NOT_NEGATIVE)
-    attention_softcap: float = field(
-        0.0, "bounds attention's logits to ± this, by tanh (Gemma 2); 0: no bound", NOT_NEGATIVE
-    )
+    attention_softcap: float = field(0.0, "bounds attention's logits to ± this, by tanh; 0: no bound", NOT_NEGATIVE)
     scale_embeddings: bool = field(False, "multiplies embeddings by sqrt(d_model) (Vaswani et al. 2017, §3.4)")
     embedding_norm: bool = field(False, "a norm on the sum of the embeddings (BERT)")
     tie_embeddings: bool = field(True, "computes logits with the input embedding table")
@@ -113,7 +109,7 @@ class ModelConfig:
     num_classes: int = 0  # outputs of each head with classes; not a config key, because the tasks determine it
     prediction_head: bool = field(False, "a dense layer and a norm before all heads, no pooler (ModernBERT)")
     pooling: str = field("first", "states that heads of examples read: the first token's or the mean", POOLINGS)
-    pooler_activation: str = field("tanh", "activation of the pooler", ("tanh", "relu"))
+    pooler_activation: str = field("tanh", "activation of the pooler", ("tanh", *ACTIVATIONS))
     # fine-tuning
     lora_rank: int = field(0, "rank of the LoRA matrices added to dense layers; 0: no LoRA", NOT_NEGATIVE)
     lora_alpha: float = field(16.0, "scales LoRA's output by lora_alpha / lora_rank")
@@ -192,10 +188,8 @@ class ModelConfig:
         for name, key in MODEL_KEYS.items():
             key.check(f"model.{name}", getattr(self, name))
         if not 0 <= self.head_dropout_rate < 1:
-            raise ConfigError(
-                f"model.classifier_dropout_rate={self.classifier_dropout_rate}; it must be at least 0 and below 1, "
-                "or -1 to use model.dropout_rate"
-            )
+            allowed = "at least 0 and below 1, or -1 to use model.dropout_rate"
+            raise ConfigError(f"model.classifier_dropout_rate={self.classifier_dropout_rate}; it must be {allowed}")
         has_layers = {"text_to_text": (1, 1), "encoder_only": (1, 0), "decoder_only": (0, 1)}[self.architecture]
         for name, has in zip(("num_encoder_layers", "num_decoder_layers"), has_layers, strict=True):
             if (getattr(self, name) > 0) != bool(has):
@@ -212,16 +206,14 @@ class ModelConfig:
             what = f"model.layer_pattern={self.layer_pattern!r} with model.positions={self.positions!r}"
             raise ConfigError(f"{what}; only rotary models can have layers without positions ({UNPOSITIONED})")
         if self.norm_position == "pre_but_first" and self.scan_layers:
-            lacks = "its first layer lacks a norm, and scanned layers all have the same parameters"
-            raise ConfigError(
-                f"model.scan_layers=True with norm_position=pre_but_first: {lacks}; set scan_layers=False"
-            )
+            why = "its first layer lacks a norm, and scanned layers all have the same parameters"
+            raise ConfigError(f"model.scan_layers=True with norm_position=pre_but_first: {why}; set scan_layers=False")
         if self.parallel_block and self.norm_position != "pre":
             raise ConfigError(f"model.norm_position={self.norm_position!r}; it must be pre with model.parallel_block")
         if self.lora_rank and not self.lora_targets:
+            targets = ", ".join(LORA_TARGETS)
             raise ConfigError(
-                f"model.lora_rank={self.lora_rank}, but model.lora_targets is empty; name some layers of "
-                f"{', '.join(LORA_TARGETS)}"
+                f"model.lora_rank={self.lora_rank}, but model.lora_targets is empty; name some layers of {targets}"
             )
         if self.prompt_tokens and self.architecture != "text_to_text":
             raise ConfigError(
@@ -229,9 +221,7 @@ class ModelConfig:
                 "models can have a trainable prompt"
             )
         if self.num_heads % self.kv_heads:
-            raise ConfigError(
-                f"model.num_heads={self.num_heads} is not divisible by model.num_kv_heads={self.num_kv_heads}"
-            )
+            raise ConfigError(f"model.num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
         if self.positions == "rotary" and (self.rotary_dim > self.head_dim or (self.rotary_dim or self.head_dim) % 2):
             raise ConfigError(
                 f"model.rotary_dim={self.rotary_dim}, model.head_dim={self.head_dim}; rotary_dim (0: head_dim) must be "
@@ -239,15 +229,19 @@ class ModelConfig:
             )
         if self.positions == "learned" and self.max_positions < 1:
             raise ConfigError("model.max_positions=0; learned positions need a table of at least 1 row")
-        if self.positions.startswith("relative") and (
-            self.relative_buckets < 4
-            or self.relative_buckets % 4
-            or self.relative_max_distance <= self.relative_buckets // 2
-        ):
+        buckets, distance = self.relative_buckets, self.relative_max_distance
+        if self.positions.startswith("relative") and (buckets < 4 or buckets % 4 or distance <= buckets // 2):
             raise ConfigError(
-                f"model.relative_buckets={self.relative_buckets}, relative_max_distance={self.relative_max_distance}; "
+                f"model.relative_buckets={buckets}, relative_max_distance={distance}; "
                 "relative_buckets must be a multiple of 4, and relative_max_distance above half of it (T5: 32, 128)"
             )
+        if self.positions == "disentangled" and (buckets < 4 or buckets % 2 or distance < buckets // 2):
+            raise ConfigError(
+                f"model.relative_buckets={buckets}, relative_max_distance={distance}; with disentangled positions, "
+                "relative_buckets must be even, from 4 to twice relative_max_distance (DeBERTa-v3: 512, 512)"
+            )
+        if self.positions == "disentangled" and self.architecture != "encoder_only":
+            raise ConfigError(f"model.positions='disentangled' is for encoder_only models, not {self.architecture}")
         if self.positions.startswith("sinusoidal") and (self.d_model % 2 or self.d_model < 4):
             raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even d_model from 4 on")
         if self.body != "transformer" and (

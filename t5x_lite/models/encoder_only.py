@@ -1,4 +1,4 @@
-"""Encoder-only models with heads: BERT, RoBERTa, DistilBERT, ALBERT."""
+"""Encoder-only models with heads: BERT, RoBERTa, DistilBERT, ALBERT, ELECTRA, DeBERTa."""
 
 from typing import Any
 
@@ -72,6 +72,8 @@ class EncoderOnly(nn.Module):
         if config.heads_that_read(TOKENS):
             rate = config.head_dropout_rate if has_shared else config.dropout_rate
             outputs |= head_outputs(config, TOKENS, shared(hidden_BSD), rate, subkey(key, 2))
+        if "rtd" in config.heads:
+            outputs["rtd"] = ReplacedTokenHead(config, name="rtd")(shared(hidden_BSD))
         if config.pooled_heads:
             pooled_BED = shared(pooled_states(config, hidden_BSD, batch))
             if not has_shared:
@@ -136,6 +138,22 @@ class MaskedLanguageModelHead(nn.Module):
         # (tests/test_step_devices.py detects it).
         x_BPD = self.constrain(x_BPD, ("batch", "length", "embed"))
         return token_embedding.projection(x_BPD, vocabulary_bias(self, config))
+
+
+class ReplacedTokenHead(nn.Module):
+    """Maps each token's state to the logit that the token was replaced: a dense layer, the activation, a dense layer.
+
+    Source: Clark et al. 2020, ELECTRA, §2; the released code, get_discriminator_predictions.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden_BSD: jax.Array) -> jax.Array:
+        """[B, S, D] → float32 [B, S]."""
+        transform = square_dense(self.config, "transform")
+        x_BSD = ACTIVATIONS[self.config.activation](transform(hidden_BSD))
+        return class_dense(self.config, 1, "output")(x_BSD)[..., 0]
 
 
 def pooled_states(config: ModelConfig, hidden_BSD: jax.Array, batch) -> jax.Array:

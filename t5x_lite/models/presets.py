@@ -1,6 +1,7 @@
 """Configurations of published models. Sizes are those of the released checkpoints.
 
-rotary_presets.py has the decoders from Llama on, bart_presets.py has BART and the translators.
+encoder_presets.py has BERT and what followed it, rotary_presets.py has the decoders from Llama on, bart_presets.py has
+BART and the translators.
 """
 
 import dataclasses
@@ -10,8 +11,9 @@ from typing import Any
 from t5x_lite import side_files
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup, unknown
-from t5x_lite.models import bart_presets, rotary_presets, stored
+from t5x_lite.models import bart_presets, encoder_presets, rotary_presets, stored
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.encoder_presets import bert
 
 
 def t5(d_model: int, num_heads: int, num_layers: int, head_dim: int, d_ff: int, **changes) -> ModelConfig:
@@ -49,37 +51,6 @@ def t5_1_1(d_model: int, num_heads: int, num_layers: int, head_dim: int, d_ff: i
     return t5(d_model, num_heads, num_layers, head_dim, d_ff, **(new | changes))
 
 
-def bert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """Returns BERT (Devlin et al. 2019): post-norm, learned positions, masked-token and next-sentence heads."""
-    return ModelConfig(
-        **{
-            "architecture": "encoder_only",
-            "vocab_size": 30522,
-            "d_model": d_model,
-            "d_ff": 4 * d_model,
-            "num_heads": num_heads,
-            "head_dim": d_model // num_heads,
-            "num_encoder_layers": num_layers,
-            "norm": "layer",
-            "norm_position": "post",
-            "norm_epsilon": 1e-12,
-            "activation": "gelu_erf",
-            "attention_bias": "all",
-            "mlp_bias": True,
-            "positions": "learned",
-            "max_positions": 512,
-            "type_vocab_size": 2,
-            "scale_attention": True,
-            "embedding_norm": True,
-            "heads": ("mlm", "nsp"),
-            "dropout_rate": 0.1,
-            "attention_dropout_rate": 0.1,
-            "initializer": "normal",
-        }
-        | changes
-    )
-
-
 def gpt2(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
     """Returns GPT-2 (Radford et al. 2019): pre-norm, learned positions, tied logits.
 
@@ -108,46 +79,6 @@ def gpt2(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
         }
         | changes
     )
-
-
-def roberta(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """Returns RoBERTa (Liu et al. 2019): BERT without sentence types and without the next-sentence head.
-
-    XLM-RoBERTa (Conneau et al. 2020) and CamemBERT (Martin et al. 2020) differ from it only in texts and vocabulary.
-
-    Its table of learned positions has two spare rows before position 0.
-    """
-    new = {"vocab_size": 50265, "norm_epsilon": 1e-5, "type_vocab_size": 1, "position_offset": 2, "heads": ("mlm",)}
-    new |= {"fairseq_marks": True}
-    return bert(d_model, num_heads, num_layers, **(new | changes))
-
-
-def distilbert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """Returns DistilBERT (Sanh et al. 2019): half of BERT's layers, no sentence types, a relu before the classifier."""
-    new = {
-        "type_vocab_size": 0,
-        "pooler_activation": "relu",
-        "heads": ("mlm",),
-        "classifier_dropout_rate": 0.2,  # seq_classif_dropout of its config.json
-    }
-    return bert(d_model, num_heads, num_layers, **(new | changes))
-
-
-def albert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfig:
-    """Returns ALBERT v2 (Lan et al. 2020): one layer shared by the whole stack, and small embeddings.
-
-    Dropout is applied only before the classifiers. The sentence head predicts the order of two sentences.
-    """
-    new = {
-        "vocab_size": 30000,
-        "embedding_dim": 128,
-        "share_layers": True,
-        "activation": "gelu_tanh",
-        "dropout_rate": 0.0,
-        "attention_dropout_rate": 0.0,
-        "classifier_dropout_rate": 0.1,  # classifier_dropout_prob of its config.json
-    }
-    return bert(d_model, num_heads, num_layers, **(new | changes))
 
 
 def modernbert(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
@@ -294,19 +225,7 @@ PRESETS: dict[str, ModelConfig] = {
     "umt5_xl": t5_1_1(2048, 32, 24, 64, 5120, **_UMT5),
     "umt5_xxl": t5_1_1(4096, 64, 24, 64, 10240, **_UMT5),
     "ul2": t5_1_1(4096, 16, 32, 256, 16384, activation="silu"),
-    "bert_base": bert(768, 12, 12),
-    "bert_large": bert(1024, 16, 24),
-    "roberta_base": roberta(768, 12, 12),
-    "roberta_large": roberta(1024, 16, 24),
-    "xlm_roberta_base": roberta(768, 12, 12, vocab_size=250002),
-    "xlm_roberta_large": roberta(1024, 16, 24, vocab_size=250002),
-    "camembert_base": roberta(768, 12, 12, vocab_size=32005),
-    "camembert_large": roberta(1024, 16, 24, vocab_size=32005),
-    "distilbert_base": distilbert(768, 12, 6),
-    "albert_base": albert(768, 12, 12),
-    "albert_large": albert(1024, 16, 24),
-    "albert_xlarge": albert(2048, 16, 24),
-    "albert_xxlarge": albert(4096, 64, 12),
+    **encoder_presets.PRESETS,
     "modernbert_base": modernbert(768, 12, 22, 1152, pooling="mean"),
     "modernbert_large": modernbert(1024, 16, 28, 2624, pooling="mean"),
     "ettin_encoder_17m": modernbert(256, 4, 7, 384),

@@ -16,9 +16,20 @@ from jax import lax
 
 from t5x_lite.models.adapter import Adapter
 from t5x_lite.models.attention import INTERMEDIATES, Attention, Prepared, extend, prepare
+from t5x_lite.models.attention_disentangled import DistanceVectors
 from t5x_lite.models.attention_scope import SAVED, Scope
 from t5x_lite.models.config import LAYER_KINDS, LOCAL, ModelConfig
-from t5x_lite.models.layers import Constrain, Dense, Embedding, Mlp, Norm, residual_dropout, subkey, unconstrained
+from t5x_lite.models.layers import (
+    Constrain,
+    Dense,
+    Embedding,
+    Mlp,
+    Norm,
+    dropout,
+    residual_dropout,
+    subkey,
+    unconstrained,
+)
 from t5x_lite.models.positions import RelativeBias, Rotation, rotations, sinusoids
 
 REMAT_POLICIES = {
@@ -40,11 +51,12 @@ Cache = dict[str, Any]
 class Context(NamedTuple):
     """Holds the values that all layers of a stack share in one call."""
 
-    scope: Prepared | Scope  # of self-attention; a Scope if each layer has its own table of biases
+    scope: Prepared | Scope  # of self-attention; a Scope if each layer has its own biases
     encoded: jax.Array | None = None  # [B, S, D]; None if the cache holds the encoder's keys and values
     encoded_scope: Prepared | None = None  # of attention to the encoder; None without an encoder
     index: Any = 0  # slot of the first query; 0 without a cache
     rotations: Mapping[str, Rotation] | None = None  # of queries and new keys, for each kind of layer
+    distances_ND: jax.Array | None = None  # vectors of distances, for disentangled positions
 
 
 class Block(nn.Module):
@@ -100,7 +112,10 @@ class Block(nn.Module):
             is_local = kind == KINDS.index(LOCAL)
             scope = context.scope
             if isinstance(scope, Scope):
-                bias = RelativeBias(config, bidirectional=not scope.causal, name="relative_bias")()
+                if context.distances_ND is None:
+                    bias = RelativeBias(config, bidirectional=not scope.causal, name="relative_bias")()
+                else:
+                    bias = attention.of_distances(dropout(context.distances_ND, config.dropout_rate, subkey(key, 6)))
                 scope = prepare(
                     config, dataclasses.replace(scope, bias=bias), self.is_mutable_collection(INTERMEDIATES)
                 )
@@ -200,12 +215,15 @@ class Stack(nn.Module):
         if encoded_segment_ids_BS is not None:
             query_ids = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # samples share an encoder row
             encoded_scope = prepare(config, Scope(query_ids, encoded_segment_ids_BS, **shared), records_weights)
+        is_disentangled = config.positions == "disentangled"
+        per_layer = is_disentangled or config.positions == "relative_per_layer"
         context = Context(
-            scope=scope if config.positions == "relative_per_layer" else prepare(config, scope, records_weights),
+            scope=scope if per_layer else prepare(config, scope, records_weights),
             encoded=encoded_BSD,
             encoded_scope=encoded_scope,
             index=index,
             rotations=rotations(positions_BL, config) if config.positions == "rotary" else None,
+            distances_ND=DistanceVectors(config, self.constrain, name="distances")() if is_disentangled else None,
         )
         layer_keys = None if key is None else jax.random.split(subkey(key, 1), self.num_layers)
         x_BLD, layer_caches = self.layers(x_BLD, context, None if cache is None else cache["layers"], layer_keys)
