@@ -38,6 +38,8 @@ TINY = {
     "camembert": ("camembert_mlm",),
     "distilbert": ("distilbert_mlm", "distilbert_classifier"),
     "albert": ("albert_pretraining",),
+    "electra": ("electra_discriminator", "electra_choice"),
+    "deberta-v2": ("deberta_mlm", "deberta_classifier"),
     "gpt2": ("gpt2", "gpt2_untied"),
     "gpt_neo": ("gpt_neo",),
     "gptj": ("gpt_j",),
@@ -73,6 +75,8 @@ OTHER = {  # values that a rule by type would not find
     "rope_type": ["default", "linear", "dynamic", "yarn", "llama3"],
     "summary_activation": ["tanh"],
     "num_labels": [5],
+    "norm_rel_ebd": ["none"],
+    "pos_att_type": ["c2p", "c2p|p2c", [], None],
 }
 FURTHER = {  # keys that no config of transformers writes today, but that change or changed models
     "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
@@ -238,7 +242,8 @@ def test_an_absurd_number_is_refused_by_name_before_any_weights_are_opened(name)
     assert len(numbers) > 8
     for key in sorted(numbers):
         for value in ABSURD:
-            allowed = key == "pad_token_id" and value == -1  # RoBERTa: positions from 0
+            # RoBERTa: positions from 0; DeBERTa: as many positions as max_position_embeddings, no shared buckets
+            allowed = key in ("pad_token_id", "max_relative_positions", "position_buckets") and value == -1
             if not allowed:
                 with pytest.raises(CheckpointError, match=rf"\b{key}="):
                     mapping.read_config(settings | {key: value}, family, Path())
@@ -283,6 +288,20 @@ def test_absurd_attention_types_are_refused_by_name(types):
         ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings='False'"),
         ("marian", {"decoder_vocab_size": 50}, "decoder_vocab_size=50 and vocab_size=48 differ"),
         ("mbart", {"normalize_before": False}, "normalize_before='False'"),
+        ("electra_discriminator", {"architectures": ["ElectraForCausalLM"]}, "architectures=ElectraForCausalLM"),
+        ("electra_discriminator", {"embedding_size": 0}, "embedding_size=0: must be at least 1"),
+        ("electra_choice", {"summary_type": "mean"}, "summary_type='mean'"),
+        ("deberta_mlm", {"conv_kernel_size": 3}, "conv_kernel_size=3 is not supported"),
+        ("deberta_mlm", {"pos_att_type": ["c2p"]}, r"pos_att_type=\"\['c2p'\]\" is not supported.*allowed: c2p|p2c"),
+        ("deberta_mlm", {"share_att_key": False}, "share_att_key=False is not supported"),
+        ("deberta_mlm", {"norm_rel_ebd": "none"}, "norm_rel_ebd=none is not supported"),
+        ("deberta_mlm", {"position_biased_input": True}, "position_biased_input=True is not supported"),
+        ("deberta_mlm", {"embedding_size": 8}, "embedding_size=8 is not supported"),
+        ("deberta_mlm", {"attention_head_size": 4}, "attention_head_size=4 is not supported"),
+        ("deberta_mlm", {"pooler_hidden_size": 8}, "pooler_hidden_size=8 is not supported"),
+        ("deberta_mlm", {"position_buckets": 5}, "position_buckets=5 is not supported.*max_relative_positions=5"),
+        ("deberta_mlm", {"position_buckets": -1, "max_relative_positions": 1}, "max_relative_positions=1 is not"),
+        ("deberta_mlm", {"legacy": False}, "legacy='False' is not supported"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_its_name(name, settings, named, tmp_path):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from t5x_lite.hub import interchange, parameters
 from t5x_lite.hub.weights import Weights
@@ -64,6 +65,11 @@ MODERN = {
     "vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
     "local_attention": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
 }  # fmt: skip
+ELECTRA = BERT | {"embedding_size": 8}
+DEBERTA = {
+    **BERT, "type_vocab_size": 0, "relative_attention": True, "position_biased_input": False, "pos_att_type": "p2c|c2p",
+    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 3, "max_relative_positions": 5,
+}  # fmt: skip
 BART = {
     "vocab_size": 48, "d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 24,
     "decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 12,
@@ -100,6 +106,22 @@ MODELS = {
     "albert_choice": ("AlbertForMultipleChoice", BERT | {"embedding_size": 8}),
     "albert_pretraining": ("AlbertForPreTraining", BERT | {"embedding_size": 8}),
     "albert_classifier": ("AlbertForSequenceClassification", BERT | {"embedding_size": 8, "num_labels": 3}),
+    "electra_discriminator": ("ElectraForPreTraining", ELECTRA),
+    "electra_generator": ("ElectraForMaskedLM", ELECTRA),
+    "electra_classifier": ("ElectraForSequenceClassification", BERT | {"embedding_size": 16, "num_labels": 3}),
+    "electra_tokens": ("ElectraForTokenClassification", ELECTRA | {"num_labels": 3}),
+    "electra_span": ("ElectraForQuestionAnswering", ELECTRA),
+    "electra_choice": ("ElectraForMultipleChoice", ELECTRA),
+    "electra_bare": ("ElectraModel", ELECTRA),
+    "deberta_mlm": ("DebertaV2ForMaskedLM", DEBERTA),
+    "deberta_classifier": (
+        "DebertaV2ForSequenceClassification",
+        DEBERTA | {"num_labels": 3, "type_vocab_size": 2, "position_buckets": -1},
+    ),
+    "deberta_tokens": ("DebertaV2ForTokenClassification", DEBERTA | {"num_labels": 3, "max_relative_positions": -1}),
+    "deberta_span": ("DebertaV2ForQuestionAnswering", DEBERTA),
+    "deberta_choice": ("DebertaV2ForMultipleChoice", DEBERTA | {"pooler_hidden_act": "tanh"}),
+    "deberta_bare": ("DebertaV2Model", BERT | {"type_vocab_size": 0}),  # learned positions, transformers' default
     "modernbert_mlm": ("ModernBertForMaskedLM", MODERN),
     "modernbert_classifier": (
         "ModernBertForSequenceClassification",
@@ -136,7 +158,7 @@ MODELS = {
     "m2m_100": ("M2M100ForConditionalGeneration", BART),
     "bart": ("BartForConditionalGeneration", BART | {"scale_embedding": True}),
 }
-WITH_GRADIENTS = ("t5", "bert_pretraining", "gpt2")
+WITH_GRADIENTS = ("t5", "bert_pretraining", "gpt2", "electra_discriminator", "deberta_mlm")
 
 
 def reference(name: str):
@@ -205,7 +227,7 @@ def comparable(name: str, array, batch):
     encoder, decoder = (batch[f"{side}_segment_ids"] > 0 for side in ("encoder", "decoder"))
     if name == "lm":
         return array[decoder]
-    if name in ("mlm", "token_classification", "span"):
+    if name in ("mlm", "token_classification", "span", "rtd"):
         return array[encoder]
     what, _, stack = name.partition(" ")
     if what == "hidden":
@@ -228,6 +250,7 @@ def test_outputs_gradients_and_the_way_back(name, tmp_path):
 
     def run(params):
         outputs, (hidden, attention) = intermediates.apply(build(config), params, batch)
+        outputs.pop("hidden", None)  # of a model without heads: the last of hidden["encoder"]
         named = {f"hidden {k}": x for k, x in hidden.items()} | {f"attention {k}": x for k, x in attention.items()}
         return sum(weighted(head, x, jnp) for head, x in outputs.items()), outputs | named
 
@@ -274,6 +297,35 @@ def test_of_a_bare_roberta_all_but_its_pooler_is_read(tmp_path, monkeypatch):
     _, report = parameters.load(found, found.config, parameters.layout_for(found.config))
     skipped = {row.tensor for row in report.rows if row.status not in ("loaded", "transposed")}
     assert skipped == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+def test_a_classifier_starts_from_a_discriminator(tmp_path):
+    reference("electra_discriminator").save_pretrained(tmp_path)
+    found = parameters.open_directory(tmp_path)
+    assert found.config.heads == ("rtd",)
+    config = dataclasses.replace(found.config, heads=("classification",), num_classes=3)
+    params, report = parameters.load(found, config, parameters.layout_for(config))
+    assert params["classification"]["kernel"].shape == (16, 3) and "rtd" not in params
+    fresh = {row.ours.split("/")[0] for row in report.rows if row.status == "fresh"}
+    skipped = {row.tensor.split(".")[0] for row in report.rows if row.status == "skipped"}
+    assert fresh == {"classification", "pooler"} and skipped == {"discriminator_predictions"}
+
+
+def test_of_a_published_deberta_all_but_heads_that_transformers_cannot_read_is_read(tmp_path):
+    """Files of DeBERTa-v3 hold both its heads, but its config.json says nothing of them."""
+    reference("deberta_mlm").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "architectures"}))
+    tensors = {n: x for n, x in load_file(tmp_path / "model.safetensors").items() if n.startswith("deberta.")}
+    heads = {
+        "lm_predictions.lm_head.dense.weight", "mask_predictions.classifier.bias",
+        "deberta.embeddings.position_embeddings.weight",
+    }  # fmt: skip
+    save_file(tensors | {name: np.ones((2, 2), np.float32) for name in heads}, tmp_path / "model.safetensors")
+    found = parameters.open_directory(tmp_path)
+    _, report = parameters.load(found, found.config, parameters.layout_for(found.config))
+    assert found.config.heads == ()
+    assert {row.tensor for row in report.rows if row.status not in ("loaded", "transposed")} == heads
 
 
 def check_gradients(gradients, model, config, tmp_path):

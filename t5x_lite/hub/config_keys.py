@@ -59,7 +59,8 @@ NO_EFFECT: Mapping[str, str] = {
     **dict.fromkeys(("dense_act_fn", "is_gated_act"), "T5's import checks that it agrees with feed_forward_proj"),
     "attention_layers": "GPT-Neo's import checks that it agrees with attention_types",
     **dict.fromkeys(
-        ("qa_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "classif_dropout"), _TRAINING
+        ("qa_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "classif_dropout",
+         "pooler_dropout"), _TRAINING,
     ),
     **dict.fromkeys(
         ("initializer_factor", "initializer_cutoff_factor"), "scales initial parameters; the files have trained ones"
@@ -106,7 +107,9 @@ SIZED_BY_LABELS = (
     "classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight", "sop_classifier.classifier.weight",
 )  # fmt: skip
 READ_BY_NAME = {
-    "max_positions": "max_position_embeddings", "num_kv_heads": "num_key_value_heads", "num_classes": "architectures",
+    "max_positions": ("max_position_embeddings",), "num_kv_heads": ("num_key_value_heads",),
+    "num_classes": ("architectures",), "embedding_dim": ("embedding_size",),
+    "relative_buckets": ("position_buckets", "max_relative_positions"),
 }  # fmt: skip
 
 
@@ -166,7 +169,8 @@ def check_classes(settings: Mapping[str, Any], outputs: int, where: Path) -> Non
     for key, count in given.items():
         if count not in (None, outputs):
             raise CheckpointError(
-                f"{where}: {key} of config.json is for {str(count)[:40]} classes; the classifier has {outputs} outputs"
+                f"{where}: {key} of config.json is for {str(count)[:40]} classes; the classifier has {outputs} outputs "
+                "(architectures says what it classifies)"
             )
     if outputs != 2 and set(given.values()) == {None}:
         log.warning("%s: id2label is missing; the %d classes have no names", where, outputs)
@@ -182,7 +186,7 @@ def that_give(fields: Iterable[str], settings: Mapping[str, Any], family: Family
     keys: list[str] = []
     known = {*family.keys, "architectures"}
     for field in fields:
-        keys += [table[field] for table in (family.settings, READ_BY_NAME) if table.get(field) in known]
+        keys += [key for key in (family.settings.get(field), *READ_BY_NAME.get(field, ())) if key in known]
         keys += [key for key, table in family.choices.items() if any(field in values for values in table.values())]
     values = {key: settings.get(key) for key in keys}  # each key once
     return ", ".join(f"{k} is missing" if v is None else f"{k}={str(v)[:40]}" for k, v in values.items())

@@ -1,4 +1,4 @@
-"""Defines the families of encoder_only models: BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ALBERT."""
+"""Defines the families of encoders with absolute positions: BERT, RoBERTa and its kin, DistilBERT, ALBERT, ELECTRA."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from t5x_lite.models import presets
 POSITION_IDS = {r"(.*\.)?position_ids": "the numbers 0, 1, 2, …"}
 
 
-_BERT_SETTINGS = {
+BERT_SETTINGS = {
     "vocab_size": "vocab_size",
     "d_model": "hidden_size",
     "d_ff": "intermediate_size",
@@ -24,14 +24,14 @@ _BERT_SETTINGS = {
     "classifier_dropout_rate": "classifier_dropout",
     "initializer_stddev": "initializer_range",
 }
-_CLASSIFIERS = {  # four heads share a tensor name; config.json tells them apart
+CLASSIFIERS = {  # four heads share a tensor name; config.json tells them apart
     "classification": "classifier.weight",
     "multi_label": "classifier.weight",
     "token_classification": "classifier.weight",
     "multiple_choice": "classifier.weight",
     "span": "qa_outputs.weight",
 }
-_CLASSIFIER_MODULES: dict[str, str | Key] = {
+CLASSIFIER_MODULES: dict[str, str | Key] = {
     "classification": "classifier",
     "multi_label": "classifier",
     "regression": "classifier",
@@ -69,7 +69,7 @@ def _bert_modules(prefix: str) -> dict[str, str | Key]:
 BERT = Family(
     model_type="bert",
     base=presets.PRESETS["bert_base"],
-    settings=_BERT_SETTINGS,
+    settings=BERT_SETTINGS,
     choices=_BERT_CHOICES,
     classes={
         "BertForPreTraining": ("mlm", "nsp"),
@@ -84,7 +84,7 @@ BERT = Family(
     heads={
         "mlm": "cls.predictions.bias",
         "nsp": "cls.seq_relationship.weight",
-        **_CLASSIFIERS,
+        **CLASSIFIERS,
         "pooled": "bert.pooler.dense.weight",
     },
     modules={
@@ -94,7 +94,7 @@ BERT = Family(
         "mlm/transform": "cls.predictions.transform.dense",
         "mlm/norm": "cls.predictions.transform.LayerNorm",
         "nsp": "cls.seq_relationship",
-        **_CLASSIFIER_MODULES,
+        **CLASSIFIER_MODULES,
     },
     prefix="bert.",
     tied={
@@ -126,7 +126,7 @@ def _read_roberta(settings: Mapping[str, Any]) -> dict[str, Any]:
 ROBERTA = Family(
     model_type="roberta",
     base=dataclasses.replace(presets.PRESETS["roberta_base"], norm_epsilon=1e-12, type_vocab_size=2),
-    settings={k: v for k, v in _BERT_SETTINGS.items() if k != "max_positions"},
+    settings={k: v for k, v in BERT_SETTINGS.items() if k != "max_positions"},
     # transformers always uses gelu in the masked-token head, and our models have one activation for head and layers.
     choices={**_BERT_CHOICES, "hidden_act": {"gelu": ACTIVATIONS["gelu"]}},
     read=_read_roberta,
@@ -206,7 +206,7 @@ DISTILBERT = Family(
         "DistilBertForMultipleChoice": ("multiple_choice",),
         "DistilBertModel": (),
     },
-    heads={"mlm": "vocab_projector.bias", **_CLASSIFIERS},
+    heads={"mlm": "vocab_projector.bias", **CLASSIFIERS},
     modules={
         "token_embedding": "distilbert.embeddings.word_embeddings",
         "encoder/position_embedding": "distilbert.embeddings.position_embeddings",
@@ -220,7 +220,7 @@ DISTILBERT = Family(
         "mlm": "vocab_projector",
         "mlm/transform": "vocab_transform",
         "mlm/norm": "vocab_layer_norm",
-        **_CLASSIFIER_MODULES,
+        **CLASSIFIER_MODULES,
     },
     prefix="distilbert.",
     tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
@@ -233,7 +233,7 @@ ALBERT = Family(
     model_type="albert",
     base=presets.PRESETS["albert_xxlarge"],
     settings={
-        **_BERT_SETTINGS,
+        **BERT_SETTINGS,
         "embedding_dim": "embedding_size",
         "classifier_dropout_rate": "classifier_dropout_prob",
     },
@@ -255,7 +255,7 @@ ALBERT = Family(
     heads={
         "mlm": "predictions.bias",
         "nsp": "sop_classifier.classifier.weight",
-        **_CLASSIFIERS,
+        **CLASSIFIERS,
         "pooled": "albert.pooler.weight",
     },
     modules={
@@ -281,7 +281,7 @@ ALBERT = Family(
         "mlm/transform": "predictions.dense",
         "mlm/norm": "predictions.LayerNorm",
         "nsp": "sop_classifier.classifier",
-        **_CLASSIFIER_MODULES,
+        **CLASSIFIER_MODULES,
     },
     prefix="albert.",
     tied={
@@ -290,4 +290,65 @@ ALBERT = Family(
     },
     ignored=POSITION_IDS,
     constants={"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
+)
+
+
+def _read_electra(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns our field for the width of the embeddings. Raises ValueError if embedding_size is below 1."""
+    width, size = setting(settings, "hidden_size", 256), setting(settings, "embedding_size", 128)
+    if size < 1:
+        raise ValueError(f"embedding_size={size}: must be at least 1")
+    return {"embedding_dim": 0 if size == width else size}
+
+
+ELECTRA = Family(
+    model_type="electra",
+    base=presets.PRESETS["electra_small_discriminator"],
+    settings=BERT_SETTINGS,
+    choices={
+        **_BERT_CHOICES,
+        # transformers always uses gelu in the masked-token head and before the classifiers.
+        "hidden_act": {"gelu": ACTIVATIONS["gelu"]},
+        "summary_type": {"first": {}},
+        "summary_use_proj": {True: {}},
+        "summary_activation": {"gelu": {}},
+        "summary_proj_to_labels": ONLY_FALSE,
+    },
+    read=_read_electra,
+    write=lambda config: {"embedding_size": config.table_dim},
+    classes={
+        "ElectraForPreTraining": ("rtd",),
+        "ElectraForMaskedLM": ("mlm",),
+        "ElectraForSequenceClassification": ("classification",),
+        "ElectraForTokenClassification": ("token_classification",),
+        "ElectraForQuestionAnswering": ("span",),
+        "ElectraForMultipleChoice": ("multiple_choice",),
+        "ElectraModel": (),
+    },
+    heads={
+        "rtd": "discriminator_predictions.dense.weight",
+        "mlm": "generator_lm_head.bias",
+        "classification": "classifier.out_proj.weight",
+        "multi_label": "classifier.out_proj.weight",
+        "token_classification": "classifier.weight",
+        "multiple_choice": "classifier.weight",
+        "span": "qa_outputs.weight",
+    },
+    modules={
+        **_bert_modules("electra"),
+        "encoder/embedding_projection": "electra.embeddings_project",
+        "rtd/transform": "discriminator_predictions.dense",
+        "rtd/output": "discriminator_predictions.dense_prediction",
+        "mlm": "generator_lm_head",
+        "mlm/transform": "generator_predictions.dense",
+        "mlm/norm": "generator_predictions.LayerNorm",
+        **CLASSIFIER_MODULES,
+        **dict.fromkeys(("classification", "multi_label", "regression"), "classifier.out_proj"),
+        "pooler": "classifier.dense",
+        "multiple_choice/pooler": "sequence_summary.summary",
+    },
+    prefix="electra.",
+    tied={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+    ignored=POSITION_IDS,
+    constants={"pad_token_id": 0},
 )

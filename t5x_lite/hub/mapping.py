@@ -287,12 +287,13 @@ def bindings(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Bind
     Raises ConfigError if the family has no tensor for a parameter.
     """
     out = []
+    tops = {path.split("/")[0] for path in shapes}
     for path, shape in shapes.items():
         module, _, leaf = path.rpartition("/")
         side = module.split("/")[0]
         layer = re.search(r"layers_(\d+)", module)
         general = re.sub(r"layers_\d+", "layers_{i}", path)
-        names = (general, general.replace(side + "/", "{s}/", 1))
+        names = (*(f"{top}/{general}" for top in tops), general, general.replace(side + "/", "{s}/", 1))
         row = next((family.modules[n] for n in names if n in family.modules), None)
         suffix = ""
         if row is None:

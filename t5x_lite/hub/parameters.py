@@ -252,7 +252,7 @@ def _with_heads(
             heads[heads.index(head)], num_classes = "regression", 0
         elif head == "classification" and settings.get("problem_type") == "multi_label_classification":
             heads[heads.index(head)] = "multi_label"
-    for tensor in (tensor for tensor in head_of if tensor in config_keys.SIZED_BY_LABELS):
+    for tensor in (t for t, head in head_of.items() if t in config_keys.SIZED_BY_LABELS and head != "multiple_choice"):
         config_keys.check_classes(settings, weights.shapes[names[tensor]][0], weights.path)
     if "pooled" in heads and any(HEADS[name].reads == EXAMPLES for name in heads if name != "pooled"):
         heads.remove("pooled")
