@@ -92,6 +92,12 @@ def xlm_roberta() -> Tokenizer:
     return with_template(tokenizer, "<s> $A </s>", "<s> $A </s> </s> $B </s>")
 
 
+def deberta_v2() -> Tokenizer:
+    tokenizer = unigram(["[PAD]", "[CLS]", "[SEP]", "[UNK]"], 3, ["[MASK]"])
+    tokenizer.normalizer = normalizers.NFKD()  # the class has its own
+    return with_template(tokenizer, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
+
+
 def llama(normalizer: bool) -> Tokenizer:
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
     merges = [("t", "h"), ("▁", "th"), ("▁th", "e"), ("f", "o"), ("▁", "fo"), ("▁fo", "x"), ("r", "a")]
@@ -237,6 +243,17 @@ KINDS = {
         {"json": tokenizer_json(xlm_roberta), "spiece": spiece("sentencepiece.bpe.model", vocab_size=60)},
         {"add_prefix_space": (False,)},
     ),
+    "deberta-v2": Kind(
+        ("DebertaV2Tokenizer", "DebertaV2TokenizerFast", ""),
+        "deberta-v2",
+        {"json": tokenizer_json(deberta_v2), "spiece": spiece("spm.model", vocab_size=60)},
+        {
+            "do_lower_case": (True,),
+            "split_by_punct": (True, False),
+            "add_prefix_space": (False,),
+            "unk_token": ("[PAD]", "x"),  # x has a score
+        },
+    ),
     "llama": Kind(
         ("LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast", ""),
         "llama",
@@ -278,7 +295,9 @@ VALUES = {
     "never_split": ["fox"],
     "sp_model_kwargs": {"nbest_size": 2},
     "model_input_names": ["input_ids"],
-} | dict.fromkeys(("model_max_length", "max_len", "max_length", "stride", "pad_to_multiple_of", "pad_token_type_id"), 2)
+} | dict.fromkeys(
+    ("model_max_length", "max_len", "max_length", "stride", "pad_to_multiple_of", "pad_token_type_id", "unk_id"), 2
+)
 COMMON |= {key: (VALUES.get(key, True),) for key in tokenizer_settings.NO_EFFECT}
 FLAGS = ({}, {"special": True}, {"lstrip": True}, {"rstrip": True, "special": True}, {"single_word": True})
 FLAGS += ({"normalized": True}, {"normalized": False}, {"lstrip": True, "rstrip": True, "special": True})

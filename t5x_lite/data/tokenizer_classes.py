@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from t5x_lite.data.tokenizer_settings import TokenizerSettings
 from t5x_lite.errors import ConfigError
@@ -129,6 +129,26 @@ def _albert(pieces: Pieces, settings: TokenizerSettings) -> Tokenizer:
     return _unigram(1, pieces, scheme, steps)
 
 
+def _deberta_v2(pieces: Pieces, settings: TokenizerSettings) -> Tokenizer:
+    """Returns a tokenizer that replaces white space by single spaces, and keeps a space at the start of a text."""
+    unknown = settings.text("unk_token") or "[UNK]", 0.0
+    if unknown not in pieces.vocab:
+        raise ConfigError(
+            f"{settings.directory}: no piece is unk_token={unknown[0][:40]!r} with the score 0, so transformers would "
+            "read unknown letters as another token; set unk_token to the piece that stands for them"
+        )
+    tokenizer = Tokenizer(models.Unigram(pieces.vocab, pieces.vocab.index(unknown), False))
+    lower, split = (_flag(settings, key, False) for key in ("do_lower_case", "split_by_punct"))
+    spaces = normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " ")
+    steps = [spaces, normalizers.NFC(), normalizers.Strip(left=False, right=True)]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase()] * lower + steps)
+    scheme = "always" if _flag(settings, "add_prefix_space", True) else "first"
+    cuts: list = [pre_tokenizers.Punctuation("isolated")] if split else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, pre_tokenizers.Metaspace("▁", scheme)])
+    tokenizer.decoder = decoders.Metaspace("▁", scheme)
+    return tokenizer
+
+
 def _template(single: str, pair: str) -> Callable:
     """Returns marks from two templates, in which A and B stand for texts, and roles for their tokens. A suffix ":1" is
     the type of a token, which is otherwise 0."""
@@ -170,6 +190,7 @@ def _own_marks(tokenizer, token, settings, pieces):
 
 _FAIRSEQ = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
 _BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+_DEBERTA_TOKENS = _BERT_TOKENS | {"bos": "[CLS]", "eos": "[SEP]"}
 _ALBERT_TOKENS = _BERT_TOKENS | {"bos": "[CLS]", "eos": "[SEP]", "unk": "<unk>", "pad": "<pad>"}
 _T5_TOKENS = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"} | {f"extra {k}": f"<extra_id_{k}>" for k in range(100)}
 _END_OF_TEXT = {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"}
@@ -184,4 +205,5 @@ CLASSES = {  # {name in transformers, without Fast: class}
         "Unigram", _FAIRSEQ, _xlm_roberta, _template("bos A eos", "bos A eos eos B eos")
     ),
     "AlbertTokenizer": TokenizerClass("Unigram", _ALBERT_TOKENS, _albert, _BERT_MARKS),
+    "DebertaV2Tokenizer": TokenizerClass("Unigram", _DEBERTA_TOKENS, _deberta_v2, _BERT_MARKS),
 }

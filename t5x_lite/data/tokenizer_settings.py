@@ -25,6 +25,7 @@ CLASS_OF_MODEL = {
     "roberta": "RobertaTokenizer", "bart": "RobertaTokenizer", "gpt2": "GPT2Tokenizer", "gpt_neo": "GPT2Tokenizer",
     "gptj": "GPT2Tokenizer", "opt": "GPT2Tokenizer", "phi": "GPT2Tokenizer", "albert": "AlbertTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer",
+    "deberta-v2": "DebertaV2Tokenizer",
 }  # fmt: skip
 SAME_CLASS = {  # {class: the class that it equals}
     "DistilBertTokenizer": "BertTokenizer", "ElectraTokenizer": "BertTokenizer", "LayoutLMTokenizer": "BertTokenizer",
@@ -36,11 +37,11 @@ SAME_CLASS = {  # {class: the class that it equals}
 HONOURED = (
     "tokenizer_class", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens",
     "split_special_tokens", "do_lower_case", "strip_accents", "tokenize_chinese_chars",
-    "keep_accents", "add_prefix_space", "add_bos_token", "add_eos_token", "legacy", "extra_ids",
+    "keep_accents", "add_prefix_space", "add_bos_token", "add_eos_token", "legacy", "extra_ids", "split_by_punct",
 )  # fmt: skip
 SWITCHES = (
     "split_special_tokens", "do_lower_case", "strip_accents", "tokenize_chinese_chars", "keep_accents",
-    "add_prefix_space", "add_bos_token", "add_eos_token", "legacy",
+    "add_prefix_space", "add_bos_token", "add_eos_token", "legacy", "split_by_punct",
 )  # fmt: skip
 TYPES: Mapping[str, tuple[type, ...]] = {  # {key: allowed types of its value, besides null}
     **dict.fromkeys(SWITCHES, (bool,)),
@@ -71,6 +72,7 @@ NO_EFFECT = {  # {key: reason}
     "clean_up_tokenization_spaces": "changes decoded text only",
     "model_input_names": "the model decides whether it reads token types",
     "errors": "changes decoded text only",
+    "unk_id": "the piece of unk_token has this id",
     "trim_offsets": "the place of a token never includes the space before it",
     "use_fast": "transformers 5 ignores it",
     "from_slow": "transformers 5 ignores it",
