@@ -97,7 +97,7 @@ def get_config(arguments: str = "decoder_only"):
     for name in SAME:
         cfg.model[name] = getattr(PRESETS["t5_tiny"], name)
     # The same initial distribution for all: T5's own would give an encoder logits with a deviation of 11.
-    cfg.model.initializer, cfg.model.scale_attention, cfg.model.logits_scale = "normal", True, "none"
+    cfg.model.initializer, cfg.model.query_dim, cfg.model.logits_scale = "normal", 0, "none"
     layers = depth(architecture, match.removeprefix("match="))
     if architecture != "decoder_only":
         cfg.model.num_encoder_layers = layers

@@ -36,7 +36,7 @@ STACKS = {  # (old architecture, new architecture) -> {new stack: the old stack 
 OF_LAYERS = (
     "norm", "norm_position", "qk_norm", "activation", "gated_mlp", "positions", "position_offset", "rotary_dim",
     "rotary_interleaved", "rotary_base", "rotary_factor", "rotary_scaling", "relative_buckets",
-    "relative_max_distance", "parallel_block", "share_layers", "scan_layers", "scale_attention", "query_dim",
+    "relative_max_distance", "parallel_block", "share_layers", "scan_layers", "query_dim",
     "attention_softcap", "scale_embeddings", "embedding_norm",
 )  # fmt: skip
 

@@ -373,4 +373,5 @@ def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> conver
         choices=choices,
         num_classes=model.num_classes,
         fairseq_marks=model.fairseq_marks,
+        needs_cls=model.pooling == "first",
     )

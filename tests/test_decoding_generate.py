@@ -68,7 +68,7 @@ def greedy_by_forward(config, params, batch, eos_id: int):
     [
         *(("t5", True), ("gpt2", True), ("t5_1_1", False), ("transformer", False), ("gpt2", False)),
         *(("t5_decoder", False), ("bart", True), ("gpt_neo", True), ("gpt_j", False), ("llama", False)),
-        *(("gemma_2", False), ("gemma_3", True), ("smollm_3", True), ("olmo_2", False)),
+        *(("gemma_2", False), ("t5gemma", True), ("gemma_3", True), ("smollm_3", True), ("olmo_2", False)),
         ("umt5", True),
     ],
 )

@@ -587,3 +587,32 @@ def test_a_name_on_the_hub_is_pinned_to_its_newest_commit(tmp_path, monkeypatch,
     with pytest.raises(CheckpointError, match="cannot ask the hub"):
         server.server_close()
         download.pinned("hf://a/b")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "heads", "parameters_"),
+    [
+        ((512, 1024, 8), (8, 8, 64, 64), 312_517_632),
+        ((768, 2048, 12), (12, 12, 64, 64), 591_490_560),
+        ((2304, 9216, 26), (8, 4, 256, 256), 5_596_853_760),
+    ],
+    ids=["s-s", "b-b", "2b-2b"],
+)
+def test_a_published_t5gemma_has_its_number_of_parameters(sizes, heads, parameters_):
+    """The values of config.json as published; transformers' models on its meta device have the same numbers."""
+    keys = "hidden_size", "intermediate_size", "num_hidden_layers"
+    keys += "num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar"
+    part = dict(zip(keys, (*sizes, *heads), strict=True)) | {
+        "model_type": "t5_gemma_module", "vocab_size": 256000, "hidden_activation": "gelu_pytorch_tanh",
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096, "rope_theta": 10000.0,
+        "layer_types": ["sliding_attention", "full_attention"] * (sizes[2] // 2), "max_position_embeddings": 8192,
+        "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "attention_bias": False, "rms_norm_eps": 1e-6,
+    }  # fmt: skip
+    settings = {"model_type": "t5gemma", "is_encoder_decoder": True, "encoder": part, "decoder": part}
+    config = mapping.read_config(settings, FAMILIES["t5gemma"], Path())
+    assert sum(np.prod(shape) for shape, _ in parameters.abstract(config).values()) == parameters_
+    name = {512: "t5gemma_small", 768: "t5gemma_base", 2304: "t5gemma_2b_2b"}[sizes[0]]
+    assert config == presets.PRESETS[name]
+    wide = part | {"hidden_size": 3584}
+    with pytest.raises(CheckpointError, match="encoder and decoder differ: hidden_size=3584 and"):
+        mapping.read_config(settings | {"encoder": wide}, FAMILIES["t5gemma"], Path())

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 import t5x_lite
 from t5x_lite.errors import CheckpointError, UserError
 from t5x_lite.hub import config_keys, mapping, parameters
-from t5x_lite.hub.families import FAMILIES
+from t5x_lite.hub.families import FAMILIES, VARIANTS
 from t5x_lite.models import build, intermediates
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
@@ -30,7 +30,7 @@ transformers = pytest.importorskip("transformers", reason="parity needs the extr
 from test_hub_parity import MODELS, comparable, outputs_of, random_batch, reference  # noqa: E402 (needs torch)
 
 TINY = {
-    "t5": ("t5", "t5_1_1"),
+    "t5": ("t5", "t5_1_1", "t5_encoder", "t5_classifier"),
     "mt5": ("mt5",),
     "bert": ("bert_pretraining", "bert_classifier"),
     "roberta": ("roberta_mlm",),
@@ -53,12 +53,13 @@ TINY = {
     "smollm3": ("smollm3",),
     "gemma2": ("gemma2",),
     "gemma3_text": ("gemma3",),
-    "bart": ("bart",),
-    "umt5": ("umt5",),
+    "bart": ("bart", "bart_classifier"),
+    "umt5": ("umt5", "umt5_encoder"),
     "pegasus": ("pegasus",),
     "marian": ("marian",),
     "mbart": ("mbart",),
     "m2m_100": ("m2m_100",),
+    "t5gemma": ("t5gemma",),
 }
 REMOVED = "removed"
 MEANINGLESS = {"model_type"}  # its change makes a different family
@@ -97,6 +98,14 @@ FURTHER = {  # keys that no config of transformers writes today, but that change
 }  # fmt: skip
 
 
+# every family, and those with the same model_type
+KINDS = [
+    pytest.param(name, family, id=next(iter(family.classes)))
+    for name, first in FAMILIES.items()
+    for family in (first, *VARIANTS.get(name, ()))
+]
+
+
 @functools.cache
 def directory(name: str) -> Path:
     """Returns a directory of the tiny model with this name, saved by transformers."""
@@ -133,18 +142,28 @@ def cases() -> list:
         for name in names:
             full = json.loads(json.dumps(config_of(name).to_dict()))
             changes = [((key,), value) for key, value in full.items() if key not in MEANINGLESS]
-            changes += [(("rope_parameters", key), value) for key, value in full.get("rope_parameters", {}).items()]
+            for part in ("encoder", "decoder"):  # of T5Gemma
+                changes += [((part, key), value) for key, value in full.get(part, {}).items()]
+            ropes = [path for path, value in changes if path[-1] == "rope_parameters" and value]
+            changes += [((*path, key), value) for path in ropes for key, value in at(full, path).items()]
             found = [(path, REMOVED) for path, _ in changes]
             found += [(path, other) for path, value in changes for other in others(path[-1], value)]
             found += [
                 ((alias,), full[key] + more) for alias, key in FAMILIES[family].aliases.items() for more in (0, 1)
             ]
             found += [((key,), value) for key, value in FURTHER.items()]
+            parts = [part for part in ("encoder", "decoder") if part in full]
+            found += [((part, key), value) for part in parts for key, value in FURTHER.items()]
             for path, value in found:
                 label = f"{name}-{'.'.join(path)}-{json.dumps(value)[:60]}"
                 marks = () if zlib.crc32(label.encode()) % 40 == 0 else pytest.mark.slow
                 out.append(pytest.param(name, path, value, id=label, marks=marks))
     return out
+
+
+def at(settings: dict, path: tuple[str, ...]):
+    """Returns the value of a key inside of others."""
+    return functools.reduce(lambda value, key: value[key], path, settings)
 
 
 def changed(settings: dict, path: tuple[str, ...], value) -> dict:
@@ -210,13 +229,14 @@ def test_a_changed_or_removed_key_is_honoured_or_refused_by_name(name, path, val
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=output)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_key_of_transformers_is_listed(name, caplog):
+@pytest.mark.parametrize(("name", "family"), KINDS)
+def test_every_key_of_transformers_is_listed(name, family, caplog):
     settings = json.loads(json.dumps(transformers.AutoConfig.for_model(name).to_dict()))
-    with caplog.at_level(logging.WARNING):
-        assert config_keys.checked(settings, FAMILIES[name]) == settings
+    for part in family.stacks(settings):
+        with caplog.at_level(logging.WARNING):
+            assert config_keys.checked(part, family) == part
     assert not caplog.records
-    config_keys.checked(settings | {"their_own": 1}, FAMILIES[name])
+    config_keys.checked(settings | {"their_own": 1}, family)
     assert "their_own" in caplog.text
 
 
@@ -225,7 +245,8 @@ def test_a_key_that_is_missing_has_transformers_default(name):
     family = FAMILIES[name]
     settings = json.loads(json.dumps(transformers.AutoConfig.for_model(name).to_dict()))
     necessary = {family.settings[field] for field in mapping.REQUIRED if field in family.settings}
-    bare = {key: value for key, value in settings.items() if key in necessary}
+    # a config.json with parts, such as T5Gemma's, may lack all of a part
+    bare = {key: value for key, value in family.stacks(settings)[-1].items() if key in necessary}
     assert mapping.read_config(bare, family, Path()) == mapping.read_config(settings, family, Path())
     assert family.aliases == transformers.AutoConfig.for_model(name).attribute_map
 
@@ -233,10 +254,9 @@ def test_a_key_that_is_missing_has_transformers_default(name):
 ABSURD = (10**12, 10**30, -1, 10**400, float("nan"), float("inf"), -0.5, "text", [], {"a": 1})
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_an_absurd_number_is_refused_by_name_before_any_weights_are_opened(name):
-    family = FAMILIES[name]
-    settings = mapping.write_config(family.base, family)
+@pytest.mark.parametrize(("name", "family"), KINDS)
+def test_an_absurd_number_is_refused_by_name_before_any_weights_are_opened(name, family):
+    settings = dict(family.stacks(mapping.write_config(family.base, family))[-1])
     mapping.read_config(settings, family, Path())
     numbers = {key for key in family.keys if type(settings.get(key)) in (int, float)}
     assert len(numbers) > 8
@@ -277,8 +297,10 @@ def test_absurd_attention_types_are_refused_by_name(types):
 @pytest.mark.parametrize(
     ("name", "settings", "named"),
     [
-        ("t5", {"architectures": ["T5EncoderModel"]}, r"architectures=T5EncoderModel is not supported"),
-        ("bart", {"architectures": ["BartForSequenceClassification"]}, "architectures=BartForSequenceClassification"),
+        ("t5", {"architectures": ["T5ForTokenClassification"]}, r"architectures=T5ForTokenClassification is not supp"),
+        ("bart", {"architectures": ["BartForQuestionAnswering"]}, "architectures=BartForQuestionAnswering"),
+        ("mbart", {"architectures": ["MBartForSequenceClassification"]}, "MBartForSequenceClassification is not supp"),
+        ("t5gemma", {"architectures": ["T5GemmaForSequenceClassification"]}, "T5GemmaForSequenceClassification is not"),
         ("roberta_mlm", {"architectures": ["RobertaForMultipleChoice"]}, "architectures=RobertaForMultipleChoice"),
         ("gpt2", {"architectures": ["GPT2ForSequenceClassification"]}, "architectures=GPT2ForSequenceClassification"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config is not supported"),

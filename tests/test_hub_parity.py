@@ -53,6 +53,7 @@ GEMMA = LLAMA | {
     "num_hidden_layers": 3, "head_dim": 8, "query_pre_attn_scalar": 5, "sliding_window": 3,
     "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5,
 }  # fmt: skip
+T5GEMMA = GEMMA | {"num_hidden_layers": 2}
 GEMMA3 = GEMMA | {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "attn_logit_softcapping": None,
@@ -157,8 +158,29 @@ MODELS = {
     "mbart": ("MBartForConditionalGeneration", BART | {"scale_embedding": True}),
     "m2m_100": ("M2M100ForConditionalGeneration", BART),
     "bart": ("BartForConditionalGeneration", BART | {"scale_embedding": True}),
+    "bart_classifier": ("BartForSequenceClassification", BART | {"num_labels": 3}),
+    "bart_regression": ("BartForSequenceClassification", BART | {"num_labels": 1}),
+    "t5_classifier": ("T5ForSequenceClassification", T5 | {"num_labels": 3, "decoder_start_token_id": 0}),
+    "mt5_classifier": ("MT5ForSequenceClassification", T5 | {"feed_forward_proj": "gated-gelu", "num_labels": 3}),
+    "umt5_classifier": ("UMT5ForSequenceClassification", T5 | {"feed_forward_proj": "gated-gelu", "num_labels": 3}),
+    "t5_encoder": ("T5EncoderModel", T5),
+    "mt5_encoder": ("MT5EncoderModel", T5 | {"feed_forward_proj": "gated-gelu"}),
+    "umt5_encoder": ("UMT5EncoderModel", T5 | {"feed_forward_proj": "gated-gelu"}),
+    "t5gemma": ("T5GemmaForConditionalGeneration", {"encoder": T5GEMMA, "decoder": GEMMA}),
+    "t5gemma_untied": (
+        "T5GemmaForConditionalGeneration",
+        {"encoder": GEMMA, "decoder": T5GEMMA, "tie_word_embeddings": False},
+    ),
 }
-WITH_GRADIENTS = ("t5", "bert_pretraining", "gpt2", "electra_discriminator", "deberta_mlm")
+WITH_GRADIENTS = (
+    "t5",
+    "bart_classifier",
+    "bert_pretraining",
+    "gpt2",
+    "electra_discriminator",
+    "deberta_mlm",
+    "t5gemma",
+)
 
 
 def reference(name: str):
@@ -191,6 +213,10 @@ def random_batch(config) -> dict[str, np.ndarray]:
             f"{side}_segment_ids": segments,
             f"{side}_positions": slots,
         }
+    if config.body == "encoder_decoder":  # transformers reads the state at the last end-of-text id: T5's or BART's
+        batch["decoder_segment_ids"] = batch["encoder_segment_ids"]
+        batch["encoder_input_tokens"] *= batch["encoder_segment_ids"]
+        batch["encoder_input_tokens"][np.arange(2), LENGTHS - 1] = 1 if config.positions.startswith("relative") else 2
     return batch
 
 
@@ -210,11 +236,13 @@ def outputs_of(model, config, batch) -> dict[str, "torch.Tensor"]:
         "logits": config.heads[0] if config.heads else "lm", "prediction_logits": "mlm",
         "seq_relationship_logits": "nsp", "sop_logits": "nsp", "pooler_output": "pooled",
     }  # fmt: skip
+    if not config.heads and config.architecture == "encoder_only":
+        names["last_hidden_state"] = "hidden"
     found = {ours: out[theirs] for theirs, ours in names.items() if theirs in out}
     if "start_logits" in out:
         found["span"] = torch.stack([out["start_logits"], out["end_logits"]], dim=-1)
     for stack in ("encoder", "decoder", "cross"):
-        prefix = "" if stack == side and config.architecture != "text_to_text" else f"{stack}_"
+        prefix = f"{stack}_" if stack != side or (config.num_encoder_layers and config.num_decoder_layers) else ""
         if out.get(f"{prefix}attentions"):
             found[f"attention {stack}"] = torch.stack(out[f"{prefix}attentions"])
         if out.get(f"{prefix}hidden_states"):
@@ -227,7 +255,7 @@ def comparable(name: str, array, batch):
     encoder, decoder = (batch[f"{side}_segment_ids"] > 0 for side in ("encoder", "decoder"))
     if name == "lm":
         return array[decoder]
-    if name in ("mlm", "token_classification", "span", "rtd"):
+    if name in ("mlm", "token_classification", "span", "rtd", "hidden"):
         return array[encoder]
     what, _, stack = name.partition(" ")
     if what == "hidden":
@@ -287,6 +315,21 @@ def test_outputs_gradients_and_the_way_back(name, tmp_path):
     for output, values in outputs_of(again.double(), config, batch).items():
         # Not bit for bit: torch's sums over a vector depend on its memory address.
         np.testing.assert_allclose(values.detach(), expected[output].detach(), rtol=1e-12, atol=1e-12, err_msg=output)
+
+
+def test_a_bare_t5gemma_has_the_same_hidden_states(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "t5gemma_bare", ("T5GemmaModel", MODELS["t5gemma"][1]))
+    model = reference("t5gemma_bare")
+    model.save_pretrained(tmp_path)
+    found = parameters.open_directory(tmp_path)
+    params, _ = parameters.load(found, found.config, parameters.layout_for(found.config))
+    batch = random_batch(found.config)
+    _, (hidden, _) = intermediates.apply(build(found.config), params, batch)
+    expected = outputs_of(model, found.config, batch)
+    for stack in ("encoder", "decoder"):
+        name = f"hidden {stack}"
+        ours, values = (comparable(name, np.asarray(x), batch) for x in (hidden[stack], expected[name].detach()))
+        np.testing.assert_allclose(ours, values, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_of_a_bare_roberta_all_but_its_pooler_is_read(tmp_path, monkeypatch):

@@ -318,6 +318,37 @@ def test_text_to_text_models_write_what_transformers_generates(tmp_path):
         write(TEXTS, max_new_token=3)
 
 
+def test_t5gemma_reads_what_its_tokenizer_makes(tmp_path):
+    """BOS before the inputs, no EOS behind them."""
+    import tokenizers
+
+    vocab = {word: i for i, word in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", *WORDS])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special)
+    part = {
+        "vocab_size": len(vocab), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 3, "query_pre_attn_scalar": 8,
+    }  # fmt: skip
+    reference = transformers.T5GemmaForConditionalGeneration(transformers.T5GemmaConfig(encoder=part, decoder=part))
+    model = t5x_lite.load(saved(tmp_path, reference, tokenizer))
+    write = t5x_lite.pipeline("text2text-generation", model=model, max_new_tokens=6, num_beams=1)
+    for text in TEXTS:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        out = reference.generate(ids, max_new_tokens=6, do_sample=False)
+        assert write(text) == [{"generated_text": tokenizer.decode(out[0], skip_special_tokens=True)}]
+        targets = torch.tensor([[*tokenizer(WORDS[1], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]])
+        logits = reference(input_ids=ids, labels=targets).logits.log_softmax(-1)
+        expected = logits[0].gather(1, targets.T).sum().item()
+        assert model.score([(text, WORDS[1])])[0] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        (states,) = reference.model.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        np.testing.assert_allclose(
+            model.embed([text], normalize=False)[0], states.mean(dim=0).detach(), rtol=1e-5, atol=1e-5
+        )
+
+
 def test_models_write_as_their_directory_says(tmp_path):
     """Uses generation_config.json and task_specific_params as transformers 4 did for these tasks."""
     tokenizer = words(tmp_path)

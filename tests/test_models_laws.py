@@ -60,7 +60,7 @@ def test_who_sees_whom(family):
         np.testing.assert_array_equal(seen_LV[real][:, :length], same)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "deberta", "gemma_2", "gemma_3", "m2m_100", "umt5"])
+@pytest.mark.parametrize("family", [*FAMILIES, "deberta", "gemma_2", "gemma_3", "m2m_100", "t5gemma", "umt5"])
 def test_packed_equals_unpacked(family):
     config = dataclasses.replace((FAMILIES | OTHERS)[family], heads=())
     params = random_params(config)
@@ -73,7 +73,7 @@ def test_packed_equals_unpacked(family):
     np.testing.assert_allclose(packed[5:8], second[:3], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert", "modernbert"])  # one pools the first token, one takes the mean
+@pytest.mark.parametrize("family", ["bert", "modernbert", "bart_mnli"])  # pools the first token, the mean, the last
 def test_pooled_heads_packed_equal_unpacked(family):
     config = (FAMILIES | OTHERS)[family]
     config = dataclasses.replace(config, heads=("nsp", "classification", "regression"), num_classes=3)
@@ -87,7 +87,9 @@ def test_pooled_heads_packed_equal_unpacked(family):
         np.testing.assert_allclose(a[head][0, :2], b[head][:, 0], rtol=1e-5, atol=1e-5, err_msg=head)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "deberta", "electra", "gemma_3", "smollm_3", "umt5"])
+@pytest.mark.parametrize(
+    "family", [*FAMILIES, "bart_mnli", "deberta", "electra", "gemma_3", "smollm_3", "t5gemma", "umt5"]
+)
 def test_scanned_equals_unrolled(family):
     config = (FAMILIES | OTHERS)[family]
     scanned = dataclasses.replace(config, scan_layers=True)
@@ -131,6 +133,7 @@ ATTENTION_FAMILIES = ("t5", "bert", "llama", "gpt_neo", "t5_decoder", "gemma_3")
     [
         *((family, "blockwise", scan) for family in ATTENTION_FAMILIES for scan in (False, True)),
         ("gemma_2", "blockwise", True),
+        ("t5gemma", "blockwise", True),
         ("umt5", "blockwise", True),
         ("t5", "pallas", True),
         ("gpt2", "pallas", True),

@@ -90,8 +90,15 @@ PARAMETERS = {
     "gemma_3_270m": 268_098_176,
     "gemma_3_1b": 999_885_952,
     "gemma_3_4b": 3_880_099_328,
+    "t5gemma_small": 312_517_632,
+    "t5gemma_base": 591_490_560,
+    "t5gemma_large": 1_241_761_792,
+    "t5gemma_xl": 3_766_980_608,
+    "t5gemma_2b_2b": 5_596_853_760,
+    "t5gemma_9b_9b": 20_333_401_088,
     "bart_base": 139_420_416 + 50265,  # with the logits' bias, which transformers keeps as a buffer
     "bart_large": 406_291_456 + 50265,
+    "bart_large_mnli": 407_344_131,
     "pegasus_large": 568_699_904 + 96103,  # without the sinusoids, which transformers keeps as parameters
     "opus_mt_en_de": 73_886_208 + 58101,
     "mbart_large_cc25": 610_851_840 + 250027,
@@ -169,6 +176,7 @@ def test_presets_are_valid(name):
         (lambda: preset("t5_small", relative_buckets=30), "multiple of 4"),
         (lambda: preset("bert_base", max_positions=0), "at least 1 row"),
         (lambda: preset("transformer_base", d_model=15), "even"),
+        (lambda: preset("gemma_2_2b", share_embeddings=False), "must be True for decoder_only"),
     ],
 )
 def test_errors_say_what_is_meant(call, message):

@@ -48,6 +48,7 @@ OTHERS: dict[str, ModelConfig] = {
     "gemma_3": preset(
         "gemma_3_4b", **SIZES, query_dim=5, local_window=3, layer_pattern="lg", num_kv_heads=1, num_decoder_layers=3
     ),
+    "t5gemma": preset("t5gemma_2b_2b", **SIZES, **BOTH, query_dim=5, local_window=3, num_kv_heads=1),
     "olmo_2": preset("olmo_2_1b", **SIZES, num_decoder_layers=2),
     "smollm_3": preset("smollm_3_3b", **SIZES, num_kv_heads=1, layer_pattern="gn", num_decoder_layers=2),
     "cbow": preset("cbow_tiny", **SIZES, **NO_DROPOUT, local_window=2),
@@ -56,6 +57,10 @@ OTHERS: dict[str, ModelConfig] = {
     "marian": preset("opus_mt_en_de", **SIZES, **BOTH, **NO_DROPOUT, decoder_start_id=-1),
     "m2m_100": preset("m2m_100_418m", **SIZES, **BOTH, **NO_DROPOUT),
     "bart": preset("bart_base", **SIZES, **BOTH, **NO_DROPOUT, max_positions=64),
+    "bart_mnli": preset("bart_large_mnli", **SIZES, **BOTH, **NO_DROPOUT, max_positions=64),
+    "t5_encoder": dataclasses.replace(
+        preset("t5_1_1_small", **SIZES), architecture="encoder_only", num_encoder_layers=2, num_decoder_layers=0
+    ),
 }
 
 

@@ -68,6 +68,9 @@ class EncoderOnly:
     window_stride: int = 128  # tokens from the start of one window of a long context to the start of the next
     choices: int = 1  # the largest number of choices of an example
     num_classes: int = 0  # classes of the head multi_label
+    # Whether a text must begin with [CLS]; False: it does if the vocabulary has one (T5's does not). It is not in the
+    # repr, the fingerprint of data: with one vocabulary, both values give the same examples, or True gives an error.
+    needs_cls: bool = dataclasses.field(default=True, repr=False)
 
     def specs(self) -> dict[str, ArraySpec]:
         return specs("encoder_only", self.heads)
@@ -149,7 +152,7 @@ class EncoderOnly:
         for index, text in enumerate(text_of(e, context, task) for e in examples):
             ids, places_T2 = vocabulary.places(text)
             words_T2 = words.around(text, places_T2)
-            first = 2 + int(questions.lengths[index]) + self.fairseq_marks
+            first = 1 + len(self._marks(vocabulary)[0]) + int(questions.lengths[index]) + self.fairseq_marks
             room = self.length - first - 1
             if room < 1:
                 raise ConfigError(
@@ -241,7 +244,7 @@ class EncoderOnly:
         short = [ragged.cut(column, self.length - 2) for column in (tokens, word_of, weights)]
         filled, types, _ = self._with_marks(short[:1], [np.ones(len(examples), bool)], vocabulary)
         word_of, weights = (
-            ragged.join(mark, column, mark)
+            ragged.join(*[mark] * len(self._marks(vocabulary)[0]), column, mark)
             for column in short[1:]
             for mark in [ragged.singles(np.zeros(len(examples), column.values.dtype))]
         )
@@ -293,10 +296,11 @@ class EncoderOnly:
         closed: one array per part, bool [rows]: True in the rows in which a [SEP] follows the part.
         Returns the tokens; the type of each token; and whether each token is [CLS] or [SEP].
         """
-        rows = len(parts[0])
-        pieces, type_of_piece, is_mark = [ragged.constant(vocabulary.cls_id, rows)], [0], [True]
+        rows, (begin, end) = len(parts[0]), self._marks(vocabulary)
+        pieces, type_of_piece = [ragged.constant(mark, rows) for mark in begin], [0] * len(begin)
+        is_mark = [True] * len(begin)
         for place, (part, close) in enumerate(zip(parts, closed, strict=True)):
-            mark = Ragged(np.full(int(close.sum()), vocabulary.sep_id, np.int32), close.astype(np.int64))
+            mark = Ragged(np.full(int(close.sum()), end, np.int32), close.astype(np.int64))
             added = [part, mark]
             if self.fairseq_marks and place:
                 added = [mark, part, mark]
@@ -307,6 +311,18 @@ class EncoderOnly:
         types = np.repeat(np.tile(np.array(type_of_piece, np.int32), rows), lengths)
         marks = np.repeat(np.tile(np.array(is_mark), rows), lengths)
         return ragged.join(*pieces), types, marks
+
+    def _marks(self, vocabulary: Vocabulary) -> tuple[list[int], int]:
+        """Returns the marks before a text and the mark behind it: ([CLS], [SEP]), or ([], EOS) as in T5.
+
+        Raises ConfigError if the vocabulary has no [CLS], but `needs_cls`.
+        """
+        try:
+            return [vocabulary.cls_id], vocabulary.sep_id
+        except ConfigError:
+            if self.needs_cls:
+                raise
+            return [], vocabulary.eos_id
 
     def _unlabelled(self, tokens: Ragged, types: np.ndarray, parts: Ragged | None = None) -> Examples:
         """Returns the features of all heads, with a weight of 0 for every label.

@@ -6,7 +6,7 @@ skipped too, with a warning.
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,11 @@ NO_EFFECT: Mapping[str, str] = {
         ("initializer_factor", "initializer_cutoff_factor"), "scales initial parameters; the files have trained ones"
     ),
     **dict.fromkeys(
-        ("classifier_dropout", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
-         "summary_first_dropout", "summary_last_dropout", "summary_hidden_size"), _OTHER_CLASS,
+        ("classifier_dropout", "classifier_dropout_rate", "summary_type", "summary_use_proj", "summary_activation",
+         "summary_proj_to_labels", "summary_first_dropout", "summary_last_dropout", "summary_hidden_size"),
+        _OTHER_CLASS,
     ),
+    **dict.fromkeys(("num_decoder_layers", "decoder_start_token_id"), "of a decoder, which an encoder does not have"),
     "auto_map": "names code in the directory; nothing runs it",
     **dict.fromkeys(
         ("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
@@ -100,11 +102,12 @@ FIELDS_OF_AXIS = {
 # The fields that decide which parameters a model has.
 FIELDS_OF_PARTS = (
     "num_encoder_layers", "num_decoder_layers", "norm", "attention_bias", "mlp_bias", "gated_mlp", "type_vocab_size",
-    "embedding_dim",
+    "embedding_dim", "num_classes",
 )  # fmt: skip
 # Tensors of heads that have one output for each label of config.json.
 SIZED_BY_LABELS = (
-    "classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight", "sop_classifier.classifier.weight",
+    "classifier.weight", "classifier.out_proj.weight", "classification_head.out_proj.weight",
+    "qa_outputs.weight", "sop_classifier.classifier.weight",
 )  # fmt: skip
 READ_BY_NAME = {
     "max_positions": ("max_position_embeddings",), "num_kv_heads": ("num_key_value_heads",),
@@ -140,23 +143,28 @@ def checked(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
     return out
 
 
-def check_class(settings: Mapping[str, Any], family: Family, where: Path) -> None:
-    """Raises CheckpointError if config.json names only classes of the family in transformers that we do not support.
+def checked_class(settings: Mapping[str, Any], classes: Sequence[str], where: Path) -> str:
+    """Returns the first of the `classes` that config.json names, or "" if it names no class of transformers.
 
     Warns if the class is from elsewhere, such as a user's own. Then the tensors alone show which heads the model has.
+
+    classes: those of this model_type that we support.
+
+    Raises CheckpointError if config.json names only other classes of transformers.
     """
     given = settings.get("architectures")
     names = [str(name) for name in given] if isinstance(given, list) else []
-    if not names or any(name in family.classes for name in names):
-        return
-    first_part = re.split("For|LMHead|MTModel", next(iter(family.classes)))[0]  # such as Bert
+    if not names or any(name in classes for name in names):
+        return next((name for name in names if name in classes), "")
+    first_part = re.split("For|LMHead|MTModel", classes[0])[0]  # such as Bert
     if any(name.startswith(first_part) for name in names):
         raise CheckpointError(
-            f"{where}: architectures={', '.join(names)[:80]} is not supported; allowed: {', '.join(family.classes)}. "
+            f"{where}: architectures={', '.join(names)[:80]} is not supported; allowed: {', '.join(classes)}. "
             "If the files have the tensors of one of these classes, write its name there"
         )
     text = ", ".join(names)[:80]
     log.warning("%s: architectures=%s is unknown; the tensors' names decide which heads the model has", where, text)
+    return ""
 
 
 def check_classes(settings: Mapping[str, Any], outputs: int, where: Path) -> None:

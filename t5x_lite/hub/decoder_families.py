@@ -45,7 +45,7 @@ GPT2 = Family(
     also={"embd_pdrop": "resid_pdrop"},
     choices={
         "activation_function": ACTIVATIONS,
-        "scale_attn_weights": {True: {"scale_attention": True}, False: {"scale_attention": False}},
+        "scale_attn_weights": {True: {"query_dim": 0}, False: {"query_dim": 1}},
         "scale_attn_by_inverse_layer_idx": ONLY_FALSE,
         "add_cross_attention": ONLY_FALSE,
     },

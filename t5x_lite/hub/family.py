@@ -61,6 +61,9 @@ class Family:
         checks the tensor if the file has it; export writes it.
     ignored: regular expression -> the reason why import skips tensors with matching names.
     constants: further key of config.json -> the value that export writes.
+    stacks: a function that takes config.json. If config.json has parts for the encoder and the decoder, it returns one
+        config.json for each, encoder first; the fields above describe each of them. Otherwise it returns config.json.
+    join: a function that takes the config.json of a decoder and our ModelConfig. It returns one that `stacks` divides.
     """
 
     model_type: str
@@ -80,11 +83,24 @@ class Family:
     computed: Mapping[str, Callable[[ModelConfig], np.ndarray]] = dataclasses.field(default_factory=dict)
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stacks: Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], ...]] = lambda settings: (settings,)
+    join: Callable[[dict[str, Any], ModelConfig], dict[str, Any]] = lambda settings, config: settings
 
     @functools.cached_property
     def keys(self) -> frozenset[str]:
         """The keys of config.json that import reads, without `aliases`."""
         return frozenset((*self.settings.values(), *self.also, *self.choices, *self.write(self.base)))
+
+    @property
+    def logits_tensor(self) -> str:
+        """The tensor that holds the kernel of untied logits. If logits are tied, it is a copy of `logits_table`."""
+        row = self.modules.get("logits/dense", "lm_head")
+        return f"{row if isinstance(row, str) else row.name}.weight"
+
+    @property
+    def logits_table(self) -> str:
+        """The tensor that holds the table with which tied logits are computed."""
+        return f"{self.modules.get('decoder_token_embedding', self.modules['token_embedding'])}.weight"
 
     def ties(self, with_logits: bool = True) -> dict[str, str]:
         """Returns {name of a tied tensor: name of the tensor that it equals}.
@@ -92,8 +108,7 @@ class Family:
         with_logits: if false, leaves out the tensors of the output layer. Then only text_to_text models have tied
             tensors: the copies of the embedding table in the encoder and in the decoder.
         """
-        table = self.modules["token_embedding"]
-        ties = {**self.tied, "lm_head.weight": f"{table}.weight"}
+        ties = {**self.tied, self.logits_tensor: self.logits_table}
         return ties if with_logits else {copy: source for copy, source in ties.items() if "embed_tokens" in copy}
 
 

@@ -17,10 +17,10 @@ from t5x_lite import side_files
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.heads import HEADS
 from t5x_lite.hub import config_keys
-from t5x_lite.hub.families import FAMILIES
+from t5x_lite.hub.families import FAMILIES, VARIANTS
 from t5x_lite.hub.family import Family, Key, setting
 from t5x_lite.lookup import lookup
-from t5x_lite.models.config import MODEL_KEYS, ModelConfig
+from t5x_lite.models.config import LOCAL, MODEL_KEYS, ModelConfig
 
 REQUIRED = ("vocab_size", "d_model", "num_heads", "num_encoder_layers", "num_decoder_layers")
 # A config.json may lack these fields, because they decide how a model is trained or run, but not what it computes.
@@ -72,20 +72,23 @@ def refuse_adapter(directory: Path) -> None:
 
 
 def family_of(settings: Mapping[str, Any], where: Path) -> Family:
-    """Returns the family that `model_type` in config.json names.
+    """Returns the family that `model_type` in config.json names, or its variant that `architectures` names.
 
     settings: the content of config.json.
     where: the path of config.json, for error messages.
 
-    Raises CheckpointError if model_type is missing or unknown.
+    Raises CheckpointError if model_type is missing or unknown, or if no variant has a class in `architectures`.
     """
     name = settings.get("model_type")
     if not isinstance(name, str):
         raise CheckpointError(f"{where} has no model_type; allowed: {', '.join(FAMILIES)}")
     try:
-        return lookup("model_type", name, FAMILIES)
+        family = lookup("model_type", name, FAMILIES)
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
+    classes = {name: one for one in (family, *VARIANTS.get(name, ())) for name in one.classes}
+    named = config_keys.checked_class(settings, tuple(classes), where)
+    return classes.get(named, family)
 
 
 def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> ModelConfig:
@@ -97,27 +100,63 @@ def read_config(settings: Mapping[str, Any], family: Family, where: Path) -> Mod
     Raises CheckpointError if a value is missing, has the wrong type, or is not supported by our models.
     """
     try:
-        settings = config_keys.checked(settings, family)
-        fields = _same_values(settings, family)
-        for key, table in family.choices.items():
-            if (value := settings.get(key)) is not None:
-                if not isinstance(value, str | int | float) or value not in table:
-                    allowed = ", ".join(map(str, table))
-                    raise ValueError(f"{key}={str(value)[:80]!r} is not supported; allowed: {allowed}")
-                fields |= table[value]
-        field_of = {key: field for field, key in family.settings.items()}
-        for key, source in family.also.items():
-            value, other = (setting(settings, name, getattr(family.base, field_of[source])) for name in (key, source))
-            if value != other:
-                raise ValueError(f"{key}={value!r} and {source}={other!r} differ; our models have one value for both")
-        fields |= family.read(settings)
-        if "head_dim" not in family.settings:
-            fields["head_dim"] = fields["d_model"] // fields["num_heads"]
-        return dataclasses.replace(family.base, **({"heads": (), "num_classes": 0} | fields)).validate()
+        stacks = [_read(one, family) for one in family.stacks(settings)]
+        return stacks[0] if len(stacks) == 1 else _joined(stacks[0], stacks[1], settings, family)
     except (ValueError, ConfigError) as error:
         names = {"head_dim": f"{family.settings['d_model']}/{family.settings['num_heads']}"} | dict(family.settings)
         text = re.sub(r"model\.(\w+)", lambda field: names.get(field[1], field[0]), str(error))
         raise CheckpointError(f"{where}: {text}") from None
+
+
+def _read(settings: Mapping[str, Any], family: Family) -> ModelConfig:
+    """Returns the ModelConfig that a config.json without parts describes. Raises ValueError or ConfigError."""
+    settings = config_keys.checked(settings, family)
+    fields = _same_values(settings, family)
+    for key, table in family.choices.items():
+        if (value := settings.get(key)) is not None:
+            if not isinstance(value, str | int | float) or value not in table:
+                allowed = ", ".join(map(str, table))
+                raise ValueError(f"{key}={str(value)[:80]!r} is not supported; allowed: {allowed}")
+            fields |= table[value]
+    field_of = {key: field for field, key in family.settings.items()}
+    for key, source in family.also.items():
+        value, other = (setting(settings, name, getattr(family.base, field_of[source])) for name in (key, source))
+        if value != other:
+            raise ValueError(f"{key}={value!r} and {source}={other!r} differ; our models have one value for both")
+    fields |= family.read(settings)
+    if "head_dim" not in family.settings:
+        fields["head_dim"] = fields["d_model"] // fields["num_heads"]
+    return dataclasses.replace(family.base, **({"heads": (), "num_classes": 0} | fields)).validate()
+
+
+def _joined(encoder: ModelConfig, decoder: ModelConfig, settings: Mapping[str, Any], family: Family) -> ModelConfig:
+    """Returns the model of two stacks. encoder, decoder: models in which both stacks are as the encoder or the decoder.
+
+    Raises ValueError, which names the keys, if the stacks differ in more than the number of their layers.
+    """
+    longer, shorter = sorted((decoder, encoder), key=lambda config: -config.num_decoder_layers)
+    joined = dataclasses.replace(
+        decoder,
+        num_encoder_layers=encoder.num_decoder_layers,
+        layer_pattern=longer.layer_pattern,
+        local_window=longer.local_window,
+    )
+    layers = shorter.num_decoder_layers
+    same = dataclasses.replace(
+        encoder,
+        num_encoder_layers=joined.num_encoder_layers,
+        num_decoder_layers=joined.num_decoder_layers,
+        layer_pattern=joined.layer_pattern,
+        local_window=longer.local_window if LOCAL not in shorter.layer_kinds(layers) else encoder.local_window,
+    )
+    if same == joined and longer.layer_kinds(layers) == shorter.layer_kinds(layers):
+        return joined
+    sides = family.stacks(settings)
+    keys = [key for key in sorted(family.keys) if sides[0].get(key) != sides[1].get(key) and key != "num_hidden_layers"]
+    values = ", ".join(f"{key}={str(sides[0].get(key))[:40]} and {str(sides[1].get(key))[:40]}" for key in keys)
+    raise ValueError(
+        f"encoder and decoder differ: {values}; in our models they may differ only in the number of their layers"
+    )
 
 
 def _same_values(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -179,6 +218,7 @@ def write_config(
     start = family.settings.get("decoder_start_id")
     if start and out[start] == -1:  # -1: our decoder starts with the pad token
         out[start] = family.constants.get(start, out.get("pad_token_id"))
+    out = family.join(out, config)
     again = dataclasses.replace(read_config(out, family, Path("config.json")), tie_embeddings=config.tie_embeddings)
     differ = [
         f"{f.name}={getattr(config, f.name)!r} (config.json: {getattr(again, f.name)!r})"
@@ -203,7 +243,8 @@ def write_config(
 
 def _meaning(config: ModelConfig, field: str) -> Any:
     """Returns the value of a field. Two patterns of layers mean the same if they give the same kinds."""
-    return config.layer_kinds(config.num_layers) if field == "layer_pattern" else getattr(config, field)
+    layers = max(config.num_encoder_layers, config.num_decoder_layers)
+    return config.layer_kinds(layers) if field == "layer_pattern" else getattr(config, field)
 
 
 def family_for(config: ModelConfig, name: str = "") -> Family:
@@ -212,9 +253,12 @@ def family_for(config: ModelConfig, name: str = "") -> Family:
     Raises ConfigError if no family has this name, or if none can express the model.
     """
     if name:
-        return lookup("family", name, FAMILIES)
+        family = lookup("family", name, FAMILIES)
+        kind = config.architecture, config.body
+        same = (one for one in VARIANTS.get(name, ()) if (one.base.architecture, one.base.body) == kind)
+        return next(same, family)
     reasons = []
-    for family in FAMILIES.values():
+    for family in (*FAMILIES.values(), *(one for variants in VARIANTS.values() for one in variants)):
         if family.base.architecture == config.architecture:
             try:
                 write_config(config, family)

@@ -21,7 +21,7 @@ from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.eval_batches import example_batch, prompt_batch
 from t5x_lite.data.fields import Encoded
 from t5x_lite.data.registry import Feature, Task
-from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
 from t5x_lite.decoding import generate
 from t5x_lite.decoding.buckets import bounded, bucket, power_of_two
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
@@ -105,7 +105,8 @@ class Model:
         """
         self._require("text_to_text", "decoder_only")
 
-        def work(examples: list[dict[str, str]]) -> list[float]:
+        def work(examples: list) -> list[float]:
+            examples = self._encoded(examples, ("inputs", "targets")) if self._begins_with_bos else examples
             converter, task = self._converter(examples, ("inputs", "targets")), self._task(("inputs",))
             batch = example_batch(examples, task, converter, self.vocabulary, batch_rows=power_of_two(len(examples)))
             return [float(x) for x in self._score(self.params, batch)]
@@ -170,7 +171,8 @@ class Model:
         if self.config.architecture == "text_to_text":
             fields["targets"] = second or self.generate([text])[0]
             converter = self._converter([fields], tuple(fields))
-            batch = example_batch([fields], self._task(("inputs",)), converter, self.vocabulary, batch_rows=1)
+            examples = self._encoded([fields], tuple(fields)) if self._begins_with_bos else [fields]
+            batch = example_batch(examples, self._task(("inputs",)), converter, self.vocabulary, batch_rows=1)
         else:
             batch = self.tokenize([text], [second] if second else None)
         attention = self._look(self.params, batch)
@@ -180,9 +182,10 @@ class Model:
             for side, count in length.items()
         }
         maps = {}
-        for name in (name for name in QUERIES_AND_KEYS if name in attention):
-            queries, keys = (length[side] for side in QUERIES_AND_KEYS[name])
-            maps[name] = np.asarray(attention[name])[:, 0, :, :queries, :keys]
+        for name, sides in QUERIES_AND_KEYS.items():
+            if name in attention and length.keys() >= {*sides}:  # the decoder of a classifier has no tokens of its own
+                queries, keys = (length[side] for side in sides)
+                maps[name] = np.asarray(attention[name])[:, 0, :, :queries, :keys]
         return AttentionMaps(tokens, maps)
 
     @functools.cached_property
@@ -237,7 +240,25 @@ class Model:
 
     def _task(self, segments: tuple[str, ...]) -> Task:
         task = convert.text_task(self.config.architecture, segments)
-        return task if self.features is None else dataclasses.replace(task, features=self.features)
+        bare = {"inputs": Feature(add_eos=False), "targets": Feature()} if self._begins_with_bos else task.features
+        return dataclasses.replace(task, features=self.features or bare)
+
+    @property
+    def _begins_with_bos(self) -> bool:
+        """Returns whether an encoder-decoder's inputs begin with BOS and have no EOS, as T5Gemma's tokenizer has them.
+
+        A model that was trained here reads its inputs as in training, and BART's begin with [CLS] (fairseq_marks).
+        """
+        is_bare = self.config.architecture == "text_to_text" and not self.config.fairseq_marks and self.features is None
+        return is_bare and isinstance(self.vocabulary, TokenizerVocabulary) and self.vocabulary.begins_with_bos
+
+    def _encoded(self, examples: Sequence[Mapping[str, Any]], fields: tuple[str, ...]) -> list[Encoded]:
+        """Returns the examples with token ids in place of texts, and BOS before the inputs if `_begins_with_bos`."""
+        ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
+        encoded = [Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
+        for example in encoded if self._begins_with_bos else ():
+            example["inputs"] = np.concatenate([[self.vocabulary.bos_id], example["inputs"]]).astype(np.int32)  # type: ignore[attr-defined]
+        return encoded
 
     def prompts(self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
         """Returns a batch with one prompt per row. If there are more rows than examples, the other rows are padding.
@@ -250,8 +271,7 @@ class Model:
         Warns if a text is cut because it is too long for the model.
         """
         fields = tuple(examples[0]) if examples else ("inputs",)
-        ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
-        encoded = [Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
+        encoded = self._encoded(examples, fields)
         converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
         # The rows need no room for new tokens, because those go to the decoder's cache.
         batch, truncated = prompt_batch(
@@ -283,8 +303,8 @@ class Model:
         if self.config.positions == "learned":
             read = min(read, self.config.max_positions)
         if self.config.architecture == "encoder_only":
-            classes = self.config.num_classes
-            return EncoderOnly(length=read, heads=self.config.heads, fairseq_marks=more, num_classes=classes)
+            classes, first = self.config.num_classes, self.config.pooling == "first"
+            return EncoderOnly(read, self.config.heads, fairseq_marks=more, num_classes=classes, needs_cls=first)
         if self.config.architecture == "text_to_text":
             targets = bucket(max(counts.get("targets", [0]), default=0) + 1 + more)
             if self.config.positions == "learned":

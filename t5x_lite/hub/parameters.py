@@ -54,7 +54,6 @@ def open_directory(path: Path) -> Found:
     where = path / "config.json"
     settings = mapping.read_json(where)
     family = mapping.family_of(settings, where)
-    config_keys.check_class(settings, family, where)
     config = mapping.read_config(settings, family, where)
     weights = Weights(path)
     if config.num_layers > len(weights.shapes) and not config.share_layers:
@@ -64,18 +63,20 @@ def open_directory(path: Path) -> Found:
         )
     names = mapping.canonical_names(weights.shapes, family)
     says_untied = not setting(settings, "tie_word_embeddings", family.base.tie_embeddings)
+    must_differ = says_untied and family.model_type not in ("t5", "mt5", "umt5")  # transformers ties T5's tables anyway
     is_tied = config.tie_embeddings and not says_untied
     for copy, source in family.ties(is_tied).items():
         if source not in names and copy in names:  # a file may have any of the tied names
             names[source] = names.pop(copy)
-    head_table = names.get("lm_head.weight")
-    tied = head_table is None or (config.tie_embeddings and _same(weights, names, "token_embedding", family))
+    head_table = names.get(family.logits_tensor)
+    tied = head_table is None or (config.tie_embeddings and _tied(weights, names, family))
     if config.architecture != "encoder_only":
-        if head_table is None and says_untied and family.model_type not in ("t5", "mt5", "umt5"):
-            raise CheckpointError(f"{where} has tie_word_embeddings=false, but the tensor lm_head.weight is missing")
+        if head_table is None and must_differ:
+            lacks = f"but the tensor {family.logits_tensor} is missing"
+            raise CheckpointError(f"{where} has tie_word_embeddings=false, {lacks}")
         config = dataclasses.replace(config, tie_embeddings=tied)
     config = _with_heads(config, family, weights, names, settings)
-    if "mlm" in config.heads and says_untied:
+    if ("mlm" in config.heads and says_untied) or (config.body == "encoder_decoder" and must_differ):
         table = f"{family.modules['token_embedding']}.weight"
         if lacking := [copy for copy, source in family.tied.items() if source == table and copy not in names]:
             raise CheckpointError(f"{where} has tie_word_embeddings=false, but the tensor {lacking[0]} is missing")
@@ -221,9 +222,9 @@ def _unrolled(shapes: dict) -> dict:
     return out
 
 
-def _same(weights: Weights, names: Mapping[str, str], module: str, family: Family) -> bool:
-    table = names.get(f"{family.modules[module]}.weight")
-    head = names["lm_head.weight"]
+def _tied(weights: Weights, names: Mapping[str, str], family: Family) -> bool:
+    table = names.get(family.logits_table)
+    head = names[family.logits_tensor]
     if table is None or weights.shapes[table] != weights.shapes[head]:
         return False
     return bool(np.array_equal(weights.read(table), weights.read(head)))
@@ -363,7 +364,7 @@ def _used(name: str, shape: tuple[int, ...], bound: list[Binding], config: Model
 
 
 def _of_vocabulary(path: str) -> bool:
-    return path.startswith(("token_embedding/", "logits/")) or path == "mlm/bias"
+    return path.startswith(("token_embedding/", "decoder_token_embedding/", "logits/")) or path == "mlm/bias"
 
 
 # HEAD_PARTS is {top-level group of an encoder's parameters: heads to which the group may belong}. The heads in

@@ -176,9 +176,10 @@ def pattern(kinds: str, window: int) -> Fields:
     return {"local_window": window if LOCAL in kinds else 0, "layer_pattern": kinds[:length]}
 
 
-def write_layer_types(config: ModelConfig) -> dict[str, Any]:
+def write_layer_types(config: ModelConfig, layers: int = 0) -> dict[str, Any]:
+    """Returns the keys that `layer_types` reads. layers: of the stack; 0: those of a model with one stack."""
     names = {letter: name for name, letter in KINDS.items()} | {UNPOSITIONED: "full_attention"}
-    kinds = config.layer_kinds(config.num_layers)
+    kinds = config.layer_kinds(layers or config.num_layers)
     return {"layer_types": [names[kind] for kind in kinds], "sliding_window": config.local_window or None}
 
 

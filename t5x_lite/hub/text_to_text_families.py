@@ -1,4 +1,7 @@
-"""Defines the families of text_to_text models: T5, mT5, umT5, BART. translation_families.py has those like BART."""
+"""Defines the families of text_to_text models: T5, mT5, umT5, BART. translation_families.py has those like BART.
+
+text_reader_families.py has the same models as encoders and classifiers.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -178,6 +181,7 @@ BART = Family(
         "model.encoder.embed_tokens.weight": "model.shared.weight",
         "model.decoder.embed_tokens.weight": "model.shared.weight",
     },
+    ignored={r"model\.(encoder|decoder)\.version": "the number of fairseq's file format"},
     constants={
         "is_encoder_decoder": True,
         "pad_token_id": 1,

@@ -33,6 +33,7 @@ def build(config: ModelConfig, constrain: "Constrain | None" = None) -> "nn.Modu
     from t5x_lite.models.cbow import ContinuousBagOfWords
     from t5x_lite.models.decoder_only import DecoderOnly
     from t5x_lite.models.elmo import Elmo
+    from t5x_lite.models.encoder_decoder import EncoderDecoder
     from t5x_lite.models.encoder_only import EncoderOnly
     from t5x_lite.models.layers import unconstrained
     from t5x_lite.models.text_to_text import TextToText
@@ -40,7 +41,7 @@ def build(config: ModelConfig, constrain: "Constrain | None" = None) -> "nn.Modu
     config.validate()
     if config.module is not None:
         return config.module(config, constrain or unconstrained)
-    bodies = {"cbow": ContinuousBagOfWords, "elmo": Elmo}
+    bodies = {"cbow": ContinuousBagOfWords, "elmo": Elmo, "encoder_decoder": EncoderDecoder}
     families = {"text_to_text": TextToText, "encoder_only": EncoderOnly, "decoder_only": DecoderOnly}
     return bodies.get(config.body, families[config.architecture])(config, constrain or unconstrained)
 

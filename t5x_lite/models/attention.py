@@ -109,7 +109,7 @@ class Attention(nn.Module):
         """
         config = self.config
         query_BLHK = rotate(self._normed(self.query(x_BLD), "query_norm"), rotation, config)
-        if config.scale_attention:
+        if config.query_dim != 1:
             products = 3 if config.positions == "disentangled" else 1
             query_BLHK *= (products * (config.query_dim or config.head_dim)) ** -0.5
         return query_BLHK

@@ -3,6 +3,8 @@
 Sizes are those of the released checkpoints.
 """
 
+from typing import Any
+
 from t5x_lite.models.config import ModelConfig
 
 
@@ -30,7 +32,7 @@ def bart(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
             "positions": "learned",
             "max_positions": 1024,
             "position_offset": 2,
-            "scale_attention": True,
+            "query_dim": 0,
             "embedding_norm": True,
             "logits_bias": True,
             "decoder_start_id": 2,
@@ -92,10 +94,14 @@ def m2m_100(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelCo
     return pegasus(d_model, num_heads, num_layers, **(new | changes))
 
 
+_CLASSIFIER: dict[str, Any] = {
+    "architecture": "encoder_only", "body": "encoder_decoder", "pooling": "last", "logits_bias": False,
+}  # fmt: skip
 _NLLB = 256206  # ids of its vocabulary
 PRESETS: dict[str, ModelConfig] = {
     "bart_base": bart(768, 12, 6),
     "bart_large": bart(1024, 16, 12),
+    "bart_large_mnli": bart(1024, 16, 12, **_CLASSIFIER, heads=("classification",), num_classes=3),
     "pegasus_large": pegasus(1024, 16, 16),
     "opus_mt_en_de": marian(512, 8, 6),
     "mbart_large_cc25": mbart(1024, 16, 12, vocab_size=250027),

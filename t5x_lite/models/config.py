@@ -14,12 +14,12 @@ from dataclasses import MISSING
 from typing import Any
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, TOKENS
+from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, MASKED, TOKENS
 from t5x_lite.keys import AT_LEAST_ONE, FREE, NOT_NEGATIVE, POSITIVE, SHARE, WARN, Range, field, keys_of
 from t5x_lite.lookup import unknown
 
 ARCHITECTURES = ("text_to_text", "encoder_only", "decoder_only")
-BODIES = ("transformer", "cbow", "elmo")
+BODIES = ("transformer", "encoder_decoder", "cbow", "elmo")
 KERNELS = ("reference", "blockwise", "pallas")  # of attention; kernel NAME is in attention_NAME.py
 ATTENTION = ("auto", *KERNELS)
 NORMS = ("rms", "rms_zero_centered", "layer", "layer_no_bias")
@@ -37,7 +37,7 @@ POSITIONS = {
 }
 ROTARY_SCALINGS = ("llama3", "linear", "yarn")
 ACTIVATIONS = ("relu", "gelu_tanh", "gelu_erf", "silu")
-POOLINGS = ("first", "mean")
+POOLINGS = ("first", "last", "mean")
 INITIALIZERS = ("t5", "normal", "normal_residual", "glorot")
 REMAT = ("none", "full", "attention", "dots", "dots_no_batch")
 LAYERS = Range(at_least=0, at_most=1000)  # DeepNet, the deepest published transformer, has 1,000
@@ -65,7 +65,7 @@ class ModelConfig:
     num_decoder_layers: int = field(0, "layers of the decoder", LAYERS)
     # parts
     module: Any = field(None, "a Flax module in place of the family's own", (), takes=("config", "constrain"))  # noqa: RUF009
-    body: str = field("transformer", "cbow, elmo: BERT's ancestors for comparison, encoder_only", BODIES)
+    body: str = field("transformer", "for encoder_only: encoder_decoder (BART as a classifier); cbow, elmo", BODIES)
     norm: str = field("rms", "kind of norm (layers.py: Norm)", NORMS)
     norm_position: str = field("pre", "where the norms of a block are (transformer.py: Block)", NORM_POSITIONS)
     qk_norm: str = field("none", "a norm on queries and keys, of each head or of all heads", ("none", "head", "all"))
@@ -87,17 +87,19 @@ class ModelConfig:
     rotary_original_positions: int = field(8192, "longest text before stretching, in tokens", AT_LEAST_ONE)
     rotary_scaling: str = field("llama3", "rule by which rotary_factor stretches wavelengths", ROTARY_SCALINGS)
     rotary_local_base: float = field(0.0, "rotary_base of the layers with a window; 0: rotary_base", NOT_NEGATIVE)
-    local_window: int = field(0, "layers of kind l see tokens nearer than this (cbow: up to this far)", NOT_NEGATIVE)
+    local_window: int = field(
+        0, "layers of kind l see tokens nearer than this (cbow, encoders of decoders: at most so far)", NOT_NEGATIVE
+    )
     layer_pattern: str = field("gl", "kinds of layers in turn: g global, l local, n global without positions")
     parallel_block: bool = field(False, "attention and MLP in parallel after one norm (GPT-J)")
     share_layers: bool = field(False, "all layers of a stack share their parameters (ALBERT)")
     embedding_dim: int = field(0, "width of the embedding tables (ALBERT); 0: d_model", NOT_NEGATIVE)
-    scale_attention: bool = field(False, "divides q·k by sqrt(head_dim); T5's initializer does so instead")
-    query_dim: int = field(0, "scale_attention divides by sqrt(query_dim) (Gemma); 0: head_dim", NOT_NEGATIVE)
+    query_dim: int = field(1, "divides q·k by sqrt(query_dim); 0: head_dim; 1: T5's initializer does", NOT_NEGATIVE)
     attention_softcap: float = field(0.0, "bounds attention's logits to ± this, by tanh; 0: no bound", NOT_NEGATIVE)
     scale_embeddings: bool = field(False, "multiplies embeddings by sqrt(d_model) (Vaswani et al. 2017, §3.4)")
     embedding_norm: bool = field(False, "a norm on the sum of the embeddings (BERT)")
-    tie_embeddings: bool = field(True, "computes logits with the input embedding table")
+    share_embeddings: bool = field(True, "encoder and decoder share one embedding table; T5Gemma: no")
+    tie_embeddings: bool = field(True, "computes logits with the (decoder's) input embedding table")
     logits_scale: str = field("none", "scales the hidden states before the logits", ("none", "rsqrt_d_model"))
     logits_softcap: float = field(0.0, "bounds the logits to ± this, by tanh (Gemma 2); 0: no bound", NOT_NEGATIVE)
     logits_bias: bool = field(False, "a bias on each token's logit")
@@ -108,7 +110,7 @@ class ModelConfig:
     heads: tuple = field((), "heads of an encoder (heads.py); unset: those the tasks need", tuple(ENCODER_HEADS))
     num_classes: int = 0  # outputs of each head with classes; not a config key, because the tasks determine it
     prediction_head: bool = field(False, "a dense layer and a norm before all heads, no pooler (ModernBERT)")
-    pooling: str = field("first", "states that heads of examples read: the first token's or the mean", POOLINGS)
+    pooling: str = field("first", "what heads of examples read: the first or last token's state, the mean", POOLINGS)
     pooler_activation: str = field("tanh", "activation of the pooler", ("tanh", *ACTIVATIONS))
     # fine-tuning
     lora_rank: int = field(0, "rank of the LoRA matrices added to dense layers; 0: no LoRA", NOT_NEGATIVE)
@@ -188,12 +190,13 @@ class ModelConfig:
         for name, key in MODEL_KEYS.items():
             key.check(f"model.{name}", getattr(self, name))
         if not 0 <= self.head_dropout_rate < 1:
-            allowed = "at least 0 and below 1, or -1 to use model.dropout_rate"
-            raise ConfigError(f"model.classifier_dropout_rate={self.classifier_dropout_rate}; it must be {allowed}")
-        has_layers = {"text_to_text": (1, 1), "encoder_only": (1, 0), "decoder_only": (0, 1)}[self.architecture]
-        for name, has in zip(("num_encoder_layers", "num_decoder_layers"), has_layers, strict=True):
-            if (getattr(self, name) > 0) != bool(has):
-                allowed = "at least 1" if has else "0"
+            what = f"model.classifier_dropout_rate={self.classifier_dropout_rate}"
+            raise ConfigError(f"{what}; it must be at least 0 and below 1, or -1 to use model.dropout_rate")
+        lacks = {"encoder_only": "num_decoder_layers", "decoder_only": "num_encoder_layers"}.get(self.architecture)
+        lacks = None if self.body == "encoder_decoder" else lacks
+        for name in ("num_encoder_layers", "num_decoder_layers"):
+            if (getattr(self, name) > 0) == (name == lacks):
+                allowed = "0" if name == lacks else "at least 1"
                 raise ConfigError(f"model.{name}={getattr(self, name)}; a {self.architecture} model needs {allowed}")
         for target in self.lora_targets:
             if self.lora_rank and target in (("wi",) if self.gated_mlp else ("wi_0", "wi_1")):
@@ -211,17 +214,15 @@ class ModelConfig:
         if self.parallel_block and self.norm_position != "pre":
             raise ConfigError(f"model.norm_position={self.norm_position!r}; it must be pre with model.parallel_block")
         if self.lora_rank and not self.lora_targets:
-            targets = ", ".join(LORA_TARGETS)
-            raise ConfigError(
-                f"model.lora_rank={self.lora_rank}, but model.lora_targets is empty; name some layers of {targets}"
-            )
-        if self.prompt_tokens and self.architecture != "text_to_text":
-            raise ConfigError(
-                f"model.prompt_tokens={self.prompt_tokens}; it must be 0 for {self.architecture}: only text_to_text "
-                "models can have a trainable prompt"
-            )
+            what = f"model.lora_rank={self.lora_rank}, but model.lora_targets is empty"
+            raise ConfigError(f"{what}; name some layers of {', '.join(LORA_TARGETS)}")
+        for name, usual in (("prompt_tokens", 0), ("share_embeddings", True)):
+            if (value := getattr(self, name)) != usual and self.architecture != "text_to_text":
+                what = f"model.{name}={value}; it must be {usual} for {self.architecture}"
+                raise ConfigError(f"{what}: only text_to_text models can have a trainable prompt, or two tables")
         if self.num_heads % self.kv_heads:
-            raise ConfigError(f"model.num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
+            what = f"model.num_heads={self.num_heads} is not divisible by"
+            raise ConfigError(f"{what} model.num_kv_heads={self.num_kv_heads}")
         if self.positions == "rotary" and (self.rotary_dim > self.head_dim or (self.rotary_dim or self.head_dim) % 2):
             raise ConfigError(
                 f"model.rotary_dim={self.rotary_dim}, model.head_dim={self.head_dim}; rotary_dim (0: head_dim) must be "
@@ -244,14 +245,16 @@ class ModelConfig:
             raise ConfigError(f"model.positions='disentangled' is for encoder_only models, not {self.architecture}")
         if self.positions.startswith("sinusoidal") and (self.d_model % 2 or self.d_model < 4):
             raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even d_model from 4 on")
-        if self.body != "transformer" and (
-            self.architecture != "encoder_only" or self.heads_that_read(TOKENS) or self.d_model % 2
-        ):
+        refused = {"transformer": (), "encoder_decoder": (TOKENS, MASKED)}.get(self.body, (TOKENS,))
+        misfit = self.architecture != "encoder_only" or self.d_model % 2 or any(map(self.heads_that_read, refused))
+        if refused and misfit:
             raise ConfigError(
                 f"model.body={self.body!r} is for encoder_only models with an even d_model and without the heads "
-                f"{' and '.join(name for name, head in ENCODER_HEADS.items() if head.reads == TOKENS)}; "
+                f"{', '.join(name for name, head in ENCODER_HEADS.items() if head.reads in refused)}; "
                 f"this model has architecture={self.architecture}, d_model={self.d_model}, heads={self.heads}"
             )
+        if self.body == "encoder_decoder" and self.decoder_start_id < 0:
+            raise ConfigError(f"model.decoder_start_id={self.decoder_start_id}; body=encoder_decoder needs an id")
         if self.heads and self.architecture != "encoder_only":
             raise ConfigError(f"model.heads={self.heads}; only encoder_only models have heads, not {self.architecture}")
         if self.has_classes and self.num_classes < 2:
@@ -265,10 +268,10 @@ MODEL_KEYS = keys_of(ModelConfig)
 def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns stored fields of a ModelConfig, or stored keys of a run's model, under their present names.
 
-    Before 0.2, attention_bias and initializer had further booleans beside them, and final_norm was always true.
+    Before 0.2, attention_bias, initializer and query_dim had further booleans beside them, and final_norm was true.
 
-    >>> upgraded({"attention_bias": False, "attention_out_bias": True, "initializer": "normal", "final_norm": True})
-    {'attention_bias': 'out', 'initializer': 'normal'}
+    >>> upgraded({"attention_bias": False, "attention_out_bias": True, "scale_attention": True, "final_norm": True})
+    {'attention_bias': 'out', 'query_dim': 0}
     """
     out = dict(fields)
     every, output = out.get("attention_bias"), out.pop("attention_out_bias", None)
@@ -276,6 +279,8 @@ def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
         out["attention_bias"] = "all" if every else "out" if output else "none"
     if out.pop("scale_residual_init", None) and out.get("initializer") == "normal":
         out["initializer"] = "normal_residual"
+    if (scaled := out.pop("scale_attention", None)) is not None:
+        out["query_dim"] = (out.get("query_dim") or 0) if scaled else 1
     if out.get("final_norm", False) in (True, None):
         del out["final_norm"]
     return out

@@ -157,13 +157,16 @@ class ReplacedTokenHead(nn.Module):
 
 
 def pooled_states(config: ModelConfig, hidden_BSD: jax.Array, batch) -> jax.Array:
-    """Returns the state that the heads of examples read, [B, E, D]: that of an example's first token, or the mean of
-    the states of its tokens."""
+    """Returns the state that the heads of examples read, [B, E, D]: that of an example's first or last token, or the
+    mean of the states of its tokens."""
     positions_BE, segment_ids_BS = batch["pooled_positions"], batch["encoder_segment_ids"]
     if config.pooling == "first":
         return rows_at(hidden_BSD, positions_BE)
     segment_BE = jnp.take_along_axis(segment_ids_BS, positions_BE, axis=1)
-    is_own_BES = (segment_BE[:, :, None] == segment_ids_BS[:, None, :]).astype(jnp.float32)
+    is_own_BES = segment_BE[:, :, None] == segment_ids_BS[:, None, :]
+    if config.pooling == "last":
+        return rows_at(hidden_BSD, jnp.max(jnp.where(is_own_BES, jnp.arange(is_own_BES.shape[-1]), 0), axis=-1))
+    is_own_BES = is_own_BES.astype(jnp.float32)
     total_BED = jnp.einsum("BES,BSD->BED", is_own_BES, hidden_BSD, preferred_element_type=jnp.float32)
     return (total_BED / is_own_BES.sum(-1, keepdims=True)).astype(hidden_BSD.dtype)
 

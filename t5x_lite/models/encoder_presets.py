@@ -26,7 +26,7 @@ def bert(d_model: int, num_heads: int, num_layers: int, **changes) -> ModelConfi
             "positions": "learned",
             "max_positions": 512,
             "type_vocab_size": 2,
-            "scale_attention": True,
+            "query_dim": 0,
             "embedding_norm": True,
             "heads": ("mlm", "nsp"),
             "dropout_rate": 0.1,

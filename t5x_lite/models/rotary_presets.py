@@ -1,4 +1,4 @@
-"""Configurations of published decoders with rotary positions, RMSNorm and gated MLPs: Llama and what followed it.
+"""Configurations of published models with rotary positions, RMSNorm and gated MLPs: Llama and what followed it.
 
 Sizes are those of the released checkpoints.
 """
@@ -24,7 +24,7 @@ def llama(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -
             "gated_mlp": True,
             "positions": "rotary",
             "max_positions": 4096,
-            "scale_attention": True,
+            "query_dim": 0,
             "tie_embeddings": False,
             "initializer": "normal",
         }
@@ -126,6 +126,22 @@ def gemma3(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) 
     return gemma2(d_model, num_heads, num_layers, d_ff, **(new | changes))
 
 
+def t5gemma(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
+    """Returns T5Gemma (Zhang et al. 2025): an encoder and a decoder of Gemma 2's parts, each with its own table.
+
+    Attention to the encoder has no positions, and has norms before and after it.
+    """
+    new = {
+        "architecture": "text_to_text",
+        "num_encoder_layers": num_layers,
+        "share_embeddings": False,
+        "decoder_start_id": 2,
+        "dropout_hidden": True,
+    }
+    return gemma2(d_model, num_heads, num_layers, d_ff, **(new | changes))
+
+
+_T5_HEADS: dict[str, Any] = {"head_dim": 64, "query_dim": 64}  # of the models with T5's sizes
 _GEMMA3_LONG: dict[str, Any] = {
     "max_positions": 131072, "rotary_scaling": "linear", "rotary_factor": 8.0, "local_window": 1024, "num_kv_heads": 4,
 }  # fmt: skip
@@ -152,4 +168,10 @@ PRESETS: dict[str, ModelConfig] = {
     "gemma_3_270m": gemma3(640, 4, 18, 2048, num_kv_heads=1),
     "gemma_3_1b": gemma3(1152, 4, 26, 6912, num_kv_heads=1),
     "gemma_3_4b": gemma3(2560, 8, 34, 10240, **_GEMMA3_LONG),
+    "t5gemma_small": t5gemma(512, 8, 8, 1024, **_T5_HEADS),
+    "t5gemma_base": t5gemma(768, 12, 12, 2048, **_T5_HEADS),
+    "t5gemma_large": t5gemma(1024, 16, 24, 2816, **_T5_HEADS),
+    "t5gemma_xl": t5gemma(2048, 32, 24, 5120, **_T5_HEADS),
+    "t5gemma_2b_2b": t5gemma(2304, 8, 26, 9216, num_kv_heads=4),
+    "t5gemma_9b_9b": t5gemma(3584, 16, 42, 14336, num_kv_heads=8),
 }

@@ -1,4 +1,6 @@
-"""Encoder-decoder models: T5, BART, Pegasus, Marian, M2M-100, the original Transformer."""
+"""Encoder-decoder models: T5, BART, Pegasus, Marian, M2M-100, T5Gemma, the original Transformer."""
+
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -11,22 +13,39 @@ from t5x_lite.models.transformer import Cache, Stack, empty_cache
 
 
 class TextToText(nn.Module):
-    """Reads the batch's `encoder_*` and `decoder_*` arrays. The encoder and the decoder share one token table."""
+    """Reads the batch's `encoder_*` and `decoder_*` arrays.
+
+    The encoder and the decoder share one token table if `share_embeddings`. Otherwise each has its own, and tied logits
+    are computed with the decoder's.
+    """
 
     config: ModelConfig
     constrain: Constrain = unconstrained
 
     def setup(self):
         config = self.config
-        self.token_embedding = Embedding(
-            config, config.vocab_size, "vocab", scaled=config.scale_embeddings, constrain=self.constrain
-        )
-        self.encoder = Stack(config, config.num_encoder_layers, causal=False, constrain=self.constrain)
+
+        def table() -> Embedding:
+            scaled = config.scale_embeddings
+            return Embedding(config, config.vocab_size, "vocab", scaled=scaled, constrain=self.constrain)
+
+        self.token_embedding = table()
+        if not config.share_embeddings:
+            self.decoder_token_embedding = table()
+        # T5Gemma's decoder sees the token itself and local_window - 1 tokens before it; its encoder sees the token
+        # itself and local_window tokens on each side.
+        wider = dataclasses.replace(config, local_window=config.local_window and config.local_window + 1)
+        self.encoder = Stack(wider, config.num_encoder_layers, causal=False, constrain=self.constrain)
         self.decoder = Stack(config, config.num_decoder_layers, causal=True, cross=True, constrain=self.constrain)
         self.logits = LanguageModelLogits(config, self.constrain)
         if config.prompt_tokens:  # Lester et al. 2021
             init, shape = named(embedding_init(config), ("positions", "embed")), (config.prompt_tokens, config.d_model)
             self.prompt = self.constrain(self.param("prompt", init, shape, jnp.float32), ("positions", None))
+
+    @property
+    def decoder_table(self) -> Embedding:
+        """Returns the table that the decoder reads, and with which tied logits are computed."""
+        return self.token_embedding if self.config.share_embeddings else self.decoder_token_embedding
 
     def __call__(self, batch, train: bool = False) -> dict[str, jax.Array]:
         """Returns {"lm": logits_BLV}, float32."""
@@ -38,14 +57,14 @@ class TextToText(nn.Module):
         if train and self.config.has_dropout:
             encoder_key, decoder_key = jax.random.split(self.make_rng("dropout"))
         hidden_BLD, _ = self.decoder(
-            self.token_embedding(batch["decoder_input_tokens"]),
+            self.decoder_table(batch["decoder_input_tokens"]),
             batch["decoder_segment_ids"],
             batch["decoder_positions"],
             encoded_BSD=self.encode(batch, encoder_key),
             encoded_segment_ids_BS=batch["encoder_segment_ids"],
             key=decoder_key,
         )
-        return {"lm": self.logits(hidden_BLD, self.token_embedding)}
+        return {"lm": self.logits(hidden_BLD, self.decoder_table)}
 
     def encode(self, batch, key: jax.Array | None = None) -> jax.Array:
         """Returns the encoder's hidden states, [B, S, D]. key: for dropout; None: no dropout."""
@@ -64,7 +83,7 @@ class TextToText(nn.Module):
         """
         tokens_BL = batch["decoder_input_tokens"]
         return self.decoder(
-            self.token_embedding(tokens_BL),
+            self.decoder_table(tokens_BL),
             batch["decoder_segment_ids"],
             batch["decoder_positions"],
             encoded_BSD=self.encode(batch),
@@ -80,14 +99,14 @@ class TextToText(nn.Module):
         The logits at index l predict the token after token l.  visible_BLM: see `Stack`.
         """
         hidden_BLD, cache = self.decoder(
-            self.token_embedding(tokens_BL),
+            self.decoder_table(tokens_BL),
             jnp.ones_like(tokens_BL),
             positions_BL,
             cache=cache,
             visible_BLM=visible_BLM,
         )
-        return self.logits(hidden_BLD, self.token_embedding).logits(decoding=True), cache
+        return self.logits(hidden_BLD, self.decoder_table).logits(decoding=True), cache
 
     def next_logits(self, hidden_BD: jax.Array) -> jax.Array:
         """Returns the logits of the next token: [B, D] → float32 [B, V]."""
-        return self.logits(hidden_BD, self.token_embedding).logits(decoding=True)
+        return self.logits(hidden_BD, self.decoder_table).logits(decoding=True)
