@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from t5x_lite.data import tokenizer_settings, vocabularies
 from t5x_lite.data.convert import TextToText, text_task
 from t5x_lite.data.convert_encoder import EncoderOnly
+from t5x_lite.data.convert_translation import marked
 from t5x_lite.errors import ConfigError
 
 WORDS = ["the", "fox", "ran", "Paris", "paris", "cafe", "café", "東", "京", "x", ".", ",", "[", "]", "<", ">", "/", "s"]
@@ -30,6 +31,7 @@ TEXTS = [
     *("the fox", "Paris café", " the  fox ", "", " ", "東京 x", "the\tfox\nran.", "🙂 ﬁ İ", "Covid19 covid19"),
     *("<user>fox", "the <user> ran", "xcovid19 x", "a [MASK] b", "the<mask>fox", "ran  <mask>  fox", "[SEP][CLS]fox"),
     *("fox </s> the", "<s>the", "the <unk>", "the <extra_id_0> ran<extra_id_1>", "<|endoftext|>the"),
+    *("en_XX the", "the deu_Latn fox", "the\n\nfox  \n ran", "<mask_1> fox <unk_2>", "<s>NOTUSED  the"),
 ]  # fmt: skip
 PAIRS = [("the fox", "paris"), ("the", "[SEP] fox </s>"), ("", "ran"), ("café x", "<mask> 東")]
 
@@ -96,6 +98,41 @@ def deberta_v2() -> Tokenizer:
     tokenizer = unigram(["[PAD]", "[CLS]", "[SEP]", "[UNK]"], 3, ["[MASK]"])
     tokenizer.normalizer = normalizers.NFKD()  # the class has its own
     return with_template(tokenizer, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
+
+
+def in_languages(codes: list[str], **options: Any) -> Tokenizer:
+    """A Unigram tokenizer whose last pieces are language codes, as mBART's and mBART-50's."""
+    return with_charsmap(unigram(["<s>", "<pad>", "</s>", "<unk>"], 3, [*codes, "<mask>"]), **options)
+
+
+def camembert(charsmap: bool = True) -> Tokenizer:
+    tokenizer = unigram(["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"], 3, ["<mask>"])
+    return with_template(with_charsmap(tokenizer, charsmap), "<s> $A </s>", "<s> $A </s> </s> $B </s>")
+
+
+def pegasus(charsmap: bool = True) -> Tokenizer:
+    first = ["<pad>", "</s>", "<mask_1>", "<mask_2>", *(f"<unk_{i}>" for i in range(2, 103)), "<unk>"]
+    return with_template(with_charsmap(unigram(first, len(first) - 1, []), charsmap), "$A </s>", "$A $B </s>")
+
+
+def with_charsmap(tokenizer: Tokenizer, charsmap: bool = True) -> Tokenizer:
+    """The tokenizer with the table of SentencePiece's normalizer, which maps "ﬁ" to "fi", for example."""
+    if charsmap:
+        import sentencepiece.sentencepiece_model_pb2 as proto
+
+        model = proto.ModelProto.FromString(sentencepiece_model(vocab_size=60))
+        tokenizer.normalizer = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
+    return tokenizer
+
+
+def nllb(charsmap: bool = True) -> Tokenizer:
+    merges = [("t", "h"), ("▁", "th"), ("▁th", "e"), ("f", "o"), ("▁", "fo"), ("▁fo", "x"), ("r", "a")]
+    letters = list("▁abcdefghijklmnopqrstuvwxyzABCPé0123456789.,[]<>/_|京")
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [*specials, *letters, *(a + b for a, b in merges), "eng_Latn", "deu_Latn", "zho_Hans", "<mask>"]
+    tokenizer = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace("▁"), decoders.Metaspace("▁")
+    return with_charsmap(tokenizer, charsmap)
 
 
 def llama(normalizer: bool) -> Tokenizer:
@@ -182,6 +219,7 @@ def spiece(name: str, **options: Any):
 T5_SPIECE = {"vocab_size": 60, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 LLAMA_SPIECE = {"vocab_size": 330, "model_type": "bpe", "byte_fallback": True, **IDENTITY}
+LANGUAGES = {"tgt_lang": ("de_DE",), "src_lang": ("de_DE",), "language_codes": ("m2m100",), "mask_token": ("<mask>",)}
 BERT_KEYS = {
     "do_lower_case": (False, True),
     "strip_accents": (True, False),
@@ -264,6 +302,67 @@ KINDS = {
             "spiece": spiece("tokenizer.model", **LLAMA_SPIECE),
         },
         {"add_prefix_space": (False,), "legacy": (True, False), "add_bos_token": (False,), "add_eos_token": (True,)},
+    ),
+    "camembert": Kind(
+        ("CamembertTokenizer", "CamembertTokenizerFast", ""),
+        "camembert",
+        {
+            "json": tokenizer_json(camembert),
+            "json plain": tokenizer_json(camembert, charsmap=False),
+            "json special": with_special(camembert, ["<s>", "</s>", "<pad>", "<unk>", "<mask>", "<s>NOTUSED"]),
+            "spiece": spiece("sentencepiece.bpe.model", vocab_size=60),
+        },
+        {"add_prefix_space": (False,), "mask_token": ("<mask>", "x")},
+    ),
+    "pegasus": Kind(
+        ("PegasusTokenizer", "PegasusTokenizerFast", ""),
+        "pegasus",
+        {
+            "json": tokenizer_json(pegasus),
+            "json plain": tokenizer_json(pegasus, charsmap=False),
+            "json special": with_special(pegasus, ["<pad>", "</s>", "<mask_1>", "<mask_2>", "<unk_2>", "<unk>"]),
+            "spiece": spiece("spiece.model", **T5_SPIECE),
+        },
+        {"offset": (103, 5), "mask_token_sent": ("<mask_1>", "<mask_2>", None)},
+    ),
+    "mbart": Kind(
+        ("MBartTokenizer", "MBartTokenizerFast", ""),
+        "mbart",
+        {
+            "json": tokenizer_json(in_languages, ["en_XX", "de_DE", "ro_RO"]),
+            "json special": with_special(lambda: in_languages(["en_XX", "de_DE"]), ["<s>", "</s>", "en_XX", "de_DE"]),
+            "spiece": spiece("sentencepiece.bpe.model", vocab_size=60),
+        },
+        LANGUAGES | {"separate_vocabs": (True,)},
+    ),
+    "mbart50": Kind(
+        ("MBart50Tokenizer", "MBart50TokenizerFast"),
+        "mbart",
+        {
+            "json": tokenizer_json(in_languages, ["en_XX", "de_DE", "gl_ES"]),
+            "json plain": tokenizer_json(in_languages, ["en_XX", "de_DE"], charsmap=False),
+            "json special": with_special(lambda: in_languages(["en_XX", "de_DE"]), ["<s>", "</s>", "en_XX", "de_DE"]),
+            "json without": tokenizer_json(in_languages, []),
+        },
+        LANGUAGES | {"separate_vocabs": (True,)},
+    ),
+    "nllb": Kind(
+        ("NllbTokenizer", "NllbTokenizerFast"),
+        "m2m_100",
+        {
+            "json": tokenizer_json(nllb),
+            "json plain": tokenizer_json(nllb, charsmap=False),
+            "json special": with_special(nllb, ["<s>", "</s>", "<pad>", "<unk>", "<mask>", "eng_Latn", "deu_Latn"]),
+            "spiece": spiece("sentencepiece.bpe.model", vocab_size=60),
+        },
+        LANGUAGES
+        | {
+            "legacy_behaviour": (True, False),
+            "src_lang": ("deu_Latn", "zho_Hans"),
+            "tgt_lang": ("deu_Latn",),
+            "extra_special_tokens": (["eng_Latn", "x"],),
+            "additional_special_tokens": (["eng_Latn", "deu_Latn"],),
+        },
     ),
     "fast": Kind(
         ("PreTrainedTokenizerFast", "TokenizersBackend"),
@@ -437,11 +536,13 @@ def _of_marks(case: Case, ours: Any, theirs: Any, first: str, second: str | None
         return (
             [] if second or not first.strip() or own == begins else [f"{first!r}: begins with bos: {own} != {begins}"]
         )
-    if case.kind == "t5":
+    if case.kind in ("mbart", "mbart50", "nllb", "pegasus", "t5"):
         if second is not None:
             return []
-        task = text_task("text_to_text")
-        prompts, _ = TextToText(64, 8, start_id=0).prompts([example], task, ours, 1)
+        task, languages = text_task("text_to_text"), getattr(ours, "languages", None)
+        plain = TextToText(64, 8, start_id=0)
+        converter = plain if languages is None else marked(plain, languages)
+        prompts, _ = converter.prompts([example], task, ours, 1)
         found = prompts["encoder_input_tokens"].values.tolist()
         return [] if found == wanted["input_ids"] else [f"{first!r}: {found} != {wanted['input_ids']}"]
     doubled = ours.doubles_sep

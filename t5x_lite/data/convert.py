@@ -17,7 +17,7 @@ import numpy as np
 from t5x_lite.batch import ArraySpec, specs
 from t5x_lite.data import packing, ragged
 from t5x_lite.data.denoise import Denoiser, chunks, corrupt_each, plan_lengths
-from t5x_lite.data.fields import ids_of, text_of
+from t5x_lite.data.fields import ids_of, text_of, vocabulary_of
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.registry import Feature, Task
@@ -151,7 +151,7 @@ class TextToText:
     def prompts(self, examples, task, vocabulary, max_new_tokens):
         inputs = _encode(examples, "inputs", task, vocabulary)
         short = _cut(inputs, self._room["S"], vocabulary, task, "inputs")
-        prompts = {"encoder_input_tokens": self._prompted(self._begun(short, vocabulary), vocabulary)}
+        prompts = {"encoder_input_tokens": self._prompted(self._marked(short, "inputs", vocabulary), vocabulary)}
         return prompts, short.lengths < inputs.lengths
 
     def prompt_sizes(self, max_new_tokens):
@@ -163,12 +163,12 @@ class TextToText:
         prompt = {"S": self.prompt_tokens}
         return {k: n - self.fairseq_marks - prompt.get(k, 0) for k, n in self.sizes(pack=False).items()}
 
-    def _begun(self, texts: Ragged, vocabulary: Vocabulary) -> Ragged:
+    def _marked(self, texts: Ragged, field: str, vocabulary: Vocabulary) -> Ragged:
         return ragged.join(ragged.constant(vocabulary.cls_id, len(texts)), texts) if self.fairseq_marks else texts
 
     def _examples(self, inputs: Ragged, targets: Ragged, vocabulary: Vocabulary) -> Examples:
-        inputs, targets = self._begun(inputs, vocabulary), self._begun(targets, vocabulary)
-        inputs = self._prompted(inputs, vocabulary)
+        inputs = self._prompted(self._marked(inputs, "inputs", vocabulary), vocabulary)
+        targets = self._marked(targets, "targets", vocabulary)
         return {"encoder_input_tokens": inputs, **_shifted(targets, 1.0, start(self.start_id, vocabulary))}
 
     def _prompted(self, inputs: Ragged, vocabulary: Vocabulary) -> Ragged:
@@ -306,7 +306,7 @@ def _lengths(examples: Examples, converter: Converter, plan: Callable[[], tuple[
 
 
 def _encode(examples, field: str, task: Task, vocabulary: Vocabulary) -> Ragged:
-    ids = ragged.of(ids_of([text_of(e, field, task) for e in examples], vocabulary))
+    ids = ragged.of(ids_of([text_of(e, field, task) for e in examples], vocabulary_of(field, vocabulary)))
     return ragged.append(ids, vocabulary.eos_id) if task.features[field].add_eos else ids
 
 
@@ -331,8 +331,10 @@ def text_task(architecture: str, segments: tuple[str, ...] = ("inputs",)) -> Tas
 
 
 def start(start_id: int, vocabulary: Vocabulary) -> int:
-    """Returns the first id that a decoder reads: `start_id`, or the vocabulary's pad if `start_id` is negative."""
-    return start_id if start_id >= 0 else vocabulary.pad_id
+    """Returns the first id that a decoder reads: `start_id`, or the vocabulary's pad if `start_id` is negative. mBART's
+    tokenizer has a start of its own: the mark of the target language."""
+    first = start_id if start_id >= 0 else getattr(vocabulary, "decoder_start_id", -1)
+    return first if first >= 0 else vocabulary.pad_id
 
 
 def _shifted(targets: Ragged, weights: float | np.ndarray, start_id: int) -> Examples:

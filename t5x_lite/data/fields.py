@@ -45,14 +45,18 @@ def text_of(example: Mapping[str, Any], field: str, task: Task) -> Any:
     return example[field] if isinstance(example, Encoded) else str(example[field])
 
 
+def vocabulary_of(field: str, vocabulary: Vocabulary) -> Vocabulary:
+    """Returns the vocabulary that encodes a field. Marian's targets have their own."""
+    return getattr(vocabulary, "for_targets", vocabulary) if field == "targets" else vocabulary
+
+
 def ids_of(texts: Sequence, vocabulary: Vocabulary) -> list[np.ndarray]:
     """Returns the ids of each text. Texts from a cache are already ids."""
     return vocabulary.encode(texts) if not len(texts) or isinstance(texts[0], str) else list(texts)
 
 
 def words_of(example: Mapping[str, Any], task: Task) -> list[str]:
-    """Returns the words of an example of a tagging task. The words are in the field `tokens`, which is a list, or a
-    text with spaces between words."""
+    """Returns the words of a tagging example. Its field `tokens` is a list, or a text with spaces between words."""
     tokens = example.get("tokens")
     if isinstance(tokens, list | tuple):
         return [str(token) for token in tokens]
@@ -60,8 +64,7 @@ def words_of(example: Mapping[str, Any], task: Task) -> list[str]:
 
 
 def tag_ids(example: Mapping[str, Any], task: Task) -> np.ndarray:
-    """Returns the class index of each word's tag, int32 [words]. Raises DataError if a word has no tag or an unknown
-    tag."""
+    """Returns the class index of each word's tag, int32 [words]. Raises DataError if a tag is missing or unknown."""
     names = task.target.classes
     tags, count = list(example.get("tags") or ()), len(words_of(example, task))
     unknown = [tag for tag in tags if tag not in names]
@@ -87,8 +90,7 @@ def check_target(example: Mapping[str, Any], task: Task) -> None:
 
 
 def label_set(example: Mapping[str, Any], task: Task) -> list[bool]:
-    """Returns, for each of the task's labels, whether the example's target names it. Raises DataError if the target
-    names an unknown label."""
+    """Returns, for each of the task's labels, whether the target names it. Raises DataError if it names another."""
     named = label_names(text_of(example, "targets", task))
     for name in named:
         _require_label(name, example, task)
@@ -96,8 +98,7 @@ def label_set(example: Mapping[str, Any], task: Task) -> list[bool]:
 
 
 def label(example: Mapping[str, Any], task: Task) -> int:
-    """Returns the class index of an example's target. Raises DataError if the target is not one of the task's
-    labels."""
+    """Returns the class index of an example's target. Raises DataError if it is not one of the task's labels."""
     if isinstance(example, Encoded):
         return int(example.label)
     target = text_of(example, "targets", task).strip()

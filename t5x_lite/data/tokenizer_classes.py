@@ -6,11 +6,12 @@ says otherwise is overruled.
 
 import base64
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from t5x_lite.data import languages
 from t5x_lite.data.tokenizer_settings import TokenizerSettings
 from t5x_lite.errors import ConfigError
 
@@ -43,12 +44,14 @@ class TokenizerClass:
     build: returns the tokenizer without added tokens and marks.
     marks: returns the step that adds marks, or None if the tokenizer adds none. It takes the tokenizer with its added
         tokens, the token of a role, the settings and the pieces.
+    mask: the flags of the mask, if the files give none.
     """
 
     model: str
     tokens: Mapping[str, str]
     build: Callable[[Pieces, TokenizerSettings], Tokenizer]
     marks: Callable[[Tokenizer, Callable[[str], str], TokenizerSettings, Pieces], Any]
+    mask: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
 
 def pieces_of(file: Mapping[str, Any], post_processor: Any) -> Pieces:
@@ -149,6 +152,60 @@ def _deberta_v2(pieces: Pieces, settings: TokenizerSettings) -> Tokenizer:
     return tokenizer
 
 
+def _mbart(pieces: Pieces, settings: TokenizerSettings) -> Tokenizer:
+    return _unigram(3, dataclasses.replace(pieces, charsmap=None), "always", [])
+
+
+def _camembert(pieces: Pieces, settings: TokenizerSettings) -> Tokenizer:
+    unknown = settings.text("unk_token") or "<unk>"
+    unk_id = next((i for i, (piece, _) in enumerate(pieces.vocab) if piece == unknown), 0)
+    return _unigram(unk_id, pieces, "always" if _flag(settings, "add_prefix_space", True) else "never", [])
+
+
+_ONE_SPACE = normalizers.Replace(Regex(" {2,}"), " ")
+
+
+def _spaced(tokenizer: Tokenizer, steps: list) -> Tokenizer:
+    """Returns the tokenizer with normalizers, and with "▁" before each text and in place of each space."""
+    if steps:
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always")
+    tokenizer.decoder = decoders.Metaspace("▁", "always")
+    return tokenizer
+
+
+def _nllb(pieces: Pieces, settings: TokenizerSettings) -> Tokenizer:
+    unknown = settings.text("unk_token") or "<unk>"
+    model = models.BPE(pieces.vocab, pieces.merges, unk_token=unknown, fuse_unk=True, byte_fallback=False)
+    return _spaced(Tokenizer(model), [normalizers.Precompiled(pieces.charsmap), _ONE_SPACE] if pieces.charsmap else [])
+
+
+def _mbart_50(pieces: Pieces, settings: TokenizerSettings) -> Tokenizer:
+    if not {piece for piece, _ in pieces.vocab}.intersection(languages.MBART_50):
+        raise ConfigError(
+            f"{settings.directory}: tokenizer_class='MBart50Tokenizer', but tokenizer.json has no piece for a language "
+            'such as "en_XX"; transformers would give the pieces other ids. Get the tokenizer.json of the model'
+        )
+    steps = [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
+    return _spaced(Tokenizer(models.Unigram(pieces.vocab, 3, False)), [*steps, _ONE_SPACE])
+
+
+def _pegasus(pieces: Pieces, settings: TokenizerSettings) -> Tokenizer:
+    unknown, entries = settings.text("unk_token") or "<unk>", settings.entries
+    if entries.get("mask_token_sent", "") is None and not isinstance(settings.extra(), list):
+        raise ConfigError(
+            f"{settings.directory}: mask_token_sent=null is not supported; remove the key to read it as '<mask_1>'"
+        )
+    ids = [i for i, entry in enumerate(pieces.vocab) if i and entry == (unknown, 0.0)]
+    if not ids:
+        raise ConfigError(
+            f"{settings.directory}: tokenizer_class='PegasusTokenizer', but tokenizer.json has no piece {unknown!r} of "
+            "score 0 after the first piece; get the tokenizer.json of the model, or set unk_token"
+        )
+    first = normalizers.Precompiled(pieces.charsmap) if pieces.charsmap else normalizers.Replace(Regex("\\n"), " ")
+    return _spaced(Tokenizer(models.Unigram(pieces.vocab, ids[0], False)), [first, _ONE_SPACE])
+
+
 def _template(single: str, pair: str) -> Callable:
     """Returns marks from two templates, in which A and B stand for texts, and roles for their tokens. A suffix ":1" is
     the type of a token, which is otherwise 0."""
@@ -188,22 +245,53 @@ def _own_marks(tokenizer, token, settings, pieces):
     return _template("bos A", "bos A bos:1 B:1")(tokenizer, token, settings, pieces) if begins else None
 
 
+def _language_marks(tokenizer, token, settings, pieces):
+    """Returns marks around a text, and around two texts that follow each other, in the language of inputs."""
+    end, spoken = token("eos"), languages.of_class(settings.kind, settings.entries, {})
+    assert spoken is not None  # the classes that have these marks have languages
+    ids = {text: tokenizer.token_to_id(text) for text in (end, spoken.source)}
+    if None in ids.values():
+        return None
+    before, after = ([], [end, spoken.source]) if spoken.mark_follows else ([spoken.source], [end])
+    single, pair = [*before, "$A", *after], [*before, "$A", "$B", *after]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=list(ids.items()))
+
+
 _FAIRSEQ = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
 _BERT_TOKENS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 _DEBERTA_TOKENS = _BERT_TOKENS | {"bos": "[CLS]", "eos": "[SEP]"}
 _ALBERT_TOKENS = _BERT_TOKENS | {"bos": "[CLS]", "eos": "[SEP]", "unk": "<unk>", "pad": "<pad>"}
 _T5_TOKENS = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"} | {f"extra {k}": f"<extra_id_{k}>" for k in range(100)}
 _END_OF_TEXT = {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"}
+_WITHOUT_BOS = {role: token for role, token in _FAIRSEQ.items() if role != "bos"}
+_NOT_USED = {f"extra {piece}": f"{piece}NOTUSED" for piece in ("<s>", "</s>", "<unk>")}
+_PEGASUS_TOKENS = {"pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask_2>", "extra mask": "<mask_1>"}
+_PEGASUS_TOKENS |= {f"extra {i}": f"<unk_{i}>" for i in range(2, 103)}
+_XLM_ROBERTA_MARKS = _template("bos A eos", "bos A eos eos B eos")
 _BERT_MARKS = _template("cls A sep", "cls A sep B:1 sep:1")
+
+
+def _with_codes(tokens: Mapping[str, str], codes: Iterable[str]) -> dict[str, str]:
+    return {**tokens, **{f"extra {code}": code for code in codes}}
+
+
+_LEFT = {"lstrip": True, "normalized": True}
 CLASSES = {  # {name in transformers, without Fast: class}
     "BertTokenizer": TokenizerClass("WordPiece", _BERT_TOKENS, _bert, _BERT_MARKS),
     "RobertaTokenizer": TokenizerClass("BPE", _FAIRSEQ, _byte_pairs, _roberta_marks),
     "GPT2Tokenizer": TokenizerClass("BPE", _END_OF_TEXT, _byte_pairs, _own_marks),
     "LlamaTokenizer": TokenizerClass("BPE", {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}, _llama, _own_marks),
     "T5Tokenizer": TokenizerClass("Unigram", _T5_TOKENS, _t5, _template("A eos", "A eos B eos")),
-    "XLMRobertaTokenizer": TokenizerClass(
-        "Unigram", _FAIRSEQ, _xlm_roberta, _template("bos A eos", "bos A eos eos B eos")
+    "XLMRobertaTokenizer": TokenizerClass("Unigram", _FAIRSEQ, _xlm_roberta, _XLM_ROBERTA_MARKS),
+    "CamembertTokenizer": TokenizerClass(
+        "Unigram", _FAIRSEQ | _NOT_USED, _camembert, _XLM_ROBERTA_MARKS, {"lstrip": True}
     ),
+    "MBartTokenizer": TokenizerClass("Unigram", _with_codes(_FAIRSEQ, languages.MBART), _mbart, _language_marks, _LEFT),
+    "MBart50Tokenizer": TokenizerClass(
+        "Unigram", _with_codes(_WITHOUT_BOS, languages.MBART_50), _mbart_50, _language_marks, _LEFT
+    ),
+    "NllbTokenizer": TokenizerClass("BPE", _with_codes(_FAIRSEQ, languages.NLLB), _nllb, _language_marks, _LEFT),
+    "PegasusTokenizer": TokenizerClass("Unigram", _PEGASUS_TOKENS, _pegasus, _template("A eos", "A B eos")),
     "AlbertTokenizer": TokenizerClass("Unigram", _ALBERT_TOKENS, _albert, _BERT_MARKS),
     "DebertaV2Tokenizer": TokenizerClass("Unigram", _DEBERTA_TOKENS, _deberta_v2, _BERT_MARKS),
 }

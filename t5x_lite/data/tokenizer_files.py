@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
 from t5x_lite.data import tokenizer_settings
-from t5x_lite.data.tokenizer_classes import CLASSES, Pieces, pieces_of
+from t5x_lite.data.tokenizer_classes import CLASSES, Pieces, TokenizerClass, pieces_of
 from t5x_lite.data.tokenizer_settings import TokenizerSettings
 from t5x_lite.data.vocabulary import decoded, json_object
 from t5x_lite.errors import ConfigError
@@ -138,7 +138,7 @@ def _built(
     entries = {key: settings.entries.get(key) for key in IN_EVERY_FINGERPRINT}
     alone = _parts(of_kind.build(pieces, dataclasses.replace(settings, entries=entries)))
     tokenizer = of_kind.build(pieces, settings)
-    _with_added(path, settings, tokenizer, settings.added if added is None else added, of_kind.tokens)
+    _with_added(path, settings, tokenizer, settings.added if added is None else added, of_kind)
     roles = {role: settings.text(f"{role}_token") or token for role, token in of_kind.tokens.items()}
     marks = of_kind.marks(tokenizer, roles.__getitem__, settings, pieces)
     if marks is not None:
@@ -151,12 +151,12 @@ def _with_added(
     settings: TokenizerSettings,
     tokenizer: Tokenizer,
     added: Mapping[int, Mapping[str, Any]],
-    usual: Mapping[str, str] | None = None,
+    of_kind: TokenizerClass | None = None,
 ) -> Tokenizer:
     """Adds tokens to a tokenizer, in the order of transformers, and returns it.
 
     added: {id: token}.
-    usual: {role: token} of the special tokens that the settings need not name.
+    of_kind: the class, which has special tokens that the settings need not name.
 
     Raises ConfigError if a token gets a different id. Warns if the settings name a special token without an id.
     """
@@ -167,15 +167,19 @@ def _with_added(
     special = {token["content"]: token for token in settings.special()}
     named = {settings.text(f"{role}_token") for role in tokenizer_settings.ROLES}
     is_listed = isinstance(settings.extra(), list)
-    for role, text in (usual or {}).items():
+    usual, flags = (of_kind.tokens, of_kind.mask) if of_kind is not None else ({}, {})
+    if isinstance(settings.entries.get("mask_token"), str) and settings.text("mask_token") in special:
+        special[settings.text("mask_token")] |= flags
+    for role, text in usual.items():
         if not settings.text(f"{role}_token") and not (is_listed and role.startswith("extra")):
-            special.setdefault(text, {"content": text, "special": True, "normalized": False})
+            usual_flags = {"special": True, "normalized": False} | (flags if role == "mask" else {})
+            special.setdefault(text, {"content": text} | usual_flags)
     for token in (token for text, token in tokens if text in named):
         token.special = True
     for text, token in special.items():
         if text not in known and tokenizer.token_to_id(text) is not None:
             tokens.append((text, AddedToken(**_flags(token))))
-        elif text not in known and text not in (usual or {}).values():
+        elif text not in known and text not in usual.values():
             warnings.warn(f"{path}: ignoring the special token {text!r}, which has no id", stacklevel=2)
     tokenizer.add_tokens([token for _, token in tokens])
     for i, token in added.items():

@@ -24,7 +24,8 @@ CLASS_OF_MODEL = {
     "bert": "BertTokenizer", "distilbert": "BertTokenizer", "electra": "BertTokenizer", "mobilebert": "BertTokenizer",
     "roberta": "RobertaTokenizer", "bart": "RobertaTokenizer", "gpt2": "GPT2Tokenizer", "gpt_neo": "GPT2Tokenizer",
     "gptj": "GPT2Tokenizer", "opt": "GPT2Tokenizer", "phi": "GPT2Tokenizer", "albert": "AlbertTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer", "camembert": "CamembertTokenizer",
+    "mbart": "MBartTokenizer", "pegasus": "PegasusTokenizer", "m2m_100": "M2M100Tokenizer", "marian": "MarianTokenizer",
     "deberta-v2": "DebertaV2Tokenizer",
 }  # fmt: skip
 SAME_CLASS = {  # {class: the class that it equals}
@@ -38,15 +39,17 @@ HONOURED = (
     "tokenizer_class", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens",
     "split_special_tokens", "do_lower_case", "strip_accents", "tokenize_chinese_chars",
     "keep_accents", "add_prefix_space", "add_bos_token", "add_eos_token", "legacy", "extra_ids", "split_by_punct",
+    "src_lang", "tgt_lang", "legacy_behaviour", "language_codes",
 )  # fmt: skip
 SWITCHES = (
     "split_special_tokens", "do_lower_case", "strip_accents", "tokenize_chinese_chars", "keep_accents",
-    "add_prefix_space", "add_bos_token", "add_eos_token", "legacy", "split_by_punct",
+    "add_prefix_space", "add_bos_token", "add_eos_token", "legacy", "split_by_punct", "legacy_behaviour",
 )  # fmt: skip
 TYPES: Mapping[str, tuple[type, ...]] = {  # {key: allowed types of its value, besides null}
     **dict.fromkeys(SWITCHES, (bool,)),
     **dict.fromkeys(("additional_special_tokens", "extra_special_tokens"), (list, dict)),
     "extra_ids": (int,),
+    **dict.fromkeys(("src_lang", "tgt_lang", "language_codes"), (str,)),
 }
 MOST_EXTRA_IDS = 100_000  # T5 has 100
 # {key: values that change nothing}. Any other value is refused.
@@ -54,6 +57,9 @@ REFUSED: Mapping[str, tuple] = {
     "word_tokenizer_type": (None, "basic"),
     "subword_tokenizer_type": (None, "wordpiece"),
     "fix_mistral_regex": (None, False),
+    "separate_vocabs": (None, False),
+    "offset": (None, 103),
+    "mask_token_sent": (None, "<mask_1>"),
 }
 _PADS = "converters and packing cut and pad, to data.length or to the model's positions"
 _PATH = "only the files in the directory itself are read"
@@ -78,7 +84,10 @@ NO_EFFECT = {  # {key: reason}
     "from_slow": "transformers 5 ignores it",
     "do_basic_tokenize": "transformers 5 ignores it",
     "never_split": "transformers 5 ignores it",
-    "sp_model_kwargs": "transformers 5 ignores it",
+    "sp_model_kwargs": "transformers 5 ignores it; the vocabularies of M2M-100 and Marian, where it does not, check it",
+    "num_madeup_words": "a model's rows without tokens",
+    **dict.fromkeys(("source_lang", "target_lang"), "chooses Marian's punctuation rules, which are not applied"),
+    "target_vocab_file": _PATH,
 }
 
 

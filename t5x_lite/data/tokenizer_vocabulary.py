@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.data import tokenizer_files, tokenizer_settings
+from t5x_lite.data.languages import Languages, of_class
 from t5x_lite.data.vocabulary import (
     HOW_TO_GET_ONE,
     WHITE_SPACE,
@@ -244,6 +245,20 @@ class TokenizerVocabulary:
         if single.ids == first and (pair.ids, pair.type_ids) in usual:
             return ""
         return " ".join(f"{token}:{kind}" for token, kind in zip(pair.tokens, pair.type_ids, strict=True))
+
+    @functools.cached_property
+    def languages(self) -> Languages | None:
+        """Returns the languages; None if the class marks none. A special token without a role may mark one, too."""
+        roles = set(self._roles.values())
+        more = [token for i, token in self._specials.items() if i not in roles]
+        return of_class(self.settings.kind, self.settings.entries, self._ids, more)
+
+    @property
+    def decoder_start_id(self) -> int:
+        """Returns the first id that a decoder reads, if the model does not say it: the mark of the target language, if
+        marks follow the end token (Liu et al. 2020, §2.1). Returns -1 for other tokenizers."""
+        languages = self.languages
+        return -1 if languages is None or not languages.mark_follows else languages.id(languages.target)
 
     @property
     def unk_id(self) -> int:
