@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TASKS = "tasks.json"
 VOCABULARY = "vocabulary"
-VOCABULARIES = ("ByteVocabulary", "SentencePieceVocabulary", "TokenizerVocabulary")
+VOCABULARIES = ("ByteVocabulary", "SentencePieceVocabulary", "TokenizerVocabulary", "TranslatorVocabulary")
 IMPORTED = (stored.SETTINGS, "generation_config.json")  # settings of a model that was imported
 # Keys that decide what a model is and what it reads. If one of them is changed, `resolve` does not use the stored files
 # but resolves the names in the config.

@@ -22,7 +22,7 @@ import numpy as np
 from t5x_lite import atomic
 from t5x_lite.data.cache import DTYPES, Job, job_for, random_preprocessor, read_json, require_same
 from t5x_lite.data.convert_encoder import sentences
-from t5x_lite.data.fields import label, number, text_of
+from t5x_lite.data.fields import label, number, text_of, vocabulary_of
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Task
 from t5x_lite.data.targets import Number
@@ -269,7 +269,7 @@ def _arrays_of(job: Job, reader: Reader, indices: range) -> dict[str, np.ndarray
             columns[field] = [np.concatenate([*document, np.zeros(0, np.int32)]) for document in parts]
             columns["sentences"] = [np.fromiter(map(len, document), np.int32, len(document)) for document in parts]
         else:
-            columns[field] = vocabulary.encode(texts)
+            columns[field] = vocabulary_of(field, vocabulary).encode(texts)
     for field, rows in columns.items():
         arrays[f"{field}.ids"] = np.concatenate(rows)
         arrays[f"{field}.offsets"] = np.cumsum([len(row) for row in rows], dtype=np.int64)

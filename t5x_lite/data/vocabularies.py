@@ -1,7 +1,7 @@
 """Loads the vocabulary that a config names, and trains new ones.
 
-vocabulary.py defines the interface and the byte vocabulary; sentencepiece_vocabulary.py and tokenizer_vocabulary.py
-define the other kinds. All of their classes can be imported from here.
+vocabulary.py defines the interface and the byte vocabulary; sentencepiece_vocabulary.py, tokenizer_vocabulary.py and
+translator_vocabulary.py define the other kinds. All of their classes can be imported from here.
 """
 
 import importlib
@@ -19,18 +19,21 @@ from t5x_lite.lookup import suggest
 if TYPE_CHECKING:
     from t5x_lite.data.sentencepiece_vocabulary import CONTROL_SYMBOLS, SentencePieceVocabulary
     from t5x_lite.data.tokenizer_vocabulary import TokenizerVocabulary
+    from t5x_lite.data.translator_vocabulary import TranslatorVocabulary
 
 # Each kind's module is imported on first use: a run needs only one kind.
 LATE = {
     "CONTROL_SYMBOLS": "sentencepiece_vocabulary",
     "SentencePieceVocabulary": "sentencepiece_vocabulary",
     "TokenizerVocabulary": "tokenizer_vocabulary",
+    "TranslatorVocabulary": "translator_vocabulary",
 }
 __all__ = (
     "CONTROL_SYMBOLS",
     "ByteVocabulary",
     "SentencePieceVocabulary",
     "TokenizerVocabulary",
+    "TranslatorVocabulary",
     "Vocabulary",
     "load",
     "train_sentencepiece",
@@ -38,6 +41,7 @@ __all__ = (
 TOKENIZER_FILES = (  # of directories in Hugging Face format; the first eight hold a vocabulary
     "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "tokenizer.json", "vocab.txt", "vocab.json",
     "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "source.spm", "target.spm",
 )  # fmt: skip
 MODEL_FILES = ("config.json", "huggingface.json")  # describe a directory's model, if it has one
 

@@ -6,6 +6,7 @@ from t5x_lite import side_files
 from t5x_lite.data import tokenizer_settings
 from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
 from t5x_lite.data.tokenizer_settings import TokenizerSettings
+from t5x_lite.data.translator_vocabulary import MODELS, TranslatorVocabulary
 from t5x_lite.data.vocabularies import TOKENIZER_FILES, in_file
 from t5x_lite.data.vocabulary import ByteVocabulary, Vocabulary
 from t5x_lite.errors import ConfigError
@@ -25,6 +26,15 @@ def load(directory: Path, special_tokens: bool) -> Vocabulary:
     settings = tokenizer_settings.read(directory)
     if settings.kind.startswith("ByT5"):
         return ByteVocabulary(special_tokens=special_tokens)
+    if settings.kind in MODELS:
+        if missing := [
+            name for name in ("vocab.json", *MODELS[settings.kind]) if not side_files.is_there(directory / name)
+        ]:
+            raise ConfigError(
+                f"the directory {directory} has no {missing[0]}, which a {settings.kind} needs beside its other files; "
+                "get the model's files again"
+            )
+        return TranslatorVocabulary(directory / "vocab.json", special_tokens)
     is_t5 = _is_t5(settings)
     is_equivalent = is_t5 and (settings.kind in T5_CLASSES or not settings.named)
     preferred = ("spiece.model", "tokenizer.json") if is_equivalent else ("tokenizer.json", "spiece.model")

@@ -12,7 +12,7 @@ from t5x_lite.errors import CheckpointError, ConfigError, first_line
 PREFIX = "hf://"
 SOURCE = re.compile(PREFIX + r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-FILES = ("*.safetensors", "*.json", "*.model", "vocab.txt", "merges.txt")
+FILES = ("*.safetensors", "*.json", "*.model", "*.spm", "vocab.txt", "merges.txt")
 
 
 def pinned(source: str) -> str:
