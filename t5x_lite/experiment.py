@@ -88,7 +88,7 @@ def resolve(cfg: Config) -> Experiment:
         )
     if cfg.checkpoint.keep_best:
         lookup("task of checkpoint.keep_best=TASK/METRIC", best_task, {task.name: task for task in eval_tasks})
-    converter = _converter(cfg, model, (*tasks, *eval_tasks))
+    converter = _converter(cfg, model, (*tasks, *eval_tasks), vocabulary)
     if cfg.eval.stride:
         _check_stride(cfg, converter, eval_tasks)
     return Experiment(cfg, mixture, eval_tasks, vocabulary, model, converter)
@@ -101,7 +101,7 @@ def of_parts(cfg: Config, mixture: tuple[Rated, ...], vocabulary: Vocabulary, mo
     """
     tasks = tuple(rated.task for rated in mixture)
     _check_positions(cfg, model, tasks)
-    return Experiment(cfg, mixture, (), vocabulary, model, _converter(cfg, model, tasks))
+    return Experiment(cfg, mixture, (), vocabulary, model, _converter(cfg, model, tasks, vocabulary))
 
 
 def resolve_again(cfg: Config) -> Experiment:
@@ -317,7 +317,8 @@ def _check_labels_fit(task: Task, cfg: Config, model: ModelConfig, vocabulary: V
     tokens, label = max(
         (len(ids), label) for ids, label in zip(vocabulary.encode(task.labels), task.labels, strict=True)
     )
-    marks = task.features["targets"].add_eos + model.fairseq_marks
+    has_languages = getattr(vocabulary, "languages", None) is not None
+    marks = task.features["targets"].add_eos + model.fairseq_marks + has_languages
     limits = {"eval.max_decode_tokens": (tokens, cfg.eval.max_decode_tokens)}
     if model.architecture == "text_to_text":
         limits["data.targets_length"] = (tokens + marks, cfg.data.targets_length)
@@ -329,7 +330,7 @@ def _check_labels_fit(task: Task, cfg: Config, model: ModelConfig, vocabulary: V
             )
 
 
-def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> convert.Converter:
+def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task], vocabulary: Vocabulary) -> convert.Converter:
     data, choices = cfg.data, max(1, *(len(task.target.fields) for task in tasks))
     noise = {
         "noise_density": data.noise_density,
@@ -343,7 +344,7 @@ def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> conver
         raise ConfigError(f"{model.architecture} models: " + unknown("data.objective", objective, objectives))
     if model.architecture == "text_to_text":
         denoisers = denoise.denoisers(objective, **noise)
-        return convert.TextToText(
+        plain = convert.TextToText(
             data.length,
             data.targets_length,
             denoisers,
@@ -353,6 +354,11 @@ def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> conver
             prompt_tokens=model.prompt_tokens,
             join_documents=data.join_documents,
         )
+        if (languages := getattr(vocabulary, "languages", None)) is None:
+            return plain
+        from t5x_lite.data.convert_translation import marked
+
+        return marked(plain, languages)
     if model.architecture == "decoder_only":
         denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()
         return convert.DecoderOnly(

@@ -14,6 +14,7 @@ from t5x_lite.cluster import processes, sharding
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.config import NEED_LABELS
 from t5x_lite.data import convert, packing
+from t5x_lite.data.fields import vocabulary_of
 from t5x_lite.data.registry import Task
 from t5x_lite.data.targets import Span
 from t5x_lite.decoding import generate
@@ -165,7 +166,8 @@ class Predictor:
         label_of: dict[tuple[int, ...], str] = {}
         vocabulary = self.experiment.vocabulary
         begin = [vocabulary.cls_id] if self.experiment.model.fairseq_marks else []
-        for label, ids in zip(labels, vocabulary.encode(labels), strict=True):
+        begin += getattr(self.experiment.converter, "begins", ())  # the mark of a language
+        for label, ids in zip(labels, vocabulary_of("targets", vocabulary).encode(labels), strict=True):
             other = label_of.setdefault((*begin, *ids.tolist()), label)
             if other != label:
                 raise ConfigError(

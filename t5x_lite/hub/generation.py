@@ -215,9 +215,12 @@ def _check(options: Mapping[str, Any]) -> None:
 # ----------------------------------------------------------------------------------------------------- writing
 
 
-def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **options: Any) -> list[list[str]]:
+def write(
+    model: Model, texts: list[str], *, source: str = "", seed: int = 0, first: int = 0, **options: Any
+) -> list[list[str]]:
     """Returns one list of generated texts per input text.
 
+    source: the code of the texts' language, if the vocabulary marks languages; "": as the tokenizer's files say.
     seed: the seed for sampling.
     first: the number of the first input text; the others follow. The sample for a text depends on the seed and on the
         number of the text.
@@ -242,7 +245,7 @@ def write(model: Model, texts: list[str], *, seed: int = 0, first: int = 0, **op
 
     def work(chosen: list[int]) -> list[list[str]]:
         count, rows = len(chosen), power_of_two(len(chosen))
-        batch = model.prompts([{"inputs": texts[i]} for i in chosen], rows)
+        batch = model.prompts([{"inputs": texts[i]} for i in chosen], rows, source=source)
         if bare and texts[chosen[0]]:
             batch = {name: array[:, :-1] if "positions" in name else array[:, 1:] for name, array in batch.items()}
         read_B = np.ones(count, np.int32)

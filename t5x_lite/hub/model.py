@@ -18,8 +18,9 @@ from t5x_lite.checkpoints import checkpoint
 from t5x_lite.checkpoints.loading import check_layers, load_model
 from t5x_lite.data import convert, vocabularies
 from t5x_lite.data.convert_encoder import EncoderOnly
+from t5x_lite.data.convert_translation import marked
 from t5x_lite.data.eval_batches import example_batch, prompt_batch
-from t5x_lite.data.fields import Encoded
+from t5x_lite.data.fields import Encoded, ids_of, vocabulary_of
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
 from t5x_lite.decoding import generate
@@ -254,25 +255,28 @@ class Model:
 
     def _encoded(self, examples: Sequence[Mapping[str, Any]], fields: tuple[str, ...]) -> list[Encoded]:
         """Returns the examples with token ids in place of texts, and BOS before the inputs if `_begins_with_bos`."""
-        ids = zip(*(self._ids([e[f] for e in examples]) for f in fields), strict=True)
+        ids = zip(*(self._ids(f, [e[f] for e in examples]) for f in fields), strict=True)
         encoded = [Encoded(zip(fields, of_one, strict=True)) for of_one in ids]
         for example in encoded if self._begins_with_bos else ():
             example["inputs"] = np.concatenate([[self.vocabulary.bos_id], example["inputs"]]).astype(np.int32)  # type: ignore[attr-defined]
         return encoded
 
-    def prompts(self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1) -> Batch:
+    def prompts(
+        self, examples: Sequence[Mapping[str, Any]], batch_rows: int, max_new_tokens: int = 1, source: str = ""
+    ) -> Batch:
         """Returns a batch with one prompt per row. If there are more rows than examples, the other rows are padding.
 
         examples: each is {field: text} or {field: token ids} (an Encoded).
         batch_rows: B, the number of rows.
         max_new_tokens: the number of tokens that a decoder_only model can generate after the prompt. A prompt is cut if
             the model's positions do not suffice for both.
+        source: the code of the texts' language, if the vocabulary marks languages; "": as the tokenizer's files say.
 
         Warns if a text is cut because it is too long for the model.
         """
         fields = tuple(examples[0]) if examples else ("inputs",)
         encoded = self._encoded(examples, fields)
-        converter, task = self._converter(encoded, fields, max_new_tokens), self._task(fields)
+        converter, task = self._converter(encoded, fields, max_new_tokens, source), self._task(fields)
         # The rows need no room for new tokens, because those go to the decoder's cache.
         batch, truncated = prompt_batch(
             encoded, task, converter, self.vocabulary, batch_rows=batch_rows, max_new_tokens=0
@@ -283,11 +287,11 @@ class Model:
             warnings.warn(f"{text}: the {'beginning' if goes_on else 'end'} is cut off", stacklevel=2)
         return batch
 
-    def _ids(self, texts: list) -> list[np.ndarray]:
-        return self.vocabulary.encode(texts) if texts and isinstance(texts[0], str) else texts
+    def _ids(self, field: str, texts: list) -> list[np.ndarray]:
+        return ids_of(texts, vocabulary_of(field, self.vocabulary))
 
     def _converter(
-        self, examples: Sequence[Mapping[str, Any]], fields: tuple[str, ...], max_new_tokens: int = 1
+        self, examples: Sequence[Mapping[str, Any]], fields: tuple[str, ...], max_new_tokens: int = 1, source: str = ""
     ) -> Any:
         """Returns the converter for these examples.
 
@@ -295,8 +299,8 @@ class Model:
         max_positions. In a decoder_only model, the new tokens also need positions, except the last new token, which the
         model never reads.
         """
-        counts = {f: list(map(len, self._ids([e[f] for e in examples]))) for f in fields}
-        more = self.config.fairseq_marks
+        counts = {f: list(map(len, self._ids(f, [e[f] for e in examples]))) for f in fields}
+        more, languages = self.config.fairseq_marks, getattr(self.vocabulary, "languages", None)
         marks = 1 + len(fields) + more + self.config.prompt_tokens
         longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + marks
         read = bucket(longest)
@@ -306,11 +310,12 @@ class Model:
             classes, first = self.config.num_classes, self.config.pooling == "first"
             return EncoderOnly(read, self.config.heads, fairseq_marks=more, num_classes=classes, needs_cls=first)
         if self.config.architecture == "text_to_text":
-            targets = bucket(max(counts.get("targets", [0]), default=0) + 1 + more)
+            targets = bucket(max(counts.get("targets", [0]), default=0) + 1 + more + (languages is not None))
             if self.config.positions == "learned":
                 targets = min(targets, self.config.max_positions)
             prompt = self.config.prompt_tokens
-            return convert.TextToText(read, targets, start_id=self.start_id, fairseq_marks=more, prompt_tokens=prompt)
+            plain = convert.TextToText(read, targets, start_id=self.start_id, fairseq_marks=more, prompt_tokens=prompt)
+            return plain if languages is None else marked(plain, languages, source)
         if self.config.positions == "learned":
             read = max(1, min(read, self.config.max_positions - (max_new_tokens - 1)))
         return convert.DecoderOnly(length=read, start_id=self.start_id)

@@ -7,6 +7,7 @@ are the task's options. The functions are in classification_pipelines.py, token_
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,11 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
         # transformers 4, which reads it.
         of_directory = generation.settings(model, task if run in WRITE_ONE else "")
         defaults = {name: value for name, value in of_directory.items() if name in known}
+        if run is translation and getattr(model.vocabulary, "languages", None) is not None:
+            # The target language is the first token, whatever the directory says.
+            defaults.pop("forced_bos_token_id", None)
+            if named := re.fullmatch(rf"{TRANSLATION}_(.+)_to_(.+)", task):
+                defaults |= {"src_lang": named[1], "tgt_lang": named[2]}
         options = generation.over(defaults, options)
     return Pipeline(task, model, run, options)
 

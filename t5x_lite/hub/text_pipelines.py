@@ -53,15 +53,46 @@ def summarization(model: Model, inputs: list, *, prefix: str = "", **options: An
     return _text_to_text("summary_text", model, inputs, prefix=prefix, **options)
 
 
-def translation(model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
+def translation(
+    model: Model,
+    inputs: list,
+    *,
+    prefix: str = "",
+    src_lang: str | None = None,
+    tgt_lang: str | None = None,
+    **options: Any,
+) -> list[list[dict]]:
     """Returns a list with one {"translation_text"} per input. The default is beam search with 4 beams.
 
     prefix: text to put before each input. In a pipeline such as translation_en_to_de, the default is the prefix in the
         model's config.json, such as "translate English to German: " for T5.
+    src_lang, tgt_lang: codes of languages, such as "eng_Latn", for a model whose tokenizer marks languages (NLLB,
+        mBART, M2M-100). Such a model needs both. A pipeline such as translation_en_to_de has them in its name.
 
-    Raises ConfigError if the model is not text_to_text.
+    The mark of `tgt_lang` is the first token of the translation. If an mBART's files do not say with which token the
+    decoder starts, it starts with that mark instead.
+
+    Raises ConfigError if the model is not text_to_text, or if a language is missing or unknown.
     """
-    return _text_to_text("translation_text", model, inputs, prefix=prefix, **options)
+    languages = getattr(model.vocabulary, "languages", None)
+    if languages is None:
+        if src_lang is not None or tgt_lang is not None:
+            raise ConfigError(
+                f"src_lang={src_lang!r}, tgt_lang={tgt_lang!r}: this model's tokenizer marks no languages. Name the "
+                'language in the text, as the model expects: "translate English to German: …" for T5, ">>fra<< …" for '
+                "a Marian model with several target languages"
+            )
+        return _text_to_text("translation_text", model, inputs, prefix=prefix, **options)
+    if src_lang is None or tgt_lang is None:
+        raise ConfigError(
+            f"src_lang={src_lang!r}, tgt_lang={tgt_lang!r}: this model needs both, for example src_lang="
+            f"{languages.source!r}; its languages: {', '.join(languages.ids)}"
+        )
+    languages.id(src_lang)  # an unknown one fails here, even if there is no text
+    begins = languages.mark_follows and model.config.decoder_start_id < 0 and "decoder_start_token_id" not in options
+    option = "decoder_start_token_id" if begins else "forced_bos_token_id"
+    options = {option: languages.id(tgt_lang), **options}
+    return _text_to_text("translation_text", model, inputs, prefix=prefix, source=src_lang, **options)
 
 
 def _text_to_text(key: str, model: Model, inputs: list, *, prefix: str = "", **options: Any) -> list[list[dict]]:
