@@ -120,7 +120,7 @@ def with_charsmap(tokenizer: Tokenizer, charsmap: bool = True) -> Tokenizer:
     if charsmap:
         import sentencepiece.sentencepiece_model_pb2 as proto
 
-        model = proto.ModelProto.FromString(sentencepiece_model(vocab_size=60))
+        model = proto.ModelProto.FromString(sentencepiece_model(vocab_size=60))  # type: ignore[attr-defined]
         tokenizer.normalizer = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
     return tokenizer
 

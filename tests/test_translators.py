@@ -10,12 +10,15 @@ from test_tokenizer_directories import TEXTS
 from tiny_translators import M2M_CODES, m2m_100_files, marian_files, translator
 
 import t5x_lite
-from t5x_lite.data import languages, vocabularies
+from t5x_lite import config, experiment, saved_run
+from t5x_lite.data import languages, registry, vocabularies
+from t5x_lite.data.translator_vocabulary import TranslatorVocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub.interchange import export_model, import_directory
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
+from transformers.models.m2m_100.modeling_m2m_100 import shift_tokens_right  # noqa: E402
 
 FAMILIES = {  # {family: two languages}
     "nllb": ("eng_Latn", "deu_Latn"), "mbart": ("en_XX", "ro_RO"), "mbart50": ("en_XX", "de_DE"),
@@ -50,6 +53,7 @@ def test_ids_and_texts_are_those_of_transformers(files, settings, tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for special in (False, True):
         ours = vocabularies.load(str(tmp_path), special)
+        assert isinstance(ours, TranslatorVocabulary)
         split = {"split_special_tokens": not special or theirs.split_special_tokens, "add_special_tokens": False}
         for text in texts("__en__", "__fr__", ">>fra<<", ">>xxx<<", "<<", ">>"):
             ids, places = ours.places(text)
@@ -58,11 +62,12 @@ def test_ids_and_texts_are_those_of_transformers(files, settings, tmp_path):
             theirs._switch_to_target_mode() if files is marian_files else None
             assert ours.for_targets.encode([text])[0].tolist() == theirs(text, **split).input_ids, text
             theirs._switch_to_input_mode()
-    listed = set(theirs.all_special_ids)
+    assert isinstance(ours, TranslatorVocabulary)
+    unlisted = set(ours.languages.ids.values() if ours.languages else ()) - set(theirs.all_special_ids)
     rng = random.Random(0)
     for _ in range(100):
         ids = rng.choices(range(ours.size), k=rng.randrange(9))
-        shown = [i for i in ids if i != ours.eos_id and (i in listed or i not in ours._names)]
+        shown = [i for i in ids if i != ours.eos_id and i not in unlisted]
         assert ours.decode(shown) == theirs.decode(shown, skip_special_tokens=True)
     assert ours.pieces([ours.eos_id, ours.pad_id]) == ["</s>", "<pad>"] and ours.show([ours.eos_id]) == "</s>"
     assert ours == vocabularies.load(str(tmp_path), True) != ours.for_targets or files is m2m_100_files
@@ -190,3 +195,49 @@ def test_the_codes_are_those_of_the_published_models():
     assert [*languages.MBART] == tokenization_mbart.FAIRSEQ_LANGUAGE_CODES
     assert [*languages.MBART_50] == tokenization_mbart50.FAIRSEQ_LANGUAGE_CODES
     assert {name: [*codes] for name, codes in languages.M2M_100.items()} == tokenization_m2m_100.FAIRSEQ_LANGUAGE_CODES
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_trains_on_what_transformers_would_and_keeps_its_tokenizer(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+    two = FAMILIES[family]
+    theirs, tokenizer = translator(family, tmp_path / "hf", **({"src_lang": two[0], "tgt_lang": two[1]} if two else {}))
+    import_directory(tmp_path / "hf", tmp_path / "imported")
+    (tmp_path / "rows.csv").write_text("source,target\n" + "the fox ran,cafe x7 to paris\nthe cafe,fox fox\n" * 10)
+    cfg = config.base()
+    cfg.data.files, cfg.data.inputs, cfg.data.targets = str(tmp_path / "rows.csv"), "{source}", "{target}"
+    cfg.data.length, cfg.data.targets_length = 16, 24
+    cfg.model.preset = cfg.init.checkpoint = str(tmp_path / "imported")
+    made = experiment.resolve(cfg)
+    (tmp_path / "run").mkdir()
+    saved_run.write(made, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(config.to_json(cfg))
+    assert_reads(made, family, theirs, tokenizer)
+    (tmp_path / "imported").rename(tmp_path / "elsewhere")
+    kept = saved_run.resolve(cfg, tmp_path / "run")
+    assert kept.vocabulary.fingerprint == made.vocabulary.fingerprint and kept.converter == made.converter
+    assert_reads(kept, family, theirs, tokenizer)
+
+
+def assert_reads(resolved, family: str, theirs, tokenizer) -> None:
+    """Asserts that an experiment's examples are those of transformers, and that long ones keep their marks."""
+    text, target = "the fox ran", "cafe x7 to paris"
+    encoded = tokenizer(text, text_target=target, return_tensors="pt")
+    shift = getattr(theirs, "prepare_decoder_input_ids_from_labels", lambda ids: shift_tokens_right(ids, 1, 2))
+    wanted = {
+        "encoder_input_tokens": encoded["input_ids"][0].tolist(),
+        "decoder_target_tokens": encoded["labels"][0].tolist(),
+        "decoder_input_tokens": shift(encoded["labels"])[0].tolist(),
+    }
+    for times in (1, 9):
+        example = {"inputs": text * times, "targets": target * times}
+        found, cut = resolved.converter.supervised([example], resolved.tasks[0], resolved.vocabulary)
+        for name, ids in wanted.items():
+            ours = found[name].values.tolist()
+            assert cut.all() == (times > 1) and (times > 1 or ours == ids)
+            ends = 0 if name == "decoder_input_tokens" else 2 if family == "mbart" else 1
+            assert ours[0] == ids[0] and ours[len(ours) - ends :] == ids[len(ids) - ends :]
+            assert times == 1 or len(ours) == (16 if name == "encoder_input_tokens" else 24)

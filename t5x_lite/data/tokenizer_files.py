@@ -168,12 +168,12 @@ def _with_added(
     named = {settings.text(f"{role}_token") for role in tokenizer_settings.ROLES}
     is_listed = isinstance(settings.extra(), list)
     usual, flags = (of_kind.tokens, of_kind.mask) if of_kind is not None else ({}, {})
-    if isinstance(settings.entries.get("mask_token"), str) and settings.text("mask_token") in special:
-        special[settings.text("mask_token")] |= flags
+    if isinstance(mask := settings.entries.get("mask_token"), str) and mask in special:
+        special[mask] = {**special[mask], **flags}
     for role, text in usual.items():
         if not settings.text(f"{role}_token") and not (is_listed and role.startswith("extra")):
-            usual_flags = {"special": True, "normalized": False} | (flags if role == "mask" else {})
-            special.setdefault(text, {"content": text} | usual_flags)
+            usual_flags = {"special": True, "normalized": False}
+            special.setdefault(text, {"content": text, **usual_flags, **(flags if role == "mask" else {})})
     for token in (token for text, token in tokens if text in named):
         token.special = True
     for text, token in special.items():

@@ -50,8 +50,8 @@ class TranslatorVocabulary:
         not special tokens are read, because it is a part of every input. Punctuation is not normalised. transformers
         normalises it only where the package sacremoses is installed, and otherwise warns.
 
-    Pieces that vocab.json lacks are unknown. `decode` drops unknown tokens, as transformers does. The files are read on
-    first use.
+    Pieces that vocab.json lacks are unknown. `decode` drops unknown tokens, as transformers does, and all languages.
+    (transformers drops those that the settings list as special tokens.) The files are read on first use.
 
     special_tokens: whether the name of a special token in a text becomes the token's id. It does not if
         tokenizer_config.json sets `split_special_tokens`.
@@ -257,9 +257,13 @@ class TranslatorVocabulary:
             '"bytes", or one that `t5x-lite vocab` trains'
         )
 
-    @functools.cached_property
+    @property
     def word_starts(self) -> np.ndarray:
         """Marks the pieces that begin with "▁"."""
+        return self._word_starts
+
+    @functools.cached_property
+    def _word_starts(self) -> np.ndarray:
         return np.array([self._spelled[i].startswith("▁") for i in range(self.size)])
 
     def _text(self, ids: Iterable[int]) -> str:
