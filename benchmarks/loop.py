@@ -32,7 +32,7 @@ from t5x_lite import config, experiment, runtime, train
 from t5x_lite.cluster import sharding
 from t5x_lite.data import pipeline
 from t5x_lite.evaluation.during_training import EvaluationDuringTraining
-from t5x_lite.training import losses, optim
+from t5x_lite.training import losses, optim, schedules
 from t5x_lite.training.step import abstract_params, init_state, make_train_step
 
 STEPS_PER_TURN = 5
@@ -57,7 +57,7 @@ def bare_turn(cfg) -> Callable[[], float]:
     setup = experiment.resolve(cfg)
     on_devices = runtime.start(setup)
     rate = cfg.optimizer.learning_rate
-    schedule = optim.make_schedule(cfg.schedule.name, rate, cfg.schedule.warmup_steps, cfg.train.total_steps)
+    schedule = schedules.make_schedule(cfg.schedule.name, rate, cfg.schedule.warmup_steps, cfg.train.total_steps)
     axes = sharding.param_axes(abstract_params(on_devices.module, on_devices.example))
     optimizer = optim.make_optimizer(cfg.optimizer.name, schedule, axes, clip_norm=cfg.optimizer.clip_norm)
     state = init_state(on_devices.module, optimizer, on_devices.layout, on_devices.example)

@@ -28,14 +28,14 @@ def main() -> None:
 
     from t5x_lite.cluster import sharding
     from t5x_lite.models import build
-    from t5x_lite.training import optim
+    from t5x_lite.training import optim, schedules
     from t5x_lite.training.step import abstract_params, abstract_state, init_state, make_train_step
 
     asked = arguments()
     shape, layout = asked.shape, sharding.Layout(sharding.make_mesh())
     config = model_config(shape, dtype=asked.dtype, attention=asked.attention or "auto")
     module, arrays = build(config, layout), batch(shape)
-    schedule = optim.make_schedule("constant", 1e-4)
+    schedule = schedules.make_schedule("constant", 1e-4)
     axes = sharding.param_axes(abstract_params(module, arrays))
     optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.01)
     train_step = make_train_step(module, optimizer, schedule, layout, abstract_state(module, optimizer, layout, arrays))

@@ -19,8 +19,8 @@ from t5x_lite.config import Config
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.projection import logits_of
-from t5x_lite.training import losses, optim, step, trainable
-from t5x_lite.training.optim import Schedule
+from t5x_lite.training import losses, optim, schedules, step, trainable
+from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step import LossFn, TrainState
 from t5x_lite.training.trainable import Trainable
 
@@ -143,7 +143,7 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
 
 def _optimizer(cfg: Config, param_axes: Any) -> tuple[optax.GradientTransformation, Schedule]:
     """Returns the optimizer and its schedule. param_axes: the logical axes of each trainable parameter."""
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         cfg.schedule.name,
         cfg.optimizer.learning_rate,
         cfg.schedule.warmup_steps,

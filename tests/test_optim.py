@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from t5x_lite import config
 from t5x_lite.errors import ConfigError
-from t5x_lite.training import optim
+from t5x_lite.training import adafactor, optim, schedules
 
 
 def at(schedule, *steps):
@@ -22,23 +22,23 @@ def at(schedule, *steps):
 
 def test_t5_pretraining_schedule():
     """1/√max(n, 10⁴)."""
-    schedule = optim.make_schedule("rsqrt", 0.01, warmup_steps=10_000)
+    schedule = schedules.make_schedule("rsqrt", 0.01, warmup_steps=10_000)
     expected = [0.01, 0.01, 0.01, 1 / np.sqrt(40_000), 1 / np.sqrt(524_288)]
     np.testing.assert_allclose(at(schedule, 0, 5_000, 10_000, 40_000, 524_288), expected, rtol=1e-6)
 
 
 def test_constant_linear_and_cosine():
-    np.testing.assert_allclose(at(optim.make_schedule("constant", 2.0), 0, 7), [2, 2])
-    np.testing.assert_allclose(at(optim.make_schedule("constant", 2.0, warmup_steps=4), 0, 1, 4, 9), [0, 0.5, 2, 2])
-    linear = optim.make_schedule("linear", 1.0, warmup_steps=10, total_steps=110, final_fraction=0.1)
+    np.testing.assert_allclose(at(schedules.make_schedule("constant", 2.0), 0, 7), [2, 2])
+    np.testing.assert_allclose(at(schedules.make_schedule("constant", 2.0, warmup_steps=4), 0, 1, 4, 9), [0, 0.5, 2, 2])
+    linear = schedules.make_schedule("linear", 1.0, warmup_steps=10, total_steps=110, final_fraction=0.1)
     np.testing.assert_allclose(at(linear, 0, 5, 10, 60, 110, 500), [0, 0.5, 1, 0.55, 0.1, 0.1], rtol=1e-6)
-    cosine = optim.make_schedule("cosine", 1.0, warmup_steps=10, total_steps=110)
+    cosine = schedules.make_schedule("cosine", 1.0, warmup_steps=10, total_steps=110)
     np.testing.assert_allclose(at(cosine, 5, 10, 60, 85, 110), [0.5, 1, 0.5, 0.5 - np.sqrt(0.125), 0], atol=1e-6)
 
 
 def test_schedules_compose():
     """T5X's default: constant · linear_warmup · rsqrt_decay."""
-    schedule = optim.product(optim.linear_warmup(100), optim.rsqrt_decay(100))
+    schedule = schedules.product(schedules.linear_warmup(100), schedules.rsqrt_decay(100))
     np.testing.assert_allclose(at(schedule, 0, 50, 100, 400), [0, 0.5, 1, 0.5], rtol=1e-6)
 
 
@@ -51,7 +51,7 @@ def test_schedules_compose():
     n=st.integers(0, 300),
 )
 def test_never_above_the_peak_and_never_up_after_warmup(name, warmup, decay, final, n):
-    schedule = optim.make_schedule(name, 3.0, warmup, warmup + decay, final)
+    schedule = schedules.make_schedule(name, 3.0, warmup, warmup + decay, final)
     now, later = at(schedule, n, n + 1)
     assert 0 <= now <= 3.0 * (1 + 1e-6)
     if n >= warmup:
@@ -60,15 +60,15 @@ def test_never_above_the_peak_and_never_up_after_warmup(name, warmup, decay, fin
 
 def test_schedule_errors():
     with pytest.raises(ConfigError, match="unknown schedule 'cosin'; did you mean 'cosine'"):
-        optim.make_schedule("cosin", 1.0)
+        schedules.make_schedule("cosin", 1.0)
     with pytest.raises(ConfigError, match="warmup_steps=10 to total_steps=10"):
-        optim.make_schedule("linear", 1.0, 10, 10)
+        schedules.make_schedule("linear", 1.0, 10, 10)
     with pytest.raises(ConfigError, match="learning_rate=-1"):
-        optim.make_schedule("constant", -1.0)
+        schedules.make_schedule("constant", -1.0)
     with pytest.raises(ConfigError, match="unknown optimizer 'adam'; did you mean 'adamw'"):
-        optim.make_optimizer("adam", optim.constant(), {})
+        optim.make_optimizer("adam", schedules.constant(), {})
     with pytest.raises(ConfigError, match="clip_norm=-1"):
-        optim.make_optimizer("adamw", optim.constant(), {}, clip_norm=-1)
+        optim.make_optimizer("adamw", schedules.constant(), {}, clip_norm=-1)
 
 
 # Optimizers -----------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_a_stack_of_layers_trains_as_its_layers_do():
 
 
 def test_what_is_factored():
-    dims = lambda axes, shape: optim.factor_dims(axes, shape)[:2]  # noqa: E731
+    dims = lambda axes, shape: adafactor.factor_dims(axes, shape)[:2]  # noqa: E731
     assert dims(("embed", "mlp"), (512, 2048)) == ((0,), (1,))
     assert dims(("embed", "heads", "kv"), (512, 8, 64)) == ((0,), (1, 2))
     assert dims(("vocab", "embed"), (32128, 512)) == ((1,), (0,))
@@ -173,13 +173,13 @@ def test_what_is_factored():
     assert dims(("layers", "norm"), (6, 512)) == ((), ())
     assert dims(("embed", "mlp"), (128, 127)) == ((), ())
     for unknown in ("experts", None):  # no row in cluster/axes.py, no name: the whole parameter keeps its moment
-        assert optim.factor_dims((unknown, "embed", "mlp"), (8, 512, 2048)) == ((), (), (0, 1, 2))
-    assert optim.factor_dims(("layers", "embed"), (6, 512)).within == (1,)
+        assert adafactor.factor_dims((unknown, "embed", "mlp"), (8, 512, 2048)) == ((), (), (0, 1, 2))
+    assert adafactor.factor_dims(("layers", "embed"), (6, 512)).within == (1,)
 
 
 def test_adafactor_keeps_a_row_and_a_column():
     axes = {"wi": ("layers", "embed", "mlp"), "scale": ("norm",)}
-    optimizer = optim.scale_by_adafactor(axes)
+    optimizer = adafactor.scale_by_adafactor(axes)
     state = jax.eval_shape(optimizer.init, {"wi": jnp.zeros((2, 256, 512)), "scale": jnp.zeros(256)})
     assert state.moments["wi"].row.shape == (2, 256)
     assert state.moments["wi"].column.shape == (2, 512)

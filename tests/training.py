@@ -13,7 +13,7 @@ from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import Layout, make_mesh
 from t5x_lite.models import build
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.training import optim, step
+from t5x_lite.training import optim, schedules, step
 from t5x_lite.training.step import TrainState
 from t5x_lite.training.trainable import Trainable, everything, split
 
@@ -91,7 +91,7 @@ def start(
     layout = Layout(make_mesh(jax.devices()[: int(np.prod(mesh))], **dict(zip(AXES, mesh, strict=False))))
     module = build(config, layout)
     batch = training_batch(config, rows)
-    schedule = optim.make_schedule("linear", 0.01, total_steps=100)
+    schedule = schedules.make_schedule("linear", 0.01, total_steps=100)
     if isinstance(optimizer, str):
         axes = sharding.param_axes(step.abstract_params(module, batch))
         # A large epsilon: if a gradient is 0 in theory (keys' biases), Adam would divide noise by its own size.

@@ -102,3 +102,8 @@ def axis_rules(**overrides: str | Sequence[str] | None) -> AxisRules:
         if name not in allowed:
             raise ConfigError(unknown("logical axis", name, allowed))
     return AxisRules(**overrides)  # type: ignore[arg-type]
+
+
+def is_axes(x: Any) -> bool:
+    """Returns whether x holds the logical axes of one array, such as ("embed", None): a leaf of a tree of axes."""
+    return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)

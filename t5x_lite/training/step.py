@@ -20,7 +20,7 @@ from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import ConfigError
 from t5x_lite.training import losses
-from t5x_lite.training.optim import Schedule
+from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step_metrics import batch_metrics
 from t5x_lite.training.trainable import Trainable, everything, merge, split
 
