@@ -15,7 +15,7 @@ from t5x_lite.data.denoise import UL2, Denoiser
 from t5x_lite.data.eval_batches import eval_batches
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.vocabularies import ByteVocabulary
-from t5x_lite.errors import ConfigError
+from t5x_lite.errors import ConfigError, DataError
 
 VOCABULARY = ByteVocabulary(extra_ids=100)
 DOCUMENTS, SIZE = 24, 90  # documents of a step, documents in all: an epoch ends within the fourth step
@@ -152,6 +152,33 @@ def test_a_step_s_documents_are_those_of_one_task():
         )  # fmt: skip
     with pytest.raises(ConfigError, match=r"data.batch_rows=32 has 2 streams of rows, and 2 is not divisible by the 4"):
         train("decoder_only", rows=32, shard_count=4)
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_a_source_of_which_nothing_is_left_stops_the_run(name):
+    def rare(example):
+        return example if len(example["text"]) == 1 else None
+
+    texts = sources.Function(lambda split: [{"text": "a" * (1 + (i != 70))} for i in range(90)])
+    blank = sources.Function(lambda split: [{"text": ""}] * 30)
+    for task in (
+        Task("dropped", sources.Function(documents), (lambda e: None,), features={"text": Feature()}),
+        Task("blank", blank, features={"text": Feature()}),
+        Task("rare", texts, (rare, lambda e: {"text": "some words"}), features={"text": Feature()}),
+    ):
+        batches = pipeline.train_batches(
+            [registry.Rated(task, 1.0)], CONVERTERS[name], VOCABULARY,
+            batch_rows=64, seed=5, prefetch_batches=0, documents_per_step=4,
+        )  # fmt: skip
+        if task.name == "rare":  # most steps have no example
+            assert sum(int((next(batches)[f"{side_of(name)}_segment_ids"] > 0).any()) for _ in range(23)) == 1
+        else:
+            with pytest.raises(DataError, match=f"{task.name}' has no example left of"):
+                next(batches)
+
+
+def side_of(name: str) -> str:
+    return "encoder" if name == "encoder_only" else "decoder"
 
 
 # ----------------------------------------------------------------------------------------------- documents apart

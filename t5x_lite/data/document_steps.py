@@ -58,6 +58,8 @@ class DocumentStream:
         """Returns the next step's rows, `count` in all, as one piece."""
         setting, window = self._setting, self._feed.convert(self._step)
         rng = generator(setting.seed, "noise", self._number, self._step)
+        if not len(window.lengths):
+            self._feed.require_survivor()  # a step may be empty, but not all steps
         examples = denoised([window.examples], setting.converter, setting.vocabulary, rng)
         tokens_of = packing.lengths_of(examples, self._specs, "SL").sum(axis=1)
         row_of = packing.rows_of(examples, self._specs, self._sizes, setting.pack)

@@ -190,9 +190,9 @@ class Feed:
             missing -= len(window.lengths)
             empty_windows = 0 if len(window.lengths) else empty_windows + 1
             if empty_windows * self._window_size > len(self._reader):
-                self._require_survivor()
+                self.require_survivor()
 
-    def _require_survivor(self) -> None:
+    def require_survivor(self) -> None:
         """Raises DataError if no element of the whole source becomes an example. (This stream itself may not have
         reached such an element yet.)"""
         if self._survives:
