@@ -154,6 +154,14 @@ def test_a_step_s_documents_are_those_of_one_task():
         train("decoder_only", rows=32, shard_count=4)
 
 
+def test_a_stream_that_several_hosts_read_counts_once():
+    whole, host = train("text_to_text"), train("text_to_text", shard_index=1, shard_count=2)
+    other = train("text_to_text", shard_index=0, shard_count=2)
+    _, (expected,) = steps_of([whole], 1)
+    _, (found,) = steps_of([host, other, train("text_to_text", shard_index=1, shard_count=2)], 1)
+    assert found == expected
+
+
 @pytest.mark.parametrize("name", CONVERTERS)
 def test_a_source_of_which_nothing_is_left_stops_the_run(name):
     def rare(example):

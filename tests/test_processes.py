@@ -372,12 +372,13 @@ def test_a_hung_process_ends_and_says_where_it_hung(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_read_the_documents_of_one(tmp_path):
-    """Each process reads half of a step's documents; metrics.jsonl has the hash of all."""
+@pytest.mark.parametrize("mesh", ["data=8", "tensor=8"])
+def test_two_processes_read_the_documents_of_one(tmp_path, mesh):
+    """Each process reads half of a step's documents, or all of them; metrics.jsonl has the hash of all."""
     flags = ["--config.data.mixture=tiny_corpus", "--config.data.batch_rows=32", "--config.data.documents_per_step=8"]
     flags.append("--config.train.total_steps=3")
     assert cli.run(["train", CONFIG, *FLAGS, *flags, f"--workdir={tmp_path / 'one'}"]) == 0
-    process = two(tmp_path / "two", tmp_path / "log", *flags)
+    process = two(tmp_path / "two", tmp_path / "log", *flags, f"--config.mesh={mesh}")
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     found = []

@@ -114,7 +114,12 @@ def stream_count(batch_rows: int, documents: int, tasks: Sequence[Any]) -> int:
     return streams
 
 
-def summed(documents: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Returns the sum of the `documents` of several streams or hosts."""
-    total = {name: sum(one[name] for one in documents) for name in documents[0]}
+def summed(hosts: Sequence[Mapping[int, Mapping[str, int]]]) -> dict[str, int]:
+    """Returns the sum of the `documents` of all hosts' streams. A stream that several hosts read, as on some meshes,
+    counts once.
+
+    hosts: for each host, {number of a stream: its documents}.
+    """
+    streams = {number: documents for host in hosts for number, documents in host.items()}.values()
+    total = {name: sum(documents[name] for documents in streams) for name in ("count", "hash", "left_out")}
     return total | {"hash": total["hash"] % HASHES}

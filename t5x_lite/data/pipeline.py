@@ -66,7 +66,7 @@ class TrainBatches:
                 self._streams[number] = DocumentStream(readers[0], setting, number, identities[self.tasks[0]])
             else:
                 self._streams[number] = Stream(readers, rates, setting, number)
-        self.documents: dict[str, int] = {}  # of the last batch, on this host, if data.documents_per_step is set
+        self.documents: dict[int, dict[str, int]] = {}  # of the last batch, by stream, with data.documents_per_step
         self._rows_per_stream = batch_rows // setting.streams
         self._before = no_counts(len(rates))  # this host's share of the counts in the restored state
         self._state = self._stream_states()
@@ -182,17 +182,13 @@ class TrainBatches:
             stream.set_state(states[number])
         self._state = self._stream_states()
 
-    def _produce(self) -> tuple[Batch, dict[int, StreamState], list, dict[str, int]]:
+    def _produce(self) -> tuple[Batch, dict[int, StreamState], list, dict[int, dict[str, int]]]:
         """Makes the next batch and returns it with the state and the counters after it, and with its documents."""
         pieces = [piece for stream in self._streams.values() for piece in stream.take(self._rows_per_stream)]
         batch = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         batches.check(batch, self._setting.converter.specs(), self._setting.vocabulary.size)
-        streams, documents = self._streams.values(), {}
-        if self._setting.documents:
-            from t5x_lite.data import document_steps
-
-            documents = document_steps.summed([stream.documents for stream in streams])
-        return batch, self._stream_states(), [stream.counter() for stream in streams], documents
+        documents = {n: stream.documents for n, stream in self._streams.items()} if self._setting.documents else {}
+        return batch, self._stream_states(), [stream.counter() for stream in self._streams.values()], documents
 
     def _stream_states(self) -> dict[int, StreamState]:
         return {number: stream.get_state() for number, stream in self._streams.items()}
