@@ -150,8 +150,13 @@ def test_a_step_s_documents_are_those_of_one_task():
             registry.mixture("two"), CONVERTERS["decoder_only"], VOCABULARY,
             batch_rows=16, seed=0, documents_per_step=8,
         )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"data.batch_rows=32 has 2 streams of rows, and 2 is not divisible by the 4"):
+    few = "has 2 streams of rows for data.documents_per_step=24, and 2 is not divisible by the 4 input processes"
+    with pytest.raises(ConfigError, match=f"{few}; use data.batch_rows=64, or a number"):
         train("decoder_only", rows=32, shard_count=4)
+    with pytest.raises(
+        ConfigError, match=r"documents_per_step=25, and 1 is .*; use a number of processes that divides"
+    ):
+        train("decoder_only", per_step=25, shard_count=2)
 
 
 def test_a_stream_that_several_hosts_read_counts_once():

@@ -12,6 +12,7 @@ window again.
 
 import base64
 import binascii
+import functools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -223,15 +224,17 @@ def train_batches(
     Raises ConfigError if the streams cannot be divided evenly among the hosts, DataError if a task has no training
     example.
     """
-    streams = stream_count(batch_rows)
+    streams_of, what = stream_count, ""
     if documents_per_step:
         from t5x_lite.data import document_steps
 
-        streams = document_steps.stream_count(batch_rows, documents_per_step, mixture)
+        what = f" for data.documents_per_step={documents_per_step}"
+        streams_of = functools.partial(document_steps.stream_count, documents=documents_per_step, tasks=mixture)
+    streams = streams_of(batch_rows)
     if streams % shard_count:
-        fitting = [rows for rows in range(batch_rows, 64 * MAX_STREAMS) if stream_count(rows) % shard_count == 0]
+        fitting = [rows for rows in range(batch_rows, 64 * MAX_STREAMS) if streams_of(rows) % shard_count == 0]
         raise ConfigError(
-            f"data.batch_rows={batch_rows} has {streams} streams of rows, and {streams} is not divisible by the "
+            f"data.batch_rows={batch_rows} has {streams} streams of rows{what}, and {streams} is not divisible by the "
             f"{shard_count} input processes; use "
             + (f"data.batch_rows={fitting[0]}, or " if fitting else "")
             + f"a number of processes that divides {streams}"
