@@ -35,9 +35,9 @@ STACKS = {  # (old architecture, new architecture) -> {new stack: the old stack 
 # Fields that decide what a layer computes from its parameters. If they differ, the layer would compute something else.
 OF_LAYERS = (
     "norm", "norm_position", "qk_norm", "activation", "gated_mlp", "positions", "position_offset", "rotary_dim",
-    "rotary_interleaved", "rotary_base", "rotary_factor", "rotary_scaling", "relative_buckets",
-    "relative_max_distance", "parallel_block", "share_layers", "scan_layers", "query_dim",
-    "attention_softcap", "scale_embeddings", "embedding_norm",
+    "rotary_interleaved", "rotary_base", "rotary_factor", "rotary_original_positions", "rotary_scaling",
+    "rotary_local_base", "local_window", "layer_pattern", "relative_buckets", "relative_max_distance", "parallel_block",
+    "share_layers", "scan_layers", "query_dim", "attention_softcap", "scale_embeddings", "embedding_norm",
 )  # fmt: skip
 
 
@@ -55,8 +55,23 @@ def origins(old: ModelConfig, new: ModelConfig, parameters: Iterable[str], store
             f"for example model.{name}={getattr(old, name)}"
         )
     there = set(stored)
-    found = {path: _origin(path, old, new, there) for path in parameters}
-    return {path: origin for path, origin in found.items() if origin is not None}
+    every = {path: _origin(path, old, new, there) for path in parameters}
+    found = {path: origin for path, origin in every.items() if origin is not None}
+    if left := _left_out(found.values(), there):
+        raise CheckpointError(
+            f"init.adapt: the run's layers have no place for {len(left)} parameters of the checkpoint's layers, for "
+            f"example {left[0]}; give the run's model the same biases, LoRA and adapters (attention_bias, mlp_bias, "
+            "lora_rank, lora_targets, adapter_dim)"
+        )
+    return found
+
+
+def _left_out(origins: Iterable[Origin], stored: set[str]) -> list[str]:
+    """Returns the stored parameters that a continued layer would lose. Cross-attention may be lost."""
+    taken = {origin.path for origin in origins}
+    layers = {tuple(path.split("/")[:2]) for path in taken if path.startswith(("encoder/", "decoder/"))}
+    left = (path for path in stored - taken if tuple(path.split("/")[:2]) in layers)
+    return sorted(path for path in left if "cross_attention" not in path)
 
 
 def _origin(path: str, old: ModelConfig, new: ModelConfig, stored: set[str]) -> Origin | None:

@@ -194,6 +194,26 @@ def test_layers_that_would_compute_something_else_are_refused():
         adapted(random_params(old), old, new)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("local_window", 4), ("layer_pattern", "l"), ("rotary_local_base", 500.0), ("rotary_original_positions", 64)],
+)
+def test_other_windows_and_wavelengths_are_refused(name, value):
+    old, new = model("decoder_only", "rotary"), model("encoder_only", "rotary", **{name: value})
+    with pytest.raises(CheckpointError, match=rf"differ in {name}; set for example model\.{name}="):
+        adapted(random_params(old), old, new)
+
+
+@pytest.mark.parametrize("parts", [{"attention_bias": "all"}, {"mlp_bias": True}, {"lora_rank": 2}, {"adapter_dim": 4}])
+@pytest.mark.parametrize(("old", "new"), ALL)
+def test_layers_without_room_for_trained_parameters_are_refused(old, new, parts):
+    plain, rich = model(new, "rotary"), model(old, "rotary", **parts)
+    with pytest.raises(CheckpointError, match=r"have no place for .* of the checkpoint's layers, for example"):
+        adapted(random_params(rich), rich, plain)
+    plain, rich = model(old, "rotary"), model(new, "rotary", **parts)  # new parameters begin as if they were not there
+    assert adapted(random_params(plain), plain, rich)[1]
+
+
 # ------------------------------------------------------------------------------------------------------- a run
 
 TINY = "tests/experiments/tiny.py"
