@@ -30,6 +30,11 @@ def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...],
     """
     directory = checkpoint.find(source).parents[1]
     old, origins = _model_of(directory), None
+    if old is None and adapt:
+        raise CheckpointError(
+            f"init.adapt=True: {directory} does not describe its model, as if the user's own code defines it, its "
+            "vocabulary or its targets; set init.adapt=False to load the parameters that have the same names"
+        )
     if old is not None and old.architecture != model.architecture:
         if not adapt:
             raise CheckpointError(
@@ -40,8 +45,13 @@ def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...],
 
         origins = functools.partial(adapted_params.origins, old, model)
     loaded, report = load_params(source, params, origins)
-    loaded, note = align(loaded, params, classes_of(directory), classes)
-    return loaded, f"{report}; {note}" if note else str(report), report.of_each()
+    aligned, note = align(loaded, params, classes_of(directory), classes)
+    flat, fresh, of_each = paths.flatten(loaded), paths.flatten(params), report.of_each()
+    for path, array in paths.flatten(aligned).items():
+        if array is not flat[path]:
+            is_fresh = array is fresh[path]
+            of_each[path] = "fresh, because the classes differ" if is_fresh else "adapted: classes matched by name"
+    return aligned, f"{report}; {note}" if note else str(report), of_each
 
 
 def _model_of(directory: Path) -> ModelConfig | None:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_lite import initial_params
+from t5x_lite.checkpoints.loading import LoadReport
 from t5x_lite.errors import CheckpointError
+from t5x_lite.models import paths, presets
 
 OURS = ("entailment", "neutral", "contradiction")
 
@@ -54,6 +56,28 @@ def test_other_names_start_fresh_and_missing_names_go_by_number():
     assert initial_params.align(loaded, fresh, OURS, OURS) == (loaded, "")
     kept = loaded | {"classification": fresh["classification"], "token_classification": fresh["token_classification"]}
     assert initial_params.align(kept, fresh, ("yes", "no", "maybe"), OURS) == (kept, "")  # nothing was loaded
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (OURS, "loaded"),
+        (OURS[::-1], "adapted: classes matched by name"),
+        (("yes", "no", "maybe"), "fresh, because the classes differ"),
+    ],
+)
+def test_the_report_of_each_parameter_says_what_became_of_its_classes(tmp_path, monkeypatch, names, expected):
+    fresh, loaded = params(0.0), params(1.0)
+    report = LoadReport(list(paths.flatten(loaded)), {}, [], [], [])
+    monkeypatch.setattr(initial_params.checkpoint, "find", lambda _: tmp_path / "checkpoints" / "1")
+    monkeypatch.setattr(initial_params, "load_params", lambda *_: (loaded, report))
+    monkeypatch.setattr(initial_params, "classes_of", lambda _: names)
+    model = presets.preset("bert_tiny")
+    of_each = initial_params.load("", fresh, model, OURS, adapt=False)[2]
+    assert of_each["classification/kernel"] == of_each["token_classification/bias"] == expected
+    assert of_each["encoder/kernel"] == of_each["nsp/kernel"] == "loaded"
+    with pytest.raises(CheckpointError, match=r"does not describe its model.*set init.adapt=False"):
+        initial_params.load("", fresh, model, OURS, adapt=True)
 
 
 @pytest.mark.parametrize(
