@@ -8,8 +8,9 @@ ARCHITECTURE is encoder_only, decoder_only or text_to_text. The phases after pre
 `summarize` (not for encoders). `python configs/paired.py` prints the sizes. benchmarks/paired.py runs all of it.
 
 The three models have the same layers (those of T5 1.1: gated MLPs, relative positions), width and vocabulary, and their
-published objectives: masked tokens with next sentence, next tokens, span corruption. Every step reads the same 32
-documents, each as a segment of its own. metrics.jsonl holds their hash.
+published objectives: masked tokens with next sentence, next tokens, span corruption. In each
+step, they read the same 32 documents, and no segment holds text of two documents. metrics.jsonl holds a hash of the
+documents.
 
 Depth is what differs. It is chosen so that the models need the same FLOPs per document as the decoder with `DEPTH`
 layers. The numbers of parameters then differ, because a token of an encoder-decoder passes through only one of its two
@@ -23,8 +24,8 @@ from t5x_lite.models.presets import PRESETS
 DEPTH = 4  # layers of the decoder
 WIDTH, HEADS, MLP, VOCABULARY = 128, 4, 256, 4096
 DOCUMENTS, LENGTH, TARGETS_LENGTH = 32, 128, 48
-ROWS = {"encoder_only": 24, "decoder_only": 24, "text_to_text": 20}  # some 1 to 2% of the tokens find no room
-HIDDEN, SENTINELS = 0.15, 0.05  # shares of a document: what the objectives hide; one sentinel for each three tokens
+ROWS = {"encoder_only": 24, "decoder_only": 24, "text_to_text": 20}  # about 1 to 2% of the tokens do not fit
+HIDDEN, SENTINELS = 0.15, 0.05  # shares of a document: hidden tokens; sentinels, one for three hidden tokens
 PRESET = {"encoder_only": "bert_tiny", "decoder_only": "gpt2_tiny", "text_to_text": "t5_tiny"}
 SAME = (
     "norm", "norm_position", "norm_epsilon", "activation", "gated_mlp", "attention_bias", "mlp_bias", "positions",

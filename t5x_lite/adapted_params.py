@@ -1,4 +1,4 @@
-"""Continues a model as one of another architecture: says from which stored array each of its parameters comes.
+"""Continues a model as a model of another architecture: says from which stored array each new parameter comes.
 
     decoder_only → encoder_only    the decoder's layers, whose attention now sees both sides
     encoder_only → decoder_only    the encoder's layers, whose attention now sees only the past
@@ -32,7 +32,7 @@ STACKS = {  # (old architecture, new architecture) -> {new stack: the old stack 
     ("text_to_text", "encoder_only"): {"encoder": "encoder"},
     ("text_to_text", "decoder_only"): {"decoder": "decoder"},
 }
-# Fields that decide what a layer computes from its parameters. If they differ, the layer would compute something else.
+# Fields that decide what a layer computes from its parameters. They must be equal in both models.
 OF_LAYERS = (
     "norm", "norm_position", "qk_norm", "activation", "gated_mlp", "positions", "position_offset", "rotary_dim",
     "rotary_interleaved", "rotary_base", "rotary_factor", "rotary_original_positions", "rotary_scaling",

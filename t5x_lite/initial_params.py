@@ -21,8 +21,8 @@ from t5x_lite.models.config import ModelConfig
 
 
 def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...], adapt: bool) -> tuple[Any, str, dict]:
-    """Returns (`params` with the parameters that the checkpoint `source` has, a report of what was loaded, the same for
-    each parameter).
+    """Returns (`params` with the parameters that the checkpoint `source` has, a report of what was loaded, {path of a
+    parameter: where its value comes from}).
 
     model: the run's.  classes: the run's classes, in the order of its heads' outputs.
     adapt: whether the checkpoint may be of a model of another architecture (adapted_params.py).
@@ -39,7 +39,7 @@ def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...],
         if not adapt:
             raise CheckpointError(
                 f"the model in {source} is {old.architecture}, but the run's is {model.architecture}; set "
-                "init.adapt=True to continue the one as the other"
+                f"init.adapt=True to continue it as {model.architecture}"
             )
         from t5x_lite import adapted_params
 

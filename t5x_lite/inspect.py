@@ -141,8 +141,8 @@ def _tasks(batches: list[Batch], counts: dict, per_row: float, experiment: Exper
 
     rate: the task's share of the examples.
     length: {side (encoder, decoder): percentiles of the tokens per example}.
-    padding: share of padding; a row's padding is divided among its examples in proportion to their tokens, that of
-        empty rows (data.documents_per_step) among the tasks by their rates.
+    padding: share of padding. A row's padding is divided among its examples in proportion to their tokens. The padding
+        of empty rows (data.documents_per_step) is divided among the tasks by their rates.
     run: the examples, the epochs and the tokens (encoder plus decoder) of this task in all steps of the run.
     """
     cfg, mixture = experiment.cfg, sorted(experiment.mixture, key=lambda rated: rated.task.name)

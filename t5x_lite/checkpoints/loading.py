@@ -22,8 +22,8 @@ from t5x_lite.models.config import ModelConfig
 class Origin:
     """Says from which array of a checkpoint a parameter comes.
 
-    path: the path of the array.  how: what is different about the parameter; "" if nothing is.
-    change: returns the parameter from the array.
+    path: the path of the array.  how: how the parameter differs from the array, in words; "" if they are equal.
+    change: makes the parameter from the array; not called if `how` is "".
     """
 
     path: str
@@ -36,7 +36,7 @@ class LoadReport:
     """Tells which parameters were loaded from another run's checkpoint. Each list has paths of parameters."""
 
     loaded: list[str]
-    adapted: dict[str, str]  # {path: how}: from an array with another meaning
+    adapted: dict[str, str]  # {path: how}: from an array with another meaning or shape
     fresh: list[str]  # in the model but not in the checkpoint: newly initialized
     skipped: list[str]  # in the checkpoint but not in the model
     reshaped: list[str]  # in both, with different shapes: newly initialized

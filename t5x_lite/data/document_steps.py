@@ -1,8 +1,10 @@
-"""Makes rows such that the documents of a training step are a function of (seed, step) alone.
+"""Makes rows so that the documents of a training step are a function of (seed, step) alone (data.documents_per_step).
 
 Runs of different architectures then read the same documents in the same steps, however many rows their converters make
-of them (`data.documents_per_step`). A step has the same number of rows in every run of one config; rows without
-documents are padding. If the documents of a step need more rows than it has, the surplus is left out and counted.
+of the documents. All steps of a run have data.batch_rows rows. If the documents of a step need fewer rows, the other
+rows are padding. If they need more, the examples that do not fit are left out and counted.
+
+After a rollback that skips the batches of bad steps, the later steps read later documents, as in every run.
 """
 
 import logging
@@ -29,7 +31,7 @@ class DocumentStream:
 
     reader: of the run's only task.  identity: of the task, as in registry.py.
     documents: {"count": documents of the last step, "hash": the sum of their hashes modulo HASHES, "left_out": tokens
-        that found no room}. The sum over all streams does not depend on how many there are.
+        that did not fit}. For "count" and "hash", the sum over all streams does not depend on the number of streams.
     """
 
     def __init__(self, reader: Reader, setting: Setting, number: int, identity: Mapping[str, Any]):
@@ -88,17 +90,19 @@ class DocumentStream:
     def _warn(self, has: int, needs: int) -> None:
         self._has_warned = True
         logging.getLogger(__name__).warning(
-            "the documents of step %d need %d rows, but %d of the batch are for them: the last are left out (counted "
-            "as documents/left_out); raise data.batch_rows or data.length",
-            self._step + 1, needs, has,
+            "step %d: the documents of stream %d need %d rows, but it has only %d; the rest is left out, also in "
+            "later steps (documents/left_out counts its tokens); raise data.batch_rows or data.length",
+            self._step + 1, self._number, needs, has,
         )  # fmt: skip
 
 
 def stream_count(batch_rows: int, documents: int, tasks: Sequence[Any]) -> int:
-    """Returns the number of streams of a global batch: the largest power of two such that each has whole shares of the
-    rows and of the documents, and FEWEST_ROWS_PER_STREAM rows or more.
+    """Returns the number of streams of a global batch.
 
-    documents: of a step.  tasks: of the run. Raises ConfigError if there are several.
+    It is the largest power of two that divides the rows and the documents and leaves each stream at least
+    FEWEST_ROWS_PER_STREAM rows (1 if there is none).
+    documents: the documents of a step.  tasks: the tasks of the run.
+    Raises ConfigError if the run has several tasks.
     """
     if len(tasks) > 1:
         names = ", ".join(rated.task.name for rated in tasks)

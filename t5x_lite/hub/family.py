@@ -52,8 +52,8 @@ class Family:
     heads: our head -> one of the head's tensors. The model has the head if and only if the file has this tensor.
     classes: name of a class in transformers -> the heads of this class, by our names.
     modules: our module or parameter -> their name for it. `{i}` stands for the layer, `{s}` for encoder or decoder. Our
-        kernel, scale or embedding of a module is their tensor `.weight`; our bias is their tensor `.bias`. HEAD/pooler
-        is the pooler in files with this head, if it has another name there.
+        kernel, scale or embedding of a module is their tensor `.weight`; our bias is their tensor `.bias`. If
+        files with a certain head have another name for the pooler, the entry `HEAD/pooler` is that name.
     prefix: the prefix of most tensor names. Files of a model without heads, such as BertModel, lack the prefix.
     kernels_turned: if true, kernels are stored as [outputs, inputs], as in torch's Linear. False for GPT-2.
     tied: a copy among their tensors -> the tensor that it must equal. Import checks the copy, then skips it.

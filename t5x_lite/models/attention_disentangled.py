@@ -52,9 +52,10 @@ def skewed(x_BHLO: jax.Array) -> jax.Array:
 
 @struct.dataclass
 class DisentangledBias:
-    """Holds what the queries and keys of one layer multiply: its keys and queries of the vectors of N buckets.
+    """Holds a layer's queries and keys of the distance vectors of N buckets, both [H, N, K].
 
-    Both are [H, N, K]. The queries are scaled as the queries of tokens are.
+    The queries of tokens multiply the keys of distances, and the keys of tokens multiply the queries of distances. The
+    queries of distances are scaled in the same way as the queries of tokens.
     """
 
     query_HNK: jax.Array

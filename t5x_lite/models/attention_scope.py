@@ -69,7 +69,7 @@ def no_refusal(scope: Scope, head_dim: int) -> str:
 def no_vectors(scope: Scope, head_dim: int) -> str:
     """Returns why a kernel that adds only biases from a table cannot compute attention of the scope; "" if it can."""
     if isinstance(scope.bias, DisentangledBias):
-        return "it cannot add model.positions=disentangled, which depend on queries and keys"
+        return "it cannot add model.positions=disentangled: their biases depend on queries and keys"
     return ""
 
 
