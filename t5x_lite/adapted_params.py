@@ -24,14 +24,16 @@ from t5x_lite.errors import CheckpointError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions import bucket_boundaries, relative_buckets
 
-STACKS = {  # (old architecture, new architecture) -> {new stack: the old stack that it continues}
-    ("decoder_only", "encoder_only"): {"encoder": "decoder"},
-    ("encoder_only", "decoder_only"): {"decoder": "encoder"},
-    ("decoder_only", "text_to_text"): {"encoder": "decoder", "decoder": "decoder"},
-    ("encoder_only", "text_to_text"): {"encoder": "encoder"},
-    ("text_to_text", "encoder_only"): {"encoder": "encoder"},
-    ("text_to_text", "decoder_only"): {"decoder": "decoder"},
+ENCODER, DECODER, BOTH = ("encoder",), ("decoder",), ("encoder", "decoder")
+STACKS = {  # (stacks of the old model, stacks of the new model) -> {new stack: the old stack that it continues}
+    (DECODER, ENCODER): {"encoder": "decoder"},
+    (ENCODER, DECODER): {"decoder": "encoder"},
+    (DECODER, BOTH): {"encoder": "decoder", "decoder": "decoder"},
+    (ENCODER, BOTH): {"encoder": "encoder"},
+    (BOTH, ENCODER): {"encoder": "encoder"},
+    (BOTH, DECODER): {"decoder": "decoder"},
 }
+TABLE, DECODER_TABLE = "token_embedding", "decoder_token_embedding"  # T5Gemma has both
 # Fields that decide what a layer computes from its parameters. They must be equal in both models.
 OF_LAYERS = (
     "norm", "norm_position", "qk_norm", "activation", "gated_mlp", "positions", "position_offset", "rotary_dim",
@@ -76,9 +78,13 @@ def _left_out(origins: Iterable[Origin], stored: set[str]) -> list[str]:
 
 def _origin(path: str, old: ModelConfig, new: ModelConfig, stored: set[str]) -> Origin | None:
     stack, _, rest = path.partition("/")
+    if stack == DECODER_TABLE and path not in stored:
+        return Origin(f"{TABLE}/{rest}", "the decoder's table from the only table")
+    if stack == TABLE and new.stacks == DECODER and f"{DECODER_TABLE}/{rest}" in stored:
+        return Origin(f"{DECODER_TABLE}/{rest}", "the table from the decoder's table")
     if stack not in ("encoder", "decoder"):
         return Origin(path) if path in stored else None
-    old_stack = STACKS[old.architecture, new.architecture].get(stack)
+    old_stack = STACKS[old.stacks, new.stacks].get(stack)
     if old_stack is None:
         return None
     hows, changes = [], []

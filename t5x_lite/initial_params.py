@@ -35,11 +35,11 @@ def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...],
             f"init.adapt=True: {directory} does not describe its model, as if the user's own code defines it, its "
             "vocabulary or its targets; set init.adapt=False to load the parameters that have the same names"
         )
-    if old is not None and old.architecture != model.architecture:
+    if old is not None and old.stacks != model.stacks:
         if not adapt:
             raise CheckpointError(
-                f"the model in {source} is {old.architecture}, but the run's is {model.architecture}; set "
-                f"init.adapt=True to continue it as {model.architecture}"
+                f"the model in {source} has {_named(old)}, but the run's has {_named(model)}; set init.adapt=True to "
+                "continue the one as the other"
             )
         from t5x_lite import adapted_params
 
@@ -52,6 +52,10 @@ def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...],
             is_fresh = array is fresh[path]
             of_each[path] = "fresh, because the classes differ" if is_fresh else "adapted: classes matched by name"
     return aligned, f"{report}; {note}" if note else str(report), of_each
+
+
+def _named(model: ModelConfig) -> str:
+    return " and ".join({"encoder": "an encoder", "decoder": "a decoder"}[stack] for stack in model.stacks)
 
 
 def _model_of(directory: Path) -> ModelConfig | None:

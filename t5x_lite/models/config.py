@@ -134,6 +134,11 @@ class ModelConfig:
     remat: str = field("none", "activations to recompute in the backward pass", REMAT, FREE)
 
     @property
+    def stacks(self) -> tuple[str, ...]:
+        """Returns the stacks of layers that the model has: encoder, decoder or both."""
+        return tuple(side for side in ("encoder", "decoder") if getattr(self, f"num_{side}_layers"))
+
+    @property
     def num_layers(self) -> int:
         return self.num_encoder_layers + self.num_decoder_layers
 
