@@ -12,6 +12,7 @@ same documents in every step of pre-training, and prints a table.
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -149,8 +150,9 @@ def main() -> None:
         arguments,
     )
     print("\n".join(table(results)))
-    minutes, compute = (time.monotonic() - begin_s) / 60, sum(row["seconds"] for row in results.rows) / 60
-    print(f"\n{len(results.rows)} trainings; {minutes:.1f} minutes in this process, {compute:.1f} in all trainings")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    minutes, cpu_minutes = (time.monotonic() - begin_s) / 60, (used.ru_utime + used.ru_stime) / 60
+    print(f"\n{len(results.rows)} trainings; this call: {minutes:.1f} minutes, {cpu_minutes:.1f} minutes of CPU time")
 
 
 if __name__ == "__main__":
