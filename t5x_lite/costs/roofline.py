@@ -8,6 +8,7 @@ but products.
 """
 
 import collections
+import functools
 import math
 import re
 from typing import Any
@@ -38,6 +39,7 @@ KINDS = {
     "random bits": ("rng", "rng-bit-generator"),
 }
 SAID = re.compile(r"_flops_(\d+)")
+ELEMENT_BY_ELEMENT = ("bitcast", "reshape", "copy", "convert", "select", "add", "subtract", "multiply", "divide")
 COPIES = ("copy", "copy-start", "slice-start", "transpose", "reshape", "concatenate", "pad", "slice", "broadcast")
 
 
@@ -216,13 +218,16 @@ def _fusion_reads(inner: hlo.Computation, fusion: hlo.Instruction, computation: 
         for index, name in enumerate(instruction.operands):
             users[name].append((instruction, index))
 
+    @functools.cache
     def read(instruction: hlo.Instruction) -> int:
         """Returns the bytes that the fusion reads of one of its instructions."""
-        total = 0
+        size, total = _size(instruction), 0
         for user, index in users[instruction.name]:
-            is_renamed = user.opcode in ("bitcast", "reshape", "copy")
-            total += read(user) if is_renamed else _read(user, index, instruction)
-        return min(total, _size(instruction))
+            if user.is_root or user.opcode not in ELEMENT_BY_ELEMENT or not _size(user):
+                total += _read(user, index, instruction)
+            else:  # as large a part as of the user
+                total += size * read(user) // _size(user)
+        return min(total, size)
 
     total = 0
     for instruction in inner.values():
