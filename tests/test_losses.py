@@ -15,7 +15,8 @@ from t5x_lite.cluster import sharding
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.heads import WITH_LOSS
 from t5x_lite.models.projection import Projection
-from t5x_lite.training import cross_entropy, losses
+from t5x_lite.models.tracing import traced_for
+from t5x_lite.training import chunked_cross_entropy, losses
 
 V = 11
 
@@ -47,9 +48,12 @@ def test_value_and_gradient_are_those_of_the_plain_formula(z_loss, label_smoothi
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.sampled_from([1, 6, 7]), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 99))
-def test_losses_fused_with_the_product_equal_those_of_logits(T, chunks, is_table, has_bias, seed):
+@settings(max_examples=20, deadline=None)
+@given(
+    *(st.sampled_from([1, 6, 7]), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 99)),
+    *(st.sampled_from(["cpu", "gpu"]), st.sampled_from([0.0, 0.1])),
+)
+def test_losses_fused_with_the_product_equal_those_of_logits(T, chunks, is_table, has_bias, seed, kind, smoothing):
     """Of each token, so that the sums per task are equal, too."""
     rng, D = np.random.default_rng(seed), 3
     x_BTD, targets_BT = rng.normal(size=(2, T, D)).astype(np.float32), rng.integers(0, V, (2, T))
@@ -59,15 +63,16 @@ def test_losses_fused_with_the_product_equal_those_of_logits(T, chunks, is_table
     weights_BT = rng.uniform(size=(2, T)).astype(np.float32)
 
     def whole(projection):
-        losses_BT, correct_BT = losses.token_losses(projection.logits(), targets_BT, 1e-2, 0.1)
+        losses_BT, correct_BT = losses.token_losses(projection.logits(), targets_BT, 1e-2, smoothing)
         return (losses_BT * weights_BT).sum(), (losses_BT, correct_BT)
 
     def fused(projection):
-        options = cross_entropy.Options(chunks, 1e-2, 0.1)
-        loss, *each = cross_entropy.projected_losses(options, projection, targets_BT, weights_BT)
+        options = chunked_cross_entropy.Options(chunks, 1e-2, smoothing)
+        loss, *each = chunked_cross_entropy.projected_losses(options, projection, targets_BT, weights_BT)
         return 3 * loss, tuple(each)
 
-    (loss, each), gradient = jax.value_and_grad(fused, has_aux=True)(projection)
+    with traced_for(kind):
+        (loss, each), gradient = jax.value_and_grad(fused, has_aux=True)(projection)
     (expected, of_each), of_whole = jax.value_and_grad(whole, has_aux=True)(projection)
     np.testing.assert_allclose(loss, 3 * expected, rtol=1e-5)
     for ours, theirs in zip(each, of_each, strict=True):

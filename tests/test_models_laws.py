@@ -11,7 +11,8 @@ from tiny_models import FAMILIES, OTHERS, forward, random_batch, random_params
 from t5x_lite.cluster import sharding
 from t5x_lite.models import attention_blockwise, build
 from t5x_lite.models.attention_pallas import BACKENDS
-from t5x_lite.models.layers import dropout, random_bits
+from t5x_lite.models.layers import dropout, random_bits, recomputed
+from t5x_lite.models.tracing import traced_for
 from t5x_lite.models.transformer import stack_layers, unstack_layers
 
 
@@ -123,6 +124,25 @@ def test_scan_and_remat_change_no_number_in_training(family, remat, scan_layers)
     value, grads = jax.jit(step)(inputs)
     expected = jax.jit(jax.value_and_grad(lambda p: loss(config, p, batch, key)))(params)
     assert_trees_close((value, unstack_layers(grads)), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpu", "tpu"])
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma_3", "modernbert", "bart"])
+def test_the_forms_for_accelerators_change_no_number_in_training(family, kind):
+    config = dataclasses.replace((FAMILIES | OTHERS)[family], dropout_rate=0.3)
+    params, batch, key = random_params(config), random_batch(config), jax.random.key(8)
+    expected = jax.jit(jax.value_and_grad(lambda p: loss(config, p, batch, key)))(params)
+    with traced_for(kind):
+        ours = jax.jit(jax.value_and_grad(lambda p: loss(config, p, batch, key)))(params)
+    assert_trees_close(ours, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_an_accelerator_keeps_only_the_input_of_a_gelu():
+    def kept(kind):
+        with traced_for(kind):
+            return len(jax.ad_checkpoint.saved_residuals(lambda x: recomputed(jax.nn.gelu, x).sum(), jnp.ones(4)))
+
+    assert kept("gpu") == 1 < kept("cpu")
 
 
 ATTENTION_FAMILIES = ("t5", "bert", "llama", "gpt_neo", "t5_decoder", "gemma_3")  # one for each kind of attention

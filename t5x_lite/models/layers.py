@@ -18,6 +18,7 @@ from jax import lax
 from t5x_lite.models import lora
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.projection import Projection
+from t5x_lite.models.tracing import platform
 
 Axis = str | tuple[str, ...] | None  # logical axes that split a dimension of an array; None: it is never split
 
@@ -67,6 +68,15 @@ class _OneDevice:
 unconstrained = _OneDevice()  # the `constrain` of models on one device
 
 
+def recomputed(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Returns function(*arrays). On an accelerator, the backward pass computes everything again from the arrays."""
+    if platform() == "cpu":
+        return function(*arrays)
+    from t5x_lite.models import fusion
+
+    return fusion.recomputed(function, *arrays)
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: int | None = None) -> jax.Array:
     """Zeroes entries with probability `rate` and divides the rest by 1 − rate. `key=None` turns dropout off.
 
@@ -79,8 +89,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, broadcast_axis: in
     shape = list(x.shape)
     if broadcast_axis is not None:
         shape[broadcast_axis] = 1
-    keep = is_kept(jax.random.key_data(key), rate, tuple(shape))
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+    def dropped(x: jax.Array, words: jax.Array) -> jax.Array:
+        return jnp.where(is_kept(words, rate, tuple(shape)), x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+    return recomputed(dropped, x, jax.random.key_data(key))
 
 
 def is_kept(words: jax.Array, rate: float, shape: tuple[int, ...], index: Sequence[Any] | None = None) -> jax.Array:
@@ -190,15 +203,21 @@ class Dense(nn.Module):
         leading, inputs = x.shape[: x.ndim - self.inputs], math.prod(self.shape[: self.inputs])
         # But if devices split rows by length, XLA cannot split B · L, and would gather whole rows.
         x_NI = x.astype(dtype).reshape(*((-1,) if self.constrain.parts("length") == 1 else leading), inputs)
-        y = x_NI @ kernel.astype(dtype).reshape(inputs, -1)
+        kernel_IO = kernel.astype(dtype).reshape(inputs, -1)
+        bias = None
+        if self.use_bias:
+            init = named(nn.initializers.zeros, self.axes[self.inputs :])
+            bias = self.param("bias", init, self.shape[self.inputs :], jnp.float32)
+        if fuses := bias is not None and platform() == "gpu":
+            from t5x_lite.models import fusion
+
+            y = fusion.biased(x_NI, kernel_IO, bias.reshape(-1))
+        else:
+            y = x_NI @ kernel_IO
         if self.config.lora_rank and self.name in self.config.lora_targets:
             y += lora.added(self, self.config, x_NI, self.shape, self.axes, self.inputs)
         y = y.reshape(*leading, *self.shape[self.inputs :])
-        if self.use_bias:
-            init = named(nn.initializers.zeros, self.axes[self.inputs :])
-            bias = self.param("bias", init, self.shape[self.inputs :], jnp.float32).astype(dtype)
-            y += lax.broadcast_to_rank(bias, y.ndim)
-        return y
+        return y if bias is None or fuses else y + lax.broadcast_to_rank(bias.astype(dtype), y.ndim)
 
 
 class Norm(nn.Module):
@@ -217,16 +236,20 @@ class Norm(nn.Module):
         config, shape = self.config, x.shape[-1:]
         is_centered, is_layer = config.norm == "rms_zero_centered", config.norm.startswith("layer")
         init = nn.initializers.zeros if is_centered else nn.initializers.ones
-        scale = self.param("scale", named(init, ("norm",)), shape, jnp.float32)
+        scale, bias = self.param("scale", named(init, ("norm",)), shape, jnp.float32), None
+        scale = 1 + scale if is_centered else scale
+        if config.norm == "layer":
+            bias = self.param("bias", named(nn.initializers.zeros, ("norm",)), shape, jnp.float32)
+        if platform() != "cpu":
+            from t5x_lite.models import fusion
+
+            return fusion.normalised((is_layer, config.norm_epsilon, config.dtype), x, scale, bias)
         y = x.astype(jnp.float32)
         if is_layer:
             y -= jnp.mean(y, axis=-1, keepdims=True)
         y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_epsilon)
-        y *= lax.broadcast_to_rank(1 + scale if is_centered else scale, y.ndim)
-        if config.norm == "layer":
-            bias = self.param("bias", named(nn.initializers.zeros, ("norm",)), shape, jnp.float32)
-            y += lax.broadcast_to_rank(bias, y.ndim)
-        return y.astype(config.dtype)
+        y *= lax.broadcast_to_rank(scale, y.ndim)
+        return (y if bias is None else y + lax.broadcast_to_rank(bias, y.ndim)).astype(config.dtype)
 
 
 class Mlp(nn.Module):
@@ -245,7 +268,10 @@ class Mlp(nn.Module):
         def widen(name: str) -> jax.Array:
             return dense((config.d_model, config.d_ff), ("embed", "mlp"), "mlp", name=name)(x_BLD)
 
-        hidden_BLF = activation(widen("wi_0")) * widen("wi_1") if config.gated_mlp else activation(widen("wi"))
+        if config.gated_mlp:
+            hidden_BLF = recomputed(lambda gate, x: activation(gate) * x, widen("wi_0"), widen("wi_1"))
+        else:
+            hidden_BLF = recomputed(activation, widen("wi"))
         hidden_BLF = self.constrain(hidden_BLF, ("batch", "length", "mlp"))
         if config.dropout_hidden:
             hidden_BLF = residual_dropout(hidden_BLF, config, key)
@@ -323,7 +349,8 @@ class LanguageModelLogits(nn.Module):
     """Maps hidden states to logits over the vocabulary.
 
     It multiplies with the token table if `tie_embeddings`, else with a separate kernel. The product with the separate
-    kernel is computed in float32 (t5x/examples/t5/network.py: logits_dense).
+    kernel is computed in float32 (t5x/examples/t5/network.py: logits_dense). But TPUs round the operands of such a
+    product to bfloat16, and GPUs to TF32, at half the speed: when they train, its operands are of `config.dtype`.
     """
 
     config: ModelConfig
@@ -342,5 +369,6 @@ class LanguageModelLogits(nn.Module):
             projection = token_embedding.projection(x, bias)
         else:
             kernel = OutputKernel(config, name="dense")()
-            projection = Projection(x, kernel, bias, False, "float32", self.constrain)
+            dtype = "float32" if platform() == "cpu" else config.dtype
+            projection = Projection(x, kernel, bias, False, dtype, self.constrain)
         return dataclasses.replace(projection, softcap=config.logits_softcap)

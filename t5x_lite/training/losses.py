@@ -17,7 +17,7 @@ from t5x_lite.errors import DataError
 from t5x_lite.heads import WITH_LOSS, Head
 from t5x_lite.lookup import lookup
 from t5x_lite.models.projection import Projection
-from t5x_lite.training.cross_entropy import Options, chunks_of, projected_losses, token_losses
+from t5x_lite.training.cross_entropy import token_losses
 
 EXCLUDED = -1e10  # logit of a position that is not a candidate for the target
 AUXILIARY = "auxiliary"  # the model output that holds the model's own losses, {name: (sum, weight)}
@@ -84,8 +84,10 @@ def loss_sums(
                 f"{', '.join(sorted(batch))}"
             )
         weights = batch[head.weights]
-        chunks = chunks_of(weights.size, chunk_tokens)
+        chunks = -(-weights.size // chunk_tokens) if chunk_tokens else 1
         if isinstance(predicted, Projection) and chunks > 1:
+            from t5x_lite.training.chunked_cross_entropy import Options, projected_losses
+
             options = Options(chunks, z_loss, label_smoothing)
             total, losses, correct = projected_losses(  # pyright: ignore[reportGeneralTypeIssues]  (a custom_vjp)
                 options, predicted, batch[head.targets], weights

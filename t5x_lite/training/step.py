@@ -19,6 +19,7 @@ from t5x_lite import models
 from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import ConfigError
+from t5x_lite.models.tracing import traced_for
 from t5x_lite.training import losses
 from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step_metrics import batch_metrics
@@ -208,7 +209,7 @@ def make_train_step(
         return new_state, metrics
 
     return jax.jit(
-        train_step,
+        traced_for(layout.mesh.devices.flat[0].platform)(train_step),
         in_shardings=(places, layout.batch_sharding),
         out_shardings=(places, layout.replicated),
         donate_argnums=0,
