@@ -140,7 +140,7 @@ def test_the_forms_for_accelerators_change_no_number_in_training(family, kind):
 def test_an_accelerator_keeps_only_the_input_of_a_gelu():
     def kept(kind):
         with traced_for(kind):
-            return len(jax.ad_checkpoint.saved_residuals(lambda x: recomputed(jax.nn.gelu, x).sum(), jnp.ones(4)))
+            return len(jax.tree.leaves(jax.vjp(lambda x: recomputed(jax.nn.gelu, x), jnp.ones(4))[1]))
 
     assert kept("gpu") == 1 < kept("cpu")
 

@@ -145,6 +145,30 @@ ENTRY %main (a: bf16[8,1024,768,1], b: bf16[12,64,768,1]) -> bf16[8,1024,12,64] 
     assert measured["bytes"] == 2 * (12 * 64 * 768 + 8 * 1024 * 12 * 64)  # a lies in the core's own memory
 
 
+def test_of_a_masked_array_a_gather_reads_its_entries_alone():
+    """8 of 100 rows of 4 numbers, behind a mask of 100 × 4 bytes; the kernel writes 8 rows."""
+    text = """HloModule masked
+
+%kernel (x: f32[100,4], mask: pred[100,4], ids: s32[8,1]) -> f32[8,4] {
+  %x = f32[100,4]{1,0} parameter(0)
+  %mask = pred[100,4]{1,0} parameter(1)
+  %ids = s32[8,1]{1,0} parameter(2)
+  %low = f32[] constant(-inf)
+  %lows = f32[100,4]{1,0} broadcast(%low), dimensions={}
+  %masked = f32[100,4]{1,0} select(%mask, %x, %lows)
+  ROOT %rows = f32[8,4]{1,0} gather(%masked, %ids), offset_dims={1}, slice_sizes={1,4}
+}
+
+ENTRY %main (x.1: f32[100,4], mask.1: pred[100,4], ids.1: s32[8,1]) -> f32[8,4] {
+  %x.1 = f32[100,4]{1,0} parameter(0)
+  %mask.1 = pred[100,4]{1,0} parameter(1)
+  %ids.1 = s32[8,1]{1,0} parameter(2)
+  ROOT %fusion = f32[8,4]{1,0} fusion(%x.1, %mask.1, %ids.1), kind=kLoop, calls=%kernel
+}
+"""
+    assert roofline.measure(hlo.parse(text), H200)["bytes"] == 8 * 4 * 4 + 8 * 4 + 8 * 4 + 8 * 4 * 4
+
+
 def test_a_program_that_xla_compiled():
     """A scan's body counts once per iteration, and the lines of code are this file's."""
 

@@ -1,11 +1,16 @@
 """The same run on 1 and on 8 devices, for every family: same initial state, dropout, losses and updates."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
 import pytest
 from tiny_models import FAMILIES, OTHERS
 from training import assert_trees_close, start, with_dropout
+
+from t5x_lite.models import tracing
+from t5x_lite.training import losses, step
 
 STEPS = 3
 ONE_LAYER = {"num_encoder_layers": 1, "num_decoder_layers": 1}
@@ -70,6 +75,19 @@ def test_eight_devices_equal_one(case):
     assert_trees_close(eight.state, one.state, atol=1e-5)
     assert one.metrics[-1]["loss"] != one.metrics[0]["loss"]
     assert not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight.state.params))
+
+
+@pytest.mark.parametrize("case", ["gpt2 unrolled", "bert mlm and nsp scanned", "t5_1_1 unrolled"])
+def test_eight_devices_with_the_forms_for_a_gpu_equal_one_cpu(case, monkeypatch):
+    family, changes, mesh, _ = CASES[case]
+    config = with_dropout(family, **changes, vocab_size=46)  # which a GPU's chunks of logits pad to 48
+    options = {"optimizer": DESCENT, "loss_fn": functools.partial(losses.loss_sums, z_loss=1e-3, chunk_tokens=16)}
+    one = start(config, drawn=True, **options)
+    one.advance(STEPS)
+    monkeypatch.setattr(step, "traced_for", lambda _: tracing.traced_for("gpu"))
+    eight = start(config, mesh, state=start(config, drawn=True, **options).state, **options)
+    eight.advance(STEPS)
+    assert_trees_close(eight.state, one.state, atol=1e-5)
 
 
 def test_no_family_is_left_out():
