@@ -208,16 +208,16 @@ class Dense(nn.Module):
         if self.use_bias:
             init = named(nn.initializers.zeros, self.axes[self.inputs :])
             bias = self.param("bias", init, self.shape[self.inputs :], jnp.float32)
-        if fuses := bias is not None and platform() == "gpu":
+        if bias is not None and platform() == "gpu":
             from t5x_lite.models import fusion
 
-            y = fusion.biased(x_NI, kernel_IO, bias.reshape(-1))
+            y, bias = fusion.biased(x_NI, kernel_IO, bias.reshape(-1)), None
         else:
             y = x_NI @ kernel_IO
         if self.config.lora_rank and self.name in self.config.lora_targets:
             y += lora.added(self, self.config, x_NI, self.shape, self.axes, self.inputs)
         y = y.reshape(*leading, *self.shape[self.inputs :])
-        return y if bias is None or fuses else y + lax.broadcast_to_rank(bias.astype(dtype), y.ndim)
+        return y if bias is None else y + lax.broadcast_to_rank(bias.astype(dtype), y.ndim)
 
 
 class Norm(nn.Module):
