@@ -9,6 +9,7 @@ import pytest
 from tiny_models import FAMILIES, OTHERS, forward, random_batch, random_params
 
 from t5x_lite.cluster import sharding
+from t5x_lite.costs import flops
 from t5x_lite.models import attention_blockwise, build
 from t5x_lite.models.attention_pallas import BACKENDS
 from t5x_lite.models.layers import dropout, random_bits, recomputed
@@ -135,6 +136,18 @@ def test_the_forms_for_accelerators_change_no_number_in_training(family, kind):
     with traced_for(kind):
         ours = jax.jit(jax.value_and_grad(lambda p: loss(config, p, batch, key)))(params)
     assert_trees_close(ours, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_scanned_layers_with_biases_compute_no_product_again_on_a_gpu():
+    """The backward pass of a product with a bias may be a rule of ours, into which policies of remat cannot see."""
+    config = dataclasses.replace(FAMILIES["gpt2"], scan_layers=True)
+    params, batch = random_params(config), random_batch(config)
+
+    def products(kind):
+        with traced_for(kind):
+            return flops.count(jax.make_jaxpr(jax.grad(lambda p: loss(config, p, batch)))(params))
+
+    assert products("gpu") == products("cpu")
 
 
 def test_an_accelerator_keeps_only_the_input_of_a_gelu():

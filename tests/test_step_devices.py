@@ -80,7 +80,7 @@ def test_eight_devices_equal_one(case):
 @pytest.mark.parametrize("case", ["gpt2 unrolled", "bert mlm and nsp scanned", "t5_1_1 unrolled"])
 def test_eight_devices_with_the_forms_for_a_gpu_equal_one_cpu(case, monkeypatch):
     family, changes, mesh, _ = CASES[case]
-    config = with_dropout(family, **changes, vocab_size=46)  # which a GPU's chunks of logits pad to 48
+    config = with_dropout(family, **changes, vocab_size=46)  # which a GPU pads in chunks of logits
     options = {"optimizer": DESCENT, "loss_fn": functools.partial(losses.loss_sums, z_loss=1e-3, chunk_tokens=16)}
     one = start(config, drawn=True, **options)
     one.advance(STEPS)

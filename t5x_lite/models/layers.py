@@ -208,7 +208,9 @@ class Dense(nn.Module):
         if self.use_bias:
             init = named(nn.initializers.zeros, self.axes[self.inputs :])
             bias = self.param("bias", init, self.shape[self.inputs :], jnp.float32)
-        if bias is not None and platform() == "gpu":
+        # A scan slices the bias first, which XLA does not fuse, and a policy of remat could not see the product.
+        is_whole = not self.config.scan_layers and self.config.remat == "none"
+        if bias is not None and is_whole and platform() == "gpu":
             from t5x_lite.models import fusion
 
             y, bias = fusion.biased(x_NI, kernel_IO, bias.reshape(-1)), None

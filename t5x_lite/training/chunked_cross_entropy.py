@@ -41,13 +41,14 @@ def projected_losses(options: Options, projection: Projection, targets_BT: jax.A
 
 
 def _aligned(projection: Projection) -> Projection:
-    """Returns the projection with V padded to a multiple of 8.
+    """Returns the projection with V padded to a multiple of 128.
 
-    Otherwise XLA pads the gradient of every chunk, because GPUs multiply no other bfloat16 matrices fast.
+    Otherwise XLA pads the gradient of every chunk, because GPUs multiply bfloat16 matrices fast only if their sizes are
+    multiples of 8, also the sizes of the up to 16 parts into which XLA splits a long sum.
     """
     axis = 0 if projection.is_table else 1
     V = projection.matrix.shape[axis]
-    after = (0, -V % 8)
+    after = (0, -V % 128)
     matrix = jnp.pad(projection.matrix, [after if i == axis else (0, 0) for i in (0, 1)])
     bias = None if projection.bias is None else jnp.pad(projection.bias, after)
     return dataclasses.replace(projection, matrix=matrix, bias=bias, size=V) if after[1] else projection
