@@ -1,10 +1,11 @@
 """Loads the vocabulary in the directory of a model: chooses the file, and checks that it suffices."""
 
+import dataclasses
 from pathlib import Path
 
 from t5x_lite import side_files
 from t5x_lite.data import tokenizer_settings
-from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
+from t5x_lite.data.sentencepiece_vocabulary import CONTROL_SYMBOLS, SentencePieceVocabulary
 from t5x_lite.data.tokenizer_settings import TokenizerSettings
 from t5x_lite.data.translator_vocabulary import MODELS, TranslatorVocabulary
 from t5x_lite.data.vocabularies import TOKENIZER_FILES, in_file
@@ -24,6 +25,8 @@ def load(directory: Path, special_tokens: bool) -> Vocabulary:
     does only part of the tokenizer's work: ALBERT's tokenizer also lowercases.
     """
     settings = tokenizer_settings.read(directory)
+    if not settings.named and settings.kind not in ("", *T5_CLASSES) and _is_trained_here(directory):
+        settings = dataclasses.replace(settings, kind="")
     if settings.kind.startswith("ByT5"):
         return ByteVocabulary(special_tokens=special_tokens)
     if settings.kind in MODELS:
@@ -78,6 +81,20 @@ def _is_t5(settings: TokenizerSettings) -> bool:
         side_files.is_there(settings.directory / name) for name in TOKENIZER_FILES[7:9]
     )
     return settings.kind in T5_CLASSES or any("<extra_id_" in name for name in names) or not is_described
+
+
+def _is_trained_here(directory: Path) -> bool:
+    """Returns whether the only vocabulary in a directory is a SentencePiece model that `t5x-lite vocab` trained.
+
+    Exports before 0.2 do not name its class, and their model_type would imply a class for files that they lack.
+    """
+    models = sorted(directory.glob("*.model"))
+    if len(models) != 1 or any(
+        side_files.is_there(directory / name) for name in ("tokenizer.json", "vocab.json", "vocab.txt")
+    ):
+        return False
+    pieces, first = SentencePieceVocabulary(models[0], 0).processor, ["<pad>", "</s>", "<unk>", *CONTROL_SYMBOLS]
+    return len(pieces) >= len(first) and [pieces.id_to_piece(i) for i in range(len(first))] == first
 
 
 def _needs_tokenizer_json(settings: TokenizerSettings, vocabulary: SentencePieceVocabulary) -> str:

@@ -22,9 +22,10 @@ import orbax.checkpoint as ocp
 
 from t5x_lite import atomic, side_files
 from t5x_lite.checkpoints import checkpoint
-from t5x_lite.data import convert, vocabularies
+from t5x_lite.data import convert, tokenizer_settings, vocabularies
 from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary
 from t5x_lite.data.vocabulary import read_file
+from t5x_lite.data.vocabulary_directory import T5_CLASSES
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.hub import mapping, parameters, peft, t5x, weights
 from t5x_lite.hub.import_report import ImportReport
@@ -133,6 +134,7 @@ def export_directory(
                 _write_json(directory / "tokenizer_config.json", settings)
             if file.suffix == ".model" and file.name not in vocabularies.TOKENIZER_FILES:
                 (directory / "spiece.model").write_bytes(read_file(file))
+            _name_tokenizer_class(file, directory)
     return chosen.model_type
 
 
@@ -210,6 +212,20 @@ def _copy_tokenizer(source: Path, directory: Path) -> None:
     for name in vocabularies.TOKENIZER_FILES:
         if side_files.is_there(source / name):
             (directory / name).write_bytes(read_file(source / name))
+
+
+def _name_tokenizer_class(file: Path, directory: Path) -> None:
+    """Names the class of the tokenizer in an exported directory, if its model_type would imply a different class.
+
+    file: the file of the vocabulary that the model was trained with.
+    """
+    was, implied = tokenizer_settings.read(file.parent).kind, tokenizer_settings.read(directory).kind
+    if was == implied or (not was and file.suffix == ".model" and implied in T5_CLASSES):
+        return
+    usual = {"vocab.txt": "BertTokenizer", "vocab.json": "GPT2Tokenizer"}  # if no file names the class
+    path = directory / tokenizer_settings.CONFIG
+    settings = mapping.read_json(path) if path.exists() else {}
+    _write_json(path, settings | {"tokenizer_class": was or usual.get(file.name, "PreTrainedTokenizerFast")})
 
 
 def _write_json(path: Path, value: dict) -> None:
