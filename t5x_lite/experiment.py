@@ -13,6 +13,7 @@ from typing import Any
 from t5x_lite import own_code
 from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
+from t5x_lite.data.fields import vocabulary_of
 from t5x_lite.data.registry import Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -315,11 +316,14 @@ def _check_labels_fit(task: Task, cfg: Config, model: ModelConfig, vocabulary: V
     if not task.labels or task.target.several:
         return
     tokens, label = max(
-        (len(ids), label) for ids, label in zip(vocabulary.encode(task.labels), task.labels, strict=True)
+        (len(ids), label)
+        for ids, label in zip(vocabulary_of("targets", vocabulary).encode(task.labels), task.labels, strict=True)
     )
-    has_languages = getattr(vocabulary, "languages", None) is not None
-    marks = task.features["targets"].add_eos + model.fairseq_marks + has_languages
-    limits = {"eval.max_decode_tokens": (tokens, cfg.eval.max_decode_tokens)}
+    languages = getattr(vocabulary, "languages", None)
+    marks = task.features["targets"].add_eos + model.fairseq_marks + (languages is not None)
+    before = model.fairseq_marks or (languages is not None and not languages.mark_follows)
+    written = tokens + (before and model.architecture == "text_to_text")
+    limits = {"eval.max_decode_tokens": (written, cfg.eval.max_decode_tokens)}
     if model.architecture == "text_to_text":
         limits["data.targets_length"] = (tokens + marks, cfg.data.targets_length)
     for key, (needed, limit) in limits.items():

@@ -222,6 +222,25 @@ def test_a_run_trains_on_what_transformers_would_and_keeps_its_tokenizer(family,
     assert_reads(kept, family, theirs, tokenizer)
 
 
+@pytest.mark.parametrize(("family", "mark"), [("nllb", 1), ("mbart", 0), ("m2m_100", 1)])
+def test_predictions_have_room_for_a_label_and_a_mark_before_it(family, mark, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+    translator(family, tmp_path / "hf")
+    import_directory(tmp_path / "hf", tmp_path / "imported")
+    vocabulary, label = vocabularies.load(str(tmp_path / "hf")), "cafe x7 to paris"
+    (tmp_path / "rows.csv").write_text("source,target\n" + f"the fox ran,{label}\nthe cafe,fox fox\n" * 10)
+    tokens = len(vocabulary.encode([label])[0])
+    cfg = config.base()
+    cfg.data.files, cfg.data.inputs, cfg.data.targets = str(tmp_path / "rows.csv"), "{source}", "{target}"
+    cfg.data.labels, cfg.data.length, cfg.data.targets_length = (label, "fox fox"), 16, 64
+    cfg.model.preset = cfg.init.checkpoint = str(tmp_path / "imported")
+    cfg.eval.max_decode_tokens = tokens + mark
+    experiment.resolve(cfg)
+    cfg.eval.max_decode_tokens -= 1
+    with pytest.raises(ConfigError, match=f"has {tokens} tokens, .* set at least {tokens + mark}"):
+        experiment.resolve(cfg)
+
+
 def assert_reads(resolved, family: str, theirs, tokenizer) -> None:
     """Asserts that an experiment's examples are those of transformers, and that long ones keep their marks."""
     text, target = "the fox ran", "cafe x7 to paris"
