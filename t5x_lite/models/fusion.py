@@ -114,7 +114,7 @@ def top_and_total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
 
     def join(one, other):
-        top = jnp.maximum(one[0], other[0])
+        top = jnp.maximum(jnp.maximum(one[0], other[0]), start[0])  # finite, also for two logits of −∞ (padding)
         return top, one[1] * jnp.exp(one[0] - top) + other[1] * jnp.exp(other[0] - top)
 
     start = jnp.finfo(x.dtype).min, jnp.zeros((), x.dtype)
