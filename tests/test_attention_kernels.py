@@ -40,14 +40,15 @@ PROGRAMS = {
     "t5_bfloat16": (13, 13, False, 0, 4, True, 0.3, True, "bfloat16"),
     "llama_bfloat16": (11, 11, True, 0, 1, False, 0.1, False, "bfloat16"),
     "gemma_2": (14, 14, True, 5, 2, False, 0.2, False, "float32"),
+    "t5gemma2_encoder": (17, 17, False, 4, 2, False, 0.2, False, "float32"),
 }
-SOFTCAPS = {"gemma_2": 1.5}
+SOFTCAPS, SKEWS = {"gemma_2": 1.5}, {"t5gemma2_encoder": 1}
 
 
 # Pallas' interpreter takes seconds to compile a program, so the fast tests have few of its programs.
 QUICK = ("two_sided_window", "grouped_biases", "t5_cross", "t5_bfloat16")
 CASES = [(kernel, QUICK if kernel == "pallas" else tuple(PROGRAMS)) for kernel in OTHERS]
-CASES.append(pytest.param("pallas", tuple(PROGRAMS.keys() - SOFTCAPS.keys()), marks=pytest.mark.slow))  # pyright: ignore[reportArgumentType]
+CASES.append(pytest.param("pallas", tuple(PROGRAMS.keys() - SOFTCAPS.keys() - SKEWS.keys()), marks=pytest.mark.slow))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,7 +68,7 @@ def program(kernel, name: str, constrain=unconstrained):
         bias = BiasTable(arrays["bias"], not causal, 16) if has_bias else None
         positions = (jnp.broadcast_to(jnp.arange(n), (B, n)) for n in (L, M))
         scope = Scope(query_ids, key_ids, *positions, bias=bias, causal=causal, window=window, constrain=constrain)
-        scope = dataclasses.replace(scope, softcap=SOFTCAPS.get(name, 0.0))
+        scope = dataclasses.replace(scope, softcap=SOFTCAPS.get(name, 0.0), skew=SKEWS.get(name, 0))
         read = arrays["query"], arrays["key"], arrays["value"], kernel.prepare(scope)
         return kernel.attend(*read, bool(window), Dropout(rate, key, broadcasts))
 

@@ -19,7 +19,7 @@ QUICK = (
     "gpt2",
     "gemma3",
 )  # one for each kind of positions and cache; each takes half a minute
-TEXT_TO_TEXT = ("t5", "umt5", "bart", "pegasus", "marian", "mbart", "m2m_100", "t5gemma")
+TEXT_TO_TEXT = ("t5", "umt5", "bart", "pegasus", "marian", "mbart", "m2m_100", "t5gemma", "t5gemma2")
 
 
 def prompts(side: str):
@@ -52,7 +52,7 @@ def test_greedy_and_beams_write_what_transformers_writes(family, tmp_path, monke
     # transformers' cache has as many layers as the encoder
     like_bart = {"max_position_embeddings": 32, "decoder_layers": 2, "forced_eos_token_id": None}
     changes = {name: {"num_decoder_layers": 2} if "t5" in name else like_bart for name in TEXT_TO_TEXT}
-    changes["t5gemma"] = {}
+    changes["t5gemma"] = changes["t5gemma2"] = {}
     changes["gpt2"] = {"n_positions": 32}
     monkeypatch.setitem(MODELS, family, (MODELS[family][0], MODELS[family][1] | changes.get(family, {})))
     is_decoder = family not in TEXT_TO_TEXT

@@ -616,3 +616,22 @@ def test_a_published_t5gemma_has_its_number_of_parameters(sizes, heads, paramete
     wide = part | {"hidden_size": 3584}
     with pytest.raises(CheckpointError, match="encoder and decoder differ: hidden_size=3584 and"):
         mapping.read_config(settings | {"encoder": wide}, FAMILIES["t5gemma"], Path())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "parameters_"),
+    [("270m_270m", (640, 2048, 18), 368_424_192), ("1b_1b", (1152, 6912, 26), 1_697_782_016)],
+)
+def test_a_t5gemma2_has_the_number_of_parameters_of_its_text_model(name, sizes, parameters_):
+    """transformers' models on its meta device have the same numbers without what only images need."""
+    part = dict(zip(("hidden_size", "intermediate_size", "num_hidden_layers"), sizes, strict=True)) | {
+        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256,
+        "vocab_size": 262144, "sliding_window": 512, "max_position_embeddings": 32768,
+    }  # fmt: skip
+    encoder = {"text_config": part, "vision_config": {"model_type": "siglip_vision_model"}}
+    config = mapping.read_config({"encoder": encoder, "decoder": part}, FAMILIES["t5gemma2"], Path())
+    assert sum(np.prod(shape) for shape, _ in parameters.abstract(config).values()) == parameters_
+    assert config == presets.PRESETS[f"t5gemma2_{name}"]
+    wide = encoder | {"text_config": part | {"hidden_size": 2560}}
+    with pytest.raises(CheckpointError, match="encoder and decoder differ: hidden_size=2560 and"):
+        mapping.read_config({"encoder": wide, "decoder": part}, FAMILIES["t5gemma2"], Path())

@@ -60,6 +60,7 @@ TINY = {
     "mbart": ("mbart",),
     "m2m_100": ("m2m_100",),
     "t5gemma": ("t5gemma",),
+    "t5gemma2": ("t5gemma2",),
 }
 REMOVED = "removed"
 MEANINGLESS = {"model_type"}  # its change makes a different family
@@ -142,8 +143,9 @@ def cases() -> list:
         for name in names:
             full = json.loads(json.dumps(config_of(name).to_dict()))
             changes = [((key,), value) for key, value in full.items() if key not in MEANINGLESS]
-            for part in ("encoder", "decoder"):  # of T5Gemma
-                changes += [((part, key), value) for key, value in full.get(part, {}).items()]
+            parts = [(part,) for part in ("encoder", "decoder") if part in full]  # of T5Gemma
+            parts += [("encoder", "text_config")] if "text_config" in full.get("encoder", {}) else []  # T5Gemma 2
+            changes += [((*part, key), value) for part in parts for key, value in at(full, part).items()]
             ropes = [path for path, value in changes if path[-1] == "rope_parameters" and value]
             changes += [((*path, key), value) for path in ropes for key, value in at(full, path).items()]
             found = [(path, REMOVED) for path, _ in changes]
@@ -152,8 +154,7 @@ def cases() -> list:
                 ((alias,), full[key] + more) for alias, key in FAMILIES[family].aliases.items() for more in (0, 1)
             ]
             found += [((key,), value) for key, value in FURTHER.items()]
-            parts = [part for part in ("encoder", "decoder") if part in full]
-            found += [((part, key), value) for part in parts for key, value in FURTHER.items()]
+            found += [((*part, key), value) for part in parts for key, value in FURTHER.items()]
             for path, value in found:
                 label = f"{name}-{'.'.join(path)}-{json.dumps(value)[:60]}"
                 marks = () if zlib.crc32(label.encode()) % 40 == 0 else pytest.mark.slow
@@ -301,6 +302,10 @@ def test_absurd_attention_types_are_refused_by_name(types):
         ("bart", {"architectures": ["BartForQuestionAnswering"]}, "architectures=BartForQuestionAnswering"),
         ("mbart", {"architectures": ["MBartForSequenceClassification"]}, "MBartForSequenceClassification is not supp"),
         ("t5gemma", {"architectures": ["T5GemmaForSequenceClassification"]}, "T5GemmaForSequenceClassification is not"),
+        ("t5gemma2", {"architectures": ["T5Gemma2ForTokenClassification"]}, "T5Gemma2ForTokenClassification is not"),
+        ("t5gemma2", {"tie_word_embeddings": False}, "tie_word_embeddings='False' is not supported; allowed: True"),
+        ("t5gemma2", {"encoder": {"vision_config": {}}}, "text_config is missing"),
+        ("t5gemma2", {"decoder": {"attn_logit_softcapping": 2.0}}, "attn_logit_softcapping is not supported"),
         ("roberta_mlm", {"architectures": ["RobertaForMultipleChoice"]}, "architectures=RobertaForMultipleChoice"),
         ("gpt2", {"architectures": ["GPT2ForSequenceClassification"]}, "architectures=GPT2ForSequenceClassification"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config is not supported"),
@@ -328,8 +333,10 @@ def test_absurd_attention_types_are_refused_by_name(types):
 )
 def test_what_is_not_supported_is_refused_by_its_name(name, settings, named, tmp_path):
     shutil.copytree(directory(name), tmp_path / "hf")
-    config = json.loads((tmp_path / "hf" / "config.json").read_text()) | settings
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    if name == "t5gemma2" and "decoder" in settings:
+        settings = {"decoder": config["decoder"] | settings["decoder"]}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | settings))
     with pytest.raises(CheckpointError, match=named):
         parameters.open_directory(tmp_path / "hf")
 

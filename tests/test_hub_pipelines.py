@@ -18,6 +18,7 @@ from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.hub.interchange import export_model, import_directory
 from t5x_lite.hub.model import Model
+from t5x_lite.hub.t5gemma2_families import NO_VISION
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 transformers = pytest.importorskip("transformers", reason="parity needs the extra `parity`")
@@ -318,7 +319,8 @@ def test_text_to_text_models_write_what_transformers_generates(tmp_path):
         write(TEXTS, max_new_token=3)
 
 
-def test_t5gemma_reads_what_its_tokenizer_makes(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_t5gemma_reads_what_its_tokenizer_makes(version, tmp_path):
     """BOS before the inputs, no EOS behind them."""
     import tokenizers
 
@@ -332,7 +334,13 @@ def test_t5gemma_reads_what_its_tokenizer_makes(tmp_path):
         "vocab_size": len(vocab), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8,
         "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 3, "query_pre_attn_scalar": 8,
     }  # fmt: skip
-    reference = transformers.T5GemmaForConditionalGeneration(transformers.T5GemmaConfig(encoder=part, decoder=part))
+    torch.manual_seed(0)
+    if version == 1:
+        reference = transformers.T5GemmaForConditionalGeneration(transformers.T5GemmaConfig(encoder=part, decoder=part))
+    else:
+        encoder = {"text_config": part, "vision_config": NO_VISION, "eoi_token_index": vocab[WORDS[-1]]}
+        config = transformers.T5Gemma2Config(encoder=encoder, decoder=part)
+        reference = transformers.T5Gemma2ForConditionalGeneration(config).eval()
     model = t5x_lite.load(saved(tmp_path, reference, tokenizer))
     write = t5x_lite.pipeline("text2text-generation", model=model, max_new_tokens=6, num_beams=1)
     for text in TEXTS:
@@ -347,6 +355,11 @@ def test_t5gemma_reads_what_its_tokenizer_makes(tmp_path):
         np.testing.assert_allclose(
             model.embed([text], normalize=False)[0], states.mean(dim=0).detach(), rtol=1e-5, atol=1e-5
         )
+    if version == 2:
+        with pytest.raises(DataError, match=r"token \d+ \(eoi_token_index of config.json\), which belongs to an image"):
+            model.generate([WORDS[-1]])
+        with pytest.raises(DataError, match="belongs to an image"):
+            model.score([(WORDS[0], WORDS[-1])])
 
 
 def test_models_write_as_their_directory_says(tmp_path):

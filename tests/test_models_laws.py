@@ -62,7 +62,9 @@ def test_who_sees_whom(family):
         np.testing.assert_array_equal(seen_LV[real][:, :length], same)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "deberta", "gemma_2", "gemma_3", "m2m_100", "t5gemma", "umt5"])
+@pytest.mark.parametrize(
+    "family", [*FAMILIES, "deberta", "gemma_2", "gemma_3", "m2m_100", "t5gemma", "t5gemma2", "umt5"]
+)
 def test_packed_equals_unpacked(family):
     config = dataclasses.replace((FAMILIES | OTHERS)[family], heads=())
     params = random_params(config)
@@ -90,7 +92,7 @@ def test_pooled_heads_packed_equal_unpacked(family):
 
 
 @pytest.mark.parametrize(
-    "family", [*FAMILIES, "bart_mnli", "deberta", "electra", "gemma_3", "smollm_3", "t5gemma", "umt5"]
+    "family", [*FAMILIES, "bart_mnli", "deberta", "electra", "gemma_3", "smollm_3", "t5gemma", "t5gemma2", "umt5"]
 )
 def test_scanned_equals_unrolled(family):
     config = (FAMILIES | OTHERS)[family]

@@ -96,6 +96,8 @@ PARAMETERS = {
     "t5gemma_xl": 3_766_980_608,
     "t5gemma_2b_2b": 5_596_853_760,
     "t5gemma_9b_9b": 20_333_401_088,
+    "t5gemma2_270m_270m": 368_424_192,  # without the vision tower, and without the vector of the token behind images
+    "t5gemma2_1b_1b": 1_697_782_016,
     "bart_base": 139_420_416 + 50265,  # with the logits' bias, which transformers keeps as a buffer
     "bart_large": 406_291_456 + 50265,
     "bart_large_mnli": 407_344_131,

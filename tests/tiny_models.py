@@ -49,6 +49,9 @@ OTHERS: dict[str, ModelConfig] = {
         "gemma_3_4b", **SIZES, query_dim=5, local_window=3, layer_pattern="lg", num_kv_heads=1, num_decoder_layers=3
     ),
     "t5gemma": preset("t5gemma_2b_2b", **SIZES, **BOTH, query_dim=5, local_window=3, num_kv_heads=1),
+    "t5gemma2": preset(
+        "t5gemma2_1b_1b", **SIZES, **BOTH, query_dim=5, local_window=4, layer_pattern="lg", num_kv_heads=1
+    ),
     "olmo_2": preset("olmo_2_1b", **SIZES, num_decoder_layers=2),
     "smollm_3": preset("smollm_3_3b", **SIZES, num_kv_heads=1, layer_pattern="gn", num_decoder_layers=2),
     "cbow": preset("cbow_tiny", **SIZES, **NO_DROPOUT, local_window=2),

@@ -71,6 +71,10 @@ NO_EFFECT: Mapping[str, str] = {
         _OTHER_CLASS,
     ),
     **dict.fromkeys(("num_decoder_layers", "decoder_start_token_id"), "of a decoder, which an encoder does not have"),
+    **dict.fromkeys(
+        ("image_token_index", "eoi_token_index", "boi_token_index", "mm_tokens_per_image", "vision_config"),
+        "of images, which our models do not read",
+    ),
     "auto_map": "names code in the directory; nothing runs it",
     **dict.fromkeys(
         ("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",

@@ -27,9 +27,9 @@ from t5x_lite.decoding import generate
 from t5x_lite.decoding.buckets import bounded, bucket, power_of_two
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
 from t5x_lite.hub import mapping, parameters
-from t5x_lite.hub.checks import require_text
+from t5x_lite.hub.checks import refuse_images, require_text
 from t5x_lite.models import intermediates, stored
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import MERGED, ModelConfig
 from t5x_lite.reports.attention_page import QUERIES_AND_KEYS, AttentionMaps
 from t5x_lite.reports.results import best_step, read_metrics
 from t5x_lite.training.losses import token_losses
@@ -288,7 +288,10 @@ class Model:
         return batch
 
     def _ids(self, field: str, texts: list) -> list[np.ndarray]:
-        return ids_of(texts, vocabulary_of(field, self.vocabulary))
+        ids = ids_of(texts, vocabulary_of(field, self.vocabulary))
+        if self.config.body == MERGED:  # T5Gemma 2
+            refuse_images(ids, self.origin)
+        return ids
 
     def _converter(
         self, examples: Sequence[Mapping[str, Any]], fields: tuple[str, ...], max_new_tokens: int = 1, source: str = ""

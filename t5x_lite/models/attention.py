@@ -18,7 +18,7 @@ from jax import lax
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.attention_devices import by_heads, by_positions, with_biases_by_heads
 from t5x_lite.models.attention_disentangled import DisentangledBias
-from t5x_lite.models.attention_reference import attention_weights
+from t5x_lite.models.attention_reference import attention_weights, with_keys_of
 from t5x_lite.models.attention_scope import Dropout, Kernel, Scope
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Dense, Norm, unconstrained
@@ -68,6 +68,25 @@ def prepare(config: ModelConfig, scope: Scope, records_weights: bool = False) ->
     if reason := chosen.refusal(scope, config.head_dim):
         raise ConfigError(f"model.attention={name!r}: {reason}; use auto")
     return Prepared(chosen.prepare(with_biases_by_heads(scope)), chosen)
+
+
+def prepare_merged(scope: Scope, encoded_segment_ids_BS: jax.Array) -> Prepared:
+    """Returns the scope of queries that attend to their own text and to the encoder's in one softmax (see `beside`).
+
+    scope: of the queries and their own text. Only the reference kernel computes the two together.
+    encoded_segment_ids_BS: of the encoder's rows, each of which serves as many adjacent rows of queries.
+    """
+    query_ids = scope.query_segment_ids_BL
+    key_ids = _for_each(query_ids.shape[0], encoded_segment_ids_BS)
+    chosen = kernel("reference")
+    encoded = chosen.prepare(Scope(query_ids, key_ids, rows_are_positions=False))
+    return Prepared(with_keys_of(chosen.prepare(scope), encoded), chosen)
+
+
+def _for_each(rows: int, array: jax.Array) -> jax.Array:
+    """Returns an array with as many rows as `rows`: each of its rows repeated, side by side."""
+    times = rows // array.shape[0]
+    return jnp.repeat(array, times, axis=0) if times > 1 else array
 
 
 def kernel(name: str) -> Kernel:
@@ -166,4 +185,16 @@ def extend(cached: KeyValue, new: KeyValue, index: jax.Array) -> KeyValue:
     return {
         "key": lax.dynamic_update_slice_in_dim(cached["key"], new["key"], index, axis=2),
         "value": lax.dynamic_update_slice_in_dim(cached["value"], new["value"], index, axis=2),
+    }
+
+
+def beside(own: KeyValue, other: KeyValue) -> KeyValue:
+    """Returns the keys and values [B, H, M, K] with those of another text [rows, H, S, K] behind: [B, H, M + S, K].
+
+    `rows` is B or a divisor of B. Each row of `other` serves B/rows adjacent rows.
+    """
+    rows = own["key"].shape[0]
+    return {
+        "key": jnp.concatenate([own["key"], _for_each(rows, other["key"])], axis=2),
+        "value": jnp.concatenate([own["value"], _for_each(rows, other["value"])], axis=2),
     }

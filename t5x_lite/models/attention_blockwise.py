@@ -29,7 +29,7 @@ BLOCK = 256
 class Rules(NamedTuple):
     """Holds what is known when the program is compiled.
 
-    lengths: (L, M).  causal, window, softcap: as in `Scope`.  rate: of dropout.
+    lengths: (L, M).  causal, window, softcap, skew: as in `Scope`.  rate: of dropout.
     """
 
     lengths: tuple[int, int]
@@ -37,6 +37,7 @@ class Rules(NamedTuple):
     window: int
     rate: float
     softcap: float
+    skew: int
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -46,7 +47,7 @@ class Rules(NamedTuple):
     def pairs(self) -> np.ndarray:
         """Returns the pairs of blocks with a visible pair of slots: int32 [P, 2], (first query, first key)."""
         (L, M), (Q, C) = self.lengths, self.blocks
-        visible = visible_blocks((-(-L // Q), -(-M // C)), (Q, C), self.causal, self.window)
+        visible = visible_blocks((-(-L // Q), -(-M // C)), (Q, C), self.causal, self.window, self.skew)
         return (np.argwhere(visible) * (Q, C)).astype(np.int32)
 
 
@@ -80,7 +81,7 @@ def attend(
     (scope, bias_HO), (B, L, H, K) = shared, query_BLHK.shape
     key_BGMK, value_BGMK, words = folded(dropout, query_BLHK, key_BGMK, value_BGMK)
     G, M = key_BGMK.shape[1:3]
-    rules = Rules((L, M), scope.causal, 0, 0.0 if words is None else dropout.rate, scope.softcap)
+    rules = Rules((L, M), scope.causal, 0, 0.0 if words is None else dropout.rate, scope.softcap, scope.skew)
     Q, C = rules.blocks
     if bias_HO is not None:
         bias_HO = jnp.pad(bias_HO, ((0, 0), (-L % Q, -M % C)))  # of padding, which no query sees
@@ -200,7 +201,7 @@ def _logits(rules: Rules, inputs: Inputs, q: jax.Array, m: jax.Array) -> jax.Arr
     if rules.causal:
         mask &= (distance >= 0)[None]
     if rules.window:
-        mask &= (jnp.abs(distance) < rules.window)[None]
+        mask &= ((distance < rules.window) & (-distance < rules.window + rules.skew))[None]
     return jnp.where(mask[:, None, None], logits, MASKED)
 
 

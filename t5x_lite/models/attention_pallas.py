@@ -101,6 +101,8 @@ def refusal(scope: Scope, head_dim: int) -> str:
         return reason
     if scope.softcap:
         return f"its kernels cannot bound logits, and model.attention_softcap={scope.softcap}"
+    if scope.skew:
+        return "its kernels cannot have windows with more tokens after a query than before it"
     longest = max(ids.shape[1] for ids in (scope.query_segment_ids_BL, scope.key_segment_ids_BM))
     if "rocm" in jax.devices()[0].client.platform_version:
         return "its kernels were only compiled for CUDA, not for ROCm"

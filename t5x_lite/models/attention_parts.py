@@ -56,8 +56,10 @@ def with_biases(scope: Scope) -> tuple[Scope, jax.Array | None]:
     return scope, scope.bias.at(np.arange(1 - L, M)) if isinstance(scope.bias, BiasTable) else None
 
 
-def visible_blocks(counts: tuple[int, int], sizes: tuple[int, int], causal: bool, window: int) -> np.ndarray:
-    """Returns which pairs of blocks `causal` and `window` do not hide whole: bool [query blocks, key blocks].
+def visible_blocks(
+    counts: tuple[int, int], sizes: tuple[int, int], causal: bool, window: int, skew: int = 0
+) -> np.ndarray:
+    """Returns which pairs of blocks the rules of a Scope do not hide whole: bool [query blocks, key blocks].
 
     All queries of a segment are in consecutive slots, so that the difference of slots is that of positions.
     counts, sizes: the numbers of query blocks and key blocks, and of slots in each.
@@ -66,7 +68,7 @@ def visible_blocks(counts: tuple[int, int], sizes: tuple[int, int], causal: bool
     difference = Q * np.arange(X)[:, None] - C * np.arange(Y)[None, :]
     least, most = difference - C + 1, difference + Q - 1  # of a query's slot minus a key's
     after = (most >= 0) | (not causal)
-    return after & ((least < window) & (most > -window) | (not window))
+    return after & ((least < window) & (most > -window - skew) | (not window))
 
 
 def padded(x: jax.Array, axis: int, multiple: int, value: int = 0) -> jax.Array:

@@ -60,8 +60,23 @@ def prepare(scope: Scope) -> Shared:
     if scope.window:
         assert scope.query_positions_BL is not None and scope.key_positions_BM is not None
         distance_BLM = scope.query_positions_BL[:, :, None] - scope.key_positions_BM[:, None, :]
-        near_B1LM = mask_B1LM & (jnp.abs(distance_BLM) < scope.window)[:, None]
+        is_near_BLM = (distance_BLM < scope.window) & (-distance_BLM < scope.window + scope.skew)
+        near_B1LM = mask_B1LM & is_near_BLM[:, None]
     return Shared(mask_B1LM, bias, near_B1LM, scope.softcap)
+
+
+def with_keys_of(own: Shared, other: Shared) -> Shared:
+    """Returns what `prepare` returns, for the keys of two scopes beside each other: those of `own` come first.
+
+    Both are without biases. The window of `own` does not hide the other keys.
+    """
+    assert own.bias is None and other.bias is None
+    mask_B1LM, near_B1LM = (
+        None if mask is None else jnp.concatenate([mask, other.mask_B1LM], axis=-1)
+        for mask in (own.mask_B1LM, own.near_B1LM)
+    )
+    assert mask_B1LM is not None
+    return Shared(mask_B1LM, None, near_B1LM, own.softcap)
 
 
 def attention_weights(query_BLHK: jax.Array, key_BHMK: jax.Array, shared: Shared, is_local: Any) -> jax.Array:

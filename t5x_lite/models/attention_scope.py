@@ -21,7 +21,7 @@ class Scope:
 
     A query may attend to keys with the same segment id (ids count from 1; 0 is padding). If `causal`, it may not attend
     to slots after its own; query l is in slot `index` + l. In a layer with a window, it may only attend to keys that
-    are less than `window` positions away.
+    are less than `window` positions before it, or less than `window` + `skew` after it.
 
     visible_BLM: bool, True where a query may attend to a slot. If given, it replaces the rules for segments and
         `causal`. Beam search needs it if beams share a cache.
@@ -40,6 +40,7 @@ class Scope:
     bias: BiasTable | DisentangledBias | None = None
     index: Any = 0
     window: int = struct.field(pytree_node=False, default=0)  # 0: no window
+    skew: int = struct.field(pytree_node=False, default=0)
     causal: bool = struct.field(pytree_node=False, default=False)
     softcap: float = struct.field(pytree_node=False, default=0.0)  # as in projection.capped; 0: no bound
     rows_are_positions: bool = struct.field(pytree_node=False, default=True)
@@ -59,6 +60,14 @@ class Dropout(NamedTuple):
     @property
     def is_on(self) -> bool:
         return self.key is not None and self.rate > 0
+
+
+def both_sides(size: int) -> dict[str, int]:
+    """Returns `window` and `skew` of a window of `size` tokens around a query, with itself; 0: no window.
+
+    An even window has one token more after the query than before it, as in T5Gemma 2; an odd one has as many.
+    """
+    return {"window": (size + 1) // 2, "skew": int(size > 0 and size % 2 == 0)}
 
 
 def no_refusal(scope: Scope, head_dim: int) -> str:

@@ -19,7 +19,8 @@ from t5x_lite.keys import AT_LEAST_ONE, FREE, NOT_NEGATIVE, POSITIVE, SHARE, WAR
 from t5x_lite.lookup import unknown
 
 ARCHITECTURES = ("text_to_text", "encoder_only", "decoder_only")
-BODIES = ("transformer", "encoder_decoder", "cbow", "elmo")
+MERGED = "merged_attention"  # a body: decoder layers attend to their own text and the encoder's at once
+BODIES = ("transformer", "encoder_decoder", "cbow", "elmo", MERGED)
 KERNELS = ("reference", "blockwise", "pallas")  # of attention; kernel NAME is in attention_NAME.py
 ATTENTION = ("auto", *KERNELS)
 NORMS = ("rms", "rms_zero_centered", "layer", "layer_no_bias")
@@ -65,7 +66,11 @@ class ModelConfig:
     num_decoder_layers: int = field(0, "layers of the decoder", LAYERS)
     # parts
     module: Any = field(None, "a Flax module in place of the family's own", (), takes=("config", "constrain"))  # noqa: RUF009
-    body: str = field("transformer", "for encoder_only: encoder_decoder (BART as a classifier); cbow, elmo", BODIES)
+    body: str = field(
+        "transformer",
+        "for encoder_only: encoder_decoder (BART as a classifier); cbow, elmo; for text_to_text: merged_attention",
+        BODIES,
+    )
     norm: str = field("rms", "kind of norm (layers.py: Norm)", NORMS)
     norm_position: str = field("pre", "where the norms of a block are (transformer.py: Block)", NORM_POSITIONS)
     qk_norm: str = field("none", "a norm on queries and keys, of each head or of all heads", ("none", "head", "all"))
@@ -250,7 +255,8 @@ class ModelConfig:
             raise ConfigError(f"model.positions='disentangled' is for encoder_only models, not {self.architecture}")
         if self.positions.startswith("sinusoidal") and (self.d_model % 2 or self.d_model < 4):
             raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even d_model from 4 on")
-        refused = {"transformer": (), "encoder_decoder": (TOKENS, MASKED)}.get(self.body, (TOKENS,))
+        self._validate_merged()
+        refused = {"transformer": (), MERGED: (), "encoder_decoder": (TOKENS, MASKED)}.get(self.body, (TOKENS,))
         misfit = self.architecture != "encoder_only" or self.d_model % 2 or any(map(self.heads_that_read, refused))
         if refused and misfit:
             raise ConfigError(
@@ -265,6 +271,19 @@ class ModelConfig:
         if self.has_classes and self.num_classes < 2:
             raise ConfigError(f"model.num_classes={self.num_classes}; classification needs at least 2")
         return self
+
+    def _validate_merged(self) -> None:
+        """Raises ConfigError if the body is `merged_attention`, and another field cannot work with it."""
+        if self.body != MERGED:
+            return
+        if self.architecture != "text_to_text":
+            raise ConfigError(f"model.body={MERGED!r} is for text_to_text models, not {self.architecture}")
+        if self.positions.startswith("relative"):
+            what = f"model.positions={self.positions!r} with model.body={MERGED!r}"
+            raise ConfigError(f"{what}: no distance is defined between the two texts; use rotary positions (T5Gemma 2)")
+        if self.attention not in ("auto", "reference"):
+            why = "only the reference kernel attends to two texts at once"
+            raise ConfigError(f"model.attention={self.attention!r} with model.body={MERGED!r}: {why}; use auto")
 
 
 MODEL_KEYS = keys_of(ModelConfig)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.models.attention import INTERMEDIATES
+from t5x_lite.models.config import MERGED
 
 
 class Intermediates(NamedTuple):
@@ -21,7 +22,8 @@ class Intermediates(NamedTuple):
     hidden: {"encoder" or "decoder": [N + 1, B, L, D]}: the input of each layer, then the output of the stack (after
         its final norm, if it has one).
     attention: {"encoder", "decoder" or "cross" (decoder to encoder): float32 [N, B, H, L, M]}: the weight of key m for
-        query l, before dropout. The weights of a query sum to 1.
+        query l, before dropout. The weights of a query sum to 1; with merged attention (T5Gemma 2), those of "decoder"
+        and "cross" together.
     """
 
     hidden: dict[str, jax.Array]
@@ -37,7 +39,10 @@ def apply(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[dic
     for name, stack in stacks.items():
         hidden[name] = jnp.concatenate([_of_layers(stack, scanned, "hidden"), stack["hidden"][0][None]])
         attention[name] = _of_layers(stack, scanned, "self_attention", "weights")
-    if len(stacks) == 2:
+    if len(stacks) == 2 and module.config.body == MERGED:  # type: ignore[attr-defined]
+        own = hidden["decoder"].shape[2]  # keys; the encoder's are behind them
+        attention["decoder"], attention["cross"] = jnp.split(attention["decoder"], [own], axis=-1)
+    elif len(stacks) == 2:
         attention["cross"] = _of_layers(stacks["decoder"], scanned, "cross_attention", "weights")
     return outputs, Intermediates(hidden, attention)  # type: ignore[arg-type]
 

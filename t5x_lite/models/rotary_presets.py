@@ -141,6 +141,22 @@ def t5gemma(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes)
     return gemma2(d_model, num_heads, num_layers, d_ff, **(new | changes))
 
 
+def t5gemma2(d_model: int, num_heads: int, num_layers: int, d_ff: int, **changes) -> ModelConfig:
+    """Returns T5Gemma 2 (Zhang et al. 2025, "T5Gemma 2"), its text model: an encoder and a decoder of Gemma 3's parts.
+
+    Both read one table, with which logits are computed, too. The decoder's layers attend to their own text and to the
+    encoder's in one softmax.
+    """
+    new = {
+        "architecture": "text_to_text",
+        "body": "merged_attention",
+        "num_encoder_layers": num_layers,
+        "decoder_start_id": 2,
+        "dropout_hidden": True,
+    }
+    return gemma3(d_model, num_heads, num_layers, d_ff, **(new | changes))
+
+
 _T5_HEADS: dict[str, Any] = {"head_dim": 64, "query_dim": 64}  # of the models with T5's sizes
 _GEMMA3_LONG: dict[str, Any] = {
     "max_positions": 131072, "rotary_scaling": "linear", "rotary_factor": 8.0, "local_window": 1024, "num_kv_heads": 4,
@@ -174,4 +190,6 @@ PRESETS: dict[str, ModelConfig] = {
     "t5gemma_xl": t5gemma(2048, 32, 24, 5120, **_T5_HEADS),
     "t5gemma_2b_2b": t5gemma(2304, 8, 26, 9216, num_kv_heads=4),
     "t5gemma_9b_9b": t5gemma(3584, 16, 42, 14336, num_kv_heads=8),
+    "t5gemma2_270m_270m": t5gemma2(640, 4, 18, 2048, num_kv_heads=1),
+    "t5gemma2_1b_1b": t5gemma2(1152, 4, 26, 6912, num_kv_heads=1),
 }

@@ -15,10 +15,19 @@ import numpy as np
 from jax import lax
 
 from t5x_lite.models.adapter import Adapter
-from t5x_lite.models.attention import INTERMEDIATES, Attention, Prepared, extend, prepare
+from t5x_lite.models.attention import (
+    INTERMEDIATES,
+    Attention,
+    KeyValue,
+    Prepared,
+    beside,
+    extend,
+    prepare,
+    prepare_merged,
+)
 from t5x_lite.models.attention_disentangled import DistanceVectors
-from t5x_lite.models.attention_scope import SAVED, Scope
-from t5x_lite.models.config import LAYER_KINDS, LOCAL, ModelConfig
+from t5x_lite.models.attention_scope import SAVED, Scope, both_sides
+from t5x_lite.models.config import LAYER_KINDS, LOCAL, MERGED, ModelConfig
 from t5x_lite.models.layers import (
     Constrain,
     Dense,
@@ -62,6 +71,9 @@ class Context(NamedTuple):
 class Block(nn.Module):
     """Applies self-attention, attention to an encoder (if `cross`) and an MLP, each on a residual branch.
 
+    With `config.body` merged_attention, self-attention's queries also attend to the encoder, in the same softmax. The
+    same layers compute both texts' keys and values; the encoder's keys are not rotated (T5Gemma 2).
+
     `config.norm_position` says where the norms of a branch are:
 
     pre: x + f(norm(x))
@@ -103,12 +115,19 @@ class Block(nn.Module):
 
         new: Cache = {}
         attention = Attention(config, self.constrain, name="self_attention")
+        merges = self.cross and config.body == MERGED
+
+        def of_encoder(layer: Attention) -> KeyValue:
+            new["cross"] = cache["cross"] if context.encoded is None else layer.key_value(context.encoded)
+            return new["cross"]
 
         def self_attention(x_BLD: jax.Array) -> jax.Array:
             rotation = None if context.rotations is None else _of_kind(context.rotations, kind)
             key_value = attention.key_value(x_BLD, rotation)
             if cache is not None:
                 key_value = new["self"] = extend(cache["self"], key_value, context.index)
+            if merges:
+                key_value = beside(key_value, of_encoder(attention))
             is_local = kind == KINDS.index(LOCAL)
             scope = context.scope
             if isinstance(scope, Scope):
@@ -128,18 +147,12 @@ class Block(nn.Module):
             x_BLD += residual_dropout(adapted("mlp", mlp(y_BLD, subkey(key, 4))), config, subkey(key, 5))
             return self.constrain(x_BLD, ("batch", "length", "embed")), (None if cache is None else new)
         x_BLD = branch("self_attention", 1, self_attention, x_BLD)
-        if self.cross:
+        if self.cross and not merges:
             cross_attention = Attention(config, self.constrain, name="cross_attention")
 
             def attend_encoded(x_BLD: jax.Array) -> jax.Array:
-                if context.encoded is None:
-                    key_value = cache["cross"]
-                else:
-                    key_value = cross_attention.key_value(context.encoded)
-                if cache is not None:
-                    new["cross"] = key_value
                 assert context.encoded_scope is not None
-                return cross_attention(x_BLD, key_value, context.encoded_scope, subkey(key, 2))
+                return cross_attention(x_BLD, of_encoder(cross_attention), context.encoded_scope, subkey(key, 2))
 
             x_BLD = branch("cross_attention", 3, attend_encoded, x_BLD)
         x_BLD = branch("mlp", 5, lambda x_BLD: mlp(x_BLD, subkey(key, 4)), x_BLD)
@@ -154,6 +167,12 @@ def _of_kind(rotations: Mapping[str, Rotation], kind: Any) -> Rotation:
     if all(rotation is each[0] for rotation in each):
         return each[0]
     return jax.tree.map(lambda *arrays: lax.select_n(kind, *arrays), *each)
+
+
+def _window(config: ModelConfig, causal: bool) -> dict[str, int]:
+    """Returns the window of a stack's local layers, as fields of a Scope."""
+    size = config.local_window
+    return both_sides(size) if config.body == MERGED and not causal else {"window": size}
 
 
 class Stack(nn.Module):
@@ -208,17 +227,20 @@ class Stack(nn.Module):
         records_weights = self.is_mutable_collection(INTERMEDIATES)
         shared: dict[str, Any] = {"softcap": config.attention_softcap, "constrain": self.constrain}
         shared["rows_are_positions"] = cache is None
-        rules = {"window": config.local_window, "causal": self.causal} | shared
+        rules = _window(config, self.causal) | {"causal": self.causal} | shared
         places = positions_BL, key_positions
         scope = Scope(segment_ids_BL, key_segment_ids, *places, visible_BLM, bias, index, **rules)
-        encoded_scope = None
-        if encoded_segment_ids_BS is not None:
+        is_disentangled = config.positions == "disentangled"
+        encoded_scope, own = None, scope
+        if encoded_segment_ids_BS is not None and config.body == MERGED:
+            own = prepare_merged(scope, encoded_segment_ids_BS)
+        elif not is_disentangled and config.positions != "relative_per_layer":
+            own = prepare(config, scope, records_weights)
+        if encoded_segment_ids_BS is not None and config.body != MERGED:
             query_ids = segment_ids_BL.reshape(encoded_segment_ids_BS.shape[0], -1)  # samples share an encoder row
             encoded_scope = prepare(config, Scope(query_ids, encoded_segment_ids_BS, **shared), records_weights)
-        is_disentangled = config.positions == "disentangled"
-        per_layer = is_disentangled or config.positions == "relative_per_layer"
         context = Context(
-            scope=scope if per_layer else prepare(config, scope, records_weights),
+            scope=own,
             encoded=encoded_BSD,
             encoded_scope=encoded_scope,
             index=index,

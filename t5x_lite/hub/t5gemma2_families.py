@@ -1,0 +1,176 @@
+"""Defines the family T5Gemma 2 (Zhang et al. 2025, "T5Gemma 2"): its text model, without the vision tower.
+
+Import skips the tensors that only images need, and says so in its report. Export writes the text model, and in place of
+the vision tower the smallest one that transformers can build: a tower of zeros without layers, for which every image is
+empty. So transformers loads an exported model whole, and reads and writes texts with it.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.hub import config_keys
+from t5x_lite.hub.family import QKV_O, each, setting
+from t5x_lite.hub.rotary_families import GEMMA3
+from t5x_lite.hub.rotary_keys import write_layer_types
+from t5x_lite.models import rotary_presets
+from t5x_lite.models.config import ModelConfig
+
+log = logging.getLogger(__name__)
+TEXT, VISION = "text_config", "vision_config"  # parts of the encoder's part of config.json
+# keys that are not in the parts
+_OUTSIDE = (
+    "dropout_rate", "attention_dropout", "classifier_dropout_rate", "tie_word_embeddings", "is_encoder_decoder",
+)  # fmt: skip
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")  # outside, or else in the decoder
+_OF_ENCODER = {
+    TEXT, "image_token_id", "boi_token_id", "eoi_token_id", "initializer_range",
+    *config_keys.NO_EFFECT, *config_keys.READ_ELSEWHERE,
+}  # fmt: skip
+_OF_GEMMA3 = "_sliding_window_pattern"  # an older name of a key, which T5Gemma 2 does not read
+
+
+def _stacks(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """Returns the config.json of the text encoder and that of the decoder. Raises ValueError if one is missing, or is
+    not an object.
+
+    As in transformers, the keys of the parts have no effect outside of them, nor the other keys inside.
+    """
+    if not {"encoder", "decoder"} & settings.keys():
+        return (settings,)
+    for side in ("encoder", "decoder"):
+        if settings.get(side) is None:
+            raise ValueError(f"{side} is missing; T5Gemma 2's config.json has the parts encoder and decoder")
+    encoder, decoder = (setting(settings, side, {}) for side in ("encoder", "decoder"))
+    if encoder.get(TEXT) is None:
+        raise ValueError(f"{TEXT} is missing; the encoder's part of T5Gemma 2's config.json has it")
+    if encoder.get(VISION) is None:
+        log.warning("config.json has no %s; transformers then assumes a tower, our models have none", VISION)
+    inside = _inside()
+    for where, ignored in (
+        ("outside of encoder and decoder", [key for key in settings if key in inside and key != "vocab_size"]),
+        (f"in encoder, but outside of {TEXT}", [key for key in encoder if key in inside or key not in _OF_ENCODER]),
+    ):
+        if ignored:
+            log.warning("config.json has %s %s, where it is ignored", ", ".join(sorted(ignored)), where)
+    parts = setting(encoder, TEXT, {}), decoder
+    both = {key: value for key, value in settings.items() if key not in ("encoder", "decoder", *inside)}
+    both |= {key: settings.get(key, decoder.get(key, T5GEMMA2.constants.get(key))) for key in _TOKENS}
+    return tuple({k: value for k, value in part.items() if k not in _OUTSIDE} | both for part in parts)
+
+
+def _join(settings: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json with the parts `encoder` and `decoder`, from that of the decoder."""
+    inside, outside = {}, {}
+    for key, value in settings.items():
+        if key in _inside() or key in _TOKENS:
+            inside[key] = value
+        if key not in _inside():
+            outside[key] = value
+
+    def part(count: int, kind: str) -> dict[str, Any]:
+        return inside | {"num_hidden_layers": count, "model_type": kind} | write_layer_types(config, count)
+
+    encoder = {
+        "model_type": "t5gemma2_encoder",
+        TEXT: part(config.num_encoder_layers, "t5gemma2_text"),
+        VISION: NO_VISION,
+        "mm_tokens_per_image": 1,
+    }
+    decoder = part(config.num_decoder_layers, "t5gemma2_decoder")
+    return outside | {"vocab_size": settings["vocab_size"], "encoder": encoder, "decoder": decoder}
+
+
+def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return GEMMA3.read({key: value for key, value in settings.items() if key != _OF_GEMMA3})
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    written = GEMMA3.write(dataclasses.replace(config, num_encoder_layers=0))
+    return {key: value for key, value in written.items() if key != _OF_GEMMA3}
+
+
+# The vision tower of an exported model
+NO_VISION: dict[str, Any] = {
+    "model_type": "siglip_vision_model", "hidden_size": 1, "intermediate_size": 1, "num_hidden_layers": 0,
+    "num_attention_heads": 1, "num_channels": 1, "image_size": 1, "patch_size": 1, "vision_use_head": False,
+}  # fmt: skip
+_IMAGES = "model.encoder.multi_modal_projector"
+_TOWER = "model.encoder.vision_tower"
+
+
+def _zeros(*shape: int) -> Callable[[ModelConfig], np.ndarray]:
+    """Returns the function that makes a tensor of zeros. A size of 0 stands for the model's width."""
+    return lambda config: np.zeros([size or config.d_model for size in shape], np.float32)
+
+
+_LAYER = "model.{s}.layers.{i}"
+T5GEMMA2 = dataclasses.replace(
+    GEMMA3,
+    model_type="t5gemma2",
+    base=rotary_presets.t5gemma2(
+        2304, 8, 26, 9216, num_kv_heads=4, vocab_size=262208, local_window=4096, max_positions=131072
+    ),
+    settings={
+        **{field: key for field, key in GEMMA3.settings.items() if field != "tie_embeddings"},
+        "dropout_rate": "dropout_rate",
+    },
+    choices={
+        **{key: table for key, table in GEMMA3.choices.items() if key != "use_bidirectional_attention"},
+        "is_encoder_decoder": {True: {}},
+        "tie_word_embeddings": {True: {"tie_embeddings": True}},
+    },
+    aliases={"image_token_id": "image_token_index", "eoi_token_id": "eoi_token_index"},
+    read=_read,
+    write=_write,
+    classes={"T5Gemma2ForConditionalGeneration": (), "T5Gemma2Model": ()},
+    modules={
+        "token_embedding": "model.encoder.embed_tokens",
+        "{s}/final_norm": "model.{s}.norm",
+        **each("{s}/layers_{i}/self_attention", f"{_LAYER}.self_attn.*_proj", **QKV_O),
+        **each("{s}/layers_{i}/self_attention", f"{_LAYER}.self_attn.*_norm", query_norm="q", key_norm="k"),
+        "{s}/layers_{i}/self_attention_norm": f"{_LAYER}.pre_self_attn_layernorm",
+        "{s}/layers_{i}/self_attention_output_norm": f"{_LAYER}.post_self_attn_layernorm",
+        **each("{s}/layers_{i}/mlp", f"{_LAYER}.mlp.*_proj", wi_0="gate", wi_1="up", wo="down"),
+        "{s}/layers_{i}/mlp_norm": f"{_LAYER}.pre_feedforward_layernorm",
+        "{s}/layers_{i}/mlp_output_norm": f"{_LAYER}.post_feedforward_layernorm",
+        "logits/dense": "lm_head.out_proj",
+    },
+    tied={"model.decoder.embed_tokens.weight": "model.encoder.embed_tokens.weight"},
+    computed={
+        "model.encoder.embed_tokens.eoi_embedding": _zeros(0),
+        f"{_IMAGES}.mm_input_projection_weight": _zeros(1, 0),
+        f"{_IMAGES}.mm_soft_emb_norm.weight": _zeros(1),
+        f"{_TOWER}.embeddings.patch_embedding.weight": _zeros(1, 1, 1, 1),
+        f"{_TOWER}.embeddings.patch_embedding.bias": _zeros(1),
+        f"{_TOWER}.embeddings.position_embedding.weight": _zeros(1, 1),
+        f"{_TOWER}.post_layernorm.weight": _zeros(1),
+        f"{_TOWER}.post_layernorm.bias": _zeros(1),
+    },
+    ignored={
+        **GEMMA3.ignored,
+        r"model\.encoder\.(vision_tower|multi_modal_projector)\..*": "of images, which our models do not read",
+        r"model\.(encoder|decoder)\.embed_tokens\.eoi_embedding": "of the token behind an image; texts lack it",
+    },
+    constants={**GEMMA3.constants, "is_encoder_decoder": True},
+    stacks=_stacks,
+    join=_join,
+)
+
+
+def _inside() -> frozenset[str]:
+    """Returns the keys that have an effect only in the parts."""
+    return T5GEMMA2.keys - {*_OUTSIDE, *_TOKENS}
+
+
+def image_tokens(settings: Mapping[str, Any]) -> dict[int, str]:
+    """Returns {id: key of config.json} of the tokens for which transformers reads an image, or vectors of images."""
+    encoder = settings.get("encoder")
+    inner = encoder if isinstance(encoder, Mapping) else {}
+    return {
+        setting(inner, "eoi_token_index", 256000): "eoi_token_index",
+        setting(settings, "image_token_index", 256001): "image_token_index",
+    }
