@@ -147,7 +147,7 @@ def _joined(encoder: ModelConfig, decoder: ModelConfig, settings: Mapping[str, A
         num_encoder_layers=joined.num_encoder_layers,
         num_decoder_layers=joined.num_decoder_layers,
         layer_pattern=joined.layer_pattern,
-        local_window=longer.local_window if LOCAL not in shorter.layer_kinds(layers) else encoder.local_window,
+        local_window=longer.local_window if LOCAL not in shorter.layer_kinds(layers) else shorter.local_window,
     )
     if same == joined and longer.layer_kinds(layers) == shorter.layer_kinds(layers):
         return joined
