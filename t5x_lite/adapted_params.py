@@ -21,7 +21,7 @@ import numpy as np
 
 from t5x_lite.checkpoints.loading import Origin
 from t5x_lite.errors import CheckpointError
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import MERGED, ModelConfig
 from t5x_lite.models.positions import bucket_boundaries, relative_buckets
 
 ENCODER, DECODER, BOTH = ("encoder",), ("decoder",), ("encoder", "decoder")
@@ -55,6 +55,11 @@ def origins(old: ModelConfig, new: ModelConfig, parameters: Iterable[str], store
         raise CheckpointError(
             f"init.adapt: the layers of the checkpoint's model and of the run's differ in {', '.join(differing)}; set "
             f"for example model.{name}={getattr(old, name)}"
+        )
+    if old.body == MERGED and new.stacks == ENCODER and old.local_window:
+        raise CheckpointError(
+            f"init.adapt: the encoder of a model with body={MERGED} has model.local_window={old.local_window} tokens "
+            "on both sides together, an encoder_only model so many on each; continue a model without a window"
         )
     there = set(stored)
     every = {path: _origin(path, old, new, there) for path in parameters}

@@ -214,6 +214,18 @@ def test_other_windows_and_wavelengths_are_refused(name, value):
         adapted(random_params(old), old, new)
 
 
+def test_merged_attention_continues_a_decoder_but_no_encoder_continues_its_windows():
+    old = model("decoder_only", "rotary", local_window=4)
+    new = dataclasses.replace(old, architecture="text_to_text", body="merged_attention", num_encoder_layers=2)
+    params = random_params(old)
+    made, _ = adapted(params, old, new.validate())
+    assert_equal(made["encoder"], params["decoder"])
+    assert_equal(made["decoder"], params["decoder"])
+    alone = dataclasses.replace(new, architecture="encoder_only", body="transformer", num_decoder_layers=0)
+    with pytest.raises(CheckpointError, match=r"body=merged_attention has model.local_window=4 tokens on both sides"):
+        adapted(random_params(new), new, dataclasses.replace(alone, heads=("mlm",)).validate())
+
+
 @pytest.mark.parametrize("parts", [{"attention_bias": "all"}, {"mlp_bias": True}, {"lora_rank": 2}, {"adapter_dim": 4}])
 @pytest.mark.parametrize(("old", "new"), ALL)
 def test_layers_without_room_for_trained_parameters_are_refused(old, new, parts):

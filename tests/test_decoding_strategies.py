@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
-from tiny_models import FAMILIES, random_batch, random_params
+from tiny_models import FAMILIES, OTHERS, random_batch, random_params
 
 from t5x_lite.decoding import generate
 from t5x_lite.decoding.constraint import prefix_tree
@@ -27,7 +27,7 @@ ROWS = ((7,), (3,), (0,), (5,))  # the third row is padding
 
 def tiny(family: str, vocab_size: int = FEW):
     """(module, parameters, prompts); a model confident enough that its texts differ from row to row."""
-    config = dataclasses.replace(FAMILIES[family], vocab_size=vocab_size)
+    config = dataclasses.replace((FAMILIES | OTHERS)[family], vocab_size=vocab_size)
     params = random_params(config, seed=5)
     return build(config), params, random_batch(config, segments=ROWS, seed=2)
 
@@ -96,7 +96,9 @@ def test_beam_search_with_room_for_all_texts_finds_the_best_ones(family):
     assert found[2] == [(), (), ()]
 
 
-@pytest.mark.parametrize(("family", "scan_layers"), [("t5", True), ("gpt2", False), ("t5_decoder", True)])
+@pytest.mark.parametrize(
+    ("family", "scan_layers"), [("t5", True), ("gpt2", False), ("t5_decoder", True), ("t5gemma2", True)]
+)
 def test_beams_score_what_the_forward_pass_does_and_never_less_than_greedy(family, scan_layers):
     """Few beams reorder the cache at every step; each text's log-probability must equal the model's."""
     module, params, batch = tiny(family, vocab_size=12)
@@ -111,6 +113,10 @@ def test_beams_score_what_the_forward_pass_does_and_never_less_than_greedy(famil
         np.testing.assert_allclose(out["score"][row], expected, rtol=1e-5, atol=1e-5)
         assert len(set(texts(out)[row])) == 3
     assert np.all(np.asarray(out["score"][:, 0]) >= np.asarray(greedy["logprob"]) - 1e-5)
+    sampled = generate.generate(run, run_params, batch, Strategy(6, temperature=1.0, texts=3), eos_id=EOS)
+    for row in (0, 1, 3):
+        expected = [logprobs_of(module, params, batch, row, text, 6) for text in texts(sampled)[row]]
+        np.testing.assert_allclose(np.sum(sampled["logprobs"], axis=-1)[row], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])

@@ -306,6 +306,8 @@ def test_absurd_attention_types_are_refused_by_name(types):
         ("t5gemma2", {"tie_word_embeddings": False}, "tie_word_embeddings='False' is not supported; allowed: True"),
         ("t5gemma2", {"encoder": {"vision_config": {}}}, "text_config is missing"),
         ("t5gemma2", {"decoder": {"attn_logit_softcapping": 2.0}}, "attn_logit_softcapping is not supported"),
+        ("t5gemma_untied", {"decoder": {"sliding_window": 4}}, "differ: .*sliding_window=3 and 4"),
+        ("t5gemma2", {"decoder": {"sliding_window": 5}}, "differ: .*sliding_window=4 and 5"),
         ("roberta_mlm", {"architectures": ["RobertaForMultipleChoice"]}, "architectures=RobertaForMultipleChoice"),
         ("gpt2", {"architectures": ["GPT2ForSequenceClassification"]}, "architectures=GPT2ForSequenceClassification"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config is not supported"),
@@ -334,7 +336,7 @@ def test_absurd_attention_types_are_refused_by_name(types):
 def test_what_is_not_supported_is_refused_by_its_name(name, settings, named, tmp_path):
     shutil.copytree(directory(name), tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    if name == "t5gemma2" and "decoder" in settings:
+    if "decoder" in settings:
         settings = {"decoder": config["decoder"] | settings["decoder"]}
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config | settings))
     with pytest.raises(CheckpointError, match=named):

@@ -10,7 +10,8 @@ from tiny_models import FAMILIES, OTHERS, forward, random_batch, random_params
 
 from t5x_lite.cluster import sharding
 from t5x_lite.costs import flops
-from t5x_lite.models import attention_blockwise, build
+from t5x_lite.errors import ConfigError
+from t5x_lite.models import attention, attention_blockwise, build
 from t5x_lite.models.attention_pallas import BACKENDS
 from t5x_lite.models.layers import dropout, random_bits, recomputed
 from t5x_lite.models.tracing import traced_for
@@ -191,6 +192,39 @@ def test_a_kernel_of_attention_changes_no_number_in_training(monkeypatch, family
             1.0, np.abs(expected).max()
         )  # entries are sums of terms as large as the largest: Gemma's reach 90
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=2e-5 * largest)
+
+
+@pytest.mark.parametrize("window", [4, 5])
+def test_merged_attention_takes_the_reference_and_its_encoder_any_kernel(monkeypatch, window):
+    config = dataclasses.replace(OTHERS["t5gemma2"], local_window=window)
+    params, batch = random_params(config), random_batch(config)
+    expected = forward(dataclasses.replace(config, attention="reference"), params, batch)
+    monkeypatch.setattr(attention_blockwise, "BLOCK", 4)
+    monkeypatch.setattr(attention, "BLOCKWISE_FROM", 1)
+    seen = []
+    attend = attention_blockwise.KERNEL.attend
+    monkeypatch.setattr(
+        attention_blockwise,
+        "KERNEL",
+        attention_blockwise.KERNEL._replace(attend=lambda *args: seen.append(args[0].shape) or attend(*args)),
+    )
+    got = jax.jit(lambda p: build(config).apply({"params": p}, batch))(params)
+    assert len(seen) == config.num_encoder_layers
+    assert_trees_close(got, expected, rtol=1e-4, atol=5e-5)  # logits reach 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"attention": "blockwise"}, r"model.attention='blockwise' with model.body='merged_attention'.*use auto"),
+        ({"attention": "pallas"}, r"model.attention='pallas' with model.body='merged_attention'.*use auto"),
+        ({"positions": "relative"}, r"model.positions='relative' with model.body='merged_attention'.*rotary"),
+        ({"architecture": "decoder_only", "num_encoder_layers": 0}, "'merged_attention' is for text_to_text models"),
+    ],
+)
+def test_what_merged_attention_cannot_be_with_is_refused_by_name(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        build(dataclasses.replace(OTHERS["t5gemma2"], **changes))
 
 
 def test_remat_attention_recomputes_all_but_attention(monkeypatch):

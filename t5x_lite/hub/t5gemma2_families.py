@@ -21,6 +21,7 @@ from t5x_lite.models.config import ModelConfig
 
 log = logging.getLogger(__name__)
 TEXT, VISION = "text_config", "vision_config"  # parts of the encoder's part of config.json
+_ENCODER = "t5gemma2_encoder"
 # keys that are not in the parts
 _OUTSIDE = (
     "dropout_rate", "attention_dropout", "classifier_dropout_rate", "tie_word_embeddings", "is_encoder_decoder",
@@ -47,19 +48,22 @@ def _stacks(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     encoder, decoder = (setting(settings, side, {}) for side in ("encoder", "decoder"))
     if encoder.get(TEXT) is None:
         raise ValueError(f"{TEXT} is missing; the encoder's part of T5Gemma 2's config.json has it")
+    if (kind := encoder.get("model_type", _ENCODER)) != _ENCODER:
+        raise ValueError(f"model_type={str(kind)[:80]!r} of encoder is not supported; allowed: {_ENCODER}")
     if encoder.get(VISION) is None:
         log.warning("config.json has no %s; transformers then assumes a tower, our models have none", VISION)
-    inside = _inside()
+    inside, text = _inside(), setting(encoder, TEXT, {})
+    dtypes = None, settings.get("dtype"), settings.get("torch_dtype")
     for where, ignored in (
         ("outside of encoder and decoder", [key for key in settings if key in inside and key != "vocab_size"]),
         (f"in encoder, but outside of {TEXT}", [key for key in encoder if key in inside or key not in _OF_ENCODER]),
+        (f"in {TEXT}", [key for key in ("dtype", "torch_dtype") if text.get(key) not in dtypes]),
     ):
         if ignored:
             log.warning("config.json has %s %s, where it is ignored", ", ".join(sorted(ignored)), where)
-    parts = setting(encoder, TEXT, {}), decoder
     both = {key: value for key, value in settings.items() if key not in ("encoder", "decoder", *inside)}
     both |= {key: settings.get(key, decoder.get(key, T5GEMMA2.constants.get(key))) for key in _TOKENS}
-    return tuple({k: value for k, value in part.items() if k not in _OUTSIDE} | both for part in parts)
+    return tuple({k: value for k, value in part.items() if k not in _OUTSIDE} | both for part in (text, decoder))
 
 
 def _join(settings: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -75,10 +79,11 @@ def _join(settings: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
         return inside | {"num_hidden_layers": count, "model_type": kind} | write_layer_types(config, count)
 
     encoder = {
-        "model_type": "t5gemma2_encoder",
+        "model_type": _ENCODER,
         TEXT: part(config.num_encoder_layers, "t5gemma2_text"),
         VISION: NO_VISION,
         "mm_tokens_per_image": 1,
+        "eoi_token_index": -1,  # no token has a vector for the end of an image in place of its row of the table
     }
     decoder = part(config.num_decoder_layers, "t5gemma2_decoder")
     return outside | {"vocab_size": settings["vocab_size"], "encoder": encoder, "decoder": decoder}
