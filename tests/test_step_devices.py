@@ -51,7 +51,7 @@ CASES = {
     "gemma_2 scanned": ("gemma_2", {"scan_layers": True, "num_kv_heads": 2}, (2, 2, 2), SHORT_STEPS),
     "t5gemma scanned": ("t5gemma", {"scan_layers": True, "num_kv_heads": 2}, (2, 2, 2), SHORT_STEPS),
     "t5gemma2 scanned": ("t5gemma2", {"scan_layers": True, "num_kv_heads": 2}, (2, 2, 2), SHORT_STEPS),
-    "t5gemma2": ("t5gemma2", ONE_LAYER, (1, 2, 2, 2), SHORT_STEPS),
+    "t5gemma2": ("t5gemma2", {**ONE_LAYER, "num_kv_heads": 2}, (1, 2, 2, 2), SHORT_STEPS),
     "gemma_3 scanned": ("gemma_3", {"scan_layers": True, "num_kv_heads": 2}, (1, 4, 2), SHORT_STEPS),
     "olmo_2": ("olmo_2", {"num_decoder_layers": 1}, (2, 2, 2), DESCENT),
     "smollm_3 scanned": ("smollm_3", {"scan_layers": True, "num_kv_heads": 2}, (2, 2, 2), DESCENT),
