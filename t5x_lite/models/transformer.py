@@ -169,7 +169,7 @@ def _of_kind(rotations: Mapping[str, Rotation], kind: Any) -> Rotation:
     return jax.tree.map(lambda *arrays: lax.select_n(kind, *arrays), *each)
 
 
-def _window(config: ModelConfig, causal: bool) -> dict[str, int]:
+def _window(config: ModelConfig, causal: bool) -> dict[str, Any]:
     """Returns the window of a stack's local layers, as fields of a Scope."""
     size = config.local_window
     return both_sides(size) if config.body == MERGED and not causal else {"window": size}
