@@ -93,7 +93,7 @@ class ModelConfig:
     rotary_scaling: str = field("llama3", "rule by which rotary_factor stretches wavelengths", ROTARY_SCALINGS)
     rotary_local_base: float = field(0.0, "rotary_base of the layers with a window; 0: rotary_base", NOT_NEGATIVE)
     local_window: int = field(
-        0, "layers of kind l see tokens nearer than this (cbow, encoders of decoders: at most so far)", NOT_NEGATIVE
+        0, "layers of kind l see tokens nearer than this (cbow, T5Gemma's encoder: at most so far)", NOT_NEGATIVE
     )
     layer_pattern: str = field("gl", "kinds of layers in turn: g global, l local, n global without positions")
     parallel_block: bool = field(False, "attention and MLP in parallel after one norm (GPT-J)")

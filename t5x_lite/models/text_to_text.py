@@ -34,7 +34,7 @@ class TextToText(nn.Module):
             self.decoder_token_embedding = table()
         # T5Gemma's decoder sees the token itself and local_window - 1 tokens before it; its encoder sees the token
         # itself and local_window tokens on each side. In T5Gemma 2, Stack divides the window between both sides.
-        more = int(config.local_window > 0 and config.body != MERGED)
+        more = int(config.local_window > 0 and config.positions == "rotary" and config.body != MERGED)
         wider = dataclasses.replace(config, local_window=config.local_window + more)
         self.encoder = Stack(wider, config.num_encoder_layers, causal=False, constrain=self.constrain)
         self.decoder = Stack(config, config.num_decoder_layers, causal=True, cross=True, constrain=self.constrain)

@@ -227,7 +227,7 @@ class Stack(nn.Module):
         records_weights = self.is_mutable_collection(INTERMEDIATES)
         shared: dict[str, Any] = {"softcap": config.attention_softcap, "constrain": self.constrain}
         shared["rows_are_positions"] = cache is None
-        rules = _window(config, self.causal) | {"causal": self.causal} | shared
+        rules: dict[str, Any] = _window(config, self.causal) | {"causal": self.causal} | shared
         places = positions_BL, key_positions
         scope = Scope(segment_ids_BL, key_segment_ids, *places, visible_BLM, bias, index, **rules)
         is_disentangled = config.positions == "disentangled"
