@@ -68,7 +68,7 @@ class ModelConfig:
     module: Any = field(None, "a Flax module in place of the family's own", (), takes=("config", "constrain"))  # noqa: RUF009
     body: str = field(
         "transformer",
-        "for encoder_only: encoder_decoder (BART as a classifier); cbow, elmo; for text_to_text: merged_attention",
+        "encoder_only: encoder_decoder (BART as a classifier); cbow, elmo. text_to_text: merged_attention",
         BODIES,
     )
     norm: str = field("rms", "kind of norm (layers.py: Norm)", NORMS)
