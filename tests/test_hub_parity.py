@@ -289,7 +289,6 @@ def test_outputs_gradients_and_the_way_back(name, tmp_path):
 
     def run(params):
         outputs, (hidden, attention) = intermediates.apply(build(config), params, batch)
-        outputs.pop("hidden", None)  # of a model without heads: the last of hidden["encoder"]
         named = {f"hidden {k}": x for k, x in hidden.items()} | {f"attention {k}": x for k, x in attention.items()}
         return sum(weighted(head, x, jnp) for head, x in outputs.items()), outputs | named
 
