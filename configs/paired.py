@@ -32,9 +32,12 @@ SAME = (
     "embedding_norm", "dropout_rate", "attention_dropout_rate", "dropout_hidden", "dropout_broadcasts_length",
     "tie_embeddings", "d_model", "num_heads", "head_dim", "d_ff",
 )  # fmt: skip
-STEPS = {"pretrain": 400, "continue": 200, "classify": 100, "summarize": 150}
+STEPS = {"pretrain": 400, "continue": 200, "classify": 150, "summarize": 150}
 PHASES = {name: tuple(STEPS) for name in PRESET} | {"encoder_only": ("pretrain", "continue", "classify")}
-LEARNING_RATE = {"pretrain": 2e-3, "continue": 2e-3, "classify": 1e-3, "summarize": 1e-3}
+OPTIMIZER = {  # and the peak of its learning rate; Adafactor's is relative to a parameter's scale
+    **dict.fromkeys(("pretrain", "continue"), ("adamw", 2e-3)),
+    **dict.fromkeys(("classify", "summarize"), ("adafactor", 0.02)),
+}
 
 # Sizes ----------------------------------------------------------------------------------------------------------------
 
@@ -105,8 +108,9 @@ def get_config(arguments: str = "decoder_only"):
     if architecture != "encoder_only":
         cfg.model.num_decoder_layers = layers
     cfg.data.length, cfg.data.targets_length = LENGTH, TARGETS_LENGTH
-    cfg.optimizer.name, cfg.optimizer.b2, cfg.optimizer.weight_decay = "adamw", 0.98, 0.01
-    cfg.optimizer.learning_rate = LEARNING_RATE[phase]
+    cfg.optimizer.name, cfg.optimizer.learning_rate = OPTIMIZER[phase]
+    if cfg.optimizer.name == "adamw":
+        cfg.optimizer.b2, cfg.optimizer.weight_decay = 0.98, 0.01
     cfg.schedule.name = "cosine"
     cfg.loss.z_loss = 0.0
     cfg.train.total_steps = steps = STEPS[phase]
