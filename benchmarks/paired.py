@@ -135,12 +135,22 @@ def main() -> None:
     begin_s, results = time.monotonic(), Results(arguments.output / "results.jsonl")
     run_all([(name, SCRATCH, 0) for name in ARCHITECTURES], results, arguments)
     print(f"the same documents in {same_documents(arguments.output)} steps")
-    tuned = [(name, "classify") for name in ARCHITECTURES] + [(name, "summarize") for name in ARCHITECTURES[1:]]
-    for starts in (lambda name: {SCRATCH, *ARCHITECTURES} - {name}, lambda name: {name}):  # the comparison comes last
-        again = [(f"{name},continue", start, 0) for name in ARCHITECTURES for start in sorted(starts(name) - {SCRATCH})]
-        run_all(again, results, arguments)
-        fine = [(f"{name},{phase}", start) for name, phase in tuned for start in sorted(starts(name))]
-        run_all([(*each, seed) for seed in range(arguments.seeds) for each in fine], results, arguments)
+
+    def run_pairs(pairs: list[tuple[str, str]]) -> None:
+        """Continues `start` as `name` for each pair (start, name), and then fine-tunes."""
+        run_all([(f"{name},continue", start, 0) for start, name in pairs if start != SCRATCH], results, arguments)
+        tuned = [
+            (f"{name},{phase}", start, seed)
+            for seed in range(arguments.seeds)
+            for start, name in pairs
+            for phase in METRICS
+            if (name, phase) != ("encoder_only", "summarize")
+        ]
+        run_all(tuned, results, arguments)
+
+    every = [(start, name) for start in (SCRATCH, *ARCHITECTURES) for name in ARCHITECTURES]
+    run_pairs([(start, name) for start, name in every if start != name])
+    run_pairs([(name, name) for name in ARCHITECTURES])  # for comparison
     print("\n".join(table(results)))
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     minutes, cpu_minutes = (time.monotonic() - begin_s) / 60, (used.ru_utime + used.ru_stime) / 60

@@ -136,9 +136,9 @@ def _hint(name: str, verb: Verb) -> str:
     listed = f"`t5x-lite {verb.name} --help` lists the flags of {verb.name}"
     if not verb.takes_config:
         return listed
-    from t5x_lite import config, elsewhere
+    from t5x_lite import config, unknown_keys
 
-    key = elsewhere.key_for(name.lstrip("-").replace("-", "_"), config.KEYS)
+    key = unknown_keys.key_for(name.lstrip("-").replace("-", "_"), config.KEYS)
     return f"did you mean --config.{key}=VALUE? {listed}" if key else listed
 
 

@@ -375,6 +375,6 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 def unknown_key(name: str) -> str:
     """Returns the message for an unknown key, which suggests the right one."""
-    from t5x_lite import elsewhere  # only for messages
+    from t5x_lite import unknown_keys  # only for messages
 
-    return elsewhere.unknown_key(name, KEYS)
+    return unknown_keys.message(name, KEYS)

@@ -12,6 +12,7 @@ import jax
 
 from t5x_lite import atomic, runtime
 from t5x_lite import config as configs
+from t5x_lite.batch import Batch
 from t5x_lite.checkpoints import checkpoint
 from t5x_lite.checkpoints.checkpoint import Checkpoints
 from t5x_lite.cluster import lock, processes, sharding
@@ -125,9 +126,7 @@ def run(
                 step += 1
                 profile.at(step)
                 with clock.span("input"):
-                    batch = next(data)
-                    if data.documents:
-                        _note_documents(loggers, step, data)
+                    batch = _next_batch(data, loggers, step)
                 with clock.span(span):
                     batch = sharding.put_batch(batch, on_devices.layout)
                     profile.count(experiment, batch)
@@ -242,12 +241,15 @@ def _train_batches(experiment: "Experiment", on_devices: Runtime) -> TrainBatche
     )
 
 
-def _note_documents(loggers: Loggers, step: int, data: TrainBatches) -> None:
-    """Writes to metrics.jsonl which documents the batch of a step was made from, over all processes."""
-    from t5x_lite.data import document_steps
+def _next_batch(data: TrainBatches, loggers: Loggers, step: int) -> Batch:
+    """Returns the next batch. With data.documents_per_step, notes in metrics.jsonl which documents it was made from."""
+    batch = next(data)
+    if data.documents:
+        from t5x_lite.data import document_steps
 
-    documents = document_steps.summed(processes.gather([data.documents]))
-    loggers.note(step, {f"documents/{name}": number for name, number in documents.items()})
+        documents = document_steps.summed(processes.gather([data.documents]))
+        loggers.note(step, {f"documents/{name}": number for name, number in documents.items()})
+    return batch
 
 
 def _descriptions(cfg: Any, on_devices: Runtime, training: Training) -> list[str]:

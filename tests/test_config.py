@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite import config, elsewhere
+from t5x_lite import config, unknown_keys
 from t5x_lite import tasks as tasks  # importing registers them
 from t5x_lite.data import registry
 from t5x_lite.errors import ConfigError
@@ -112,7 +112,7 @@ def test_config_file_errors(tmp_path):
 
 
 def test_the_names_of_other_frameworks_lead_to_the_key():
-    for name, key in elsewhere.NAMES.items():
+    for name, key in unknown_keys.NAMES.items():
         assert key in config.KEYS and name not in {known.rpartition(".")[2] for known in config.KEYS}, name
         for typed in (name, name.upper(), f"train.{name}"):
             with pytest.raises(ConfigError, match=f"unknown key config.{typed}; use config.{key}: "):

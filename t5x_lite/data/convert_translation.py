@@ -47,11 +47,9 @@ def marked(plain: TextToText, languages: Languages, source: str = "") -> Transla
     source: the code of the language of inputs; "": as the files of the tokenizer say.
     Raises ConfigError if the vocabulary lacks the language of inputs or targets.
     """
-    arguments = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-    target_id = languages.id(languages.target)
     return Translation(
-        **arguments,
+        **{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)},
         source_id=languages.id(source or languages.source),
-        target_id=target_id,
+        target_id=languages.id(languages.target),
         mark_follows=languages.mark_follows,
     )

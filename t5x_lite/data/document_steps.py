@@ -8,6 +8,7 @@ After a rollback that skips the batches of bad steps, the later steps read later
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +18,11 @@ from t5x_lite.batch import Batch
 from t5x_lite.data import packing
 from t5x_lite.data.order import generator, key, mixed
 from t5x_lite.data.reader import Reader
-from t5x_lite.data.streams import Counts, StreamState, no_counts
-from t5x_lite.data.streams import total as total_of
+from t5x_lite.data.streams import Counts, StreamState, no_counts, total
 from t5x_lite.data.windows import Feed, Position, Setting, denoised
 from t5x_lite.errors import ConfigError
 
-HASHES = 2**48  # a sum of hashes modulo this number is exact in JSON's numbers
+MODULUS = 2**48  # of sums of hashes, so that they are exact in JSON's numbers
 FEWEST_ROWS_PER_STREAM = 16  # with fewer, the documents of a stream fill its rows too unevenly
 
 
@@ -30,7 +30,7 @@ class DocumentStream:
     """Makes the rows of stream `number`: those of the documents number, number + S, … of each step, for S streams.
 
     reader: of the run's only task.  identity: of the task, as in registry.py.
-    documents: {"count": documents of the last step, "hash": the sum of their hashes modulo HASHES, "left_out": tokens
+    documents: {"count": documents of the last step, "hash": the sum of their hashes modulo MODULUS, "left_out": tokens
         that did not fit}. For "count" and "hash", the sum over all streams does not depend on the number of streams.
     """
 
@@ -75,11 +75,11 @@ class DocumentStream:
         if left_out and not self._has_warned:
             self._warn(count, int(row_of.max()) + 1)
         indices = np.array(self._feed.elements(self._step)[1], np.uint64)
-        hashes = mixed(indices + self._source) % np.uint64(HASHES)
-        self.documents = {"count": len(indices), "hash": sum(hashes.tolist()) % HASHES, "left_out": left_out}
+        hashes = mixed(indices + self._source) % np.uint64(MODULUS)
+        self.documents = {"count": len(indices), "hash": sum(hashes.tolist()) % MODULUS, "left_out": left_out}
         self._step += 1
         found = (tokens_of[kept].sum(), kept.sum(), window.converted, window.too_long, window.bad)
-        self.read = total_of([self.read, Counts(*(np.array([float(number)]) for number in found))])
+        self.read = total([self.read, Counts(*(np.array([float(number)]) for number in found))])
         return [rows]
 
     def counter(self) -> Callable[[], tuple[Counts, np.ndarray]]:
@@ -100,7 +100,8 @@ def stream_count(batch_rows: int, documents: int, tasks: Sequence[Any]) -> int:
     """Returns the number of streams of a global batch.
 
     It is the largest power of two that divides the rows and the documents and leaves each stream at least
-    FEWEST_ROWS_PER_STREAM rows (1 if there is none).
+    FEWEST_ROWS_PER_STREAM rows, or 1 if there is none.
+
     documents: the documents of a step.  tasks: the tasks of the run.
     Raises ConfigError if the run has several tasks.
     """
@@ -110,12 +111,8 @@ def stream_count(batch_rows: int, documents: int, tasks: Sequence[Any]) -> int:
             f"data.documents_per_step={documents}: the run has {len(tasks)} tasks, {names}; the documents of a step "
             "are those of one task. Set data.mixture to one task, or data.documents_per_step=0"
         )
-    streams = 1
-    while not (batch_rows % (2 * streams) or documents % (2 * streams)):
-        if batch_rows // (2 * streams) < FEWEST_ROWS_PER_STREAM:
-            break
-        streams *= 2
-    return streams
+    divisor, wanted = math.gcd(batch_rows, documents), max(1, batch_rows // FEWEST_ROWS_PER_STREAM)
+    return min(divisor & -divisor, 1 << (wanted.bit_length() - 1))
 
 
 def summed(hosts: Sequence[Mapping[int, Mapping[str, int]]]) -> dict[str, int]:
@@ -125,5 +122,5 @@ def summed(hosts: Sequence[Mapping[int, Mapping[str, int]]]) -> dict[str, int]:
     hosts: for each host, {number of a stream: its documents}.
     """
     streams = {number: documents for host in hosts for number, documents in host.items()}.values()
-    total = {name: sum(documents[name] for documents in streams) for name in ("count", "hash", "left_out")}
-    return total | {"hash": total["hash"] % HASHES}
+    sums = {name: sum(documents[name] for documents in streams) for name in ("count", "hash", "left_out")}
+    return sums | {"hash": sums["hash"] % MODULUS}

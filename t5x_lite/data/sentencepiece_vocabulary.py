@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.data.vocabulary import (
+    ReadOnUse,
     before_eos,
     character_places,
     digest,
@@ -25,7 +26,7 @@ CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")  # pieces of a model that no text
 
 
 @dataclasses.dataclass(frozen=True)
-class SentencePieceVocabulary:
+class SentencePieceVocabulary(ReadOnUse):
     """A SentencePiece model followed by `extra_ids` sentinels: sentinel k is id size − 1 − k, as in T5.
 
     T5's model has 32,000 pieces, so its vocabulary has 32,100 ids, and sentinel 0 is id 32,099. If a model has the
@@ -41,12 +42,6 @@ class SentencePieceVocabulary:
     extra_ids: int = 100
     build: Callable[[Path], Any] | None = dataclasses.field(default=None, compare=False)
     special_tokens: bool = False
-
-    def __getstate__(self) -> dict:  # without the processor: each worker process reads the file itself
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
 
     @functools.cached_property
     def processor(self):

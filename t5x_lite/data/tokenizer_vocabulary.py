@@ -15,8 +15,10 @@ from t5x_lite.data.languages import Languages, of_class
 from t5x_lite.data.vocabulary import (
     HOW_TO_GET_ONE,
     WHITE_SPACE,
+    ReadOnUse,
     before_eos,
     digest,
+    id_of_role,
     read_file,
     text_with_names,
     too_few_sentinels,
@@ -67,7 +69,7 @@ def _with_our_errors(method: Callable) -> Callable:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerVocabulary:
+class TokenizerVocabulary(ReadOnUse):
     """A tokenizer of Hugging Face's `tokenizers`, from one of three kinds of file:
 
         tokenizer.json             any tokenizer; its settings for truncation and padding are ignored
@@ -86,12 +88,6 @@ class TokenizerVocabulary:
 
     path: Path
     special_tokens: bool = False
-
-    def __getstate__(self) -> dict:  # without the tokenizer: each worker process reads the file itself
-        return {"path": self.path, "special_tokens": self.special_tokens}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
 
     @functools.cached_property
     def settings(self) -> tokenizer_settings.TokenizerSettings:
@@ -198,17 +194,8 @@ class TokenizerVocabulary:
     def size(self) -> int:
         return self._count
 
-    @property
-    def pad_id(self) -> int:
-        return self._role("pad")
-
-    @property
-    def eos_id(self) -> int:
-        return self._role("eos")
-
-    @property
-    def bos_id(self) -> int:
-        return self._role("bos")
+    pad_id, eos_id, bos_id, unk_id = map(id_of_role, ("pad", "eos", "bos", "unk"))
+    cls_id, sep_id, mask_id = map(id_of_role, ("cls", "sep", "mask"))
 
     @property
     @_with_our_errors
@@ -259,22 +246,6 @@ class TokenizerVocabulary:
         marks follow the end token (Liu et al. 2020, §2.1). Returns -1 for other tokenizers."""
         languages = self.languages
         return -1 if languages is None or not languages.mark_follows else languages.id(languages.target)
-
-    @property
-    def unk_id(self) -> int:
-        return self._role("unk")
-
-    @property
-    def cls_id(self) -> int:
-        return self._role("cls")
-
-    @property
-    def sep_id(self) -> int:
-        return self._role("sep")
-
-    @property
-    def mask_id(self) -> int:
-        return self._role("mask")
 
     @property
     def fingerprint(self) -> str:

@@ -14,9 +14,11 @@ from t5x_lite.data import tokenizer_settings
 from t5x_lite.data.languages import M2M_100, Languages, of_class
 from t5x_lite.data.sentencepiece_vocabulary import SentencePieceVocabulary
 from t5x_lite.data.vocabulary import (
+    ReadOnUse,
     before_eos,
     character_places,
     digest,
+    id_of_role,
     json_object,
     places_with_names,
     read_file,
@@ -39,7 +41,7 @@ TOKENS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TranslatorVocabulary:
+class TranslatorVocabulary(ReadOnUse):
     """The tokenizer of a translator, from a vocab.json and the SentencePiece models beside it.
 
     Reads texts as transformers' M2M100Tokenizer and MarianTokenizer do; the settings beside the file say which one.
@@ -61,12 +63,6 @@ class TranslatorVocabulary:
     path: Path
     special_tokens: bool = False
     of_targets: bool = False
-
-    def __getstate__(self) -> dict:  # without the models: each worker process reads the files itself
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
 
     @functools.cached_property
     def for_targets(self) -> "TranslatorVocabulary":
@@ -187,29 +183,8 @@ class TranslatorVocabulary:
     def size(self) -> int:
         return len(self._spelled)
 
-    @property
-    def pad_id(self) -> int:
-        return self._role("pad")
-
-    @property
-    def eos_id(self) -> int:
-        return self._role("eos")
-
-    @property
-    def unk_id(self) -> int:
-        return self._role("unk")
-
-    @property
-    def cls_id(self) -> int:
-        return self._role("bos")
-
-    @property
-    def sep_id(self) -> int:
-        return self._role("sep")
-
-    @property
-    def mask_id(self) -> int:
-        return self._role("mask")
+    pad_id, eos_id, unk_id, sep_id, mask_id = map(id_of_role, ("pad", "eos", "unk", "sep", "mask"))
+    cls_id = id_of_role("bos")
 
     @property
     def fingerprint(self) -> str:

@@ -190,6 +190,21 @@ class ByteVocabulary:
 # ------------------------------------------------------------------------------------------ what vocabularies share
 
 
+class ReadOnUse:
+    """A dataclass that reads files on first use. A worker process gets only its fields, and reads the files itself."""
+
+    def __getstate__(self) -> dict:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+
+def id_of_role(role: str) -> Any:
+    """Returns a property that is the id that the vocabulary's method `_role` gives for a role."""
+    return property(lambda self: self._role(role))
+
+
 def character_places(text: str, bytes_T2: np.ndarray) -> np.ndarray:
     """Converts byte ranges of the UTF-8 text to character ranges (begin, end). A result covers all characters that the
     byte range touches.

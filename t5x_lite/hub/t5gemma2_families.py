@@ -13,20 +13,25 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.hub import config_keys
-from t5x_lite.hub.family import QKV_O, each, setting
+from t5x_lite.hub.family import each, setting
 from t5x_lite.hub.rotary_families import GEMMA3
-from t5x_lite.hub.rotary_keys import write_layer_types
+from t5x_lite.hub.t5gemma_families import (
+    LAYER,
+    SIDES,
+    STACKS,
+    Settings,
+    completed,
+    divided,
+    inside,
+    outside_of,
+    sides_of,
+)
 from t5x_lite.models import rotary_presets
 from t5x_lite.models.config import ModelConfig
 
 log = logging.getLogger(__name__)
 TEXT, VISION = "text_config", "vision_config"  # parts of the encoder's part of config.json
 _ENCODER = "t5gemma2_encoder"
-# keys that are not in the parts
-_OUTSIDE = (
-    "dropout_rate", "attention_dropout", "classifier_dropout_rate", "tie_word_embeddings", "is_encoder_decoder",
-)  # fmt: skip
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")  # outside, or else in the decoder
 _OF_ENCODER = {
     TEXT, "image_token_id", "boi_token_id", "eoi_token_id", "initializer_range",
     *config_keys.NO_EFFECT, *config_keys.READ_ELSEWHERE,
@@ -34,59 +39,39 @@ _OF_ENCODER = {
 _OF_GEMMA3 = "_sliding_window_pattern"  # an older name of a key, which T5Gemma 2 does not read
 
 
-def _stacks(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """Returns the config.json of the text encoder and that of the decoder. Raises ValueError if one is missing, or is
-    not an object.
-
-    As in transformers, the keys of the parts have no effect outside of them, nor the other keys inside.
-    """
-    if not {"encoder", "decoder"} & settings.keys():
+def _stacks(settings: Settings) -> tuple[Settings, ...]:
+    """Returns the config.json of the text encoder and that of the decoder; see `Family.stacks`."""
+    if not set(SIDES) & settings.keys():
         return (settings,)
-    for side in ("encoder", "decoder"):
-        if settings.get(side) is None:
-            raise ValueError(f"{side} is missing; T5Gemma 2's config.json has the parts encoder and decoder")
-    encoder, decoder = (setting(settings, side, {}) for side in ("encoder", "decoder"))
+    encoder, decoder = sides_of(settings, "T5Gemma 2")
     if encoder.get(TEXT) is None:
         raise ValueError(f"{TEXT} is missing; the encoder's part of T5Gemma 2's config.json has it")
     if (kind := encoder.get("model_type", _ENCODER)) != _ENCODER:
         raise ValueError(f"model_type={str(kind)[:80]!r} of encoder is not supported; allowed: {_ENCODER}")
     if encoder.get(VISION) is None:
         log.warning("config.json has no %s; transformers then assumes a tower, our models have none", VISION)
-    inside, text = _inside(), setting(encoder, TEXT, {})
+    of_parts, text = inside(T5GEMMA2), setting(encoder, TEXT, {})
     dtypes = None, settings.get("dtype"), settings.get("torch_dtype")
     for where, ignored in (
-        ("outside of encoder and decoder", [key for key in settings if key in inside and key != "vocab_size"]),
-        (f"in encoder, but outside of {TEXT}", [key for key in encoder if key in inside or key not in _OF_ENCODER]),
+        ("outside of encoder and decoder", outside_of(settings, T5GEMMA2)),
+        (f"in encoder, but outside of {TEXT}", [key for key in encoder if key in of_parts or key not in _OF_ENCODER]),
         (f"in {TEXT}", [key for key in ("dtype", "torch_dtype") if text.get(key) not in dtypes]),
     ):
         if ignored:
             log.warning("config.json has %s %s, where it is ignored", ", ".join(sorted(ignored)), where)
-    both = {key: value for key, value in settings.items() if key not in ("encoder", "decoder", *inside)}
-    both |= {key: settings.get(key, decoder.get(key, T5GEMMA2.constants.get(key))) for key in _TOKENS}
-    return tuple({k: value for k, value in part.items() if k not in _OUTSIDE} | both for part in (text, decoder))
+    return completed((text, decoder), settings, T5GEMMA2)
 
 
 def _join(settings: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """Returns config.json with the parts `encoder` and `decoder`, from that of the decoder."""
-    inside, outside = {}, {}
-    for key, value in settings.items():
-        if key in _inside() or key in _TOKENS:
-            inside[key] = value
-        if key not in _inside():
-            outside[key] = value
-
-    def part(count: int, kind: str) -> dict[str, Any]:
-        return inside | {"num_hidden_layers": count, "model_type": kind} | write_layer_types(config, count)
-
+    outside, part = divided(settings, T5GEMMA2)
     encoder = {
         "model_type": _ENCODER,
-        TEXT: part(config.num_encoder_layers, "t5gemma2_text"),
+        TEXT: part(config, config.num_encoder_layers, "t5gemma2_text"),
         VISION: NO_VISION,
         "mm_tokens_per_image": 1,
         "eoi_token_index": -1,  # no token has a vector for the end of an image in place of its row of the table
     }
-    decoder = part(config.num_decoder_layers, "t5gemma2_decoder")
-    return outside | {"vocab_size": settings["vocab_size"], "encoder": encoder, "decoder": decoder}
+    return outside | {"encoder": encoder, "decoder": part(config, config.num_decoder_layers, "t5gemma2_decoder")}
 
 
 def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +97,6 @@ def _zeros(*shape: int) -> Callable[[ModelConfig], np.ndarray]:
     return lambda config: np.zeros([size or config.d_model for size in shape], np.float32)
 
 
-_LAYER = "model.{s}.layers.{i}"
 T5GEMMA2 = dataclasses.replace(
     GEMMA3,
     model_type="t5gemma2",
@@ -133,16 +117,8 @@ T5GEMMA2 = dataclasses.replace(
     write=_write,
     classes={"T5Gemma2ForConditionalGeneration": (), "T5Gemma2Model": ()},
     modules={
-        "token_embedding": "model.encoder.embed_tokens",
-        "{s}/final_norm": "model.{s}.norm",
-        **each("{s}/layers_{i}/self_attention", f"{_LAYER}.self_attn.*_proj", **QKV_O),
-        **each("{s}/layers_{i}/self_attention", f"{_LAYER}.self_attn.*_norm", query_norm="q", key_norm="k"),
-        "{s}/layers_{i}/self_attention_norm": f"{_LAYER}.pre_self_attn_layernorm",
-        "{s}/layers_{i}/self_attention_output_norm": f"{_LAYER}.post_self_attn_layernorm",
-        **each("{s}/layers_{i}/mlp", f"{_LAYER}.mlp.*_proj", wi_0="gate", wi_1="up", wo="down"),
-        "{s}/layers_{i}/mlp_norm": f"{_LAYER}.pre_feedforward_layernorm",
-        "{s}/layers_{i}/mlp_output_norm": f"{_LAYER}.post_feedforward_layernorm",
-        "logits/dense": "lm_head.out_proj",
+        **STACKS,
+        **each("{s}/layers_{i}/self_attention", f"{LAYER}.self_attn.*_norm", query_norm="q", key_norm="k"),
     },
     tied={"model.decoder.embed_tokens.weight": "model.encoder.embed_tokens.weight"},
     computed={
@@ -164,11 +140,6 @@ T5GEMMA2 = dataclasses.replace(
     stacks=_stacks,
     join=_join,
 )
-
-
-def _inside() -> frozenset[str]:
-    """Returns the keys that have an effect only in the parts."""
-    return T5GEMMA2.keys - {*_OUTSIDE, *_TOKENS}
 
 
 def image_tokens(settings: Mapping[str, Any]) -> dict[int, str]:

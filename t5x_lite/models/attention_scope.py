@@ -63,11 +63,11 @@ class Dropout(NamedTuple):
 
 
 def both_sides(size: int) -> dict[str, int]:
-    """Returns `window` and `skew` of a window of `size` tokens around a query, with itself; 0: no window.
+    """Returns `window` and `skew` of a window of `size` tokens around a query, with itself.
 
     An even window has one token more after the query than before it, as in T5Gemma 2; an odd one has as many.
     """
-    return {"window": (size + 1) // 2, "skew": int(size > 0 and size % 2 == 0)}
+    return {"window": (size + 1) // 2, "skew": 1 - size % 2}
 
 
 def no_refusal(scope: Scope, head_dim: int) -> str:

@@ -1,12 +1,10 @@
 """Encoder-decoder models: T5, BART, Pegasus, Marian, M2M-100, T5Gemma 1 and 2, the original Transformer."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t5x_lite.models.config import MERGED, ModelConfig
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Constrain, Embedding, LanguageModelLogits, embedding_init, named, unconstrained
 from t5x_lite.models.projection import Projection, logits_of
 from t5x_lite.models.transformer import Cache, Stack, empty_cache
@@ -32,11 +30,7 @@ class TextToText(nn.Module):
         self.token_embedding = table()
         if not config.share_embeddings:
             self.decoder_token_embedding = table()
-        # T5Gemma's decoder sees the token itself and local_window - 1 tokens before it; its encoder sees the token
-        # itself and local_window tokens on each side. In T5Gemma 2, Stack divides the window between both sides.
-        more = int(config.local_window > 0 and config.positions == "rotary" and config.body != MERGED)
-        wider = dataclasses.replace(config, local_window=config.local_window + more)
-        self.encoder = Stack(wider, config.num_encoder_layers, causal=False, constrain=self.constrain)
+        self.encoder = Stack(config, config.num_encoder_layers, causal=False, constrain=self.constrain)
         self.decoder = Stack(config, config.num_decoder_layers, causal=True, cross=True, constrain=self.constrain)
         self.logits = LanguageModelLogits(config, self.constrain)
         if config.prompt_tokens:  # Lester et al. 2021

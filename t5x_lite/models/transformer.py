@@ -170,9 +170,17 @@ def _of_kind(rotations: Mapping[str, Rotation], kind: Any) -> Rotation:
 
 
 def _window(config: ModelConfig, causal: bool) -> dict[str, Any]:
-    """Returns the window of a stack's local layers, as fields of a Scope."""
+    """Returns the window of a stack's local layers, as fields of a Scope.
+
+    The encoder of T5Gemma, the only rotary one with a decoder behind it, sees local_window tokens on each side of a
+    token. That of T5Gemma 2 divides the window between both sides.
+    """
     size = config.local_window
-    return both_sides(size) if config.body == MERGED and not causal else {"window": size}
+    if causal or config.architecture != "text_to_text" or not size:
+        return {"window": size}
+    if config.body == MERGED:
+        return both_sides(size)
+    return {"window": size + (config.positions == "rotary")}
 
 
 class Stack(nn.Module):

@@ -54,16 +54,17 @@ def _token_losses_forward(logits: jax.Array, targets: jax.Array, z_loss: float, 
     x = logits.astype(jnp.float32)
     V = x.shape[-1]
     on, off = _target_probabilities(V, label_smoothing)
-    top = x.max(-1)
-    # The backward pass needs e, so e is stored. Storing it also saves time: XLA's CPU backend takes three times as long
-    # to sum an exp that it does not store.
-    e = jnp.exp(x - top[..., None])
-    total = e.sum(-1)
+    total = None
     if platform() == "gpu":
         from t5x_lite.models import fusion
 
         top, total = fusion.top_and_total(x)
-        e = jnp.exp(x - top[..., None])
+    else:
+        top = x.max(-1)
+    # The backward pass needs e, so e is stored. Storing it also saves time: XLA's CPU backend takes three times as long
+    # to sum an exp that it does not store.
+    e = jnp.exp(x - top[..., None])
+    total = e.sum(-1) if total is None else total
     log_z = jnp.log(total) + top
     picked = jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]  # NaN for a target ≥ V: stops the run
     loss = log_z - (on - off) * picked

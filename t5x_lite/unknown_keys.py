@@ -50,7 +50,7 @@ def key_for(name: str, keys: Mapping[str, Any]) -> str:
     return NAMES.get(leaf) or (same[0] if len(same) == 1 else "")
 
 
-def unknown_key(name: str, keys: Mapping[str, Any]) -> str:
+def message(name: str, keys: Mapping[str, Any]) -> str:
     """Returns the message for an unknown key. It suggests the key that `key_for` finds, or else similar ones."""
     if key := key_for(name, keys):
         return f"unknown key config.{name}; use config.{key}: {keys[key].meaning}"
