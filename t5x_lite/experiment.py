@@ -13,7 +13,9 @@ from typing import Any
 from t5x_lite import own_code
 from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
+from t5x_lite.data.convert_translation import marked
 from t5x_lite.data.fields import vocabulary_of
+from t5x_lite.data.languages import languages_of
 from t5x_lite.data.registry import Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -319,7 +321,7 @@ def _check_labels_fit(task: Task, cfg: Config, model: ModelConfig, vocabulary: V
         (len(ids), label)
         for ids, label in zip(vocabulary_of("targets", vocabulary).encode(task.labels), task.labels, strict=True)
     )
-    languages = getattr(vocabulary, "languages", None)
+    languages = languages_of(vocabulary)
     marks = task.features["targets"].add_eos + model.fairseq_marks + (languages is not None)
     before = model.fairseq_marks or (languages is not None and not languages.mark_follows)
     written = tokens + (before and model.architecture == "text_to_text")
@@ -358,11 +360,7 @@ def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task], vocabular
             prompt_tokens=model.prompt_tokens,
             join_documents=data.join_documents,
         )
-        if (languages := getattr(vocabulary, "languages", None)) is None:
-            return plain
-        from t5x_lite.data.convert_translation import marked
-
-        return marked(plain, languages)
+        return marked(plain, vocabulary)
     if model.architecture == "decoder_only":
         denoisers = denoise.denoisers(objective, **noise) if objective != "full_lm" else ()
         return convert.DecoderOnly(

@@ -539,10 +539,8 @@ def _of_marks(case: Case, ours: Any, theirs: Any, first: str, second: str | None
     if case.kind in ("mbart", "mbart50", "nllb", "pegasus", "t5"):
         if second is not None:
             return []
-        task, languages = text_task("text_to_text"), getattr(ours, "languages", None)
-        plain = TextToText(64, 8, start_id=0)
-        converter = plain if languages is None else marked(plain, languages)
-        prompts, _ = converter.prompts([example], task, ours, 1)
+        converter = marked(TextToText(64, 8, start_id=0), ours)
+        prompts, _ = converter.prompts([example], text_task("text_to_text"), ours, 1)
         found = prompts["encoder_input_tokens"].values.tolist()
         return [] if found == wanted["input_ids"] else [f"{first!r}: {found} != {wanted['input_ids']}"]
     doubled = ours.doubles_sep

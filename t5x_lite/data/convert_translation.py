@@ -4,7 +4,7 @@ import dataclasses
 
 from t5x_lite.data import ragged
 from t5x_lite.data.convert import TextToText
-from t5x_lite.data.languages import Languages
+from t5x_lite.data.languages import languages_of
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabulary import Vocabulary
 
@@ -41,12 +41,15 @@ class Translation(TextToText):
         )
 
 
-def marked(plain: TextToText, languages: Languages, source: str = "") -> Translation:
-    """Returns the converter that also adds marks.
+def marked(plain: TextToText, vocabulary: Vocabulary, source: str = "") -> TextToText:
+    """Returns the converter that also adds marks; `plain` itself if the vocabulary's model reads none.
 
     source: the code of the language of inputs; "": as the files of the tokenizer say.
     Raises ConfigError if the vocabulary lacks the language of inputs or targets.
     """
+    languages = languages_of(vocabulary)
+    if languages is None:
+        return plain
     return Translation(
         **{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)},
         source_id=languages.id(source or languages.source),

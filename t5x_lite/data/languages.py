@@ -106,3 +106,8 @@ def of_class(
     legacy = kind == "NllbTokenizer" and bool(entries.get("legacy_behaviour"))
     known = {code: ids[code] for code in (*codes, *more) if code in ids}
     return Languages(known, source, entries.get("tgt_lang") or source, mark_follows or legacy)
+
+
+def languages_of(vocabulary: Any) -> Languages | None:
+    """Returns the languages of a vocabulary; None if its model reads no marks of languages."""
+    return getattr(vocabulary, "languages", None)

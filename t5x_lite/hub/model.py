@@ -21,6 +21,7 @@ from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.convert_translation import marked
 from t5x_lite.data.eval_batches import example_batch, prompt_batch
 from t5x_lite.data.fields import Encoded, ids_of, vocabulary_of
+from t5x_lite.data.languages import languages_of
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
 from t5x_lite.decoding import generate
@@ -303,7 +304,7 @@ class Model:
         model never reads.
         """
         counts = {f: list(map(len, self._ids(f, [e[f] for e in examples]))) for f in fields}
-        more, languages = self.config.fairseq_marks, getattr(self.vocabulary, "languages", None)
+        more, has_languages = self.config.fairseq_marks, languages_of(self.vocabulary) is not None
         marks = 1 + len(fields) + more + self.config.prompt_tokens
         longest = max(map(sum, zip(*counts.values(), strict=True)), default=0) + marks
         read = bucket(longest)
@@ -313,12 +314,12 @@ class Model:
             classes, first = self.config.num_classes, self.config.pooling == "first"
             return EncoderOnly(read, self.config.heads, fairseq_marks=more, num_classes=classes, needs_cls=first)
         if self.config.architecture == "text_to_text":
-            targets = bucket(max(counts.get("targets", [0]), default=0) + 1 + more + (languages is not None))
+            targets = bucket(max(counts.get("targets", [0]), default=0) + 1 + more + has_languages)
             if self.config.positions == "learned":
                 targets = min(targets, self.config.max_positions)
             prompt = self.config.prompt_tokens
             plain = convert.TextToText(read, targets, start_id=self.start_id, fairseq_marks=more, prompt_tokens=prompt)
-            return plain if languages is None else marked(plain, languages, source)
+            return marked(plain, self.vocabulary, source)
         if self.config.positions == "learned":
             read = max(1, min(read, self.config.max_positions - (max_new_tokens - 1)))
         return convert.DecoderOnly(length=read, start_id=self.start_id)

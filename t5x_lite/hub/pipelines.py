@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from t5x_lite.data.languages import languages_of
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.hub import generation
 from t5x_lite.hub.checks import require_positive, require_text
@@ -119,7 +120,7 @@ def pipeline(task: str, model: str | Path | Model, **options: Any) -> Pipeline:
         # transformers 4, which reads it.
         of_directory = generation.settings(model, task if run in WRITE_ONE else "")
         defaults = {name: value for name, value in of_directory.items() if name in known}
-        if run is translation and getattr(model.vocabulary, "languages", None) is not None:
+        if run is translation and languages_of(model.vocabulary) is not None:
             # The target language is the first token, whatever the directory says.
             defaults.pop("forced_bos_token_id", None)
             if named := re.fullmatch(rf"{TRANSLATION}_(.+)_to_(.+)", task):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from t5x_lite.data.languages import languages_of
 from t5x_lite.errors import ConfigError
 from t5x_lite.hub import generation
 from t5x_lite.hub.model import Model
@@ -74,7 +75,7 @@ def translation(
 
     Raises ConfigError if the model is not text_to_text, or if a language is missing or unknown.
     """
-    languages = getattr(model.vocabulary, "languages", None)
+    languages = languages_of(model.vocabulary)
     if languages is None:
         if src_lang is not None or tgt_lang is not None:
             raise ConfigError(
