@@ -14,7 +14,7 @@ from t5x_lite import config, experiment
 from t5x_lite.data import denoise, packing, registry
 from t5x_lite.data.convert import TEXT, DecoderOnly, TextToText, text_task
 from t5x_lite.data.convert_encoder import EncoderOnly
-from t5x_lite.data.denoise import Denoiser
+from t5x_lite.data.denoiser import Denoiser
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Function
 from t5x_lite.data.targets import Number

@@ -12,8 +12,6 @@ from t5x_lite.data import denoise, ragged
 from t5x_lite.data.denoise import (
     KINDS,
     UL2,
-    Denoiser,
-    chunks,
     corrupt,
     corrupt_each,
     hide_spans,
@@ -23,6 +21,7 @@ from t5x_lite.data.denoise import (
     span_corruption,
     span_corruption_lengths,
 )
+from t5x_lite.data.denoiser import Denoiser, chunks
 from t5x_lite.data.masked_lm import mask_tokens
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.vocabularies import ByteVocabulary

@@ -11,7 +11,8 @@ from t5x_lite import cli, config, experiment, inspect
 from t5x_lite.data import document_steps, pipeline, registry, sources
 from t5x_lite.data.convert import DecoderOnly, TextToText
 from t5x_lite.data.convert_encoder import EncoderOnly
-from t5x_lite.data.denoise import UL2, Denoiser
+from t5x_lite.data.denoise import UL2
+from t5x_lite.data.denoiser import Denoiser
 from t5x_lite.data.eval_batches import eval_batches
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.vocabularies import ByteVocabulary

@@ -10,7 +10,7 @@ import pytest
 from t5x_lite.data import packing, pipeline, registry, sources
 from t5x_lite.data.convert import TEXT, DecoderOnly, TextToText
 from t5x_lite.data.convert_encoder import EncoderOnly
-from t5x_lite.data.denoise import Denoiser
+from t5x_lite.data.denoiser import Denoiser
 from t5x_lite.data.eval_batches import eval_batches, prompt_batches
 from t5x_lite.data.preprocess import template
 from t5x_lite.data.reader import text_examples

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from t5x_lite.data import pipeline, preprocess, registry, sources
 from t5x_lite.data.convert import DecoderOnly, TextToText
 from t5x_lite.data.convert_encoder import EncoderOnly
-from t5x_lite.data.denoise import UL2, Denoiser
+from t5x_lite.data.denoise import UL2
+from t5x_lite.data.denoiser import Denoiser
 from t5x_lite.data.eval_batches import eval_batches, prompt_batches
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.streams import Stream

@@ -16,7 +16,7 @@ import numpy as np
 
 from t5x_lite.batch import ArraySpec, specs
 from t5x_lite.data import packing, ragged
-from t5x_lite.data.denoise import Denoiser, chunks, corrupt_each, plan_lengths
+from t5x_lite.data.denoiser import Denoiser, chunks
 from t5x_lite.data.fields import ids_of, text_of, vocabulary_of
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.ragged import Ragged
@@ -138,7 +138,7 @@ class TextToText:
         return _lengths(examples, self, lambda: self._plan(vocabulary))
 
     def _plan(self, vocabulary: Vocabulary) -> tuple[int, ...]:
-        return plan_lengths(self.denoisers, vocabulary, self._room["S"], self._room["L"])
+        return _plan(self.denoisers, vocabulary, self._room["S"], self._room["L"])
 
     def supervised(self, examples, task, vocabulary):
         inputs = _encode(examples, "inputs", task, vocabulary)
@@ -237,7 +237,7 @@ class DecoderOnly:
         return _lengths(examples, self, lambda: self._plan(vocabulary))
 
     def _plan(self, vocabulary: Vocabulary) -> tuple[int, ...]:
-        return plan_lengths(self.denoisers, vocabulary, self.length, self.length, self.length)
+        return _plan(self.denoisers, vocabulary, self.length, self.length, self.length)
 
     def supervised(self, examples, task, vocabulary):
         inputs = _encode(examples, "inputs", task, vocabulary)
@@ -290,9 +290,20 @@ def _cut_up(
     return ragged.concatenate(pieces), np.concatenate(which)
 
 
+# Runs without a corpus do not need denoising.
+
+
+def _plan(denoisers: tuple[Denoiser, ...], vocabulary: Vocabulary, *room: int) -> tuple[int, ...]:
+    from t5x_lite.data.denoise import plan_lengths
+
+    return plan_lengths(denoisers, vocabulary, *room)
+
+
 def _corrupted(
     texts: Examples, denoisers: tuple[Denoiser, ...], vocabulary: Vocabulary, rng: np.random.Generator
 ) -> tuple[Ragged, Ragged]:
+    from t5x_lite.data.denoise import corrupt_each
+
     return corrupt_each(texts[TEXT], texts[WHICH].values, denoisers, rng, vocabulary)
 
 
