@@ -40,6 +40,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
     from t5x_lite.cluster import sharding
     from t5x_lite.models import build, presets
     from t5x_lite.training import optim, schedules, trainable
+    from t5x_lite.training.parameter_groups import Groups
     from t5x_lite.training.step import abstract_params, abstract_state, init_state, make_train_step
 
     plain = presets.find(arguments.preset)
@@ -55,7 +56,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
     trained = trainable.select("", boxed, has_added=config.has_added)
     schedule = schedules.make_schedule("constant", 1e-4)
     axes = trainable.split(sharding.param_axes(boxed), trained)[0]
-    optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.01)
+    optimizer = optim.make_optimizer("adamw", schedule, axes, groups=Groups(weight_decay=0.01))
     target = abstract_state(module, optimizer, layout, arrays, trained)
     run = make_train_step(module, optimizer, schedule, layout, target, trainable=trained)
     memory = run.lower(target, arrays).compile().memory_analysis()

@@ -29,6 +29,7 @@ def main() -> None:
     from t5x_lite.cluster import sharding
     from t5x_lite.models import build
     from t5x_lite.training import optim, schedules
+    from t5x_lite.training.parameter_groups import Groups
     from t5x_lite.training.step import abstract_params, abstract_state, init_state, make_train_step
 
     asked = arguments()
@@ -37,7 +38,7 @@ def main() -> None:
     module, arrays = build(config, layout), batch(shape)
     schedule = schedules.make_schedule("constant", 1e-4)
     axes = sharding.param_axes(abstract_params(module, arrays))
-    optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.01)
+    optimizer = optim.make_optimizer("adamw", schedule, axes, groups=Groups(weight_decay=0.01))
     train_step = make_train_step(module, optimizer, schedule, layout, abstract_state(module, optimizer, layout, arrays))
     state = init_state(module, optimizer, layout, arrays)
 

@@ -145,7 +145,9 @@ def _hint(name: str, verb: Verb) -> str:
 def _exec_with_huge_pages(argv: list[str]) -> None:
     """Restarts the process with transparent huge pages for malloc; an older glibc ignores this setting."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    computes = len(argv) > 1 and argv[1] in ("train", "eval", "infer") and "--help" not in argv and "-h" not in argv
+    computes = (
+        len(argv) > 1 and argv[1] in ("train", "branch", "eval", "infer") and "--help" not in argv and "-h" not in argv
+    )
     if sys.platform == "linux" and computes and "malloc.hugetlb" not in tunables:
         environment = os.environ | {"GLIBC_TUNABLES": f"{tunables}:{HUGE_PAGES}".lstrip(":")}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # keeps Python's flags

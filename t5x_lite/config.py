@@ -19,15 +19,26 @@ from ml_collections.config_dict import FieldReference, placeholder
 from t5x_lite import own_code, side_files
 from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.errors import ConfigError
-from t5x_lite.keys import AT_LEAST_ONE, FREE, INNER_SHARE, NOT_NEGATIVE, POSITIVE, REFUSE, SHARE, WARN, Key, Range
+from t5x_lite.keys import (
+    AT_LEAST_ONE,
+    FRACTION,
+    FREE,
+    INNER_SHARE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    REFUSE,
+    SHARE,
+    WARN,
+    Key,
+    Range,
+)
 from t5x_lite.models.config import MODEL_KEYS, upgraded
+from t5x_lite.recipe_keys import HYPER_PARAMETERS, OPTIMIZERS, SCHEDULES, SHAPE_PARAMETERS
 
 CODE = "code"  # entry of config.json that is not a config key
 Config = Any  # an ml_collections.ConfigDict, which checks keys and types at run time
 
-OPTIMIZERS = ("adamw", "adafactor")
 LOSSES = ("cross_entropy",)
-SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 _DENOISING = ("iid_denoising", "mass", "drop_tokens", "deshuffle", "sequential", "ul2")
 OBJECTIVES = {  # explained in data/denoise.py
     "text_to_text": ("span_corruption", "prefix_lm", "full_lm", *_DENOISING),
@@ -47,7 +58,7 @@ ON_NONFINITE = ("stop", "skip", "rollback")
 ON_ERROR = ("raise", "record")
 SEEDS = Range(at_least=0, below=2**32)
 PROBABILITY = Range(above=0, at_most=1)
-FRACTION = Range(at_least=0, at_most=1)
+
 
 # Every key of a run: its default, its meaning, what happens if it changed when a run resumes, and its allowed values.
 KEYS: dict[str, Key] = {
@@ -91,18 +102,23 @@ KEYS: dict[str, Key] = {
     "data.cache_dir": Key("", "output of `t5x-lite cache`; '': tokenizes examples as they are read", FREE),
     "data.prefetch_batches": Key(2, "batches that a background thread prepares ahead; 0: none", FREE, NOT_NEGATIVE),
     # --- optimization
-    "optimizer.name": Key("adafactor", "adamw, adafactor or your own", REFUSE, OPTIMIZERS, takes=("schedule",)),
+    "optimizer.name": Key("adafactor", "an optimizer or your own function", REFUSE, OPTIMIZERS, takes=("schedule",)),
     "optimizer.learning_rate": Key(0.01, "peak; adafactor: relative to each parameter's scale", WARN, NOT_NEGATIVE),
-    "optimizer.b1": Key(0.9, "adamw: decay of the first moment", WARN, SHARE),
-    "optimizer.b2": Key(0.999, "adamw: decay of the second moment", WARN, SHARE),
-    "optimizer.epsilon": Key(1e-8, "adamw: added to the root of the second moment", WARN, POSITIVE),
+    **{f"optimizer.{name}": key for name, key in HYPER_PARAMETERS.items()},
     "optimizer.weight_decay": Key(0.0, "times the learning rate; biases and norms do not decay", WARN, NOT_NEGATIVE),
     "optimizer.clip_norm": Key(1.0, "largest norm of the global gradient; 0: no clipping", WARN, NOT_NEGATIVE),
+    "optimizer.groups": Key((), "'REGEX rate=0.1', 'REGEX weight_decay=0', 'REGEX frozen': by parameters' paths", WARN),
+    "optimizer.layer_decay": Key(
+        1.0, "factor of the learning rate from layer to layer below; 1: none", WARN, PROBABILITY
+    ),
     "optimizer.trained": Key("", "regex over the paths of trainable parameters; '': all, or only added ones (LoRA, …)"),
     "optimizer.unfreeze_every_steps": Key(0, "steps until the layer below trains, too; 0: off", REFUSE, NOT_NEGATIVE),
     "schedule.name": Key("rsqrt", "shape of the learning rate, 1 at its peak", WARN, SCHEDULES, takes=("updates",)),
     "schedule.warmup_steps": Key(1000, "linear from 0; rsqrt: a plateau before the decay (T5)", WARN, NOT_NEGATIVE),
-    "schedule.final_fraction": Key(0.0, "linear, cosine: share of the peak at the last step", WARN, FRACTION),
+    "schedule.final_fraction": Key(0.0, "of decays to the run's end: share of the peak there", WARN, FRACTION),
+    **{f"schedule.{name}": key for name, key in SHAPE_PARAMETERS.items()},
+    "average.decay": Key(0.0, "decay per step of a moving average of the weights; 0: no average", WARN, SHARE),
+    "average.every_steps": Key(1, "steps from one update of the average to the next", WARN, AT_LEAST_ONE),
     "loss.name": Key("cross_entropy", "cross_entropy or your own", REFUSE, LOSSES, takes=("outputs", "batch")),
     "loss.z_loss": Key(1e-4, "coefficient of log² Z, which keeps logits from drifting; 0: off", WARN, NOT_NEGATIVE),
     "loss.chunk_logits": Key(2**27, "logits over the vocabulary per device at a time; 0: all", WARN, NOT_NEGATIVE),
@@ -186,9 +202,14 @@ def validate(cfg: Config) -> None:
             f"eval.max_decode_tokens={cfg.eval.max_decode_tokens}"
         )
     steps, warmup_steps = cfg.train.total_steps, cfg.schedule.warmup_steps
-    if cfg.schedule.name in ("linear", "cosine") and warmup_steps >= steps:
+    if cfg.schedule.name in ("linear", "cosine", "polynomial", "one_cycle", "restarts") and warmup_steps >= steps:
         limit = f"must be below train.total_steps={steps} (for example {steps // 10}), or the decay never begins"
         raise ConfigError(f"schedule.warmup_steps={warmup_steps}: {limit}")
+    if cfg.optimizer.name == "schedule_free" and (cfg.schedule.name != "constant" or cfg.average.decay):
+        raise ConfigError(
+            "optimizer.name=schedule_free has an average of its own, in place of a decay; set schedule.name=constant "
+            "(schedule.warmup_steps may be above 0) and average.decay=0"
+        )
     if cfg.data.batch_rows % cfg.train.microbatches:
         divisors = [m for m in range(1, cfg.data.batch_rows + 1) if cfg.data.batch_rows % m == 0]
         near = sorted(divisors, key=lambda m: abs(m - cfg.train.microbatches))[:2]
@@ -291,6 +312,13 @@ def from_json(path: Path) -> Config:
     stored.pop(CODE, None)
     if isinstance(stored.get("model"), dict):
         stored["model"] = upgraded(stored["model"])
+    optimizer = stored.get("optimizer")
+    if (
+        isinstance(optimizer, dict) and "groups" not in optimizer
+    ):  # before 0.2, these were AdamW's, whatever the optimizer
+        for name, default in (("b1", 0.9), ("b2", 0.999), ("epsilon", 1e-8)):
+            if optimizer.get("name") == "adafactor" or optimizer.get(name) == default:
+                optimizer.pop(name, None)
     if isinstance(stored.get("rules"), dict):
         stored["rules"].pop("keys", None)  # before 0.2, an axis of keys, which no mesh axis split by default
     for name, value in _flatten(stored).items():

@@ -83,8 +83,8 @@ def resolve(cfg: Config) -> Experiment:
         _check_trainable(task, model, tasks)
         if model.architecture != "encoder_only":
             _check_labels_fit(task, cfg, model, vocabulary)
-    best_task = cfg.checkpoint.keep_best.rpartition("/")[0]
-    if cfg.checkpoint.keep_best and not best_task:
+    best_task, _, best_metric = cfg.checkpoint.keep_best.partition("/")
+    if cfg.checkpoint.keep_best and not best_metric:
         raise ConfigError(
             f"checkpoint.keep_best={cfg.checkpoint.keep_best!r}: must be TASK/METRIC, for example "
             f"{eval_tasks[0].name}/{cfg.checkpoint.keep_best}"

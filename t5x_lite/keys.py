@@ -49,6 +49,7 @@ POSITIVE = Range(above=0)
 AT_LEAST_ONE = Range(at_least=1)
 SHARE = Range(at_least=0, below=1)
 INNER_SHARE = Range(above=0, below=1)
+FRACTION = Range(at_least=0, at_most=1)
 
 
 @dataclasses.dataclass(frozen=True)

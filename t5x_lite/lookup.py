@@ -1,8 +1,9 @@
 """Looks up names in tables. The error for an unknown name suggests the nearest names."""
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from t5x_lite.errors import ConfigError
 
@@ -40,3 +41,17 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
         return table[name]
     except KeyError:
         raise ConfigError(unknown(kind, name, table)) from None
+
+
+def own_parameters(section: str, name: str, function: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries of `given` that are not None, which must be keyword-only arguments of `function`.
+
+    section: of the config keys that hold them.  name: of the function in the config.
+    Raises ConfigError for an entry that the function does not take.
+    """
+    allowed = inspect.getfullargspec(function).kwonlyargs
+    for key, value in given.items():
+        if value is not None and key not in allowed:
+            takes = ", ".join(f"{section}.{each}" for each in allowed) or "none"
+            raise ConfigError(f"{section}.{key}={value}: {name} has no {key}; unset it. Its own keys: {takes}")
+    return {key: value for key, value in given.items() if value is not None}

@@ -19,13 +19,17 @@ from t5x_lite.config import Config
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.models.projection import logits_of
-from t5x_lite.training import losses, optim, schedules, step, trainable
-from t5x_lite.training.schedules import Schedule
+from t5x_lite.recipe_keys import HYPER_PARAMETERS, SHAPE_PARAMETERS
+from t5x_lite.training import losses, optim, parameter_groups, step, trainable
+from t5x_lite.training.parameter_groups import Group, Groups
 from t5x_lite.training.step import LossFn, TrainState
 from t5x_lite.training.trainable import Trainable
 
+AVERAGE = "average/"  # begins the names of metrics of averaged weights
+
 if TYPE_CHECKING:
     from t5x_lite.experiment import Experiment  # resolving names is not a part of training
+    from t5x_lite.training.schedules import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +100,24 @@ class Training:
     new_state: returns a freshly initialised state.
     step: (state, batch) -> (state, metrics); see training/step.py.
     trainable: path of a parameter -> whether it is trainable.
+    average: train state -> moving average of its trainable parameters; None if the run has none.
     """
 
     state: TrainState
     new_state: Callable[[], TrainState]
     step: Callable[[TrainState, Any], tuple[TrainState, Any]]
     trainable: Trainable
+    average: Callable[[TrainState], Any] | None
+
+    def weights(self, state: TrainState) -> dict[str, Any]:
+        """Returns the parameters to evaluate: {"": those of the step, "average/": their moving average, if any}.
+
+        With a schedule-free optimizer, only {"": its average}.
+        """
+        if self.average is None:
+            return {"": state.params}
+        average = trainable.merge(self.average(state), trainable.split(state.params, self.trainable)[1])
+        return {"": average} if state.average is None else {"": state.params, AVERAGE: average}
 
     def parameter_counts(self) -> tuple[int, int]:
         """Returns (number of all parameters, number of trainable ones)."""
@@ -117,12 +133,18 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
     """
     cfg, module, layout = experiment.cfg, on_devices.module, on_devices.layout
     params = step.abstract_params(module, on_devices.example)
-    is_trained = trainable.select(cfg.optimizer.trained, params, has_added=experiment.model.has_added)
-    optimizer, schedule = _optimizer(cfg, trainable.split(sharding.param_axes(params), is_trained)[0])
-    state = step.abstract_state(module, optimizer, layout, on_devices.example, is_trained)
-    new_state = functools.partial(
-        step.init_state, module, optimizer, layout, on_devices.example, cfg.seed, trainable=is_trained
-    )
+    groups = parameter_groups.parse(cfg.optimizer.groups)
+    parameter_groups.check(groups, nn.meta.unbox(params))
+    is_trained = trainable.select(cfg.optimizer.trained, params, experiment.model.has_added, groups)
+    optimizer, schedule = _optimizer(cfg, trainable.split(sharding.param_axes(params), is_trained)[0], groups)
+    averaging = None
+    if cfg.average.decay:
+        from t5x_lite.training.averages import Averaging
+
+        averaging = Averaging(cfg.average.decay, cfg.average.every_steps)
+    parts = is_trained, averaging is not None
+    state = step.abstract_state(module, optimizer, layout, on_devices.example, *parts)
+    new_state = functools.partial(step.init_state, module, optimizer, layout, on_devices.example, cfg.seed, *parts)
     train_step = step.make_train_step(
         module,
         optimizer,
@@ -134,31 +156,50 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
         seed=cfg.seed,
         trainable=is_trained,
         spike_sigmas=cfg.train.spike_sigmas,
+        averaging=averaging,
     )
     from t5x_lite import check_own_code
 
     check_own_code.check(experiment, on_devices.module, optimizer, schedule, state, on_devices.example, is_trained)
-    return Training(state, new_state, train_step, is_trained)
+    return Training(state, new_state, train_step, is_trained, _average(cfg, state, is_trained))
 
 
-def _optimizer(cfg: Config, param_axes: Any) -> tuple[optax.GradientTransformation, Schedule]:
+def _average(cfg: Config, state: TrainState, is_trained: Trainable) -> Callable[[TrainState], Any] | None:
+    """Returns the function from a train state to the average of its trainable parameters; None if it has none."""
+    if cfg.average.decay:
+        return lambda state: state.average
+    if cfg.optimizer.name != "schedule_free":
+        return None
+    from t5x_lite.training import averages
+
+    def of_schedule_free(state: TrainState) -> Any:
+        return averages.of_schedule_free(trainable.split(state.params, is_trained)[0], state.opt_state)
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, trainable.split(state.params, is_trained)[0])
+    return jax.jit(of_schedule_free, out_shardings=places)
+
+
+def _optimizer(
+    cfg: Config, param_axes: Any, groups: tuple[Group, ...]
+) -> tuple[optax.GradientTransformation, "Schedule"]:
     """Returns the optimizer and its schedule. param_axes: the logical axes of each trainable parameter."""
+    from t5x_lite.training import schedules
+
     schedule = schedules.make_schedule(
         cfg.schedule.name,
         cfg.optimizer.learning_rate,
         cfg.schedule.warmup_steps,
         cfg.train.total_steps,
         cfg.schedule.final_fraction,
+        **{name: cfg.schedule[name] for name in SHAPE_PARAMETERS},
     )
     optimizer = optim.make_optimizer(
         cfg.optimizer.name,
         schedule,
         param_axes,
-        weight_decay=cfg.optimizer.weight_decay,
+        groups=Groups(groups, cfg.optimizer.weight_decay, cfg.optimizer.layer_decay),
         clip_norm=cfg.optimizer.clip_norm,
-        b1=cfg.optimizer.b1,
-        b2=cfg.optimizer.b2,
-        epsilon=cfg.optimizer.epsilon,
+        **{name: cfg.optimizer[name] for name in HYPER_PARAMETERS},
     )
     if cfg.optimizer.unfreeze_every_steps:
         from t5x_lite.training import unfreezing

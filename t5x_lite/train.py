@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from t5x_lite import atomic, runtime
 from t5x_lite import config as configs
@@ -29,7 +30,7 @@ from t5x_lite.reports.results import read_metrics
 from t5x_lite.reports.step_log import StepLog
 from t5x_lite.reports.terminal import Terminal
 from t5x_lite.runtime import Runtime, Training
-from t5x_lite.training import step_metrics
+from t5x_lite.training import step_metrics, trainable
 from t5x_lite.training.faults import BeginAt, FaultPolicy
 from t5x_lite.training.step import LossFn, TrainState
 
@@ -43,8 +44,8 @@ class Evaluation(Protocol):
 
     def is_due(self, step: int) -> bool: ...
     def is_done(self, step: int) -> bool: ...
-    def before_training(self, params: Any) -> None: ...
-    def __call__(self, params: Any, step: int) -> None: ...
+    def before_training(self, weights: dict[str, Any]) -> None: ...
+    def __call__(self, weights: dict[str, Any], step: int) -> None: ...
     def finish(self) -> Path | None: ...
 
 
@@ -112,9 +113,11 @@ def run(
                 processes.on_first(lambda: _write_config(experiment, workdir))  # only now is the config known to work
             with clock.span("evaluate"):
                 if begin.step == 0:
-                    evaluation.before_training(state.params)
+                    evaluation.before_training(training.weights(state))
                 elif evaluation.is_due(begin.step) and not evaluation.is_done(begin.step):
-                    evaluation(state.params, begin.step)  # the last process died between saving and evaluating
+                    evaluation(
+                        training.weights(state), begin.step
+                    )  # the last process died between saving and evaluating
             guard.pause()  # compiling the step may take any time
             if span == "compile" and begin.step < total_steps:
                 terminal.compiling()
@@ -142,14 +145,14 @@ def run(
                 checkpoints.check()
                 if saves and not again:
                     with clock.span("checkpoint"):
-                        _save(cfg, workdir, checkpoints, state, data)
+                        _save(cfg, workdir, checkpoints, state, training, data)
                 if due and not stop and not again:
                     with clock.span("evaluate"):
                         checkpoints.wait()
-                        evaluation(state.params, step)
+                        evaluation(training.weights(state), step)
                         stop = guard.stops()
                         if stop:
-                            _save(cfg, workdir, checkpoints, state, data)
+                            _save(cfg, workdir, checkpoints, state, training, data)
             running = again is not None
             if again:
                 begin = again
@@ -282,7 +285,8 @@ def _restore(
     if begin.step:
         terminal.line(f"resuming {checkpoints.directory.parent} at step {begin.step}")
         checkpoints.wait()  # the save of this step may be under way
-        return checkpoints.restore(begin.step, training.state)
+        state, data_state = checkpoints.restore(begin.step, training.state)
+        return state, data_state or first_data_state  # a branch with other data has none
     state = training.new_state()
     if cfg.init.checkpoint:
         from t5x_lite import initial_params  # only for runs that start from a different model
@@ -290,7 +294,8 @@ def _restore(
         params, report, of_each = initial_params.load(
             cfg.init.checkpoint, state.params, experiment.model, experiment.classes, cfg.init.adapt
         )
-        state = dataclasses.replace(state, params=params)
+        average = trainable.split(params, training.trainable)[0] if state.average is not None else None
+        state = dataclasses.replace(state, params=params, average=jax.tree.map(jnp.copy, average))
         file = checkpoints.directory.parent / "initial_params.json"
         processes.on_first(lambda: atomic.write(file, json.dumps(of_each, indent=1)))
         terminal.line(f"from {cfg.init.checkpoint}: {report}")
@@ -334,9 +339,12 @@ def _settle(
     return None
 
 
-def _save(cfg: Any, workdir: Path, checkpoints: Checkpoints, state: TrainState, data: TrainBatches) -> None:
+def _save(
+    cfg: Any, workdir: Path, checkpoints: Checkpoints, state: TrainState, training: Training, data: TrainBatches
+) -> None:
     """Starts to save a checkpoint in the background. The newest checkpoints and the best one are kept."""
     saved = checkpoints.steps()
     best = processes.on_first(lambda: results.best_step(read_metrics(workdir), cfg.checkpoint.keep_best, saved))
     data_state = pipeline.merge_states(processes.gather([data.get_state()]))
-    checkpoints.save(state, data_state, configs.to_json(cfg), keep={best} if best else set())
+    average = training.average(state) if training.average else None
+    checkpoints.save(state, data_state, configs.to_json(cfg), {best} if best else set(), average)

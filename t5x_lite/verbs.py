@@ -9,18 +9,13 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from t5x_lite import console
+from t5x_lite import command_configs, console
+from t5x_lite.command_configs import Overrides
 from t5x_lite.errors import CheckpointError, ConfigError, of_the_disk
 
-if TYPE_CHECKING:
-    from t5x_lite.config import Config
-
-WHICH = "latest, best or a step"
+WHICH = "latest, best or a step; +average or +mean:K: averaged weights"
 DEFINES_TASKS = "the run's config file, if it defines tasks or a model"
-
-Overrides = dict[str, str]  # config keys from the command line -> their values as text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +41,16 @@ class Verb:
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", required=True, metavar="FILE.py", help="the experiment; FILE.py:ARG calls get_config(ARG)"
+        "--config",
+        required=True,
+        metavar="FILE.py",
+        help="the experiment; FILE.py:ARG calls getcommand_configs.of_file(ARG)",
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="directory for checkpoints, metrics and report")
 
 
 def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    cfg = _config(arguments.config, overrides)
+    cfg = command_configs.of_file(arguments.config, overrides)
     if "://" in arguments.workdir:
         raise ConfigError(
             f"--workdir={arguments.workdir}: must be a local or mounted directory. To also keep the checkpoints in the "
@@ -67,9 +65,29 @@ def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
         return train.run(experiment.resolve(cfg), workdir, EvaluationDuringTraining)
 
 
+def _branch_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="workdir of the run to continue from")
+    parser.add_argument("workdir", metavar="NEW", help="workdir of the new run; after a kill, run the command again")
+    parser.add_argument("--at", default="latest", metavar="STEP", help="a saved step of RUN; default: the latest")
+    parser.add_argument("--config", default="", metavar="FILE.py", help=DEFINES_TASKS)
+
+
+def _branch(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    cfg = command_configs.of_workdir(arguments.run, arguments.config, overrides)
+    from t5x_lite import branch, experiment, train
+    from t5x_lite.cluster import processes
+    from t5x_lite.evaluation.during_training import EvaluationDuringTraining
+
+    workdir = Path(arguments.workdir)
+    with processes.joined():
+        resolved = experiment.resolve(cfg)
+        branch.start(resolved, Path(arguments.run), arguments.at, workdir)
+        return train.run(resolved, workdir, EvaluationDuringTraining)
+
+
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR")
-    parser.add_argument("--checkpoints", default="latest", metavar="WHICH", help="latest, best, all or a step")
+    parser.add_argument("--checkpoints", default="latest", metavar="WHICH", help="all or " + WHICH)
     parser.add_argument("--tasks", default="", metavar="A,B", help="tasks to evaluate on; default: the run's")
     parser.add_argument(
         "--submission", default="", metavar="FILE.zip", help="add the test predictions to a file for GLUE's server"
@@ -78,7 +96,7 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(arguments: argparse.Namespace, overrides: Overrides) -> None:
-    cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
+    cfg = command_configs.of_workdir(arguments.workdir, arguments.config, overrides)
     from t5x_lite import config, experiment
     from t5x_lite.cluster import processes
     from t5x_lite.data.registry import differences
@@ -112,7 +130,7 @@ def _infer_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _infer(arguments: argparse.Namespace, overrides: Overrides) -> None:
-    cfg = _workdir_config(arguments.workdir, arguments.config, overrides)
+    cfg = command_configs.of_workdir(arguments.workdir, arguments.config, overrides)
     from t5x_lite import saved_run
     from t5x_lite.cluster import processes
     from t5x_lite.evaluation import infer
@@ -152,7 +170,7 @@ def _plan_flags(parser: argparse.ArgumentParser) -> None:
 def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
     if arguments.mesh:
         overrides["mesh"] = arguments.mesh
-    cfg = _config(arguments.config, overrides)
+    cfg = command_configs.of_file(arguments.config, overrides)
     count = arguments.devices or _mesh_devices(cfg.mesh)
     os.environ["JAX_PLATFORMS"] = "cpu"  # opening an accelerator would take it away from a run
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -229,7 +247,7 @@ def _tasks(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from t5x_lite import inspect
 
     if arguments.config:
-        _config(arguments.config, overrides)  # running the file registers its tasks
+        command_configs.of_file(arguments.config, overrides)  # running the file registers its tasks
     inspect.print_tasks()
 
 
@@ -246,7 +264,7 @@ def _inspect(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
     if arguments.n < 0:
         raise ConfigError(f"-n={arguments.n}: must be 0 or more")
-    resolved = experiment.resolve(_named_config(arguments, overrides))
+    resolved = experiment.resolve(command_configs.of_name(arguments, overrides))
     inspect.run(resolved, arguments.n, arguments.split, arguments.json)
 
 
@@ -264,7 +282,7 @@ def _cache(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from t5x_lite import experiment
     from t5x_lite.data import make_cache
 
-    resolved = experiment.resolve(_named_config(arguments, overrides))
+    resolved = experiment.resolve(command_configs.of_name(arguments, overrides))
     make_cache.run(
         resolved.tasks,
         resolved.converter,
@@ -338,7 +356,7 @@ def _export(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from t5x_lite.hub import interchange, model
 
     if arguments.config:
-        _config(arguments.config, overrides)  # running the file registers its tasks
+        command_configs.of_file(arguments.config, overrides)  # running the file registers its tasks
     loaded = model.load(arguments.workdir, arguments.checkpoint)
     write = interchange.export_adapter if arguments.adapter else interchange.export_model
     family = write(loaded, Path(arguments.output), family=arguments.family)
@@ -363,7 +381,7 @@ def _attention(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from t5x_lite.reports import attention_page
 
     if arguments.config:
-        _config(arguments.config, overrides)  # running the file registers its tasks
+        command_configs.of_file(arguments.config, overrides)  # running the file registers its tasks
     maps = model.load(arguments.workdir, arguments.checkpoint).attention(arguments.text, arguments.second)
     output = Path(arguments.output or Path(arguments.workdir) / "attention.html")
     atomic.write_output(output, attention_page.page(maps, f"{arguments.text[:80]} ({arguments.workdir})"))
@@ -372,6 +390,7 @@ def _attention(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
 VERBS = (
     Verb("train", "train and evaluate; run the same command again to resume", _train_flags, _train),
+    Verb("branch", "continue a run from one of its checkpoints as a new run", _branch_flags, _branch),
     Verb("eval", "evaluate checkpoints of a run", _eval_flags, _eval),
     Verb("infer", "predict or score every line of a JSONL, CSV or text file", _infer_flags, _infer),
     Verb(
@@ -393,53 +412,3 @@ VERBS = (
     Verb("attention", "write a text's attention maps as a page that opens offline", _attention_flags, _attention),
     Verb("vocab", "train a SentencePiece vocabulary", _vocab_flags, _vocab, False),
 )
-
-
-# --------------------------------------------------------------------------------------------------------- configs
-
-
-def _config(spec: str, overrides: Overrides) -> "Config":
-    from t5x_lite import config
-
-    cfg = config.load(spec)
-    for key, text in overrides.items():
-        config.override(cfg, key, text)
-    config.validate(cfg)
-    return cfg
-
-
-def _named_config(arguments: argparse.Namespace, overrides: Overrides) -> "Config":
-    """Returns the config for a verb that takes the NAME of a task or mixture. NAME replaces the mixture of --config."""
-    from t5x_lite import config
-
-    cfg = config.load(arguments.config) if arguments.config else config.base()
-    for key, text in overrides.items():
-        config.override(cfg, key, text)
-    if not cfg.data.files:
-        if Path(arguments.name).is_file() or re.search(r"[/*{,=]", arguments.name):
-            raise ConfigError(
-                f"{arguments.name!r} is not a task or mixture; for a file use --config.data.files={arguments.name}"
-            )
-        cfg.data.mixture = arguments.name
-    elif arguments.name:
-        raise ConfigError(f"NAME {arguments.name!r} and config.data.files={cfg.data.files!r}: give only one of them")
-    config.validate(cfg)
-    return cfg
-
-
-def _workdir_config(workdir: str, spec: str, overrides: Overrides) -> "Config":
-    """Returns the config of a workdir's run plus the overrides, for verbs that use a workdir."""
-    from t5x_lite import config
-
-    if not Path(workdir).is_dir():
-        raise ConfigError(f"no workdir {workdir!r}; give the --workdir of a `t5x-lite train`")
-    loaded = config.load(spec) if spec else None  # registers the tasks it defines
-    cfg = config.from_json(Path(workdir) / "config.json")
-    if loaded is not None:
-        from t5x_lite import check_own_code
-
-        check_own_code.take_objects(cfg, loaded)
-    for key, text in overrides.items():
-        config.override(cfg, key, text)
-    config.validate(cfg)
-    return cfg

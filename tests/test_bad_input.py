@@ -43,7 +43,7 @@ def get_config(preset="t5_tiny"):
         (["--config.train.total_step=1"], 2, "did you mean config.train.total_steps"),
         (["--config.train.total_steps=many"], 2, "is not of type int"),
         (["--config.model.preset=t5_tny"], 2, "unknown model preset 't5_tny'; did you mean 't5_tiny'"),
-        (["--config.optimizer.name=adamv"], 2, "did you mean 'adamw'"),
+        (["--config.optimizer.name=adamv"], 2, "did you mean 'adam' or 'adamw'"),
         (["--config.mesh=date=8"], 2, "unknown mesh axis 'date'; did you mean 'data'"),
         (["--config.mesh=data=3"], 2, "needs 3 devices; there are 8"),
         (["--config.data.batch_rows=12"], 2, "batch_rows=12 is not divisible by mesh axis data=8; use 8 or 16"),

@@ -68,7 +68,7 @@ def test_a_wrong_type_says_what_was_got_and_what_is_wanted(text):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer.name": "adam"}, "unknown optimizer.name 'adam'; did you mean 'adamw'"),
+        ({"optimizer.name": "adamax"}, "unknown optimizer.name 'adamax'; did you mean 'adam'"),
         ({"schedule.name": "cosin"}, "did you mean 'cosine'"),
         ({"train.microbatches": "3"}, "not divisible by train.microbatches=3; use 2 or 4"),
         ({"schedule.name": "linear", "schedule.warmup_steps": "5000"}, "decay never begins"),

@@ -1,5 +1,8 @@
 """Checks schedules at chosen steps, and AdamW and Adafactor against the formulas in float64 numpy."""
 
+import functools
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5x_lite import config
+from t5x_lite import recipe_keys
 from t5x_lite.errors import ConfigError
 from t5x_lite.training import adafactor, optim, schedules
+from t5x_lite.training.parameter_groups import Groups
+
+
+def test_the_names_and_parameters_are_those_of_the_config():
+    assert tuple(schedules.SCHEDULES) == recipe_keys.SCHEDULES
+    of_each = [inspect.getfullargspec(function).kwonlyargs for function in schedules.SCHEDULES.values()]
+    assert {name for names in of_each for name in names} == recipe_keys.SHAPE_PARAMETERS.keys()
 
 
 def at(schedule, *steps):
@@ -36,17 +46,32 @@ def test_constant_linear_and_cosine():
     np.testing.assert_allclose(at(cosine, 5, 10, 60, 85, 110), [0.5, 1, 0.5, 0.5 - np.sqrt(0.125), 0], atol=1e-6)
 
 
-def test_schedules_compose():
-    """T5X's default: constant · linear_warmup · rsqrt_decay."""
-    schedule = schedules.product(schedules.linear_warmup(100), schedules.rsqrt_decay(100))
-    np.testing.assert_allclose(at(schedule, 0, 50, 100, 400), [0, 0.5, 1, 0.5], rtol=1e-6)
+def test_other_shapes():
+    make = functools.partial(schedules.make_schedule, learning_rate=1.0)
+    vaswani = make("inverse_sqrt", warmup_steps=100)
+    np.testing.assert_allclose(at(vaswani, 0, 50, 100, 400), [0, 0.5, 1, 0.5], rtol=1e-6)
+    polynomial = make("polynomial", warmup_steps=10, total_steps=110, power=3.0)
+    np.testing.assert_allclose(at(polynomial, 5, 60, 110), [0.5, 0.125, 0], atol=1e-6)
+    for decay, half in (("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - np.sqrt(0.5))):
+        wsd = make("wsd", warmup_steps=10, total_steps=100, decay_steps=20, decay=decay, final_fraction=0.2)
+        np.testing.assert_allclose(at(wsd, 5, 10, 80, 90, 100), [0.5, 1, 1, 0.2 + 0.8 * half, 0.2], rtol=1e-5)
+    step = make("step", total_steps=90, drop_every_steps=30, drop_factor=0.5)
+    np.testing.assert_allclose(at(step, 0, 29, 30, 60, 90), [1, 1, 0.5, 0.25, 0.125], rtol=1e-6)
+    cycle = make("one_cycle", warmup_steps=30, total_steps=100, initial_fraction=0.04)
+    np.testing.assert_allclose(at(cycle, 0, 15, 30, 65, 100), [0.04, 0.52, 1, 0.5, 0], atol=1e-6)
+    restarts = make("restarts", warmup_steps=10, total_steps=110, cycles=2)
+    np.testing.assert_allclose(at(restarts, 5, 10, 35, 60, 85, 110, 200), [0.5, 1, 0.5, 1, 0.5, 0, 0], atol=1e-6)
+    piecewise = make("piecewise", total_steps=100, points=("0:0", "10:1", "50:1", "50:0.5", "100:0"))
+    np.testing.assert_allclose(
+        at(piecewise, 0, 5, 10, 49, 50, 75, 100, 150), [0, 0.5, 1, 1, 0.5, 0.25, 0, 0], atol=1e-6
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(config.SCHEDULES),
+    name=st.sampled_from(["constant", "linear", "cosine", "rsqrt", "inverse_sqrt", "polynomial", "wsd", "one_cycle"]),
     warmup=st.integers(0, 50),
-    decay=st.integers(1, 200),
+    decay=st.integers(12, 200),  # more than a tenth of the run, which is wsd's decay
     final=st.floats(0, 1),
     n=st.integers(0, 300),
 )
@@ -63,12 +88,21 @@ def test_schedule_errors():
         schedules.make_schedule("cosin", 1.0)
     with pytest.raises(ConfigError, match="warmup_steps=10 to total_steps=10"):
         schedules.make_schedule("linear", 1.0, 10, 10)
+    with pytest.raises(ConfigError, match=r"schedule.power=2.0: cosine has no power; unset it. Its own keys: none"):
+        schedules.make_schedule("cosine", 1.0, 1, 10, power=2.0)
+    with pytest.raises(ConfigError, match=r"decay_steps=95 and schedule.warmup_steps=10 are longer than the run"):
+        schedules.make_schedule("wsd", 1.0, 10, 100, decay_steps=95)
+    for points in ((), ("0:1",), ("5:1", "0:0"), ("0:1", "5:x"), ("0:1", "5:-1")):
+        with pytest.raises(ConfigError, match="must be two or more 'UPDATES:FACTOR'"):
+            schedules.make_schedule("piecewise", 1.0, 0, 10, points=points)
+    with pytest.raises(ConfigError, match=r"schedule.points end at update 20, after the run"):
+        schedules.make_schedule("piecewise", 1.0, 0, 10, points=("0:1", "20:0"))
     with pytest.raises(ConfigError, match="learning_rate=-1"):
         schedules.make_schedule("constant", -1.0)
-    with pytest.raises(ConfigError, match="unknown optimizer 'adam'; did you mean 'adamw'"):
-        optim.make_optimizer("adam", schedules.constant(), {})
+    with pytest.raises(ConfigError, match="unknown optimizer 'adamax'; did you mean 'adam"):
+        optim.make_optimizer("adamax", lambda n: 1.0, {})
     with pytest.raises(ConfigError, match="clip_norm=-1"):
-        optim.make_optimizer("adamw", schedules.constant(), {}, clip_norm=-1)
+        optim.make_optimizer("adamw", lambda n: 1.0, {}, clip_norm=-1)
 
 
 # Optimizers -----------------------------------------------------------------------------------------------------------
@@ -192,7 +226,7 @@ def test_adamw_is_the_paper_s_and_decays_only_what_it_should():
     flat, grads = random_trees({"kernel": (3, 4), "bias": (4,), "scale": (3,)}, steps=3)
     nest = lambda t: {"dense": {"kernel": t["kernel"], "bias": t["bias"]}, "norm": {"scale": t["scale"]}}  # noqa: E731
     schedule = lambda n: 0.1 / (n + 1)  # noqa: E731
-    optimizer = optim.make_optimizer("adamw", schedule, axes, weight_decay=0.5, b1=0.8, b2=0.9, epsilon=1e-6)
+    optimizer = optim.make_optimizer("adamw", schedule, axes, groups=Groups((), 0.5), b1=0.8, b2=0.9, epsilon=1e-6)
     out, _ = run(optimizer, nest(flat), [nest(g) for g in grads])
     for name in flat:
         x, m, v = flat[name].astype(np.float64), 0.0, 0.0
@@ -206,15 +240,6 @@ def test_adamw_is_the_paper_s_and_decays_only_what_it_should():
 
 def nest_get(tree, name):
     return tree["norm" if name == "scale" else "dense"][name]
-
-
-def test_decay_mask_by_rule():
-    axes = {"decoder": {"position_embedding": {"embedding": ("positions", "embed")}, "bias_net": {"kernel": ("mlp",)}}}
-    assert optim.decay_mask(axes) == {
-        "decoder": {"position_embedding": {"embedding": True}, "bias_net": {"kernel": True}}
-    }
-    mask = optim.decay_mask(axes, (*optim.NO_DECAY, r".*position_embedding/.*"))
-    assert mask["decoder"]["position_embedding"]["embedding"] is False
 
 
 def test_gradients_are_clipped_by_their_global_norm():

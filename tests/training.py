@@ -14,6 +14,8 @@ from t5x_lite.cluster.sharding import Layout, make_mesh
 from t5x_lite.models import build
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.training import optim, schedules, step
+from t5x_lite.training.averages import Averaging
+from t5x_lite.training.parameter_groups import Groups
 from t5x_lite.training.step import TrainState
 from t5x_lite.training.trainable import Trainable, everything, split
 
@@ -82,6 +84,7 @@ def start(
     state: TrainState | None = None,
     trainable: Trainable = everything,
     drawn: bool = False,
+    averaging: Averaging | None = None,
     **options: Any,
 ) -> Run:
     """Prepares a run on data × fsdp × tensor (× sequence) devices: fresh, or from a different run's `state`.
@@ -99,21 +102,21 @@ def start(
             optimizer,
             schedule,
             split(axes, trainable)[0],
-            weight_decay=0.1,
+            groups=Groups(weight_decay=0.1),
             clip_norm=1.0,
-            epsilon=1e-3,
-            min_dim_size_to_factor=8,
+            **({"min_dim_size_to_factor": 8} if optimizer == "adafactor" else {"epsilon": 1e-3}),
         )
     if state is None and not drawn:
-        state = step.init_state(module, optimizer, layout, batch, 1, trainable)
+        state = step.init_state(module, optimizer, layout, batch, 1, trainable, averaging is not None)
     else:
-        shapes = step.abstract_state(module, optimizer, layout, batch, trainable)
+        shapes = step.abstract_state(module, optimizer, layout, batch, trainable, averaging is not None)
         if state is None:
             zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-            state = zeros.replace(params=random_params(config))
+            drawn_params = random_params(config)
+            state = zeros.replace(params=drawn_params, average=drawn_params if averaging else None)
         state = jax.device_put(jax.device_get(state), jax.tree.map(lambda leaf: leaf.sharding, shapes))
     train_step = step.make_train_step(
-        module, optimizer, schedule, layout, state, seed=2, trainable=trainable, **options
+        module, optimizer, schedule, layout, state, seed=2, trainable=trainable, averaging=averaging, **options
     )
     return Run(layout, module, optimizer, train_step, state, sharding.put_batch(batch, layout), [])
 

@@ -1,6 +1,6 @@
 """Saves and restores checkpoints: train state, data position and config, written by Orbax in one directory per step.
 
-`WORKDIR/checkpoints/STEP/{params,optimizer,progress,config,MANIFEST.json}`. A step is first written in
+`WORKDIR/checkpoints/STEP/{params,optimizer,average,progress,config,MANIFEST.json}`. A step is first written in
 `WORKDIR/saving`, then one rename moves it into place. So older steps are safe if the process dies while saving. The
 manifest has the hash of every file, so a corrupted file is detected before it is used. The arrays are restored in the
 shardings of the new run. So the new run may have a different mesh and a different number of processes.
@@ -27,6 +27,7 @@ from t5x_lite import atomic, side_files
 from t5x_lite.checkpoints import manifest
 from t5x_lite.cluster import processes
 from t5x_lite.errors import CheckpointError, ConfigError, first_line
+from t5x_lite.models import paths
 from t5x_lite.training.step import TrainState
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = "checkpoints"
 STAGING = "saving"
+PARAMS, AVERAGE = "params", "average"  # directories of a step: the parameters, and the average of those trained
 STEP = re.compile("0|[1-9][0-9]{0,18}")  # the name of a step's directory
 LOOK_S = 10.0  # how often to check whether a save makes progress
 BARRIER_S = 24 * 3600  # time for all processes to finish writing; the guard ends a hanging process sooner
@@ -89,8 +91,12 @@ class Checkpoints:
         """Returns the saved steps, oldest first. The newest may not be on disk yet."""
         return list(self._steps)
 
-    def save(self, state: TrainState, data_state: dict, config_json: str, keep: Iterable[int] = ()) -> None:
+    def save(
+        self, state: TrainState, data_state: dict, config_json: str, keep: Iterable[int] = (), average: Any = None
+    ) -> None:
         """Waits for the previous save, then saves `state` as step `state.step`, unless that step is saved already.
+
+        average: moving average of the trainable parameters; None: none.
 
         Once the step is on disk, keeps only the newest `keep_last` steps and those in `keep`. Until then, there is one
         more step. Raises CheckpointError if the previous save or this one fails.
@@ -99,17 +105,17 @@ class Checkpoints:
         self.wait()
         if step in self._steps:
             return
+        parts = {PARAMS: state.params, "optimizer": state.opt_state} | ({} if average is None else {AVERAGE: average})
         with self._errors_in_a_line(f"cannot save step {step}"):
             self._checkpointer.save(
                 self._staging / str(step),
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    optimizer=ocp.args.StandardSave(state.opt_state),
+                    **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
                     progress=ocp.args.JsonSave({"step": step, "data": data_state}),
                     config=ocp.args.JsonSave(json.loads(config_json)),
                 ),
             )
-        arrays = {"params": kinds_of(state.params), "optimizer": kinds_of(state.opt_state)}
+        arrays = {name: kinds_of(part) for name, part in parts.items()}
         steps = [*self._steps, step]
         dropped = [old for old in steps[: -self.keep_last] if old not in keep]
         self._steps = [kept for kept in steps if kept not in dropped]
@@ -139,15 +145,18 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """Returns (the state of `step`, the data position that was saved with it).
 
-        like: a state of arrays or ShapeDtypeStructs. The restored arrays get the same shapes, dtypes and shardings.
+        like: a state of arrays or ShapeDtypeStructs. The restored arrays get the same shapes, dtypes and shardings. If
+            it has an average and the step has none, the average begins as the parameters.
         Raises CheckpointError if the files cannot be read or do not fit `like`.
         """
+        parts = {PARAMS: like.params, "optimizer": like.opt_state}
+        if like.average is not None and (self.directory / str(step) / AVERAGE).is_dir():
+            parts[AVERAGE] = like.average
         try:
             restored = self._checkpointer.restore(
                 self.directory / str(step),
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(abstract(like.params)),
-                    optimizer=ocp.args.StandardRestore(abstract(like.opt_state)),
+                    **{name: ocp.args.StandardRestore(abstract(part)) for name, part in parts.items()},
                     progress=ocp.args.JsonRestore(),
                 ),
             )
@@ -157,9 +166,14 @@ class Checkpoints:
                 "Was it saved with a different model or optimizer? Compare its config/ with this run's config"
             ) from error
         arrays = jax.device_put(step, abstract(like.step).sharding)
-        return dataclasses.replace(
-            like, step=arrays.astype("int32"), params=restored["params"], opt_state=restored["optimizer"]
-        ), restored["progress"]["data"]
+        average, params = restored.get(AVERAGE), restored[PARAMS]
+        if like.average is not None and average is None:
+            of_params = paths.flatten(params)
+            average = paths.unflatten({path: jnp.copy(of_params[path]) for path in paths.flatten(like.average)})
+        state = dataclasses.replace(
+            like, step=arrays.astype("int32"), params=params, opt_state=restored["optimizer"], average=average
+        )
+        return state, restored["progress"]["data"]
 
     def check(self) -> None:
         """Raises CheckpointError if a save has failed. Does not wait for a save that is under way."""
@@ -300,7 +314,9 @@ def verify(workdir: Path) -> dict[int, str | None]:
 
 def check_space(workdir: Path, state: TrainState, kept: int) -> None:
     """Raises CheckpointError unless the disk has space for `kept` checkpoints of `state` and one more."""
-    bytes_each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    bytes_each = sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state, state.average))
+    )
 
     def look() -> None:
         # The saved steps and the files of a killed save will be removed, but corrupted steps (STEP.corrupt) will stay.

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from t5x_lite import side_files
-from t5x_lite.checkpoints.checkpoint import DIRECTORY, abstract, check, find
+from t5x_lite.checkpoints.checkpoint import AVERAGE, DIRECTORY, PARAMS, abstract, check, find, saved_steps
 from t5x_lite.cluster import processes
-from t5x_lite.errors import CheckpointError, first_line
+from t5x_lite.errors import CheckpointError, ConfigError, first_line
 from t5x_lite.models import paths
 from t5x_lite.models.config import ModelConfig
 
@@ -60,7 +60,10 @@ class LoadReport:
 
 
 def load_params(
-    source: str | Path, params: Any, origins: Callable[[Iterable[str], Iterable[str]], dict[str, Origin]] | None = None
+    source: str | Path,
+    params: Any,
+    origins: Callable[[Iterable[str], Iterable[str]], dict[str, Origin]] | None = None,
+    part: str = PARAMS,
 ) -> tuple[Any, LoadReport]:
     """Returns `params`, in which each array is replaced by the checkpoint's array with the same path and shape, if any.
 
@@ -68,13 +71,14 @@ def load_params(
     params: a tree of arrays, or of ShapeDtypeStructs.
     origins: (paths of the model, paths of the checkpoint) -> {path of a parameter: its Origin}. None: each parameter
         comes from the array with the same path.
+    part: the part of the checkpoint: PARAMS or AVERAGE.
     Raises CheckpointError if there is no checkpoint, if it is corrupted, or if none of its arrays fits. Also raises it
     if the layers have different shapes, because then the checkpoint belongs to another model. Tables and heads may have
     different shapes, because the vocabulary or the classes may differ.
     """
     step_directory = Path(processes.on_first(lambda: str(find(source))))  # another run may be saving in that workdir
     check(step_directory)
-    directory = step_directory / "params"
+    directory = step_directory / part
     checkpointer = ocp.PyTreeCheckpointer()
     model = paths.flatten(params)
     try:
@@ -156,12 +160,46 @@ def check_layers(workdir: Path, step: int, model: ModelConfig) -> None:
         )
 
 
-def load_model(workdir: Path, step: int, params: Any) -> Any:
+def load_model(workdir: Path, step: int, params: Any, weights: str = "") -> Any:
     """Returns the parameters of a workdir's step, with the shapes and shardings of `params`.
 
-    Raises CheckpointError unless the step has all parameters of `params` in the same shapes.
+    weights: "raw": those of the step; "average": with their moving average; "mean:K": the mean of the K newest saved
+        steps up to this one; "": raw, but the average for a schedule-free optimizer.
+    Raises CheckpointError unless the step has all parameters of `params` in the same shapes, or if it has no such
+    weights. Raises ConfigError if `weights` is none of these.
     """
-    loaded, report = load_params(workdir / DIRECTORY / str(step), params)
-    if report.fresh or report.reshaped:
-        raise CheckpointError(f"step {step} of {workdir} does not hold the model of its config.json: {report}")
-    return loaded
+    directory = workdir / DIRECTORY / str(step)
+    weights = weights or (AVERAGE if _is_schedule_free(directory) else "raw")
+    if weights in ("raw", AVERAGE):
+        steps = [step]
+    elif match := re.fullmatch(r"mean:([1-9]\d{0,5})", weights):
+        steps = [saved for saved in saved_steps(workdir) if saved <= step][-int(match[1]) :]
+        if len(steps) < int(match[1]):
+            raise CheckpointError(
+                f"+{weights}: {workdir} has only {len(steps)} checkpoints up to step {step}; raise checkpoint.keep_last"
+            )
+    else:
+        raise ConfigError(f"weights {weights!r} of a checkpoint: must be raw, average or mean:K, such as latest+mean:3")
+    mean: Any = None
+    for saved in steps:
+        loaded, report = load_params(workdir / DIRECTORY / str(saved), params)
+        if report.fresh or report.reshaped:
+            raise CheckpointError(f"step {saved} of {workdir} does not hold the model of its config.json: {report}")
+        mean = loaded if mean is None else jax.tree.map(jnp.add, mean, loaded)
+    if len(steps) > 1:
+        mean = jax.tree.map(lambda total: total / len(steps), mean)
+    if weights == AVERAGE:
+        if not side_files.is_there(directory / AVERAGE):
+            raise CheckpointError(
+                f"step {step} of {workdir} has no moving average; a run with --config.average.decay=0.999 keeps one"
+            )
+        mean, _ = load_params(directory, mean, part=AVERAGE)
+    return mean
+
+
+def _is_schedule_free(directory: Path) -> bool:
+    """Returns whether a step was made by a schedule-free optimizer. If its config cannot be read, returns False."""
+    try:
+        return side_files.read_json(directory / "config" / "metadata")["optimizer"]["name"] == "schedule_free"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False

@@ -36,15 +36,16 @@ MESH_AXES: dict[str, MeshAxis] = {
 ROW, COLUMN, STACK, WHOLE = "row", "column", "stack", "whole"
 
 
-def _axis(*mesh_axes: str, factor: str = WHOLE, size: str = "") -> Any:
+def _axis(*mesh_axes: str, factor: str = WHOLE, size: str = "", hidden: bool = False) -> Any:
     """Returns the dataclass field of a logical axis.
 
     mesh_axes: the mesh axes that the logical axis is split over by default.
     factor: the logical axis's role in Adafactor's second moments. ROW and COLUMN: the moments are factored along it.
         STACK: layers, never averaged over. WHOLE: parameters with this axis are not factored.
     size: the field of ModelConfig that holds the logical axis's size, if the mesh axes must divide that size; else "".
+    hidden: whether the axis numbers hidden units, as the axes of layers' matrices do, and not words or classes.
     """
-    return dataclasses.field(default=mesh_axes, metadata={"factor": factor, "size": size})
+    return dataclasses.field(default=mesh_axes, metadata={"factor": factor, "size": size, "hidden": hidden})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +59,10 @@ class AxisRules:
 
     batch: tuple[str, ...] = _axis("data", "fsdp")
     length: tuple[str, ...] = _axis("sequence")
-    embed: tuple[str, ...] = _axis("fsdp", factor=ROW, size="d_model")
-    mlp: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="d_ff")
-    heads: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="num_heads")
-    kv: tuple[str, ...] = _axis(factor=COLUMN, size="head_dim")
+    embed: tuple[str, ...] = _axis("fsdp", factor=ROW, size="d_model", hidden=True)
+    mlp: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="d_ff", hidden=True)
+    heads: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="num_heads", hidden=True)
+    kv: tuple[str, ...] = _axis(factor=COLUMN, size="head_dim", hidden=True)
     vocab: tuple[str, ...] = _axis("tensor", factor=COLUMN, size="vocab_size")
     layers: tuple[str, ...] = _axis(factor=STACK)
     relative_buckets: tuple[str, ...] = _axis(size="relative_buckets")
@@ -84,12 +85,18 @@ class AxisRules:
 
 DEFAULT_RULES = AxisRules()
 SIZES = {f.name: f.metadata["size"] for f in dataclasses.fields(AxisRules) if f.metadata["size"]}
+HIDDEN = {f.name for f in dataclasses.fields(AxisRules) if f.metadata["hidden"]}
 
 
 def factor_of(logical_axis: str | None) -> str:
     """Returns the axis's role in Adafactor's moments. Returns WHOLE if the axis is None or no field of AxisRules."""
     fields = {field.name: field.metadata["factor"] for field in dataclasses.fields(AxisRules)}
     return fields.get(logical_axis or "", WHOLE)
+
+
+def is_hidden(logical_axis: str | None) -> bool:
+    """Returns whether the axis numbers hidden units. Returns False if the axis is None or no field of AxisRules."""
+    return logical_axis in HIDDEN
 
 
 def axis_rules(**overrides: str | Sequence[str] | None) -> AxisRules:

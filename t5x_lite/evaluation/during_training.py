@@ -47,15 +47,17 @@ class EvaluationDuringTraining:
         """Returns whether every task has been evaluated at this step. All processes get the same answer."""
         return processes.on_first(lambda: results.was_evaluated(read_metrics(self._workdir), step, self._tasks))
 
-    def before_training(self, params: Any) -> None:
+    def before_training(self, weights: dict[str, Any]) -> None:
         """Computes the baselines. Also evaluates the untrained model if `eval.untrained` is true."""
         self._loggers.scalars(0, baselines(self._experiment))
         if self._cfg.eval.untrained:
             self._terminal.line("evaluating the untrained model")
-            self(params, 0)
+            self({"": weights[""]}, 0)
 
-    def __call__(self, params: Any, step: int) -> None:
-        """Evaluates the parameters and logs the result.
+    def __call__(self, weights: dict[str, Any], step: int) -> None:
+        """Evaluates parameters and logs the result.
+
+        weights: {what the names of metrics begin with: parameters}; only those of "" make predictions that are kept.
 
         If the run is interrupted, the evaluation ends early, and the resumed run repeats it. If the evaluation fails,
         its error is raised. With eval.on_error=record, the error is only printed, unless it comes from the JAX runtime.
@@ -65,7 +67,9 @@ class EvaluationDuringTraining:
             return not self._may_go_on(f"a batch of the evaluation at step {step}")
 
         try:
-            values, samples = self._evaluator.evaluate(params, step, stop=stop)
+            values, samples = self._evaluator.evaluate(weights[""], step, stop)
+            for prefix in weights.keys() - {""}:
+                values |= self._evaluator.evaluate(weights[prefix], step, stop, prefix)[0]
         except evaluate.Stopped:
             return
         except Exception as error:

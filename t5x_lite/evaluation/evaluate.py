@@ -57,10 +57,11 @@ class Evaluator:
         self._eval_step = make_eval_step(on_devices.module, on_devices.layout, on_devices.abstract_params())
 
     def evaluate(
-        self, params: Any, step: int, stop: Callable[[], bool] = lambda: False
+        self, params: Any, step: int, stop: Callable[[], bool] = lambda: False, prefix: str = ""
     ) -> tuple[dict[str, float], dict[str, list[dict]]]:
         """Returns ({"eval/TASK/METRIC": value}, {task: its first few predictions}).
 
+        prefix: what the names of metrics begin with; with a prefix, predictions are not written.
         stop: called before each batch. If it returns True, `evaluate` raises Stopped.
         """
         values: dict[str, float] = {}
@@ -71,14 +72,15 @@ class Evaluator:
             if not task.is_corpus:
                 rows, references = self.predictions(params, task, stop)
                 for answer, field in fields_of(self.predictor.answers(task)).items():
-                    prefix = "" if field == "prediction" else f"{answer}/"
+                    begins = "" if field == "prediction" else f"{answer}/"
                     of_answer = scores.scores_of(task, rows, references, field)
-                    of_task |= {f"{prefix}{name}": value for name, value in of_answer.values.items()}
-                    lower |= {f"{prefix}{name}" for name in of_answer.lower}
-                processes.on_first(lambda name=task.name, rows=rows: self._write(step, name, rows))
+                    of_task |= {f"{begins}{name}": value for name, value in of_answer.values.items()}
+                    lower |= {f"{begins}{name}" for name in of_answer.lower}
+                if not prefix:
+                    processes.on_first(lambda name=task.name, rows=rows: self._write(step, name, rows))
                 samples[task.name] = rows[: self.experiment.cfg.eval.predictions_shown]
-            values |= {f"eval/{task.name}/{name}": value for name, value in of_task.items()}
-            self._lower_is_better |= {f"{task.name}/{name}" for name in lower}
+            values |= {f"eval/{task.name}/{prefix}{name}": value for name, value in of_task.items()}
+            self._lower_is_better |= {f"{task.name}/{prefix}{name}" for name in lower}
         return values, samples
 
     def directions(self) -> dict[str, float]:
@@ -209,12 +211,14 @@ class Evaluator:
 def run(experiment: Experiment, workdir: Path, which: str, submission: Path | None = None) -> None:
     """Evaluates checkpoints of a workdir (the verb `eval`).
 
-    which: "latest", "best", "all" or a step.
+    which: "latest", "best", "all" or a step, and "+WEIGHTS" as in `load_model`; the names of metrics begin with these.
     submission: a zip file for GLUE's server. The last checkpoint's predictions for the test sets are added to it.
 
     Raises CheckpointError if there is no such checkpoint, ConfigError if the submission is impossible, DataError if a
     split has no examples, and DivergedError if a prediction for the submission is not finite.
     """
+    which, _, weights = which.partition("+")
+    prefix = f"{weights}/" if weights not in ("", "raw") else ""
     steps = chosen_steps(workdir, which, experiment.cfg.checkpoint.keep_best)
     check_layers(workdir, steps[-1], experiment.model)
     submitted = []
@@ -231,10 +235,12 @@ def run(experiment: Experiment, workdir: Path, which: str, submission: Path | No
     try:
         loggers.scalars(steps[0], word_baselines(experiment))
         for step in steps:
-            params = load_model(workdir, step, target)
-            values, samples = evaluator.evaluate(params, step)
+            params = load_model(workdir, step, target, weights)
+            values, samples = evaluator.evaluate(params, step, prefix=prefix)
             if first:
-                bounds = scores.intervals(experiment.eval_tasks, experiment.cfg.eval.split, _directory(workdir, step))
+                predicted = _directory(workdir, step)
+                tasks = () if prefix else experiment.eval_tasks
+                bounds = scores.intervals(tasks, experiment.cfg.eval.split, predicted)
                 loggers.note(step, evaluator.directions())
                 loggers.scalars(step, values | bounds)
                 for task, rows in samples.items():

@@ -73,10 +73,12 @@ def run(
     templates = {name: text for name, text in templates_of(task).items() if name in needed}
     reading = Reading(cfg.data.header is not False, cfg.data.delimiter, line_pattern=cfg.data.line_pattern)
     examples = read_input(source, needed, ("step", *results), templates, reading)
+    which, _, weights = which.partition("+")
     if which == "all":
         raise ConfigError("--checkpoint=all: infer uses one checkpoint; use latest, best or a step")
     (step,) = chosen_steps(workdir, which, cfg.checkpoint.keep_best)
     settings = _settings(experiment, workdir / DIRECTORY / str(step), mode, task, results)
+    settings |= {"weights": weights} if weights else {}
     added = {"step": step, **dict.fromkeys(results)}
     check_layers(workdir, step, experiment.model)
     with contextlib.ExitStack() as closing:
@@ -86,7 +88,7 @@ def run(
         processes.on_first(lambda: _require_same(output, settings))
         done = processes.on_first(lambda: resume(output, examples, added, cfg.eval.batch_rows))
         on_devices = runtime.start(experiment)
-        params = load_model(workdir, step, on_devices.abstract_params())
+        params = load_model(workdir, step, on_devices.abstract_params(), weights)
         predictor = predict.Predictor(experiment, on_devices)
         progress = closing.enter_context(_progress())
         bar = progress.add_task(console.safe(output.name), total=len(examples), completed=done)

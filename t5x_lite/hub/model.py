@@ -337,7 +337,7 @@ def load(path: str | Path, which: str | int = "latest", special_tokens: bool | N
 
     path: a workdir, a directory `checkpoints/STEP` in a workdir, an imported directory, or a directory in Hugging Face
         format.
-    which: for a workdir, the checkpoint to load: latest, best or a step.
+    which: for a workdir, the checkpoint to load: latest, best or a step; with +average or +mean:K, averaged weights.
     special_tokens: whether texts are read with special tokens. By default, they are read as the model was trained:
         with special tokens for an imported directory or one in Hugging Face format, as in transformers; without for a
         workdir, because training never reads a special token in a text. The verb `infer` reads as a workdir does.
@@ -380,6 +380,7 @@ def _trained(path: Path, which: str, special_tokens: bool) -> Model:
     cfg = configs.from_json(path / "config.json")
     resolved = saved_run.resolve(cfg, path)
     saved = checkpoint.saved_steps(path)
+    which, _, weights = which.partition("+")
     best = best_step(read_metrics(path), cfg.checkpoint.keep_best, saved) if which == "best" else None
     step = checkpoint.choose(path, which, best)[-1]
     classes = list(dict.fromkeys(task.classes for task in resolved.tasks if task.classes))
@@ -388,7 +389,7 @@ def _trained(path: Path, which: str, special_tokens: bool) -> Model:
     features = next((task.features for task in resolved.tasks if not task.is_corpus), None)
     origins = (saved_run.directory_of(path), Path(cfg.model.preset))
     origin = next((o for o in origins if o and side_files.is_there(o / stored.SETTINGS)), None)
-    params, vocabulary = _restored(path, step, resolved.model), resolved.vocabulary
+    params, vocabulary = _restored(path, step, resolved.model, weights), resolved.vocabulary
     if special_tokens:
         if not hasattr(vocabulary, "special_tokens"):
             raise ConfigError(
@@ -398,10 +399,10 @@ def _trained(path: Path, which: str, special_tokens: bool) -> Model:
     return Model(resolved.model, params, vocabulary, labels, origin, features)
 
 
-def _restored(path: Path, step: int, config: ModelConfig) -> Any:
+def _restored(path: Path, step: int, config: ModelConfig, weights: str = "") -> Any:
     check_layers(path, step, config)
     layout = parameters.layout_for(config)
-    return load_model(path, step, parameters.targets(config, layout))
+    return load_model(path, step, parameters.targets(config, layout), weights)
 
 
 def _labels(path: Path, config: ModelConfig) -> tuple[str, ...]:

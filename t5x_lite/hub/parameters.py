@@ -139,7 +139,7 @@ def load(
     family, unless `allow` has its name. These errors come before the function reads the values of our parameters.
     """
     shapes = abstract(config)
-    parts = {path: _parts(path, shape) for path, (shape, _) in shapes.items()}
+    parts = {path: paths.unrolled(path, shape) for path, (shape, _) in shapes.items()}
     disk_vocab = found.config.vocab_size
     theirs = {}
     for path, (shape, axes) in shapes.items():
@@ -203,21 +203,14 @@ def tensors(
 
 def layers_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Yields one (path, array) per layer if `array` is a stack of scanned layers. Otherwise yields the given pair."""
-    parts = _parts(path, array.shape)
+    parts = paths.unrolled(path, array.shape)
     yield from zip(parts, [array] if parts == [path] else array, strict=True)
-
-
-def _parts(path: str, shape: tuple[int, ...]) -> list[str]:
-    """Returns one path per layer if the parameter is a stack of scanned layers. Otherwise returns [path]."""
-    if "/layers/" not in path:
-        return [path]
-    return [path.replace("/layers/", f"/layers_{i}/") for i in range(shape[0])]
 
 
 def _unrolled(shapes: dict) -> dict:
     out = {}
     for path, (shape, axes) in shapes.items():
-        for part in _parts(path, shape):
+        for part in paths.unrolled(path, shape):
             out[part] = (shape, axes) if part == path else (shape[1:], axes[1:])
     return out
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from t5x_lite import atomic, console
+from t5x_lite import atomic, console, lineage
 from t5x_lite import config as configs
 from t5x_lite.errors import ConfigError
 from t5x_lite.reports import figures, glue_average
@@ -36,6 +36,8 @@ def run(workdirs: list[Path], output: Path | None) -> None:
     config = differences(workdirs, names)
     if len(workdirs) > 1:
         config.insert(0, {"key": "(workdir)", **dict(zip(names, map(str, workdirs), strict=True))})
+    branches = {name: _lineage_text(workdir) for name, workdir in zip(names, workdirs, strict=True)}
+    config += [{"key": "(branched from)", **branches}] * any(branches.values())
     tables = {"Config": config, "Results": results(workdirs, names)}
     terminal = console.plain()
     for title, rows in tables.items():
@@ -49,6 +51,10 @@ def run(workdirs: list[Path], output: Path | None) -> None:
         page = shell(" · ".join(names), *parts, tag("h2", "Curves"), *_curves(workdirs, names))
         atomic.write_output(output, page)
         terminal.print(f"see {output}")
+
+
+def _lineage_text(workdir: Path) -> str:
+    return ", which is from ".join(f"{entry['run']} at step {entry['step']}" for entry in lineage.of(workdir))
 
 
 def differences(workdirs: list[Path], names: list[str]) -> list[dict[str, Any]]:

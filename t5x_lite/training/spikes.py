@@ -27,7 +27,7 @@ class SpikesState(NamedTuple):
     inner: Any
 
 
-def remembering(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def remembering(optimizer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
     """Returns an optimizer that wraps `optimizer` and remembers the losses of the last updates.
 
     The wrapper's `update` takes the loss as the argument `value`.
@@ -36,8 +36,10 @@ def remembering(optimizer: optax.GradientTransformation) -> optax.GradientTransf
     def init(params: Any) -> SpikesState:
         return SpikesState(nn.Partitioned(jnp.zeros(WINDOW), (None,)), jnp.zeros([], jnp.int32), optimizer.init(params))
 
-    def update(grads: Any, state: SpikesState, params: Any = None, *, value: jax.Array) -> tuple[Any, SpikesState]:
-        updates, inner = optimizer.update(grads, state.inner, params)
+    def update(
+        grads: Any, state: SpikesState, params: Any = None, *, value: jax.Array, **known: Any
+    ) -> tuple[Any, SpikesState]:
+        updates, inner = optimizer.update(grads, state.inner, params, **known)
         losses = state.losses.at[state.count % WINDOW].set(value)
         return updates, SpikesState(losses, jnp.asarray(optax.safe_increment(state.count)), inner)
 

@@ -6,7 +6,7 @@ The step does no I/O and has no global state. Callers pass the module, optimizer
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,12 @@ from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.tracing import traced_for
 from t5x_lite.training import losses
-from t5x_lite.training.schedules import Schedule
 from t5x_lite.training.step_metrics import batch_metrics
 from t5x_lite.training.trainable import Trainable, everything, merge, split
+
+if TYPE_CHECKING:
+    from t5x_lite.training.averages import Averaging  # few runs average
+    from t5x_lite.training.schedules import Schedule
 
 Batch = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStruct where only shapes matter
 LossFn = Callable[[Mapping[str, Any], Mapping[str, jax.Array]], dict[str, losses.LossSum]]
@@ -38,11 +41,13 @@ class TrainState:
 
     step: int32 scalar, number of steps made, including steps whose update was skipped.
     params, opt_state: trees of arrays without boxes; parameters are float32.
+    average: moving average of the trainable parameters (averages.py); None: none.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    average: Any = None
 
 
 def step_key(seed: int, step: jax.Array | int, purpose: str) -> jax.Array:
@@ -71,13 +76,14 @@ def abstract_state(
     layout: Layout,
     batch: Batch,
     trainable: Trainable = everything,
+    averages: bool = False,
 ) -> TrainState:
     """Returns the shapes and shardings of the train state, for restoring a checkpoint. Allocates no arrays.
 
     batch: arrays or shapes [B, …]. Raises ConfigError if a parameter has no logical axes, or if a dimension of a
     parameter is not divisible by the size of the mesh axes that split it.
     """
-    boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0, trainable))
+    boxed = jax.eval_shape(lambda: _init_state(module, optimizer, batch, 0, trainable, averages))
 
     def placed(place: jax.sharding.NamedSharding, leaf: Any) -> jax.ShapeDtypeStruct:
         shape = nn.meta.unbox(leaf)
@@ -93,15 +99,17 @@ def init_state(
     batch: Batch,
     seed: int = 0,
     trainable: Trainable = everything,
+    averages: bool = False,
 ) -> TrainState:
     """Returns a fresh state. Each array is created sharded, and its numbers are the same on any mesh.
 
     batch: arrays or shapes [B, …]. Raises ConfigError as `abstract_state` does.
     """
-    places = _places(abstract_state(module, optimizer, layout, batch, trainable))
+    places = _places(abstract_state(module, optimizer, layout, batch, trainable, averages))
     # The seed is an argument, not a constant: one compiled program serves every seed.
     init = jax.jit(
-        lambda seed: nn.meta.unbox(_init_state(module, optimizer, batch, seed, trainable)), out_shardings=places
+        lambda seed: nn.meta.unbox(_init_state(module, optimizer, batch, seed, trainable, averages)),
+        out_shardings=places,
     )
     return init(np.uint32(seed))
 
@@ -119,10 +127,16 @@ def _init_params_of(module: nn.Module, shapes: tuple[tuple[str, tuple[int, ...],
 
 
 def _init_state(
-    module: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, seed: Any, trainable: Trainable
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    seed: Any,
+    trainable: Trainable,
+    averages: bool,
 ) -> TrainState:
     params = _init_params(module, batch, seed)
-    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(split(params, trainable)[0]))
+    trained = split(params, trainable)[0]
+    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(trained), trained if averages else None)
 
 
 def _places(state: Any) -> Any:
@@ -135,7 +149,7 @@ def _places(state: Any) -> Any:
 def make_train_step(
     module: nn.Module,
     optimizer: optax.GradientTransformation,
-    schedule: Schedule,
+    schedule: "Schedule",
     layout: Layout,
     state: TrainState,
     *,
@@ -144,6 +158,7 @@ def make_train_step(
     seed: int = 0,
     trainable: Trainable = everything,
     spike_sigmas: float = 0.0,
+    averaging: "Averaging | None" = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted step, (state, batch) -> (state, metrics), which donates (consumes) its input state.
 
@@ -159,9 +174,11 @@ def make_train_step(
       microbatches: number of parts into which the batch is split; they run one after the other, to save memory.
       seed: seed of dropout, which depends only on (seed, step, microbatch).
       trainable: selects the trainable parameters; the others have no gradient and no optimizer state, and never change.
+      averaging: how the weights are averaged, if the state has an average.
       spike_sigmas: a loss more than this many standard deviations above the mean of the last losses is a spike; 0: off.
     """
     places = _places(state)
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = step_key(seed, state.step, "dropout")
@@ -191,15 +208,27 @@ def make_train_step(
         )  # each device receives only the sum of its own shard
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        is_good, known = is_finite, {}
+        is_good, known = is_finite, dict[str, Any]()
         if spike_sigmas:
             from t5x_lite.training import spikes
 
             is_spike = spikes.is_spike(state.opt_state, loss, spike_sigmas)
             metrics |= {"is_spike": is_spike.astype(jnp.float32)}
-            is_good, known = is_finite & ~is_spike, {"value": loss}
+            is_good, known["value"] = is_finite & ~is_spike, loss
 
-        new_state = _updated(optimizer, state, grads, trainable, is_good, **known)
+        def hessian_product(vector: Any) -> Any:
+            """Returns the product of the loss's Hessian and a tree like the trainable parameters."""
+
+            def product(batch: Batch, key: jax.Array) -> Any:
+                def slope(params: Any) -> Any:
+                    return optax.tree.vdot(jax.grad(loss_of, has_aux=True)(params, batch, key)[0], vector)
+
+                return jax.grad(slope)(params)
+
+            return product(batch, key) if parts is None else _sum_over(parts, microbatches, key, product)
+
+        known["hessian_product"] = hessian_product  # only a second-order optimizer calls it
+        new_state = _updated(optimizer, averaging, state, grads, trainable, is_good, **known)
         metrics |= {
             "loss": loss,
             "grad_norm": grad_norm,
@@ -223,7 +252,8 @@ def _outputs(module: nn.Module, params: Any, batch: Batch, **options: Any) -> di
 
 
 def _updated(
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
+    averaging: "Averaging | None",
     state: TrainState,
     grads: Any,
     trainable: Trainable,
@@ -239,7 +269,12 @@ def _updated(
         params, frozen = split(state.params, trainable)
         updates, opt_state = optimizer.update(grads, state.opt_state, params, **known)
         params: Any = optax.apply_updates(params, updates)
-        return TrainState(state.step + 1, merge(params, frozen), opt_state)
+        average = state.average
+        if averaging:
+            from t5x_lite.training.averages import next_average
+
+            average = next_average(averaging, average, params, state.step + 1)
+        return TrainState(state.step + 1, merge(params, frozen), opt_state, average)
 
     # This is a branch, not a `where`. To select between the old and the new state with a `where`, XLA would copy every
     # moment before overwriting it.

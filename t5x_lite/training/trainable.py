@@ -4,12 +4,13 @@ Only the trainable part has gradients and optimizer state.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from t5x_lite.errors import ConfigError
 from t5x_lite.heads import SUPERVISED
 from t5x_lite.models import paths
+from t5x_lite.training.parameter_groups import Group, is_frozen
 
 # The path of a parameter ("encoder/layers_0/mlp/wi/kernel") -> whether the parameter is trainable.
 Trainable = Callable[[str], bool]
@@ -23,14 +24,15 @@ def everything(path: str) -> bool:
     return True
 
 
-def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
+def select(pattern: str, tree: dict[str, Any], has_added: bool, groups: Sequence[Group] = ()) -> Trainable:
     """Returns a predicate that selects each parameter whose whole path matches the regular expression `pattern`.
 
     The pattern "" selects all parameters, or, if `has_added`, only the added parameters (LoRA, adapters, a prompt) and
-    the heads. Raises ConfigError if the pattern is invalid or matches no path of the tree.
+    the heads. Parameters that a group freezes are not selected.
+    Raises ConfigError if the pattern is invalid or matches no path of the tree, or if groups freeze all it selects.
     """
-    pattern = pattern or (ADDED if has_added else "")
-    if not pattern:
+    pattern, freezes = pattern or (ADDED if has_added else ""), any(group.frozen for group in groups)
+    if not pattern and not freezes:
         return everything
     try:
         compiled = re.compile(pattern)
@@ -40,14 +42,22 @@ def select(pattern: str, tree: dict[str, Any], has_added: bool) -> Trainable:
         ) from None
 
     def matches(path: str) -> bool:
-        return compiled.fullmatch(path) is not None
+        return not pattern or compiled.fullmatch(path) is not None
 
     if not split(tree, matches)[0]:
         raise ConfigError(
             f"optimizer.trained={pattern!r} matches no parameter; it must match a parameter's whole path, such as "
             f"{next(iter(paths.flatten(tree)))!r}: use for example 'encoder/.*' or '.*bias'"
         )
-    return matches
+    if not freezes:
+        return matches
+
+    def is_trained(path: str) -> bool:
+        return matches(path) and not is_frozen(path, groups)
+
+    if not split(tree, is_trained)[0]:
+        raise ConfigError("optimizer.groups freezes every parameter; leave some out")
+    return is_trained
 
 
 def split(tree: dict[str, Any], trainable: Trainable) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Gradual unfreezing: layers become trainable one after the other, from the last to the first."""
 
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from t5x_lite.models import paths
-
-LAYER = re.compile(r"(.*/)layers_(\d+)/")  # a parameter's stack of layers, and its layer number
 
 
 class UnfreezingState(NamedTuple):
@@ -19,7 +16,9 @@ class UnfreezingState(NamedTuple):
     inner: Any
 
 
-def gradually(optimizer: optax.GradientTransformation, every_steps: int) -> optax.GradientTransformation:
+def gradually(
+    optimizer: optax.GradientTransformationExtraArgs, every_steps: int
+) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer wrapped so that it unfreezes layers gradually.
 
     The last layer of each stack is trainable from the start. Each other layer becomes trainable `every_steps` updates
@@ -32,14 +31,14 @@ def gradually(optimizer: optax.GradientTransformation, every_steps: int) -> opta
     def unfrozen(tree: Any, count: jax.Array) -> Any:
         last: dict[str, int] = {}  # stack -> number of its last layer
         for path, _ in jax.tree_util.tree_leaves_with_path(tree):
-            if layer := LAYER.match(paths.text(path)):
+            if layer := paths.LAYER.match(paths.text(path)):
                 last[layer[1]] = max(last.get(layer[1], 0), int(layer[2]))
 
         def masked(path: tuple, leaf: jax.Array) -> jax.Array:
             parameter = paths.text(path)
-            if layer := LAYER.match(parameter):
+            if layer := paths.LAYER.match(parameter):
                 return jnp.where(count >= every_steps * (last[layer[1]] - int(layer[2])), leaf, 0)
-            if "/layers/" in parameter:  # scanned: stacked along the first axis
+            if paths.SCANNED.match(parameter):
                 later_N = leaf.shape[0] - 1 - jnp.arange(leaf.shape[0])
                 is_trainable_N = count >= every_steps * later_N
                 return jnp.where(is_trainable_N.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
@@ -50,8 +49,8 @@ def gradually(optimizer: optax.GradientTransformation, every_steps: int) -> opta
     def init(params: Any) -> UnfreezingState:
         return UnfreezingState(jnp.zeros([], jnp.int32), optimizer.init(params))
 
-    def update(grads: Any, state: UnfreezingState, params: Any = None) -> tuple[Any, UnfreezingState]:
-        updates, inner = optimizer.update(unfrozen(grads, state.count), state.inner, params)
+    def update(grads: Any, state: UnfreezingState, params: Any = None, **known: Any) -> tuple[Any, UnfreezingState]:
+        updates, inner = optimizer.update(unfrozen(grads, state.count), state.inner, params, **known)
         return unfrozen(updates, state.count), UnfreezingState(jnp.asarray(optax.safe_increment(state.count)), inner)
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
