@@ -24,6 +24,7 @@ from t5x_lite.keys import (
     FRACTION,
     FREE,
     INNER_SHARE,
+    LENGTH,
     NOT_NEGATIVE,
     POSITIVE,
     REFUSE,
@@ -114,7 +115,7 @@ KEYS: dict[str, Key] = {
     "optimizer.trained": Key("", "regex over the paths of trainable parameters; '': all, or only added ones (LoRA, …)"),
     "optimizer.unfreeze_every_steps": Key(0, "steps until the layer below trains, too; 0: off", REFUSE, NOT_NEGATIVE),
     "schedule.name": Key("rsqrt", "shape of the learning rate, 1 at its peak", WARN, SCHEDULES, takes=("updates",)),
-    "schedule.warmup_steps": Key(1000, "linear from 0; rsqrt: a plateau before the decay (T5)", WARN, NOT_NEGATIVE),
+    "schedule.warmup_steps": Key(1000, "linear from 0; rsqrt: a plateau; also '5%', '2 epochs'", WARN, LENGTH),
     "schedule.final_fraction": Key(0.0, "of decays to the run's end: share of the peak there", WARN, FRACTION),
     **{f"schedule.{name}": key for name, key in SHAPE_PARAMETERS.items()},
     "average.decay": Key(0.0, "decay per step of a moving average of the weights; 0: no average", WARN, SHARE),
@@ -125,6 +126,11 @@ KEYS: dict[str, Key] = {
     "loss.label_smoothing": Key(0.0, "probability spread over the other classes", WARN, SHARE),
     # --- the run
     "train.total_steps": Key(1000, "updates to train for", FREE, AT_LEAST_ONE),
+    "train.epochs": Key(0.0, "passes through the tasks' examples, in place of total_steps; 0: off", FREE, NOT_NEGATIVE),
+    "train.max_hours": Key(0.0, "hours after which the run ends, with all restarts; 0: no limit", FREE, NOT_NEGATIVE),
+    "train.patience": Key(
+        0, "evaluations without a better checkpoint.keep_best to end after; 0: off", FREE, NOT_NEGATIVE
+    ),
     "train.microbatches": Key(1, "gradient accumulation: parts of a batch", WARN, AT_LEAST_ONE),
     "train.log_every_steps": Key(10, "steps between log lines", FREE, AT_LEAST_ONE),
     "train.on_nonfinite": Key("stop", "if loss or gradient is not finite: stop, skip or roll back", WARN, ON_NONFINITE),
@@ -202,13 +208,23 @@ def validate(cfg: Config) -> None:
             f"eval.max_decode_tokens={cfg.eval.max_decode_tokens}"
         )
     steps, warmup_steps = cfg.train.total_steps, cfg.schedule.warmup_steps
-    if cfg.schedule.name in ("linear", "cosine", "polynomial", "one_cycle", "restarts") and warmup_steps >= steps:
+    is_known = isinstance(warmup_steps, int) and not cfg.train.epochs  # else: lengths.in_steps validates again
+    if (
+        is_known
+        and cfg.schedule.name in ("linear", "cosine", "polynomial", "one_cycle", "restarts")
+        and warmup_steps >= steps
+    ):
         limit = f"must be below train.total_steps={steps} (for example {steps // 10}), or the decay never begins"
         raise ConfigError(f"schedule.warmup_steps={warmup_steps}: {limit}")
     if cfg.optimizer.name == "schedule_free" and (cfg.schedule.name != "constant" or cfg.average.decay):
         raise ConfigError(
             "optimizer.name=schedule_free has an average of its own, in place of a decay; set schedule.name=constant "
             "(schedule.warmup_steps may be above 0) and average.decay=0"
+        )
+    if cfg.train.patience and not (cfg.checkpoint.keep_best and cfg.eval.every_steps):
+        raise ConfigError(
+            f"train.patience={cfg.train.patience} needs a metric; set checkpoint.keep_best=TASK/METRIC, and "
+            "eval.every_steps above 0"
         )
     if cfg.data.batch_rows % cfg.train.microbatches:
         divisors = [m for m in range(1, cfg.data.batch_rows + 1) if cfg.data.batch_rows % m == 0]
@@ -277,7 +293,7 @@ def override(cfg: Config, key: str, text: str) -> None:
         raise ConfigError(unknown_key(key))
     section, _, leaf = key.rpartition(".")
     holder: Any = cfg[section] if section else cfg
-    wanted = holder.get_type(leaf)
+    wanted = int if KEYS[key].allowed is LENGTH and text.isdecimal() else holder.get_type(leaf)
     if text == "None" and holder.get_oneway_ref(leaf).get() is None:
         return
     try:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from t5x_lite import own_code
+from t5x_lite import lengths, own_code
 from t5x_lite.config import OBJECTIVES, Config
 from t5x_lite.data import convert, denoise, registry, vocabularies
 from t5x_lite.data.convert_translation import marked
@@ -94,6 +94,7 @@ def resolve(cfg: Config) -> Experiment:
     converter = _converter(cfg, model, (*tasks, *eval_tasks), vocabulary)
     if cfg.eval.stride:
         _check_stride(cfg, converter, eval_tasks)
+    cfg = lengths.in_steps(cfg, lambda: lengths.steps_per_epoch(cfg, mixture, converter, vocabulary))
     return Experiment(cfg, mixture, eval_tasks, vocabulary, model, converter)
 
 

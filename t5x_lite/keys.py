@@ -6,6 +6,7 @@ of their dataclasses. Configs are validated with these lists, and a resumed run 
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,23 @@ class Range:
         return " and ".join(f"{word} {bound}" for word, bound in words.items() if math.isfinite(bound))
 
 
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """Allows a number of steps, a share of the run ("5%"), or a number of epochs ("2 epochs").
+
+    >>> ["5%" in LENGTH, "0.5 epochs" in LENGTH, 100 in LENGTH, 0.1 in LENGTH, "5" in LENGTH]
+    [True, True, True, False, False]
+    """
+
+    text: str = "a number of steps (100), a share of the run ('5%') or epochs ('2 epochs')"
+
+    def __contains__(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return re.fullmatch(r"(\d+\.?\d*|\.\d+)(%| epochs?)", value) is not None
+        return type(value) is int and value >= 0
+
+
+LENGTH = Length()
 NOT_NEGATIVE = Range(at_least=0)
 POSITIVE = Range(above=0)
 AT_LEAST_ONE = Range(at_least=1)
@@ -59,7 +77,7 @@ class Key:
     default: the value if the user sets none. None: the key stays unset, and `meaning` says what that does.
     meaning: what the value is, with its unit.
     resume: what happens if a run resumes with a different value: REFUSE, WARN or FREE.
-    allowed: a Range of numbers, or the allowed texts (of a tuple: for each of its entries); None: any value.
+    allowed: a Range of numbers, LENGTH, or the allowed texts (of a tuple: for each of its entries); None: any value.
     kind: the type of the key's values; None: the type of the default.
     takes: if the value may be a user's own function or class, the names of the arguments it is called with; else ().
     """
@@ -67,13 +85,14 @@ class Key:
     default: Any
     meaning: str
     resume: str = REFUSE
-    allowed: "Range | Sequence[str] | None" = None
+    allowed: "Range | Length | Sequence[str] | None" = None
     kind: type | None = None
     takes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind is None:
-            kind = object if self.takes and not isinstance(self.default, tuple) else type(self.default)
+            is_open = self.allowed is LENGTH or (self.takes and not isinstance(self.default, tuple))
+            kind = object if is_open else type(self.default)
             object.__setattr__(self, "kind", kind)
 
     def check(self, name: str, value: Any) -> None:
@@ -90,7 +109,7 @@ class Key:
             )
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name}={value}: must be a finite number")
-        if isinstance(self.allowed, Range):
+        if isinstance(self.allowed, Range | Length):
             if value not in self.allowed:
                 raise ConfigError(f"{name}={value}: must be {self.allowed.text}")
         elif self.allowed is not None:

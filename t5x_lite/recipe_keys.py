@@ -5,7 +5,7 @@ training/optimizers.py and training/schedules.py define the optimizers and sched
 
 from typing import Any
 
-from t5x_lite.keys import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, WARN, Key
+from t5x_lite.keys import AT_LEAST_ONE, FRACTION, LENGTH, NOT_NEGATIVE, POSITIVE, SHARE, WARN, Key
 
 OPTIMIZERS = (
     *(
@@ -27,6 +27,7 @@ SCHEDULES = (
     *("constant", "linear", "cosine", "rsqrt", "inverse_sqrt", "polynomial"),
     *("wsd", "step", "one_cycle", "restarts", "piecewise"),
 )
+DECAYING = ("linear", "cosine", "polynomial", "one_cycle", "restarts")  # from the warm-up to the end of the run
 
 
 def _own(kind: type, meaning: str, allowed: Any = None) -> Key:
@@ -55,12 +56,12 @@ HYPER_PARAMETERS: dict[str, Key] = {  # below optimizer.
 }
 
 SHAPE_PARAMETERS: dict[str, Key] = {  # below schedule.
-    "decay_steps": _own(int, "wsd: updates of the decay, the last of the run; 0: a tenth", NOT_NEGATIVE),
+    "decay_steps": _own(object, "wsd: length of the decay, in updates, '20%' or '2 epochs'", LENGTH),
     "decay": _own(str, "wsd: how it decays", ("linear", "cosine", "sqrt")),
     "power": _own(float, "polynomial: exponent", POSITIVE),
-    "drop_every_steps": _own(int, "step: updates from drop to drop; 0: a third of the run", NOT_NEGATIVE),
+    "drop_every_steps": _own(object, "step: from drop to drop, in updates, '30%' or '2 epochs'", LENGTH),
     "drop_factor": _own(float, "step: factor of each drop", FRACTION),
     "initial_fraction": _own(float, "one_cycle: share of the peak at the first update", FRACTION),
     "cycles": _own(int, "restarts: number of decays", AT_LEAST_ONE),
-    "points": _own(tuple, "piecewise: 'UPDATES:FACTOR' of its corners: 0:0,1000:1,9000:0.1"),
+    "points": _own(tuple, "piecewise: its corners, UPDATES:FACTOR: 0:0,1000:1,90%:0.1"),
 }

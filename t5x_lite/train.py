@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -46,7 +47,7 @@ class Evaluation(Protocol):
     def is_done(self, step: int) -> bool: ...
     def before_training(self, weights: dict[str, Any]) -> None: ...
     def __call__(self, weights: dict[str, Any], step: int) -> None: ...
-    def finish(self) -> Path | None: ...
+    def finish(self, step: int) -> Path | None: ...
 
 
 def run(
@@ -68,6 +69,7 @@ def run(
         processes.on_first(lambda: _open_workdir(workdir, held))
         mirror = _mirror(cfg.checkpoint.mirror)
         begin, notes = _where_to_begin(experiment, workdir, mirror)
+        ends = _early_end(cfg, workdir, guard)
         on_devices = runtime.start(experiment)
         training = runtime.make_training(experiment, on_devices, loss_fn)
         checkpoint.check_space(workdir, training.state, cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best))
@@ -93,7 +95,6 @@ def run(
             terminal,
             clock,
             every_steps=cfg.train.log_every_steps,
-            total_steps=total_steps,
             tasks=data.tasks if len(data.tasks) > 1 else (),
             rates=profile.rates,
             counters=data.counters,
@@ -115,14 +116,13 @@ def run(
                 if begin.step == 0:
                     evaluation.before_training(training.weights(state))
                 elif evaluation.is_due(begin.step) and not evaluation.is_done(begin.step):
-                    evaluation(
-                        training.weights(state), begin.step
-                    )  # the last process died between saving and evaluating
+                    # The last process died between saving and evaluating.
+                    evaluation(training.weights(state), begin.step)
             guard.pause()  # compiling the step may take any time
             if span == "compile" and begin.step < total_steps:
                 terminal.compiling()
             clock.steps_begin()
-            step, stop, again = begin.step, guard.stops(), None  # if it stops here: nothing new to save
+            step, stop, again = begin.step, guard.stops() or bool(ends()), None  # if it stops here: nothing new to save
 
             # -------------------------------------------------------------------------------------------------- loop
             while step < total_steps and not stop and not again:
@@ -141,7 +141,9 @@ def run(
                 fetched, pending = [pending, (step, metrics)], None
                 if not (due or saves):
                     pending = fetched.pop()
-                again = _settle(filter(None, fetched), faults, begin, checkpoints, log, guard, terminal)
+                again = _settle(
+                    filter(None, fetched), step if stop else 0, faults, begin, checkpoints, log, guard, terminal
+                )
                 checkpoints.check()
                 if saves and not again:
                     with clock.span("checkpoint"):
@@ -150,7 +152,7 @@ def run(
                     with clock.span("evaluate"):
                         checkpoints.wait()
                         evaluation(training.weights(state), step)
-                        stop = guard.stops()
+                        stop = guard.stops() or bool(ends())
                         if stop:
                             _save(cfg, workdir, checkpoints, state, training, data)
             running = again is not None
@@ -159,12 +161,18 @@ def run(
                 loggers.rewind(begin.step)
 
         # ------------------------------------------------------------------------------------------------------- end
+        why = ends() if stop else ""
+        if why and step and not evaluation.is_done(step):
+            guard.limit(math.inf)
+            evaluation(training.weights(state), step)
         closing.close()
-        if stop and not (step == total_steps and evaluation.is_done(step)):
+        if why:
+            terminal.line(f"ended at step {step} of {total_steps}: {why}")
+        elif stop and not (step == total_steps and evaluation.is_done(step)):
             where = f"stopped and saved at step {step}" if step else "stopped before the first step"
             terminal.line(f"{where}; run the same command again to resume")
             return RESTART_ME
-        if report := evaluation.finish():
+        if report := evaluation.finish(step):
             terminal.line(f"done in {time.monotonic() - started_s:.0f} s; see {report}")
         return 0
 
@@ -180,6 +188,20 @@ def _open_workdir(workdir: Path, held: contextlib.ExitStack) -> None:
     except OSError as error:
         raise CheckpointError(f"cannot make the workdir {workdir}: {error.strerror}") from error
     held.enter_context(lock.held(workdir))
+
+
+def _early_end(cfg: Any, workdir: Path, guard: Guard) -> Callable[[], str]:
+    """Returns a function that says why the run ends before its last step; "" if it does not.
+
+    All processes must call it equally often. With train.max_hours, also limits the time of the run.
+    """
+    if not (cfg.train.patience or cfg.train.max_hours):
+        return lambda: ""
+    from t5x_lite import early_end
+
+    started_s, left_s = time.monotonic(), processes.on_first(lambda: early_end.seconds_left(cfg, workdir))
+    guard.limit(left_s)
+    return lambda: processes.on_first(lambda: early_end.reason(cfg, workdir, left_s - (time.monotonic() - started_s)))
 
 
 def _mirror(url: str) -> "Mirror | None":
@@ -317,6 +339,7 @@ def _write_config(experiment: "Experiment", workdir: Path) -> None:
 
 def _settle(
     steps: Iterable[tuple[int, Any]],
+    last_step: int,
     faults: FaultPolicy,
     begun: BeginAt,
     checkpoints: Checkpoints,
@@ -324,7 +347,10 @@ def _settle(
     guard: Guard,
     terminal: Terminal,
 ) -> BeginAt | None:
-    """Logs the metrics of finished steps. If one of them needs a rollback, returns where to begin again, else None."""
+    """Logs the metrics of finished steps. If one of them needs a rollback, returns where to begin again, else None.
+
+    last_step: the step after which the run ends or stops.
+    """
     for step, metrics in steps:
         guard.beat(f"step {step}")
         values = step_metrics.fetch(metrics)
@@ -335,7 +361,7 @@ def _settle(
             log.add(values)
         if verdict.begin:
             return verdict.begin
-        log.reach(step)
+        log.reach(step, is_last=step == last_step)
     return None
 
 

@@ -9,7 +9,8 @@ from t5x_lite.lookup import suggest
 NAMES = {
     **dict.fromkeys(("lr", "peak_lr", "base_lr"), "optimizer.learning_rate"),
     **dict.fromkeys(("batch_size", "train_batch_size", "per_device_train_batch_size"), "data.batch_rows"),
-    **dict.fromkeys(("max_steps", "num_steps", "epochs", "num_train_epochs"), "train.total_steps"),
+    **dict.fromkeys(("max_steps", "num_steps"), "train.total_steps"),
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "max_epochs"), "train.epochs"),
     **dict.fromkeys(("warmup", "warmup_ratio", "num_warmup_steps"), "schedule.warmup_steps"),
     **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler"), "schedule.name"),
     **dict.fromkeys(("eval_steps", "eval_every", "eval_interval"), "eval.every_steps"),

@@ -7,6 +7,7 @@ none of the three. The launcher runs the command again, and the run resumes from
 
 import contextlib
 import faulthandler
+import math
 import os
 import select
 import signal
@@ -38,6 +39,7 @@ class Guard:
     def __init__(self, hang_s: float, grace_s: float):
         self.requested = False  # whether this process was asked to stop; `stops` tells whether the run stops
         self._hang_s, self._grace_s = hang_s, grace_s
+        self._limit_s = math.inf  # when `limit` asks to stop
         self._beat: tuple[float, str] | None = None
         self._being_asked: jax.Array | None = None
         self._ended = threading.Event()
@@ -49,6 +51,15 @@ class Guard:
     def pause(self) -> None:
         """Suspends hang detection until the next beat: restoring and compiling may take any time."""
         self._beat = None
+
+    def limit(self, seconds: float) -> None:
+        """Asks the run to stop after this time. If it is infinite, withdraws an earlier limit and what it asked for.
+
+        All processes must call this equally often.
+        """
+        if self._limit_s < time.monotonic():
+            self.requested, self._being_asked = False, None
+        self._limit_s = time.monotonic() + seconds
 
     def stops(self) -> bool:
         """Returns whether the run was asked to stop. All processes get the same answer.
@@ -108,6 +119,7 @@ class Guard:
         while not self._ended.is_set():
             ready, _, _ = select.select([self._inbox], [], [], POLL_S)
             now_s = time.monotonic()
+            self.requested |= now_s > self._limit_s
             if ready and any(byte in SIGNALS for byte in os.read(self._inbox, 64)):
                 if asked_s is not None and now_s - asked_s > AGAIN_S:
                     _end("asked twice to stop")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from t5x_lite.cluster import processes
+from t5x_lite.errors import ConfigError
 from t5x_lite.evaluation import evaluate
 from t5x_lite.evaluation.baselines import baselines
 from t5x_lite.experiment import Experiment
@@ -81,7 +82,10 @@ class EvaluationDuringTraining:
         keep_best = self._cfg.checkpoint.keep_best
         if keep_best and f"eval/{keep_best}" not in values:
             names = ", ".join(sorted(key.removeprefix("eval/") for key in values))
-            self._terminal.line(f"checkpoint.keep_best={keep_best!r} is not a metric of this run; it has {names}")
+            problem = f"checkpoint.keep_best={keep_best!r} is not a metric of this run; it has {names}"
+            if self._cfg.train.patience:
+                raise ConfigError(f"{problem}. train.patience={self._cfg.train.patience} needs it")
+            self._terminal.line(problem)
         self._loggers.note(step, self._evaluator.directions())
         self._loggers.scalars(step, values)
         for task, rows in samples.items():
@@ -93,11 +97,14 @@ class EvaluationDuringTraining:
             if step < self._cfg.train.total_steps:  # `finish` writes the last report
                 run_page.write(self._workdir, self._cfg.eval.predictions_shown)
 
-    def finish(self) -> Path | None:
-        """On process 0, prints a few predictions, writes the report and returns its path. Elsewhere returns None."""
+    def finish(self, step: int) -> Path | None:
+        """After the last step: on process 0, prints a few predictions, writes the report and returns its path.
+
+        Elsewhere returns None.
+        """
         if jax.process_index():
             return None
         shown = self._cfg.eval.predictions_shown
-        for line in results.sample_lines(self._workdir, self._cfg.train.total_steps, shown):
+        for line in results.sample_lines(self._workdir, step, shown):
             self._terminal.line(line)
         return run_page.write(self._workdir, shown)

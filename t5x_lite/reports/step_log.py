@@ -13,7 +13,7 @@ from t5x_lite.reports.terminal import Terminal
 class StepLog:
     """Writes a row to all loggers (metrics.jsonl, TensorBoard, wandb) and a line to the terminal every few steps.
 
-    every_steps, total_steps: a row is written at multiples of `every_steps`, and at step `total_steps`.
+    every_steps: a row is written at multiples of this, and at the last step.
     tasks: names of the tasks whose losses are logged separately; () if there is only one task.
     rates: steps per second -> further values of a row, such as MFU (share of the peak FLOP/s).
     counters: returns the running totals of the data.
@@ -27,14 +27,13 @@ class StepLog:
         clock: Clock,
         *,
         every_steps: int,
-        total_steps: int,
         tasks: Sequence[str],
         rates: Callable[[float], dict[str, float]],
         counters: Callable[[], dict[str, float]],
         gather: Callable[[list], list],
     ):
         self._loggers, self._terminal, self._clock = loggers, terminal, clock
-        self._every_steps, self._total_steps, self._tasks = every_steps, total_steps, tasks
+        self._every_steps, self._tasks = every_steps, tasks
         self._rates, self._counters, self._gather = rates, counters, gather
         self._total: dict[str, Any] | None = None  # sums over the steps since the last row
 
@@ -42,10 +41,13 @@ class StepLog:
         """Adds the metrics of a step. Do not call it for steps whose update was skipped."""
         self._total = metric_sums.add(self._total, metrics)
 
-    def reach(self, step: int) -> None:
-        """Moves the progress bar to `step`. Writes a row if one is due and metrics were added since the last row."""
+    def reach(self, step: int, is_last: bool) -> None:
+        """Moves the progress bar to `step`. Writes a row if one is due and metrics were added since the last row.
+
+        is_last: whether the run ends or stops after this step. Then a row is due, too.
+        """
         self._terminal.advance(step)
-        if self._total and (step % self._every_steps == 0 or step == self._total_steps):
+        if self._total and (is_last or step % self._every_steps == 0):
             self._write(step, self._total)
             self._total = None
 

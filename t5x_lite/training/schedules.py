@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from t5x_lite import own_code
 from t5x_lite.errors import ConfigError
 from t5x_lite.lookup import lookup, own_parameters
+from t5x_lite.recipe_keys import DECAYING
 
 Schedule = Callable[[Any], Any]  # n, the number of updates made so far -> a factor or a learning rate
 
@@ -132,10 +133,14 @@ def restarts(span: Span, *, cycles: int = 4) -> Schedule:
 def piecewise(span: Span, *, points: Sequence[str] = ()) -> Schedule:
     """Goes linearly from point to point, and stays at the last one. Has no warm-up of its own.
 
-    points: texts "UPDATES:FACTOR", such as ("0:0", "1000:1", "8000:1", "8000:0.1", "10000:0").
+    points: texts "UPDATES:FACTOR" or "SHARE%:FACTOR", such as ("0:0", "1000:1", "80%:1", "80%:0.1", "100%:0").
     """
+
+    def updates(text: str) -> int:
+        return round(float(text[:-1]) / 100 * span.total_steps) if text.endswith("%") else int(text)
+
     try:
-        pairs = [(int(n), float(factor)) for n, factor in (point.split(":") for point in points)]
+        pairs = [(updates(n), float(factor)) for n, factor in (point.split(":") for point in points)]
     except ValueError:
         pairs = []
     numbers = [n for n, _ in pairs]
@@ -176,7 +181,6 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
         constant, linear, cosine, rsqrt, inverse_sqrt, polynomial, wsd, step, one_cycle, restarts, piecewise
     )
 }  # fmt: skip
-DECAYING = (linear, cosine, polynomial, one_cycle, restarts)  # from the warm-up to the end of the run
 
 
 def make_schedule(
@@ -202,7 +206,7 @@ def make_schedule(
         what = f"schedule.name={own_code.name_of(name)}"
         return lambda n: learning_rate * own_code.called(what, name, n)
     function = lookup("schedule", name, SCHEDULES)
-    if function in DECAYING and total_steps <= warmup_steps:
+    if name in DECAYING and total_steps <= warmup_steps:
         raise ConfigError(
             f"schedule {name!r} decays from warmup_steps={warmup_steps} to total_steps={total_steps}; "
             "raise total_steps or lower warmup_steps"
