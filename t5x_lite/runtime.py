@@ -100,6 +100,7 @@ class Training:
     new_state: returns a freshly initialised state.
     step: (state, batch) -> (state, metrics); see training/step.py.
     trainable: path of a parameter -> whether it is trainable.
+    schedule: number of updates made so far -> learning rate.
     average: train state -> moving average of its trainable parameters; None if the run has none.
     """
 
@@ -107,6 +108,7 @@ class Training:
     new_state: Callable[[], TrainState]
     step: Callable[[TrainState, Any], tuple[TrainState, Any]]
     trainable: Trainable
+    schedule: "Schedule"
     average: Callable[[TrainState], Any] | None
 
     def weights(self, state: TrainState) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
     from t5x_lite import check_own_code
 
     check_own_code.check(experiment, on_devices.module, optimizer, schedule, state, on_devices.example, is_trained)
-    return Training(state, new_state, train_step, is_trained, _average(cfg, state, is_trained))
+    return Training(state, new_state, train_step, is_trained, schedule, _average(cfg, state, is_trained))
 
 
 def _average(cfg: Config, state: TrainState, is_trained: Trainable) -> Callable[[TrainState], Any] | None:

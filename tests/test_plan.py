@@ -37,6 +37,15 @@ def test_argument_bytes_are_the_compiled_programs_own(family, mesh):
     assert found["fits"] and found["seconds"].keys() == {"compute", "links"}  # no kernels of the accelerator are known
 
 
+def test_an_average_takes_as_much_as_the_parameters_and_the_learning_rates_are_the_schedule_s():
+    flags = {"schedule__name": "wsd", "schedule__decay_steps": "50%", "schedule__warmup_steps": 0}
+    found = plan.make(tiny("bert_tiny", average__decay=0.9, train__total_steps=101, **flags))
+    assert found["bytes"]["average"] == found["bytes"]["parameters"]
+    rates, peak = found["learning_rates"], 1e-3
+    assert rates[0] == rates[50] == pytest.approx(peak) and rates[100] == pytest.approx(peak / 50, rel=1e-3)
+    assert list(rates) == list(range(0, 101, 5))
+
+
 def test_gradients_are_of_what_learns():
     whole, lora = plan.make(tiny("bert_tiny"))["bytes"], plan.make(tiny("bert_tiny", model__lora_rank="2"))["bytes"]
     assert whole["gradients"] == whole["parameters"]

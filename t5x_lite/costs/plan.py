@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -87,7 +88,8 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     params, opt = _bytes(state.params), _bytes(state.opt_state)
     # Gradients are float32 and sharded like the parameters.
     gradients = _bytes(trainable.split(state.params, training.trainable)[0])
-    checkpoint_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    saved = jax.tree.leaves((state.params, state.opt_state, state.average))
+    checkpoint_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in saved)
     kept = cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best)
     count = layout.mesh.size
     out = {
@@ -101,6 +103,7 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
         "bytes": {
             "parameters": params,
             "optimizer": opt,
+            **({} if state.average is None else {"average": _bytes(state.average)}),
             "batch": sum(array["bytes"] for array in arrays if array["array"] in batch),
             "gradients": gradients,
             "activations": max(0, temporary - gradients),  # and all other temporary arrays
@@ -111,6 +114,7 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
         "collectives": collectives.count(program, count),
         "checkpoint_bytes": checkpoint_bytes,  # of the whole checkpoint
         "disk_bytes": (kept + 1) * checkpoint_bytes,  # + 1: the one being written
+        "learning_rates": _learning_rates(training.schedule, cfg.train.total_steps),
         "compile_s": time.monotonic() - began_s,
     }
     if accelerator:
@@ -128,6 +132,12 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
             out |= {"roofline": of_kernels, "mfu": out["model_flops"] / count / peak / step_s, "peak_flops": peak}
         out["seconds"] = seconds  # at least; the parts may overlap
     return out
+
+
+def _learning_rates(schedule: Callable[[int], Any], total_steps: int) -> dict[int, float]:
+    """Returns {updates made: learning rate of the next one} at the beginning, the end, and some places between them."""
+    places = {round(share / 20 * (total_steps - 1)) for share in range(21)}
+    return {n: float(schedule(n)) for n in sorted(places)}
 
 
 def _levers(experiment: Experiment, device: str, devices: Any) -> list[dict[str, Any]]:

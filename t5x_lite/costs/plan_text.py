@@ -11,6 +11,7 @@ from t5x_lite.costs.topology import GPUS
 from t5x_lite.experiment import Experiment
 
 ARRAYS_SHOWN = 12
+CURVE_WIDTH = 40  # characters
 GPU_SHARE = 0.75  # of a GPU's memory; JAX takes no more unless XLA_PYTHON_CLIENT_MEM_FRACTION says so
 
 
@@ -53,6 +54,7 @@ def show(plan: dict[str, Any], experiment: Experiment, device: str, everything: 
             "–" if padding is None else f"{padding:.1%}",
         )
     console.print(table)
+    console.print(_curve(plan["learning_rates"]))
     if "seconds" in plan:
         _show_time(plan, device, console)
     if not device:
@@ -99,6 +101,13 @@ def _show_time(plan: dict[str, Any], device: str, console: Console) -> None:
     )
 
 
+def _curve(rates: dict[int, float]) -> Table:
+    table, peak = _table("learning rate", "updates", "rate", "curve"), max(rates.values()) or 1.0
+    for n, rate in rates.items():
+        table.add_row(f"{n:,}", f"{rate:.3g}", "━" * round(CURVE_WIDTH * rate / peak))
+    return table
+
+
 def _costs(costs: dict[str, float]) -> list[str]:
     return [
         f"{costs['kernels']:,}",
@@ -112,7 +121,8 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(
-            column, justify="left" if column in ("kind", "array", "shape", "split over", "task", "line") else "right"
+            column,
+            justify="left" if column in ("kind", "array", "shape", "split over", "task", "line", "curve") else "right",
         )
     return table
 

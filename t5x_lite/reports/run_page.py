@@ -32,6 +32,7 @@ def write(workdir: Path, predictions_shown: int) -> Path:
         table(seen(rows), "No step yet."),
         tag("h2", "Loss"),
         image("loss curve", loss_curve),
+        *_learning_rate(rows),
         *_metric_curves(rows),
         tag("h2", "Time"),
         table(goodput.table(rows), "No step yet."),
@@ -108,6 +109,14 @@ def _loss_curve(rows: list[dict]) -> bytes:
     if len(trained) == 2:  # if there is only one head, its loss is train/loss
         trained = {"train/loss": trained["train/loss"]}
     return figures.curves(evaluated | trained, "loss (nats per target token)", 4.7, unmarked=trained)
+
+
+def _learning_rate(rows: list[dict]) -> Iterator[Markup]:
+    """Yields a heading and the curve of the learning rate, if it changes."""
+    rates = curves(rows, "train/learning_rate")
+    if len({rate for points in rates.values() for _, rate in points}) > 1:
+        yield tag("h2", "Learning rate")
+        yield image("learning rate", figures.curves(rates, "learning rate", 2.2, unmarked=rates))
 
 
 def _metric_curves(rows: list[dict]) -> Iterator[Markup]:
