@@ -124,6 +124,9 @@ KEYS: dict[str, Key] = {
     "loss.z_loss": Key(1e-4, "coefficient of log² Z, which keeps logits from drifting; 0: off", WARN, NOT_NEGATIVE),
     "loss.chunk_logits": Key(2**27, "logits over the vocabulary per device at a time; 0: all", WARN, NOT_NEGATIVE),
     "loss.label_smoothing": Key(0.0, "probability spread over the other classes", WARN, SHARE),
+    "loss.task_weights": Key((), "TASK=WEIGHT: as if a task's examples were there WEIGHT times", WARN),
+    "loss.class_weights": Key((), "LABEL=WEIGHT, encoder-only: as if a class's examples were there so often", WARN),
+    "loss.focal_gamma": Key(0.0, "classes, encoder-only: exponent of the focal loss; 0: off", WARN, NOT_NEGATIVE),
     # --- the run
     "train.total_steps": Key(1000, "updates to train for", FREE, AT_LEAST_ONE),
     "train.epochs": Key(0.0, "passes through the tasks' examples, in place of total_steps; 0: off", FREE, NOT_NEGATIVE),

@@ -17,6 +17,7 @@ from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.config import Config
 from t5x_lite.errors import ConfigError
+from t5x_lite.heads import HEADS
 from t5x_lite.models import build
 from t5x_lite.models.projection import logits_of
 from t5x_lite.recipe_keys import HYPER_PARAMETERS, SHAPE_PARAMETERS
@@ -159,6 +160,7 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
         trainable=is_trained,
         spike_sigmas=cfg.train.spike_sigmas,
         averaging=averaging,
+        weigh=_weighing(experiment),
     )
     from t5x_lite import check_own_code
 
@@ -214,6 +216,26 @@ def _optimizer(
     return optimizer, schedule
 
 
+def _weighing(experiment: "Experiment") -> Callable[[Any], Any] | None:
+    """Returns the function that weighs a batch's targets as the config says; None if it says nothing."""
+    loss, model = experiment.cfg.loss, experiment.model
+    predicts_classes = any(HEADS[head].has_classes and HEADS[head].loss == "cross_entropy" for head in model.heads)
+    if (loss.class_weights or loss.focal_gamma) and not predicts_classes:
+        key = "loss.class_weights" if loss.class_weights else "loss.focal_gamma"
+        raise ConfigError(f"{key} needs an encoder that predicts one class per example or word; unset it")
+    if not (loss.task_weights or loss.class_weights):
+        return None
+    from t5x_lite.training import example_weights
+
+    names = sorted({task.name for task in experiment.tasks})
+    if loss.task_weights and len(names) == 1:
+        raise ConfigError(f"loss.task_weights needs several tasks; the run trains only {names[0]!r}")
+    return example_weights.weighing(
+        example_weights.parse("loss.task_weights", loss.task_weights, names),
+        example_weights.parse("loss.class_weights", loss.class_weights, experiment.classes),
+    )
+
+
 def make_loss(experiment: "Experiment", batch_shards: int) -> LossFn:
     """Returns the config's loss: cross entropy (also per task, if there are several), or the user's own function.
 
@@ -230,4 +252,5 @@ def make_loss(experiment: "Experiment", batch_shards: int) -> LossFn:
         label_smoothing=loss.label_smoothing,
         tasks=tasks if tasks > 1 else 0,
         chunk_tokens=chunk_tokens,
+        focal_gamma=loss.focal_gamma,
     )

@@ -159,6 +159,7 @@ def make_train_step(
     trainable: Trainable = everything,
     spike_sigmas: float = 0.0,
     averaging: "Averaging | None" = None,
+    weigh: Callable[[Batch], Batch] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted step, (state, batch) -> (state, metrics), which donates (consumes) its input state.
 
@@ -174,6 +175,7 @@ def make_train_step(
       microbatches: number of parts into which the batch is split; they run one after the other, to save memory.
       seed: seed of dropout, which depends only on (seed, step, microbatch).
       trainable: selects the trainable parameters; the others have no gradient and no optimizer state, and never change.
+      weigh: changes the weights of a batch's targets (example_weights.py).
       averaging: how the weights are averaged, if the state has an average.
       spike_sigmas: a loss more than this many standard deviations above the mean of the last losses is a spike; 0: off.
     """
@@ -182,6 +184,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = step_key(seed, state.step, "dropout")
+        batch = weigh(batch) if weigh else batch
         params, frozen = split(state.params, trainable)
         weights = losses.loss_weights(batch)
         parts = split_rows(batch, microbatches, layout) if microbatches > 1 else None
