@@ -136,6 +136,7 @@ KEYS: dict[str, Key] = {
     ),
     "train.microbatches": Key(1, "gradient accumulation: parts of a batch", WARN, AT_LEAST_ONE),
     "train.log_every_steps": Key(10, "steps between log lines", FREE, AT_LEAST_ONE),
+    "train.log_layer_norms": Key(False, "logs the norm of the gradient by layer, too", FREE),
     "train.on_nonfinite": Key("stop", "if loss or gradient is not finite: stop, skip or roll back", WARN, ON_NONFINITE),
     "train.spike_sigmas": Key(0.0, "sigmas above recent losses that skip an update; 0: off", REFUSE, NOT_NEGATIVE),
     "train.max_nonfinite": Key(10, "skipped updates in a row, or rollbacks, before the run stops", FREE, AT_LEAST_ONE),

@@ -161,6 +161,7 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
         spike_sigmas=cfg.train.spike_sigmas,
         averaging=averaging,
         weigh=_weighing(experiment),
+        layer_norms=cfg.train.log_layer_norms,
     )
     from t5x_lite import check_own_code
 

@@ -166,6 +166,23 @@ def test_metrics_and_learning_rate_of_each_step():
         assert values["grad_norm"] > 0
 
 
+@pytest.mark.parametrize("family", ["t5", "bert"])
+def test_norms_by_layer_add_up_and_do_not_depend_on_scanning(family):
+    unrolled, scanned = (dataclasses.replace(FAMILIES[family], scan_layers=scans) for scans in (False, True))
+    runs = [start(config, optimizer=optax.sgd(0.1), layer_norms=True).advance(1) for config in (unrolled, scanned)]
+    of_each = [{k: v for k, v in run.metrics[0].items() if k.startswith("grad_norm/")} for run in runs]
+    assert of_each[0] == pytest.approx(of_each[1], rel=1e-4)
+    stack = "encoder"
+    layers = {f"grad_norm/{stack}/layers_{i}" for i in range(FAMILIES[family].num_encoder_layers)}
+    assert layers | {"grad_norm/token_embedding"} <= of_each[0].keys()
+    total = runs[0].metrics[0]["grad_norm"]
+    assert sum(v**2 for v in of_each[0].values()) == pytest.approx(total**2, rel=1e-5)
+    summed = metric_sums.add(
+        metric_sums.add(None, runs[0].metrics[0] | {"steps": 1}), runs[0].metrics[0] | {"steps": 1}
+    )
+    assert metric_sums.finalise(summed).items() >= of_each[0].items()
+
+
 def test_training_lowers_the_loss_and_eval_agrees_with_it():
     run = start(GPT2, rows=4)
     evaluate = step.make_eval_step(run.module, run.layout, run.state.params)

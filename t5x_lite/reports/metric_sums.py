@@ -18,7 +18,7 @@ def finalise(total: Mapping[str, Any], tasks: Sequence[str] = ()) -> dict[str, f
     loss/HEAD: Σ loss / Σ weight of a head, in nats per target. loss: the sum of loss/HEAD over the heads.
     accuracy/HEAD: Σ correct / Σ weight of a head, from 0 to 1.
     task_loss/TASK: the loss on the targets of one task.
-    grad_norm: the mean over steps. learning_rate: the value at the last step.
+    grad_norm, grad_norm/GROUP: the means over steps. learning_rate: the value at the last step.
     tokens: the number of tokens. padding: the share of positions without a token.
 
     tasks: the names of the tasks, in the order of the sums per task; (): no task_loss.
@@ -37,8 +37,8 @@ def finalise(total: Mapping[str, Any], tasks: Sequence[str] = ()) -> dict[str, f
             if task_weight := total[f"{head}/task_weight"][number]:
                 name = f"task_loss/{task}"
                 out[name] = out.get(name, 0.0) + total[f"{head}/task_sum"][number] / task_weight
-    if "grad_norm" in total:
-        out["grad_norm"] = total["grad_norm"] / total["steps"]
+    out |= {name: value / total["steps"] for name, value in total.items() if name.startswith("grad_norm")}
+    if "learning_rate" in total:
         out["learning_rate"] = total["learning_rate"]
     out["tokens"] = total["tokens"]
     out["padding"] = 1 - total["tokens"] / total["positions"] if total["positions"] else 0.0

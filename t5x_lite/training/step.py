@@ -21,7 +21,7 @@ from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import ConfigError
 from t5x_lite.models.tracing import traced_for
 from t5x_lite.training import losses
-from t5x_lite.training.step_metrics import batch_metrics
+from t5x_lite.training.step_metrics import batch_metrics, norms_by_layer
 from t5x_lite.training.trainable import Trainable, everything, merge, split
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def make_train_step(
     spike_sigmas: float = 0.0,
     averaging: "Averaging | None" = None,
     weigh: Callable[[Batch], Batch] | None = None,
+    layer_norms: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted step, (state, batch) -> (state, metrics), which donates (consumes) its input state.
 
@@ -175,6 +176,7 @@ def make_train_step(
       microbatches: number of parts into which the batch is split; they run one after the other, to save memory.
       seed: seed of dropout, which depends only on (seed, step, microbatch).
       trainable: selects the trainable parameters; the others have no gradient and no optimizer state, and never change.
+      layer_norms: whether the metrics have the norms of gradients by layer.
       weigh: changes the weights of a batch's targets (example_weights.py).
       averaging: how the weights are averaged, if the state has an average.
       spike_sigmas: a loss more than this many standard deviations above the mean of the last losses is a spike; 0: off.
@@ -238,7 +240,7 @@ def make_train_step(
             "learning_rate": schedule(state.step),
             "is_finite": is_finite.astype(jnp.float32),
         }
-        return new_state, metrics
+        return new_state, metrics | (norms_by_layer(grads) if layer_norms else {})
 
     return jax.jit(
         traced_for(layout.mesh.devices.flat[0].platform)(train_step),

@@ -5,6 +5,7 @@ These are the keys of a step's metrics. All values are scalars, except HEAD/task
     HEAD/task_sum  HEAD/task_weight            the same per task, [tasks]; only when training on several tasks
     tokens  positions                          positions that hold a token; all positions (encoder and decoder)
     loss  grad_norm  learning_rate             of this step; training only
+    grad_norm/GROUP                            the norm by layer and by part outside layers; train.log_layer_norms
     is_finite                                  1.0, or 0.0 if the loss or grad_norm is not finite; training only
     is_spike                                   1.0 if the loss is a spike, else 0.0; only with train.spike_sigmas
     steps                                      1.0; `fetch` adds it
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5x_lite.models import paths
 from t5x_lite.training.losses import LossSum
 
 
@@ -39,6 +41,25 @@ def batch_metrics(sums: Mapping[str, LossSum], batch: Mapping[str, jax.Array]) -
     out["tokens"] = sum((jnp.sum(array > 0, dtype=jnp.float32) for array in segments), jnp.float32(0))
     out["positions"] = jnp.float32(sum(array.size for array in segments))
     return out
+
+
+def norms_by_layer(grads: Any) -> dict[str, jax.Array]:
+    """Returns {"grad_norm/GROUP": the norm of the group's gradients}, float32 scalars.
+
+    A group is a layer ("encoder/layers_0") or a part outside layers ("token_embedding", "decoder/final_norm"). Scanned
+    layers have the groups of unrolled ones.
+    """
+    squares: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        parts = paths.unrolled(paths.text(path), leaf.shape)
+        is_stack = paths.SCANNED.match(paths.text(path)) is not None
+        axes = tuple(range(is_stack, leaf.ndim))
+        sums = jnp.square(leaf.astype(jnp.float32)).sum(axes).reshape(len(parts))
+        for i, part in enumerate(parts):
+            layer = paths.LAYER.match(part)
+            group = layer[0].rstrip("/") if layer else "/".join(part.split("/")[:-1][:2])
+            squares[group] = squares.get(group, 0.0) + sums[i]
+    return {f"grad_norm/{group}": jnp.sqrt(square) for group, square in squares.items()}
 
 
 def fetch(metrics: Mapping[str, jax.Array | float]) -> dict[str, Any]:
