@@ -21,6 +21,7 @@ from t5x_lite.verbs import VERBS, Verb
 # mmap_max=0, malloc would never return memory to the system. That would save the remaining faults, 3 % of a step, but
 # GPT-2 would take 5.2 GB instead of 1.8.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
+COMPUTING = ("train", "branch", "find-rate", "eval", "infer")  # verbs that need them
 
 
 def main() -> None:
@@ -145,9 +146,7 @@ def _hint(name: str, verb: Verb) -> str:
 def _exec_with_huge_pages(argv: list[str]) -> None:
     """Restarts the process with transparent huge pages for malloc; an older glibc ignores this setting."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    computes = (
-        len(argv) > 1 and argv[1] in ("train", "branch", "eval", "infer") and "--help" not in argv and "-h" not in argv
-    )
+    computes = len(argv) > 1 and argv[1] in COMPUTING and "--help" not in argv and "-h" not in argv
     if sys.platform == "linux" and computes and "malloc.hugetlb" not in tunables:
         environment = os.environ | {"GLIBC_TUNABLES": f"{tunables}:{HUGE_PAGES}".lstrip(":")}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # keeps Python's flags

@@ -189,6 +189,22 @@ def _mesh_devices(mesh: str) -> int:
     return math.prod(int(size) for size in re.findall(r"=\s*(\d+)", mesh))
 
 
+def _find_rate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE.py", help="the experiment")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="most steps to train (default 100)")
+    parser.add_argument("--lowest", type=float, default=1e-6, metavar="RATE", help="rate to begin with (default 1e-6)")
+    parser.add_argument("--highest", type=float, default=1.0, metavar="RATE", help="rate to end with (default 1)")
+    parser.add_argument("--output", default="", metavar="FILE.png", help="also draw the curve")
+
+
+def _find_rate(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    cfg = command_configs.of_file(arguments.config, overrides)
+    from t5x_lite import experiment, find_rate
+
+    output = Path(arguments.output) if arguments.output else None
+    find_rate.run(experiment.resolve(cfg), arguments.steps, arguments.lowest, arguments.highest, output)
+
+
 def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.yaml", help="after a kill, run it again: only missing runs start")
     parser.add_argument("--output", default="", metavar="DIR", help="default: runs/FILE")
@@ -402,6 +418,7 @@ VERBS = (
         only_prints=True,
     ),
     Verb("plan", "predict a run's parameters, FLOPs, memory and step time", _plan_flags, _plan, only_prints=True),
+    Verb("find-rate", "train a few steps at rising learning rates, and suggest one", _find_rate_flags, _find_rate),
     Verb("sweep", "train with many settings, from a file in wandb's sweep format", _sweep_flags, _sweep, False),
     Verb("compare", "show what differs between runs: config, results, curves", _compare_flags, _compare, False),
     Verb("tasks", "list tasks and mixtures", _tasks_flags, _tasks, only_prints=True),
