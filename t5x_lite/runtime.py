@@ -99,6 +99,7 @@ class Training:
 
     state: the shapes, dtypes and shardings of the train state.
     new_state: returns a freshly initialised state.
+    state_from: returns the state that begins with the given parameters.
     step: (state, batch) -> (state, metrics); see training/step.py.
     trainable: path of a parameter -> whether it is trainable.
     schedule: number of updates made so far -> learning rate.
@@ -107,6 +108,7 @@ class Training:
 
     state: TrainState
     new_state: Callable[[], TrainState]
+    state_from: Callable[[Any], TrainState]
     step: Callable[[TrainState, Any], tuple[TrainState, Any]]
     trainable: Trainable
     schedule: "Schedule"
@@ -148,6 +150,7 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
     parts = is_trained, averaging is not None
     state = step.abstract_state(module, optimizer, layout, on_devices.example, *parts)
     new_state = functools.partial(step.init_state, module, optimizer, layout, on_devices.example, cfg.seed, *parts)
+    state_from = functools.partial(step.state_from, optimizer, state, trainable=is_trained)
     train_step = step.make_train_step(
         module,
         optimizer,
@@ -166,7 +169,7 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
     from t5x_lite import check_own_code
 
     check_own_code.check(experiment, on_devices.module, optimizer, schedule, state, on_devices.example, is_trained)
-    return Training(state, new_state, train_step, is_trained, schedule, _average(cfg, state, is_trained))
+    return Training(state, new_state, state_from, train_step, is_trained, schedule, _average(cfg, state, is_trained))
 
 
 def _average(cfg: Config, state: TrainState, is_trained: Trainable) -> Callable[[TrainState], Any] | None:

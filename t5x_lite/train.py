@@ -1,7 +1,6 @@
 """Defines `run`, one training run from config to report. Only this module connects all the parts."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import time
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
-import jax.numpy as jnp
 
 from t5x_lite import atomic, runtime
 from t5x_lite import config as configs
@@ -31,7 +29,7 @@ from t5x_lite.reports.results import read_metrics
 from t5x_lite.reports.step_log import StepLog
 from t5x_lite.reports.terminal import Terminal
 from t5x_lite.runtime import Runtime, Training
-from t5x_lite.training import step_metrics, trainable
+from t5x_lite.training import step_metrics
 from t5x_lite.training.faults import BeginAt, FaultPolicy
 from t5x_lite.training.step import LossFn, TrainState
 
@@ -309,22 +307,20 @@ def _restore(
         checkpoints.wait()  # the save of this step may be under way
         state, data_state = checkpoints.restore(begin.step, training.state)
         return state, data_state or first_data_state  # a branch with other data has none
-    state = training.new_state()
     if cfg.init.checkpoint:
         from t5x_lite import initial_params  # only for runs that start from a different model
 
         params, report, of_each = initial_params.load(
-            cfg.init.checkpoint, state.params, experiment.model, experiment.classes, cfg.init.adapt
+            cfg.init.checkpoint, training.new_state().params, experiment.model, experiment.classes, cfg.init.adapt
         )
-        average = trainable.split(params, training.trainable)[0] if state.average is not None else None
-        state = dataclasses.replace(state, params=params, average=jax.tree.map(jnp.copy, average))
         file = checkpoints.directory.parent / "initial_params.json"
         processes.on_first(lambda: atomic.write(file, json.dumps(of_each, indent=1)))
         terminal.line(f"from {cfg.init.checkpoint}: {report}")
-    elif not cfg.model.preset.endswith("_tiny"):
+        return training.state_from(params), first_data_state
+    if not cfg.model.preset.endswith("_tiny"):
         terminal.line(f"random weights: model.preset={cfg.model.preset} gives only the sizes of the model")
         terminal.line("to start from trained weights, set init.checkpoint to a directory that `t5x-lite import` made")
-    return state, first_data_state
+    return training.new_state(), first_data_state
 
 
 def _write_config(experiment: "Experiment", workdir: Path) -> None:

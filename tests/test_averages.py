@@ -110,12 +110,26 @@ def test_weights_that_are_not_there(averaged, tmp_path):
         load(tmp_path / "run", "6+average")
 
 
+@pytest.mark.parametrize("name", ["schedule_free", "prodigy"])
+def test_an_optimizer_with_copies_of_the_first_parameters_copies_those_of_the_checkpoint(averaged, tmp_path, name):
+    flags = [f"--config.optimizer.name={name}", "--config.schedule.name=constant", "--config.optimizer.learning_rate=0"]
+    flags += [f"--config.init.checkpoint={averaged}", "--config.train.total_steps=1", "--config.seed=5"]
+    assert cli.run(["train", f"--config={CONFIG}:bert_tiny", f"--workdir={tmp_path}", *ANIMALS, *flags]) == 0
+    which = "average" if name == "schedule_free" else "optimizer"
+    tree = ocp.PyTreeCheckpointer().restore(tmp_path.absolute() / "checkpoints" / "1" / which)
+    stored = {paths.text(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    for path, first in part(averaged, 6, "params").items():
+        (copy,) = (leaf for key, leaf in stored.items() if key == path or key.endswith(f"params0/{path}"))
+        np.testing.assert_allclose(copy, first, rtol=1e-6, atol=1e-7, err_msg=path)
+
+
 def test_a_schedule_free_run_uses_its_average(tmp_path):
     flags = ["--config.optimizer.name=schedule_free", "--config.schedule.name=constant", "--config.optimizer.b1=0.9"]
     arguments = ["train", f"--config={CONFIG}:bert_tiny", f"--workdir={tmp_path}", *ANIMALS, *flags]
     assert cli.run(arguments) == 0
     stored, params = part(tmp_path, 6, "average"), part(tmp_path, 6, "params")
     assert any((stored[path] != params[path]).any() for path in params)
+    assert all(np.isfinite(stored[path]).all() for path in params)
     for path, leaf in paths.flatten(load(tmp_path).params).items():
         np.testing.assert_array_equal(leaf, stored[path])
     for path, leaf in paths.flatten(load(tmp_path, "latest+raw").params).items():

@@ -114,6 +114,26 @@ def init_state(
     return init(np.uint32(seed))
 
 
+def state_from(
+    optimizer: optax.GradientTransformation, like: TrainState, params: Any, trainable: Trainable = everything
+) -> TrainState:
+    """Returns the state of a run that starts from these parameters.
+
+    Some optimizers keep copies of the first parameters (schedule-free, Prodigy), so their state is made from `params`.
+    like: a state, or the result of `abstract_state`, with the same shardings.
+    """
+
+    def rest(params: Any) -> tuple[Any, Any, Any]:
+        # Copies: the training step donates each array, so no array may be in two places.
+        trained = jax.tree.map(jnp.copy, split(params, trainable)[0])
+        average = None if like.average is None else trained
+        return jnp.zeros([], jnp.int32), nn.meta.unbox(optimizer.init(trained)), average
+
+    places = _places((like.step, like.opt_state, like.average))
+    number, opt_state, average = jax.jit(rest, out_shardings=places)(params)
+    return TrainState(number, params, opt_state, average)
+
+
 def _init_params(module: nn.Module, batch: Batch, seed: Any) -> Any:
     shapes = tuple((name, array.shape, str(array.dtype)) for name, array in sorted(batch.items()))
     return _init_params_of(module, shapes, seed)
