@@ -1,5 +1,6 @@
 """Checks every optimizer: against its published update in numpy, and that scanning and sharding change no number."""
 
+import functools
 import inspect
 
 import jax
@@ -14,7 +15,7 @@ from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import Layout, make_mesh
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import paths
-from t5x_lite.training import matrix_optimizers, optim, parameter_groups
+from t5x_lite.training import matrix_optimizers, optim, parameter_groups, schedules, sophia
 from t5x_lite.training.optimizers import OPTIMIZERS
 from t5x_lite.training.parameter_groups import Groups
 
@@ -119,13 +120,11 @@ def test_the_names_and_hyper_parameters_are_those_of_the_config():
 # Published updates ----------------------------------------------------------------------------------------------------
 
 
-def one_matrix(name: str, shape=(3, 5), steps: int = 4, known=None, **hyper_parameters):
-    """Returns (parameter, gradients, parameter after each update) in float64, at a learning rate of 0.1."""
+def one_matrix(name: str, shape=(3, 5), steps: int = 4, known=None, schedule=lambda n: 0.1, **hyper_parameters):
+    """Returns (parameter, gradients, parameter after each update) in float64."""
     rng = np.random.default_rng(3)
     start, grads = rng.normal(size=shape), [rng.normal(size=shape) for _ in range(steps)]
-    rule = optim.make_optimizer(
-        name, lambda n: 0.1, {"x": ("embed", "mlp")}, groups=Groups((), 0.2), **hyper_parameters
-    )
+    rule = optim.make_optimizer(name, schedule, {"x": ("embed", "mlp")}, groups=Groups((), 0.2), **hyper_parameters)
     params, out = {"x": jnp.asarray(start, jnp.float32)}, []
     state = rule.init(params)
     for grad in grads:
@@ -215,14 +214,17 @@ def test_lamb_lion_and_sgd_are_the_published_ones():
         np.testing.assert_allclose(ours, x, rtol=1e-4, atol=1e-5)
 
 
-def test_the_schedule_free_average_is_that_of_the_iterates():
-    """Defazio et al. 2024, equations 7 to 9, with RMSProp's bias-corrected step and a constant rate."""
-    x, grads, out = one_matrix("schedule_free", b1=0.8, b2=0.9, epsilon=1e-6)
-    z, y, v = x, x, 0.0
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_schedule_free_average_is_that_of_the_iterates(warmup):
+    """Defazio et al. 2024, algorithm 1: iterates have the squares of their rates as weights."""
+    schedule = schedules.make_schedule("constant", 0.1, warmup)
+    x, grads, out = one_matrix("schedule_free", schedule=schedule, steps=6, b1=0.8, b2=0.9, epsilon=1e-6)
+    z, y, v, total = x, x, 0.0, 0.0
     for t, (grad, ours) in enumerate(zip(grads, out, strict=True), 1):
-        v = 0.9 * v + 0.1 * grad**2
-        z = z - 0.1 * (grad / (np.sqrt(v / (1 - 0.9**t)) + 1e-6) + 0.2 * y)
-        x = (1 - 1 / t) * x + z / t
+        rate = 0.1 * (min(1, (t - 1) / warmup) if warmup else 1)
+        v, total = 0.9 * v + 0.1 * grad**2, total + rate**2
+        z = z - rate * (grad / (np.sqrt(v / (1 - 0.9**t)) + 1e-6) + 0.2 * y)
+        x = x + rate**2 / max(total, 1e-9) * (z - x)
         y = 0.2 * z + 0.8 * x
         np.testing.assert_allclose(ours, y, rtol=1e-4, atol=1e-5)
 
@@ -242,9 +244,21 @@ def test_sophia_is_the_published_one():
         np.testing.assert_allclose(ours, x, rtol=1e-4, atol=1e-5)
 
 
-def test_prodigy_finds_a_rate():
+def test_sophia_draws_the_same_signs_for_scanned_layers():
+    def signs(scanned: bool):
+        arrays = parameters(scanned=scanned)[1]
+        return unrolled(jax.tree_util.tree_map_with_path(functools.partial(sophia._signs, jnp.int32(3)), arrays))
+
+    apart, stacked = signs(False), signs(True)
+    for path, value in apart.items():
+        np.testing.assert_array_equal(value, stacked[path], err_msg=path)
+    assert (apart["decoder/layers_0/mlp/kernel"] != apart["decoder/layers_1/mlp/kernel"]).any()
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_prodigy_finds_a_rate(warmup):
     """On ‖x − 1‖₁, from an estimate of 1e-6: its estimate grows to the distance's order, and x comes near 1."""
-    rule = optim.make_optimizer("prodigy", lambda n: 1.0, {"x": ("mlp",)})
+    rule = optim.make_optimizer("prodigy", schedules.make_schedule("constant", 1.0, warmup), {"x": ("mlp",)})
     params = {"x": jnp.zeros(4)}
     state = rule.init(params)
 
@@ -282,6 +296,14 @@ def test_learning_rates_and_decays_of_groups_and_layers():
         np.testing.assert_allclose(found[path], value, rtol=1e-6, err_msg=path)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_groups_and_decays_do_not_change_the_form_of_the_state(name):
+    """They may change when a run resumes."""
+    axes, arrays = parameters()
+    states = [jax.eval_shape(optimizer(name, axes, groups).init, arrays) for groups in (Groups(), SETTINGS)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
 def test_first_moments_may_be_bfloat16():
     for name in ("adamw", "lion", "muon", "sgd", "lamb", "adam"):
         _, state = train(name, scanned=False, momentum_dtype="bfloat16")
@@ -317,5 +339,9 @@ def test_hyper_parameters_that_an_optimizer_lacks():
         ConfigError, match=r"optimizer.b2=0.9: sgd has no b2; unset it. Its own keys: optimizer.momentum"
     ):
         optim.make_optimizer("sgd", lambda n: 1.0, axes, b2=0.9)
+    with pytest.raises(ConfigError, match=r"b1=0: schedule_free needs a b1 above 0"):
+        optim.make_optimizer("schedule_free", lambda n: 1.0, axes, b1=0.0)
+    with pytest.raises(ConfigError, match=r"b1=0.0, optimizer.b3=0.9999: must be above 0 with optimizer.mix_warmup"):
+        optim.make_optimizer("ademamix", lambda n: 1.0, axes, b1=0.0, mix_warmup_steps=3)
     with pytest.raises(ConfigError, match=r"adam does not decay weights; use optimizer.name=adamw"):
         optim.make_optimizer("adam", lambda n: 1.0, axes, groups=Groups((), 0.1))

@@ -38,10 +38,14 @@ class Parts(NamedTuple):
 
     def rate(self) -> optax.GradientTransformation:
         """Returns the transformation that multiplies by −learning rate, and by each parameter's factor of it."""
-        scaled = optax.scale_by_learning_rate(self.schedule)
-        if not self.groups.scales_rates:
-            return scaled
-        return optax.chain(scaled, parameter_groups.scaled(self.groups))
+        by_schedule, by_group = optax.scale_by_learning_rate(self.schedule), parameter_groups.scaled(self.groups)
+
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+            scaled, new_state = by_schedule.update(updates, state, params)
+            return by_group.update(scaled, optax.EmptyState())[0], new_state
+
+        # The state is the schedule's, with any factors, so that a resumed run may change them.
+        return optax.GradientTransformation(by_schedule.init, update) if self.groups.scales_rates else by_schedule
 
 
 def make_optimizer(
@@ -81,7 +85,7 @@ def make_optimizer(
         return optax.chain(clip, _own(name, schedule))
     function = _function(name)
     own = own_parameters("optimizer", name, function, hyper_parameters)
-    # The chain has these parts with any settings, so that a resumed run may switch clipping or decay on.
+    # The chain has these parts with any settings, so that a resumed run may switch clipping, decay or factors on.
     return optax.chain(clip, *function(Parts(param_axes, schedule, groups), **own))
 
 

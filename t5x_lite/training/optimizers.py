@@ -2,7 +2,7 @@
 
 A function returns the parts of an optax chain that follow clipping: the optimizer's own rule, weight decay and the
 learning rate. Optax's optimizers are used as they are, unless they would not treat scanned layers like unrolled ones.
-To add an optimizer, write a function and its entry of OPTIMIZERS, its name in config.OPTIMIZERS, and a config key for
+To add an optimizer, write a function and its entry of OPTIMIZERS, and in recipe_keys.py its name and a config key for
 each new hyper-parameter.
 """
 
@@ -95,7 +95,12 @@ def ademamix(
     """AdEMAMix (Pagliardini et al. 2024, algorithm 1): AdamW with a second, slower momentum, of weight alpha.
 
     mix_warmup_steps: number of updates over which alpha grows from 0, and b3 from b1 (§3); 0: none.
+    Raises ConfigError if b3 has to grow from or to 0.
     """
+    if mix_warmup_steps and not (b1 and b3):
+        raise ConfigError(
+            f"optimizer.b1={b1}, optimizer.b3={b3}: must be above 0 with optimizer.mix_warmup_steps={mix_warmup_steps}"
+        )
 
     def share(n: Any) -> Any:
         return jnp.minimum((jnp.asarray(n, jnp.float32) + 1) / mix_warmup_steps, 1.0)
@@ -115,10 +120,13 @@ def schedule_free(parts: Parts, *, b1: float = 0.9, b2: float = 0.999, epsilon: 
 
     A share 1 − b1 of them is the iterate z of AdamW without momentum, and b1 is the average of all z, weighted by the
     squares of learning rates. The average is what evaluation, export and inference should use (averages.py). The
-    schedule has a warm-up and no decay.
+    schedule has a warm-up and no decay. Raises ConfigError if b1 is 0: the parameters would not hold the average.
     """
+    if not b1:
+        raise ConfigError("optimizer.b1=0: schedule_free needs a b1 above 0, such as 0.9")
     rms = optax.scale_by_rms(b2, epsilon, eps_in_sqrt=False, bias_correction=True)  # Adam without momentum
-    return [contrib.schedule_free(optax.chain(rms, parts.decay(), parts.rate()), parts.schedule, b1)]
+    rate = lambda n: parts.schedule(n - 1)  # noqa: E731  (optax counts from 1 for the weights, from 0 for the steps)
+    return [contrib.schedule_free(optax.chain(rms, parts.decay(), parts.rate()), rate, b1)]
 
 
 def prodigy(
@@ -134,6 +142,8 @@ def prodigy(
 
     The learning rate of the config multiplies the estimate; 1 is usual.
     b3: decay of the estimate's sums; None: √b2.  initial_distance: the first estimate of the distance to the solution.
+    While all rates are 0, as at the first update of a warm-up, the estimate and the parameters stay as they are. optax
+    would divide 0 by 0.
     """
     rule = contrib.prodigy(parts.schedule, (b1, b2), b3, epsilon, initial_distance)
 
@@ -141,7 +151,11 @@ def prodigy(
         return rule.init(params)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        new_state: Any
         updates, new_state = rule.update(grads, state, params)
+        is_known = ~jnp.isnan(new_state.estim_lr)
+        new_state = new_state._replace(estim_lr=jnp.where(is_known, new_state.estim_lr, state.estim_lr))
+        updates = jax.tree.map(lambda update: jnp.where(is_known, update, 0), updates)
         rate = state.estim_lr * parts.schedule(state.count)
         decays = parts.decay().update(jax.tree.map(jnp.zeros_like, updates), optax.EmptyState(), params)[0]
         return jax.tree.map(lambda update, decay: update - rate * decay, updates, decays), new_state

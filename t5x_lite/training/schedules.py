@@ -1,7 +1,7 @@
 """Learning-rate schedules: functions of n, the number of updates made so far.
 
 Each schedule by name is a function that returns the factor of the peak learning rate. Its keyword arguments are its own
-parameters. To add a schedule, write a function and its entry of SCHEDULES, its name in config.SCHEDULES, and a config
+parameters. To add a schedule, write a function and its entry of SCHEDULES, and in recipe_keys.py its name and a config
 key for each new parameter.
 """
 
