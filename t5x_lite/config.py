@@ -333,11 +333,10 @@ def from_json(path: Path) -> Config:
     if isinstance(stored.get("model"), dict):
         stored["model"] = upgraded(stored["model"])
     optimizer = stored.get("optimizer")
-    if (
-        isinstance(optimizer, dict) and "groups" not in optimizer
-    ):  # before 0.2, these were AdamW's, whatever the optimizer
+    if isinstance(optimizer, dict) and "groups" not in optimizer:
+        # Before 0.2, every config had these; only AdamW read them.
         for name, default in (("b1", 0.9), ("b2", 0.999), ("epsilon", 1e-8)):
-            if optimizer.get("name") == "adafactor" or optimizer.get(name) == default:
+            if optimizer.get("name") != "adamw" or optimizer.get(name) == default:
                 optimizer.pop(name, None)
     if isinstance(stored.get("rules"), dict):
         stored["rules"].pop("keys", None)  # before 0.2, an axis of keys, which no mesh axis split by default
@@ -404,13 +403,23 @@ def _parse_int(text: str) -> int:
     return int(number)
 
 
+def _parse_tuple(text: str) -> tuple[str, ...]:
+    """Returns the parts between commas. The whole may be in brackets; other brackets belong to regular expressions.
+
+    >>> _parse_tuple("['a', 'b']"), _parse_tuple("(a|b)/.* frozen")
+    (('a', 'b'), ('(a|b)/.* frozen',))
+    """
+    inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+    return tuple(part.strip(" '\"") for part in inner.split(",") if part.strip())
+
+
 _PARSERS = {
     bool: _parse_bool,
     int: _parse_int,
     float: float,
     str: str,
     object: str,
-    tuple: lambda text: tuple(part.strip(" '\"") for part in text.strip("()[]").split(",") if part.strip()),
+    tuple: _parse_tuple,
 }
 
 

@@ -8,20 +8,8 @@ from typing import Any
 from t5x_lite.keys import AT_LEAST_ONE, FRACTION, LENGTH, NOT_NEGATIVE, POSITIVE, SHARE, WARN, Key
 
 OPTIMIZERS = (
-    *(
-        "adamw",
-        "adafactor",
-        "adam",
-        "sgd",
-        "lion",
-        "muon",
-        "soap",
-        "ademamix",
-        "schedule_free",
-        "prodigy",
-        "lamb",
-        "sophia",
-    ),
+    *("adamw", "adafactor", "adam", "sgd", "lion", "muon", "soap"),
+    *("ademamix", "schedule_free", "prodigy", "lamb", "sophia"),
 )
 SCHEDULES = (
     *("constant", "linear", "cosine", "rsqrt", "inverse_sqrt", "polynomial"),

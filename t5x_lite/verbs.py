@@ -44,7 +44,7 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
         "--config",
         required=True,
         metavar="FILE.py",
-        help="the experiment; FILE.py:ARG calls getcommand_configs.of_file(ARG)",
+        help="the experiment; FILE.py:ARG calls get_config(ARG)",
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="directory for checkpoints, metrics and report")
 

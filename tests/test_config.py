@@ -186,3 +186,24 @@ def test_glue_has_batches_of_32_examples_for_as_many_epochs(task):
     assert cfg.schedule.warmup_steps / cfg.train.total_steps == pytest.approx(0.06, abs=0.01)
     with pytest.raises(ConfigError, match="did you mean 'cola'"):
         config.load(f"{file}:colo")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("adamw", (0.95, None)), ("adafactor", (None, None)), ("own:mine:abc", (None, None))]
+)
+def test_version_0_1_gave_every_optimizer_adamw_s_hyper_parameters(tmp_path, name, kept):
+    stored = {"optimizer": {"name": name, "b1": 0.95, "b2": 0.999, "epsilon": 1e-8}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    cfg = config.from_json(tmp_path / "config.json")
+    assert (cfg.optimizer.b1, cfg.optimizer.b2) == kept
+
+
+def test_brackets_of_a_regular_expression_are_kept():
+    cfg = config.base()
+    for text, groups in {
+        "(encoder|decoder)/.* rate=0.1": ("(encoder|decoder)/.* rate=0.1",),
+        "('a.* frozen', 'b.* rate=2')": ("a.* frozen", "b.* rate=2"),
+        "[ab]/.* frozen,c frozen": ("[ab]/.* frozen", "c frozen"),
+    }.items():
+        config.override(cfg, "optimizer.groups", text)
+        assert cfg.optimizer.groups == groups

@@ -92,11 +92,15 @@ def test_schedule_errors():
         schedules.make_schedule("cosine", 1.0, 1, 10, power=2.0)
     with pytest.raises(ConfigError, match=r"decay_steps=95 and schedule.warmup_steps=10 are longer than the run"):
         schedules.make_schedule("wsd", 1.0, 10, 100, decay_steps=95)
-    for points in ((), ("0:1",), ("5:1", "0:0"), ("0:1", "5:x"), ("0:1", "5:-1")):
+    for points in ((), ("0:1",), ("5:1", "0:0"), ("0:1", "5:x"), ("0:1", "5:-1"), ("0:1", "5:nan"), ("0:inf", "5:1")):
         with pytest.raises(ConfigError, match="must be two or more 'UPDATES:FACTOR'"):
             schedules.make_schedule("piecewise", 1.0, 0, 10, points=points)
     with pytest.raises(ConfigError, match=r"schedule.points end at update 20, after the run"):
         schedules.make_schedule("piecewise", 1.0, 0, 10, points=("0:1", "20:0"))
+    with pytest.raises(
+        ConfigError, match=r"schedule.power must be unset with schedule.name=.*: set it in that function"
+    ):
+        schedules.make_schedule(lambda n: 1.0, 1.0, power=2.0)
     with pytest.raises(ConfigError, match="learning_rate=-1"):
         schedules.make_schedule("constant", -1.0)
     with pytest.raises(ConfigError, match="unknown optimizer 'adamax'; did you mean 'adam"):

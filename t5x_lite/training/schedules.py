@@ -143,8 +143,8 @@ def piecewise(span: Span, *, points: Sequence[str] = ()) -> Schedule:
         pairs = [(updates(n), float(factor)) for n, factor in (point.split(":") for point in points)]
     except ValueError:
         pairs = []
-    numbers = [n for n, _ in pairs]
-    if len(pairs) < 2 or numbers != sorted(numbers) or min(numbers) < 0 or min(factor for _, factor in pairs) < 0:
+    numbers, factors_fit = [n for n, _ in pairs], all(0 <= factor < math.inf for _, factor in pairs)
+    if len(pairs) < 2 or numbers != sorted(numbers) or min(numbers) < 0 or not factors_fit:
         raise ConfigError(
             f"schedule.points={tuple(points)}: must be two or more 'UPDATES:FACTOR' with ascending updates, such as "
             "0:0,1000:1,9000:0.1"
@@ -204,6 +204,8 @@ def make_schedule(
         raise ConfigError(f"learning_rate={learning_rate}, warmup_steps={warmup_steps}: both must be 0 or more")
     if not isinstance(name, str):
         what = f"schedule.name={own_code.name_of(name)}"
+        if given := [f"schedule.{key}" for key, value in parameters.items() if value is not None]:
+            raise ConfigError(f"{' and '.join(given)} must be unset with {what}: set it in that function")
         return lambda n: learning_rate * own_code.called(what, name, n)
     function = lookup("schedule", name, SCHEDULES)
     if name in DECAYING and total_steps <= warmup_steps:
