@@ -33,45 +33,65 @@ def start(experiment: "Experiment", run: Path, which: str, workdir: Path) -> Non
     Raises ConfigError if the config changes what the checkpoint holds, or if `workdir` holds something else. Raises
     CheckpointError if there is no such checkpoint, or if it is corrupted.
     """
-    processes.on_first(lambda: _start(experiment, run, which, workdir))
+    run, workdir = run.resolve(), workdir.resolve()
+    if which != "latest" and not checkpoint.STEP.fullmatch(which):
+        raise ConfigError(f"--at={which}: a branch begins at one checkpoint; use latest or a step")
+    step = processes.on_first(lambda: _step(experiment, run, which, workdir))
+    if step is not None:
+        checkpoint.check(run / checkpoint.DIRECTORY / str(step))  # every process reads its share
+        processes.on_first(lambda: _copy(experiment, run, step, workdir))
 
 
-def _start(experiment: "Experiment", run: Path, which: str, workdir: Path) -> None:
-    old = configs.from_json(run / "config.json")
+def _step(experiment: "Experiment", run: Path, which: str, workdir: Path) -> int | None:
+    """Returns the step to branch from; None if the workdir is this branch already."""
+    old, mirror = configs.from_json(run / "config.json"), experiment.cfg.checkpoint.mirror
     changed = configs.changes(old, experiment.cfg)[REFUSE]
     if fixed := [line for line in changed if line.startswith(FIXED)]:
         raise ConfigError(
             f"a branch of {run} cannot change {'; '.join(fixed[:5])}, because its checkpoints do not fit; start a new "
             f"run with --config.init.checkpoint={run}"
         )
+    if mirror and mirror == old.checkpoint.mirror:
+        raise ConfigError(
+            f"checkpoint.mirror={mirror} holds the copies of {run}, which those of the branch would replace; give a "
+            "different --config.checkpoint.mirror, or --config.checkpoint.mirror= for none"
+        )
     if before := lineage.of(workdir):
         first = before[0]
-        if first["run"] != str(run.absolute()) or which not in ("latest", str(first["step"])):
+        if first["run"] != str(run) or which not in ("latest", str(first["step"])):
             raise ConfigError(
                 f"{workdir} is a branch of {first['run']} at step {first['step']}, not of {run} at {which}; use a "
                 "different directory"
             )
-        return
+        return None
     step = checkpoint.choose(run, which, None)[-1]
     if workdir.exists() and any(workdir.iterdir()):
         raise ConfigError(f"{workdir} is not empty and no branch of {run}; use a different directory")
+    if workdir.exists() and workdir.samefile(Path.cwd()):  # it will be replaced
+        raise ConfigError(f"{workdir} is the working directory; use a different directory")
+    return step
+
+
+def _copy(experiment: "Experiment", run: Path, step: int, workdir: Path) -> None:
+    """Makes the workdir of a branch: first beside it, then one rename moves it into place."""
     source, partial = run / checkpoint.DIRECTORY / str(step), workdir.with_name(f".{workdir.name}.partial")
-    checkpoint.check(source)
+    changed = configs.changes(configs.from_json(run / "config.json"), experiment.cfg)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         target = partial / checkpoint.DIRECTORY / str(step)
         shutil.copytree(source, target, copy_function=_link)
-        if any(line.startswith(OF_DATA) for line in changed):
+        if any(line.startswith(OF_DATA) for line in changed[REFUSE]):
             _forget_data(target, step)
         if (run / METRICS_FILE).is_file():
             shutil.copy(run / METRICS_FILE, partial)  # the run drops the values of later steps
         atomic.write(partial / "config.json", configs.to_json(experiment.cfg, experiment.code()))
-        entry = {"run": str(run.absolute()), "step": step, "changed": configs.changes(old, experiment.cfg)}
+        entry = {"run": str(run), "step": step, "changed": changed}
         atomic.write(partial / lineage.FILE, json.dumps([entry, *lineage.of(run)], indent=1))
         if workdir.exists():
             workdir.rmdir()
         partial.rename(workdir)
     except OSError as error:
+        checkpoint.find(source)  # raises CheckpointError if a run beside has dropped the step
         raise cannot_write(workdir, error) from error
 
 

@@ -69,7 +69,7 @@ def cannot_write(workdir: Path, error: OSError) -> CheckpointError:
     left = ""
     with contextlib.suppress(OSError):
         left = f"; {shutil.disk_usage(workdir).free:,} bytes free"
-    return CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror}{left}")
+    return CheckpointError(f"cannot write to the workdir {workdir}: {error.strerror or first_line(error)}{left}")
 
 
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # for any operation on a file

@@ -50,19 +50,23 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    cfg = command_configs.of_file(arguments.config, overrides)
-    if "://" in arguments.workdir:
-        raise ConfigError(
-            f"--workdir={arguments.workdir}: must be a local or mounted directory. To also keep the checkpoints in the "
-            f"bucket, add --config.checkpoint.mirror={arguments.workdir}"
-        )
+    cfg, workdir = command_configs.of_file(arguments.config, overrides), _new_workdir(arguments.workdir)
     from t5x_lite import experiment, train
     from t5x_lite.cluster import processes
     from t5x_lite.evaluation.during_training import EvaluationDuringTraining
 
-    workdir = Path(os.path.expandvars(arguments.workdir))
     with processes.joined():
         return train.run(experiment.resolve(cfg), workdir, EvaluationDuringTraining)
+
+
+def _new_workdir(text: str) -> Path:
+    """Returns the workdir that a flag names. Raises ConfigError if it is a URL."""
+    if "://" in text:
+        raise ConfigError(
+            f"workdir {text}: must be a local or mounted directory. To also keep the checkpoints in the bucket, add "
+            f"--config.checkpoint.mirror={text}"
+        )
+    return Path(os.path.expandvars(text))
 
 
 def _branch_flags(parser: argparse.ArgumentParser) -> None:
@@ -73,12 +77,12 @@ def _branch_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _branch(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    workdir = _new_workdir(arguments.workdir)
     cfg = command_configs.of_workdir(arguments.run, arguments.config, overrides)
     from t5x_lite import branch, experiment, train
     from t5x_lite.cluster import processes
     from t5x_lite.evaluation.during_training import EvaluationDuringTraining
 
-    workdir = Path(arguments.workdir)
     with processes.joined():
         resolved = experiment.resolve(cfg)
         branch.start(resolved, Path(arguments.run), arguments.at, workdir)

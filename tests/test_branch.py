@@ -16,6 +16,7 @@ from waiting import wait_until
 from t5x_lite import cli, lineage
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
+LOCAL = Path(__file__).parents[1] / "launch" / "local.sh"
 BERT = f"--config={CONFIG}:bert_tiny"
 SIX = ["--config.data.mixture=tiny_corpus", "--config.train.total_steps=6", "--config.checkpoint.keep_last=9"]
 SIX += ["--config.eval.untrained=false", "--config.eval.every_steps=0", "--config.eval.max_examples=2"]
@@ -77,10 +78,11 @@ def test_a_cooldown_and_other_data(run, tmp_path, capsys):
     assert [(entry["run"], entry["step"]) for entry in lineage.of(both)] == [(str(anneal), 7), (str(run), 4)]
 
 
-def test_what_a_branch_cannot_be(run, tmp_path, capsys):
+def test_what_a_branch_cannot_be(run, tmp_path, capsys, monkeypatch):
     new = tmp_path / "new"
     cases = {
         "no checkpoint '5'; use a step": ["--at=5"],
+        "--at=all: a branch begins at one checkpoint": ["--at=all"],
         "cannot change optimizer.name": ["--config.optimizer.name=lion"],
         "cannot change model.d_model": ["--config.model.d_model=64"],
         "unknown task or mixture 'nothing'": ["--config.data.mixture=nothing"],
@@ -93,11 +95,42 @@ def test_what_a_branch_cannot_be(run, tmp_path, capsys):
     (new / "notes.txt").write_text("mine")
     assert cli.run(["branch", str(run), str(new), f"--config={CONFIG}"]) == 2
     assert "is not empty and no branch" in capsys.readouterr().err
+    assert cli.run(["branch", str(run), "gs://bucket/new", f"--config={CONFIG}"]) == 2
+    assert "must be a local or mounted directory" in capsys.readouterr().err
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert cli.run(["branch", str(run), ".", f"--config={CONFIG}"]) == 2
+    assert "is the working directory" in capsys.readouterr().err
     damaged = tmp_path / "damaged"
     shutil.copytree(run, damaged)
     (damaged / "checkpoints" / "4" / "progress" / "metadata").write_text("{}")
     assert cli.run(["branch", str(damaged), str(tmp_path / "other"), "--at=4", f"--config={CONFIG}"]) == 74
     assert "is corrupted" in capsys.readouterr().err
+
+
+def test_a_branch_leaves_the_mirror_of_its_run_alone(run, tmp_path, capsys):
+    mirrored, mirror = tmp_path / "mirrored", f"file://{tmp_path / 'mirror'}"
+    shutil.copytree(run, mirrored)
+    config = json.loads((mirrored / "config.json").read_text())
+    config["checkpoint"]["mirror"] = mirror
+    (mirrored / "config.json").write_text(json.dumps(config))
+    command = ["branch", str(mirrored), str(tmp_path / "new"), f"--config={CONFIG}", "--config.train.total_steps=7"]
+    assert cli.run(command) == 2
+    assert "holds the copies of" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert cli.run([*command, f"--config.checkpoint.mirror={mirror}2"]) == 0
+    assert not (tmp_path / "mirror").exists() and (tmp_path / "mirror2" / "7").is_dir()
+
+
+@pytest.mark.slow
+def test_two_processes_branch_like_one(run, tmp_path):
+    new = tmp_path / "new"
+    flags = ["branch", str(run), str(new), "--at=4", f"--config={CONFIG}", "--config.eval.batch_rows=8"]
+    environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")}
+    environment |= {"T5X_LITE": f"{sys.executable} -m t5x_lite.cli"}
+    done = subprocess.run([LOCAL, "2", *flags], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(new).keys() == losses(run).keys()
+    np.testing.assert_allclose(list(losses(new).values()), list(losses(run).values()), rtol=1e-6)
 
 
 @pytest.mark.slow
