@@ -79,9 +79,8 @@ def _check_optimizer(
 ) -> None:
     what = f"optimizer.name={name_of(function)}"
     params = split(state.params, trainable)[0]
-    updates, opt_state = jax.eval_shape(
-        functools.partial(called, what, optimizer.update), params, state.opt_state, params
-    )
+    update = functools.partial(optax.with_extra_args_support(optimizer).update, value=jnp.zeros([]))  # for spikes.py
+    updates, opt_state = jax.eval_shape(functools.partial(called, what, update), params, state.opt_state, params)
     for part, got, wanted in (("updates", updates, params), ("a state", opt_state, state.opt_state)):
         if jax.tree.map(jnp.shape, got) != jax.tree.map(jnp.shape, wanted):
             raise ConfigError(

@@ -230,6 +230,15 @@ def validate(cfg: Config) -> None:
             f"train.patience={cfg.train.patience} needs a metric; set checkpoint.keep_best=TASK/METRIC, and "
             "eval.every_steps above 0"
         )
+    if cfg.optimizer.name == "sophia" and cfg.model.attention == "pallas":
+        raise ConfigError(
+            "model.attention=pallas: sophia differentiates twice, which Pallas cannot; use auto, reference or blockwise"
+        )
+    if cfg.optimizer.name == "schedule_free" and (steps := cfg.optimizer.unfreeze_every_steps):
+        raise ConfigError(
+            f"optimizer.unfreeze_every_steps={steps}: must be 0 with schedule_free, whose average of a frozen layer "
+            "would decay"
+        )
     if cfg.data.batch_rows % cfg.train.microbatches:
         divisors = [m for m in range(1, cfg.data.batch_rows + 1) if cfg.data.batch_rows % m == 0]
         near = sorted(divisors, key=lambda m: abs(m - cfg.train.microbatches))[:2]

@@ -14,6 +14,7 @@ from training import start, with_dropout
 from t5x_lite import cli, load
 from t5x_lite.errors import CheckpointError, ConfigError
 from t5x_lite.models import paths
+from t5x_lite.reports.loggers import Loggers
 from t5x_lite.training.averages import Averaging, next_average
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
@@ -96,6 +97,17 @@ def test_it_is_evaluated_beside_the_weights_and_loaded_by_name(averaged, capsys)
     assert cli.run(["eval", f"--workdir={averaged}", "--checkpoints=6+mean:2", f"--config={CONFIG}"]) == 0
     assert "tiny_animal/mean:2" in capsys.readouterr().out
     assert load(averaged, "best+average")
+
+
+def test_the_untrained_model_needs_no_average_and_its_predictions_are_logged_once(tmp_path, capsys, monkeypatch):
+    tables = []
+    monkeypatch.setattr(Loggers, "table", lambda self, step, name, rows: tables.append((step, name)))
+    flags = [*ANIMALS[:2], *AVERAGE, "--config.checkpoint.keep_best=tiny_animal/average/accuracy"]
+    flags += ["--config.train.total_steps=2", "--config.eval.every_steps=0"]
+    assert cli.run(["train", f"--config={CONFIG}:bert_tiny", f"--workdir={tmp_path}", *flags]) == 0
+    assert "is not a metric of this run" not in capsys.readouterr().out
+    assert cli.run(["eval", f"--workdir={tmp_path}", "--checkpoints=2+average", f"--config={CONFIG}"]) == 0
+    assert tables == [(0, "predictions/tiny_animal"), (2, "predictions/tiny_animal")]
 
 
 def test_weights_that_are_not_there(averaged, tmp_path):

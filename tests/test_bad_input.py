@@ -57,6 +57,19 @@ def get_config(preset="t5_tiny"):
         (["--config.seed=5e9"], 2, "seed=5000000000: must be at least 0 and below 4294967296"),
         (["--config.optimizer.b2=1"], 2, "optimizer.b2=1.0: must be at least 0 and below 1"),
         (["--config.optimizer.epsilon=0"], 2, "optimizer.epsilon=0.0: must be above 0"),
+        (["--config.optimizer.name=sophia", "--config.model.attention=pallas"], 2, "sophia differentiates twice"),
+        (
+            [
+                f"--config.{text}"
+                for text in (
+                    "optimizer.name=schedule_free",
+                    "schedule.name=constant",
+                    "optimizer.unfreeze_every_steps=2",
+                )
+            ],
+            2,
+            "unfreeze_every_steps=2: must be 0 with schedule_free",
+        ),
         (["--config.loss.z_loss=nan"], 2, "loss.z_loss=nan: must be a finite number"),
         (["--config.checkpoint.keep_best=tiny_animals/accuracy"], 2, "did you mean 'tiny_animal'"),
         (["--verbose"], 2, "unknown argument '--verbose'; `t5x-lite train --help` lists the flags of train"),

@@ -244,6 +244,11 @@ def test_sophia_is_the_published_one():
         np.testing.assert_allclose(ours, x, rtol=1e-4, atol=1e-5)
 
 
+def test_sophia_leaves_out_products_that_are_not_finite():
+    _, _, out = one_matrix("sophia", known={"hessian_product": lambda v: {"x": v["x"].at[0].set(jnp.inf)}})
+    assert np.isfinite(out).all()
+
+
 def test_sophia_draws_the_same_signs_for_scanned_layers():
     def signs(scanned: bool):
         arrays = parameters(scanned=scanned)[1]

@@ -45,6 +45,11 @@ def copy(name: str, tmp_path: Path, *changes: tuple[str, str]) -> Path:
     return file
 
 
+def test_an_own_optimizer_runs_with_what_wraps_optimizers(tmp_path):
+    flags = ["--config.train.spike_sigmas=3", "--config.optimizer.unfreeze_every_steps=1"]
+    assert train(copy("optimizer", tmp_path), tmp_path / "run", *flags, "--config.train.total_steps=2") == 0
+
+
 @pytest.mark.parametrize("name", REFERENCES)
 def test_an_example_runs_and_resumes_only_with_its_own_code(name, tmp_path, capsys):
     workdir, (pattern, goes_on) = tmp_path / "run", REFERENCES[name]

@@ -173,7 +173,8 @@ def load_model(workdir: Path, step: int, params: Any, weights: str = "") -> Any:
     if weights in ("raw", AVERAGE):
         steps = [step]
     elif match := re.fullmatch(r"mean:([1-9]\d{0,5})", weights):
-        steps = [saved for saved in saved_steps(workdir) if saved <= step][-int(match[1]) :]
+        all_steps = processes.on_first(lambda: saved_steps(workdir))  # a run may be saving there
+        steps = [saved for saved in all_steps if saved <= step][-int(match[1]) :]
         if len(steps) < int(match[1]):
             raise CheckpointError(
                 f"+{weights}: {workdir} has only {len(steps)} checkpoints up to step {step}; raise checkpoint.keep_last"

@@ -16,7 +16,7 @@ from t5x_lite.reports import results, run_page
 from t5x_lite.reports.loggers import Loggers
 from t5x_lite.reports.results import read_metrics
 from t5x_lite.reports.terminal import Terminal
-from t5x_lite.runtime import Runtime
+from t5x_lite.runtime import AVERAGE, Runtime
 
 
 class EvaluationDuringTraining:
@@ -53,7 +53,7 @@ class EvaluationDuringTraining:
         self._loggers.scalars(0, baselines(self._experiment))
         if self._cfg.eval.untrained:
             self._terminal.line("evaluating the untrained model")
-            self({"": weights[""]}, 0)
+            self({"": weights[""]}, 0)  # a moving average begins as the weights
 
     def __call__(self, weights: dict[str, Any], step: int) -> None:
         """Evaluates parameters and logs the result.
@@ -80,7 +80,8 @@ class EvaluationDuringTraining:
             self._terminal.line(traceback.format_exc())
             return
         keep_best = self._cfg.checkpoint.keep_best
-        if keep_best and f"eval/{keep_best}" not in values:
+        wanted = f"eval/{keep_best}" if step else f"eval/{keep_best}".replace(f"/{AVERAGE}", "/")
+        if keep_best and wanted not in values:
             names = ", ".join(sorted(key.removeprefix("eval/") for key in values))
             problem = f"checkpoint.keep_best={keep_best!r} is not a metric of this run; it has {names}"
             if self._cfg.train.patience:

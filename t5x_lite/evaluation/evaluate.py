@@ -61,7 +61,7 @@ class Evaluator:
     ) -> tuple[dict[str, float], dict[str, list[dict]]]:
         """Returns ({"eval/TASK/METRIC": value}, {task: its first few predictions}).
 
-        prefix: what the names of metrics begin with; with a prefix, predictions are not written.
+        prefix: what the names of metrics begin with; with a prefix, predictions are neither written nor returned.
         stop: called before each batch. If it returns True, `evaluate` raises Stopped.
         """
         values: dict[str, float] = {}
@@ -78,7 +78,7 @@ class Evaluator:
                     lower |= {f"{begins}{name}" for name in of_answer.lower}
                 if not prefix:
                     processes.on_first(lambda name=task.name, rows=rows: self._write(step, name, rows))
-                samples[task.name] = rows[: self.experiment.cfg.eval.predictions_shown]
+                    samples[task.name] = rows[: self.experiment.cfg.eval.predictions_shown]
             values |= {f"eval/{task.name}/{prefix}{name}": value for name, value in of_task.items()}
             self._lower_is_better |= {f"{task.name}/{prefix}{name}" for name in lower}
         return values, samples

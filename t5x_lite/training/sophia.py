@@ -52,7 +52,11 @@ def scale_by_sophia(
         def estimated() -> Any:
             signs = jax.tree_util.tree_map_with_path(functools.partial(_signs, state.count), params)
             product = hessian_product(signs)
-            return jax.tree.map(lambda h, s, p: b2 * h + (1 - b2) * s * p, state.diagonal, signs, product)
+
+            def mean(h: jax.Array, sign: jax.Array, p: jax.Array) -> jax.Array:
+                return jnp.where(jnp.isfinite(p), b2 * h + (1 - b2) * sign * p, h)  # the step checks only gradients
+
+            return jax.tree.map(mean, state.diagonal, signs, product)
 
         diagonal = jax.lax.cond(state.count % every_steps == 0, estimated, lambda: state.diagonal)
         momentum = jax.tree.map(lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.momentum, grads)
