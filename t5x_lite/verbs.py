@@ -79,12 +79,13 @@ def _branch_flags(parser: argparse.ArgumentParser) -> None:
 def _branch(arguments: argparse.Namespace, overrides: Overrides) -> int:
     workdir = _new_workdir(arguments.workdir)
     cfg = command_configs.of_workdir(arguments.run, arguments.config, overrides)
-    from t5x_lite import branch, experiment, train
+    from t5x_lite import branch, experiment, runtime, train
     from t5x_lite.cluster import processes
     from t5x_lite.evaluation.during_training import EvaluationDuringTraining
 
     with processes.joined():
         resolved = experiment.resolve(cfg)
+        runtime.start(resolved)  # finds a mesh that does not fit before the workdir exists
         branch.start(resolved, Path(arguments.run), arguments.at, workdir)
         return train.run(resolved, workdir, EvaluationDuringTraining)
 

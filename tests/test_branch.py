@@ -86,6 +86,7 @@ def test_what_a_branch_cannot_be(run, tmp_path, capsys, monkeypatch):
         "cannot change optimizer.name": ["--config.optimizer.name=lion"],
         "cannot change model.d_model": ["--config.model.d_model=64"],
         "unknown task or mixture 'nothing'": ["--config.data.mixture=nothing"],
+        "batch_rows=6 is not divisible by mesh axis": ["--config.data.batch_rows=6"],
     }
     for message, flags in cases.items():
         assert cli.run(["branch", str(run), str(new), f"--config={CONFIG}", *flags]) in (2, 74)
