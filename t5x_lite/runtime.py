@@ -22,7 +22,7 @@ from t5x_lite.models import build
 from t5x_lite.models.projection import logits_of
 from t5x_lite.recipe_keys import HYPER_PARAMETERS, SHAPE_PARAMETERS
 from t5x_lite.training import losses, optim, parameter_groups, step, trainable
-from t5x_lite.training.parameter_groups import Group, Groups
+from t5x_lite.training.parameter_groups import Groups
 from t5x_lite.training.step import LossFn, TrainState
 from t5x_lite.training.trainable import Trainable
 
@@ -138,9 +138,14 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
     """
     cfg, module, layout = experiment.cfg, on_devices.module, on_devices.layout
     params = step.abstract_params(module, on_devices.example)
-    groups = parameter_groups.parse(cfg.optimizer.groups)
-    parameter_groups.check(groups, nn.meta.unbox(params))
-    is_trained = trainable.select(cfg.optimizer.trained, params, experiment.model.has_added, groups)
+    groups = Groups(
+        parameter_groups.parse(cfg.optimizer.groups),
+        cfg.optimizer.weight_decay,
+        cfg.optimizer.layer_decay,
+        parameter_groups.depths_of(nn.meta.unbox(params)),
+    )
+    parameter_groups.check(groups.groups, nn.meta.unbox(params))
+    is_trained = trainable.select(cfg.optimizer.trained, params, experiment.model.has_added, groups.groups)
     optimizer, schedule = _optimizer(cfg, trainable.split(sharding.param_axes(params), is_trained)[0], groups)
     averaging = None
     if cfg.average.decay:
@@ -187,9 +192,7 @@ def _average(cfg: Config, state: TrainState, is_trained: Trainable) -> Callable[
     return jax.jit(of_schedule_free, out_shardings=places)
 
 
-def _optimizer(
-    cfg: Config, param_axes: Any, groups: tuple[Group, ...]
-) -> tuple[optax.GradientTransformation, "Schedule"]:
+def _optimizer(cfg: Config, param_axes: Any, groups: Groups) -> tuple[optax.GradientTransformation, "Schedule"]:
     """Returns the optimizer and its schedule. param_axes: the logical axes of each trainable parameter."""
     from t5x_lite.training import schedules
 
@@ -205,14 +208,14 @@ def _optimizer(
         cfg.optimizer.name,
         schedule,
         param_axes,
-        groups=Groups(groups, cfg.optimizer.weight_decay, cfg.optimizer.layer_decay),
+        groups=groups,
         clip_norm=cfg.optimizer.clip_norm,
         **{name: cfg.optimizer[name] for name in HYPER_PARAMETERS},
     )
-    if cfg.optimizer.unfreeze_every_steps:
+    if cfg.optimizer.unfreeze_every_steps or any(group.start for group in groups.groups):
         from t5x_lite.training import unfreezing
 
-        optimizer = unfreezing.gradually(optimizer, cfg.optimizer.unfreeze_every_steps)
+        optimizer = unfreezing.gradually(optimizer, cfg.optimizer.unfreeze_every_steps, groups.groups)
     if cfg.train.spike_sigmas:
         from t5x_lite.training import spikes
 

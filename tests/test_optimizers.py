@@ -309,6 +309,18 @@ def test_groups_and_decays_do_not_change_the_form_of_the_state(name):
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
 
 
+def test_layers_keep_their_rates_if_others_are_frozen():
+    axes, arrays = parameters()
+    groups = Groups(layer_decay=0.5, depths=parameter_groups.depths_of(arrays))
+    lower = {"decoder": {"layers_0": arrays["decoder"]["layers_0"]}}
+    rule = optim.make_optimizer(
+        "sgd", lambda n: 1.0, {"decoder": {"layers_0": axes["decoder"]["layers_0"]}}, groups=groups
+    )
+    ones = jax.tree.map(jnp.ones_like, lower)
+    updates, _ = rule.update(ones, rule.init(ones), ones)
+    assert all((update == -0.25).all() for update in jax.tree.leaves(updates))
+
+
 def test_first_moments_may_be_bfloat16():
     for name in ("adamw", "lion", "muon", "sgd", "lamb", "adam"):
         _, state = train(name, scanned=False, momentum_dtype="bfloat16")
@@ -321,6 +333,9 @@ def test_first_moments_may_be_bfloat16():
         (("decoder/.*",), "has no setting; write 'REGEX rate=NUMBER'"),
         (("decoder/.* lr=2",), "'lr=2' is not a setting"),
         (("decoder/.* rate=-1",), "'rate=-1' is not a setting"),
+        (("decoder/.* rate=2 rate=3",), "'rate=3' contradicts the setting before it"),
+        (("decoder/.* frozen rate=3",), "'rate=3' contradicts the setting before it"),
+        (("decoder/.* from=0.5",), "'from=0.5' is not a setting"),
         (("decoder/(.* frozen",), "not a regular expression"),
         (("encoder/.* frozen",), "'encoder/.*' matches no parameter; .*such as 'decoder/final_norm/scale'"),
         ((".* rate=2", "logits/.* frozen"), "'logits/.*' matches only parameters of earlier groups"),

@@ -16,7 +16,7 @@ from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError
 from t5x_lite.models import lora
 from t5x_lite.models.transformer import stack_layers, unstack_layers
-from t5x_lite.training import trainable, unfreezing
+from t5x_lite.training import parameter_groups, trainable, unfreezing
 
 
 def paths(tree) -> dict[str, np.ndarray]:
@@ -83,6 +83,20 @@ def test_layers_begin_to_learn_from_the_last(scan_layers):
         after = paths(unrolled(jax.device_get(run.advance(steps).state.params)))
         same = {path for path in after if np.array_equal(before[path], after[path])}
         assert same == {path for path in after if late in path}
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_groups_begin_to_learn_when_they_say(scan_layers):
+    config = dataclasses.replace(FAMILIES["t5_1_1"], scan_layers=scan_layers)
+    groups = parameter_groups.parse(("encoder/layers_0/mlp/.* from=2", "token_embedding/.* from=1"))
+    optimizer = unfreezing.gradually(optax.adamw(0.01, weight_decay=0.1), every_steps=0, groups=groups)
+    run = start(config, optimizer=optimizer, drawn=True)
+    unrolled = unstack_layers if scan_layers else lambda params: params
+    before = paths(unrolled(jax.device_get(run.state.params)))
+    for late in (("encoder/layers_0/mlp/", "token_embedding/"), ("encoder/layers_0/mlp/",), ()):
+        after = paths(unrolled(jax.device_get(run.advance(1).state.params)))
+        same = {path for path in after if np.array_equal(before[path], after[path])}
+        assert same == {path for path in after if path.startswith(late)} if late else not same
 
 
 def test_a_prompt_stands_before_every_text_of_a_row():

@@ -124,6 +124,10 @@ def schedule_free(parts: Parts, *, b1: float = 0.9, b2: float = 0.999, epsilon: 
     """
     if not b1:
         raise ConfigError("optimizer.b1=0: schedule_free needs a b1 above 0, such as 0.9")
+    if any(group.start for group in parts.groups.groups):
+        raise ConfigError(
+            "optimizer.groups: from=… does not work with schedule_free, which would average frozen weights"
+        )
     rms = optax.scale_by_rms(b2, epsilon, eps_in_sqrt=False, bias_correction=True)  # Adam without momentum
     rate = lambda n: parts.schedule(n - 1)  # noqa: E731  (optax counts from 1 for the weights, from 0 for the steps)
     return [contrib.schedule_free(optax.chain(rms, parts.decay(), parts.rate()), rate, b1)]

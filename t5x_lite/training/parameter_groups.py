@@ -5,13 +5,14 @@ A group is a text: a regular expression that matches the whole paths of its para
     "encoder/.* rate=0.1"         a tenth of the learning rate
     ".*embedding weight_decay=0"  no weight decay
     "pooler/.* frozen"            not trained
+    "encoder/.* from=1000"        not trained in the first 1,000 updates
 
 A parameter belongs to the first group that matches it. In scanned layers, groups match the paths that the unrolled
 layers would have ("encoder/layers_0/mlp/wi/kernel"), so scanned and unrolled layers train alike.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,19 +25,22 @@ from t5x_lite.models.paths import LAYER
 
 NO_DECAY = r"(.*/)?(bias|scale)"  # biases and the scales of norms
 EMBEDDINGS = r".*embedding.*|.*distances/.*"  # tables, and the norms and projections of embeddings
-FORM = "write 'REGEX rate=NUMBER', 'REGEX weight_decay=NUMBER' or 'REGEX frozen'"
+FORM = "write 'REGEX rate=NUMBER', 'REGEX weight_decay=NUMBER', 'REGEX from=UPDATES' or 'REGEX frozen'"
+NUMBERS = {"rate": r"\d+\.?\d*(e-?\d+)?|\.\d+", "weight_decay": r"\d+\.?\d*(e-?\d+)?|\.\d+", "from": r"\d{1,7}"}
 
 
 class Group(NamedTuple):
     """Holds the settings of the parameters whose whole paths match `pattern`.
 
     rate: factor of the learning rate.  weight_decay: None: that of the run.  frozen: whether they are not trained.
+    start: number of updates before they are trained.
     """
 
     pattern: re.Pattern[str]
     rate: float = 1.0
     weight_decay: float | None = None
     frozen: bool = False
+    start: int = 0
 
 
 class Groups(NamedTuple):
@@ -45,11 +49,13 @@ class Groups(NamedTuple):
     groups: in the order in which they are tried.
     weight_decay: of parameters whose group does not set it; 0 for biases and norms.
     layer_decay: factor of the learning rate from a layer to the layer below.
+    depths: `depths` of all parameters, frozen ones, too; (): of the trainable ones.
     """
 
     groups: tuple[Group, ...] = ()
     weight_decay: float = 0.0
     layer_decay: float = 1.0
+    depths: Mapping[str, int] | tuple[()] = ()
 
     @property
     def decays(self) -> bool:
@@ -75,21 +81,23 @@ def _parse(text: str) -> Group:
     values: dict[str, Any] = {}
     for setting in settings:
         name, _, number = setting.partition("=")
-        known = re.fullmatch(r"rate|weight_decay", name) and re.fullmatch(r"\d+\.?\d*(e-?\d+)?|\.\d+", number)
-        if setting != "frozen" and not known:
+        if setting != "frozen" and not (name in NUMBERS and re.fullmatch(NUMBERS[name], number)):
             raise ConfigError(f"optimizer.groups entry {text!r}: {setting!r} is not a setting; {FORM}")
-        values[name] = float(number) if known else True
+        if name in values or "frozen" in values or (setting == "frozen" and values):
+            raise ConfigError(f"optimizer.groups entry {text!r}: {setting!r} contradicts the setting before it; {FORM}")
+        values[name] = True if setting == "frozen" else float(number)
     if not values:
         raise ConfigError(f"optimizer.groups entry {text!r} has no setting; {FORM}")
+    start = int(values.pop("from", 0))
     try:
-        return Group(re.compile(pattern), **values)
+        return Group(re.compile(pattern), start=start, **values)
     except re.error as error:
         raise ConfigError(f"optimizer.groups entry {text!r}: not a regular expression: {error}; {FORM}") from None
 
 
 def check(groups: Sequence[Group], tree: dict[str, Any]) -> None:
     """Raises ConfigError if a group has no parameter of the tree, or freezes only some layers of a scanned stack."""
-    members = [(path, [_group_of(p, groups) for p in paths.unrolled(path, shape)]) for path, shape in _shapes(tree)]
+    members = [(path, [group_of(p, groups) for p in paths.unrolled(path, shape)]) for path, shape in _shapes(tree)]
     for group in groups:
         if not any(group in found for _, found in members):
             matches = any(
@@ -111,7 +119,7 @@ def check(groups: Sequence[Group], tree: dict[str, Any]) -> None:
 
 def is_frozen(path: str, groups: Sequence[Group]) -> bool:
     """Returns whether a group freezes the parameter. path: of an unrolled parameter, or of a scanned one."""
-    group = _group_of(paths.unrolled(path, (1,))[0], groups)
+    group = group_of(paths.unrolled(path, (1,))[0], groups)
     return group is not None and group.frozen
 
 
@@ -119,13 +127,13 @@ def decayed(settings: Groups) -> optax.GradientTransformation:
     """Returns the transformation update → update + weight_decay · parameter."""
 
     def decay(path: str) -> float:
-        group = _group_of(path, settings.groups)
+        group = group_of(path, settings.groups)
         if group and group.weight_decay is not None:
             return group.weight_decay
         return 0.0 if re.fullmatch(NO_DECAY, path) else settings.weight_decay
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        decays = _of_each(updates, decay)
+        decays = of_each(updates, decay)
         return jax.tree.map(lambda d, u, p: u + d * p if np.any(d) else u, decays, updates, params), state
 
     def init(params: Any) -> optax.MaskedState:
@@ -142,24 +150,31 @@ def scaled(settings: Groups) -> optax.GradientTransformation:
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        depths: dict[str, int] = {}  # stack -> number of its layers
-        for path in (p for each in _shapes(updates) for p in paths.unrolled(*each)):
-            if layer := LAYER.match(path):
-                depths[layer[1]] = max(depths.get(layer[1], 0), int(layer[2]) + 1)
+        depths = settings.depths or depths_of(updates)
 
         def factor(path: str) -> float:
-            group, layer = _group_of(path, settings.groups), LAYER.match(path)
+            group, layer = group_of(path, settings.groups), LAYER.match(path)
             above = depths[layer[1]] - int(layer[2]) if layer else 0
             if not layer and re.fullmatch(EMBEDDINGS, path):
                 above = max(depths.values(), default=0) + 1
             return settings.layer_decay**above * (group.rate if group else 1.0)
 
-        return jax.tree.map(lambda f, u: u if np.all(f == 1) else u * f, _of_each(updates, factor), updates), state
+        return jax.tree.map(lambda f, u: u if np.all(f == 1) else u * f, of_each(updates, factor), updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-def _group_of(path: str, groups: Sequence[Group]) -> Group | None:
+def depths_of(tree: Any) -> dict[str, int]:
+    """Returns {the beginning of a stack's paths ("encoder/"): the number of its layers}."""
+    depths: dict[str, int] = {}
+    for path in (p for each in _shapes(tree) for p in paths.unrolled(*each)):
+        if layer := LAYER.match(path):
+            depths[layer[1]] = max(depths.get(layer[1], 0), int(layer[2]) + 1)
+    return depths
+
+
+def group_of(path: str, groups: Sequence[Group]) -> Group | None:
+    """Returns the first group that matches the path of an unrolled parameter, or None."""
     return next((group for group in groups if group.pattern.fullmatch(path)), None)
 
 
@@ -167,7 +182,7 @@ def _shapes(tree: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     return ((paths.text(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
 
 
-def _of_each(tree: Any, value_of: Callable[[str], float]) -> Any:
+def of_each(tree: Any, value_of: Callable[[str], float]) -> Any:
     """Returns the tree of value_of(path); of scanned layers, an array [layers, 1, …] that multiplies the parameter."""
 
     def value(path: tuple, leaf: Any) -> np.ndarray:

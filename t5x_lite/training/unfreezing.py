@@ -1,12 +1,14 @@
-"""Gradual unfreezing: layers become trainable one after the other, from the last to the first."""
+"""Unfreezing: parameters become trainable after a number of updates, layer by layer or group by group."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from t5x_lite.models import paths
+from t5x_lite.models.paths import LAYER
+from t5x_lite.training.parameter_groups import Group, depths_of, group_of, of_each
 
 
 class UnfreezingState(NamedTuple):
@@ -17,34 +19,27 @@ class UnfreezingState(NamedTuple):
 
 
 def gradually(
-    optimizer: optax.GradientTransformationExtraArgs, every_steps: int
+    optimizer: optax.GradientTransformationExtraArgs, every_steps: int, groups: Sequence[Group] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer wrapped so that it unfreezes layers gradually.
+    """Returns the optimizer wrapped so that it unfreezes layers and groups.
 
     The last layer of each stack is trainable from the start. Each other layer becomes trainable `every_steps` updates
-    after the layer above it. Encoder and decoder unfreeze in parallel. Parameters outside layers are trainable from the
-    start. The gradients of a frozen layer are set to zero, and weight decay does not change its parameters.
+    after the layer above it. Encoder and decoder unfreeze in parallel. A parameter of a group also waits until the
+    group starts. All other parameters are trainable from the start. The gradients of a frozen parameter are set to
+    zero, and weight decay does not change it.
 
     Sources: Howard and Ruder 2018, §3.3; T5 paper, §3.5.1.
     """
 
     def unfrozen(tree: Any, count: jax.Array) -> Any:
-        last: dict[str, int] = {}  # stack -> number of its last layer
-        for path, _ in jax.tree_util.tree_leaves_with_path(tree):
-            if layer := paths.LAYER.match(paths.text(path)):
-                last[layer[1]] = max(last.get(layer[1], 0), int(layer[2]))
+        depths = depths_of(tree)
 
-        def masked(path: tuple, leaf: jax.Array) -> jax.Array:
-            parameter = paths.text(path)
-            if layer := paths.LAYER.match(parameter):
-                return jnp.where(count >= every_steps * (last[layer[1]] - int(layer[2])), leaf, 0)
-            if paths.SCANNED.match(parameter):
-                later_N = leaf.shape[0] - 1 - jnp.arange(leaf.shape[0])
-                is_trainable_N = count >= every_steps * later_N
-                return jnp.where(is_trainable_N.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
-            return leaf
+        def start(path: str) -> float:
+            group, layer = group_of(path, groups), LAYER.match(path)
+            above = depths[layer[1]] - 1 - int(layer[2]) if layer else 0
+            return max(every_steps * above, group.start if group else 0)
 
-        return jax.tree_util.tree_map_with_path(masked, tree)
+        return jax.tree.map(lambda start, leaf: jnp.where(count >= start, leaf, 0), of_each(tree, start), tree)
 
     def init(params: Any) -> UnfreezingState:
         return UnfreezingState(jnp.zeros([], jnp.int32), optimizer.init(params))
