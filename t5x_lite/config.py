@@ -166,7 +166,7 @@ KEYS: dict[str, Key] = {
     "checkpoint.keep_last": Key(3, "newest checkpoints to keep", FREE, AT_LEAST_ONE),
     "checkpoint.mirror": Key("", "gs://bucket/run: copy of every checkpoint; an empty workdir resumes from it", FREE),
     "checkpoint.keep_best": Key("", "TASK/METRIC: also keeps the checkpoint that is best by this metric", FREE),
-    "init.checkpoint": Key("", "workdir, or DIR/checkpoints/STEP, whose parameters the run starts from", WARN),
+    "init.checkpoint": Key("", "workdir or DIR/checkpoints/STEP (+average) whose parameters the run starts from", WARN),
     "init.adapt": Key(False, "whether init.checkpoint may be of another architecture (adapted_params.py)", WARN),
     "mesh": Key("data=-1", "sizes of the mesh axes: data=2,fsdp=2,tensor=2; -1: all remaining devices", WARN),
     **{

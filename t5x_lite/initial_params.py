@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from t5x_lite import saved_run, side_files
 from t5x_lite.checkpoints import checkpoint
-from t5x_lite.checkpoints.loading import load_params
+from t5x_lite.checkpoints.loading import chosen_weights, load_params, split_weights
 from t5x_lite.errors import CheckpointError
 from t5x_lite.heads import HEADS
 from t5x_lite.models import paths, stored
@@ -24,11 +24,15 @@ def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...],
     """Returns (`params` with the parameters that the checkpoint `source` has, a report of what was loaded, {path of a
     parameter: where its value comes from}).
 
+    source: a workdir or a step's directory; with "+average" behind it, trainable parameters come from the moving
+        average, as they do by default from a schedule-free run.
     model: the run's.  classes: the run's classes, in the order of its heads' outputs.
     adapt: whether the checkpoint may be of a model of another architecture (adapted_params.py).
     Raises CheckpointError as `load_params` does, or if the architectures differ and `adapt` is false.
     """
-    directory = checkpoint.find(source).parents[1]
+    source, weights = split_weights(source)
+    step_directory = checkpoint.find(source)
+    directory = step_directory.parents[1]
     old, origins = _model_of(directory), None
     if old is None and adapt:
         raise CheckpointError(
@@ -45,6 +49,8 @@ def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...],
 
         origins = functools.partial(adapted_params.origins, old, model)
     loaded, report = load_params(source, params, origins)
+    if chosen_weights(step_directory, weights) == checkpoint.AVERAGE:
+        loaded, _ = load_params(source, loaded, origins, part=checkpoint.AVERAGE)
     aligned, note = align(loaded, params, classes_of(directory), classes)
     flat, fresh, of_each = paths.flatten(loaded), paths.flatten(params), report.of_each()
     for path, array in paths.flatten(aligned).items():

@@ -146,3 +146,13 @@ def test_a_schedule_free_run_uses_its_average(tmp_path):
         np.testing.assert_array_equal(leaf, stored[path])
     for path, leaf in paths.flatten(load(tmp_path, "latest+raw").params).items():
         np.testing.assert_array_equal(leaf, params[path])
+
+
+def test_a_run_starts_from_an_average(averaged, tmp_path, capsys):
+    still = ["--config.optimizer.learning_rate=0", "--config.train.total_steps=1"]
+    for weights, name in (("", "params"), ("+average", "average")):
+        workdir = tmp_path / name
+        source = f"--config.init.checkpoint={averaged}{weights}"
+        assert cli.run(["train", f"--config={CONFIG}:bert_tiny", f"--workdir={workdir}", *ANIMALS, source, *still]) == 0
+        ours, theirs = part(workdir, 1, "params"), part(averaged, 6, name)
+        assert all((ours[path] == theirs[path]).all() for path in theirs)

@@ -169,7 +169,7 @@ def load_model(workdir: Path, step: int, params: Any, weights: str = "") -> Any:
     weights. Raises ConfigError if `weights` is none of these.
     """
     directory = workdir / DIRECTORY / str(step)
-    weights = weights or (AVERAGE if _is_schedule_free(directory) else "raw")
+    weights = chosen_weights(directory, weights)
     if weights in ("raw", AVERAGE):
         steps = [step]
     elif match := re.fullmatch(r"mean:([1-9]\d{0,5})", weights):
@@ -190,12 +190,29 @@ def load_model(workdir: Path, step: int, params: Any, weights: str = "") -> Any:
     if len(steps) > 1:
         mean = jax.tree.map(lambda total: total / len(steps), mean)
     if weights == AVERAGE:
-        if not side_files.is_there(directory / AVERAGE):
-            raise CheckpointError(
-                f"step {step} of {workdir} has no moving average; a run with --config.average.decay=0.999 keeps one"
-            )
         mean, _ = load_params(directory, mean, part=AVERAGE)
     return mean
+
+
+def chosen_weights(directory: Path, weights: str) -> str:
+    """Returns `weights`, or if it is "": "average" for a step of a schedule-free optimizer, "raw" for other steps.
+
+    Raises CheckpointError if it is "average" and the step has none.
+    """
+    weights = weights or (AVERAGE if _is_schedule_free(directory) else "raw")
+    if weights == AVERAGE and not side_files.is_there(directory / AVERAGE):
+        raise CheckpointError(f"{directory} has no moving average; a run with --config.average.decay=0.999 keeps one")
+    return weights
+
+
+def split_weights(source: str) -> tuple[str, str]:
+    """Returns (the path, the weights) of a source such as "runs/base+average".
+
+    >>> split_weights("runs/a+b"), split_weights("runs/a+b+average")
+    (('runs/a+b', ''), ('runs/a+b', 'average'))
+    """
+    path, plus, weights = source.rpartition("+")
+    return (path, weights) if plus and weights in ("raw", AVERAGE) else (source, "")
 
 
 def _is_schedule_free(directory: Path) -> bool:
