@@ -139,9 +139,8 @@ def run(
                 fetched, pending = [pending, (step, metrics)], None
                 if not (due or saves):
                     pending = fetched.pop()
-                again = _settle(
-                    filter(None, fetched), step if stop else 0, faults, begin, checkpoints, log, guard, terminal
-                )
+                last = step if stop else total_steps
+                again = _settle(filter(None, fetched), last, faults, begin, checkpoints, log, guard, terminal)
                 checkpoints.check()
                 if saves and not again:
                     with clock.span("checkpoint"):

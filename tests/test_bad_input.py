@@ -74,7 +74,7 @@ def get_config(preset="t5_tiny"):
         (["--config.checkpoint.keep_best=tiny_animals/accuracy"], 2, "did you mean 'tiny_animal'"),
         (["--verbose"], 2, "unknown argument '--verbose'; `t5x-lite train --help` lists the flags of train"),
         (["--learning-rate=1"], 2, "did you mean --config.optimizer.learning_rate=VALUE?"),
-        (["--num_train_epochs", "3"], 2, "did you mean --config.train.total_steps=VALUE?"),
+        (["--num_train_epochs", "3"], 2, "did you mean --config.train.epochs=VALUE?"),
         (["--config.train.total_steps"], 2, "has no value"),
         (["--config.train.total_steps", "10"], 2, "config.train.total_steps has no value; write --config.train.total_"),
     ],

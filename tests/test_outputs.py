@@ -26,6 +26,8 @@ def test_a_place_that_cannot_be_written_is_one_line_from_every_verb(tmp_path, ca
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     commands = {
         "train": [CONFIG, f"--workdir={output}", *ONE_STEP],
+        "branch": [str(run), output, CONFIG, "--config.train.total_steps=2"],
+        "find-rate": [CONFIG, *ONE_STEP[:1], "--steps=10", f"--output={output}"],
         "infer": [f"--workdir={run}", f"--input={tmp_path / 'in.jsonl'}", f"--output={output}", CONFIG],
         "sweep": [str(tmp_path / "sweep.yaml"), f"--output={output}"],
         "compare": [str(run), str(run), f"--output={output}"],
