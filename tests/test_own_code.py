@@ -21,8 +21,8 @@ SMALL += ["--config.eval.untrained=false", "--config.schedule.warmup_steps=1", "
 # What config.json records for each example's object, and whether a run resumes without it (with a warning).
 REFERENCES = {
     "model": (r"model\.py:BagOfWords#\w+", False),
-    "optimizer": (r"optimizer\.py:lion#\w+", False),
-    "schedule": (r"schedule\.py:warmup_stable_decay#\w+", True),
+    "optimizer": (r"optimizer\.py:nadamw#\w+", False),
+    "schedule": (r"schedule\.py:triangle#\w+", True),
     "loss": (r"loss\.py:focal_loss#\w+", False),
     "metric": (r"metric\.py:mean_absolute_error#\w+", True),
     "source": (r"source\.py:SourceFiles\(.*\)#\w+", False),
@@ -68,7 +68,7 @@ def test_an_example_runs_and_resumes_only_with_its_own_code(name, tmp_path, caps
     changed = {
         "model": ("jnp.maximum(is_of", "1.0 * jnp.maximum(is_of"),
         "optimizer": ("b1=0.9", "b1=0.8"),
-        "schedule": ("/ DECAY_STEPS", "/ 2 / DECAY_STEPS"),
+        "schedule": ("/ CYCLE_STEPS", "/ 1 / CYCLE_STEPS"),
         "loss": ("** 2", "** 3"),
         "metric": ("else 100.0", "else 99.0"),
         "source": ("number % 10 == 0", "number % 10 == 1"),
@@ -107,11 +107,11 @@ def test_a_run_whose_own_model_is_not_given_says_so(tmp_path, capsys):
         ("model", "return {", "return 1 / 0 or {", r"model\.module=BagOfWords failed with ZeroDivisionError"),
         ("model", '{"classification":', '{"mlm":', r"BagOfWords returns mlm; the run's tasks need classification"),
         ("model", "(mean_BED)}", "(x_BSD)}", r"'classification' of shape \[8, 32, 9\]; it must be \[8, 1, 9\]"),
-        ("optimizer", "def lion(schedule)", "def lion()", r"optimizer\.name=lion is called with \(schedule\)"),
-        ("optimizer", "return optax.lion", "return optax.lino", r"optimizer\.name=lion failed with AttributeError"),
-        ("optimizer", "return optax", "return schedule or optax", r"lion returns a function; it must return an optax"),
-        ("schedule", "decay(updates)", "decay()", r"schedule\.name=warmup_stable_decay is called with \(updates\)"),
-        ("schedule", "return jnp", "return jnp.ones(2) * jnp", r"returns an array of shape \[2\]; it must return one"),
+        ("optimizer", "def nadamw(schedule)", "def nadamw()", r"optimizer\.name=nadamw is called with \(schedule\)"),
+        ("optimizer", "return optax.nadamw", "return optax.nadamv", r"optimizer\.name=nadamw failed with AttributeError"),
+        ("optimizer", "return optax", "return schedule or optax", r"nadamw returns a function; it must return an optax"),
+        ("schedule", "triangle(updates)", "triangle()", r"schedule\.name=triangle is called with \(updates\)"),
+        ("schedule", "return 1", "return jnp.ones(2)", r"returns an array of shape \[2\]; it must return one"),
         ("loss", "loss(outputs, batch)", "loss(outputs)", r"loss\.name=focal_loss is called with \(outputs, batch\)"),
         ("loss", "class_targets", "clas_targets", r"loss\.name=focal_loss failed with KeyError: 'clas_targets'"),
         (

@@ -11,9 +11,9 @@ import optax
 from t5x_lite import config
 
 
-def lion(schedule):
-    """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled weight decay."""
-    return optax.lion(schedule, b1=0.9, b2=0.99, weight_decay=0.1)
+def nadamw(schedule):
+    """AdamW with Nesterov's momentum (Dozat 2016)."""
+    return optax.nadamw(schedule, b1=0.9, b2=0.98, weight_decay=0.1)
 
 
 def get_config():
@@ -21,7 +21,7 @@ def get_config():
     cfg.model.preset = "gpt2_tiny"
     cfg.data.mixture = "python_docs"
     cfg.data.length = 128
-    cfg.optimizer.name = lion
+    cfg.optimizer.name = nadamw
     cfg.optimizer.learning_rate = 3e-4
     cfg.schedule.name = "cosine"
     cfg.schedule.warmup_steps = 20

@@ -1,4 +1,4 @@
-"""Your own learning-rate schedule: warm-up, stable, decay.
+"""Your own learning-rate schedule: a triangle wave.
 
     t5x-lite train --config=configs/examples/schedule.py --workdir=runs/own_schedule
 
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from t5x_lite import config
 
-WARMUP_STEPS, DECAY_STEPS, TOTAL_STEPS = 20, 40, 200
+CYCLE_STEPS = 50
 
 
-def warmup_stable_decay(updates):
-    """Returns the share of the peak: a linear rise, a plateau, a linear fall to 0 (Hu et al. 2024, MiniCPM, §4)."""
-    return jnp.clip(jnp.minimum(updates / WARMUP_STEPS, (TOTAL_STEPS - updates) / DECAY_STEPS), 0, 1)
+def triangle(updates):
+    """Returns the share of the peak: it rises and falls linearly in each cycle (Smith 2017, §3.1)."""
+    return 1 - jnp.abs(2 * (updates % CYCLE_STEPS) / CYCLE_STEPS - 1)
 
 
 def get_config():
@@ -25,7 +25,7 @@ def get_config():
     cfg.data.length = 128
     cfg.optimizer.name = "adamw"
     cfg.optimizer.learning_rate = 3e-3
-    cfg.schedule.name = warmup_stable_decay
-    cfg.train.total_steps = TOTAL_STEPS
+    cfg.schedule.name = triangle
+    cfg.train.total_steps = 200
     cfg.eval.every_steps = 0
     return cfg
