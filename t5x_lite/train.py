@@ -159,11 +159,12 @@ def run(
 
         # ------------------------------------------------------------------------------------------------------- end
         why = ends() if stop else ""
-        if why and step and not evaluation.is_done(step):
-            guard.limit(math.inf)
-            evaluation(training.weights(state), step)
-        closing.close()
         if why:
+            guard.limit(math.inf)  # the last evaluation may take longer
+            if step and not evaluation.is_done(step):
+                evaluation(training.weights(state), step)
+        closing.close()
+        if why and not guard.stops():
             terminal.line(f"ended at step {step} of {total_steps}: {why}")
         elif stop and not (step == total_steps and evaluation.is_done(step)):
             where = f"stopped and saved at step {step}" if step else "stopped before the first step"
