@@ -30,7 +30,6 @@ import jax
 
 from t5x_lite import config, experiment, runtime, train
 from t5x_lite.cluster import sharding
-from t5x_lite.data import pipeline
 from t5x_lite.evaluation.during_training import EvaluationDuringTraining
 from t5x_lite.training import losses, optim, schedules
 from t5x_lite.training.step import abstract_params, init_state, make_train_step
@@ -63,14 +62,7 @@ def bare_turn(cfg) -> Callable[[], float]:
     state = init_state(on_devices.module, optimizer, on_devices.layout, on_devices.example)
     loss_fn = functools.partial(losses.loss_sums, z_loss=cfg.loss.z_loss)
     step = make_train_step(on_devices.module, optimizer, schedule, on_devices.layout, state, loss_fn=loss_fn)
-    data = pipeline.train_batches(
-        setup.mixture,
-        setup.converter,
-        setup.vocabulary,
-        batch_rows=cfg.data.batch_rows,
-        seed=cfg.seed,
-        prefetch_batches=0,
-    )
+    data = setup.train_batches()
     batches = [sharding.put_batch(next(data), on_devices.layout) for _ in range(STEPS_PER_TURN)]
 
     def turn() -> float:

@@ -12,10 +12,11 @@ from typing import Any
 
 from t5x_lite import lengths, own_code
 from t5x_lite.config import OBJECTIVES, Config
-from t5x_lite.data import convert, denoise, registry, vocabularies
+from t5x_lite.data import convert, denoise, pipeline, registry, vocabularies
 from t5x_lite.data.convert_translation import marked
 from t5x_lite.data.fields import vocabulary_of
 from t5x_lite.data.languages import languages_of
+from t5x_lite.data.pipeline import TrainBatches
 from t5x_lite.data.registry import Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
@@ -45,6 +46,25 @@ class Experiment:
             parts[f"source of {task.name}"] = task.source
             parts |= {f"metric {own_code.name_of(metric)} of {task.name}": metric for metric in task.metrics}
         return {what: own_code.reference(part) for what, part in parts.items() if own_code.is_own(part)}
+
+    def train_batches(self, **how: Any) -> TrainBatches:
+        """Returns the batches to train on, from step 0. how: arguments of `pipeline.train_batches` (shards, …)."""
+        data = self.cfg.data
+        settings = {
+            "batch_rows": data.batch_rows,
+            "seed": self.cfg.seed,
+            "pack": data.pack,
+            "prefetch_batches": 0,
+            "cache_dir": data.cache_dir,
+            "task_ids": len(self.tasks) > 1,
+            "documents_per_step": data.documents_per_step,
+        }
+        return pipeline.train_batches(self.mixture, self.converter, self.vocabulary, **settings | how)
+
+    def steps_per_epoch(self) -> float:
+        """Returns the steps in which the run reads as many examples as its tasks have, estimated from many rows."""
+        sizes = {task.name: len(task.source.split("train")) for task in self.tasks}
+        return lengths.steps_per_epoch(self.train_batches(task_ids=True), self.cfg.data.batch_rows, sizes)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -94,8 +114,8 @@ def resolve(cfg: Config) -> Experiment:
     converter = _converter(cfg, model, (*tasks, *eval_tasks), vocabulary)
     if cfg.eval.stride:
         _check_stride(cfg, converter, eval_tasks)
-    cfg = lengths.in_steps(cfg, lambda: lengths.steps_per_epoch(cfg, mixture, converter, vocabulary))
-    return Experiment(cfg, mixture, eval_tasks, vocabulary, model, converter)
+    experiment = Experiment(cfg, mixture, eval_tasks, vocabulary, model, converter)
+    return dataclasses.replace(experiment, cfg=lengths.in_steps(cfg, experiment.steps_per_epoch))
 
 
 def of_parts(cfg: Config, mixture: tuple[Rated, ...], vocabulary: Vocabulary, model: ModelConfig) -> Experiment:

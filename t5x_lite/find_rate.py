@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from t5x_lite import atomic, console, runtime
+from t5x_lite import atomic, console, initial_params, runtime
 from t5x_lite.cluster import sharding
-from t5x_lite.data import pipeline
 from t5x_lite.errors import ConfigError
 from t5x_lite.experiment import Experiment
 from t5x_lite.training import step_metrics
@@ -69,18 +68,9 @@ def train(experiment: Experiment, rates: list[float]) -> list[float]:
     experiment = dataclasses.replace(experiment, cfg=cfg)
     on_devices = runtime.start(experiment)
     training = runtime.make_training(experiment, on_devices)
-    state, losses = training.new_state(), list[float]()
-    data = pipeline.train_batches(
-        experiment.mixture,
-        experiment.converter,
-        experiment.vocabulary,
-        batch_rows=cfg.data.batch_rows,
-        seed=cfg.seed,
-        pack=cfg.data.pack,
-        prefetch_batches=0,
-        cache_dir=cfg.data.cache_dir,
-        task_ids=len(experiment.tasks) > 1,
-    )
+    state = initial_params.state(experiment, training)[0] if cfg.init.checkpoint else training.new_state()
+    losses: list[float] = []
+    data = experiment.train_batches(**sharding.input_shard(on_devices.layout, cfg.data.batch_rows))
     for batch in itertools.islice(data, steps):
         state, metrics = training.step(state, sharding.put_batch(batch, on_devices.layout))
         loss = step_metrics.fetch(metrics)["loss"]

@@ -6,7 +6,7 @@ neutral, entailment). Then the classes in the classifier's head are put in the r
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,18 @@ from t5x_lite.errors import CheckpointError
 from t5x_lite.heads import HEADS
 from t5x_lite.models import paths, stored
 from t5x_lite.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from t5x_lite.experiment import Experiment
+    from t5x_lite.runtime import Training
+
+
+def state(experiment: "Experiment", training: "Training") -> tuple[Any, str, dict]:
+    """Returns (the train state that begins with the parameters of init.checkpoint, and what `load` reports)."""
+    cfg = experiment.cfg.init
+    fresh = training.new_state().params
+    params, report, of_each = load(cfg.checkpoint, fresh, experiment.model, experiment.classes, cfg.adapt)
+    return training.state_from(params), report, of_each
 
 
 def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...], adapt: bool) -> tuple[Any, str, dict]:

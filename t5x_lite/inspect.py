@@ -118,17 +118,7 @@ def _sample(experiment: Experiment, split: str, rows: int) -> Iterator[tuple[Bat
     hosts = 1 if cfg.data.documents_per_step else pipeline.stream_count(cfg.data.batch_rows)
     while hosts > 1 and cfg.data.batch_rows // hosts < rows:
         hosts //= 2
-    stream = pipeline.train_batches(
-        experiment.mixture,
-        *how,
-        seed=cfg.seed,
-        shard_count=hosts,
-        prefetch_batches=0,
-        cache_dir=cfg.data.cache_dir,
-        task_ids=True,
-        documents_per_step=cfg.data.documents_per_step,
-        **common,
-    )
+    stream = experiment.train_batches(shard_count=hosts, task_ids=True)
     of_batch = cfg.data.batch_rows // hosts
     for number in range(1, -(-max(SAMPLED_ROWS, rows) // of_batch) + 1):
         yield next(stream), stream.counters() | stream.epochs_per_example()

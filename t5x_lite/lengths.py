@@ -2,14 +2,11 @@
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from t5x_lite import config as configs
 from t5x_lite.config import KEYS, Config
-from t5x_lite.data import pipeline
-from t5x_lite.data.convert import Converter
-from t5x_lite.data.registry import Rated
-from t5x_lite.data.vocabulary import Vocabulary
+from t5x_lite.data.pipeline import TrainBatches
 from t5x_lite.errors import ConfigError
 from t5x_lite.keys import LENGTH
 
@@ -39,28 +36,18 @@ def in_steps(cfg: Config, epoch: Callable[[], float]) -> Config:
     return cfg
 
 
-def steps_per_epoch(cfg: Config, mixture: Sequence[Rated], converter: Converter, vocabulary: Vocabulary) -> float:
-    """Returns the steps in which the run reads as many examples as its tasks have, estimated from SAMPLED_ROWS rows.
+def steps_per_epoch(batches: TrainBatches, batch_rows: int, sizes: Mapping[str, int]) -> float:
+    """Returns the steps in which a run reads as many examples as its tasks have, estimated from SAMPLED_ROWS rows.
 
-    Without packing, a step reads data.batch_rows examples. With packing, the number of examples in a row varies.
+    Without packing, a step reads batch_rows examples. With packing, the number of examples in a row varies.
+
+    batches: of the run, with task ids.  sizes: {task: the number of its examples}.
+    Raises ConfigError if no example was read.
     """
-    stream = pipeline.train_batches(
-        mixture,
-        converter,
-        vocabulary,
-        batch_rows=cfg.data.batch_rows,
-        seed=cfg.seed,
-        pack=cfg.data.pack,
-        prefetch_batches=0,
-        cache_dir=cfg.data.cache_dir,
-        task_ids=True,
-        documents_per_step=cfg.data.documents_per_step,
-    )
-    steps = -(-SAMPLED_ROWS // cfg.data.batch_rows)
+    steps = -(-SAMPLED_ROWS // batch_rows)
     for _ in range(steps):
-        next(stream)
-    counters = stream.counters() | stream.epochs_per_example()
-    sizes = {rated.task.name: len(rated.task.source.split("train")) for rated in mixture}
+        next(batches)
+    counters = batches.counters() | batches.epochs_per_example()
     epochs = {name: counters[f"examples/{name}"] * counters[f"epochs_per_example/{name}"] for name in sizes}
     read = sum(sizes[name] * epochs[name] for name in sizes)
     if not read:

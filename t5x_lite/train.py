@@ -71,7 +71,8 @@ def run(
         on_devices = runtime.start(experiment)
         training = runtime.make_training(experiment, on_devices, loss_fn)
         checkpoint.check_space(workdir, training.state, cfg.checkpoint.keep_last + bool(cfg.checkpoint.keep_best))
-        data = _train_batches(experiment, on_devices)
+        shard = sharding.input_shard(on_devices.layout, cfg.data.batch_rows)
+        data = experiment.train_batches(prefetch_batches=cfg.data.prefetch_batches, **shard)
         first_data_state = data.get_state()
         closing.callback(data.close)
 
@@ -88,16 +89,7 @@ def run(
         evaluation = evaluation_of(experiment, on_devices, workdir, loggers, terminal, guard.goes_on)
         profile = Profile(workdir, begin.step, cfg.profile.start_step, cfg.profile.steps)
         closing.callback(profile.close)
-        log = StepLog(
-            loggers,
-            terminal,
-            clock,
-            every_steps=cfg.train.log_every_steps,
-            tasks=data.tasks if len(data.tasks) > 1 else (),
-            rates=profile.rates,
-            counters=data.counters,
-            gather=processes.gather,
-        )
+        log = _step_log(cfg, data, loggers, terminal, clock, profile)
         faults = FaultPolicy(cfg.train.on_nonfinite, cfg.train.max_nonfinite)
 
         step, stop, running, span = 0, False, True, "compile"
@@ -202,6 +194,21 @@ def _early_end(cfg: Any, workdir: Path, guard: Guard) -> Callable[[], str]:
     return lambda: processes.on_first(lambda: early_end.reason(cfg, workdir, left_s - (time.monotonic() - started_s)))
 
 
+def _step_log(
+    cfg: Any, data: TrainBatches, loggers: Loggers, terminal: Terminal, clock: Clock, profile: Profile
+) -> StepLog:
+    return StepLog(
+        loggers,
+        terminal,
+        clock,
+        every_steps=cfg.train.log_every_steps,
+        tasks=data.tasks if len(data.tasks) > 1 else (),
+        rates=profile.rates,
+        counters=data.counters,
+        gather=processes.gather,
+    )
+
+
 def _mirror(url: str) -> "Mirror | None":
     if not url:
         return None
@@ -245,23 +252,6 @@ def _changes(experiment: "Experiment", workdir: Path, step: int) -> list[str]:
             "Use the old values to resume it, or a different --workdir to start a new run"
         )
     return notes + [f"continuing with a different config: {'; '.join(changes['warn'])}"] * bool(changes["warn"])
-
-
-def _train_batches(experiment: "Experiment", on_devices: Runtime) -> TrainBatches:
-    cfg = experiment.cfg
-    return pipeline.train_batches(
-        experiment.mixture,
-        experiment.converter,
-        experiment.vocabulary,
-        batch_rows=cfg.data.batch_rows,
-        seed=cfg.seed,
-        pack=cfg.data.pack,
-        **sharding.input_shard(on_devices.layout, cfg.data.batch_rows),
-        prefetch_batches=cfg.data.prefetch_batches,
-        cache_dir=cfg.data.cache_dir,
-        task_ids=len(experiment.tasks) > 1,
-        documents_per_step=cfg.data.documents_per_step,
-    )
 
 
 def _next_batch(data: TrainBatches, loggers: Loggers, step: int) -> Batch:
@@ -310,13 +300,11 @@ def _restore(
     if cfg.init.checkpoint:
         from t5x_lite import initial_params  # only for runs that start from a different model
 
-        params, report, of_each = initial_params.load(
-            cfg.init.checkpoint, training.new_state().params, experiment.model, experiment.classes, cfg.init.adapt
-        )
+        state, report, of_each = initial_params.state(experiment, training)
         file = checkpoints.directory.parent / "initial_params.json"
         processes.on_first(lambda: atomic.write(file, json.dumps(of_each, indent=1)))
         terminal.line(f"from {cfg.init.checkpoint}: {report}")
-        return training.state_from(params), first_data_state
+        return state, first_data_state
     if not cfg.model.preset.endswith("_tiny"):
         terminal.line(f"random weights: model.preset={cfg.model.preset} gives only the sizes of the model")
         terminal.line("to start from trained weights, set init.checkpoint to a directory that `t5x-lite import` made")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from t5x_lite import config, experiment, lengths
+from t5x_lite import config, experiment
 from t5x_lite.data import registry
 from t5x_lite.data.registry import Feature, Task
 from t5x_lite.data.sources import Function
@@ -30,20 +30,16 @@ def made(**changes):
     return experiment.resolve(cfg)
 
 
-def steps_per_epoch(resolved):
-    return lengths.steps_per_epoch(resolved.cfg, resolved.mixture, resolved.converter, resolved.vocabulary)
-
-
 @pytest.mark.parametrize(("mixture", "rows", "expected"), [("forty", 8, 5), ("forty", 4, 10), ("both", 10, 5)])
 def test_an_epoch_reads_as_many_examples_as_the_tasks_have(mixture, rows, expected):
     resolved = made(data__mixture=mixture, data__batch_rows=rows, train__total_steps=100)
-    assert steps_per_epoch(resolved) == pytest.approx(expected, rel=0.02)
+    assert resolved.steps_per_epoch() == pytest.approx(expected, rel=0.02)
 
 
 def test_packing_shortens_an_epoch():
     """An example has 10 or 11 tokens, so that a row has 5 or 6."""
     packed = made(data__mixture="forty", data__pack=True, train__total_steps=2000)
-    assert 5 / 6 < steps_per_epoch(packed) < 1
+    assert 5 / 6 < packed.steps_per_epoch() < 1
 
 
 def test_lengths_become_steps():

@@ -8,7 +8,7 @@ Shapes: a parameter is arranged as [N, R, C]: N matrices (1 without scanned laye
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -91,7 +91,7 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(
-    param_axes: Any, momentum: float = 0.95, nesterov: bool = True, momentum_dtype: str = "float32"
+    param_axes: Any, momentum: float, nesterov: bool, momentum_dtype: str
 ) -> optax.GradientTransformation:
     """Returns Muon (Jordan et al. 2024) without learning rate, for matrices.
 
@@ -163,7 +163,7 @@ class SoapState(NamedTuple):
 
 
 def scale_by_soap(
-    param_axes: Any, b1: float = 0.95, b2: float = 0.95, epsilon: float = 1e-8, every_steps: int = 10
+    param_axes: Any, b1: float, b2: float, epsilon: float, every_steps: int
 ) -> optax.GradientTransformation:
     """Returns SOAP (Vyas et al. 2024, algorithm 3) without learning rate, for matrices: Adam in Shampoo's eigenbasis.
 
@@ -180,28 +180,15 @@ def scale_by_soap(
     code begins with eigenvectors of the first L and R, most of which are arbitrary if a matrix is not square, and
     makes no first update.)
     """
-    sides = {"left": (0, 1), "right": (1, 2)}  # [N, R, R] and [N, C, C]: index into (rows, columns); axis of [N, R, C]
 
     def init(params: Any) -> SoapState:
-        def square(side: str) -> Any:
-            def zeros(found: MatrixAxes, param: Any) -> Any:
-                value, names = (param.value, param.names) if isinstance(param, nn.Partitioned) else (param, None)
-                own = found[1 + sides[side][0]]
-                size, stack = math.prod(value.shape[i] for i in own), math.prod(value.shape[i] for i in found.stack)
-                return _boxed(jnp.zeros((stack, size, size), jnp.float32), names, (found.stack, own, ()))
+        def zeros(*fields: str) -> Any:
+            return _of_matrices(param_axes, lambda found, x: _zeros(x, [getattr(found, f) for f in fields]), params)
 
-            return _of_matrices(param_axes, zeros, params)
-
-        def second(found: MatrixAxes, param: Any) -> Any:
-            value, names = (param.value, param.names) if isinstance(param, nn.Partitioned) else (param, None)
-            shape = [math.prod(value.shape[i] for i in dims) for dims in found]
-            return _boxed(jnp.zeros(shape, jnp.float32), names, found)
-
+        squares = zeros("stack", "rows", "rows"), zeros("stack", "columns", "columns")
+        identities = [jax.tree.map(lambda x: jnp.broadcast_to(jnp.eye(x.shape[-1]), x.shape), each) for each in squares]
         momentum = _of_matrices(param_axes, lambda _, x: optax.tree.zeros_like(x), params)
-        squares = [square(side) for side in ("left", "right")]
-        identity = lambda box: jax.tree.map(lambda x: jnp.broadcast_to(jnp.eye(x.shape[-1]), x.shape), box)  # noqa: E731
-        bases = [jax.tree.map(identity, tree) for tree in squares]
-        return SoapState(jnp.zeros([], jnp.int32), momentum, _of_matrices(param_axes, second, params), *squares, *bases)
+        return SoapState(jnp.zeros([], jnp.int32), momentum, zeros("stack", "rows", "columns"), *squares, *identities)
 
     def update(grads: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
         count = state.count + 1
@@ -245,9 +232,15 @@ def _rotated(x_NRC: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
     return left.swapaxes(1, 2) @ x_NRC @ right
 
 
-def _boxed(array: jax.Array, names: tuple[str | None, ...] | None, dims: tuple[tuple[int, ...], ...]) -> Any:
-    """Returns the array in a box that names each of its dimensions after the first of the parameter's dimensions in it.
+def _zeros(param: Any, dims: Sequence[tuple[int, ...]]) -> Any:
+    """Returns zeros, each dimension of which has the size of some dimensions of a parameter, merged.
 
-    names: the parameter's logical axes; None: no box.  dims: the parameter's dimensions in each dimension of the array.
+    If the parameter is boxed, the zeros are, too: a dimension has the name of the first one merged in it, unless an
+    earlier one has it.
     """
-    return array if names is None else nn.Partitioned(array, tuple(names[d[0]] if d else None for d in dims))
+    value = param.value if isinstance(param, nn.Partitioned) else param
+    array = jnp.zeros([math.prod(value.shape[i] for i in each) for each in dims], jnp.float32)
+    if value is param:
+        return array
+    names = [param.names[each[0]] if each and each not in dims[:n] else None for n, each in enumerate(dims)]
+    return nn.Partitioned(array, tuple(names))

@@ -151,9 +151,6 @@ def prodigy(
     """
     rule = contrib.prodigy(parts.schedule, (b1, b2), b3, epsilon, initial_distance)
 
-    def init(params: Any) -> Any:
-        return rule.init(params)
-
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         new_state: Any
         updates, new_state = rule.update(grads, state, params)
@@ -164,7 +161,7 @@ def prodigy(
         decays = parts.decay().update(jax.tree.map(jnp.zeros_like, updates), optax.EmptyState(), params)[0]
         return jax.tree.map(lambda update, decay: update - rate * decay, updates, decays), new_state
 
-    rule_and_decay = optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    rule_and_decay = optax.GradientTransformation(rule.init, update)  # type: ignore[arg-type]
     return [rule_and_decay, parameter_groups.scaled(parts.groups)]
 
 

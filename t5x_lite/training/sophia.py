@@ -22,12 +22,7 @@ class SophiaState(NamedTuple):
 
 
 def scale_by_sophia(
-    b1: float = 0.965,
-    b2: float = 0.99,
-    gamma: float = 0.01,
-    every_steps: int = 10,
-    epsilon: float = 1e-12,
-    momentum_dtype: str = "float32",
+    b1: float, b2: float, gamma: float, every_steps: int, epsilon: float, momentum_dtype: str
 ) -> optax.GradientTransformationExtraArgs:
     """Returns Sophia-H without learning rate and weight decay (Liu et al. 2023, algorithms 1 and 3).
 

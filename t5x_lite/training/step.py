@@ -196,10 +196,10 @@ def make_train_step(
       microbatches: number of parts into which the batch is split; they run one after the other, to save memory.
       seed: seed of dropout, which depends only on (seed, step, microbatch).
       trainable: selects the trainable parameters; the others have no gradient and no optimizer state, and never change.
-      layer_norms: whether the metrics have the norms of gradients by layer.
-      weigh: changes the weights of a batch's targets (example_weights.py).
-      averaging: how the weights are averaged, if the state has an average.
       spike_sigmas: a loss more than this many standard deviations above the mean of the last losses is a spike; 0: off.
+      averaging: how the parameters are averaged, if the state has an average.
+      weigh: changes the weights of a batch's targets (example_weights.py).
+      layer_norms: whether the metrics have the norms of gradients by layer.
     """
     places = _places(state)
     optimizer = optax.with_extra_args_support(optimizer)
@@ -223,36 +223,27 @@ def make_train_step(
             own = {name: jax.lax.stop_gradient(loss.weight) for name, loss in sums.items()}
             return losses.total_loss(sums, own | weights), batch_metrics(sums, batch)
 
-        value_and_grad = functools.partial(jax.value_and_grad(loss_of, has_aux=True), params)
-        if parts is None:
-            (loss, metrics), grads = value_and_grad(batch, key)
-        else:
-            (loss, metrics), grads = _sum_over(parts, microbatches, key, value_and_grad)
+        def over_batch(function: Callable) -> Any:
+            """Returns function(batch, key), summed over microbatches if there are any."""
+            return function(batch, key) if parts is None else _sum_over(parts, microbatches, key, function)
+
+        (loss, metrics), grads = over_batch(functools.partial(jax.value_and_grad(loss_of, has_aux=True), params))
         grads = jax.lax.with_sharding_constraint(
             grads, split(places.params, trainable)[0]
         )  # each device receives only the sum of its own shard
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        is_good, known = is_finite, dict[str, Any]()
+        # Only second-order optimizers use the Hessian.
+        is_good, known = (
+            is_finite,
+            {"hessian_product": functools.partial(_hessian_product, loss_of, params, over_batch)},
+        )
         if spike_sigmas:
             from t5x_lite.training import spikes
 
             is_spike = spikes.is_spike(state.opt_state, loss, spike_sigmas)
             metrics |= {"is_spike": is_spike.astype(jnp.float32)}
             is_good, known["value"] = is_finite & ~is_spike, loss
-
-        def hessian_product(vector: Any) -> Any:
-            """Returns the product of the loss's Hessian and a tree like the trainable parameters."""
-
-            def product(batch: Batch, key: jax.Array) -> Any:
-                def slope(params: Any) -> Any:
-                    return optax.tree.vdot(jax.grad(loss_of, has_aux=True)(params, batch, key)[0], vector)
-
-                return jax.grad(slope)(params)
-
-            return product(batch, key) if parts is None else _sum_over(parts, microbatches, key, product)
-
-        known["hessian_product"] = hessian_product  # only a second-order optimizer calls it
         new_state = _updated(optimizer, averaging, state, grads, trainable, is_good, **known)
         metrics |= {
             "loss": loss,
@@ -274,6 +265,21 @@ def _outputs(module: nn.Module, params: Any, batch: Batch, **options: Any) -> di
     """Returns a model's outputs; from this project's models, projections in place of logits over the vocabulary."""
     method = "projected" if hasattr(module, "projected") else None
     return module.apply({"params": params}, batch, method=method, **options)  # type: ignore[return-value]
+
+
+def _hessian_product(loss_of: Callable, params: Any, over_batch: Callable, vector: Any) -> Any:
+    """Returns the product of the loss's Hessian at `params` and `vector`, a tree like `params`.
+
+    loss_of: (params, batch, key) -> (loss, metrics).  over_batch: sums a function of (batch, key) over the batch.
+    """
+
+    def product(batch: Batch, key: jax.Array) -> Any:
+        def slope(params: Any) -> Any:
+            return optax.tree.vdot(jax.grad(loss_of, has_aux=True)(params, batch, key)[0], vector)
+
+        return jax.grad(slope)(params)
+
+    return over_batch(product)
 
 
 def _updated(
