@@ -18,8 +18,9 @@ from waiting import wait_until
 from t5x_lite import cli
 from t5x_lite.data import cache, make_cache, pipeline, preprocess, registry, sources
 from t5x_lite.data.convert import DecoderOnly, TextToText
-from t5x_lite.data.convert_encoder import EncoderOnly, sentences
+from t5x_lite.data.convert_encoder import EncoderOnly
 from t5x_lite.data.registry import Feature, Mixture, Task
+from t5x_lite.data.sentence_pairs import sentences
 from t5x_lite.data.vocabularies import ByteVocabulary
 from t5x_lite.errors import ConfigError, DataError
 

@@ -1,7 +1,6 @@
 """Converts examples for encoder-only models: [CLS] … [SEP] with masked tokens, labels, tags, spans or choices."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from t5x_lite.data.masked_lm import mask_tokens, mlm_capacity
 from t5x_lite.data.packing import Examples
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.registry import Task
+from t5x_lite.data.sentence_pairs import other_second, pairs_of, sentence_ids
 from t5x_lite.data.targets import Choices, Classes, Number, Span, Tags, Target
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError
@@ -84,18 +84,18 @@ class EncoderOnly:
 
     def corpus(self, texts, vocabulary, rng):
         room = self.length - 3 - self.fairseq_marks  # [CLS] and two or three [SEP]
-        documents = [[ids for ids in _sentence_ids(text, vocabulary) if len(ids)] for text in texts]
+        documents = [[ids for ids in sentence_ids(text, vocabulary) if len(ids)] for text in texts]
         pieces = [
             (b"".join(ids.tobytes() for ids in document), first, second)
             for document in documents
-            for first, second in _pieces(document, room)
+            for first, second in pairs_of(document, room)
         ]
         pairs, is_wrong = [], []
         for document, first, second in pieces:
             wrong = None
             if "nsp" in self.heads and rng.random() < 0.5:
                 wrong = (second, first) if self.sentence_order and len(second) else None
-                if not self.sentence_order and (random := _other_second(pieces, document, rng)) is not None:
+                if not self.sentence_order and (random := other_second(pieces, document, rng)) is not None:
                     wrong = (first, random[: room - len(first)])
             is_wrong.append(wrong is not None)
             pairs.append(wrong or (first, second[: room - len(first)]))
@@ -359,62 +359,6 @@ BY_TARGET: dict[type[Target], Callable[..., tuple[Examples, np.ndarray]]] = {
     Span: EncoderOnly._with_spans,
     Choices: EncoderOnly._with_choices,
 }
-
-
-def sentences(text: str) -> list[str]:
-    """Splits a text into sentences. A sentence ends at a blank line, and at a . ! or ? with white space after it.
-
-    >>> sentences("One. Two?\\n\\nThree")
-    ['One.', 'Two?', 'Three']
-    """
-    return [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n\s*\n", text) if s.strip()]
-
-
-def _sentence_ids(text, vocabulary: Vocabulary) -> list[np.ndarray]:
-    """Returns the ids of each sentence of a text. Returns a text from a cache unchanged, because it already is such a
-    list."""
-    return vocabulary.encode(sentences(text)) if isinstance(text, str) else text
-
-
-def _pieces(document: list[np.ndarray], room: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Splits a document into pairs (first, second) of texts.
-
-    A pair is a run of consecutive sentences with at most `room` tokens in total. A run of several sentences is split at
-    the sentence end nearest to its middle. A run of one sentence is split in its middle. Sentences longer than `room`
-    are first cut into shorter ones.
-    """
-    out, run, length = [], [], 0
-
-    def close() -> None:
-        if not run:
-            return
-        whole = np.concatenate(run)
-        ends = np.cumsum([len(s) for s in run])
-        inner = ends[ends < len(whole)]
-        cut = int(inner[np.abs(inner - len(whole) / 2).argmin()]) if len(inner) else len(whole) // 2
-        out.append((whole[:cut], whole[cut:]) if cut else (whole, whole[:0]))
-
-    for sentence in (s[i : i + room] for s in document for i in range(0, len(s), room)):
-        if run and length + len(sentence) > room:
-            close()
-            run, length = [], 0
-        run.append(sentence)
-        length += len(sentence)
-    close()
-    return out
-
-
-def _other_second(pieces, document: bytes, rng: np.random.Generator) -> np.ndarray | None:
-    """Returns the second text of a random piece of a different document, or None if eight draws fail.
-
-    Documents are compared by their token ids, because one window can hold the same document of a small corpus several
-    times.
-    """
-    for _ in range(8):
-        other, _, second = pieces[int(rng.integers(len(pieces)))]
-        if other != document and len(second):
-            return second
-    return None
 
 
 def _longest_first(lengths: list[int], room: int) -> list[int]:

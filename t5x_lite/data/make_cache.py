@@ -21,10 +21,10 @@ import numpy as np
 
 from t5x_lite import atomic
 from t5x_lite.data.cache import DTYPES, Job, job_for, random_preprocessor, read_json, require_same
-from t5x_lite.data.convert_encoder import sentences
 from t5x_lite.data.fields import label, number, text_of, vocabulary_of
 from t5x_lite.data.reader import Reader
 from t5x_lite.data.registry import Task
+from t5x_lite.data.sentence_pairs import sentences
 from t5x_lite.data.targets import Number
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
