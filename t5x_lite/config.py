@@ -126,6 +126,8 @@ KEYS: dict[str, Key] = {
     "loss.label_smoothing": Key(0.0, "probability spread over the other classes", WARN, SHARE),
     "loss.task_weights": Key((), "TASK=WEIGHT: as if a task's examples were there WEIGHT times", WARN),
     "loss.class_weights": Key((), "LABEL=WEIGHT, encoder-only: as if a class's examples were there so often", WARN),
+    "loss.embedding_sizes": Key((), "contrastive: also trains the first N dimensions alone (Matryoshka): 384,96", WARN),
+    "loss.symmetric": Key(False, "contrastive: also finds the query of each match", WARN),
     "loss.focal_gamma": Key(0.0, "classes, encoder-only: exponent of the focal loss; 0: off", WARN, NOT_NEGATIVE),
     # --- the run
     "train.total_steps": Key(1000, "updates to train for", FREE, AT_LEAST_ONE),

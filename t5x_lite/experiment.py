@@ -20,7 +20,7 @@ from t5x_lite.data.pipeline import TrainBatches
 from t5x_lite.data.registry import Rated, Task
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
-from t5x_lite.heads import ENCODER_HEADS
+from t5x_lite.heads import EMBEDDINGS, ENCODER_HEADS
 from t5x_lite.lookup import lookup, unknown
 from t5x_lite.models import presets, stored
 from t5x_lite.models.config import ModelConfig
@@ -97,7 +97,7 @@ def resolve(cfg: Config) -> Experiment:
     eval_tasks = tuple(lookup("evaluation task", name, _all_tasks()) for name in cfg.eval.tasks)
     eval_tasks = eval_tasks or registry.evaluated(cfg.data.mixture)
     vocabulary = _vocabulary(cfg, (*tasks, *eval_tasks))
-    model = _model(cfg, tasks, vocabulary)
+    model = _model(cfg, tasks, eval_tasks, vocabulary)
     _check_positions(cfg, model, tasks)
     for task in (*tasks, *eval_tasks):
         _check_trainable(task, model, tasks)
@@ -237,7 +237,7 @@ def _require_data(tasks: tuple[Task, ...]) -> None:
             continue
 
 
-def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> ModelConfig:
+def _model(cfg: Config, tasks: tuple[Task, ...], eval_tasks: tuple[Task, ...], vocabulary: Vocabulary) -> ModelConfig:
     overrides = {k: v for k, v in cfg.model.items() if k != "preset" and v is not None}
     config = presets.find(cfg.model.preset)
     if "vocab_size" not in overrides:
@@ -257,7 +257,7 @@ def _model(cfg: Config, tasks: tuple[Task, ...], vocabulary: Vocabulary) -> Mode
             "leave it unset to use the vocabulary's size"
         )
     if config.architecture == "encoder_only":
-        overrides.setdefault("heads", _heads(tasks))
+        overrides.setdefault("heads", _heads(tasks, eval_tasks))
         if any(ENCODER_HEADS[head].has_classes for head in overrides["heads"]):
             overrides["num_classes"] = len(_classes(tasks))
     if own_code.is_reference(overrides.get("module")):
@@ -300,8 +300,11 @@ def _check_stride(cfg: Config, converter: convert.Converter, eval_tasks: Sequenc
         raise ConfigError(f"eval.stride={cfg.eval.stride}: {problem}; 0 turns it off")
 
 
-def _heads(tasks: tuple[Task, ...]) -> tuple[str, ...]:
+def _heads(tasks: tuple[Task, ...], eval_tasks: tuple[Task, ...]) -> tuple[str, ...]:
+    """Returns the heads that the tasks need. A model that embeds texts can be evaluated on any task for embeddings."""
     needed = {task.head for task in tasks}
+    if {EMBEDDINGS} & {ENCODER_HEADS[head].reads for head in needed if head}:
+        needed |= {task.head for task in eval_tasks if task.head and ENCODER_HEADS[task.head].reads == EMBEDDINGS}
     return tuple(head for head in ENCODER_HEADS if head in needed or (head == "nsp" and "mlm" in needed))
 
 
@@ -358,7 +361,7 @@ def _check_labels_fit(task: Task, cfg: Config, model: ModelConfig, vocabulary: V
 
 
 def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task], vocabulary: Vocabulary) -> convert.Converter:
-    data, choices = cfg.data, max(1, *(len(task.target.fields) for task in tasks))
+    data, texts = cfg.data, max(task.target.texts for task in tasks)
     noise = {
         "noise_density": data.noise_density,
         "mean_noise_span_length": data.mean_noise_span_length,
@@ -399,7 +402,7 @@ def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task], vocabular
         sentence_order=objective == "mlm_sentence_order",
         on_long=data.on_long,
         window_stride=data.window_stride,
-        choices=choices,
+        texts=texts,
         num_classes=model.num_classes,
         fairseq_marks=model.fairseq_marks,
         needs_cls=model.pooling == "first",

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from t5x_lite.array_spec import FLOAT, INT, ArraySpec
 
 # What a head reads. TOKENS: the hidden states of all tokens; MASKED: those of the tokens at mlm_positions; EXAMPLES:
-# the pooled state of each example.
-TOKENS, MASKED, EXAMPLES = "tokens", "masked", "examples"
+# the pooled state of each example, after the pooler; EMBEDDINGS: the pooled state before the pooler.
+TOKENS, MASKED, EXAMPLES, EMBEDDINGS = "tokens", "masked", "examples", "embeddings"
 CLASSES = "classes"  # the head has model.num_classes outputs
 
 
@@ -23,7 +23,7 @@ CLASSES = "classes"  # the head has model.num_classes outputs
 class Head:
     """Describes one output of a model and how it is trained.
 
-    reads: TOKENS, MASKED or EXAMPLES; "" for the language model's own output.
+    reads: TOKENS, MASKED, EXAMPLES or EMBEDDINGS; "" for the language model's own output.
     outputs: how many numbers the head outputs for each state that it reads: an int or CLASSES. If it is 1, the output
         array has no axis for it. None: no dense layer is named after the head, because it outputs logits over the
         vocabulary or the pooled state itself.
@@ -33,6 +33,8 @@ class Head:
     positions: the name of the array that holds each target's index into S; "" if every token has a target.
     dropout: whether dropout is applied to the head's inputs.
     is_supervised: whether only a task's own targets train the head. LoRA trains such heads in full.
+    compares: whether the loss of an example depends on the other examples of the batch. The step then computes the loss
+        of the whole batch at once, also with microbatches (training/whole_batch.py).
     problem_type: `problem_type` in Hugging Face's config.json, which distinguishes heads with the same Hugging Face
         class; "" if it is not needed.
     """
@@ -46,6 +48,7 @@ class Head:
     positions: str = ""
     dropout: bool = True
     is_supervised: bool = True
+    compares: bool = False
     problem_type: str = ""
 
     @property
@@ -61,6 +64,8 @@ def _example_weights() -> ArraySpec:
 POOLED = {
     "pooled_positions": ArraySpec("BE", INT, "index into S of each example's [CLS]; 0 where unused"),
 }
+
+QUERY, MATCH, NEGATIVE = 1, 2, 3  # roles of texts in contrastive_roles; 0: an unused slot
 
 # A model returns its outputs in this order.
 HEADS: dict[str, Head] = {
@@ -167,6 +172,31 @@ HEADS: dict[str, Head] = {
         targets="choice_questions",
         weights="choice_weights",
         loss="choice",
+        positions="pooled_positions",
+    ),
+    "contrastive": Head(
+        reads=EMBEDDINGS,
+        arrays=POOLED
+        | {
+            "contrastive_roles": ArraySpec("BE", INT, "1: a query, 2: the match of the query before it, 3: a negative"),
+            "contrastive_weights": ArraySpec("BE", FLOAT, "1 for a query, 0 for the other texts"),
+        },
+        targets="contrastive_roles",
+        weights="contrastive_weights",
+        loss="contrastive",
+        positions="pooled_positions",
+        compares=True,
+    ),
+    "similarity": Head(
+        reads=EMBEDDINGS,
+        arrays=POOLED
+        | {
+            "similarity_targets": ArraySpec("BE", FLOAT, "the cosine of this text and the next to predict"),
+            "similarity_weights": ArraySpec("BE", FLOAT, "1 for the first text of a pair, 0 for the second"),
+        },
+        targets="similarity_targets",
+        weights="similarity_weights",
+        loss="squared_error",
         positions="pooled_positions",
     ),
     "pooled": Head(arrays=POOLED, is_supervised=False),

@@ -17,7 +17,7 @@ from t5x_lite.cluster.axes import AxisRules, axis_rules
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.config import Config
 from t5x_lite.errors import ConfigError
-from t5x_lite.heads import HEADS
+from t5x_lite.heads import ENCODER_HEADS, HEADS
 from t5x_lite.models import build
 from t5x_lite.models.projection import logits_of
 from t5x_lite.recipe_keys import HYPER_PARAMETERS, SHAPE_PARAMETERS
@@ -249,6 +249,12 @@ def make_loss(experiment: "Experiment", batch_shards: int) -> LossFn:
     batch_shards: number of parts into which the mesh splits the rows of a batch.
     """
     loss, tasks = experiment.cfg.loss, len(experiment.tasks)
+    if experiment.cfg.train.microbatches > 1 and any(ENCODER_HEADS[head].compares for head in experiment.model.heads):
+        parts = f"train.microbatches={experiment.cfg.train.microbatches} with the head contrastive"
+        if callable(loss.name):
+            raise ConfigError(f"{parts}: loss.name must be cross_entropy; your own loss would see one part at a time")
+        if experiment.cfg.optimizer.name == "sophia":
+            raise ConfigError(f"{parts}: sophia would differentiate the loss of each part alone; use 1 microbatch")
     if callable(loss.name):
         own = functools.partial(own_code.called, f"loss.name={own_code.name_of(loss.name)}", loss.name)
         return lambda outputs, batch: own(logits_of(outputs), batch)
@@ -260,4 +266,23 @@ def make_loss(experiment: "Experiment", batch_shards: int) -> LossFn:
         tasks=tasks if tasks > 1 else 0,
         chunk_tokens=chunk_tokens,
         focal_gamma=loss.focal_gamma,
+        embedding_sizes=_embedding_sizes(experiment),
+        symmetric=loss.symmetric,
     )
+
+
+def _embedding_sizes(experiment: "Experiment") -> tuple[int, ...]:
+    """Returns `loss.embedding_sizes` as numbers.
+
+    Raises ConfigError unless they are numbers of dimensions, and if a key of the contrastive loss has no effect.
+    """
+    loss, model = experiment.cfg.loss, experiment.model
+    if (loss.embedding_sizes or loss.symmetric) and "contrastive" not in model.heads:
+        key = "loss.embedding_sizes" if loss.embedding_sizes else "loss.symmetric"
+        raise ConfigError(f"{key} needs an encoder that is trained on a task with the target Match; unset it")
+    for size in loss.embedding_sizes:
+        if not (str(size).isdecimal() and 1 <= int(size) <= model.d_model):
+            raise ConfigError(
+                f"loss.embedding_sizes has {size!r}; it must be a number of dimensions, 1 to d_model={model.d_model}"
+            )
+    return tuple(int(size) for size in loss.embedding_sizes)

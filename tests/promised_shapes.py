@@ -25,6 +25,8 @@ OUTPUTS = {  # of models, by head, and the arrays of a batch that give their siz
     "multi_label": Float32[Array, "B E C"],
     "regression": Float32[Array, "B E"],
     "multiple_choice": Float32[Array, "B E"],
+    "contrastive": Float32[Array, "B E D"],
+    "similarity": Float32[Array, "B E"],
     "pooled": Float32[Array, "B E D"],
     "hidden": Float32[Array, "B _ D"],  # S of an encoder, L of a decoder
 }

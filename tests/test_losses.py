@@ -16,7 +16,7 @@ from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.heads import WITH_LOSS
 from t5x_lite.models.projection import Projection
 from t5x_lite.models.tracing import traced_for
-from t5x_lite.training import chunked_cross_entropy, losses
+from t5x_lite.training import chunked_cross_entropy, head_losses, losses
 
 V = 11
 
@@ -195,10 +195,10 @@ def test_the_loss_by_task_is_that_of_a_batch_with_the_other_tasks_left_out():
     batch |= {"mlm_positions": positions, "pooled_positions": positions}
     batch |= {"encoder_segment_ids": np.ones((4, 6), np.int32), "span_ends": positions}
     outputs, every_token = {}, ("lm", "token_classification")
+    sizes = {"span": (4, 6, 2)} | dict.fromkeys(("regression", "similarity", "multiple_choice"), (4, 3))
     for head, (targets, weights) in ((name, (h.targets, h.weights)) for name, h in WITH_LOSS.items()):
         shape = (4, 6) if head in every_token else (4, 3)
-        size = {"regression": shape, "multiple_choice": shape, "span": (4, 6, 2)}.get(head, (*shape, 5))
-        outputs[head] = rng.normal(size=size).astype(np.float32)
+        outputs[head] = rng.normal(size=sizes.get(head, (*shape, 5))).astype(np.float32)
         batch[targets] = positions if head == "span" else rng.integers(0, 5, shape).astype(np.int32)
         if head == "multi_label":
             batch[targets] = rng.integers(0, 2, (4, 15)).astype(np.float32)
@@ -225,10 +225,10 @@ def test_there_is_a_loss_and_a_verdict_for_each_target(sizes):
     logits = functools.partial(of, dtype=jnp.bfloat16)
     for function, arguments, axes in (
         (losses.token_losses, (logits(B, S, V), of(B, S)), "B S"),
-        (losses.label_losses, (logits(B, E, C), of(B, E * C)), "B E"),
-        (losses.span_losses, (logits(B, S, 2), of(B, E), of(B, E), of(B, S)), "B E"),
-        (losses.choice_losses, (logits(B, E), of(B, E)), "B E"),
-        (losses.squared_errors, (logits(B, E), of(B, E)), "B E"),
+        (head_losses.label_losses, (logits(B, E, C), of(B, E * C)), "B E"),
+        (head_losses.span_losses, (logits(B, S, 2), of(B, E), of(B, E), of(B, S)), "B E"),
+        (head_losses.choice_losses, (logits(B, E), of(B, E)), "B E"),
+        (head_losses.squared_errors, (logits(B, E), of(B, E)), "B E"),
     ):
         loss, correct = jax.eval_shape(function, *arguments)
         expected = {"tokens": Int[Array, "B S"], "examples": Int[Array, "B E"], "loss": Float32[Array, axes]}

@@ -19,6 +19,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models import build
 from t5x_lite.reports import metric_sums
 from t5x_lite.training import losses, step, step_metrics
+from t5x_lite.training.microbatches import split_rows
 
 GPT2 = FAMILIES["gpt2"]
 
@@ -92,7 +93,7 @@ def test_no_logits_of_the_whole_batch_exist_if_they_are_made_in_chunks():
 def test_microbatches_move_no_rows_between_devices():
     """Each device splits its own rows; only gradients and scalars move between devices."""
     layout = Layout(make_mesh(data=8))
-    split = jax.jit(lambda b: step.split_rows(b, 2, layout), in_shardings=layout.batch_sharding)
+    split = jax.jit(lambda b: split_rows(b, 2, layout), in_shardings=layout.batch_sharding)
     rows = jax.ShapeDtypeStruct((32, 6), jnp.int32)
     text = split.lower({"x": rows}).compile().as_text()
     assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
@@ -100,7 +101,7 @@ def test_microbatches_move_no_rows_between_devices():
     assert sorted(np.asarray(parts).ravel()) == list(range(32))
     assert parts.shape == (2, 16)
     with pytest.raises(ConfigError, match="32 rows is not divisible by microbatches=5; use a divisor of 32"):
-        step.split_rows({"x": jnp.zeros(32)}, 5, layout)
+        split_rows({"x": jnp.zeros(32)}, 5, layout)
 
 
 def test_dropout_depends_on_the_step_and_nothing_that_ran_before():

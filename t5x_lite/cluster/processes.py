@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from t5x_lite.cluster import messages, rendezvous
+from t5x_lite.cluster import messages
 from t5x_lite.errors import (
     INTERNAL,
     RESTART_ME,
@@ -148,6 +148,8 @@ def _join() -> None:
             "process_id": int(os.environ["JAX_PROCESS_ID"]),
             "cluster_detection_method": "deactivate",
         }
+        from t5x_lite.cluster import rendezvous  # only for several processes
+
         rendezvous.wait(address, settings["num_processes"], settings["process_id"], START_S)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from guard.py
     ctypes.CDLL(None).signal(signal.SIGABRT, _ABORTED)

@@ -14,9 +14,10 @@ from t5x_lite.data.packing import Examples
 from t5x_lite.data.ragged import Ragged
 from t5x_lite.data.registry import Task
 from t5x_lite.data.sentence_pairs import other_second, pairs_of, sentence_ids
-from t5x_lite.data.targets import Choices, Classes, Number, Span, Tags, Target
+from t5x_lite.data.targets import Choices, Classes, Match, Number, Similarity, Span, Tags, Target
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import ConfigError
+from t5x_lite.heads import MATCH, NEGATIVE, QUERY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class EncoderOnly:
     on_long: str = "truncate"
     fairseq_marks: bool = False  # two [SEP] between the segments (RoBERTa's </s></s>)
     window_stride: int = 128  # tokens from the start of one window of a long context to the start of the next
-    choices: int = 1  # the largest number of choices of an example
+    texts: int = 1  # the largest number of texts of an example that do not attend to each other (choices, a pair)
     num_classes: int = 0  # classes of the head multi_label
     # Whether a text must begin with [CLS]; False: it does if the vocabulary has one (T5's does not). It is not in the
     # repr, the fingerprint of data: with one vocabulary, both values give the same examples, or True gives an error.
@@ -78,7 +79,7 @@ class EncoderOnly:
     def sizes(self, pack: bool) -> dict[str, int]:
         examples = self.max_examples_per_row if pack else 1
         capacity = mlm_capacity(self.length, self.mlm_rate, examples)
-        slots = max(examples, self.choices)
+        slots = max(examples, self.texts)
         labels = {"Y": slots * self.num_classes} if any(spec.dims == "BY" for spec in self.specs().values()) else {}
         return {"S": self.length, "P": capacity, "E": slots, **labels}
 
@@ -216,18 +217,45 @@ class EncoderOnly:
     def _with_choices(self, examples, task, vocabulary, labelled: bool) -> tuple[Examples, np.ndarray]:
         """Makes [CLS] segments [SEP] choice [SEP] for every choice of an example, side by side in one row. The choices
         do not attend to each other."""
-        fields = task.target.fields
-        each = [
-            self._segments(examples, task, (*task.segments, field), self.length // len(fields), vocabulary)
-            for field in fields
-        ]
+        texts = [(*task.segments, field) for field in task.target.fields]
+        out, truncated = self._side_by_side(examples, task, texts, vocabulary)
+        if labelled:
+            right = np.array([label(example, task) for example in examples], np.int64)
+            out["choice_weights"] = ragged.block(np.eye(len(texts), dtype=np.float32)[right])
+        return out, truncated
+
+    def _with_match(self, examples, task, vocabulary, labelled: bool) -> tuple[Examples, np.ndarray]:
+        """Makes [CLS] text [SEP] of an example's query, match and negatives, side by side in one row."""
+        out, truncated = self._pair(examples, task, vocabulary)
+        if labelled:
+            roles = np.array([QUERY, MATCH, *[NEGATIVE] * (len(task.target.fields) - 1)], np.int32)
+            out["contrastive_roles"] = ragged.block(np.tile(roles, (len(examples), 1)))
+            out["contrastive_weights"] = ragged.block(np.tile((roles == QUERY).astype(np.float32), (len(examples), 1)))
+        return out, truncated
+
+    def _with_similarity(self, examples, task, vocabulary, labelled: bool) -> tuple[Examples, np.ndarray]:
+        """Makes [CLS] text [SEP] of both texts of an example, side by side in one row."""
+        out, truncated = self._pair(examples, task, vocabulary)
+        if labelled:
+            cosines = np.array([task.target.cosine(number(example, task)) for example in examples], np.float32)
+            out["similarity_targets"] = ragged.block(np.stack([cosines, np.zeros_like(cosines)], axis=1))
+            out["similarity_weights"] = ragged.block(np.tile(np.array([1, 0], np.float32), (len(examples), 1)))
+        return out, truncated
+
+    def _pair(self, examples, task, vocabulary) -> tuple[Examples, np.ndarray]:
+        texts = [(field,) for field in (*task.segments[:1], *task.target.fields)]
+        return self._side_by_side(examples, task, texts, vocabulary)
+
+    def _side_by_side(self, examples, task, texts: Sequence[Sequence[str]], vocabulary) -> tuple[Examples, np.ndarray]:
+        """Makes [CLS] segments [SEP] for each of an example's texts. The texts do not attend to each other.
+
+        texts: the fields that are the segments of each text.
+        """
+        each = [self._segments(examples, task, fields, self.length // len(texts), vocabulary) for fields in texts]
         tokens = ragged.join(*(tokens for tokens, _, _ in each))
         types = ragged.join(*(Ragged(types, tokens.lengths) for tokens, types, _ in each))
         lengths = np.stack([tokens.lengths for tokens, _, _ in each], axis=1)
         out = self._unlabelled(tokens, types.values, parts=ragged.block(lengths))
-        if labelled:
-            right = np.array([label(example, task) for example in examples], np.int64)
-            out["choice_weights"] = ragged.block(np.eye(len(fields), dtype=np.float32)[right])
         return out, np.any([truncated for _, _, truncated in each], axis=0)
 
     def _words(self, examples, task, vocabulary) -> tuple[Examples, Ragged, np.ndarray]:
@@ -332,7 +360,7 @@ class EncoderOnly:
         parts = ragged.singles(tokens.lengths) if parts is None else parts
         begins = np.cumsum(parts.values) - parts.values - np.repeat(tokens.starts, parts.lengths)
         out = {"encoder_input_tokens": tokens, "token_type_ids": Ragged(types, tokens.lengths)}
-        if "choice_questions" in self.specs():
+        if self.texts > 1:
             out[packing.PARTS] = parts
         for name, spec in self.specs().items():
             if name == "pooled_positions":
@@ -358,6 +386,8 @@ BY_TARGET: dict[type[Target], Callable[..., tuple[Examples, np.ndarray]]] = {
     Tags: EncoderOnly._with_tags,
     Span: EncoderOnly._with_spans,
     Choices: EncoderOnly._with_choices,
+    Match: EncoderOnly._with_match,
+    Similarity: EncoderOnly._with_similarity,
 }
 
 

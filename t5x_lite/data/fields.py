@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.data.registry import Task, label_names
-from t5x_lite.data.targets import Number
+from t5x_lite.data.targets import Match, Number, Similarity
 from t5x_lite.data.vocabulary import Vocabulary
 from t5x_lite.errors import DataError
 
@@ -79,8 +79,15 @@ def tag_ids(example: Mapping[str, Any], task: Task) -> np.ndarray:
 
 
 def check_target(example: Mapping[str, Any], task: Task) -> None:
-    """Raises DataError if the task has labels and the example's target is not one of them, or if the task has numbers
-    and the target is not a number. Does not check other kinds of targets."""
+    """Raises DataError if the task has labels and the example's target is not one of them, if the task has numbers and
+    the target is not a number, or if the task compares texts and one of them is missing or empty."""
+    if isinstance(task.target, Match | Similarity):
+        for field in (*task.segments[:1], *task.target.fields):
+            if not text_of(example, field, task).strip():
+                raise DataError(
+                    f"task {task.name!r}: the field {field!r} of an example is empty, so its texts make no pair "
+                    f"({_beginnings(example, task)}); correct the data, or drop such examples with preprocess.keep"
+                )
     if task.target.several:
         label_set(example, task)
     elif isinstance(task.target, Number):

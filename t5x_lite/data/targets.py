@@ -20,6 +20,7 @@ class Target:
     classes: the names of the head's outputs.
     several: whether an example may have several labels.
     fields: the fields of an example that an encoder reads after the task's segments.
+    texts: how many texts of an example an encoder reads side by side in a row; they do not attend to each other.
     """
 
     head: str = ""
@@ -27,6 +28,10 @@ class Target:
     classes: tuple[str, ...] = ()
     several: bool = False
     fields: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> int:
+        return 1
 
     def identity(self) -> dict[str, Any]:
         """Returns JSON-able data that distinguishes the target from other targets, for the task's fingerprint."""
@@ -140,5 +145,71 @@ class Choices(Target):
     fields: tuple[str, ...]  # pyright: ignore[reportGeneralTypeIssues]
     head = "multiple_choice"
 
+    @property
+    def texts(self) -> int:
+        return len(self.fields)
+
     def identity(self) -> dict[str, Any]:
         return {"labels": list(self.labels), "choices": list(self.fields)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Match(Target):
+    """A target that is the text that matches the inputs, such as the answer to a question.
+
+    An encoder embeds each text on its own. It is trained so that the embedding of the inputs (the first of the task's
+    segments) is closer to that of the match than to those of all other matches and negatives in the batch.
+
+    fields: the example's field with the match, and then fields with texts that do not match although they seem to (hard
+        negatives), if there are any.
+    """
+
+    fields: tuple[str, ...] = ("targets",)  # pyright: ignore[reportIncompatibleVariableOverride]
+    head = "contrastive"
+
+    @property
+    def texts(self) -> int:
+        return 1 + len(self.fields)
+
+    def __post_init__(self) -> None:
+        _require_fields(self)
+
+    def identity(self) -> dict[str, Any]:
+        return {"match": list(self.fields)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Similarity(Number):
+    """A target that is a number that says how similar two texts are, written as text.
+
+    An encoder embeds each text on its own: the first of the task's segments, and the field `fields[0]`. It predicts the
+    cosine of the two embeddings, and is trained to predict a cosine of 0 for the number `low` and 1 for `high`. For
+    metrics, use correlations: predictions are cosines, targets are numbers from `low` to `high`.
+    """
+
+    low: float
+    high: float
+    fields: tuple[str, ...]  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    head = "similarity"
+
+    @property
+    def texts(self) -> int:
+        return 2
+
+    def __post_init__(self) -> None:
+        _require_fields(self)
+        if not self.low < self.high:
+            raise ConfigError(f"Similarity(low={self.low}, high={self.high}): low must be below high")
+
+    def cosine(self, number: float) -> float:
+        """Returns the cosine that stands for a number."""
+        return (number - self.low) / (self.high - self.low)
+
+    def identity(self) -> dict[str, Any]:
+        return {"similarity": [self.low, self.high, *self.fields]}
+
+
+def _require_fields(target: Match | Similarity) -> None:
+    object.__setattr__(target, "fields", tuple(target.fields))
+    if not target.fields:
+        raise ConfigError(f"{target}: fields is empty; name the field of the text to compare with the inputs")

@@ -23,9 +23,9 @@ from t5x_lite.data import convert
 from t5x_lite.data.eval_batches import eval_batches, prompt_batches
 from t5x_lite.data.reader import text_examples
 from t5x_lite.data.registry import Task
-from t5x_lite.data.targets import Text
+from t5x_lite.data.targets import Match, Text
 from t5x_lite.errors import DataError, writing
-from t5x_lite.evaluation import predict, scores
+from t5x_lite.evaluation import predict, retrieval, scores
 from t5x_lite.evaluation import submission as submissions
 from t5x_lite.evaluation.baselines import word_baselines
 from t5x_lite.experiment import Experiment
@@ -194,10 +194,13 @@ class Evaluator:
                 for row, prediction in zip(row_of, predictions, strict=True):
                     row[field] = prediction.text
                     row[field.replace("prediction", "score")] = round(prediction.score, 5)
+                    row |= {"embeddings": prediction.embeddings} if prediction.embeddings else {}
             rows += zip(row_of, references, strict=True)
         # Hosts may read the same rows (sharding.input_shard); the dict keeps each row once.
         by_index = {row["index"]: (row, reference) for row, reference in processes.gather(rows)}
         in_order = [by_index[index] for index in sorted(by_index)]
+        if isinstance(task.target, Match):
+            retrieval.rank([row for row, _ in in_order])
         return [row for row, _ in in_order], [reference for _, reference in in_order]
 
     def _write(self, step: int, task: str, rows: list[dict]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from t5x_lite.data.convert_encoder import Window
 from t5x_lite.data.fields import words_of
 from t5x_lite.data.registry import Task
-from t5x_lite.data.targets import Choices, Classes, Number, Tags, Target
+from t5x_lite.data.targets import Choices, Classes, Match, Number, Similarity, Tags, Target
 from t5x_lite.tasks.span_metrics import spans_as_text
 
 OUTSIDE = "O"  # the tag of a word that was cut off
@@ -27,12 +27,14 @@ class Prediction:
     tokens: number of generated tokens without the end-of-sequence token.
     probabilities: {class: probability} if the head has classes for the whole example, else None. They sum to 1, unless
         an example may have several classes.
+    embeddings: of a query and its match, each float [D], if the task finds matches.
     """
 
     text: str
     score: float
     tokens: int = 0
     probabilities: Mapping[str, float] | None = None
+    embeddings: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def read(
@@ -76,12 +78,20 @@ def _choices(logits_BE: np.ndarray, batch, examples, task: Task) -> list[Predict
     return _most_probable(logits_BE[:, : len(task.labels)], task.labels)
 
 
+def _matches(embeddings_BED: np.ndarray, batch, examples, task: Task) -> list[Prediction]:
+    unit_BED = embeddings_BED / np.linalg.norm(embeddings_BED, axis=-1, keepdims=True).clip(1e-12)
+    cosines = [float(query_D @ match_D) for query_D, match_D in unit_BED[:, :2].astype(np.float64)]
+    return [Prediction(f"{x:.4f}", x, embeddings=(pair[0], pair[1])) for x, pair in zip(cosines, unit_BED, strict=True)]
+
+
 # (output, batch, examples, task) -> one prediction per row.
 BY_TARGET: dict[type[Target], Callable[..., list[Prediction]]] = {
     Classes: _classes,
     Number: _numbers,
     Tags: _tags,
     Choices: _choices,
+    Match: _matches,
+    Similarity: _numbers,
 }
 
 

@@ -27,6 +27,7 @@ from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary
 from t5x_lite.data.vocabulary import read_file
 from t5x_lite.data.vocabulary_directory import T5_CLASSES
 from t5x_lite.errors import CheckpointError, ConfigError
+from t5x_lite.heads import EMBEDDINGS, HEADS
 from t5x_lite.hub import mapping, parameters, peft, t5x, weights
 from t5x_lite.hub.import_report import ImportReport
 from t5x_lite.hub.model import Model
@@ -139,8 +140,13 @@ def export_directory(
 
 
 def export_model(model: Model, out: Path, family: str = "") -> str:
-    """Exports a loaded model and returns the name of its family. Merges LoRA matrices into the kernels."""
-    config, params = lora.merged(dataclasses.replace(model.config, decoder_start_id=model.start_id), model.params)
+    """Exports a loaded model and returns the name of its family.
+
+    Merges LoRA matrices into the kernels. A model that embeds texts becomes an encoder without heads.
+    """
+    heads = tuple(head for head in model.config.heads if HEADS[head].reads != EMBEDDINGS)
+    config = dataclasses.replace(model.config, decoder_start_id=model.start_id, heads=heads)
+    config, params = lora.merged(config, {k: v for k, v in model.params.items() if k != "contrastive"})
     return export_directory(
         config, params, out, vocabulary=model.vocabulary, labels=model.labels, origin=model.origin, family=family
     )

@@ -31,6 +31,7 @@ from t5x_lite.hub import mapping, parameters
 from t5x_lite.hub.checks import refuse_images, require_text
 from t5x_lite.models import intermediates, stored
 from t5x_lite.models.config import MERGED, ModelConfig
+from t5x_lite.models.encoder_only import pooled_states
 from t5x_lite.reports.attention_page import QUERIES_AND_KEYS, AttentionMaps
 from t5x_lite.reports.results import best_step, read_metrics
 from t5x_lite.training.losses import token_losses
@@ -121,10 +122,10 @@ class Model:
         return _in_batches(work, examples)
 
     def embed(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
-        """Returns one vector per text, float32 [texts, D]: the mean of the encoder's hidden states over the tokens.
+        """Returns one vector per text, float32 [texts, D]: the mean of the encoder's hidden states over the tokens, or
+        the pooled state of a model that was trained to embed texts (the head `contrastive`).
 
         normalize: if true, scales each vector to length 1.
-
         Raises ConfigError if the model has no encoder.
         """
         self._require("text_to_text", "encoder_only")
@@ -146,10 +147,8 @@ class Model:
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, float]]:
         """Returns {label: probability} for each text or pair of texts.
 
-        The probabilities sum to 1, unless a text may have several classes.
-
-        Raises ConfigError if the model has neither the head `classification` nor `multi_label`, or if two classes have
-        the same name.
+        The probabilities sum to 1, unless a text may have several classes. Raises ConfigError if the model has neither
+        the head `classification` nor `multi_label`, or if two classes have the same name.
         """
         head = next((name for name in ("classification", "multi_label") if name in self.config.heads), None)
         if head is None:
@@ -225,8 +224,9 @@ class Model:
     def _embed(self) -> Callable:
         def embed(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             hidden_BSD = self._hidden(params, batch)
-            real_BS1 = (batch["encoder_segment_ids"] > 0)[..., None]
-            return jnp.sum(hidden_BSD * real_BS1, axis=1) / jnp.maximum(jnp.sum(real_BS1, axis=1), 1)
+            pooling = self.config.pooling if "contrastive" in self.config.heads else "mean"
+            first_BE = jnp.zeros((len(hidden_BSD), 1), jnp.int32)
+            return pooled_states(pooling, hidden_BSD, batch["encoder_segment_ids"], first_BE)[:, 0]
 
         return bounded(jax.jit(embed))
 

@@ -14,7 +14,7 @@ from dataclasses import MISSING
 from typing import Any
 
 from t5x_lite.errors import ConfigError
-from t5x_lite.heads import ENCODER_HEADS, EXAMPLES, MASKED, TOKENS
+from t5x_lite.heads import EMBEDDINGS, ENCODER_HEADS, EXAMPLES, MASKED, TOKENS
 from t5x_lite.keys import AT_LEAST_ONE, FREE, NOT_NEGATIVE, POSITIVE, SHARE, WARN, Range, field, keys_of
 from t5x_lite.lookup import unknown
 
@@ -116,6 +116,8 @@ class ModelConfig:
     num_classes: int = 0  # outputs of each head with classes; not a config key, because the tasks determine it
     prediction_head: bool = field(False, "a dense layer and a norm before all heads, no pooler (ModernBERT)")
     pooling: str = field("first", "what heads of examples read: the first or last token's state, the mean", POOLINGS)
+    temperature: float = field(0.05, "contrastive: cosines are divided by it", POSITIVE)
+    learned_temperature: bool = field(False, "contrastive: the temperature is a parameter that begins at temperature")
     pooler_activation: str = field("tanh", "activation of the pooler", ("tanh", *ACTIVATIONS))
     # fine-tuning
     lora_rank: int = field(0, "rank of the LoRA matrices added to dense layers; 0: no LoRA", NOT_NEGATIVE)
@@ -185,7 +187,7 @@ class ModelConfig:
         return self.heads_that_read(EXAMPLES)
 
     def heads_that_read(self, states: str) -> tuple[str, ...]:
-        """Returns the heads that read `states` (TOKENS, MASKED or EXAMPLES of heads.py), in the order of heads.py."""
+        """Returns the heads that read `states` (TOKENS, MASKED, … of heads.py), in the order of heads.py."""
         return tuple(name for name, head in ENCODER_HEADS.items() if name in self.heads and head.reads == states)
 
     @property
@@ -256,7 +258,9 @@ class ModelConfig:
         if self.positions.startswith("sinusoidal") and (self.d_model % 2 or self.d_model < 4):
             raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even d_model from 4 on")
         self._validate_merged()
-        refused = {"transformer": (), MERGED: (), "encoder_decoder": (TOKENS, MASKED)}.get(self.body, (TOKENS,))
+        refused = {"transformer": (), MERGED: (), "encoder_decoder": (TOKENS, MASKED, EMBEDDINGS)}.get(
+            self.body, (TOKENS, EMBEDDINGS)
+        )
         misfit = self.architecture != "encoder_only" or self.d_model % 2 or any(map(self.heads_that_read, refused))
         if refused and misfit:
             raise ConfigError(

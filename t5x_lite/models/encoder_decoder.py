@@ -55,5 +55,6 @@ class EncoderDecoder(nn.Module):
         )
         if not config.heads:
             return {"hidden": hidden_BSD.astype(jnp.float32)}
-        pooled_BED = square_dense(config, "pooler")(pooled_states(config, hidden_BSD, batch))
+        where = batch["encoder_segment_ids"], batch["pooled_positions"]
+        pooled_BED = square_dense(config, "pooler")(pooled_states(config.pooling, hidden_BSD, *where))
         return example_outputs(config, ACTIVATIONS[config.pooler_activation](pooled_BED), subkey(key, 2))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t5x_lite.heads import EXAMPLES, HEADS, MASKED, TOKENS
+from t5x_lite.heads import EMBEDDINGS, EXAMPLES, HEADS, MASKED, TOKENS
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import (
     ACTIVATIONS,
@@ -34,8 +34,8 @@ class EncoderOnly(nn.Module):
         """Returns {head: float32 output} (heads.py); without heads, {"hidden": [B, S, D]}.
 
         An output is [B, P, V] if the head reads masked tokens, [B, S, C] if it reads every token, and [B, E, C] if it
-        reads examples. C is the head's number of outputs; if it is 1, there is no axis C. The output of the head
-        "pooled" is [B, E, D].
+        reads examples. C is the head's number of outputs; if it is 1, there is no axis C. The outputs of the heads
+        "pooled" and "contrastive" are [B, E, D].
         """
         return logits_of(self.projected(batch, train))
 
@@ -74,11 +74,18 @@ class EncoderOnly(nn.Module):
             outputs |= head_outputs(config, TOKENS, shared(hidden_BSD), rate, subkey(key, 2))
         if "rtd" in config.heads:
             outputs["rtd"] = ReplacedTokenHead(config, name="rtd")(shared(hidden_BSD))
+        if config.pooled_heads or config.heads_that_read(EMBEDDINGS):
+            where = batch["encoder_segment_ids"], batch["pooled_positions"]
+            state_BED = pooled_states(config.pooling, hidden_BSD, *where)
         if config.pooled_heads:
-            pooled_BED = shared(pooled_states(config, hidden_BSD, batch))
+            pooled_BED = shared(state_BED)
             if not has_shared:
                 pooled_BED = ACTIVATIONS[config.pooler_activation](square_dense(config, "pooler")(pooled_BED))
             outputs |= example_outputs(config, pooled_BED, subkey(key, 1))
+        if config.heads_that_read(EMBEDDINGS):
+            from t5x_lite.models.embeddings import Embeddings  # few models need it
+
+            outputs |= Embeddings(config, name="contrastive")(state_BED)
         return outputs
 
 
@@ -156,15 +163,17 @@ class ReplacedTokenHead(nn.Module):
         return class_dense(self.config, 1, "output")(x_BSD)[..., 0]
 
 
-def pooled_states(config: ModelConfig, hidden_BSD: jax.Array, batch) -> jax.Array:
+def pooled_states(pooling: str, hidden_BSD: jax.Array, segment_ids_BS: jax.Array, positions_BE: jax.Array) -> jax.Array:
     """Returns the state that the heads of examples read, [B, E, D]: that of an example's first or last token, or the
-    mean of the states of its tokens."""
-    positions_BE, segment_ids_BS = batch["pooled_positions"], batch["encoder_segment_ids"]
-    if config.pooling == "first":
+    mean of the states of its tokens.
+
+    pooling: a value of ModelConfig.pooling.  positions_BE: index into S of each example's first token.
+    """
+    if pooling == "first":
         return rows_at(hidden_BSD, positions_BE)
     segment_BE = jnp.take_along_axis(segment_ids_BS, positions_BE, axis=1)
     is_own_BES = segment_BE[:, :, None] == segment_ids_BS[:, None, :]
-    if config.pooling == "last":
+    if pooling == "last":
         return rows_at(hidden_BSD, jnp.max(jnp.where(is_own_BES, jnp.arange(is_own_BES.shape[-1]), 0), axis=-1))
     is_own_BES = is_own_BES.astype(jnp.float32)
     total_BED = jnp.einsum("BES,BSD->BED", is_own_BES, hidden_BSD, preferred_element_type=jnp.float32)

@@ -11,6 +11,7 @@ def register() -> None:
     from t5x_lite.tasks import glue as glue
     from t5x_lite.tasks import question_answering as question_answering
     from t5x_lite.tasks import quickstart as quickstart
+    from t5x_lite.tasks import sentence_similarity as sentence_similarity
     from t5x_lite.tasks import summarization as summarization
     from t5x_lite.tasks import superglue as superglue
     from t5x_lite.tasks import translation as translation

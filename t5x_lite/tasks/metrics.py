@@ -52,6 +52,20 @@ def exact_match(targets: Sequence[str], predictions: Sequence[str | None]) -> di
     return {"exact_match": percent(same)}
 
 
+def retrieval(targets: Sequence, predictions: Sequence) -> dict[str, float]:
+    """Returns how well matches are found, for a task with the target Match. A prediction is the rank of a match.
+
+    recall@k is the share of queries whose match is among the first k; mrr@10 is the mean of 1/rank, or 0 for ranks
+    above 10 (as in MS MARCO; Bajaj et al. 2016). The targets are not used.
+
+    >>> retrieval(["a", "b"], ["2", "20"])
+    {'recall@1': 0.0, 'recall@10': 50.0, 'mrr@10': 25.0}
+    """
+    ranks = [int(rank) for _, rank in pairs(targets, predictions)]
+    shares = {f"recall@{k}": percent([rank <= k for rank in ranks]) for k in (1, 10)}
+    return shares | {"mrr@10": 100 * float(np.mean([1 / rank if rank <= 10 else 0 for rank in ranks]))}
+
+
 def grouped(targets: Sequence[tuple[Any, Any]], predictions: Sequence) -> dict[str, float]:
     """Returns the share of groups in which all answers are right. A target is (group, answer).
 

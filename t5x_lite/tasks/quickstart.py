@@ -11,8 +11,9 @@ from pathlib import Path
 from t5x_lite.data import registry, vocabularies
 from t5x_lite.data.registry import Feature, Mixture, Task
 from t5x_lite.data.sources import Function
+from t5x_lite.data.targets import Match
 from t5x_lite.tasks import python_docs
-from t5x_lite.tasks.metrics import accuracy, macro_f1
+from t5x_lite.tasks.metrics import accuracy, macro_f1, retrieval
 from t5x_lite.tasks.python_docs import Document
 from t5x_lite.tasks.text_metrics import rouge
 
@@ -87,6 +88,12 @@ def summarize(document: Document) -> dict[str, str] | None:
     return {"inputs": f"summarize: {head} {body}".strip(), "targets": summary}
 
 
+def search(document: Document) -> dict[str, str] | None:
+    """What `summarize` returns, the other way round: the text that a summary is of is its match."""
+    example = summarize(document)
+    return example and {"inputs": example["targets"], "targets": example["inputs"].removeprefix("summarize: ")}
+
+
 def name_words(document: Document) -> str:
     """Returns the last part of a document's name, in words.
 
@@ -146,6 +153,15 @@ classify_task = registry.add(
 )
 summarize_task = registry.add(
     Task("python_docs_summarize", examples_of(summarize), features=_SUPERVISED, metrics=(rouge,), baseline="copy")
+)
+registry.add(
+    Task(
+        "python_docs_search",
+        examples_of(search),
+        features=_SUPERVISED,
+        target=Match(("targets",)),
+        metrics=(retrieval,),
+    )
 )
 registry.add(
     Mixture(

@@ -5,12 +5,11 @@ microbatches, devices and steps, and divided only once, by the weight of the who
 depend on how a batch is split.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from t5x_lite.errors import DataError
@@ -19,7 +18,6 @@ from t5x_lite.lookup import lookup
 from t5x_lite.models.projection import Projection
 from t5x_lite.training.cross_entropy import token_losses
 
-EXCLUDED = -1e10  # logit of a position that is not a candidate for the target
 AUXILIARY = "auxiliary"  # the model output that holds the model's own losses, {name: (sum, weight)}
 
 
@@ -50,6 +48,11 @@ def loss_weights(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: batch[head.weights].sum() for name, head in WITH_LOSS.items() if head.weights in batch}
 
 
+def compared(batch: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the heads that have targets in the batch and whose losses compare the examples of the whole batch."""
+    return tuple(name for name, head in WITH_LOSS.items() if head.compares and head.weights in batch)
+
+
 def loss_sums(
     outputs: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
@@ -58,6 +61,8 @@ def loss_sums(
     tasks: int = 0,
     chunk_tokens: int = 0,
     focal_gamma: float = 0.0,
+    embedding_sizes: Sequence[int] = (),
+    symmetric: bool = False,
 ) -> dict[str, LossSum]:
     """Returns {name: LossSum} for each head in the model's outputs and for each of the model's auxiliary losses.
 
@@ -70,6 +75,7 @@ def loss_sums(
       tasks: number of tasks that the batch's task ids distinguish; 0 if the batch has no task ids.
       focal_gamma: for heads that predict one class, the focal loss (1 − p)^focal_gamma · −log p, where p is the
           probability of the target (Lin et al. 2017, eq. 4); then without z-loss and label smoothing. 0: off.
+      embedding_sizes, symmetric: of contrastive losses (contrastive.py).
       chunk_tokens: number of tokens of a `Projection` whose logits are computed at a time; 0: all of them.
     Raises:
       DataError: the batch lacks a head's targets or weights.
@@ -99,6 +105,7 @@ def loss_sums(
             predicted = predicted.logits() if isinstance(predicted, Projection) else predicted
             is_focal = focal_gamma > 0 and head.has_classes and head.loss == "cross_entropy"
             more = (0.0, 0.0) if is_focal else (z_loss, label_smoothing)
+            more = (embedding_sizes, symmetric) if head.loss == "contrastive" else more
             losses, correct = LOSSES[head.loss](predicted, batch[head.targets], batch, *more)
             if is_focal:
                 losses *= jnp.maximum(1 - jnp.exp(-losses), 1e-6) ** focal_gamma  # at 0, a root has no gradient
@@ -139,84 +146,25 @@ def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) ->
     return total
 
 
-def label_losses(logits_BEC: jax.Array, targets_BY: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns each example's mean binary cross entropy over classes, and whether all labels of the example are right.
+def _lazily(name: str) -> Callable[..., tuple[jax.Array, jax.Array | None]]:
+    """Returns a loss of LOSSES that is imported when it is first called. Most runs train only one head."""
 
-    A label is predicted if its logit is above 0. transformers' multi_label_classification takes the same mean.
+    def loss(*arguments: Any) -> tuple[jax.Array, jax.Array | None]:
+        from t5x_lite.training import head_losses
 
-    Args:
-      logits_BEC: [B, E, C].
-      targets_BY: float [B, Y], Y = E · C; 1 for each class that an example has, else 0.
-    Returns:
-      loss [B, E] in nats and correct [B, E] (1 or 0), float32.
-    """
-    logits_BEC, targets_BEC = logits_BEC.astype(jnp.float32), targets_BY.reshape(logits_BEC.shape)
-    right_BEC = (logits_BEC > 0) == (targets_BEC > 0)
-    losses_BE = optax.sigmoid_binary_cross_entropy(logits_BEC, targets_BEC).mean(-1)
-    return losses_BE, right_BEC.all(-1).astype(jnp.float32)
+        return getattr(head_losses, name)(*arguments)
 
-
-def span_losses(
-    logits_BS2: jax.Array, starts_BE: jax.Array, ends_BE: jax.Array, segment_ids_BS: jax.Array, z_loss: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """Returns each answer's loss, and whether its first and last token are both predicted (Devlin et al. 2019, §4.2).
-
-    The loss is the mean of two cross entropies: that of the first token and that of the last. The candidates are all
-    tokens of the answer's example. There is no label smoothing, because it would give probability to tokens that are
-    not candidates.
-
-    Args:
-      logits_BS2: [B, S, 2], for start and end.
-      starts_BE, ends_BE: int [B, E], index into S of the answer's first and last token.
-      segment_ids_BS: int [B, S], the example of each token.
-    Returns:
-      loss [B, E] in nats and correct [B, E] (1 or 0), float32.
-    """
-    segment_BE = jnp.take_along_axis(segment_ids_BS, starts_BE, axis=1)
-    is_of_BES = segment_ids_BS[:, None, :] == segment_BE[..., None]
-    start_and_end = [
-        token_losses(jnp.where(is_of_BES, logits_BS2[:, None, :, side], EXCLUDED), targets_BE, z_loss)
-        for side, targets_BE in enumerate((starts_BE, ends_BE))
-    ]
-    (start_losses, starts_right), (end_losses, ends_right) = start_and_end
-    return (start_losses + end_losses) / 2, starts_right * ends_right
-
-
-def choice_losses(logits_BE: jax.Array, questions_BE: jax.Array, z_loss: float = 0.0) -> tuple[jax.Array, jax.Array]:
-    """Returns each choice's cross entropy among its question's choices, and whether no other one has a larger logit.
-
-    The loss of every choice is computed as if that choice were the right one. The head's weights, which are 1 for right
-    choices and 0 for the others, then select the losses that count. There is no label smoothing, as in `span_losses`.
-
-    Args:
-      logits_BE: [B, E], a logit for each choice.
-      questions_BE: int [B, E], equal for the choices of one question.
-    Returns:
-      loss [B, E] in nats and correct [B, E] (1 or 0), float32.
-    """
-    is_of_BEE = questions_BE[:, None, :] == questions_BE[:, :, None]
-    slots_BE = jnp.broadcast_to(jnp.arange(questions_BE.shape[1]), questions_BE.shape)
-    return token_losses(jnp.where(is_of_BEE, logits_BE[:, None, :], EXCLUDED), slots_BE, z_loss)
-
-
-def squared_errors(predicted: jax.Array, targets: jax.Array) -> tuple[jax.Array, None]:
-    """Returns ((predicted − target)², float32 [B, E], None). A predicted number is neither correct nor wrong.
-
-    predicted, targets: [B, E].
-    """
-    return jnp.square(predicted.astype(jnp.float32) - targets), None
+    return loss
 
 
 # (outputs, targets, batch, z_loss, label_smoothing) -> (the loss of each target, whether the target is predicted
-# correctly). Both have the shape of the head's weights. heads.py names one of these functions for each head.
+# correctly). Both have the shape of the head's weights. heads.py names one of these functions for each head. In place
+# of the last two arguments, "contrastive" takes its own.
 LOSSES: dict[str, Callable[..., tuple[jax.Array, jax.Array | None]]] = {
-    "cross_entropy": lambda outputs, targets, batch, z_loss, smoothing: token_losses(
-        outputs, targets, z_loss, smoothing
-    ),
-    "squared_error": lambda outputs, targets, *_: squared_errors(outputs, targets),
-    "binary_cross_entropy": lambda outputs, targets, *_: label_losses(outputs, targets),
-    "span": lambda outputs, starts, batch, z_loss, _: span_losses(
-        outputs, starts, batch["span_ends"], batch["encoder_segment_ids"], z_loss
-    ),
-    "choice": lambda outputs, questions, batch, z_loss, _: choice_losses(outputs, questions, z_loss),
+    "cross_entropy": lambda outputs, targets, batch, *options: token_losses(outputs, targets, *options),
+    "squared_error": _lazily("of_numbers"),
+    "binary_cross_entropy": _lazily("of_labels"),
+    "span": _lazily("of_spans"),
+    "choice": _lazily("of_choices"),
+    "contrastive": _lazily("of_embeddings"),
 }

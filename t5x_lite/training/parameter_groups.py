@@ -23,7 +23,7 @@ from t5x_lite.errors import ConfigError
 from t5x_lite.models import paths
 from t5x_lite.models.paths import LAYER
 
-NO_DECAY = r"(.*/)?(bias|scale)"  # biases and the scales of norms
+NO_DECAY = r"(.*/)?(bias|scale|log_scale)"  # biases, the scales of norms, a learned temperature
 EMBEDDINGS = r".*embedding.*|.*distances/.*"  # tables, and the norms and projections of embeddings
 FORM = "write 'REGEX rate=NUMBER', 'REGEX weight_decay=NUMBER', 'REGEX from=UPDATES' or 'REGEX frozen'"
 NUMBERS = {"rate": r"\d+\.?\d*(e-?\d+)?|\.\d+", "weight_decay": r"\d+\.?\d*(e-?\d+)?|\.\d+", "from": r"\d{1,7}"}

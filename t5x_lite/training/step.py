@@ -18,10 +18,9 @@ from flax import struct
 from t5x_lite import models
 from t5x_lite.cluster import sharding
 from t5x_lite.cluster.sharding import Layout
-from t5x_lite.errors import ConfigError
 from t5x_lite.models.tracing import traced_for
 from t5x_lite.training import losses
-from t5x_lite.training.step_metrics import batch_metrics, norms_by_layer
+from t5x_lite.training.step_metrics import batch_metrics, loss_metrics, norms_by_layer
 from t5x_lite.training.trainable import Trainable, everything, merge, split
 
 if TYPE_CHECKING:
@@ -209,25 +208,38 @@ def make_train_step(
         batch = weigh(batch) if weigh else batch
         params, frozen = split(state.params, trainable)
         weights = losses.loss_weights(batch)
-        parts = split_rows(batch, microbatches, layout) if microbatches > 1 else None
 
-        def sums_of(params: Any, batch: Batch, key: jax.Array) -> dict[str, losses.LossSum]:
-            outputs = _outputs(module, merge(params, frozen), batch, train=True, rngs={"dropout": key})
-            return loss_fn(outputs, batch)
+        def outputs_of(params: Any, batch: Batch, key: jax.Array) -> dict[str, Any]:
+            return _outputs(module, merge(params, frozen), batch, train=True, rngs={"dropout": key})
 
-        if parts is not None:
-            weights |= _auxiliary_weights(functools.partial(sums_of, params), parts, microbatches, key, weights)
+        parts = whole = None
+        if microbatches > 1:
+            from t5x_lite.training import microbatches as accumulation
+
+            of_params = functools.partial(outputs_of, params)
+            parts = accumulation.split_rows(batch, microbatches, layout)
+            weights |= accumulation.auxiliary_weights(of_params, loss_fn, parts, microbatches, key, weights)
+            if losses.compared(batch):
+                from t5x_lite.training import whole_batch  # few losses compare examples
+
+                whole = whole_batch.first_pass(of_params, loss_fn, batch, parts, key, weights)
+                parts = whole.microbatches
 
         def loss_of(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-            sums = sums_of(params, batch, key)
+            outputs, term = outputs_of(params, batch, key), 0.0
+            if whole:
+                outputs, term = whole.second_pass(outputs, batch)
+            sums = loss_fn(outputs, batch)
             own = {name: jax.lax.stop_gradient(loss.weight) for name, loss in sums.items()}
-            return losses.total_loss(sums, own | weights), batch_metrics(sums, batch)
+            return losses.total_loss(sums, own | weights) + term, batch_metrics(sums, batch)
 
         def over_batch(function: Callable) -> Any:
             """Returns function(batch, key), summed over microbatches if there are any."""
-            return function(batch, key) if parts is None else _sum_over(parts, microbatches, key, function)
+            return function(batch, key) if parts is None else accumulation.sum_over(parts, microbatches, key, function)
 
         (loss, metrics), grads = over_batch(functools.partial(jax.value_and_grad(loss_of, has_aux=True), params))
+        if whole:
+            loss, metrics = loss + whole.loss, metrics | loss_metrics(whole.sums)
         grads = jax.lax.with_sharding_constraint(
             grads, split(places.params, trainable)[0]
         )  # each device receives only the sum of its own shard
@@ -310,63 +322,6 @@ def _updated(
     # This is a branch, not a `where`. To select between the old and the new state with a `where`, XLA would copy every
     # moment before overwriting it.
     return jax.lax.cond(is_good, update, lambda state, grads: state.replace(step=state.step + 1), state, grads)
-
-
-def _sum_over(microbatches: Batch, count: int, key: jax.Array, function: Callable) -> Any:
-    """Calls `function` on one microbatch after the other, and returns the sum of the results.
-
-    microbatches: arrays [count, B / count, …].
-    key: the dropout key of the step, from which each microbatch's key is folded.
-    function: (batch, key) -> a tree of arrays.
-    """
-
-    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-        microbatch, index = part
-        return jax.tree.map(jnp.add, total, function(microbatch, jax.random.fold_in(key, index))), None
-
-    first = {name: array[0] for name, array in microbatches.items()}
-    shapes = jax.eval_shape(function, first, key)
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    return jax.lax.scan(add, zeros, (microbatches, jnp.arange(count)))[0]
-
-
-def _auxiliary_weights(
-    sums_of: Callable, microbatches: Batch, count: int, key: jax.Array, known: Mapping[str, jax.Array]
-) -> dict[str, jax.Array]:
-    """Returns {name: Σ weight} over all microbatches, for each loss whose weights are not in the batch.
-
-    The first microbatch's gradient already needs these weights, so they are computed in an additional forward pass. In
-    this pass, XLA computes only the parts of the model on which a weight depends.
-
-    microbatches: arrays [count, B / count, …].
-    known: the weights that the batch holds (`losses.loss_weights`).
-    """
-
-    def weights_of(batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        sums = sums_of(batch, key)
-        return {name: jax.lax.stop_gradient(sums[name].weight) for name in sums.keys() - known.keys()}
-
-    first = {name: array[0] for name, array in microbatches.items()}
-    return _sum_over(microbatches, count, key, weights_of) if jax.eval_shape(weights_of, first, key) else {}
-
-
-def split_rows(batch: Batch, microbatches: int, layout: Layout) -> Batch:
-    """Returns the batch [B, …] as [microbatches, B / microbatches, …]. Raises ConfigError if B is not divisible.
-
-    With n microbatches, each microbatch gets every n-th row. So each device only splits the rows that it already holds,
-    and no row moves between devices. A microbatch of contiguous rows would be on only a few devices.
-    """
-
-    def split(rows: jax.Array) -> jax.Array:
-        if rows.shape[0] % microbatches:
-            B = rows.shape[0]
-            raise ConfigError(
-                f"a batch of {B} rows is not divisible by microbatches={microbatches}; use a divisor of {B}"
-            )
-        parts = rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:]).swapaxes(0, 1)
-        return layout.constrain(parts, (None, "batch") + (None,) * (rows.ndim - 1))
-
-    return {name: split(rows) for name, rows in batch.items()}
 
 
 def make_eval_step(

@@ -30,6 +30,15 @@ def batch_metrics(sums: Mapping[str, LossSum], batch: Mapping[str, jax.Array]) -
 
     sums: the loss sums of each head. batch: arrays [B, …]; its `*_segment_ids` show which positions hold a token.
     """
+    out = loss_metrics(sums)
+    segments = [array for name, array in batch.items() if name.endswith("segment_ids")]
+    out["tokens"] = sum((jnp.sum(array > 0, dtype=jnp.float32) for array in segments), jnp.float32(0))
+    out["positions"] = jnp.float32(sum(array.size for array in segments))
+    return out
+
+
+def loss_metrics(sums: Mapping[str, LossSum]) -> dict[str, jax.Array]:
+    """Returns the part of `batch_metrics` that depends only on the loss sums."""
     out = {}
     for head, loss in sums.items():
         out |= {f"{head}/loss_sum": loss.sum, f"{head}/weight": loss.weight}
@@ -37,9 +46,6 @@ def batch_metrics(sums: Mapping[str, LossSum], batch: Mapping[str, jax.Array]) -
             out[f"{head}/correct"] = loss.correct
         if loss.task_sum is not None and loss.task_weight is not None:
             out |= {f"{head}/task_sum": loss.task_sum, f"{head}/task_weight": loss.task_weight}
-    segments = [array for name, array in batch.items() if name.endswith("segment_ids")]
-    out["tokens"] = sum((jnp.sum(array > 0, dtype=jnp.float32) for array in segments), jnp.float32(0))
-    out["positions"] = jnp.float32(sum(array.size for array in segments))
     return out
 
 
