@@ -44,7 +44,7 @@ _DENOISING = ("iid_denoising", "mass", "drop_tokens", "deshuffle", "sequential",
 OBJECTIVES = {  # explained in data/denoise.py
     "text_to_text": ("span_corruption", "prefix_lm", "full_lm", *_DENOISING),
     "decoder_only": ("full_lm", "prefix_lm", "span_corruption", *_DENOISING),
-    "encoder_only": ("mlm", "mlm_sentence_order"),  # they differ in what the head nsp predicts: next sentence, or order
+    "encoder_only": ("mlm", "mlm_sentence_order", "rtd"),  # mlm with the head nsp (next sentence, order) or rtd
 }
 ANY_OBJECTIVE = ("", *dict.fromkeys(name for names in OBJECTIVES.values() for name in names))
 # Keys below data. that say how data.files are read and used.
@@ -129,6 +129,7 @@ KEYS: dict[str, Key] = {
     "loss.embedding_sizes": Key((), "contrastive: also trains the first N dimensions alone (Matryoshka): 384,96", WARN),
     "loss.symmetric": Key(False, "contrastive: also finds the query of each match", WARN),
     "loss.focal_gamma": Key(0.0, "classes, encoder-only: exponent of the focal loss; 0: off", WARN, NOT_NEGATIVE),
+    "loss.rtd_weight": Key(50.0, "data.objective=rtd: weight of detection beside the generator's", WARN, NOT_NEGATIVE),
     # --- the run
     "train.total_steps": Key(1000, "updates to train for", FREE, AT_LEAST_ONE),
     "train.epochs": Key(0.0, "passes through the tasks' examples, in place of total_steps; 0: off", FREE, NOT_NEGATIVE),

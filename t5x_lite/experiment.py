@@ -257,14 +257,16 @@ def _model(cfg: Config, tasks: tuple[Task, ...], eval_tasks: tuple[Task, ...], v
             "leave it unset to use the vocabulary's size"
         )
     if config.architecture == "encoder_only":
-        overrides.setdefault("heads", _heads(tasks, eval_tasks))
+        overrides.setdefault("heads", _heads(tasks, eval_tasks, cfg.data.objective))
         if any(ENCODER_HEADS[head].has_classes for head in overrides["heads"]):
             overrides["num_classes"] = len(_classes(tasks))
     if own_code.is_reference(overrides.get("module")):
         raise ConfigError(
             f"the run's config file defines its model, model.module={overrides['module']!r}: give --config=FILE.py"
         )
-    return presets.preset(cfg.model.preset, **overrides)
+    model = presets.preset(cfg.model.preset, **overrides)
+    _check_generator(cfg, model, tasks)
+    return model
 
 
 def _check_positions(cfg: Config, model: ModelConfig, tasks: Sequence[Task]) -> None:
@@ -300,12 +302,34 @@ def _check_stride(cfg: Config, converter: convert.Converter, eval_tasks: Sequenc
         raise ConfigError(f"eval.stride={cfg.eval.stride}: {problem}; 0 turns it off")
 
 
-def _heads(tasks: tuple[Task, ...], eval_tasks: tuple[Task, ...]) -> tuple[str, ...]:
+def _heads(tasks: tuple[Task, ...], eval_tasks: tuple[Task, ...], objective: str) -> tuple[str, ...]:
     """Returns the heads that the tasks need. A model that embeds texts can be evaluated on any task for embeddings."""
     needed = {task.head for task in tasks}
     if {EMBEDDINGS} & {ENCODER_HEADS[head].reads for head in needed if head}:
         needed |= {task.head for task in eval_tasks if task.head and ENCODER_HEADS[task.head].reads == EMBEDDINGS}
-    return tuple(head for head in ENCODER_HEADS if head in needed or (head == "nsp" and "mlm" in needed))
+    if "mlm" in needed:
+        needed.add("rtd" if objective == "rtd" else "nsp")
+    return tuple(head for head in ENCODER_HEADS if head in needed)
+
+
+def _check_generator(cfg: Config, model: ModelConfig, tasks: tuple[Task, ...]) -> None:
+    """Raises ConfigError if the objective, the heads and the generator of an encoder do not belong together."""
+    is_rtd, layers = cfg.data.objective == "rtd", model.generator_layers
+    if model.architecture != "encoder_only" or not any(task.is_corpus for task in tasks):
+        return
+    if is_rtd and not layers:
+        third = max(1, model.num_encoder_layers // 3)
+        raise ConfigError(
+            f"data.objective=rtd with model.generator_layers=0: a generator replaces tokens; set "
+            f"model.generator_layers, for example {third}, and model.generator_width={model.generator_width}"
+        )
+    if is_rtd and not model.has_generator:
+        raise ConfigError(f"model.heads={model.heads}; data.objective=rtd needs mlm and rtd: add them, or unset it")
+    if layers and not is_rtd:
+        raise ConfigError(
+            f"model.generator_layers={layers} is for data.objective=rtd, not {cfg.data.objective or 'mlm'}; set one to "
+            "fit the other"
+        )
 
 
 def _classes(tasks: tuple[Task, ...]) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ class Head:
         array has no axis for it. None: no dense layer is named after the head, because it outputs logits over the
         vocabulary or the pooled state itself.
     arrays: the arrays that a batch holds for the head.
-    targets, weights: the names of the arrays that hold the targets and the targets' weights; "": the head has no loss.
+    targets, weights: the names of the arrays that hold the targets and the targets' weights. Without weights, the head
+        has no loss; with weights alone, the model makes the targets (models/projection.py: Targeted).
     loss: a key of training.losses.LOSSES.
     positions: the name of the array that holds each target's index into S; "" if every token has a target.
     dropout: whether dropout is applied to the head's inputs.
@@ -111,7 +112,13 @@ HEADS: dict[str, Head] = {
         positions="span_starts",
         dropout=False,
     ),
-    "rtd": Head(reads=TOKENS, is_supervised=False),  # a logit per token: was it replaced? (ELECTRA) No loss yet.
+    "rtd": Head(  # a logit per token: did the generator replace it? (ELECTRA)
+        reads=TOKENS,
+        is_supervised=False,
+        arrays={"rtd_weights": ArraySpec("BS", FLOAT, "1 for a token of a corpus, 0 elsewhere")},
+        weights="rtd_weights",
+        loss="detection",
+    ),
     "nsp": Head(
         outputs=2,
         arrays=POOLED

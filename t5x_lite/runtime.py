@@ -268,6 +268,7 @@ def make_loss(experiment: "Experiment", batch_shards: int) -> LossFn:
         focal_gamma=loss.focal_gamma,
         embedding_sizes=_embedding_sizes(experiment),
         symmetric=loss.symmetric,
+        rtd_weight=loss.rtd_weight,
     )
 
 

@@ -14,7 +14,7 @@ from promised_shapes import Array, assert_shapes
 from t5x_lite.cluster import sharding
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.heads import WITH_LOSS
-from t5x_lite.models.projection import Projection
+from t5x_lite.models.projection import Projection, Targeted
 from t5x_lite.models.tracing import traced_for
 from t5x_lite.training import chunked_cross_entropy, head_losses, losses
 
@@ -194,11 +194,13 @@ def test_the_loss_by_task_is_that_of_a_batch_with_the_other_tasks_left_out():
     batch = {"decoder_task_ids": task_ids, "encoder_task_ids": task_ids}
     batch |= {"mlm_positions": positions, "pooled_positions": positions}
     batch |= {"encoder_segment_ids": np.ones((4, 6), np.int32), "span_ends": positions}
-    outputs, every_token = {}, ("lm", "token_classification")
-    sizes = {"span": (4, 6, 2)} | dict.fromkeys(("regression", "similarity", "multiple_choice"), (4, 3))
+    outputs, every_token = {}, ("lm", "token_classification", "rtd")
+    sizes = {"span": (4, 6, 2), "rtd": (4, 6)} | dict.fromkeys(("regression", "similarity", "multiple_choice"), (4, 3))
     for head, (targets, weights) in ((name, (h.targets, h.weights)) for name, h in WITH_LOSS.items()):
         shape = (4, 6) if head in every_token else (4, 3)
         outputs[head] = rng.normal(size=sizes.get(head, (*shape, 5))).astype(np.float32)
+        if head == "rtd":  # its model makes the targets
+            outputs[head] = Targeted(outputs[head], rng.integers(0, 2, shape).astype(np.float32))
         batch[targets] = positions if head == "span" else rng.integers(0, 5, shape).astype(np.int32)
         if head == "multi_label":
             batch[targets] = rng.integers(0, 2, (4, 15)).astype(np.float32)

@@ -311,6 +311,8 @@ class EncoderOnly:
             out["mlm_positions"] = Ragged(positions.values.astype(np.int32), positions.lengths)
             out["mlm_targets"] = Ragged(hidden, positions.lengths)
             out["mlm_weights"] = Ragged(np.ones(len(hidden), np.float32), positions.lengths)
+        if "rtd" in self.heads:
+            out["rtd_weights"] = Ragged(np.ones(len(tokens.values), np.float32), tokens.lengths)
         if "nsp" in self.heads:
             out["nsp_targets"] = ragged.singles(wrong.astype(np.int32))
             out["nsp_weights"] = ragged.singles(paired.astype(np.float32))
@@ -368,7 +370,7 @@ class EncoderOnly:
             elif spec.dims == "BE":
                 first = name == "choice_questions"  # 1 + the column where the example begins; before packing that is 0
                 out[name] = Ragged(np.full(len(parts.values), first, spec.dtype), parts.lengths)
-            elif spec.dims == "BS" and name.startswith("token_") and name not in out:
+            elif spec.dims == "BS" and name.startswith(("token_", "rtd_")) and name not in out:
                 out[name] = Ragged(np.zeros(len(tokens.values), spec.dtype), tokens.lengths)
             elif spec.dims == "BY":
                 lengths = self.num_classes * parts.lengths

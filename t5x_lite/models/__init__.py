@@ -69,8 +69,10 @@ def init_params(module: "nn.Module", key: "jax.Array", batch: "Mapping[str, Any]
     params: Any = build(drawn, module.constrain).init(key, batch)["params"]  # type: ignore[attr-defined]
     params = params if config.scan_layers else unstack_layers(params)
     if lacks_norm:
-        for stack in params.keys() & {"encoder", "decoder"}:
-            del params[stack]["layers_0"]["self_attention_norm"]
+        stacks = [params[name] for name in params.keys() & {"encoder", "decoder"}]
+        stacks += [params["generator"]["encoder"]] if "generator" in params else []
+        for stack in stacks:
+            del stack["layers_0"]["self_attention_norm"]
     return params
 
 

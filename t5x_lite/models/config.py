@@ -49,6 +49,8 @@ LAYER_KINDS = {
     LOCAL: "attends within local_window",
     UNPOSITIONED: "attends to the whole text without positions",
 }
+GENERATORS = ("shared", "disentangled", "separate")
+SOME = Range(above=0, at_most=1)
 LORA_TARGETS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 
 
@@ -119,6 +121,12 @@ class ModelConfig:
     temperature: float = field(0.05, "contrastive: cosines are divided by it", POSITIVE)
     learned_temperature: bool = field(False, "contrastive: the temperature is a parameter that begins at temperature")
     pooler_activation: str = field("tanh", "activation of the pooler", ("tanh", *ACTIVATIONS))
+    # replaced-token detection (replaced_tokens.py)
+    generator_layers: int = field(0, "layers of the generator that replaces tokens (ELECTRA); 0: no generator", LAYERS)
+    generator_width: float = field(0.25, "share of d_model, d_ff and heads that the generator has", SOME)
+    generator_embeddings: str = field(
+        "shared", "of tokens, with the generator: shared (ELECTRA), disentangled (DeBERTa-v3), separate", GENERATORS
+    )
     # fine-tuning
     lora_rank: int = field(0, "rank of the LoRA matrices added to dense layers; 0: no LoRA", NOT_NEGATIVE)
     lora_alpha: float = field(16.0, "scales LoRA's output by lora_alpha / lora_rank")
@@ -191,6 +199,11 @@ class ModelConfig:
         return tuple(name for name, head in ENCODER_HEADS.items() if name in self.heads and head.reads == states)
 
     @property
+    def has_generator(self) -> bool:
+        """Returns whether a generator replaces masked tokens, and the head rtd detects them (replaced_tokens.py)."""
+        return self.generator_layers > 0 and {"mlm", "rtd"} <= {*self.heads}
+
+    @property
     def has_classes(self) -> bool:
         """Returns whether at least one head has num_classes outputs."""
         return any(ENCODER_HEADS[head].has_classes for head in self.heads)
@@ -258,6 +271,10 @@ class ModelConfig:
         if self.positions.startswith("sinusoidal") and (self.d_model % 2 or self.d_model < 4):
             raise ConfigError(f"model.d_model={self.d_model}; sinusoidal positions need an even d_model from 4 on")
         self._validate_merged()
+        if self.generator_layers:
+            from t5x_lite.models import generator  # few models have one
+
+            generator.validate(self)
         refused = {"transformer": (), MERGED: (), "encoder_decoder": (TOKENS, MASKED, EMBEDDINGS)}.get(
             self.body, (TOKENS, EMBEDDINGS)
         )

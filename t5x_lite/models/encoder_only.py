@@ -20,7 +20,7 @@ from t5x_lite.models.layers import (
     unconstrained,
     vocabulary_bias,
 )
-from t5x_lite.models.projection import Projection, logits_of
+from t5x_lite.models.projection import Projection, Targeted, logits_of
 from t5x_lite.models.transformer import Stack
 
 
@@ -40,40 +40,63 @@ class EncoderOnly(nn.Module):
         return logits_of(self.projected(batch, train))
 
     @nn.compact
-    def projected(self, batch, train: bool = False) -> dict[str, Any]:
-        """Returns the outputs, with the logits of masked tokens before they are computed."""
+    def projected(
+        self, batch, train: bool = False, embeddings: tuple[Embedding, Embedding | None] | None = None
+    ) -> dict[str, Any]:
+        """Returns the outputs, with the logits of masked tokens before they are computed.
+
+        With a generator, the head mlm is the generator's. All else reads the text whose masked tokens it has replaced
+        (replaced_tokens.py); the output of the head rtd is a `Targeted`.
+
+        embeddings: those of tokens and of types, if this is a generator that shares them.
+        """
         config = self.config
         key = self.make_rng("dropout") if train and config.has_dropout else None
-        token_embedding = Embedding(
-            config,
-            config.vocab_size,
-            "vocab",
-            scaled=config.scale_embeddings,
-            constrain=self.constrain,
-            name="token_embedding",
+        difference = config.has_generator and config.generator_embeddings == "disentangled"
+        token_embedding, type_embedding = embeddings or (
+            Embedding(
+                config,
+                config.vocab_size,
+                "vocab",
+                scaled=config.scale_embeddings,
+                constrain=self.constrain,
+                is_difference=difference,
+                name="token_embedding",
+            ),
+            Embedding(config, config.type_vocab_size, "types", constrain=self.constrain, name="type_embedding")
+            if config.type_vocab_size
+            else None,
         )
-        x_BSD = token_embedding(batch["encoder_input_tokens"])
-        if config.type_vocab_size:
-            type_embedding = Embedding(
-                config, config.type_vocab_size, "types", constrain=self.constrain, name="type_embedding"
-            )
+        outputs: dict[str, Any] = {}
+        targets_BS, base = None, None
+        if config.has_generator:
+            from t5x_lite.models import generator, replaced_tokens  # few models have a generator
+
+            narrow = EncoderOnly(generator.of(config), self.constrain, name="generator")
+            shared = (token_embedding, type_embedding) if config.generator_embeddings == "shared" else None
+            outputs["mlm"] = narrow.projected(batch, train, shared)["mlm"]
+            sample_key = self.make_rng("sample") if train and self.has_rng("sample") else jax.random.key(0)
+            batch, targets_BS = replaced_tokens.replaced(batch, outputs["mlm"], sample_key)
+            base = jax.lax.stop_gradient(outputs["mlm"].matrix) if difference else None
+        x_BSD = token_embedding(batch["encoder_input_tokens"], base)
+        if type_embedding is not None:
             # RoBERTa's table has only one row, so both sentences read row 0.
             x_BSD += type_embedding(jnp.minimum(batch["token_type_ids"], config.type_vocab_size - 1))
         encoder = Stack(config, config.num_encoder_layers, causal=False, constrain=self.constrain, name="encoder")
         hidden_BSD, _ = encoder(x_BSD, batch["encoder_segment_ids"], batch["encoder_positions"], key=subkey(key, 0))
         if not config.heads:
             return {"hidden": hidden_BSD.astype(jnp.float32)}
-        outputs: dict[str, Any] = {}
         has_shared = config.prediction_head
         shared = PredictionHead(config, name="prediction_head") if has_shared else (lambda x: x)
-        if config.heads_that_read(MASKED):
+        if config.heads_that_read(MASKED) and not config.has_generator:
             mlm = MaskedLanguageModelHead(config, self.constrain, name="mlm")
             outputs["mlm"] = mlm(shared(rows_at(hidden_BSD, batch["mlm_positions"])), token_embedding)
         if config.heads_that_read(TOKENS):
             rate = config.head_dropout_rate if has_shared else config.dropout_rate
             outputs |= head_outputs(config, TOKENS, shared(hidden_BSD), rate, subkey(key, 2))
         if "rtd" in config.heads:
-            outputs["rtd"] = ReplacedTokenHead(config, name="rtd")(shared(hidden_BSD))
+            logits_BS = ReplacedTokenHead(config, name="rtd")(shared(hidden_BSD))
+            outputs["rtd"] = logits_BS if targets_BS is None else Targeted(logits_BS, targets_BS)
         if config.pooled_heads or config.heads_that_read(EMBEDDINGS):
             where = batch["encoder_segment_ids"], batch["pooled_positions"]
             state_BED = pooled_states(config.pooling, hidden_BSD, *where)

@@ -296,18 +296,25 @@ class Embedding(nn.Module):
     axis: str  # logical axis of the rows
     scaled: bool = False  # multiplies by sqrt(D) when read (Vaswani et al. 2017, §3.4)
     constrain: Constrain = unconstrained
+    is_difference: bool = False  # begins as zeros, and is added to another table
 
     def setup(self):
-        init = named(embedding_init(self.config), (self.axis, "embed"))
+        init = nn.initializers.zeros if self.is_difference else embedding_init(self.config)
+        init = named(init, (self.axis, "embed"))
         table = self.param("embedding", init, (self.rows, self.config.table_dim), jnp.float32)
         # Before use, the table is all-gathered along D, like every parameter that is split over `fsdp`. Its rows stay
         # split over `tensor`. Without this constraint, XLA reads rows that are split along D and then copies the whole
         # activation to every device to split it by B.
         self.embedding = self.constrain(table, (self.axis, None))
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        """int […] → […, D]. An id past the end of the table reads NaN, never a different token's row."""
+    def __call__(self, ids: jax.Array, base: jax.Array | None = None) -> jax.Array:
+        """int […] → […, D]. An id past the end of the table reads NaN, never a different token's row.
+
+        base: another table [rows, D], whose rows are added; None: none.
+        """
         x = jnp.take(self.embedding, ids, axis=0, mode="fill").astype(self.config.dtype)
+        if base is not None:
+            x += jnp.take(base, ids, axis=0, mode="fill").astype(self.config.dtype)
         return x * math.sqrt(self.config.d_model) if self.scaled else x
 
     def projection(self, x: jax.Array, bias: jax.Array | None = None) -> Projection:

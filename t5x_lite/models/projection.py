@@ -60,13 +60,22 @@ class Projection:
         return self.constrain(logits, ("batch", "length", "vocab") if logits.ndim == 3 else ("batch", "vocab"))
 
 
+@struct.dataclass
+class Targeted:
+    """Holds the output of a head whose targets the model itself makes, with these targets."""
+
+    output: jax.Array
+    targets: jax.Array
+
+
 def capped(logits: jax.Array, softcap: float) -> jax.Array:
     """Returns softcap · tanh(logits / softcap), which is within ± softcap (Gemma 2, §2); 0: the logits themselves."""
     return softcap * jnp.tanh(logits / softcap) if softcap else logits
 
 
 def logits_of(outputs: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns a model's outputs with logits in place of projections."""
+    """Returns a model's outputs with logits in place of projections, and without targets."""
+    outputs = {name: x.output if isinstance(x, Targeted) else x for name, x in outputs.items()}
     return {name: x.logits() if isinstance(x, Projection) else x for name, x in outputs.items()}
 
 

@@ -285,7 +285,7 @@ class Stack(nn.Module):
             return x_BLD + table(positions_BL + config.position_offset)
         if config.positions.startswith("sinusoidal"):
             places_BL = positions_BL + config.position_offset
-            return x_BLD + sinusoids(places_BL, config.d_model, config.positions).astype(x_BLD.dtype)
+            return x_BLD + sinusoids(places_BL, config.table_dim, config.positions).astype(x_BLD.dtype)
         return x_BLD
 
     def layers(self, x_BLD: jax.Array, context: Context, caches, keys):

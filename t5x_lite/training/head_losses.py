@@ -91,6 +91,10 @@ def of_labels(outputs: jax.Array, targets: jax.Array, *_) -> Losses:
     return label_losses(outputs, targets)
 
 
+def of_detections(outputs: jax.Array, targets: jax.Array, *_) -> Losses:
+    return label_losses(outputs[..., None], targets)
+
+
 def of_spans(outputs: jax.Array, starts: jax.Array, batch: Mapping, z_loss: float, _: float) -> Losses:
     return span_losses(outputs, starts, batch["span_ends"], batch["encoder_segment_ids"], z_loss)
 

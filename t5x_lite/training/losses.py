@@ -15,7 +15,7 @@ from flax import struct
 from t5x_lite.errors import DataError
 from t5x_lite.heads import WITH_LOSS, Head
 from t5x_lite.lookup import lookup
-from t5x_lite.models.projection import Projection
+from t5x_lite.models.projection import Projection, Targeted
 from t5x_lite.training.cross_entropy import token_losses
 
 AUXILIARY = "auxiliary"  # the model output that holds the model's own losses, {name: (sum, weight)}
@@ -31,6 +31,7 @@ class LossSum:
         if all labels of the example are right). None for auxiliary losses, and for regression, because a predicted
         number hardly ever equals its target.
     task_sum, task_weight: `sum` and `weight` of each task alone, [tasks]; None if the batch has no task ids.
+    factor: of this loss in the total. Reports show losses without it.
     """
 
     sum: jax.Array
@@ -38,6 +39,7 @@ class LossSum:
     correct: jax.Array | None = None
     task_sum: jax.Array | None = None
     task_weight: jax.Array | None = None
+    factor: float = struct.field(pytree_node=False, default=1.0)
 
 
 def loss_weights(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -63,6 +65,7 @@ def loss_sums(
     focal_gamma: float = 0.0,
     embedding_sizes: Sequence[int] = (),
     symmetric: bool = False,
+    rtd_weight: float = 1.0,
 ) -> dict[str, LossSum]:
     """Returns {name: LossSum} for each head in the model's outputs and for each of the model's auxiliary losses.
 
@@ -77,6 +80,7 @@ def loss_sums(
           probability of the target (Lin et al. 2017, eq. 4); then without z-loss and label smoothing. 0: off.
       embedding_sizes, symmetric: of contrastive losses (contrastive.py).
       chunk_tokens: number of tokens of a `Projection` whose logits are computed at a time; 0: all of them.
+      rtd_weight: factor of the head rtd in the total (Clark et al. 2020, ELECTRA, §2: λ).
     Raises:
       DataError: the batch lacks a head's targets or weights.
       ConfigError: an output has no loss.
@@ -87,9 +91,12 @@ def loss_sums(
             sums |= {own: LossSum(*pair) for own, pair in predicted.items()}
             continue
         head = lookup("output that has a loss", name, WITH_LOSS)
-        if not {head.targets, head.weights} <= set(batch):
+        targets = batch.get(head.targets)
+        if isinstance(predicted, Targeted):
+            predicted, targets = predicted.output, predicted.targets
+        if targets is None or head.weights not in batch:
             raise DataError(
-                f"the model's {name} head needs {head.targets} and {head.weights}; the batch has "
+                f"the model's {name} head needs {head.targets or 'a generator'} and {head.weights}; the batch has "
                 f"{', '.join(sorted(batch))}"
             )
         weights = batch[head.weights]
@@ -99,20 +106,20 @@ def loss_sums(
 
             options = Options(chunks, z_loss, label_smoothing)
             total, losses, correct = projected_losses(  # pyright: ignore[reportGeneralTypeIssues]  (a custom_vjp)
-                options, predicted, batch[head.targets], weights
+                options, predicted, targets, weights
             )
         else:
             predicted = predicted.logits() if isinstance(predicted, Projection) else predicted
             is_focal = focal_gamma > 0 and head.has_classes and head.loss == "cross_entropy"
             more = (0.0, 0.0) if is_focal else (z_loss, label_smoothing)
             more = (embedding_sizes, symmetric) if head.loss == "contrastive" else more
-            losses, correct = LOSSES[head.loss](predicted, batch[head.targets], batch, *more)
+            losses, correct = LOSSES[head.loss](predicted, targets, batch, *more)
             if is_focal:
                 losses *= jnp.maximum(1 - jnp.exp(-losses), 1e-6) ** focal_gamma  # at 0, a root has no gradient
             total = (losses * weights).sum()
         by_task = _by_task(head, losses, weights, batch, tasks) if tasks else (None, None)
         correct = None if correct is None else (correct * weights).sum()
-        sums[name] = LossSum(total, weights.sum(), correct, *by_task)
+        sums[name] = LossSum(total, weights.sum(), correct, *by_task, factor=rtd_weight if name == "rtd" else 1.0)
     return sums
 
 
@@ -135,14 +142,14 @@ def task_ids_of(head: Head, batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def total_loss(sums: Mapping[str, LossSum], weights: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the total of all losses, Σ (sum / weight), a float32 scalar. A loss of weight 0 adds 0.
+    """Returns the total of all losses, Σ (factor · sum / weight), a float32 scalar. A loss of weight 0 adds 0.
 
     weights: the weight of each loss over the whole batch.
     """
     total = jnp.zeros((), jnp.float32)
     for name, loss in sums.items():
         some = weights[name] > 0
-        total += jnp.where(some, loss.sum / jnp.where(some, weights[name], 1), 0)
+        total += loss.factor * jnp.where(some, loss.sum / jnp.where(some, weights[name], 1), 0)
     return total
 
 
@@ -164,6 +171,7 @@ LOSSES: dict[str, Callable[..., tuple[jax.Array, jax.Array | None]]] = {
     "cross_entropy": lambda outputs, targets, batch, *options: token_losses(outputs, targets, *options),
     "squared_error": _lazily("of_numbers"),
     "binary_cross_entropy": _lazily("of_labels"),
+    "detection": _lazily("of_detections"),
     "span": _lazily("of_spans"),
     "choice": _lazily("of_choices"),
     "contrastive": _lazily("of_embeddings"),

@@ -31,7 +31,7 @@ Batch = Mapping[str, Any]  # arrays, or jax.ShapeDtypeStruct where only shapes m
 LossFn = Callable[[Mapping[str, Any], Mapping[str, jax.Array]], dict[str, losses.LossSum]]
 Metrics = dict[str, jax.Array]
 
-PURPOSES = {"init": 0, "dropout": 1}
+PURPOSES = {"init": 0, "dropout": 1, "sample": 2}
 
 
 @struct.dataclass
@@ -53,7 +53,7 @@ def step_key(seed: int, step: jax.Array | int, purpose: str) -> jax.Array:
     """Returns the random key for one purpose at one step.
 
     The key depends only on the arguments, so a resumed run draws the same random numbers as an uninterrupted one.
-    purpose: "init" or "dropout".
+    purpose: a key of PURPOSES.
     """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), PURPOSES[purpose])
 
@@ -193,7 +193,7 @@ def make_train_step(
       state: a state, or the result of `abstract_state`; the step takes and returns states with the same shardings.
       loss_fn: (outputs, batch) -> {head: LossSum}, such as `functools.partial(loss_sums, z_loss=…, label_smoothing=…)`.
       microbatches: number of parts into which the batch is split; they run one after the other, to save memory.
-      seed: seed of dropout, which depends only on (seed, step, microbatch).
+      seed: seed of dropout, which depends only on (seed, step, microbatch), and of the tokens that a model samples.
       trainable: selects the trainable parameters; the others have no gradient and no optimizer state, and never change.
       spike_sigmas: a loss more than this many standard deviations above the mean of the last losses is a spike; 0: off.
       averaging: how the parameters are averaged, if the state has an average.
@@ -210,7 +210,9 @@ def make_train_step(
         weights = losses.loss_weights(batch)
 
         def outputs_of(params: Any, batch: Batch, key: jax.Array) -> dict[str, Any]:
-            return _outputs(module, merge(params, frozen), batch, train=True, rngs={"dropout": key})
+            # One key for all microbatches: a draw does not depend on how a batch is split.
+            rngs = {"dropout": key, "sample": step_key(seed, state.step, "sample")}
+            return _outputs(module, merge(params, frozen), batch, train=True, rngs=rngs)
 
         parts = whole = None
         if microbatches > 1:

@@ -1,0 +1,44 @@
+"""Pre-trains an ELECTRA on the quickstart's documentation (replaced-token detection), then trains it to classify.
+
+    t5x-lite train --config=configs/quickstart_rtd.py --workdir=runs/rtd
+    t5x-lite train --config=configs/quickstart_rtd.py:classify --workdir=runs/rtd_classify \
+        --config.init.checkpoint=runs/rtd
+
+The discriminator is the encoder of configs/quickstart_encoder.py.
+"""
+
+from t5x_lite import config
+
+
+def get_config(phase: str = "pretrain"):
+    cfg = config.base()
+    cfg.model.preset = "bert_tiny"
+    cfg.model.dropout_rate = cfg.model.attention_dropout_rate = 0.0  # so few steps memorise nothing
+    cfg.data.length = 128
+    cfg.data.batch_rows = 16
+    cfg.optimizer.name = "adafactor"
+    cfg.schedule.name = "linear"
+    cfg.loss.z_loss = 0.0
+    cfg.train.log_every_steps = 25
+    cfg.eval.batch_rows = 64
+    if phase == "pretrain":
+        cfg.data.mixture = "python_docs"
+        cfg.data.objective = "rtd"
+        cfg.model.generator_layers = 1
+        cfg.model.generator_width = 0.5
+        cfg.optimizer.learning_rate = 0.03
+        cfg.schedule.warmup_steps = 200
+        cfg.train.total_steps = 3000
+        cfg.eval.every_steps = 1000
+        cfg.checkpoint.every_steps = 500
+    elif phase == "classify":
+        cfg.data.mixture = "python_docs_classify"
+        cfg.optimizer.learning_rate = 0.02
+        cfg.schedule.warmup_steps = 30
+        cfg.train.total_steps = 300
+        cfg.eval.every_steps = 100
+        cfg.checkpoint.every_steps = 100
+        cfg.checkpoint.keep_best = "python_docs_classify/accuracy"
+    else:
+        raise config.ConfigError(f"unknown phase {phase!r} of quickstart_rtd.py; allowed: pretrain, classify")
+    return cfg
