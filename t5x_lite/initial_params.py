@@ -60,16 +60,35 @@ def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...],
         from t5x_lite import adapted_params
 
         origins = functools.partial(adapted_params.origins, old, model)
-    loaded, report = load_params(source, params, origins)
+    is_sum = old is not None and old.has_generator and old.generator_embeddings == "disentangled"
+    is_sum = is_sum and not model.has_generator
+    wanted = params | {"generator": {"token_embedding": params["token_embedding"]}} if is_sum else params
+    loaded, report = load_params(source, wanted, origins)
     if chosen_weights(step_directory, weights) == checkpoint.AVERAGE:
         loaded, _ = load_params(source, loaded, origins, part=checkpoint.AVERAGE)
+    of_each = report.of_each()
+    if is_sum:
+        loaded = _with_generators_table(loaded, of_each)
     aligned, note = align(loaded, params, classes_of(directory), classes)
-    flat, fresh, of_each = paths.flatten(loaded), paths.flatten(params), report.of_each()
+    flat, fresh = paths.flatten(loaded), paths.flatten(params)
     for path, array in paths.flatten(aligned).items():
         if array is not flat[path]:
             is_fresh = array is fresh[path]
             of_each[path] = "fresh, because the classes differ" if is_fresh else "adapted: classes matched by name"
     return aligned, f"{report}; {note}" if note else str(report), of_each
+
+
+def _with_generators_table(loaded: Any, of_each: dict[str, str]) -> Any:
+    """Returns the parameters with the generator's table of tokens added to the discriminator's, and without it.
+
+    loaded: with the table below "generator".  of_each: where each value comes from; tells of the sum.
+    """
+    loaded, path = dict(loaded), "token_embedding/embedding"
+    tables = loaded.pop("generator")["token_embedding"], loaded["token_embedding"]
+    if of_each.pop(f"generator/{path}") == of_each[path] == "loaded":
+        of_each[path] = "adapted: the generator's table of tokens is added"
+        loaded["token_embedding"] = jax.tree.map(jnp.add, *tables)
+    return loaded
 
 
 def _named(model: ModelConfig) -> str:

@@ -46,6 +46,7 @@ def training_batch(config: ModelConfig, rows: int, seed: int = 0) -> dict[str, n
     segments = batch["encoder_segment_ids"]
     batch["token_targets"] = rng.integers(0, max(2, config.num_classes), segments.shape).astype(np.int32)
     batch["token_weights"] = weights(segments.shape, segments > 0)
+    batch["rtd_weights"] = weights(segments.shape, segments > 0)
     batch["span_starts"], batch["span_ends"] = (rng.integers(0, 4, (len(segments), 1)).astype(np.int32) for _ in "be")
     batch["span_weights"], batch["choice_weights"] = (weights((len(segments), 1)) for _ in "sc")
     batch["choice_questions"] = np.ones_like(batch["span_starts"])
@@ -53,6 +54,7 @@ def training_batch(config: ModelConfig, rows: int, seed: int = 0) -> dict[str, n
     heads = (
         ("mlm", "nsp", "class", "pooled", "token_", "span", "choice") if config.architecture == "encoder_only" else ()
     )
+    heads += ("rtd",) if config.has_generator else ()
     return {name: array for name, array in batch.items() if name.startswith((*wanted, *heads))}
 
 

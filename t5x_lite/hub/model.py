@@ -377,9 +377,8 @@ def _downloaded(path: Path, special_tokens: bool) -> Model:
 
 
 def _trained(path: Path, which: str, special_tokens: bool) -> Model:
-    cfg = configs.from_json(path / "config.json")
+    cfg, saved = configs.from_json(path / "config.json"), checkpoint.saved_steps(path)
     resolved = saved_run.resolve(cfg, path)
-    saved = checkpoint.saved_steps(path)
     which, _, weights = which.partition("+")
     best = best_step(read_metrics(path), cfg.checkpoint.keep_best, saved) if which == "best" else None
     step = checkpoint.choose(path, which, best)[-1]
@@ -392,11 +391,12 @@ def _trained(path: Path, which: str, special_tokens: bool) -> Model:
     params, vocabulary = _restored(path, step, resolved.model, weights), resolved.vocabulary
     if special_tokens:
         if not hasattr(vocabulary, "special_tokens"):
-            raise ConfigError(
-                f"special_tokens=True: {type(vocabulary).__name__} has no such field; omit special_tokens"
-            )
+            raise ConfigError(f"special_tokens=True: {type(vocabulary).__name__} lacks that field; set it to None")
         vocabulary = dataclasses.replace(vocabulary, special_tokens=True)  # type: ignore[type-var]
-    return Model(resolved.model, params, vocabulary, labels, origin, features)
+    from t5x_lite.hub import detector  # which imports this module
+
+    model = Model(resolved.model, params, vocabulary, labels, origin, features)
+    return detector.split(model) if resolved.model.has_generator else model
 
 
 def _restored(path: Path, step: int, config: ModelConfig, weights: str = "") -> Any:

@@ -42,8 +42,8 @@ def replaced(
     if "mlm_weights" not in batch:
         return dict(batch), jnp.zeros(tokens_BS.shape, jnp.float32)
     positions_BP = batch["mlm_positions"]
-    columns_S = lax.iota(jnp.int32, tokens_BS.shape[1])
-    is_at_BPS = (positions_BP[..., None] == columns_S) & (batch["mlm_weights"] > 0)[..., None]
+    columns_11S = lax.iota(jnp.int32, tokens_BS.shape[1])[None, None]
+    is_at_BPS = (positions_BP[..., None] == columns_11S) & (batch["mlm_weights"] > 0)[..., None]
     drawn_BP = _drawn(projection, key, _hashes(batch))
     # Sums over slots, of which at most one is at a position. Unlike a scatter, they need no exchange between devices.
     drawn_BS, original_BS = (
@@ -74,8 +74,8 @@ def _drawn(projection: Projection, key: jax.Array, hashes_BP: jax.Array) -> jax.
     """
     logits_BPV = lax.stop_gradient(projection.logits())
     V = logits_BPV.shape[-1]
-    ids_V = lax.iota(jnp.uint32, V)
-    bits_BPV = random_bits(jax.random.key_data(key), (1, V), [hashes_BP[..., None], ids_V])
+    ids_11V = lax.iota(jnp.uint32, V)[None, None]
+    bits_BPV = random_bits(jax.random.key_data(key), (1, V), [hashes_BP[..., None], ids_11V])
     # Odd multiples of 2⁻²⁴: exact in float32, and never 0 or 1.
     uniform_BPV = ((bits_BPV >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
     return jnp.argmax(logits_BPV - jnp.log(-jnp.log(uniform_BPV)), axis=-1).astype(jnp.int32)
