@@ -13,6 +13,7 @@ from t5x_lite import config
 def get_config(phase: str = "pretrain"):
     cfg = config.base()
     cfg.model.preset = "bert_tiny"
+    cfg.model.pooler_activation = "gelu_erf"  # as in ELECTRA, so that `t5x-lite export` can write one
     cfg.model.dropout_rate = cfg.model.attention_dropout_rate = 0.0  # so few steps memorise nothing
     cfg.data.length = 128
     cfg.data.batch_rows = 16
