@@ -1,4 +1,4 @@
-"""Continues a model as a model of another architecture: says from which stored array each new parameter comes.
+"""Continues a model as a model of another architecture or depth: says from which stored array each parameter comes.
 
     decoder_only → encoder_only    the decoder's layers, whose attention now sees both sides
     encoder_only → decoder_only    the encoder's layers, whose attention now sees only the past
@@ -8,7 +8,8 @@
     text_to_text → encoder_only    the encoder
     text_to_text → decoder_only    the decoder without its cross-attention
 
-If the stacks differ in depth, the new layers take the old ones in order, evenly spaced.
+If the stacks differ in depth, the new layers take the old ones in order, evenly spaced: with half as many layers, every
+second one, from the first (Sanh et al. 2019, DistilBERT, §3).
 """
 
 import functools
@@ -89,7 +90,7 @@ def _origin(path: str, old: ModelConfig, new: ModelConfig, stored: set[str]) -> 
         return Origin(f"{DECODER_TABLE}/{rest}", "the table from the decoder's table")
     if stack not in ("encoder", "decoder"):
         return Origin(path) if path in stored else None
-    old_stack = STACKS[old.stacks, new.stacks].get(stack)
+    old_stack = stack if old.stacks == new.stacks else STACKS[old.stacks, new.stacks].get(stack)
     if old_stack is None:
         return None
     hows, changes = [], []

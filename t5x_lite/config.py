@@ -34,7 +34,7 @@ from t5x_lite.keys import (
     Range,
 )
 from t5x_lite.models.config import MODEL_KEYS, upgraded
-from t5x_lite.recipe_keys import HYPER_PARAMETERS, OPTIMIZERS, SCHEDULES, SHAPE_PARAMETERS
+from t5x_lite.recipe_keys import DISTILLATION, HYPER_PARAMETERS, OPTIMIZERS, SCHEDULES, SHAPE_PARAMETERS
 
 CODE = "code"  # entry of config.json that is not a config key
 Config = Any  # an ml_collections.ConfigDict, which checks keys and types at run time
@@ -130,6 +130,7 @@ KEYS: dict[str, Key] = {
     "loss.symmetric": Key(False, "contrastive: also finds the query of each match", WARN),
     "loss.focal_gamma": Key(0.0, "classes, encoder-only: exponent of the focal loss; 0: off", WARN, NOT_NEGATIVE),
     "loss.rtd_weight": Key(50.0, "data.objective=rtd: weight of detection beside the generator's", WARN, NOT_NEGATIVE),
+    **{f"distill.{name}": key for name, key in DISTILLATION.items()},
     # --- the run
     "train.total_steps": Key(1000, "updates to train for", FREE, AT_LEAST_ONE),
     "train.epochs": Key(0.0, "passes through the tasks' examples, in place of total_steps; 0: off", FREE, NOT_NEGATIVE),
@@ -170,7 +171,7 @@ KEYS: dict[str, Key] = {
     "checkpoint.mirror": Key("", "gs://bucket/run: copy of every checkpoint; an empty workdir resumes from it", FREE),
     "checkpoint.keep_best": Key("", "TASK/METRIC: also keeps the checkpoint that is best by this metric", FREE),
     "init.checkpoint": Key("", "workdir or DIR/checkpoints/STEP (+average) whose parameters the run starts from", WARN),
-    "init.adapt": Key(False, "whether init.checkpoint may be of another architecture (adapted_params.py)", WARN),
+    "init.adapt": Key(False, "init.checkpoint may be of another architecture or depth (adapted_params.py)", WARN),
     "mesh": Key("data=-1", "sizes of the mesh axes: data=2,fsdp=2,tensor=2; -1: all remaining devices", WARN),
     **{
         f"rules.{field.name}": Key(field.default, f"mesh axes that the logical axis {field.name} is sharded over", WARN)

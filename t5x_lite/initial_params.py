@@ -39,7 +39,7 @@ def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...],
     source: a workdir or a step's directory; with "+average" behind it, trainable parameters come from the moving
         average, as they do by default from a schedule-free run.
     model: the run's.  classes: the run's classes, in the order of its heads' outputs.
-    adapt: whether the checkpoint may be of a model of another architecture (adapted_params.py).
+    adapt: whether the checkpoint may be of a model of another architecture or depth (adapted_params.py).
     Raises CheckpointError as `load_params` does, or if the architectures differ and `adapt` is false.
     """
     source, weights = split_weights(source)
@@ -51,7 +51,8 @@ def load(source: str, params: Any, model: ModelConfig, classes: tuple[str, ...],
             f"init.adapt=True: {directory} does not describe its model, as if the user's own code defines it, its "
             "vocabulary or its targets; set init.adapt=False to load the parameters that have the same names"
         )
-    if old is not None and old.stacks != model.stacks:
+    depth, old_depth = ((of and (of.num_encoder_layers, of.num_decoder_layers)) for of in (model, old))
+    if old is not None and (old.stacks != model.stacks or (adapt and depth != old_depth)):
         if not adapt:
             raise CheckpointError(
                 f"the model in {source} has {_named(old)}, but the run's has {_named(model)}; set init.adapt=True to "

@@ -43,6 +43,15 @@ HYPER_PARAMETERS: dict[str, Key] = {  # below optimizer.
     "initial_distance": _own(float, "prodigy: first estimate of the distance to the solution", POSITIVE),
 }
 
+DISTILLATION: dict[str, Key] = {  # below distill.; training/distillation.py defines the losses
+    "teacher": Key("", "workdir or imported directory of the model whose outputs are targets; '': none", WARN),
+    "temperature": Key(2.0, "divides both models' logits", WARN, POSITIVE),
+    "logits": Key(5.0, "factor of the divergence from the teacher's predictions", WARN, NOT_NEGATIVE),
+    "cosine": Key(1.0, "factor of 1 − the cosine of both models' last hidden states", WARN, NOT_NEGATIVE),
+    "hidden": Key(0.0, "factor of the squared difference of all layers' hidden states", WARN, NOT_NEGATIVE),
+    "targets": Key(2.0, "factor of the losses of the data's own targets", WARN, NOT_NEGATIVE),
+}
+
 SHAPE_PARAMETERS: dict[str, Key] = {  # below schedule.
     "decay_steps": _own(object, "wsd: length of the decay, in updates, '20%' or '2 epochs'", LENGTH),
     "decay": _own(str, "wsd: how it decays", ("linear", "cosine", "sqrt")),

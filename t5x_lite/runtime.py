@@ -163,6 +163,7 @@ def make_training(experiment: "Experiment", on_devices: Runtime, loss_fn: LossFn
         layout,
         state,
         loss_fn=loss_fn or make_loss(experiment, layout.batch_shards),
+        outputs_fn=_outputs_fn(experiment),
         microbatches=cfg.train.microbatches,
         seed=cfg.seed,
         trainable=is_trained,
@@ -258,32 +259,36 @@ def make_loss(experiment: "Experiment", batch_shards: int) -> LossFn:
     if callable(loss.name):
         own = functools.partial(own_code.called, f"loss.name={own_code.name_of(loss.name)}", loss.name)
         return lambda outputs, batch: own(logits_of(outputs), batch)
+    comparing, distill = {}, experiment.cfg.distill
+    if loss.embedding_sizes or loss.symmetric:
+        from t5x_lite.training import contrastive
+
+        comparing = contrastive.options(loss, experiment.model)
     chunk_tokens = -(-loss.chunk_logits // experiment.model.vocab_size) * batch_shards
-    return functools.partial(
+    own = functools.partial(
         losses.loss_sums,
         z_loss=loss.z_loss,
         label_smoothing=loss.label_smoothing,
         tasks=tasks if tasks > 1 else 0,
         chunk_tokens=chunk_tokens,
         focal_gamma=loss.focal_gamma,
-        embedding_sizes=_embedding_sizes(experiment),
-        symmetric=loss.symmetric,
+        **comparing,
         rtd_weight=loss.rtd_weight,
     )
+    if not distill.teacher:
+        return own
+    from t5x_lite.training import distillation
+
+    return functools.partial(distillation.loss_sums, own, distillation.weights(distill))
 
 
-def _embedding_sizes(experiment: "Experiment") -> tuple[int, ...]:
-    """Returns `loss.embedding_sizes` as numbers.
+def _outputs_fn(experiment: "Experiment") -> Callable[..., dict[str, Any]] | None:
+    """Returns the function that gives the loss the outputs it needs; None: the module's own outputs."""
+    if not experiment.cfg.distill.teacher:
+        return None
+    from t5x_lite.training import distillation
 
-    Raises ConfigError unless they are numbers of dimensions, and if a key of the contrastive loss has no effect.
-    """
-    loss, model = experiment.cfg.loss, experiment.model
-    if (loss.embedding_sizes or loss.symmetric) and "contrastive" not in model.heads:
-        key = "loss.embedding_sizes" if loss.embedding_sizes else "loss.symmetric"
-        raise ConfigError(f"{key} needs an encoder that is trained on a task with the target Match; unset it")
-    for size in loss.embedding_sizes:
-        if not (str(size).isdecimal() and 1 <= int(size) <= model.d_model):
-            raise ConfigError(
-                f"loss.embedding_sizes has {size!r}; it must be a number of dimensions, 1 to d_model={model.d_model}"
-            )
-    return tuple(int(size) for size in loss.embedding_sizes)
+    if experiment.model.module is not None or callable(experiment.cfg.loss.name):
+        raise ConfigError("distill.teacher needs a model and a loss of this project; unset model.module and loss.name")
+    needs_hidden = distillation.weights(experiment.cfg.distill).needs_hidden
+    return distillation.outputs if needs_hidden else distillation.outputs_of_heads

@@ -87,6 +87,7 @@ def run(
         loggers = Loggers(workdir, results.title(config, workdir), config, begin.step, main_process, cfg.loggers)
         closing.callback(loggers.close)
         evaluation = evaluation_of(experiment, on_devices, workdir, loggers, terminal, guard.goes_on)
+        taught = _teacher(experiment, on_devices)
         profile = Profile(workdir, begin.step, cfg.profile.start_step, cfg.profile.steps)
         closing.callback(profile.close)
         log = _step_log(cfg, data, loggers, terminal, clock, profile)
@@ -123,7 +124,7 @@ def run(
                 with clock.span(span):
                     batch = sharding.put_batch(batch, on_devices.layout)
                     profile.count(experiment, batch)
-                    state, metrics = training.step(state, batch)
+                    state, metrics = training.step(state, taught(batch))
                 span = "step"
                 due, stop = evaluation.is_due(step), guard.stops()  # a request after this call waits for the next step
                 saves = stop or step % cfg.checkpoint.every_steps == 0 or step == total_steps
@@ -192,6 +193,15 @@ def _early_end(cfg: Any, workdir: Path, guard: Guard) -> Callable[[], str]:
     started_s, left_s = time.monotonic(), processes.on_first(lambda: early_end.seconds_left(cfg, workdir))
     guard.limit(left_s)
     return lambda: processes.on_first(lambda: early_end.reason(cfg, workdir, left_s - (time.monotonic() - started_s)))
+
+
+def _teacher(experiment: "Experiment", on_devices: Runtime) -> Callable[[Any], Any]:
+    """Returns the function that adds the outputs of the run's teacher to a batch on the devices."""
+    if not experiment.cfg.distill.teacher:
+        return lambda batch: batch
+    from t5x_lite import teacher
+
+    return teacher.load(experiment, on_devices)
 
 
 def _step_log(

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from t5x_lite.costs import accelerators
-
 if TYPE_CHECKING:
     from t5x_lite.experiment import Experiment
 
@@ -25,7 +23,11 @@ class Profile:
         self._begins = first_step + start_step if start_step else None
         self._steps = steps
         self._tracing = False
-        self._accelerator = accelerators.of_kind(jax.devices()[0].device_kind)
+        self._accelerator = None  # whose peak is known; of no CPU
+        if jax.devices()[0].platform != "cpu":
+            from t5x_lite.costs import accelerators
+
+            self._accelerator = accelerators.of_kind(jax.devices()[0].device_kind)
         self.flops = 0  # per step, over all devices; 0: not counted, because the devices' peak is unknown
 
     def at(self, step: int) -> None:

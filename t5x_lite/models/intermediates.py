@@ -35,9 +35,8 @@ def apply(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[dic
     outputs, recorded = module.apply({"params": params}, batch, mutable=[INTERMEDIATES])
     stacks: Any = recorded[INTERMEDIATES]
     scanned: bool = module.config.scan_layers  # type: ignore[attr-defined]
-    hidden, attention = {}, {}
+    hidden, attention = hidden_states(stacks, scanned), {}
     for name, stack in stacks.items():
-        hidden[name] = jnp.concatenate([_of_layers(stack, scanned, "hidden"), stack["hidden"][0][None]])
         attention[name] = _of_layers(stack, scanned, "self_attention", "weights")
     if len(stacks) == 2 and module.config.body == MERGED:  # type: ignore[attr-defined]
         own = hidden["decoder"].shape[2]  # keys; the encoder's are behind them
@@ -45,6 +44,14 @@ def apply(module: nn.Module, params: Any, batch: Mapping[str, Any]) -> tuple[dic
     elif len(stacks) == 2:
         attention["cross"] = _of_layers(stacks["decoder"], scanned, "cross_attention", "weights")
     return outputs, Intermediates(hidden, attention)  # type: ignore[arg-type]
+
+
+def hidden_states(stacks: Mapping[str, Any], scanned: bool) -> dict[str, jax.Array]:
+    """Returns the hidden states of Intermediates. stacks: what the model recorded in the collection INTERMEDIATES."""
+    return {
+        name: jnp.concatenate([_of_layers(stack, scanned, "hidden"), stack["hidden"][0][None]])
+        for name, stack in stacks.items()
+    }
 
 
 def _of_layers(stack: Mapping[str, Any], scanned: bool, *path: str) -> jax.Array:

@@ -1,13 +1,32 @@
 """The contrastive loss of embeddings: a query's match must be more similar to it than the other texts of the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from t5x_lite.errors import ConfigError
 from t5x_lite.heads import MATCH, NEGATIVE, QUERY
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.training.cross_entropy import token_losses
 from t5x_lite.training.head_losses import EXCLUDED
+
+
+def options(loss: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Returns the arguments `embedding_sizes` and `symmetric` of `losses.loss_sums`. loss: that section of a config.
+
+    Raises ConfigError if a size is no number of dimensions, or if the model has no contrastive loss.
+    """
+    if "contrastive" not in model.heads:
+        key = "loss.embedding_sizes" if loss["embedding_sizes"] else "loss.symmetric"
+        raise ConfigError(f"{key} needs an encoder that is trained on a task with the target Match; unset it")
+    for size in loss["embedding_sizes"]:
+        if not (str(size).isdecimal() and 1 <= int(size) <= model.d_model):
+            raise ConfigError(
+                f"loss.embedding_sizes has {size!r}; it must be a number of dimensions, 1 to d_model={model.d_model}"
+            )
+    return {"embedding_sizes": tuple(map(int, loss["embedding_sizes"])), "symmetric": loss["symmetric"]}
 
 
 def contrastive_losses(

@@ -173,6 +173,7 @@ def make_train_step(
     state: TrainState,
     *,
     loss_fn: LossFn = losses.loss_sums,
+    outputs_fn: Callable[..., dict[str, Any]] | None = None,
     microbatches: int = 1,
     seed: int = 0,
     trainable: Trainable = everything,
@@ -192,6 +193,7 @@ def make_train_step(
       schedule: only for the learning rate in the metrics; the optimizer applies its own schedule.
       state: a state, or the result of `abstract_state`; the step takes and returns states with the same shardings.
       loss_fn: (outputs, batch) -> {head: LossSum}, such as `functools.partial(loss_sums, z_loss=…, label_smoothing=…)`.
+      outputs_fn: (module, params, batch, **options) -> the outputs for `loss_fn`; None: the module's outputs.
       microbatches: number of parts into which the batch is split; they run one after the other, to save memory.
       seed: seed of dropout, which depends only on (seed, step, microbatch), and of the tokens that a model samples.
       trainable: selects the trainable parameters; the others have no gradient and no optimizer state, and never change.
@@ -212,7 +214,7 @@ def make_train_step(
         def outputs_of(params: Any, batch: Batch, key: jax.Array) -> dict[str, Any]:
             # One key for all microbatches: a draw does not depend on how a batch is split.
             rngs = {"dropout": key, "sample": step_key(seed, state.step, "sample")}
-            return _outputs(module, merge(params, frozen), batch, train=True, rngs=rngs)
+            return (outputs_fn or _outputs)(module, merge(params, frozen), batch, train=True, rngs=rngs)
 
         parts = whole = None
         if microbatches > 1:
