@@ -1,6 +1,7 @@
 """Runs a few training steps of tiny models on any mesh, for the tests of the step."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -83,6 +84,7 @@ def start(
     *,
     rows: int = 8,
     optimizer: str | optax.GradientTransformation = "adamw",
+    hyper_parameters: Mapping[str, Any] | None = None,
     state: TrainState | None = None,
     trainable: Trainable = everything,
     drawn: bool = False,
@@ -100,13 +102,14 @@ def start(
     if isinstance(optimizer, str):
         axes = sharding.param_axes(step.abstract_params(module, batch))
         # A large epsilon: if a gradient is 0 in theory (keys' biases), Adam would divide noise by its own size.
+        defaults = {"min_dim_size_to_factor": 8} if optimizer == "adafactor" else {"epsilon": 1e-3}
         optimizer = optim.make_optimizer(
             optimizer,
             schedule,
             split(axes, trainable)[0],
-            groups=Groups(weight_decay=0.1),
+            groups=Groups(weight_decay=0.0 if optimizer == "adam" else 0.1),
             clip_norm=1.0,
-            **({"min_dim_size_to_factor": 8} if optimizer == "adafactor" else {"epsilon": 1e-3}),
+            **(defaults if hyper_parameters is None else hyper_parameters),
         )
     if state is None and not drawn:
         state = step.init_state(module, optimizer, layout, batch, 1, trainable, averaging is not None)
