@@ -19,10 +19,10 @@ def get_config():
     cfg.optimizer.name = "adamw"
     cfg.optimizer.learning_rate = 1e-3
     cfg.schedule.name = "linear"
-    cfg.schedule.warmup_steps = 100
-    cfg.train.total_steps = 1000
+    cfg.schedule.warmup_steps = 30
+    cfg.train.total_steps = 300
     cfg.train.log_every_steps = 50
-    cfg.eval.every_steps = 250
+    cfg.eval.every_steps = 100
     cfg.eval.batch_rows = 32
-    cfg.checkpoint.every_steps = 500
+    cfg.checkpoint.every_steps = 100
     return cfg
