@@ -7,7 +7,7 @@ The student begins with every second layer of the teacher. It learns the teacher
 (factor 5), the directions of its hidden states (factor 1), and the data's targets (factor 2; Sanh et al. 2019, §3, and
 the code of DistilBERT). Not yet run.
 
-A text-to-text student learns from texts that its teacher wrote (Kim & Rush 2016): write them once with `t5x-lite infer`,
+A text-to-text student learns from texts that its teacher wrote (Kim & Rush 2016): write them once with the verb infer,
 and train on its output as data.files.
 """
 
