@@ -17,6 +17,8 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # an axis that broadcasts is w
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Two workers on two cores: threads of torch and of numpy's BLAS that wait for each other take the other worker's time.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes on how it partitions tiny test models
 
 import gc

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import cli, config, early_end
+from t5x_lite.cluster.guard import Guard
+from t5x_lite.data.pipeline import TrainBatches
 
 CONFIG = str(Path(__file__).parent / "experiments" / "tiny.py")
 FLAGS = ["train", f"--config={CONFIG}:bert_tiny", "--config.data.mixture=tiny_animal", "--config.eval.untrained=false"]
@@ -44,18 +46,36 @@ def test_a_metric_for_which_lower_is_better_is_judged_so(tmp_path):
         assert bool(early_end.reason(cfg, tmp_path, 1.0)) == ends
 
 
-def test_hours_end_a_run_which_is_then_saved_and_evaluated(tmp_path, capsys):
+def test_hours_end_a_run_which_is_then_saved_and_evaluated(tmp_path, capsys, monkeypatch):
+    """The time ends after the fifth batch, however long compiling took."""
+    taken, limits, limit, following, reason = [], [], Guard.limit, TrainBatches.__next__, early_end.reason
+
+    def limited(self, seconds):
+        limits.append((self, seconds))
+        if taken:
+            limit(self, seconds)
+
+    def counted(self):
+        taken.append(None)
+        if len(taken) == 5:
+            limit(*limits[0])
+        return following(self)
+
+    monkeypatch.setattr(TrainBatches, "__next__", counted)
+    monkeypatch.setattr(Guard, "limit", limited)
+    monkeypatch.setattr(early_end, "reason", lambda *arguments: reason(*arguments) if len(taken) > 4 else "")
     command = [
         *FLAGS,
         f"--workdir={tmp_path}",
         "--config.train.total_steps=100000",
         "--config.checkpoint.every_steps=5000",
     ]
-    command += ["--config.eval.every_steps=0", "--config.train.log_every_steps=100", "--config.train.max_hours=0.004"]
+    command += ["--config.eval.every_steps=0", "--config.train.log_every_steps=100", "--config.train.max_hours=0.0003"]
     assert cli.run(command) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "of 100000: train.max_hours=0.004 are over" in out
+    assert "of 100000: train.max_hours=0.0003 are over" in out
     (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert limits[0][1] == pytest.approx(1.08) and 0 < step < 5000
     assert any(row["step"] == step and "eval/tiny_animal/accuracy" in row for row in rows(tmp_path))
     assert cli.run(command) == 0
     assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [step]

@@ -35,7 +35,8 @@ def trained(data, workdir, preset="bert_tiny"):
     cfg = config.base()
     cfg.model.preset, cfg.data.files, cfg.data.vocabulary = preset, str(data / "reviews.csv"), str(data / "v.model")
     cfg.data.inputs, cfg.data.targets = "title: {title}", "{kind}"
-    cfg.model.update({"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8})
+    cfg.model.update({"d_model": 16, "d_ff": 32, "num_heads": 2, "head_dim": 8, "num_encoder_layers": 1})
+    cfg.model.num_decoder_layers = 0 if preset == "bert_tiny" else 1
     cfg.data.length, cfg.data.batch_rows, cfg.eval.batch_rows, cfg.data.targets_length = 32, 8, 8, 16
     cfg.eval.max_decode_tokens, cfg.train.total_steps, cfg.eval.untrained = 8, 2, False
     assert train.run(experiment.resolve(cfg), workdir, EvaluationDuringTraining) == 0

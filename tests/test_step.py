@@ -30,7 +30,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(family):
     descent at rate 1, the gradient is what a step subtracts from the parameters."""
     config = dataclasses.replace(FAMILIES[family], scan_layers=True)
     loss_fn = functools.partial(losses.loss_sums, z_loss=1e-3, label_smoothing=0.1)
-    state = start(config, rows=16, optimizer=optax.sgd(1.0)).state
+    state = start(config, rows=16, optimizer=optax.sgd(1.0), drawn=True).state
 
     def gradient(microbatches, mesh=(1, 1, 1)):
         run = start(
@@ -57,7 +57,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(family):
 )
 def test_logits_made_in_chunks_change_no_number(family, changes, mesh):
     config = dataclasses.replace(FAMILIES[family], **changes, scan_layers=True)
-    state = start(config, rows=16, optimizer=optax.sgd(1.0)).state
+    state = start(config, rows=16, optimizer=optax.sgd(1.0), drawn=True).state
 
     def run(chunk_tokens: int, microbatches: int = 1):
         loss_fn = functools.partial(losses.loss_sums, z_loss=1e-3, label_smoothing=0.1, chunk_tokens=chunk_tokens)
@@ -223,7 +223,7 @@ class WithRouter(nn.Module):
 
 def test_a_models_own_losses_have_the_gradient_of_the_whole_batch():
     config = dataclasses.replace(GPT2, module=WithRouter)
-    state = start(config, rows=16, optimizer=optax.sgd(1.0)).state
+    state = start(config, rows=16, optimizer=optax.sgd(1.0), drawn=True).state
 
     def after(microbatches):
         run = start(config, rows=16, optimizer=optax.sgd(1.0), state=state, microbatches=microbatches).advance(1)

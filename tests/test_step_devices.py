@@ -61,8 +61,23 @@ CASES = {
     "distilbert": ("distilbert", {"heads": HEADS, "num_classes": 3, "num_encoder_layers": 1}, (2, 2, 2), DESCENT),
 }
 
+# Each has the modules of another case, its value here, which are sharded in the same way.
+LIKE_OTHERS = {
+    "marian": "bart",
+    "m2m_100 scanned": "bart",
+    "umt5 scanned": "t5 scanned",
+    "t5gemma2": "t5gemma2 scanned",
+    "gemma_2 scanned": "t5gemma scanned",
+    "smollm_3 scanned": "llama",
+    "roberta": "bert mlm and nsp unrolled",
+    "distilbert": "electra",
+    "gpt2 scanned": "gpt2 unrolled",
+}
 
-@pytest.mark.parametrize("case", CASES)
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in LIKE_OTHERS else ()) for case in CASES]
+)
 def test_eight_devices_equal_one(case):
     family, changes, mesh, optimizer = CASES[case]
     config = with_dropout(family, **changes)
@@ -94,6 +109,7 @@ def test_eight_devices_with_the_forms_for_a_gpu_equal_one_cpu(case, monkeypatch)
 
 def test_no_family_is_left_out():
     assert {family for family, *_ in CASES.values()} == {*FAMILIES, *OTHERS}
+    assert {*LIKE_OTHERS.values()} <= {*CASES} - {*LIKE_OTHERS}
 
 
 def test_the_initial_state_is_the_same_made_in_pieces():
