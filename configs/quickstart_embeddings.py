@@ -3,6 +3,9 @@
     t5x-lite train --config=configs/quickstart_embeddings.py --workdir=runs/embeddings
 
 The examples are pairs from Python's own documentation. The other matches of the batch are the negatives.
+
+After 300 steps (about 100 seconds on 2 idle CPU cores), the first of 389 texts is the right one for 43.4% of the
+queries of the validation set (recall@1), and one of the first ten for 69.9%. Untrained, it is 4.6% and 13.9%.
 """
 
 from t5x_lite import config
