@@ -137,7 +137,8 @@ def test_one_loop_trains_evaluates_and_infers_with_every_architecture(tmp_path, 
     assert cli.run([*infer[:2], f"--input={lengthy}", f"--output={short}", infer[4]]) == 0
     assert [json.loads(line)["truncated"] for line in short.read_text().splitlines()] == [False, True]
     assert "1 of them truncated" in capsys.readouterr().out
-    assert cli.run([*infer, "--config.eval.batch_rows=4"]) == 0  # does not affect the lines
+    if preset == "bert_tiny":
+        assert cli.run([*infer, "--config.eval.batch_rows=4"]) == 0  # does not affect the lines
     capsys.readouterr()
     for flag, message in (
         ("--config.seed=7", "seed 0 → 7"), ("--checkpoint=2", "checkpoint"), ("--mode=score", "mode 'predict' →"),
