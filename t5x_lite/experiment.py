@@ -18,6 +18,7 @@ from t5x_lite.data.fields import vocabulary_of
 from t5x_lite.data.languages import languages_of
 from t5x_lite.data.pipeline import TrainBatches
 from t5x_lite.data.registry import Rated, Task
+from t5x_lite.data.targets import Match
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import ConfigError, DataError
 from t5x_lite.heads import EMBEDDINGS, ENCODER_HEADS
@@ -344,6 +345,11 @@ def _classes(tasks: tuple[Task, ...]) -> tuple[str, ...]:
 
 
 def _check_trainable(task: Task, model: ModelConfig, trained: tuple[Task, ...]) -> None:
+    if isinstance(task.target, Match) and model.architecture != "encoder_only":
+        raise ConfigError(
+            f"task {task.name!r} has the target Match, for encoders; a {model.architecture} model generates texts. Use "
+            "an encoder-only preset, or a task with the target Text"
+        )
     if model.architecture != "encoder_only":
         return
     if not task.head:

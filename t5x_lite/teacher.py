@@ -1,5 +1,6 @@
 """Loads the teacher of a distilled run, and adds its outputs to the run's batches (training/distillation.py)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from t5x_lite.cluster import sharding
 from t5x_lite.errors import ConfigError, UserError
 from t5x_lite.heads import HEADS
 from t5x_lite.hub import model as hub
-from t5x_lite.models import build
+from t5x_lite.models import build, paths
+from t5x_lite.models.config import MERGED
 from t5x_lite.models.projection import logits_of
 from t5x_lite.training import distillation, step
 
@@ -31,10 +33,19 @@ def load(experiment: "Experiment", on_devices: "Runtime") -> Callable[[Any], Any
     except UserError as error:
         raise ConfigError(f"distill.teacher={experiment.cfg.distill.teacher}: {error}") from error
     heads = _shared_heads(experiment, teacher, weights)
-    layout = on_devices.layout
-    module = build(teacher.config, layout)
-    places = sharding.shardings(step.abstract_params(module, on_devices.example), layout)
-    params = jax.device_put(nn.meta.unbox(teacher.params), places)
+    layout, config = on_devices.layout, teacher.config
+    if config.architecture == "encoder_only":  # whose other heads need arrays that the run's batches may lack
+        config = dataclasses.replace(config, heads=heads)
+    module = build(config, layout)
+    try:
+        boxed = step.abstract_params(module, on_devices.example)
+        places = sharding.shardings(boxed, layout)
+    except ConfigError as error:
+        where = f"distill.teacher={experiment.cfg.distill.teacher} does not fit on the mesh"
+        raise ConfigError(f"{where} {experiment.cfg.mesh}; use another one: {error}") from error
+    stored = paths.flatten(teacher.params)
+    params = paths.unflatten({path: stored[path] for path in paths.flatten(nn.meta.unbox(boxed))})
+    params = jax.device_put(params, places)
     outputs_fn = distillation.outputs if weights.needs_hidden else distillation.outputs_of_heads
 
     def outputs(params: Any, batch: Any) -> dict[str, jax.Array]:
@@ -50,8 +61,19 @@ def _shared_heads(experiment: "Experiment", teacher: hub.Model, weights: distill
     """Returns the heads whose logits the student learns. Raises ConfigError if the models do not fit together."""
     new, old = experiment.model, teacher.config
     begins = f"distill.teacher={experiment.cfg.distill.teacher}"
+    if new.has_generator or old.has_generator:
+        raise ConfigError(f"{begins}: the objective rtd has no teacher; use the objective mlm")
+    for model in (old, new):
+        if model.module is not None or model.body not in ("transformer", MERGED):
+            raise ConfigError(f"{begins}: neither model may have model.module, or model.body={model.body}")
+    longest = max(experiment.cfg.data.length, experiment.cfg.data.targets_length if new.num_decoder_layers else 0)
+    if old.positions == "learned" and longest > old.max_positions:
+        raise ConfigError(
+            f"{begins} has max_positions={old.max_positions}, fewer than the run's rows of {longest} tokens; lower "
+            "data.length and data.targets_length"
+        )
     if old.architecture != new.architecture:
-        raise ConfigError(f"{begins} is a {old.architecture} model, but the run trains a {new.architecture} model")
+        raise ConfigError(f"{begins} has the architecture {old.architecture}, but the run trains {new.architecture}")
     if teacher.vocabulary.fingerprint != experiment.vocabulary.fingerprint or old.vocab_size != new.vocab_size:
         raise ConfigError(
             f"{begins} has another vocabulary than the run ({old.vocab_size} ids, the run {new.vocab_size}), so its "

@@ -157,7 +157,7 @@ def test_microbatches_learn_the_same(taught, tmp_path):
         (["--config.model.vocab_size=512"], "bert_tiny", "has another vocabulary than the run (384 ids, the run 512)"),
         (["--config.model.d_model=32"], "bert_tiny", "has d_model=16, the run 32"),
         (["--config.data.mixture=tiny_label"], "bert_tiny", "share no head"),
-        ([], "gpt2_tiny", "is a encoder_only model"),
+        ([], "gpt2_tiny", "has the architecture encoder_only"),
         (["--config.distill.teacher=nowhere"], "bert_tiny", "distill.teacher=nowhere: cannot read"),
     ],
 )

@@ -199,7 +199,10 @@ def test_ranks_count_the_better_matches():
     matches[7] = matches[3]
     order = np.argsort(-(queries @ matches.T), axis=1)
     expected = [int(np.flatnonzero(np.isin(order[n], [3, 7] if n in (3, 7) else [n]))[0]) + 1 for n in range(50)]
-    assert ranks(queries, matches) == expected
+    texts = np.where(np.arange(50) == 7, 3, np.arange(50))
+    assert ranks(queries, matches, texts) == expected
+    assert set(ranks(queries, matches[:1].repeat(50, axis=0), texts)) == {50, 49}  # a model that collapsed
+    assert set(ranks(queries, matches * np.nan, texts)) == {50, 49}
 
 
 TASKS = """
@@ -225,7 +228,7 @@ registry.add(Task("tiny_scores", Function(lambda split: [
 
 def get_config():
     cfg = config.base()
-    cfg.model.preset, cfg.model.pooling = "bert_tiny", "mean"
+    cfg.model.preset, cfg.model.pooling, cfg.model.learned_temperature = "bert_tiny", "mean", True
     cfg.model.d_model = cfg.model.d_ff = 32
     cfg.model.head_dim, cfg.model.num_encoder_layers = 16, 1
     cfg.data.mixture, cfg.data.length, cfg.data.batch_rows = "tiny_pairs", 64, 8
@@ -268,6 +271,14 @@ def test_a_run_learns_to_embed_and_is_scored_by_retrieval_and_similarity(tmp_pat
             "loss.symmetric needs an encoder",
         ),
         (('Match(("targets",))', "Match(())"), [], "fields is empty"),
+        (('Match(("targets",))', 'Match("targets")'), [], "fields must be a tuple"),
+        (("Similarity(0, 2,", "Similarity(0, 1,"), [], "the score 2.0 is not between low=0 and high=1"),
+        (
+            (),
+            ["--config.model.preset=gpt2_tiny", "--config.model.num_encoder_layers=0"],
+            "has the target Match, for encoders",
+        ),
+        ((), ["--config.model.temperature=0.01"], "must be above 0.01"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(change, flags, message, tmp_path, capsys):

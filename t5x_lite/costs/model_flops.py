@@ -11,7 +11,7 @@ from t5x_lite import runtime
 from t5x_lite.costs import flops
 from t5x_lite.experiment import Experiment
 
-PLAIN = {"mesh": "", "train.microbatches": "1", "loss.chunk_logits": "0"}
+PLAIN = {"mesh": "", "train.microbatches": "1", "loss.chunk_logits": "0", "distill.teacher": ""}
 
 
 def of_step(experiment: Experiment, batch: Mapping[str, Any]) -> int:
@@ -19,7 +19,7 @@ def of_step(experiment: Experiment, batch: Mapping[str, Any]) -> int:
 
     The step that is counted computes every product once: without remat, kernels, chunks of logits and microbatches. It
     is traced, not compiled. Attention counts as full squares, even if it is causal (Chowdhery et al. 2022, PaLM,
-    appendix B).
+    appendix B). The products of a teacher do not count.
 
     batch: arrays [B, …], or their shapes.
     """

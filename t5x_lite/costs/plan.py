@@ -62,6 +62,11 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     unknown, or if the mesh does not divide the model.
     """
     cfg = experiment.cfg
+    if cfg.distill.teacher:
+        raise ConfigError(
+            "distill.teacher: a plan does not count what the teacher needs; plan the run with "
+            "--config.distill.teacher='', and add the teacher's parameters and forward pass"
+        )
     accelerator = lookup("device", device, ACCELERATORS) if device else None
     on_devices = runtime.start(experiment, devices)
     layout = on_devices.layout

@@ -251,7 +251,12 @@ class EncoderOnly:
 
         texts: the fields that are the segments of each text.
         """
-        each = [self._segments(examples, task, fields, self.length // len(texts), vocabulary) for fields in texts]
+        if (room := self.length // len(texts)) < 8:
+            raise ConfigError(
+                f"data.length={self.length} leaves {room} tokens for each of the {len(texts)} texts of an example of "
+                f"task {task.name!r}; set at least {8 * len(texts)}"
+            )
+        each = [self._segments(examples, task, fields, room, vocabulary) for fields in texts]
         tokens = ragged.join(*(tokens for tokens, _, _ in each))
         types = ragged.join(*(Ragged(types, tokens.lengths) for tokens, types, _ in each))
         lengths = np.stack([tokens.lengths for tokens, _, _ in each], axis=1)

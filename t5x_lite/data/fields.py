@@ -88,6 +88,11 @@ def check_target(example: Mapping[str, Any], task: Task) -> None:
                     f"task {task.name!r}: the field {field!r} of an example is empty, so its texts make no pair "
                     f"({_beginnings(example, task)}); correct the data, or drop such examples with preprocess.keep"
                 )
+    if isinstance(task.target, Similarity) and not task.target.low <= number(example, task) <= task.target.high:
+        raise DataError(
+            f"task {task.name!r}: the score {number(example, task)} is not between low={task.target.low} and "
+            f"high={task.target.high}; correct the data, or the task's Similarity ({_beginnings(example, task)})"
+        )
     if task.target.several:
         label_set(example, task)
     elif isinstance(task.target, Number):

@@ -160,8 +160,8 @@ class Match(Target):
     An encoder embeds each text on its own. It is trained so that the embedding of the inputs (the first of the task's
     segments) is closer to that of the match than to those of all other matches and negatives in the batch.
 
-    fields: the example's field with the match, and then fields with texts that do not match although they seem to (hard
-        negatives), if there are any.
+    fields: the example's field with the match, and then the fields of hard negatives, if there are any: texts that do
+        not match although they look as if they did.
     """
 
     fields: tuple[str, ...] = ("targets",)  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -198,8 +198,10 @@ class Similarity(Number):
 
     def __post_init__(self) -> None:
         _require_fields(self)
-        if not self.low < self.high:
-            raise ConfigError(f"Similarity(low={self.low}, high={self.high}): low must be below high")
+        if len(self.fields) != 1:
+            raise ConfigError(f"{self}: fields must name one field, of the text to compare with the inputs")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ConfigError(f"Similarity(low={self.low}, high={self.high}): low must be below high, both finite")
 
     def cosine(self, number: float) -> float:
         """Returns the cosine that stands for a number."""
@@ -210,6 +212,8 @@ class Similarity(Number):
 
 
 def _require_fields(target: Match | Similarity) -> None:
+    if isinstance(target.fields, str):
+        raise ConfigError(f"{target}: fields must be a tuple; write ({target.fields!r},)")
     object.__setattr__(target, "fields", tuple(target.fields))
     if not target.fields:
         raise ConfigError(f"{target}: fields is empty; name the field of the text to compare with the inputs")

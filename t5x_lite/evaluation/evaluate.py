@@ -194,7 +194,8 @@ class Evaluator:
                 for row, prediction in zip(row_of, predictions, strict=True):
                     row[field] = prediction.text
                     row[field.replace("prediction", "score")] = round(prediction.score, 5)
-                    row |= {"embeddings": prediction.embeddings} if prediction.embeddings else {}
+                    if prediction.embeddings:
+                        row["embeddings"] = tuple(vector_D.tolist() for vector_D in prediction.embeddings)
             rows += zip(row_of, references, strict=True)
         # Hosts may read the same rows (sharding.input_shard); the dict keeps each row once.
         by_index = {row["index"]: (row, reference) for row, reference in processes.gather(rows)}

@@ -10,27 +10,32 @@ CHUNK = 1024  # queries whose similarities to all matches are in memory at a tim
 def rank(rows: Sequence[dict]) -> None:
     """Replaces each row's `embeddings`, (query, match), by its prediction: the rank of its match among all matches.
 
-    The rank is 1 plus the number of matches that are more similar to the query than its own. So a match that occurs
-    several times is never outranked by a copy.
+    Rows with the same target have the same match.
     """
     if not rows:
         return
-    queries_ND, matches_ND = (np.stack([row["embeddings"][side] for row in rows]) for side in (0, 1))
-    for row, number in zip(rows, ranks(queries_ND, matches_ND), strict=True):
+    queries_ND, matches_ND = (np.array([row["embeddings"][side] for row in rows], np.float32) for side in (0, 1))
+    _, texts_N = np.unique([row["target"] for row in rows], return_inverse=True)
+    for row, number in zip(rows, ranks(queries_ND, matches_ND, texts_N), strict=True):
         del row["embeddings"]
         row["prediction"] = str(number)
 
 
-def ranks(queries_ND: np.ndarray, matches_ND: np.ndarray) -> list[int]:
-    """Returns the rank of match n for query n, from 1. Both are float [N, D], of length 1.
+def ranks(queries_ND: np.ndarray, matches_ND: np.ndarray, texts_N: np.ndarray) -> list[int]:
+    """Returns the rank of match n for query n: 1 plus the number of other matches that are at least as similar to it.
 
-    >>> ranks(np.eye(2), np.array([[0.6, 0.8], [0.8, 0.6]]))
+    So embeddings that are all equal, or not finite, find nothing.
+    queries_ND, matches_ND: float [N, D], of length 1.  texts_N: int [N], equal for matches with the same text.
+
+    >>> ranks(np.eye(2), np.array([[0.6, 0.8], [0.8, 0.6]]), np.arange(2))
     [2, 2]
     """
     out: list[int] = []
     for begin in range(0, len(queries_ND), CHUNK):
         cosines_QN = queries_ND[begin : begin + CHUNK] @ matches_ND.T
-        own_Q = cosines_QN[np.arange(len(cosines_QN)), begin + np.arange(len(cosines_QN))]
-        # Copies of the own match differ from it by rounding.
-        out += (1 + (cosines_QN > own_Q[:, None] + 1e-6).sum(axis=1)).tolist()
+        places_Q = begin + np.arange(len(cosines_QN))
+        own_Q1 = cosines_QN[np.arange(len(cosines_QN)), places_Q][:, None]
+        is_other_QN = texts_N[places_Q][:, None] != texts_N[None, :]
+        is_worse_QN = cosines_QN < own_Q1 - 1e-6  # equal cosines differ by rounding
+        out += (1 + (is_other_QN & ~is_worse_QN).sum(axis=1)).tolist()
     return out

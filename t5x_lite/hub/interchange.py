@@ -142,11 +142,13 @@ def export_directory(
 def export_model(model: Model, out: Path, family: str = "") -> str:
     """Exports a loaded model and returns the name of its family.
 
-    Merges LoRA matrices into the kernels. A model that embeds texts becomes an encoder without heads. A
-    generator beside the model goes to OUT/generator.
+    Merges LoRA matrices into the kernels. A model that embeds texts loses its heads for embeddings; the format does not
+    say how they pool. A generator beside the model goes to OUT/generator.
     """
     heads = tuple(head for head in model.config.heads if HEADS[head].reads != EMBEDDINGS)
     config = dataclasses.replace(model.config, decoder_start_id=model.start_id, heads=heads)
+    if heads != model.config.heads and not config.pooled_heads:
+        config = dataclasses.replace(config, pooling="first")
     config, params = lora.merged(config, {k: v for k, v in model.params.items() if k != "contrastive"})
     family = export_directory(
         config, params, out, vocabulary=model.vocabulary, labels=model.labels, origin=model.origin, family=family

@@ -27,6 +27,7 @@ from t5x_lite.data.vocabularies import TokenizerVocabulary, Vocabulary
 from t5x_lite.decoding import generate
 from t5x_lite.decoding.buckets import bounded, bucket, power_of_two
 from t5x_lite.errors import CheckpointError, ConfigError, DataError
+from t5x_lite.heads import EMBEDDINGS
 from t5x_lite.hub import mapping, parameters
 from t5x_lite.hub.checks import refuse_images, require_text
 from t5x_lite.models import intermediates, stored
@@ -123,10 +124,9 @@ class Model:
 
     def embed(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
         """Returns one vector per text, float32 [texts, D]: the mean of the encoder's hidden states over the tokens, or
-        the pooled state of a model that was trained to embed texts (the head `contrastive`).
+        the pooled state of a model that was trained to embed texts.
 
-        normalize: if true, scales each vector to length 1.
-        Raises ConfigError if the model has no encoder.
+        normalize: if true, scales each vector to length 1. Raises ConfigError if the model has no encoder.
         """
         self._require("text_to_text", "encoder_only")
 
@@ -224,9 +224,9 @@ class Model:
     def _embed(self) -> Callable:
         def embed(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             hidden_BSD = self._hidden(params, batch)
-            pooling = self.config.pooling if "contrastive" in self.config.heads else "mean"
-            first_BE = jnp.zeros((len(hidden_BSD), 1), jnp.int32)
-            return pooled_states(pooling, hidden_BSD, batch["encoder_segment_ids"], first_BE)[:, 0]
+            pooling = self.config.pooling if self.config.heads_that_read(EMBEDDINGS) else "mean"
+            segment_ids_BS = batch["encoder_segment_ids"]
+            return pooled_states(pooling, hidden_BSD, segment_ids_BS, jnp.zeros_like(segment_ids_BS[:, :1]))[:, 0]
 
         return bounded(jax.jit(embed))
 

@@ -38,6 +38,7 @@ POSITIONS = {
 }
 ROTARY_SCALINGS = ("llama3", "linear", "yarn")
 ACTIVATIONS = ("relu", "gelu_tanh", "gelu_erf", "silu")
+LARGEST_SCALE = 100.0  # 1 / temperature, if it is learned (Radford et al. 2021, CLIP, §2.5)
 POOLINGS = ("first", "last", "mean")
 INITIALIZERS = ("t5", "normal", "normal_residual", "glorot")
 REMAT = ("none", "full", "attention", "dots", "dots_no_batch")
@@ -289,6 +290,9 @@ class ModelConfig:
             raise ConfigError(f"model.decoder_start_id={self.decoder_start_id}; body=encoder_decoder needs an id")
         if self.heads and self.architecture != "encoder_only":
             raise ConfigError(f"model.heads={self.heads}; only encoder_only models have heads, not {self.architecture}")
+        if self.learned_temperature and self.temperature <= 1 / LARGEST_SCALE:
+            what = f"model.temperature={self.temperature} with model.learned_temperature=True"
+            raise ConfigError(f"{what}; it must be above {1 / LARGEST_SCALE}, the lowest that is learned")
         if self.has_classes and self.num_classes < 2:
             raise ConfigError(f"model.num_classes={self.num_classes}; classification needs at least 2")
         return self

@@ -6,9 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from t5x_lite.models.config import ModelConfig
-
-LARGEST_SCALE = 100.0  # of cosines, if it is learned (Radford et al. 2021, CLIP, §2.5)
+from t5x_lite.models.config import LARGEST_SCALE, ModelConfig
+from t5x_lite.models.layers import named
 
 
 class Embeddings(nn.Module):
@@ -37,7 +36,8 @@ class Embeddings(nn.Module):
     def _scale(self) -> jax.Array | float:
         if not self.config.learned_temperature:
             return 1 / self.config.temperature
-        log_scale = self.param("log_scale", nn.initializers.constant(-math.log(self.config.temperature)), ())
+        first = nn.initializers.constant(-math.log(self.config.temperature))
+        log_scale = self.param("log_scale", named(first, ()), ())
         return jnp.minimum(jnp.exp(log_scale), LARGEST_SCALE)
 
 

@@ -47,18 +47,19 @@ def contrastive_losses(
       embeddings_BED: float32 [B, E, D].
       roles_BE: int [B, E]; QUERY, MATCH or NEGATIVE of heads.py, or 0 for an unused slot.
       sizes: numbers of dimensions. The loss is the sum of the losses of embeddings that have only their first n
-          dimensions, scaled to the same length, for each n of `sizes` (Matryoshka; Kusupati et al. 2022, eq. 1). (): D.
+          dimensions, scaled to the same length, for n = D and each n of `sizes` (Matryoshka; Kusupati et al. 2022,
+          eq. 1).
       symmetric: whether the loss is the mean of two: the other finds the query of each match among all queries
           (Radford et al. 2021, CLIP, fig. 3).
     Returns:
-      loss [B, E] in nats and correct [B, E] (1 or 0) of the largest size, float32.
+      loss [B, E] in nats and correct [B, E] (1 or 0) with all dimensions, float32.
     """
     x_ND, roles_N = embeddings_BED.reshape(-1, embeddings_BED.shape[-1]), roles_BE.reshape(-1)
     is_query_N, is_found_N = roles_N == QUERY, (roles_N == MATCH) | (roles_N == NEGATIVE)
     slots_N = jnp.arange(len(roles_N))
     matches_N = jnp.minimum(slots_N + 1, len(roles_N) - 1)
     losses_N, correct_N = jnp.zeros(len(roles_N)), jnp.zeros(len(roles_N))
-    for size in sorted(sizes) or (x_ND.shape[1],):
+    for size in sorted({*sizes, x_ND.shape[1]}):
         part_ND = _first_dimensions(x_ND, size)
         # TPUs would round the factors to bfloat16, an error of up to 0.1 in a logit of 20.
         products_NN = jnp.matmul(part_ND, part_ND.T, precision=jax.lax.Precision.HIGHEST)
@@ -76,4 +77,5 @@ def _first_dimensions(x_ND: jax.Array, size: int) -> jax.Array:
         return x_ND
     part_ND = x_ND[:, :size]
     squares_N1, whole_N1 = (jnp.square(x).sum(-1, keepdims=True) for x in (part_ND, x_ND))
-    return part_ND * jnp.sqrt(jnp.maximum(whole_N1, 1e-24) / jnp.maximum(squares_N1, 1e-24))
+    # No quotient: its derivative would overflow where the first dimensions are 0.
+    return part_ND * jnp.sqrt(jnp.maximum(whole_N1, 1e-24)) * jax.lax.rsqrt(jnp.maximum(squares_N1, 1e-24))

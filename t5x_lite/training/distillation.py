@@ -122,5 +122,5 @@ def hidden_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
     evenly spaced and end with the last. student: [B, N + 1, L, D]; teacher: [B, M + 1, L, D].
     """
     N, M = student.shape[1] - 1, teacher.shape[1] - 1
-    of_teacher = jnp.take(teacher, jnp.array([i * M // N for i in range(1, N + 1)]), axis=1)
+    of_teacher = jnp.take(teacher, jnp.array([-(-i * M // N) for i in range(1, N + 1)]), axis=1)
     return jnp.square(student[:, 1:].astype(jnp.float32) - of_teacher.astype(jnp.float32)).mean((1, 3))
