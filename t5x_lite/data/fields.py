@@ -82,17 +82,9 @@ def check_target(example: Mapping[str, Any], task: Task) -> None:
     """Raises DataError if the task has labels and the example's target is not one of them, if the task has numbers and
     the target is not a number, or if the task compares texts and one of them is missing or empty."""
     if isinstance(task.target, Match | Similarity):
-        for field in (*task.segments[:1], *task.target.fields):
-            if not text_of(example, field, task).strip():
-                raise DataError(
-                    f"task {task.name!r}: the field {field!r} of an example is empty, so its texts make no pair "
-                    f"({_beginnings(example, task)}); correct the data, or drop such examples with preprocess.keep"
-                )
-    if isinstance(task.target, Similarity) and not task.target.low <= number(example, task) <= task.target.high:
-        raise DataError(
-            f"task {task.name!r}: the score {number(example, task)} is not between low={task.target.low} and "
-            f"high={task.target.high}; correct the data, or the task's Similarity ({_beginnings(example, task)})"
-        )
+        from t5x_lite.data import text_pairs  # few tasks compare texts
+
+        text_pairs.check(example, task)
     if task.target.several:
         label_set(example, task)
     elif isinstance(task.target, Number):
@@ -130,7 +122,7 @@ def number(example: Mapping[str, Any], task: Task) -> float:
     if not math.isfinite(value):
         raise DataError(
             f"task {task.name!r}: target {target!r} is not a finite number; correct it in the data "
-            f"({_beginnings(example, task)})"
+            f"({beginnings(example, task)})"
         )
     return value
 
@@ -139,11 +131,11 @@ def _require_label(name: str, example: Mapping[str, Any], task: Task) -> None:
     if name not in task.labels:
         raise DataError(
             f"task {task.name!r}: label {name!r} is not one of {', '.join(task.labels)}; "
-            f"correct the data, or add the label to the task's labels ({_beginnings(example, task)})"
+            f"correct the data, or add the label to the task's labels ({beginnings(example, task)})"
         )
 
 
-def _beginnings(example: Mapping[str, Any], task: Task) -> str:
+def beginnings(example: Mapping[str, Any], task: Task) -> str:
     """Returns the beginnings of an example's texts, so that a reader of an error message can identify the example."""
     names = dict.fromkeys(("inputs", *task.segments))
     return ", ".join(f"{name} {str(example[name])[:80]!r}" for name in names if name in example)

@@ -28,10 +28,7 @@ class Target:
     classes: tuple[str, ...] = ()
     several: bool = False
     fields: tuple[str, ...] = ()
-
-    @property
-    def texts(self) -> int:
-        return 1
+    texts: int = 1
 
     def identity(self) -> dict[str, Any]:
         """Returns JSON-able data that distinguishes the target from other targets, for the task's fingerprint."""
@@ -146,7 +143,7 @@ class Choices(Target):
     head = "multiple_choice"
 
     @property
-    def texts(self) -> int:
+    def texts(self) -> int:  # type: ignore[override]
         return len(self.fields)
 
     def identity(self) -> dict[str, Any]:
@@ -168,7 +165,7 @@ class Match(Target):
     head = "contrastive"
 
     @property
-    def texts(self) -> int:
+    def texts(self) -> int:  # type: ignore[override]
         return 1 + len(self.fields)
 
     def __post_init__(self) -> None:
@@ -191,10 +188,7 @@ class Similarity(Number):
     high: float
     fields: tuple[str, ...]  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     head = "similarity"
-
-    @property
-    def texts(self) -> int:
-        return 2
+    texts = 2
 
     def __post_init__(self) -> None:
         _require_fields(self)
