@@ -432,7 +432,7 @@ def _converter(cfg: Config, model: ModelConfig, tasks: Sequence[Task], vocabular
         sentence_order=objective == "mlm_sentence_order",
         on_long=data.on_long,
         window_stride=data.window_stride,
-        texts=texts,
+        choices=texts,
         num_classes=model.num_classes,
         fairseq_marks=model.fairseq_marks,
         needs_cls=model.pooling == "first",

@@ -174,7 +174,7 @@ def test_an_example_becomes_texts_side_by_side(tmp_path):
     task = Task("t", None, target=Match(("targets", "wrong")), segments=("inputs",))  # type: ignore[arg-type]
     scored = dataclasses.replace(task, target=Similarity(1, 5, ("targets",)))
     examples = [{"inputs": "a cat", "targets": "cat", "wrong": "a dog", "number": 3}]
-    converter = EncoderOnly(24, ("contrastive", "similarity"), texts=3)
+    converter = EncoderOnly(24, ("contrastive", "similarity"), choices=3)
     words = vocabulary(tmp_path)
 
     def filled(of):

@@ -92,7 +92,7 @@ LABELS = Task(
 
 
 def converter(**options):
-    options = {"length": 40, "heads": HEADS, "window_stride": 9, "texts": 2, "num_classes": 5} | options
+    options = {"length": 40, "heads": HEADS, "window_stride": 9, "choices": 2, "num_classes": 5} | options
     return EncoderOnly(**options)
 
 

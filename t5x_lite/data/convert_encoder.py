@@ -67,7 +67,7 @@ class EncoderOnly:
     on_long: str = "truncate"
     fairseq_marks: bool = False  # two [SEP] between the segments (RoBERTa's </s></s>)
     window_stride: int = 128  # tokens from the start of one window of a long context to the start of the next
-    texts: int = 1  # the largest number of texts of an example that do not attend to each other (choices, a pair)
+    choices: int = 1  # the largest number of texts of an example that do not attend to each other (choices, a pair)
     num_classes: int = 0  # classes of the head multi_label
     # Whether a text must begin with [CLS]; False: it does if the vocabulary has one (T5's does not). It is not in the
     # repr, the fingerprint of data: with one vocabulary, both values give the same examples, or True gives an error.
@@ -79,7 +79,7 @@ class EncoderOnly:
     def sizes(self, pack: bool) -> dict[str, int]:
         examples = self.max_examples_per_row if pack else 1
         capacity = mlm_capacity(self.length, self.mlm_rate, examples)
-        slots = max(examples, self.texts)
+        slots = max(examples, self.choices)
         labels = {"Y": slots * self.num_classes} if any(spec.dims == "BY" for spec in self.specs().values()) else {}
         return {"S": self.length, "P": capacity, "E": slots, **labels}
 
@@ -367,7 +367,7 @@ class EncoderOnly:
         parts = ragged.singles(tokens.lengths) if parts is None else parts
         begins = np.cumsum(parts.values) - parts.values - np.repeat(tokens.starts, parts.lengths)
         out = {"encoder_input_tokens": tokens, "token_type_ids": Ragged(types, tokens.lengths)}
-        if self.texts > 1:
+        if self.choices > 1:
             out[packing.PARTS] = parts
         for name, spec in self.specs().items():
             if name == "pooled_positions":
