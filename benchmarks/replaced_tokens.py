@@ -26,7 +26,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CONFIG = f"{ROOT}/configs/quickstart_rtd.py"
+CONFIGS = {
+    "pretrain": f"{ROOT}/configs/quickstart_rtd.py",
+    "classify": f"{ROOT}/configs/quickstart_encoder.py:classify",
+}
 METHODS: dict[str, dict[str, str]] = {
     "rtd": {},
     "mlm": {"data.objective": "mlm", "model.generator_layers": "0", "model.heads": "mlm"},
@@ -41,7 +44,7 @@ def flops_of(method: str) -> int:
     from t5x_lite import config, experiment, runtime
     from t5x_lite.costs import model_flops, plan
 
-    cfg = config.load(CONFIG)
+    cfg = config.load(CONFIGS["pretrain"])
     for key, text in METHODS[method].items():
         config.override(cfg, key, text)
     resolved = experiment.resolve(cfg)
@@ -50,7 +53,7 @@ def flops_of(method: str) -> int:
 
 def train(arguments: argparse.Namespace, phase: str, workdir: Path, settings: dict[str, str]) -> dict[str, float]:
     """Trains, and returns {"seconds", "METRIC": its value in the last evaluation, …}."""
-    command = [sys.executable, "-m", "t5x_lite.cli", "train", f"--config={CONFIG}:{phase}", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "t5x_lite.cli", "train", f"--config={CONFIGS[phase]}", f"--workdir={workdir}"]
     command += [f"--config.{key}={text}" for key, text in settings.items()]
     command += ["--config.train.total_steps=4", "--config.schedule.warmup_steps=1"] * arguments.trial
     began_s = time.monotonic()

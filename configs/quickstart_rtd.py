@@ -1,7 +1,7 @@
-"""Pre-trains an ELECTRA on the quickstart's documentation (replaced-token detection), then trains it to classify.
+"""Pre-trains an ELECTRA on the quickstart's documentation (replaced-token detection).
 
     t5x-lite train --config=configs/quickstart_rtd.py --workdir=runs/rtd
-    t5x-lite train --config=configs/quickstart_rtd.py:classify --workdir=runs/rtd_classify \
+    t5x-lite train --config=configs/quickstart_encoder.py:classify --workdir=runs/rtd_classify \
         --config.init.checkpoint=runs/rtd
 
 The discriminator is the encoder of configs/quickstart_encoder.py. After 2,000 of the 3,000 steps of the first command,
@@ -13,7 +13,7 @@ benchmarks/replaced_tokens.py compares it with masked language models at equal F
 from t5x_lite import config
 
 
-def get_config(phase: str = "pretrain"):
+def get_config():
     cfg = config.base()
     cfg.model.preset = "bert_tiny"
     cfg.model.pooler_activation = "gelu_erf"  # as in ELECTRA, so that `t5x-lite export` can write one
@@ -25,24 +25,13 @@ def get_config(phase: str = "pretrain"):
     cfg.loss.z_loss = 0.0
     cfg.train.log_every_steps = 25
     cfg.eval.batch_rows = 64
-    if phase == "pretrain":
-        cfg.data.mixture = "python_docs"
-        cfg.data.objective = "rtd"
-        cfg.model.generator_layers = 1
-        cfg.model.generator_width = 0.5
-        cfg.optimizer.learning_rate = 0.03
-        cfg.schedule.warmup_steps = 200
-        cfg.train.total_steps = 3000
-        cfg.eval.every_steps = 1000
-        cfg.checkpoint.every_steps = 500
-    elif phase == "classify":
-        cfg.data.mixture = "python_docs_classify"
-        cfg.optimizer.learning_rate = 0.02
-        cfg.schedule.warmup_steps = 30
-        cfg.train.total_steps = 300
-        cfg.eval.every_steps = 100
-        cfg.checkpoint.every_steps = 100
-        cfg.checkpoint.keep_best = "python_docs_classify/accuracy"
-    else:
-        raise config.ConfigError(f"unknown phase {phase!r} of quickstart_rtd.py; allowed: pretrain, classify")
+    cfg.data.mixture = "python_docs"
+    cfg.data.objective = "rtd"
+    cfg.model.generator_layers = 1
+    cfg.model.generator_width = 0.5
+    cfg.optimizer.learning_rate = 0.03
+    cfg.schedule.warmup_steps = 200
+    cfg.train.total_steps = 3000
+    cfg.eval.every_steps = 1000
+    cfg.checkpoint.every_steps = 500
     return cfg

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from t5x_lite import atomic, console, initial_params, runtime, teacher
+from t5x_lite import atomic, console, initial_params, runtime
 from t5x_lite.cluster import sharding
 from t5x_lite.errors import ConfigError
 from t5x_lite.experiment import Experiment
@@ -69,7 +69,11 @@ def train(experiment: Experiment, rates: list[float]) -> list[float]:
     on_devices = runtime.start(experiment)
     training = runtime.make_training(experiment, on_devices)
     state = initial_params.state(experiment, training)[0] if cfg.init.checkpoint else training.new_state()
-    taught = teacher.load(experiment, on_devices) if cfg.distill.teacher else dict
+    taught = dict
+    if cfg.distill.teacher:
+        from t5x_lite import teacher
+
+        taught = teacher.load(experiment, on_devices)
     losses: list[float] = []
     data = experiment.train_batches(**sharding.input_shard(on_devices.layout, cfg.data.batch_rows))
     for batch in itertools.islice(data, steps):

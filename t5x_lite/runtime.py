@@ -290,5 +290,4 @@ def _outputs_fn(experiment: "Experiment") -> Callable[..., dict[str, Any]] | Non
 
     if experiment.model.module is not None or callable(experiment.cfg.loss.name):
         raise ConfigError("distill.teacher needs a model and a loss of this project; unset model.module and loss.name")
-    needs_hidden = distillation.weights(experiment.cfg.distill).needs_hidden
-    return distillation.outputs if needs_hidden else distillation.outputs_of_heads
+    return distillation.outputs if distillation.weights(experiment.cfg.distill).needs_hidden else None

@@ -46,7 +46,7 @@ def load(experiment: "Experiment", on_devices: "Runtime") -> Callable[[Any], Any
     stored = paths.flatten(teacher.params)
     params = paths.unflatten({path: stored[path] for path in paths.flatten(nn.meta.unbox(boxed))})
     params = jax.device_put(params, places)
-    outputs_fn = distillation.outputs if weights.needs_hidden else distillation.outputs_of_heads
+    outputs_fn = distillation.outputs if weights.needs_hidden else step.outputs
 
     def outputs(params: Any, batch: Any) -> dict[str, jax.Array]:
         every = outputs_fn(module, params, batch)

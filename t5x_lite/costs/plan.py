@@ -75,12 +75,7 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
     batch = abstract_batch(experiment, layout)
     traced = training.step.trace(state, batch)  # type: ignore[attr-defined]
     began_s = time.monotonic()
-    try:
-        compiled = traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise OutOfMemoryError(f"the step does not fit in a device's memory: {first_line(error)}") from error
+    compiled = _compiled(traced)
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporary = memory.temp_size_in_bytes
@@ -137,6 +132,16 @@ def make(experiment: Experiment, device: str = "", devices: Any = None) -> dict[
             out |= {"roofline": of_kernels, "mfu": out["model_flops"] / count / peak / step_s, "peak_flops": peak}
         out["seconds"] = seconds  # at least; the parts may overlap
     return out
+
+
+def _compiled(traced: Any) -> Any:
+    """Returns the compiled program. Raises OutOfMemoryError if it does not fit."""
+    try:
+        return traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemoryError(f"the step does not fit in a device's memory: {first_line(error)}") from error
 
 
 def _learning_rates(schedule: Callable[[int], Any], total_steps: int) -> dict[int, float]:

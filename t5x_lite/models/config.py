@@ -276,6 +276,11 @@ class ModelConfig:
             from t5x_lite.models import generator  # few models have one
 
             generator.validate(self)
+        self._validate_heads()
+        return self
+
+    def _validate_heads(self) -> None:
+        """Raises ConfigError if the heads of an encoder, or what only its heads read, cannot work with other fields."""
         refused = {"transformer": (), MERGED: (), "encoder_decoder": (TOKENS, MASKED, EMBEDDINGS)}.get(
             self.body, (TOKENS, EMBEDDINGS)
         )
@@ -295,7 +300,6 @@ class ModelConfig:
             raise ConfigError(f"{what}; it must be above {1 / LARGEST_SCALE}, the lowest that is learned")
         if self.has_classes and self.num_classes < 2:
             raise ConfigError(f"model.num_classes={self.num_classes}; classification needs at least 2")
-        return self
 
     def _validate_merged(self) -> None:
         """Raises ConfigError if the body is `merged_attention`, and another field cannot work with it."""

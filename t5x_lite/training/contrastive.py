@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from t5x_lite.errors import ConfigError
 from t5x_lite.heads import MATCH, NEGATIVE, QUERY
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.embeddings import unit
 from t5x_lite.training.cross_entropy import token_losses
 from t5x_lite.training.head_losses import EXCLUDED
 
@@ -75,7 +76,5 @@ def _first_dimensions(x_ND: jax.Array, size: int) -> jax.Array:
     """Returns the first `size` dimensions of each vector, scaled to the length of the whole vector."""
     if size == x_ND.shape[1]:
         return x_ND
-    part_ND = x_ND[:, :size]
-    squares_N1, whole_N1 = (jnp.square(x).sum(-1, keepdims=True) for x in (part_ND, x_ND))
-    # No quotient: its derivative would overflow where the first dimensions are 0.
-    return part_ND * jnp.sqrt(jnp.maximum(whole_N1, 1e-24)) * jax.lax.rsqrt(jnp.maximum(squares_N1, 1e-24))
+    squares_N1 = jnp.square(x_ND).sum(-1, keepdims=True)
+    return unit(x_ND[:, :size]) * jnp.sqrt(jnp.maximum(squares_N1, 1e-24))  # at 0, the root has no gradient

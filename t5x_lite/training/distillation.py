@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from t5x_lite.heads import WITH_LOSS
 from t5x_lite.models import intermediates
 from t5x_lite.models.attention import INTERMEDIATES
+from t5x_lite.models.embeddings import unit
 from t5x_lite.models.projection import logits_of
 from t5x_lite.training.losses import LossSum
 
@@ -46,11 +47,6 @@ def weights(distill: Mapping[str, Any]) -> Weights:
 def taught(heads: Sequence[str]) -> tuple[str, ...]:
     """Returns those of the heads that can learn from a teacher's logits: those that predict one class or token."""
     return tuple(name for name in WITH_LOSS if name in heads and WITH_LOSS[name].loss == "cross_entropy")
-
-
-def outputs_of_heads(module: nn.Module, params: Any, batch: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """Returns the outputs of a model's heads."""
-    return module.apply({"params": params}, batch, method="projected", **options)  # type: ignore[return-value]
 
 
 def outputs(module: nn.Module, params: Any, batch: Mapping[str, Any], **options: Any) -> dict[str, Any]:
@@ -111,8 +107,8 @@ def cosine_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     student, teacher: [B, N + 1, L, D] and [B, M + 1, L, D].
     """
-    a, b = (x[:, -1].astype(jnp.float32) for x in (student, teacher))
-    return 1 - (a * b).sum(-1) * jax.lax.rsqrt(jnp.maximum(jnp.square(a).sum(-1) * jnp.square(b).sum(-1), 1e-24))
+    a, b = (unit(x[:, -1].astype(jnp.float32)) for x in (student, teacher))
+    return 1 - (a * b).sum(-1)
 
 
 def hidden_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:

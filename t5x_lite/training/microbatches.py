@@ -1,15 +1,44 @@
 """Splits a batch into microbatches, which run one after the other, to save memory (gradient accumulation)."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from t5x_lite.cluster.sharding import Layout
 from t5x_lite.errors import ConfigError
+from t5x_lite.training import losses
+
+if TYPE_CHECKING:
+    from t5x_lite.training.whole_batch import FirstPass
 
 Batch = Mapping[str, Any]
+
+
+def prepare(
+    batch: Batch,
+    count: int,
+    layout: Layout,
+    outputs_of: Callable,
+    loss_fn: Callable,
+    key: jax.Array,
+    weights: Mapping[str, jax.Array],
+) -> "tuple[Batch, dict[str, jax.Array], FirstPass | None]":
+    """Returns (the batch's microbatches, the weights of all losses over the whole batch, the first pass of losses that
+    compare examples; None if there are none).
+
+    outputs_of: (batch, key) -> outputs.  loss_fn: (outputs, batch) -> {head: LossSum}.
+    key: the dropout key of the step.  weights: those that the batch holds (`losses.loss_weights`).
+    """
+    parts = split_rows(batch, count, layout)
+    weights = {**weights, **auxiliary_weights(outputs_of, loss_fn, parts, count, key, weights)}
+    if not losses.compared(batch):
+        return parts, weights, None
+    from t5x_lite.training import whole_batch  # few losses compare examples
+
+    first = whole_batch.first_pass(outputs_of, loss_fn, batch, parts, key, weights)
+    return first.microbatches, weights, first
 
 
 def split_rows(batch: Batch, microbatches: int, layout: Layout) -> Batch:

@@ -214,26 +214,20 @@ def make_train_step(
         def outputs_of(params: Any, batch: Batch, key: jax.Array) -> dict[str, Any]:
             # One key for all microbatches: a draw does not depend on how a batch is split.
             rngs = {"dropout": key, "sample": step_key(seed, state.step, "sample")}
-            return (outputs_fn or _outputs)(module, merge(params, frozen), batch, train=True, rngs=rngs)
+            return (outputs_fn or outputs)(module, merge(params, frozen), batch, train=True, rngs=rngs)
 
         parts = whole = None
         if microbatches > 1:
             from t5x_lite.training import microbatches as accumulation
 
-            of_params = functools.partial(outputs_of, params)
-            parts = accumulation.split_rows(batch, microbatches, layout)
-            weights |= accumulation.auxiliary_weights(of_params, loss_fn, parts, microbatches, key, weights)
-            if losses.compared(batch):
-                from t5x_lite.training import whole_batch  # few losses compare examples
-
-                whole = whole_batch.first_pass(of_params, loss_fn, batch, parts, key, weights)
-                parts = whole.microbatches
+            forward = functools.partial(outputs_of, params)
+            parts, weights, whole = accumulation.prepare(batch, microbatches, layout, forward, loss_fn, key, weights)
 
         def loss_of(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-            outputs, term = outputs_of(params, batch, key), 0.0
+            of_heads, term = outputs_of(params, batch, key), 0.0
             if whole:
-                outputs, term = whole.second_pass(outputs, batch)
-            sums = loss_fn(outputs, batch)
+                of_heads, term = whole.second_pass(of_heads, batch)
+            sums = loss_fn(of_heads, batch)
             own = {name: jax.lax.stop_gradient(loss.weight) for name, loss in sums.items()}
             return losses.total_loss(sums, own | weights) + term, batch_metrics(sums, batch)
 
@@ -244,16 +238,13 @@ def make_train_step(
         (loss, metrics), grads = over_batch(functools.partial(jax.value_and_grad(loss_of, has_aux=True), params))
         if whole:
             loss, metrics = loss + whole.loss, metrics | loss_metrics(whole.sums)
-        grads = jax.lax.with_sharding_constraint(
-            grads, split(places.params, trainable)[0]
-        )  # each device receives only the sum of its own shard
+        # Each device receives only the sum of its own shard.
+        grads = jax.lax.with_sharding_constraint(grads, split(places.params, trainable)[0])
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         # Only second-order optimizers use the Hessian.
-        is_good, known = (
-            is_finite,
-            {"hessian_product": functools.partial(_hessian_product, loss_of, params, over_batch)},
-        )
+        known: dict[str, Any] = {"hessian_product": functools.partial(_hessian_product, loss_of, params, over_batch)}
+        is_good = is_finite
         if spike_sigmas:
             from t5x_lite.training import spikes
 
@@ -277,7 +268,7 @@ def make_train_step(
     )
 
 
-def _outputs(module: nn.Module, params: Any, batch: Batch, **options: Any) -> dict[str, Any]:
+def outputs(module: nn.Module, params: Any, batch: Batch, **options: Any) -> dict[str, Any]:
     """Returns a model's outputs; from this project's models, projections in place of logits over the vocabulary."""
     method = "projected" if hasattr(module, "projected") else None
     return module.apply({"params": params}, batch, method=method, **options)  # type: ignore[return-value]
@@ -340,8 +331,8 @@ def make_eval_step(
     """
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
-        outputs = _outputs(module, params, batch, train=False)
-        outputs = {name: output for name, output in outputs.items() if name != losses.AUXILIARY}
-        return batch_metrics(loss_fn(outputs, batch), batch)
+        every = outputs(module, params, batch, train=False)
+        of_heads = {name: output for name, output in every.items() if name != losses.AUXILIARY}
+        return batch_metrics(loss_fn(of_heads, batch), batch)
 
     return jax.jit(eval_step, in_shardings=(_places(params), layout.batch_sharding), out_shardings=layout.replicated)
