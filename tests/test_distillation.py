@@ -99,7 +99,7 @@ def get_config(preset="bert_tiny"):
     cfg.train.log_every_steps, cfg.checkpoint.every_steps = 1, 1
     cfg.mesh = "data=4,tensor=2"
     if preset.startswith("bert"):
-        cfg.model.num_encoder_layers = 4
+        cfg.model.num_encoder_layers, cfg.model.scan_layers = 4, True  # one layer to compile
     return cfg
 """
 
